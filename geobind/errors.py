@@ -1,0 +1,37 @@
+"""The errors a user can meet: each says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class GeobindError(Exception):
+    """Something a user can mend; the command line prints its message alone and exits with `exit_code`."""
+
+    exit_code = 2  # 2: the user's input is at fault; 1: the run failed for another reason
+
+
+class PluginError(GeobindError):
+    """A modality plugin is missing, broken or breaks the contract."""
+
+
+class RecipeError(GeobindError):
+    """A recipe asks for something that cannot be; the message lists every mistake with its line."""
+
+
+class DataError(GeobindError):
+    """An input, a file or a table cannot be used; the message names it and the reason."""
+
+
+class CheckpointError(GeobindError):
+    """A bundle or checkpoint cannot be loaded, or does not fit what it is loaded into."""
+
+
+class TrainingError(GeobindError):
+    """Training cannot go on (loss not finite, frozen weights moved); what is finished is kept."""
+
+    exit_code = 1
+
+
+class StorageError(GeobindError):
+    """A result cannot be written: the disk is full, or the folder is not ours."""
+
+    exit_code = 1

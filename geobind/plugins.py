@@ -1,0 +1,155 @@
+"""Find plugins by their entry points, load each on its own, check what they provide, and explain what is missing."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import NamedTuple, get_args
+
+import pluggy
+
+from geobind import hookspecs
+from geobind.errors import PluginError
+from geobind.modality import Modality, Role
+
+GROUP = "geobind"
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_RESERVED = {"key", "split", "lat", "lon", "time", "label", "licence"}  # the columns of every data table
+
+
+class Source(NamedTuple):
+    """Where a plugin comes from."""
+
+    entry_point: str
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version} [{self.entry_point}]"
+
+
+class Plugin(NamedTuple):
+    """A modality class that was found, loaded and checked."""
+
+    modality: type[Modality]
+    source: Source
+
+
+class Broken(NamedTuple):
+    """A plugin that cannot be used, and why; it matters only to a recipe that asks for it."""
+
+    source: Source
+    reason: str
+    name: str | None = None  # the modality's name, when the plugin got far enough to tell
+
+
+class Registry(NamedTuple):
+    """Every modality on this machine."""
+
+    plugins: dict[str, Plugin]
+    broken: tuple[Broken, ...]
+
+    def get(self, name: str) -> type[Modality]:
+        """Return the modality class called `name`.
+
+        Raises:
+            PluginError: There is none; the message lists what is installed and what failed to load.
+        """
+        if name in self.plugins:
+            return self.plugins[name].modality
+        raise PluginError(self.explain(name))
+
+    def explain(self, name: str) -> str:
+        """Say why there is no usable modality called `name`, and what there is instead."""
+        clash = [b.reason for b in self.broken if b.name == name]
+        lines = [clash[0] if clash else f"no modality named '{name}'"]
+        near = difflib.get_close_matches(name, self.plugins, n=1)
+        if near:
+            lines[0] += f"; did you mean '{near[0]}'?"
+        installed = ", ".join(sorted(self.plugins)) or "none (is geobind itself installed? pip install -e .)"
+        lines.append(f"  installed: {installed}")
+        lines += [f"  failed to load: {b.source}: {b.reason}" for b in self.broken if b.reason not in clash]
+        return "\n".join(lines)
+
+
+def find() -> list[EntryPoint]:
+    """List the entry points of group `geobind`, in an order that does not depend on the file system."""
+    return sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, str(_source(entry))))
+
+
+def load(entry: EntryPoint) -> list[type[Modality]]:
+    """Import one plugin and ask it for its modalities.
+
+    Each plugin gets a pluggy manager of its own: pluggy's loader stops at the first plugin that fails,
+    skips a repeated entry-point name and lets a misspelt hook pass, and none of that may cross plugins.
+    """
+    manager = pluggy.PluginManager(hookspecs.hookspec.project_name)
+    manager.add_hookspecs(hookspecs)
+    manager.register(entry.load(), name=str(_source(entry)))
+    manager.check_pending()
+    provided = [cls for classes in manager.hook.geobind_modalities() for cls in classes]
+    if not provided:
+        raise PluginError("it provides no modality: no function geobind_modalities marked @geobind.hookimpl")
+    return provided
+
+
+def check(cls: object) -> str | None:
+    """Say in one line what is wrong with a class that claims to be a modality, or None."""
+    if not (inspect.isclass(cls) and issubclass(cls, Modality)):
+        return f"{cls!r} is not a subclass of geobind.Modality"
+    name, role = getattr(cls, "name", None), getattr(cls, "role", None)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        return f"{cls.__name__}.name must be lower-case letters, digits and underscores, not {name!r}"
+    if name in _RESERVED:
+        return f"{cls.__name__}.name cannot be {name!r}: every data table has a column of that name"
+    if role not in get_args(Role):
+        return f"{cls.__name__}.role must be 'frozen' or 'trainable', not {role!r}"
+    missing = sorted(cls.__abstractmethods__)
+    if missing:
+        return f"{cls.__name__} does not implement {', '.join(missing)}"
+    return None
+
+
+def collect(entries: Iterable[EntryPoint]) -> Registry:
+    """Load and check each entry point; a faulty one is remembered with its reason and harms no other."""
+    found: dict[str, list[Plugin]] = {}
+    broken: list[Broken] = []
+    for entry in entries:
+        source = _source(entry)
+        try:
+            classes = load(entry)
+        except Exception as error:
+            reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+            broken.append(Broken(source, " ".join(reason.split())))
+            continue
+        for cls in classes:
+            fault = check(cls)
+            if fault:
+                broken.append(Broken(source, fault))
+            else:
+                found.setdefault(cls.name, []).append(Plugin(cls, source))
+    usable: dict[str, Plugin] = {}
+    for name, plugins in sorted(found.items()):
+        if len(plugins) == 1:
+            usable[name] = plugins[0]
+        else:
+            who = " and ".join(str(plugin.source) for plugin in plugins)
+            broken.append(Broken(plugins[1].source, f"two plugins provide '{name}': {who}; uninstall one", name))
+    return Registry(usable, tuple(broken))
+
+
+@lru_cache(maxsize=1)
+def registry() -> Registry:
+    """Return every modality on this machine; plugins are looked up once per process."""
+    return collect(find())
+
+
+def _source(entry: EntryPoint) -> Source:
+    distribution = entry.dist
+    if distribution is None:
+        return Source(entry.name, "unknown", "?")
+    return Source(entry.name, distribution.name, distribution.version)
