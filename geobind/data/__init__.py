@@ -1,0 +1,1 @@
+"""Where observations come from: tables of places, readers of files, and loaders of batches."""

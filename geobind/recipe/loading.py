@@ -1,0 +1,81 @@
+"""Load a recipe by path or by name: read, check everything, and hand back one checked value."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from geobind import plugins
+from geobind.recipe import checking
+from geobind.recipe.reading import Problem, RecipeProblems, Written, dump, parse, read
+from geobind.recipe.schema import Recipe
+
+# In a wheel the recipes lie inside the package; in a checkout beside it.
+_HERE = Path(__file__).resolve().parents[1]
+_SHELVES = (_HERE / "recipes", _HERE.parent / "recipes")
+
+
+def shipped() -> dict[str, Path]:
+    """List the recipes that come with geobind, by name."""
+    files = (file for shelf in _SHELVES if shelf.is_dir() for file in sorted(shelf.glob("*.yaml")))
+    return {file.stem: file for file in files}
+
+
+def locate(name: str | Path) -> Path:
+    """Find a recipe file by its path, or a shipped recipe by its bare name.
+
+    Raises:
+        RecipeProblems: There is none; the message lists the shipped ones.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    recipes = shipped()
+    if path.suffix == "" and path.name == str(name) and path.name in recipes:
+        return recipes[path.name]
+    near = difflib.get_close_matches(path.stem, recipes, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"shipped recipes: {', '.join(recipes) or 'none'}"
+    raise RecipeProblems([Problem(str(name), "", f"no such recipe file, nor a shipped recipe; {hint}")])
+
+
+def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Load a recipe and check all that can be checked without torch.
+
+    Args:
+        name: Path of a YAML file, or the bare name of a shipped recipe.
+        overrides: Changes such as `stages.0.batch_size=64`; a stage may be given by its name.
+
+    Raises:
+        RecipeProblems: The recipe has mistakes; every one is listed with file, line, column and the fix.
+    """
+    file = locate(name)
+    return _checked(read(file, overrides), file.parent)
+
+
+def recipe_from(values: Mapping[str, Any], base: Path, *, source: str, files: bool = False) -> Recipe:
+    """Check a recipe given as plain values, such as the one saved in a bundle.
+
+    Args:
+        values: The recipe as `Recipe.written` gives it.
+        base: Folder that its relative paths start from.
+        source: What to call it in messages.
+        files: Whether the manifests it names must be there.
+    """
+    plain, marks = parse(dump(dict(values)), source)
+    return _checked(Written(plain, {path: source for path in marks}, source), base, files=files)
+
+
+def _checked(written: Written, base: Path, *, files: bool = True) -> Recipe:
+    recipe, problems, marred = checking.check_fields(written)
+    built, more = checking.check_modalities(written, plugins.registry())
+    problems += more
+    if recipe is not None:
+        recipe._written, recipe._base, recipe._built = written.values, base, built  # pyright: ignore[reportPrivateUsage]
+        known = {problem.path for problem in problems}
+        problems += [p for p in checking.check_stages(written, recipe, built, marred) if p.path not in known]
+        problems += checking.check_files(written, recipe) if files else []
+    if recipe is None or problems:
+        raise RecipeProblems(problems)
+    return recipe
