@@ -1,0 +1,60 @@
+"""The command line. Each command lies in a file of its own and is imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+import geobind
+from geobind.errors import GeobindError
+
+# command -> (module, one line for --help); commands import heavy libraries inside their functions.
+COMMANDS = {
+    "run": ("geobind.cli.run", "Run a recipe: train its stages, measure, save a bundle."),
+    "check": ("geobind.cli.check", "Find every mistake of a recipe without running it."),
+    "schema": ("geobind.cli.schema", "Print the JSON schema of recipes, for editors."),
+    "recipes": ("geobind.cli.recipes", "List the recipes that come with geobind."),
+    "modalities": ("geobind.cli.modalities", "List the installed modalities, or show one."),
+    "embed": ("geobind.cli.embed", "Embed files with a bundle."),
+    "toyearth": ("geobind.cli.toyearth", "Write toy Earth as files: tiles, photos, sounds, captions."),
+}
+
+
+class Lazy(click.Group):
+    """A group that knows its commands by name and imports one only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the commands in the order a newcomer meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        return module.command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table, so that --help imports none of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; a GeobindError becomes its message and its exit code."""
+        try:
+            return super().invoke(ctx)
+        except GeobindError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted; a run goes on with --resume", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(geobind.__version__, "--version")
+def main() -> None:
+    """Bind any kind of observation of a place to satellite imagery, in one embedding space."""

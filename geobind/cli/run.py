@@ -1,0 +1,33 @@
+"""geobind run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from geobind.cli.options import overrides_option, recipe_argument
+
+
+@click.command("run")
+@recipe_argument
+@overrides_option
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; default: runs/NAME of the recipe.")
+@click.option("--resume", is_flag=True, help="Go on with the run in that folder.")
+def command(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool) -> None:
+    """Run RECIPE, a YAML file or the name of a shipped recipe: train its stages, measure, save a bundle."""
+    from geobind.recipe import load_recipe
+
+    checked = load_recipe(recipe, overrides)
+    folder = out or Path("runs") / checked.name
+    click.echo(f"{checked.name}: {len(checked.stages)} stages; results go to {folder}", err=True)
+
+    from rich.console import Console
+
+    from geobind.evaluation import render
+    from geobind.training.run import run
+
+    finished = run(checked, folder, resume=resume)
+    if finished.table is not None:
+        Console().print(render(finished.table))
+    click.echo(f"bundle: {finished.bundle}")

@@ -1,0 +1,56 @@
+"""Progress for people: a bar on a terminal, now and then a plain line elsewhere, nothing in quick work."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+T = TypeVar("T")
+PATIENCE = 1.0  # seconds before a bar appears
+PLAIN_EVERY = 10.0  # seconds between lines where no terminal is
+
+
+def watched() -> bool:
+    """Whether a person sees standard error."""
+    return sys.stderr.isatty()
+
+
+def bar(*columns: str) -> Progress:
+    """Make a progress bar on standard error: title, bar, count, time left, then the given text columns."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        *(TextColumn(f"{{task.fields[{column}]}}") for column in columns),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def track(items: Iterable[T], title: str, total: int | None = None, show: bool | None = None) -> Iterator[T]:
+    """Yield the items, showing progress once the work has taken a second.
+
+    Args:
+        items: What to go through.
+        title: What is being done.
+        total: How many there are, if known.
+        show: True shows a bar from the start, False never; default: when a person is watching.
+    """
+    if show is False or (show is None and not watched()):
+        yield from items
+        return
+    start = time.monotonic()
+    with bar() as progress:
+        task = progress.add_task(title, total=total, visible=bool(show))
+        for item in items:
+            yield item
+            progress.update(task, advance=1, visible=bool(show) or time.monotonic() - start > PATIENCE)
