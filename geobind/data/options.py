@@ -19,10 +19,10 @@ class ToyEarthOptions(BaseModel):
     tile_size: int = Field(64, ge=8, le=1024, description="side of a satellite tile, in pixels")
     photo_size: int = Field(64, ge=8, le=1024, description="side of a ground photo, in pixels")
     gsd: float = Field(
-        10.0, gt=0, le=1000, description="ground sampling distance of a tile, in metres per pixel"
+        10.0, ge=0.1, le=100, description="ground sampling distance of a tile, metres per pixel"
     )
-    seconds: float = Field(2.0, gt=0, le=60, description="length of a sound")
-    rate: int = Field(16_000, ge=1000, le=192_000, description="sampling rate of a sound, in Hz")
+    seconds: float = Field(2.0, ge=0.25, le=60, description="length of a sound")
+    rate: int = Field(16_000, ge=4000, le=48_000, description="sampling rate of a sound, in Hz")
     captions: int = Field(5, ge=1, le=50, description="captions of a place")
 
 
@@ -48,14 +48,19 @@ class DataOptions(BaseModel):
         description="folder that file names are relative to and cannot leave, relative to the recipe; "
         "by default the manifest's own",
     )
+    links: tuple[Path, ...] = Field(
+        (), description="other folders that symbolic links under `root` may lead to, relative to the recipe"
+    )
     limit: int | None = Field(None, ge=1, description="use only this many rows from the top")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.manifest is None) == (self.toyearth is None):
             raise ValueError("give exactly one of `manifest` and `toyearth`")
-        if self.toyearth is not None and (self.root or self.files or self.inline):
-            raise ValueError("`root`, `files` and `inline` belong to a manifest; toy Earth has no files")
+        if self.toyearth is not None and (self.root or self.links or self.files or self.inline):
+            raise ValueError(
+                "`root`, `links`, `files` and `inline` belong to a manifest; toy Earth has no files"
+            )
         both = sorted(set(self.files) & set(self.inline))
         if both:
             raise ValueError(f"column '{both[0]}' is in both `files` and `inline`")

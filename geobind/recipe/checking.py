@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from geobind.errors import PluginError
 from geobind.modality import Modality
 from geobind.plugins import Registry
-from geobind.recipe.reading import Path_, Problem, Written
+from geobind.recipe.reading import Path_, Problem, Written, strings
 from geobind.recipe.schema import Entry, Recipe, Stage
 
 
@@ -52,8 +53,14 @@ def _without(values: dict[str, Any], paths: Iterable[Path_]) -> dict[str, Any]:
     return pruned
 
 
-def check_modalities(written: Written, registry: Registry) -> tuple[dict[str, Modality], list[Problem]]:
-    """Construct each modality of the recipe from its options."""
+def check_modalities(
+    written: Written, registry: Registry, base: Path
+) -> tuple[dict[str, Modality], list[Problem]]:
+    """Construct each modality of the recipe from its options.
+
+    An option that begins with ./ or ../ is a file or folder relative to `base`, whatever the plugin: a
+    recipe must mean the same wherever it is run from.
+    """
     built: dict[str, Modality] = {}
     problems: list[Problem] = []
     entries = written.values.get("modalities")
@@ -62,7 +69,10 @@ def check_modalities(written: Written, registry: Registry) -> tuple[dict[str, Mo
         try:
             cls = registry.get(str(name))
             options = Entry.model_validate(values or {}).options
-            built[str(name)] = cls.model_validate(options)
+            absent = [(at, text) for at, text in strings(options, path) if _is_path(text, base) is False]
+            problems += [written.problem(at, f"no such file or folder: {text} (from {base})") for at, text in absent]
+            if not absent:
+                built[str(name)] = cls.model_validate(_located(options, base))
         except PluginError as error:
             problems.append(written.problem(path, str(error)))
         except ValidationError as error:
@@ -70,6 +80,19 @@ def check_modalities(written: Written, registry: Registry) -> tuple[dict[str, Mo
             if error.title != "Entry":
                 problems.extend(field_problems(written, error, path, registry.get(str(name))))
     return built, problems
+
+
+def _is_path(text: str, base: Path) -> bool | None:
+    """Whether a relative path is there; None for text that is none."""
+    return (base / text).exists() if text.startswith(("./", "../")) else None
+
+
+def _located(value: Any, base: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _located(child, base) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_located(child, base) for child in value]
+    return str((base / value).resolve()) if isinstance(value, str) and _is_path(value, base) else value
 
 
 def check_stages(
@@ -134,8 +157,6 @@ def _stage(recipe: Recipe, stage: Stage, built: dict[str, Modality]) -> Iterator
         ranks = recipe.fabric.devices * recipe.fabric.num_nodes
         if ranks < 1 or stage.batch_size % ranks:
             yield ("batch_size",), f"{stage.batch_size} pairs do not divide among {ranks} devices"
-    if stage.loss.name == "infonce" and stage.loss.temperature.minimum >= stage.loss.temperature.maximum:
-        yield ("loss", "temperature"), "minimum must be smaller than maximum"
 
 
 def _trained(

@@ -69,7 +69,7 @@ def recipe_from(values: Mapping[str, Any], base: Path, *, source: str, files: bo
 
 def _checked(written: Written, base: Path, *, files: bool = True) -> Recipe:
     recipe, problems, marred = checking.check_fields(written)
-    built, more = checking.check_modalities(written, plugins.registry())
+    built, more = checking.check_modalities(written, plugins.registry(), base)
     problems += more
     if recipe is not None:
         recipe._written, recipe._base, recipe._built = written.values, base, built  # pyright: ignore[reportPrivateUsage]

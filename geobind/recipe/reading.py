@@ -48,8 +48,13 @@ class RecipeProblems(RecipeError):
     """A recipe that cannot be run, with every reason."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(sorted(problems, key=_position))
         super().__init__("\n".join(map(str, self.problems)))
+
+
+def _position(problem: Problem) -> tuple[int, ...]:
+    numbers = problem.where.rsplit(":", 2)[1:]
+    return tuple(int(number) for number in numbers if number.isdecimal())
 
 
 def read(file: Path, overrides: Iterable[str] = ()) -> Written:
@@ -124,21 +129,22 @@ def _text(file: Path) -> str:
 
 def _configured(values: dict[str, Any], file: str) -> Any:
     # OmegaConf's resolvers read environment variables, which would be saved with the recipe: allow keys alone.
-    for path, text in _strings(values, ()):
+    for path, text in strings(values, ()):
         if "${" in text and ":" in text.split("${", 1)[1].split("}", 1)[0]:
             raise RecipeProblems([Problem(file, ".".join(map(str, path)), "${...} may name another key only")])
     return OmegaConf.create(values)
 
 
-def _strings(value: object, path: Path_) -> Iterable[tuple[Path_, str]]:
+def strings(value: object, path: Path_) -> Iterable[tuple[Path_, str]]:
+    """List every string among plain values, with its path."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):
         for key, child in value.items():
-            yield from _strings(child, (*path, str(key)))
+            yield from strings(child, (*path, str(key)))
     elif isinstance(value, list):
         for index, child in enumerate(value):
-            yield from _strings(child, (*path, index))
+            yield from strings(child, (*path, index))
 
 
 def _override(config: Any, override: str) -> Path_:
@@ -151,7 +157,7 @@ def _override(config: Any, override: str) -> Path_:
         # OmegaConf reads 1e-4 as a number; YAML 1.1 reads it as a string.
         value = OmegaConf.create(f"value: {text}").value if text.strip() else None
         path = tuple(_step(config, dotted.split(".")))
-        OmegaConf.update(config, ".".join(map(str, path)), value, force_add=True)
+        OmegaConf.update(config, ".".join(map(str, path)), value, merge=False, force_add=True)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AssertionError, IndexError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RecipeProblems([Problem(f"--set {dotted}", "", f"does not fit the recipe: {reason}")]) from None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from geobind.data.options import DataOptions
 from geobind.modality import Modality, Role
@@ -28,6 +28,12 @@ class Temperature(Options):
     learn: bool = Field(True, description="whether the stage trains it")
     minimum: float = Field(0.01, gt=0, description="lower bound; CLIP's logit scale of at most 100 is 0.01")
     maximum: float = Field(1.0, gt=0, description="upper bound")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.minimum <= self.init <= self.maximum:
+            raise ValueError(f"needs minimum <= init <= maximum, not {self.minimum}, {self.init}, {self.maximum}")
+        return self
 
 
 class InfoNCE(Options):
@@ -129,6 +135,9 @@ class Evaluation(Options):
 
     data: DataOptions | None = Field(None, description="default: the recipe's data")
     split: str = Field("test", description="rows no stage has trained on")
+    by: Literal["row", "label"] = Field(
+        "row", description="the right answer to a query: its own row, or any row of its class"
+    )
     limit: int | None = Field(None, gt=1, description="at most this many rows, the first ones")
 
 

@@ -1,0 +1,89 @@
+"""The cache folder: things made once from a source, safe to delete, safe for many processes at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from geobind.errors import DataError
+
+
+def cache_root() -> Path:
+    """Return `$GEOBIND_CACHE`, or the platform's cache folder for this user."""
+    chosen = os.environ.get("GEOBIND_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "geobind"
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return a short hash of values that JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """Return `folder`, filling it first if it does not exist.
+
+    It is filled under another name and renamed, so that it is there whole or not at all, even after the
+    process is killed; processes that want the same folder wait for the first one.
+
+    Args:
+        folder: What is wanted.
+        build: Writes the content into the empty folder it is given.
+
+    Raises:
+        DataError: The cache cannot be written.
+    """
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_name(folder.name + ".lock")) as alone:
+            if folder.is_dir():
+                return folder
+            if alone:  # then whatever bears a temporary name was left by a process that died
+                for stale in folder.parent.glob(f".{folder.name}.*"):
+                    shutil.rmtree(stale, ignore_errors=True)
+            _build_and_rename(folder, build)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the cache {folder}: {error.strerror or error}; free some space there, or set "
+            "GEOBIND_CACHE to a folder that can be written"
+        ) from error
+    return folder
+
+
+def _build_and_rename(folder: Path, build: Callable[[Path], None]) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        build(temporary)
+        os.rename(temporary, folder)
+    except OSError:
+        if not folder.is_dir():  # otherwise another process was first, and what it made is the same
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Generator[bool]:
+    """Hold a lock that the system lets go when the process ends; yield False where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:
+        yield False
+        return
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # some network file systems have none
+            yield False
+            return
+        yield True

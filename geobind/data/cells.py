@@ -1,0 +1,122 @@
+"""Check the values of a column and turn them into Arrow, remembering which one is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+_JSON_LIST = re.compile(r'\s*\[\s*["\]]')  # not "[sic] a text"
+
+
+class CellError(ValueError):
+    """A value that cannot be used; `index` is its place in the column."""
+
+    def __init__(self, index: int, message: str) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+def words_to_arrow(values: list[Any]) -> pa.Array:
+    """Strings or numbers as strings; blank ones are missing.
+
+    Raises:
+        CellError: One is neither.
+    """
+    for index, value in enumerate(values):
+        if not isinstance(value, str | int | float | None):
+            raise CellError(index, f"{short(value)} is not a string")
+    return pa.array([None if value is None else str(value).strip() or None for value in values], pa.string())
+
+
+def degrees_to_arrow(values: list[Any], limit: float) -> pa.Array:
+    """Degrees within a limit; blank ones are missing.
+
+    Raises:
+        CellError: One is no number, or out of range.
+    """
+    there = [value is not None and value != "" for value in values]
+    try:
+        degrees_N = np.array(
+            [float(value) if is_there else 0.0 for value, is_there in zip(values, there, strict=True)]
+        )
+    except (TypeError, ValueError):
+        index = next(i for i, value in enumerate(values) if there[i] and not _is_number(value))
+        raise CellError(index, f"{short(values[index])} is not a number of degrees") from None
+    wrong_N = ~(np.abs(degrees_N) <= limit)  # NaN is wrong too
+    if wrong_N.any():
+        index = int(np.argmax(wrong_N))
+        raise CellError(index, f"{short(values[index])} is not degrees between -{limit:.0f} and {limit:.0f}")
+    return pa.array(degrees_N, mask=~np.array(there))
+
+
+def times_to_arrow(values: list[Any]) -> pa.Array:
+    """ISO 8601 times in UTC; a time that names no zone is UTC already, blank ones are missing.
+
+    Raises:
+        CellError: One is no such time.
+    """
+    times: list[datetime | None] = []
+    for index, value in enumerate(values):
+        if value is None or value == "":
+            times.append(None)
+            continue
+        try:
+            time = datetime.fromisoformat(str(value).strip())
+            times.append(time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time)
+        except (ValueError, OverflowError):
+            raise CellError(index, f"{short(value)} is not a time such as 2024-06-01T14:30:00Z") from None
+    return pa.array(times, pa.timestamp("us"))
+
+
+def cells_to_arrow(values: list[Any]) -> pa.Array:
+    """A modality's cells as lists of strings or numbers; blank ones are missing, a string is a list of one.
+
+    Raises:
+        CellError: One is neither a string, nor a list of strings or of numbers, nor JSON of such a list.
+    """
+    if all(
+        isinstance(value, str) and "[" not in value for value in values
+    ):  # nearly all columns; worth a shortcut
+        return pa.array(
+            [[value.strip()] if value.strip() else None for value in values], pa.list_(pa.string())
+        )
+    return pa.array([_items(value, index) for index, value in enumerate(values)])
+
+
+def short(value: Any) -> str:
+    """Show a value in a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _items(value: Any, index: int) -> list[str] | list[float] | None:
+    if isinstance(value, str) and _JSON_LIST.match(value):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise CellError(
+                index, f"{short(value)} begins like a JSON list but is not one: {error}"
+            ) from error
+    if value is None:
+        return None
+    items = cast("list[Any]", value) if isinstance(value, list) else [value]
+    if all(isinstance(item, str) for item in items):
+        return [item.strip() for item in items if item.strip()] or None
+    if all(isinstance(item, int | float) and not isinstance(item, bool) for item in items):
+        return [float(item) for item in items]
+    raise CellError(
+        index, f"{short(cast(Any, value))} must be a string, a list of strings, or a list of numbers"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True

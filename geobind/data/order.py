@@ -1,0 +1,81 @@
+"""Which rows a step takes, and the random numbers of each sample: pure functions, so runs resume exactly."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from geobind.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def batch_indices(n: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
+    """Return the rows of one step: each epoch is a new permutation without its incomplete last batch.
+
+    Args:
+        n: Rows there are.
+        batch_size: Rows of a step.
+        step: Counted from 0 over all epochs.
+        seed: Any whole number from 0.
+
+    Returns:
+        (batch_size,) different row numbers.
+
+    Raises:
+        DataError: There are fewer rows than a batch.
+    """
+    if not 1 <= batch_size <= n:
+        raise DataError(
+            f"{n} rows cannot fill a batch of {batch_size}; set batch_size to {n} or less, or add rows"
+        )
+    epoch, batch = divmod(step, n // batch_size)
+    return _permutation(n, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
+
+
+@lru_cache(maxsize=2)
+def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    order = np.random.default_rng([seed, epoch]).permutation(n)
+    order.flags.writeable = False  # it is cached
+    return order
+
+
+def replacement(n: int, batch_size: int, step: int, seed: int, index: int, attempt: int) -> int:
+    """Return the row that stands in for row `index` of a step: one not in the step, if there is any."""
+    rng = np.random.default_rng([seed, step, index, attempt])
+    batch = batch_indices(n, batch_size, step, seed)
+    if n == batch_size:
+        return int(rng.choice(batch[batch != index])) if n > 1 else index
+    while True:
+        row = int(rng.integers(n))
+        if row not in batch:
+            return row
+
+
+@contextmanager
+def seeded(*numbers: int) -> Generator[None]:
+    """Seed torch, numpy and random from these numbers, and put back what they were in the main process."""
+    numpy_seed, python_seed, torch_seed = (
+        int(word) for word in np.random.SeedSequence(numbers).generate_state(3)
+    )
+    # In a worker nothing else draws, so that saving and restoring would be time lost.
+    in_worker = torch.utils.data.get_worker_info() is not None
+    saved = None if in_worker else (torch.get_rng_state(), np.random.get_state(), random.getstate())
+    # Not torch.manual_seed: it also seeds CUDA, which before its start remembers every such call.
+    torch.default_generator.manual_seed(torch_seed)
+    np.random.seed(numpy_seed)
+    random.seed(python_seed)
+    try:
+        yield
+    finally:
+        if saved is not None:
+            torch.set_rng_state(saved[0])
+            np.random.set_state(saved[1])
+            random.setstate(saved[2])
