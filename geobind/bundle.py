@@ -1,0 +1,201 @@
+"""Bundles: a binder as a folder that travels. Safetensors, JSON, a recipe and a model card; no pickle."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from geobind import plugins, storage
+from geobind.binder import Binder
+from geobind.errors import CheckpointError, GeobindError, PluginError
+from geobind.modality import Modality
+from geobind.model_card import model_card
+from geobind.provenance import digest, versions
+from geobind.recipe.reading import dump
+from geobind.towers.weights import load_strictly, read_weights
+
+FORMAT = 1
+CARD, WEIGHTS, RECIPE, README = "binder.json", "model.safetensors", "recipe.yaml", "README.md"
+_MAX_CARD = 10_000_000  # bytes; a card is text
+
+
+class Origin(BaseModel):
+    """The plugin that provides a modality."""
+
+    model_config = ConfigDict(frozen=True)
+
+    distribution: str
+    version: str
+
+
+class Card(BaseModel):
+    """What is known of a binder besides its weights: `binder.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int = FORMAT
+    name: str = "binder"
+    width: int
+    modalities: dict[str, dict[str, Any]] = Field(description="options of each modality")
+    plugins: dict[str, Origin] = {}
+    digests: dict[str, str] = Field({}, description="SHA-256 of each encoder's weights")
+    versions: dict[str, str] = {}
+    created: str = ""
+    recipe: dict[str, Any] = Field({}, description="the recipe that trained it, empty for none")
+    stages: list[dict[str, Any]] = Field([], description="what each stage did")
+    metrics: dict[str, Any] = Field({}, description="what was measured after the last stage")
+
+
+def card_of(binder: Binder, **facts: Any) -> Card:
+    """Describe a binder as it is now; `facts` are further fields of the card."""
+    known = binder.card.model_dump() if binder.card else {}
+    options = {n: _without_folders(m.model_dump(mode="json")) for n, m in binder.modalities.items()}
+    fresh = {
+        "format": FORMAT,
+        "width": binder.width,
+        "modalities": options,
+        "plugins": {name: _origin(name) for name in binder.modalities},
+        "digests": {name: digest(encoder) for name, encoder in binder.encoders.items()},
+        "versions": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return Card.model_validate({**known, **fresh, **facts})
+
+
+def save(binder: Binder, folder: Path) -> Path:
+    """Write a bundle.
+
+    The weights come last but one and `binder.json` last, so that a folder with a card is a whole bundle.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written.
+    """
+    card = card_of(binder)
+    if card.recipe:
+        storage.write(folder / RECIPE, dump(card.recipe).encode())
+    storage.write(folder / README, model_card(card.model_dump()).encode())
+    storage.write_tensors(folder / WEIGHTS, binder.encoders.state_dict())
+    storage.write(folder / CARD, card.model_dump_json(indent=1).encode())
+    return folder
+
+
+def load(folder: Path) -> Binder:
+    """Read a bundle, without the network and without pickle.
+
+    Raises:
+        CheckpointError: It is no bundle, damaged, or of another format; or its weights do not fit.
+        PluginError: A modality it needs is not installed.
+    """
+    card = read_card(folder)
+    modalities = {name: _modality(card, name, options, folder) for name, options in card.modalities.items()}
+    binder = Binder(modalities, card.width, pretrained=False, card=card)
+    load_strictly(binder.encoders, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+    return binder
+
+
+def read_card(folder: Path) -> Card:
+    """Read a bundle's card.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or of another format.
+    """
+    path = folder / CARD
+    try:
+        if path.stat().st_size > _MAX_CARD:
+            raise CheckpointError(f"{path}: larger than {_MAX_CARD} bytes; not a bundle's card")
+        card = Card.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{folder}: not a bundle, {CARD} cannot be read ({error.strerror})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise CheckpointError(f"{path}: damaged: {where}: {first['msg']}") from None
+    if card.format != FORMAT:
+        raise CheckpointError(
+            f"{path}: bundle format {card.format}, made with geobind {card.versions.get('geobind', '?')}; "
+            f"this geobind reads format {FORMAT}: install the version it was made with"
+        )
+    return card
+
+
+def from_pretrained(name: str, *, revision: str | None = None) -> Binder:
+    """Read a bundle from a folder, or from the Hugging Face hub.
+
+    Raises:
+        CheckpointError: There is neither, or it is no bundle.
+    """
+    if os.path.isdir(name):
+        return load(Path(name))
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        folder = snapshot_download(name, revision=revision, allow_patterns=[CARD, WEIGHTS, RECIPE, README])
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"no folder '{name}', and the hub gives no such bundle: {reason}") from error
+    return load(Path(folder))
+
+
+def push_to_hub(binder: Binder, name: str, *, private: bool = False) -> str:
+    """Publish a bundle on the Hugging Face hub; returns its address.
+
+    Raises:
+        GeobindError: The hub refuses it or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    with tempfile.TemporaryDirectory() as folder:
+        save(binder, Path(folder))
+        try:
+            hub = HfApi()
+            hub.create_repo(name, private=private, exist_ok=True)
+            return str(hub.upload_folder(repo_id=name, folder_path=folder, commit_message="geobind bundle"))
+        except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+            raise GeobindError(f"cannot publish '{name}': {str(error).splitlines()[0]}") from error
+
+
+def _modality(card: Card, name: str, options: Mapping[str, Any], folder: Path) -> Modality:
+    registry = plugins.registry()
+    origin = card.plugins.get(name)
+    made_with = f"{origin.distribution} {origin.version}" if origin else "an unknown plugin"
+    if name not in registry.plugins:
+        raise PluginError(
+            f"{folder}: the bundle needs the modality '{name}' of {made_with}\n{registry.explain(name)}\n"
+            f"  install it: pip install {f'{origin.distribution}=={origin.version}' if origin else name}"
+        )
+    plugin = registry.plugins[name]
+    if origin and (plugin.source.distribution, plugin.source.version) != (origin.distribution, origin.version):
+        warnings.warn(f"{folder}: '{name}' was made with {made_with}; installed is {plugin.source}", stacklevel=4)
+    try:
+        return plugin.modality.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(
+            f"{folder}: {plugin.source} does not take the bundle's options of '{name}' (made with {made_with}): "
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        ) from None
+
+
+def _origin(name: str) -> Origin:
+    plugin = plugins.registry().plugins.get(name)
+    if plugin is None:  # a modality made in a notebook, never installed
+        return Origin(distribution="none", version="0")
+    return Origin(distribution=plugin.source.distribution, version=plugin.source.version)
+
+
+def _without_folders(value: Any) -> Any:
+    """Cut absolute paths down to their names: nobody needs to know where the author's files lay."""
+    if isinstance(value, dict):
+        return {key: _without_folders(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(child) for child in value]
+    return os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) else value

@@ -1,0 +1,112 @@
+"""Files that are either whole or not there, whatever moment the power goes."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from geobind.errors import CheckpointError, StorageError
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written; what was there before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise refusal(path, error) from error
+
+
+def refusal(path: Path, error: OSError) -> StorageError:
+    """Say why a file cannot be written, and what to do."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason = "the disk is full" if full else error.strerror or str(error)
+    return StorageError(
+        f"cannot write {path}: {reason}; nothing finished is lost: mend that and try again "
+        f"(a run goes on with --resume)"
+    )
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writes that were killed left behind."""
+    for leftover in folder.rglob(".*.part"):
+        leftover.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write plain values as JSON."""
+    write(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read plain values, or an empty dict when the file is not there.
+
+    Raises:
+        CheckpointError: It is no JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error}); remove it to start over") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: not a JSON object; remove it to start over")
+    return values
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, copies of shared ones included."""
+    write(path, save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}))
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write training state: plain values and tensors only, so that it loads without pickle's dangers."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write(path, buffer.getvalue())
+
+
+def read_state(path: Path) -> dict[str, Any] | None:
+    """Read training state, or None when there is none.
+
+    Raises:
+        CheckpointError: The file is damaged or holds anything but tensors and plain values.
+    """
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its parser meets
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: not a checkpoint of this program ({reason}); remove it to start over") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
