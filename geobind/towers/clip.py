@@ -1,0 +1,215 @@
+"""The two towers of a CLIP, one at a time, from open_clip."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import open_clip
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
+
+from geobind.errors import CheckpointError, RecipeError
+from geobind.towers.options import ClipOptions
+from geobind.towers.weights import load_strictly, read_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+Part = Literal["visual", "text"]
+
+# open_clip builds both towers: the one that is thrown away is made as small as it goes.
+_NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 4, "heads": 1, "layers": 1}
+_NO_VISION = {"image_size": 4, "patch_size": 4, "width": 4, "head_width": 4, "layers": 1}
+_BPE_SIZE = 49_408  # entries of the vocabulary that open_clip carries
+
+
+class Preparation(NamedTuple):
+    """How a CLIP wants its images."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    squash: bool  # the whole image is distorted to a square, instead of cropped to one
+
+
+def config_of(options: ClipOptions) -> dict[str, Any]:
+    """Return the architecture as open_clip's JSON spells it.
+
+    Raises:
+        RecipeError: open_clip has no such model, or it is not a plain two-tower CLIP.
+    """
+    if isinstance(options.model, dict):
+        config: dict[str, Any] | None = copy.deepcopy(options.model)
+    elif ":" in options.model:
+        raise RecipeError(f"clip.model '{options.model}': fetch its open_clip_config.json and name that file")
+    else:
+        config = open_clip.get_model_config(options.model)
+    if config is None:
+        near = difflib.get_close_matches(str(options.model), open_clip.list_models(), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "see open_clip.list_models()"
+        raise RecipeError(f"open_clip has no model '{options.model}'; {hint}")
+    if "multimodal_cfg" in config:
+        raise RecipeError(
+            f"'{name_of(options)}' is a CoCa; its towers give tokens beside the embedding: choose a CLIP"
+        )
+    return config
+
+
+def name_of(options: ClipOptions) -> str:
+    """Return what messages call this CLIP."""
+    return options.model if isinstance(options.model, str) else "the CLIP of this config"
+
+
+def clip_tower(options: ClipOptions, part: Part, *, pretrained: bool, size: int | None = None) -> nn.Module:
+    """Build the image or the text tower of a CLIP; it gives `config_of(options)["embed_dim"]` numbers.
+
+    Args:
+        options: Which CLIP, and its weights.
+        part: visual or text.
+        pretrained: False builds the same tower with random weights, without the network.
+        size: Pixels a side, where they are not the model's own; position embeddings are interpolated.
+
+    Raises:
+        RecipeError: The model, its config or its tag does not exist.
+        CheckpointError: The weights cannot be had, or are another model's.
+    """
+    weights = options.pretrained if pretrained else False
+    if isinstance(weights, str) and tag_of(options):
+        return _from_tag(options, part, size)
+    if isinstance(weights, str) and not Path(weights).exists():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name_of(options))) or "none"
+        raise CheckpointError(
+            f"'{weights}' is neither a file nor a tag of {name_of(options)}; its tags: {tags}"
+        )
+    model = _both_towers(options, part, size)
+    if isinstance(weights, str):
+        _load_file(model, part, weights)
+    tower = getattr(model, part)
+    if part == "visual" and size is not None and hasattr(tower, "set_input_size"):
+        tower.set_input_size(size)
+    return tower
+
+
+def preparation(options: ClipOptions) -> Preparation:
+    """Tell how images are prepared for this CLIP: CLIP's own way, unless the weights' tag says otherwise."""
+    vision = _section(config_of(options), "vision_cfg", options)
+    size = vision.get("image_size", 224)
+    told: dict[str, Any] = tag_of(options)
+    return Preparation(
+        size=max(size) if isinstance(size, list | tuple) else int(size),
+        mean=tuple(told.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+        std=tuple(told.get("std", open_clip.OPENAI_DATASET_STD)),
+        interpolation=told.get("interpolation", "bicubic"),
+        squash=told.get("resize_mode", "shortest") == "squash",
+    )
+
+
+def tokenizer_of(options: ClipOptions) -> tuple[Callable[[str], list[int]], int]:
+    """Return the function from a text to its tokens, without start and end, and the context length.
+
+    Raises:
+        RecipeError: The model's tokenizer is not the one open_clip carries.
+    """
+    config = _section(config_of(options), "text_cfg", options)
+    if config.get("hf_tokenizer_name") or config.get("hf_model_name"):
+        raise RecipeError(
+            f"the text tower of {name_of(options)} needs files from a hub; choose one with CLIP's own tokens"
+        )
+    if config.get("vocab_size", _BPE_SIZE) < _BPE_SIZE:
+        raise RecipeError(f"text_cfg.vocab_size must be at least {_BPE_SIZE}, the size of CLIP's vocabulary")
+    # Its other setting, reduction_mask, drops words at random: not for a pure function.
+    clean = config.get("tokenizer_kwargs", {}).get("clean", "lower")
+    return _bpe(clean), int(config.get("context_length", 77))
+
+
+def tag_of(options: ClipOptions) -> dict[str, Any]:
+    """Return what open_clip knows of the weights' tag; nothing where they are a file, or random.
+
+    Raises:
+        RecipeError: The tag's weights were trained with the other of GELU and QuickGELU.
+    """
+    if not (isinstance(options.model, str) and isinstance(options.pretrained, str)):
+        return {}
+    tag: dict[str, Any] = open_clip.get_pretrained_cfg(options.model, options.pretrained)
+    quick = bool(config_of(options).get("quick_gelu", False))
+    if tag and bool(tag.get("quick_gelu", False)) != quick:
+        base = options.model.removesuffix("-quickgelu")
+        raise RecipeError(
+            f"the weights '{options.pretrained}' were trained {'without' if quick else 'with'} QuickGELU: "
+            f"write model: {base if quick else base + '-quickgelu'}"
+        )
+    return tag
+
+
+def _both_towers(options: ClipOptions, part: Part, size: int | None) -> nn.Module:
+    config = config_of(options)
+    vision = _section(config, "vision_cfg", options) if part == "visual" else _NO_VISION
+    text = _section(config, "text_cfg", options) if part == "text" else _NO_TEXT
+    if part == "text":
+        tokenizer_of(options)
+    vision = {**vision, "timm_model_pretrained": False} if "timm_model_name" in vision else dict(vision)
+    if part == "visual" and size is not None:
+        vision["image_size"] = size
+    try:
+        return open_clip.CustomTextCLIP(
+            embed_dim=config["embed_dim"],
+            vision_cfg=vision,  # pyright: ignore[reportArgumentType]  # a dict is turned into the dataclass
+            text_cfg=dict(text),  # pyright: ignore[reportArgumentType]
+            quick_gelu=config.get("quick_gelu", False),
+        )
+    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+        raise RecipeError(f"open_clip cannot build {name_of(options)}: {error}") from error
+
+
+def _from_tag(options: ClipOptions, part: Part, size: int | None) -> nn.Module:
+    try:
+        model = open_clip.create_model(
+            str(options.model),
+            pretrained=str(options.pretrained),
+            force_custom_text=True,
+            force_image_size=size if part == "visual" else None,
+        )
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(
+            f"the weights '{options.pretrained}' of {options.model} cannot be had ({error}); "
+            "without a network, name a local .safetensors file under pretrained"
+        ) from error
+    return getattr(model, part)
+
+
+def _load_file(model: nn.Module, part: Part, source: str) -> None:
+    tensors: dict[str, Tensor] = convert_to_custom_text_state_dict(read_weights(source))
+    if part == "visual":
+        resize_pos_embed(tensors, model)
+    prefix = f"{part}."
+    own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    if not own:
+        raise CheckpointError(
+            f"{source}: no {part} tower of an open_clip model in it; its keys begin with "
+            f"'{next(iter(tensors), '')}', those wanted with '{prefix}'"
+        )
+    load_strictly(getattr(model, part), own, source)
+
+
+def _section(config: dict[str, Any], section: str, options: ClipOptions) -> dict[str, Any]:
+    values = config.get(section)
+    if not isinstance(values, dict):
+        raise RecipeError(f"{name_of(options)} has no {section}; this modality needs it")
+    return values
+
+
+@lru_cache(maxsize=4)
+def _bpe(clean: str) -> Callable[[str], list[int]]:
+    tokenizer: Any = open_clip.SimpleTokenizer(clean=clean)
+
+    def encode(text: str) -> list[int]:
+        # The last two of the vocabulary mark start and end: a text that spells one must not end itself.
+        return [token for token in tokenizer.encode(text) if token < _BPE_SIZE - 2]
+
+    return encode

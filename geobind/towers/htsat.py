@@ -1,0 +1,128 @@
+"""HTSAT, CLAP's audio tower, from transformers (arXiv:2211.06687), and the spectrograms it was trained on."""
+
+# B batch, C spectrograms (1, or 4 where they are fused), M mel bands, F frames
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geobind.data.readers import read_audio
+from geobind.errors import CheckpointError, PluginError, RecipeError
+from geobind.towers.audio_options import AudioAugment, HtsatOptions
+from geobind.towers.options import HeadKind
+from geobind.towers.sound import SoundSpec, fit, log_mel, mask
+from geobind.towers.tower import Tower, make_head
+from geobind.towers.weights import load_strictly, read_weights
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def htsat_encoder(options: HtsatOptions, width: int, *, head: HeadKind, pretrained: bool) -> Tower:
+    """Build CLAP's audio tower with its projection, and a head where the widths differ.
+
+    Raises:
+        PluginError: transformers is not installed.
+        RecipeError: The config cannot be built.
+        CheckpointError: The weights cannot be had, or are another model's.
+    """
+    model = _build(options)
+    if pretrained and isinstance(options.pretrained, str):
+        tensors = read_weights(_file_of(options.pretrained))
+        own = {key: value for key, value in tensors.items() if key.startswith("audio_")}
+        load_strictly(model, own, options.pretrained)
+    trunk = HtsatTrunk(model)
+    features = int(trunk.model.config.projection_dim)
+    return Tower(trunk, make_head(head, features, width, what="this HTSAT"))
+
+
+def prepare_fused(raw: Any, spec: SoundSpec, augment: AudioAugment | None = None) -> dict[str, Tensor]:
+    """Make the four spectrograms of a fused CLAP: the whole recording squeezed, and three parts of it.
+
+    Training draws the parts at random from its first, middle and last third, as CLAP did; otherwise they
+    are taken from the middle of each third. A recording that fits the window is four times the same.
+
+    Returns:
+        `mel`, (4, M, F) in decibels, and `longer`, (1,), whether the recording is longer than the window.
+
+    Raises:
+        DataError: It is no sound, or has no samples.
+    """
+    samples_T = read_audio(raw, spec.rate)
+    longer = len(samples_T) > spec.samples
+    mel_MF = log_mel(samples_T if longer else fit(samples_T, spec.samples), spec)
+    spare = mel_MF.shape[1] - spec.frames
+    if spare > 0:
+        starts = [
+            _start(part, training=augment is not None) for part in torch.arange(spare + 1).tensor_split(3)
+        ]
+        squeezed_MF = torch.nn.functional.interpolate(
+            mel_MF[None, None], size=(spec.mels, spec.frames), mode="bilinear", align_corners=False
+        )[0, 0]
+        mel_CMF = torch.stack([squeezed_MF, *(mel_MF[:, start : start + spec.frames] for start in starts)])
+    else:
+        mel_CMF = mel_MF.expand(4, -1, -1).contiguous()
+    mel_CMF = mel_CMF if augment is None else mask(mel_CMF, augment)
+    return {"mel": mel_CMF, "longer": torch.tensor([spare > 0])}
+
+
+class HtsatTrunk(nn.Module):
+    """transformers' model, fed with our layout, (B, C, M, F)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.train()
+
+    def forward(self, x: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Encode (B, 1, M, F) spectrograms, or what `prepare_fused` makes, to (B, projection)."""
+        mel_BCMF, longer = (x, None) if isinstance(x, Tensor) else (x["mel"], x["longer"])
+        return self.model(input_features=mel_BCMF.transpose(2, 3), is_longer=longer).audio_embeds
+
+    def train(self, mode: bool = True) -> HtsatTrunk:
+        """Switch to training or evaluation, but for the fusion's batch norms.
+
+        They see only the long recordings of a batch, and cannot make statistics of a single one.
+        """
+        super().train(mode)
+        fusion = getattr(self.model.audio_model.audio_encoder.patch_embed, "fusion_model", None)
+        if fusion is not None:
+            fusion.eval()
+        return self
+
+
+def _build(options: HtsatOptions) -> nn.Module:
+    try:
+        from transformers import ClapAudioConfig, ClapAudioModelWithProjection
+    except ImportError as error:
+        raise PluginError(
+            f"HTSAT needs transformers ({error}): pip install 'geobind[audio]', or encode with timm instead"
+        ) from error
+    try:
+        return ClapAudioModelWithProjection(ClapAudioConfig(**options.config, enable_fusion=options.fused))
+    except Exception as error:  # transformers' strict configs raise classes of their own
+        raise RecipeError(f"transformers cannot build HTSAT with {options.config}: {error}") from error
+
+
+def _file_of(source: str) -> Path:
+    if Path(source).exists() or source.endswith(".safetensors") or not _HUB_ID.fullmatch(source):
+        return Path(source)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(source, "model.safetensors"))
+    except Exception as error:  # the hub's errors have no common base class
+        raise CheckpointError(
+            f"the weights of {source} cannot be had ({type(error).__name__}); without a network, "
+            "name a local folder or .safetensors file under pretrained"
+        ) from error
+
+
+def _start(starts: Tensor, *, training: bool) -> int:
+    if not len(starts):  # hardly longer than the window: the last thirds are empty
+        return 0
+    return int(starts[torch.randint(len(starts), ()) if training else len(starts) // 2])

@@ -1,0 +1,27 @@
+"""A tower that sees spectrograms as images of one band, as ImageBind's audio encoder does (arXiv:2305.05665)."""
+
+from __future__ import annotations
+
+from geobind.errors import RecipeError
+from geobind.towers.audio_options import AudioOptions
+from geobind.towers.backbones import backbone, features_of
+from geobind.towers.sound import sound_spec
+from geobind.towers.tower import NormalisingTower, make_head
+
+# AudioSet's log-mel statistics (AST, arXiv:2104.01778: -4.27 and 4.57 in natural logarithms), in decibels.
+MEAN_DB, STD_DB = -18.5, 19.8
+
+
+def mel_encoder(options: AudioOptions, width: int, *, pretrained: bool) -> NormalisingTower:
+    """Build the timm backbone that sees (B, 1, M, F) spectrograms, as ImageBind's audio encoder does.
+
+    Raises:
+        RecipeError: The options do not fit each other, the model or the width.
+        CheckpointError: The weights cannot be had, or are another model's.
+    """
+    chosen, spec = options.timm, sound_spec(options)
+    if chosen is None:
+        raise RecipeError("a tower that sees spectrograms needs the option timm")
+    trunk = backbone(chosen, channels=1, size=(spec.mels, spec.frames), pretrained=pretrained)
+    head = make_head(options.head, features_of(trunk), width, what=chosen.model)
+    return NormalisingTower(trunk, head, (MEAN_DB,), (STD_DB,))

@@ -1,0 +1,194 @@
+"""The options of the towers, as recipes spell them. This module must not import torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+HeadKind = Literal["auto", "identity", "linear", "mlp"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+PICKLED = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar"}
+_MADE_BY_THE_TOWER = {
+    "pretrained",
+    "in_chans",
+    "num_classes",
+    "checkpoint_path",
+    "cache_dir",
+    "pretrained_cfg",
+}
+
+
+def no_pickle(value: Any) -> Any:
+    """Refuse a weights file that only pickle can read: unpickling runs whatever code is in the file."""
+    if isinstance(value, str) and Path(value).suffix.lower() in PICKLED:
+        raise ValueError(
+            f"'{value}' is a pickle, which can run code when it is read; "
+            "convert it once with safetensors.torch.save_file and name the .safetensors file"
+        )
+    return value
+
+
+def _read_config(value: Any) -> Any:
+    """Replace the path of a JSON config by its content, so that a saved bundle does not need the file."""
+    if not (isinstance(value, str) and value.endswith(".json")):
+        return value
+    path = Path(value)
+    if not path.is_file():
+        raise ValueError(
+            f"no file '{value}'; give a name of open_clip.list_models() or an open_clip JSON config"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"'{value}' is not JSON: {error}") from None
+    # open_clip's released configs wrap the architecture; the bare ones it ships do not.
+    return config.get("model_cfg", config) if isinstance(config, dict) else config
+
+
+Architecture = Annotated[str | dict[str, Any], BeforeValidator(_read_config)]
+Weights = Annotated[str | bool, BeforeValidator(no_pickle)]
+
+
+class Options(BaseModel):
+    """A group of options: immutable, and strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ClipOptions(Options):
+    """One CLIP, of which a modality uses the image or the text tower."""
+
+    model: Architecture = Field(
+        description="A name of open_clip.list_models(), or an open_clip config: its JSON file or mapping."
+    )
+    pretrained: Weights = Field(
+        description="An open_clip tag such as openai, a .safetensors file or its folder, or false for random."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ClipOptions:
+        if self.pretrained is True or self.pretrained == "":
+            raise ValueError("pretrained: name an open_clip tag (such as openai) or a file, or say false")
+        if isinstance(self.model, dict) and "embed_dim" not in self.model:
+            raise ValueError("an open_clip config needs embed_dim, and vision_cfg or text_cfg")
+        if isinstance(self.model, str) and self.pretrained == "openai" and "quickgelu" not in self.model:
+            raise ValueError(
+                f"OpenAI's weights were trained with QuickGELU, which '{self.model}' does not use: "
+                f"write model: {self.model}-quickgelu"
+            )
+        return self
+
+
+class TimmOptions(Options):
+    """One backbone of timm, without its classifier."""
+
+    model: str = Field(description="A name of timm.list_models(), such as resnet18 or vit_small_patch16_224.")
+    pretrained: Weights = Field(
+        description="true for timm's own weights, a .safetensors file or its folder, or false for random."
+    )
+    options: dict[str, Any] = Field(
+        default={}, description="Further arguments of timm.create_model, such as {drop_path_rate: 0.1}."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TimmOptions:
+        taken = sorted(_MADE_BY_THE_TOWER & self.options.keys())
+        if taken:
+            raise ValueError(f"options cannot hold {', '.join(taken)}: the tower sets it")
+        if ":" in self.model:
+            raise ValueError(
+                f"'{self.model}' is fetched from a hub even to be built; name one of timm.list_models()"
+            )
+        return self
+
+
+class PhotoAugment(Options):
+    """Random changes to a photograph that is trained on."""
+
+    random_resized_crop: tuple[Fraction, Fraction] | None = Field(
+        default=None,
+        description="The smallest and largest share of the area a random crop keeps, e.g. [0.5, 1].",
+    )
+    hflip: bool = Field(default=False, description="Mirror left and right half of the time.")
+    jitter: float = Field(
+        default=0, ge=0, lt=1, description="Brightness, contrast and saturation change by up to this share."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PhotoAugment:
+        crop = self.random_resized_crop
+        if crop is not None and not 0 < crop[0] <= crop[1]:
+            raise ValueError(
+                f"random_resized_crop must be [smallest, largest] with 0 < smallest <= largest, not {crop}"
+            )
+        return self
+
+
+class TileAugment(PhotoAugment):
+    """Random changes to a satellite tile that is trained on; up is no direction there."""
+
+    vflip: bool = Field(default=False, description="Mirror top and bottom half of the time.")
+    rotations: bool = Field(default=False, description="Turn by 0, 90, 180 or 270 degrees.")
+    band_jitter: float = Field(
+        default=0, ge=0, lt=1, description="Each band is scaled on its own by up to this share."
+    )
+    randaugment: int = Field(
+        default=0, ge=0, description="Number of RandAugment operations (8-bit RGB only); GeoBind uses 3."
+    )
+
+
+class ImageOptions(BaseModel):
+    """The options every image modality shares; inherit them beside `Modality`."""
+
+    clip: ClipOptions | None = Field(
+        default=ClipOptions(model="ViT-B-32-quickgelu", pretrained="openai"),
+        description="Encode with the image tower of this CLIP; left out where timm is given.",
+    )
+    timm: TimmOptions | None = Field(default=None, description="Encode with this timm backbone instead.")
+    head: HeadKind = Field(
+        default="auto",
+        description="What maps the backbone to the shared width; auto: nothing where it fits, else linear.",
+    )
+    size: int | None = Field(
+        default=None, ge=8, le=4096, description="Pixels a side; the model's own by default."
+    )
+    channels: int = Field(default=3, ge=1, le=1024, description="Bands of an image; a CLIP takes 3.")
+    mean: tuple[float, ...] | None = Field(
+        default=None,
+        description="Subtracted from each band; the model's own by default. 8-bit images count from 0 to 1, "
+        "others in their own units.",
+    )
+    std: tuple[float, ...] | None = Field(default=None, description="What each band is divided by, as mean.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _timm_replaces_clip(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("timm") is not None and "clip" not in data:
+            return {**data, "clip": None}
+        return data
+
+    @model_validator(mode="after")
+    def _one_encoder(self) -> ImageOptions:
+        if (self.clip is None) == (self.timm is None):
+            raise ValueError("give either clip or timm")
+        if self.clip is not None and self.channels != 3:
+            raise ValueError(
+                f"a CLIP takes 3 channels, not {self.channels}: use timm, whose first layer adapts"
+            )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) not in (1, self.channels):
+                raise ValueError(f"{name} must have 1 or {self.channels} values, not {len(values)}")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("give both mean and std, or neither")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError("std must be above 0")
+        return self
+
+    @property
+    def chosen(self) -> ClipOptions | TimmOptions:
+        """The one encoder that was given."""
+        return cast("ClipOptions | TimmOptions", self.clip or self.timm)

@@ -1,0 +1,81 @@
+"""A trunk that sees, and a head that speaks the language of the shared space."""
+
+# B batch, C channels, H height, W width, F features of the trunk, D shared width
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geobind.errors import RecipeError
+from geobind.towers.options import HeadKind
+
+
+class Tower(nn.Module):
+    """An encoder in two parts: `trunk` makes features, `head` maps them to the shared width.
+
+    A stage can train the head alone.
+    """
+
+    def __init__(self, trunk: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head
+
+    def forward(self, x: Any) -> Tensor:
+        """Encode a prepared batch to (B, D)."""
+        return self.head(self.trunk(x))
+
+
+class NormalisingTower(Tower):
+    """A tower for images whose first step normalises, so that 8-bit images can be passed between processes.
+
+    Copying a batch from a worker costs more than decoding it; bytes are a quarter of floats.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, trunk: nn.Module, head: nn.Module, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__(trunk, head)
+        # Saved with the weights: a bundle must not change when a library changes its defaults.
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode (B, C, H, W), uint8 (which counts from 0 to 1) or float, to (B, D)."""
+        image_BCHW = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+        image_BCHW = (image_BCHW - self.mean.float()) / self.std.float()
+        # A model held in half precision gets its input so; the subtraction needs all digits.
+        return self.head(self.trunk(image_BCHW.to(self.mean.dtype)))
+
+
+def make_head(kind: HeadKind, features: int, width: int, *, what: str, new_allowed: bool = True) -> nn.Module:
+    """Build the map from a trunk's features to the shared width.
+
+    Args:
+        kind: identity, linear, mlp (two layers with a GELU, hidden as wide as the features), or auto:
+            identity where the widths agree, else linear.
+        features: Length F of what the trunk gives.
+        width: Length D of the shared space.
+        what: The trunk's name, for the message.
+        new_allowed: False where nothing will train a new layer that auto would have to make up.
+
+    Raises:
+        RecipeError: The widths differ, and the head is identity or may not be made up.
+    """
+    if features == width and kind in ("auto", "identity"):
+        return nn.Identity()
+    if kind == "identity" or (kind == "auto" and not new_allowed):
+        frozen = "" if new_allowed else ", to be trained since a frozen tower has no use for a random layer"
+        raise RecipeError(
+            f"{what} gives {features} numbers, the recipe's width is {width}: "
+            f"set width: {features} or head: linear{frozen}"
+        )
+    if kind == "mlp":
+        return nn.Sequential(nn.Linear(features, features), nn.GELU(), nn.Linear(features, width))
+    return nn.Linear(features, width)

@@ -1,0 +1,62 @@
+"""Sounds recorded at a place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+import geobind
+from geobind.modality import Modality, Role
+from geobind.towers.audio_options import AudioAugment, AudioOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from geobind.towers.sound import SoundSpec
+
+
+class Audio(AudioOptions, Modality):
+    """A sound recorded at a place."""
+
+    name: ClassVar[str] = "audio"
+    role: ClassVar[Role] = "trainable"
+    accepts: ClassVar[str] = "a path, bytes, (array, rate), or an array or tensor already at the rate"
+
+    augment: AudioAugment = Field(
+        default=AudioAugment(), description="Random changes to recordings that are trained on."
+    )
+
+    @cached_property
+    def spec(self) -> SoundSpec:
+        """What the tower hears."""
+        from geobind.towers.sound import sound_spec
+
+        return sound_spec(self)
+
+    def encoder(self, width: int, *, pretrained: bool = True) -> nn.Module:
+        """Build CLAP's audio tower, or a timm backbone that sees the spectrogram."""
+        from geobind.towers.htsat import htsat_encoder
+        from geobind.towers.listening import mel_encoder
+
+        if self.htsat is not None:
+            return htsat_encoder(self.htsat, width, head=self.head, pretrained=pretrained)
+        return mel_encoder(self, width, pretrained=pretrained)
+
+    def prepare(self, raw: Any, *, training: bool = False) -> Tensor | Mapping[str, Tensor]:
+        """Turn a recording into a log-mel spectrogram, (1, mels, frames); four of them for a fused HTSAT."""
+        from geobind.towers.htsat import prepare_fused
+        from geobind.towers.sound import prepare_sound
+
+        augment = self.augment if training else None
+        if self.htsat is not None and self.htsat.fused:
+            return prepare_fused(raw, self.spec, augment)
+        return prepare_sound(raw, self.spec, augment)
+
+
+@geobind.hookimpl
+def geobind_modalities() -> list[type[Modality]]:
+    """Provide the modality of this module."""
+    return [Audio]
