@@ -1,0 +1,186 @@
+"""Every ordered pair of modalities, measured and marked: trained, or emergent through the anchor."""
+
+# N rows (places), the same in every modality; D width
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from geobind.errors import DataError
+from geobind.evaluation.retrieval import Retrieval, Settings, Truth, retrieval_both, truth
+from geobind.evaluation.rows import Embeddings, Rows, codes
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """Retrieval from one modality to another."""
+
+    query: str
+    gallery: str
+    trained: bool
+    retrieval: Retrieval
+
+    @property
+    def mark(self) -> str:
+        """`trained` if some stage aligned the two, `emergent` if they met only through the anchor."""
+        return "trained" if self.trained else "emergent"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; `queries` and `gallery_size` are numbers of rows."""
+        measured = self.retrieval.to_dict()
+        return {
+            "query": self.query,
+            "gallery": self.gallery,
+            "mark": self.mark,
+            "queries": measured["queries"],
+            "gallery_size": measured["gallery"],
+            "metrics": measured["metrics"],
+        }
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Two modalities that could not be compared, and why."""
+
+    modalities: tuple[str, str]
+    reason: str
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """Every ordered pair of modalities, in the order the modalities were given."""
+
+    rows: tuple[PairRow, ...]
+    skipped: tuple[Skipped, ...]
+    settings: Settings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON, with the conventions that the figures follow."""
+        settings = asdict(self.settings)
+        return {
+            "settings": {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()},
+            "conventions": {
+                "rank": "1 + larger + ties / 2, mean over ties; best positive of a query",
+                "recall_percent": "of the gallery, rounded up",
+                "interval": "percentile bootstrap over queries, gallery fixed",
+            },
+            "rows": [row.to_dict() for row in self.rows],
+            "skipped": [
+                {"modalities": list(pair.modalities), "reason": pair.reason} for pair in self.skipped
+            ],
+        }
+
+
+def evaluate_pairs(
+    embeddings: Mapping[str, Embeddings],
+    trained: Collection[Collection[str]],
+    *,
+    ids: Any = None,
+    labels: Any = None,
+    places: Any = None,
+    presence: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
+) -> PairTable:
+    """Measures retrieval between all modalities, both ways, and marks each pair trained or emergent.
+
+    Row i of every modality shows the same place. A pair is measured on the rows that both its modalities
+    have: its gallery holds those alone, and pairs with fewer than two are listed as skipped.
+
+    Args:
+        embeddings: unit-length embeddings (N, D) by modality; rows ruled out by `presence` may hold anything.
+        trained: the pairs that some stage aligned, such as `{frozenset({"satellite", "audio"})}`.
+        ids: one per row; rows of one id (several sounds of a place) are positives of each other.
+        labels: one class per row, None where unknown; adds label_mAP and label_nDCG.
+        places: (N, 2) latitude and longitude in degrees, NaN or None where unknown; adds place_nDCG.
+        presence: by modality, (N,) booleans; a modality left out has every row.
+        settings: cut-offs, tolerance, resamples.
+
+    Raises:
+        DataError: embeddings, ids, labels, places or presence that do not fit, naming modality and row.
+    """
+    settings = settings or Settings()
+    size = _rows(embeddings)
+    known = _truth(size, ids, labels, places)
+    present = _presence(presence or {}, embeddings, size)
+    aligned = _aligned(trained, embeddings)
+    whole = {name: Rows(values, name) for name, values in embeddings.items()}
+    for name, rows in whole.items():
+        rows.ordered(_some(present[name])).check()
+    there: dict[tuple[str, str], PairRow] = {}
+    skipped: list[Skipped] = []
+    for one, two in combinations(whole, 2):
+        both_N = present[one] & present[two]
+        if both_N.sum() < 2:
+            skipped.append(Skipped((one, two), f"{int(both_N.sum())} rows have both; two are needed"))
+            continue
+        rows = _some(both_N)
+        part = known.take(rows)
+        forth, back = retrieval_both(whole[one].ordered(rows), whole[two].ordered(rows), part, part, settings)
+        mark = frozenset((one, two)) in aligned
+        there[one, two] = PairRow(one, two, mark, forth)
+        there[two, one] = PairRow(two, one, mark, back)
+    order = {name: at for at, name in enumerate(whole)}
+    rows_in_order = sorted(there.values(), key=lambda row: (order[row.query], order[row.gallery]))
+    return PairTable(tuple(rows_in_order), tuple(skipped), settings)
+
+
+def _rows(embeddings: Mapping[str, Embeddings]) -> int:
+    if len(embeddings) < 2:
+        raise DataError(
+            f"{len(embeddings)} modalities to compare ({', '.join(embeddings)}); give at least two"
+        )
+    sizes = {name: int(values.shape[0]) if values.ndim else 0 for name, values in embeddings.items()}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in sizes.items())
+        raise DataError(
+            f"modalities differ in rows ({listed}); give each one row per place, "
+            "and say with `presence` what is missing"
+        )
+    return next(iter(sizes.values()))
+
+
+def _truth(size: int, ids: Any, labels: Any, places: Any) -> Truth:
+    id_N = np.arange(size) if ids is None else codes(ids, size, "ids")
+    if (id_N < 0).any():
+        raise DataError(f"ids: row {int(np.argmax(id_N < 0))} has no id; every row needs one")
+    return truth(size, id_N, labels, places)
+
+
+def _presence(
+    presence: Mapping[str, Any], embeddings: Mapping[str, Embeddings], size: int
+) -> dict[str, np.ndarray]:
+    present = {name: np.ones(size, dtype=bool) for name in embeddings}
+    for name, values in presence.items():
+        if name not in embeddings:
+            raise DataError(
+                f"presence names '{name}', which has no embeddings; known: {', '.join(embeddings)}"
+            )
+        given = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
+        if given.shape != (size,) or given.dtype != np.bool_:
+            raise DataError(f"presence of {name}: {given.dtype} of shape {given.shape}; give {size} booleans")
+        present[name] = given
+    return present
+
+
+def _aligned(
+    trained: Collection[Collection[str]], embeddings: Mapping[str, Embeddings]
+) -> set[frozenset[str]]:
+    aligned = {frozenset([pair] if isinstance(pair, str) else pair) for pair in trained}
+    for pair in aligned:
+        if len(pair) != 2:
+            raise DataError(f"trained pair {sorted(pair)} does not name two modalities")
+        unknown = sorted(pair - set(embeddings))
+        if unknown:
+            raise DataError(f"trained pair {sorted(pair)}: no embeddings of '{unknown[0]}' were given")
+    return aligned
+
+
+def _some(present_N: np.ndarray) -> np.ndarray | None:
+    """The numbers of the rows present, None if all are: a whole tensor is read without copying rows."""
+    return None if present_N.all() else np.flatnonzero(present_N)

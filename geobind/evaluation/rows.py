@@ -1,0 +1,184 @@
+"""Embeddings checked once and read a block at a time, from memory or from a file larger than memory."""
+
+# N rows of one modality, D width
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geobind.errors import DataError
+
+Embeddings: TypeAlias = Tensor | np.ndarray
+UNIT_LENGTH_TOLERANCE = 0.01  # generous: embeddings stored as float16 or bfloat16 are off by up to 0.004
+CHECKED_ROWS = 4096
+
+
+def spans(start: int, stop: int, step: int) -> Iterator[slice]:
+    """The slices that cut the rows from `start` to `stop` into blocks of at most `step`."""
+    for at in range(start, stop, step):
+        yield slice(at, min(at + step, stop))
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Generator[None]:
+    """Plain float32 products inside: no autocast, no TF32 or bfloat16, whatever training has switched on.
+
+    Those err by 1e-3, a thousand times what separates a tie from a rival.
+    """
+    with torch.autocast(device.type, enabled=False):
+        try:
+            restore = partial(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+        except RuntimeError:  # torch >= 2.9 refuses the old setting once the new one, per backend, is in use
+            restore = partial(_set_cuda_precision, torch.backends.cuda.matmul.fp32_precision)
+            _set_cuda_precision("ieee")
+        try:
+            yield
+        finally:
+            restore()
+
+
+def _set_cuda_precision(precision: Any) -> None:
+    torch.backends.cuda.matmul.fp32_precision = precision
+
+
+class Rows:
+    """Checked unit-length embeddings, served as float32 blocks in the order the caller chooses.
+
+    A row of zeros is let through: an encoder that says nothing ties with everything and so scores chance.
+    """
+
+    def __init__(self, embeddings: Embeddings, name: str) -> None:
+        """Takes a (N, D) floating tensor or numpy array (a memory map stays on disk); `name` is for errors.
+
+        Raises:
+            DataError: not two axes, no rows, not floating, not finite, or not of unit length.
+        """
+        self.name = name
+        self.size, self.width = _checked_shape(embeddings, name)
+        self._source = embeddings.detach() if isinstance(embeddings, Tensor) else embeddings
+        self._order: np.ndarray | None = None
+        self.device = self._source.device if isinstance(self._source, Tensor) else torch.device("cpu")
+
+    def ordered(self, order: np.ndarray | None) -> Rows:
+        """The rows that `order` names, in that order; None keeps all as they are."""
+        if order is None:
+            return self
+        view = object.__new__(Rows)
+        view.__dict__.update(self.__dict__)
+        view._order = order if self._order is None else self._order[order]
+        view.size = len(order)
+        return view
+
+    def block(self, at: slice, device: torch.device | None = None) -> Tensor:
+        """The rows `at` as a float32 tensor (B, D)."""
+        if self._order is None:
+            part = self._source[at]
+        elif isinstance(self._source, Tensor):
+            part = self._source[torch.from_numpy(self._order[at]).to(self.device)]
+        else:
+            part = self._source[self._order[at]]
+        if not isinstance(part, Tensor):
+            # A copy: torch warns about memory maps opened read-only, and a float32 block is small.
+            part = torch.from_numpy(np.array(part, dtype=np.float32))
+        return part.to(device or self.device, torch.float32)
+
+    def check(self) -> Rows:
+        """Reads every row once; raises DataError at the first that is not finite or not of unit length."""
+        for rows in spans(0, self.size, CHECKED_ROWS):
+            length_B = self.block(rows).norm(dim=1)
+            wrong_B = ~(((length_B - 1).abs() <= UNIT_LENGTH_TOLERANCE) | (length_B == 0))
+            if bool(wrong_B.any()):
+                at = int(wrong_B.nonzero()[0, 0])
+                row = rows.start + at if self._order is None else int(self._order[rows.start + at])
+                raise DataError(_row_fault(self.name, row, float(length_B[at])))
+        return self
+
+
+def _checked_shape(embeddings: Embeddings, name: str) -> tuple[int, int]:
+    shape = tuple(embeddings.shape)
+    if len(shape) != 2:
+        raise DataError(f"{name}: embeddings have shape {shape}; give two axes, (rows, width)")
+    if shape[0] == 0 or shape[1] == 0:
+        raise DataError(f"{name}: embeddings are empty, shape {shape}; give at least one row and one column")
+    floating = (
+        embeddings.is_floating_point()
+        if isinstance(embeddings, Tensor)
+        else np.issubdtype(embeddings.dtype, np.floating)
+    )
+    if not floating:
+        raise DataError(f"{name}: embeddings are {embeddings.dtype}; give floating-point unit vectors")
+    return shape[0], shape[1]
+
+
+def _row_fault(name: str, row: int, length: float) -> str:
+    if not np.isfinite(length):
+        return (
+            f"{name}: row {row} is not finite (NaN or infinity); find what its encoder was given, "
+            "or leave the row out with `presence`"
+        )
+    return (
+        f"{name}: row {row} has length {length:.4g}, not 1; "
+        "divide each row by its length (torch.nn.functional.normalize) before measuring"
+    )
+
+
+def same_width(query: Rows, gallery: Rows) -> None:
+    """Raises DataError unless both sides live in one space."""
+    if query.width != gallery.width:
+        raise DataError(
+            f"{query.name} is {query.width} wide but {gallery.name} is {gallery.width} wide; "
+            "both must come from one embedding space"
+        )
+
+
+def as_list(values: Any) -> list[Any]:
+    """Ids or labels (a sequence, numpy array or tensor) as plain Python values, NaN as None."""
+    plain: Sequence[Any] = values.tolist() if isinstance(values, (Tensor, np.ndarray)) else list(values)
+    return [None if isinstance(value, float) and value != value else value for value in plain]
+
+
+def codes(values: Any, size: int, name: str, known: dict[Any, int] | None = None) -> np.ndarray:
+    """Each id or label as a whole number (equal values, equal numbers; None as -1), one per row.
+
+    Args:
+        values: one id or label per row.
+        size: how many rows there are.
+        name: what the values are, for errors.
+        known: numbers given out so far; pass one dict for both sides so that their numbers agree.
+
+    Raises:
+        DataError: as many values as rows were not given.
+    """
+    known = {} if known is None else known
+    plain = as_list(values)
+    if len(plain) != size:
+        raise DataError(f"{name}: {len(plain)} values for {size} rows; give one per row (None where unknown)")
+    return np.array([-1 if v is None else known.setdefault(v, len(known)) for v in plain], dtype=np.int64)
+
+
+def paired_ids(query: Rows, gallery: Rows, query_ids: Any, gallery_ids: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The ground truth as numbers: query and gallery rows of equal number are positives of each other."""
+    if (query_ids is None) != (gallery_ids is None):
+        raise DataError("ids were given for one side only; give query_ids and gallery_ids, or neither")
+    if query_ids is None:
+        if query.size != gallery.size:
+            raise DataError(
+                f"{query.size} query rows against {gallery.size} gallery rows: without ids row i is the "
+                "positive of row i; give query_ids and gallery_ids"
+            )
+        return np.arange(query.size), np.arange(gallery.size)
+    known: dict[Any, int] = {}
+    query_id_Q = codes(query_ids, query.size, "query_ids", known)
+    gallery_id_G = codes(gallery_ids, gallery.size, "gallery_ids", known)
+    for name, id_N in (("query_ids", query_id_Q), ("gallery_ids", gallery_id_G)):
+        if (id_N < 0).any():
+            raise DataError(f"{name}: row {int(np.argmax(id_N < 0))} has no id; every row needs one")
+    return query_id_Q, gallery_id_G

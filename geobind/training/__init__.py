@@ -1,0 +1,1 @@
+"""From a recipe to trained encoders: losses, schedules, stages, checkpoints."""

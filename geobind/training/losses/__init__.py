@@ -1,0 +1,24 @@
+"""Contrastive losses: exact at any batch size, tile by tile, aware of frozen sides, labels and nearness.
+
+A loss owns its temperature. It is called with the unit-length embeddings of all ranks, `loss(anchor_ND,
+other_ND, context)`, and `loss.after_step()` follows each optimiser step. Double backward is not supported.
+"""
+
+from geobind.training.losses.base import ContrastiveLoss
+from geobind.training.losses.context import Context, label_ids, unit_sphere
+from geobind.training.losses.infonce import Direction, InfoNCE
+from geobind.training.losses.queue import QueueOf
+from geobind.training.losses.siglip import SigLIP
+from geobind.training.losses.temperature import Temperature
+
+__all__ = [
+    "Context",
+    "ContrastiveLoss",
+    "Direction",
+    "InfoNCE",
+    "QueueOf",
+    "SigLIP",
+    "Temperature",
+    "label_ids",
+    "unit_sphere",
+]

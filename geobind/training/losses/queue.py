@@ -1,0 +1,89 @@
+"""Negatives from earlier batches: a first-in, first-out queue of the frozen side's embeddings."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from geobind.errors import DataError, RecipeError
+from geobind.training.losses.context import UNLABELLED
+from geobind.training.losses.pairing import Traits
+
+if TYPE_CHECKING:
+    from geobind.training.losses.context import Context
+
+# N pairs on all ranks, Q places in the queue, F <= Q of them filled, D width
+
+
+class QueueOf(nn.Module):
+    """The last `size` embeddings of a frozen side, as further negatives (MoCo, arXiv:1911.05722).
+
+    Only a frozen side may be queued: keys of a side in training would be stale. Labels, places and times are
+    queued with their keys, so the rules of a `Context` hold against them too; without such a rule keep the
+    queue shorter than an epoch, lest a pair meet its own key as a negative. Everything is kept in buffers: a
+    checkpoint holds it.
+
+    Args:
+        size: How many embeddings are kept.
+        width: Their width D.
+
+    Raises:
+        RecipeError: If size or width is not positive.
+    """
+
+    keys_QD: Tensor
+    labels_Q: Tensor
+    xyz_Q3: Tensor
+    hours_Q: Tensor
+    seen: Tensor
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        if size < 1 or width < 1:
+            raise RecipeError(
+                f"queue: size {size} and width {width} must be positive; leave the queue out for none"
+            )
+        self.register_buffer("keys_QD", torch.zeros(size, width))
+        self.register_buffer("labels_Q", torch.full((size,), UNLABELLED))
+        self.register_buffer("xyz_Q3", torch.full((size, 3), math.nan, dtype=torch.float64))
+        self.register_buffer("hours_Q", torch.full((size,), math.nan, dtype=torch.float64))
+        self.register_buffer(
+            "seen", torch.tensor(0)
+        )  # embeddings ever pushed, which also says where the next goes
+
+    def __len__(self) -> int:
+        """Return how many embeddings the queue holds."""
+        return min(int(self.seen), len(self.keys_QD))
+
+    def keys(self, like: Tensor) -> Tensor:
+        """Return the held embeddings, as (F, D), in the dtype and on the device of `like`."""
+        return self.keys_QD[: len(self)].to(like)
+
+    def traits(self) -> Traits:
+        """Return the labels, places and times of the held embeddings; unknown ones match nothing."""
+        held = slice(0, len(self))
+        return Traits(self.labels_Q[held], self.xyz_Q3[held], self.hours_Q[held])
+
+    @torch.no_grad()
+    def push(self, key_ND: Tensor, context: Context | None = None) -> None:
+        """Append embeddings, the oldest ones giving way.
+
+        Raises:
+            DataError: If the embeddings have another width than the queue.
+        """
+        size, width = self.keys_QD.shape
+        if key_ND.ndim != 2 or key_ND.shape[1] != width:
+            raise DataError(f"queue: embeddings of shape {tuple(key_ND.shape)} in a queue of width {width}")
+        kept = slice(max(0, len(key_ND) - size), len(key_ND))
+        place_N = (torch.arange(kept.start, kept.stop, device=self.seen.device) + self.seen) % size
+        self.keys_QD[place_N] = key_ND[kept].to(self.keys_QD)
+        for memory, values, unknown in (
+            (self.labels_Q, None if context is None else context.labels_N, UNLABELLED),
+            (self.xyz_Q3, None if context is None else context.xyz_N3, math.nan),
+            (self.hours_Q, None if context is None else context.hours_N, math.nan),
+        ):
+            memory[place_N] = unknown if values is None else values[kept].to(memory)
+        self.seen += len(key_ND)

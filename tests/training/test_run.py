@@ -1,0 +1,249 @@
+"""Whole runs of two tiny modalities: what is trained, what stays frozen, what survives being killed."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import toy
+from safetensors.torch import load_file
+
+from geobind import plugins
+from geobind.binder import Binder
+from geobind.errors import DataError, PluginError, RecipeError, StorageError, TrainingError
+from geobind.training.run import run
+
+PROGRAM = Path(toy.__file__)
+
+
+@pytest.fixture(autouse=True)
+def toy_registry(monkeypatch):
+    monkeypatch.setattr(plugins, "registry", toy.registry)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def toy_run(folder: Path, *overrides: str, resume: bool = False) -> Path:
+    folder.mkdir(exist_ok=True)
+    return run(toy.recipe(folder, *overrides), folder / "run", resume=resume).folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "bundle" / "model.safetensors")
+
+
+def losses(folder: Path) -> list[tuple[str, int, float]]:
+    with (folder / "metrics.csv").open() as file:
+        return [(row["stage"], int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setattr(plugins, "registry", toy.registry)
+    torch.set_num_threads(1)
+    yield toy_run(tmp_path_factory.mktemp("whole"), "modalities.left.dropout=0.2", "modalities.right.noise=0.1")
+    patch.undo()
+
+
+def test_training_lowers_the_loss_and_binds_the_two(whole):
+    one = [loss for stage, _, loss in losses(whole) if stage == "one"]
+    assert len(one) == 18
+    assert sum(one[-3:]) < 0.6 * sum(one[:3])
+
+
+def test_every_step_is_in_the_metrics_once(whole):
+    assert [(stage, step) for stage, step, _ in losses(whole)] == [("one", i) for i in range(18)] + [
+        ("two", i) for i in range(7)
+    ]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(whole, tmp_path):
+    options = ("modalities.left.dropout=0.2", "modalities.right.noise=0.1")
+    assert same(weights(whole), weights(toy_run(tmp_path / "again", *options)))
+    assert not same(weights(whole), weights(toy_run(tmp_path / "other", *options, "seed=1")))
+
+
+def test_worker_processes_change_nothing(whole, tmp_path):
+    options = ("modalities.left.dropout=0.2", "modalities.right.noise=0.1", "workers=1", "stages.two.steps=2")
+    few = toy_run(tmp_path / "workers", *options)
+    assert losses(few)[:20] == losses(whole)[:20]
+
+
+def test_frozen_encoders_are_bit_equal_after_a_stage(whole):
+    first = load_file(whole / "stages" / "01_one" / "trained.safetensors")
+    last = weights(whole)
+    assert same({k: v for k, v in last.items() if k.startswith("left.")}, {k: v for k, v in first.items() if "left." in k})
+    fresh = Binder({"cold": toy.Cold()}, 8, seed=0).encoders.state_dict()
+    assert same({k: v for k, v in last.items() if k.startswith("cold.")}, fresh)
+    assert not torch.equal(first["right.head.weight"], last["right.head.weight"])
+
+
+def test_head_only_training_leaves_the_trunk_and_its_batch_statistics_alone(tmp_path):
+    folder = toy_run(tmp_path, "stages.0.train={right: head}")
+    fresh = Binder({"right": toy.Right()}, 8, seed=0).encoders.state_dict()
+    after = load_file(folder / "stages" / "01_one" / "trained.safetensors")
+    moved = {key for key in fresh if not torch.equal(fresh[key], after[key])}
+    assert moved == {"right.head.weight", "right.head.bias"}
+
+
+def test_a_frozen_encoder_that_changes_stops_the_run(tmp_path):
+    with pytest.raises(TrainingError, match="stage 'two': frozen weights of cold changed"):
+        toy_run(tmp_path, "modalities.cold.drift=true")
+
+
+def test_the_bundle_embeds_and_remembers_how_it_was_made(whole):
+    binder = Binder.load(whole / "bundle")
+    assert [stage["name"] for stage in binder.card.stages] == ["one", "two"]
+    assert binder.card.recipe["seed"] == 0
+    assert binder.similarity(
+        binder.embed("left", [toy.view(1000, "left")]), binder.embed("right", [toy.view(1000, "right")])
+    ).shape == (1, 1)
+
+
+@pytest.mark.parametrize("dies_after", [0, 5, 17, 19, 23])
+def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(whole, tmp_path, dies_after):
+    command = [sys.executable, PROGRAM, tmp_path, "--set", "modalities.left.dropout=0.2"]
+    command += ["--set", "modalities.right.noise=0.1"]
+    killed = subprocess.run([*command, "--die-after-step", str(dies_after)], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "run" / "bundle").exists()
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert same(weights(whole), weights(tmp_path / "run"))
+    assert losses(whole) == losses(tmp_path / "run")
+    assert ("one: finished before, unchanged; not run again" in resumed.stderr) == (dies_after >= 18)
+
+
+def test_a_changed_stage_is_run_again_and_those_before_it_are_not(tmp_path, capsys):
+    toy_run(tmp_path)
+    toy_run(tmp_path, "stages.two.steps=3", resume=True)
+    said = capsys.readouterr().err
+    assert "one: finished before, unchanged; not run again" in said
+    assert "two: align right with cold, train right" in said.split("not run again")[1]
+    assert [step for stage, step, _ in losses(tmp_path / "run") if stage == "two"] == [0, 1, 2]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
+    toy_run(tmp_path)
+    with pytest.raises(RecipeError, match=r"holds a run already: go on with it \(--resume\), or choose another"):
+        toy_run(tmp_path)
+
+
+def test_a_checkpoint_of_another_recipe_is_not_gone_on_with(whole, tmp_path):
+    home = tmp_path / "run" / "stages" / "01_one"
+    home.mkdir(parents=True)
+    torch.save({"key": "other", "step": 5}, home / "state.ckpt")
+    folder = toy_run(tmp_path, "modalities.left.dropout=0.2", "modalities.right.noise=0.1")
+    assert same(weights(whole), weights(folder))
+
+
+def test_a_loss_that_is_not_finite_names_the_step_the_rows_and_the_checkpoint(tmp_path):
+    with pytest.raises(TrainingError) as caught:
+        toy_run(tmp_path, "modalities.right.poison=3", "stages.0.epochs=1")
+    message = str(caught.value)
+    assert "stage 'one': the loss is nan at step" in message
+    assert "row3" in message
+    assert "last good checkpoint" in message
+    assert caught.value.exit_code == 1
+    for name in ("bundle", "stages/01_one/stage.json"):
+        assert not (tmp_path / "run" / name).exists()
+
+
+def test_a_full_disk_ends_clearly_and_the_run_can_go_on(whole, tmp_path, monkeypatch):
+    import errno
+    import os
+
+    sync, calls = os.fsync, iter(range(10_000))
+
+    def full(handle):
+        if next(calls) == 9:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    options = ("modalities.left.dropout=0.2", "modalities.right.noise=0.1")
+    with pytest.raises(StorageError, match=r"state\.ckpt: the disk is full; nothing finished is lost.*--resume"):
+        toy_run(tmp_path, *options)
+    monkeypatch.setattr(os, "fsync", sync)
+    assert same(weights(whole), weights(toy_run(tmp_path, *options, resume=True)))
+
+
+def test_a_wrong_width_is_found_before_training(tmp_path):
+    with pytest.raises(PluginError, match=r"encoder of 'right' gives \(1, 9\), not \(batch, 8\)"):
+        toy_run(tmp_path, "modalities.right.wrong_width=true")
+    assert not (tmp_path / "run" / "stages").exists()
+
+
+def test_a_head_that_is_not_there_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(toy.Right, "encoder", lambda self, width, *, pretrained=True: torch.nn.Linear(10, width))
+    with pytest.raises(RecipeError, match="encoder of 'right' has no head"):
+        toy_run(tmp_path, "stages.0.train={right: head}")
+
+
+def test_fewer_pairs_than_a_batch_are_told(tmp_path):
+    with pytest.raises(DataError, match="8 rows cannot fill a batch of 16"):
+        toy_run(tmp_path, "modalities.right.count=8")
+
+
+def test_a_fabric_that_this_machine_has_not_is_told(tmp_path):
+    with pytest.raises(RecipeError, match="cannot run on this machine"):
+        toy_run(tmp_path, "fabric.accelerator=abacus")
+
+
+@pytest.mark.parametrize("loss", ["{name: siglip}", "{name: infonce, direction: anchor_to_other, positives: label}"])
+def test_other_losses_train_too(tmp_path, loss):
+    found = [value for stage, _, value in losses(toy_run(tmp_path, f"stages.0.loss={loss}")) if stage == "one"]
+    assert sum(found[-3:]) < sum(found[:3])
+
+
+def test_pairs_of_near_places_are_no_negatives(tmp_path):
+    plain = losses(toy_run(tmp_path / "plain"))
+    ignoring = losses(toy_run(tmp_path / "near", "stages.0.loss={name: infonce, ignore_within_m: 300000}"))
+    assert ignoring[0][2] < plain[0][2]
+
+
+def test_bf16_in_one_stage_and_float32_in_the_next(tmp_path):
+    folder = toy_run(tmp_path, "stages.0.precision=bf16-mixed")
+    assert all(value.dtype in (torch.float32, torch.int64) for value in weights(folder).values())
+
+
+@pytest.mark.parametrize("direction", ["both", "anchor_to_other"])
+def test_two_processes_give_the_losses_and_weights_of_one(tmp_path, direction):
+    options = ["modalities.left.norm=false", "modalities.right.norm=false", "fabric.accelerator=cpu"]
+    options += ["stages.1.steps=1", f"stages.0.loss={{name: infonce, direction: {direction}}}"]
+    alone = toy_run(tmp_path / "alone", *options)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    sets = [word for option in [*options, "fabric.devices=2"] for word in ("--set", option)]
+    done = subprocess.run([*launcher, PROGRAM, tmp_path / "two", *sets], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pair = tmp_path / "two" / "run"
+    for (_, _, a), (_, _, b) in zip(losses(alone), losses(pair), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    one, two = weights(alone), weights(pair)
+    assert all(torch.allclose(one[key], two[key], atol=2e-5) for key in one)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    folder = toy_run(tmp_path)
+    shutil.rmtree(folder / "bundle")
+    (folder / "stages" / "01_one" / "stage.json").write_text("{")
+    with pytest.raises(Exception, match=r"stage\.json: not readable as JSON.*remove it"):
+        toy_run(tmp_path, resume=True)
+
+
+def test_what_a_stage_did_is_written_down(whole):
+    done = json.loads((whole / "stages" / "01_one" / "stage.json").read_text())
+    assert (done["anchor"], done["align"], done["steps"], done["pairs"]) == ("left", "right", 18, 96)
+    assert set(done["digests"]) == {"left", "right"}

@@ -1,0 +1,165 @@
+"""Two tiny modalities that share a hidden vector, and a program that binds them: what training tests run.
+
+`python toy.py OUT [--resume] [--set a.b=c ...] [--die-after-step N]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from geobind import plugins
+from geobind.errors import DataError, GeobindError
+from geobind.modality import Modality, Pair, Place
+
+PAIRS = 96
+HIDDEN = 6
+
+
+def hidden(index: int) -> torch.Tensor:
+    return torch.randn(HIDDEN, generator=torch.Generator().manual_seed(index))
+
+
+def view(index: int, which: str) -> tuple[float, ...]:
+    mix = torch.randn(10, HIDDEN, generator=torch.Generator().manual_seed(len(which)))
+    noise = 0.1 * torch.randn(10, generator=torch.Generator().manual_seed(1000 + index))
+    return tuple((mix @ hidden(index) + noise).tolist())
+
+
+class Net(nn.Module):
+    def __init__(self, width: int, dropout: float, norm: bool) -> None:
+        super().__init__()
+        between = nn.BatchNorm1d(16) if norm else nn.Identity()
+        self.trunk = nn.Sequential(nn.Linear(10, 16), between, nn.ReLU(), nn.Dropout(dropout))
+        self.head = nn.Linear(16, width)
+
+    def forward(self, x_BF: torch.Tensor) -> torch.Tensor:
+        return self.head(self.trunk(x_BF))
+
+
+class Numbers(Modality):
+    """Ten numbers."""
+
+    dropout: float = 0.0
+    norm: bool = True
+    noise: float = 0.0  # augmentation
+    poison: int | None = None  # the pair with this number is not finite
+    drift: bool = False  # a fault: the encoder changes though it is frozen
+    wrong_width: bool = False  # a fault
+    count: int = PAIRS
+
+    def encoder(self, width: int, *, pretrained: bool = True) -> nn.Module:
+        net = Net(width + self.wrong_width, self.dropout, self.norm)
+        if self.drift:
+            net.register_forward_hook(lambda module, *_: module.head.weight.data.mul_(1.01) and None)
+        return net
+
+    def prepare(self, raw, *, training: bool = False) -> torch.Tensor:
+        if not isinstance(raw, tuple) or len(raw) != 10:
+            raise DataError("ten numbers, please")
+        x_F = torch.tensor(raw)
+        return x_F + self.noise * torch.randn(10) if training and self.noise else x_F
+
+
+class Left(Numbers):
+    """The anchor."""
+
+    name = "left"
+    role = "trainable"
+
+
+class Right(Numbers):
+    """What is aligned; it brings its own pairs."""
+
+    name = "right"
+    role = "trainable"
+
+    def pairs(self, split: str, anchor: str) -> list[Pair]:
+        pairs = [
+            Pair(view(i, "left"), view(i, "right"), f"row{i}", Place(i / 2, i), "even" if i % 2 == 0 else "odd")
+            for i in range(self.count)
+        ]
+        if self.poison is not None:
+            pairs[self.poison] = pairs[self.poison]._replace(other=(float("inf"),) * 10)
+        return pairs
+
+
+class Cold(Left):
+    """A modality its plugin keeps frozen."""
+
+    name = "cold"
+    role = "frozen"
+
+
+RECIPE = """\
+name: toy
+width: 8
+anchor: left
+workers: 0
+modalities: {left: {}, right: {}, cold: {}}
+stages:
+  - {name: one, align: right, train: [left, right], batch_size: 16, epochs: 3, checkpoint_seconds: 0,
+     optimizer: {name: adamw, lr: 0.01}}
+  - {name: two, align: right, anchor: cold, train: [right], batch_size: 16, steps: 7, checkpoint_seconds: 0,
+     schedule: {name: warm_restarts, period: 3}, optimizer: {name: adamw, lr: 0.01}}
+"""
+
+
+def registry() -> plugins.Registry:
+    classes = (Left, Right, Cold)
+    return plugins.Registry(
+        {c.name: plugins.Plugin(c, plugins.Source(c.name, "toy", "1.0")) for c in classes}, ()
+    )
+
+
+def install() -> None:
+    plugins.registry = registry
+
+
+def recipe(folder: Path, *overrides: str):
+    from geobind.recipe import load_recipe
+
+    install()
+    path = folder / "toy.yaml"
+    path.write_text(RECIPE, encoding="utf-8")
+    return load_recipe(path, overrides)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--die-after-step", type=int)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    from geobind.training import record
+    from geobind.training.run import run
+
+    if args.die_after_step is not None:
+        taken = iter(range(10_000))
+        add = record.Recorder.add
+
+        def add_then_die(self, step, broken):
+            add(self, step, broken)
+            if next(taken) == args.die_after_step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        record.Recorder.add = add_then_die
+    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        run(recipe(args.out, *args.set), args.out / "run", resume=args.resume)
+    except GeobindError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
