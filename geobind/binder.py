@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -65,13 +65,13 @@ class Binder(nn.Module):
         self.encoders = nn.ModuleDict()
         for name, modality in modalities.items():
             if seed is not None:
-                # Seeded one by one, so that a further modality leaves the others' random weights as they were.
+                # Seeded one by one: a further modality leaves the others' random weights as they were.
                 torch.manual_seed(seed_of(seed, "encoder", name))
             self.encoders[name] = modality.encoder(width, pretrained=pretrained)
         self.eval()
 
     def forward(self, name: str, batch: Any) -> Tensor:
-        """Embed a prepared batch: (B, ...) to unit-length float32 (B, D). Training and `embed` both come here."""
+        """Embed a prepared batch, (B, ...), as unit-length float32 (B, D)."""
         embedding_BD = unit(self.encoders[name](batch))
         if embedding_BD.ndim != 2 or embedding_BD.shape[1] != self.width:
             raise PluginError(
@@ -92,16 +92,30 @@ class Binder(nn.Module):
             PluginError: The binder has none of that name.
         """
         if name not in self.modalities:
-            raise PluginError(f"this binder has no modality '{name}'; it has {', '.join(sorted(self.modalities))}")
+            raise PluginError(
+                f"this binder has no modality '{name}'; it has {', '.join(sorted(self.modalities))}"
+            )
         return self.modalities[name]
 
     @overload
     def embed(
-        self, modality: str, x: Raw, *, batch_size: int = ..., progress: bool | None = ..., numpy: Literal[False] = ...
+        self,
+        modality: str,
+        x: Raw,
+        *,
+        batch_size: int = ...,
+        progress: bool | None = ...,
+        numpy: Literal[False] = ...,
     ) -> Tensor: ...
     @overload
     def embed(
-        self, modality: str, x: Raw, *, batch_size: int = ..., progress: bool | None = ..., numpy: Literal[True]
+        self,
+        modality: str,
+        x: Raw,
+        *,
+        batch_size: int = ...,
+        progress: bool | None = ...,
+        numpy: Literal[True],
     ) -> NDArray[np.float32]: ...
     def embed(
         self,
@@ -123,7 +137,7 @@ class Binder(nn.Module):
             numpy: Return a numpy array instead of a tensor.
 
         Returns:
-            Unit-length float32 embeddings (N, D), on the CPU, in the order of the input; N is 1 for one input.
+            Unit-length float32 embeddings (N, D) on the CPU, in input order; N is 1 for one input.
 
         Raises:
             DataError: An input cannot be read; the message names it by its number.
@@ -189,7 +203,11 @@ class Binder(nn.Module):
         if isinstance(labels, Mapping):
             examples = [list(e) if _is_many(e) else [e] for e in labels.values()]
         else:
-            if isinstance(labels, str) or any("{}" not in template for template in templates) or not templates:
+            if (
+                isinstance(labels, str)
+                or any("{}" not in template for template in templates)
+                or not templates
+            ):
                 raise DataError("labels must be a list of names, and every template must contain {}")
             examples = [[template.replace("{}", label) for template in templates] for label in labels]
         class_CD = torch.stack([self.embed(through, e, batch_size=batch_size).mean(0) for e in examples])
@@ -218,7 +236,9 @@ class Binder(nn.Module):
         counts = {name: len(rows) for name, rows in embedded.items()}
         if len(set(counts.values())) != 1:
             raise DataError(f"the parts must have equally many inputs, not {counts}")
-        return unit(torch.stack([(weights or {}).get(name, 1.0) * rows for name, rows in embedded.items()]).sum(0))
+        return unit(
+            torch.stack([(weights or {}).get(name, 1.0) * rows for name, rows in embedded.items()]).sum(0)
+        )
 
     def save(self, folder: str | Path) -> Path:
         """Write a bundle: safetensors, the recipe, provenance and a model card. See `geobind.bundle.save`."""
@@ -248,7 +268,7 @@ class Binder(nn.Module):
 
 
 @contextmanager
-def _still(encoder: nn.Module) -> Iterator[None]:
+def _still(encoder: nn.Module) -> Generator[None]:
     """Put an encoder in eval mode without gradients, and back as it was afterwards."""
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()

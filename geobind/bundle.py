@@ -173,14 +173,20 @@ def _modality(card: Card, name: str, options: Mapping[str, Any], folder: Path) -
             f"  install it: pip install {f'{origin.distribution}=={origin.version}' if origin else name}"
         )
     plugin = registry.plugins[name]
-    if origin and (plugin.source.distribution, plugin.source.version) != (origin.distribution, origin.version):
-        warnings.warn(f"{folder}: '{name}' was made with {made_with}; installed is {plugin.source}", stacklevel=4)
+    if origin and (plugin.source.distribution, plugin.source.version) != (
+        origin.distribution,
+        origin.version,
+    ):
+        warnings.warn(
+            f"{folder}: '{name}' was made with {made_with}; installed is {plugin.source}", stacklevel=4
+        )
     try:
         return plugin.modality.model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
         raise CheckpointError(
-            f"{folder}: {plugin.source} does not take the bundle's options of '{name}' (made with {made_with}): "
+            f"{folder}: {plugin.source} does not take the bundle's options of '{name}' "
+            f"(made with {made_with}): "
             f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         ) from None
 

@@ -50,7 +50,9 @@ class Modality(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     name: ClassVar[str]  # the word recipes and `Binder.embed` use
-    role: ClassVar[Role]  # "frozen": no stage may train it unless the recipe says so; "trainable": a stage may
+    role: ClassVar[
+        Role
+    ]  # "frozen": no stage may train it unless the recipe says so; "trainable": a stage may
     accepts: ClassVar[str] = ""  # the raw inputs `prepare` takes, in one line for people
 
     @abstractmethod

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_USE = '''```python
+_USE = """```python
 from geobind import Binder
 
 binder = Binder.from_pretrained("{name}")   # a folder, or owner/name on the hub
 embeddings = binder.embed("{modality}", inputs)   # unit length, (N, {width})
-```'''
+```"""
 
 
 def model_card(card: Mapping[str, Any]) -> str:
@@ -19,7 +19,12 @@ def model_card(card: Mapping[str, Any]) -> str:
 
 
 def _lines(card: Mapping[str, Any]) -> Iterator[str]:
-    yield from ("---", "library_name: geobind", "tags: [remote-sensing, multimodal, contrastive-learning]", "---")
+    yield from (
+        "---",
+        "library_name: geobind",
+        "tags: [remote-sensing, multimodal, contrastive-learning]",
+        "---",
+    )
     yield from (f"# {card['name']}", "")
     names = ", ".join(card["modalities"])
     yield f"A geobind bundle: {names} in one space of {card['width']} dimensions."
@@ -28,10 +33,14 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "## Modalities", "", "| modality | plugin | weights (SHA-256) |", "|---|---|---|")
     for name in card["modalities"]:
         origin = card["plugins"].get(name, {})
-        yield f"| {name} | {origin.get('distribution', '?')} {origin.get('version', '')} | `{card['digests'].get(name, '')[:16]}` |"
+        plugin = f"{origin.get('distribution', '?')} {origin.get('version', '')}"
+        yield f"| {name} | {plugin} | `{card['digests'].get(name, '')[:16]}` |"
     if card["stages"]:
         yield from ("", "## Training", "")
-        yield from ("| stage | aligned | with | trained | pairs | steps | loss | temperature |", "|---|---|---|---|---|---|---|---|")
+        yield from (
+            "| stage | aligned | with | trained | pairs | steps | loss | temperature |",
+            "|---|---|---|---|---|---|---|---|",
+        )
         for stage in card["stages"]:
             yield (
                 f"| {stage['name']} | {stage['align']} | {stage['anchor']} | {', '.join(stage['train'])} "
@@ -50,11 +59,14 @@ def _measured(metrics: Mapping[str, Any]) -> Iterator[str]:
     rows = metrics.get("rows") or []
     if not rows:
         return
-    shown = [name for name in ("R@1", "R@5", "R@10", "median_rank", "label_mAP") if name in rows[0]["metrics"]]
+    shown = [
+        name for name in ("R@1", "R@5", "R@10", "median_rank", "label_mAP") if name in rows[0]["metrics"]
+    ]
     yield from ("", "## Retrieval on held-out rows", "", "Chance in brackets.", "")
     yield "| query | gallery | pair | rows | " + " | ".join(shown) + " |"
     yield "|---|---|---|---|" + "---|" * len(shown)
     for row in rows:
         values = (row["metrics"].get(name, {}) for name in shown)
         cells = [f"{v.get('value', float('nan')):.3g} ({v.get('chance', float('nan')):.3g})" for v in values]
-        yield f"| {row['query']} | {row['gallery']} | {row['mark']} | {row['gallery_size']} | {' | '.join(cells)} |"
+        facts = (row["query"], row["gallery"], row["mark"], str(row["gallery_size"]), *cells)
+        yield f"| {' | '.join(facts)} |"

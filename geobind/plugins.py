@@ -1,4 +1,4 @@
-"""Find plugins by their entry points, load each on its own, check what they provide, and explain what is missing."""
+"""Find plugins by entry point, load each on its own, check what they provide, explain what is missing."""
 
 from __future__ import annotations
 
@@ -138,7 +138,9 @@ def collect(entries: Iterable[EntryPoint]) -> Registry:
             usable[name] = plugins[0]
         else:
             who = " and ".join(str(plugin.source) for plugin in plugins)
-            broken.append(Broken(plugins[1].source, f"two plugins provide '{name}': {who}; uninstall one", name))
+            broken.append(
+                Broken(plugins[1].source, f"two plugins provide '{name}': {who}; uninstall one", name)
+            )
     return Registry(usable, tuple(broken))
 
 

@@ -101,7 +101,9 @@ def read_state(path: Path) -> dict[str, Any] | None:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its parser meets
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: not a checkpoint of this program ({reason}); remove it to start over") from error
+        raise CheckpointError(
+            f"{path}: not a checkpoint of this program ({reason}); remove it to start over"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -30,7 +30,11 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps({"ok": not problems, "problems": [p._asdict() for p in problems]}, indent=1))
         sys.exit(2 if problems else 0)
     if checked is not None:
-        click.echo(f"{checked.name}: good; {len(checked.modalities)} modalities, {len(checked.stages)} stages")
+        click.echo(
+            f"{checked.name}: good; {len(checked.modalities)} modalities, {len(checked.stages)} stages"
+        )
         for stage in checked.stages:
             trained = ", ".join(f"{n} ({p})" if p != "full" else n for n, p in stage.parts.items())
-            click.echo(f"  {stage.name}: align {stage.align} with {checked.anchor_of(stage)}, train {trained}")
+            click.echo(
+                f"  {stage.name}: align {stage.align} with {checked.anchor_of(stage)}, train {trained}"
+            )

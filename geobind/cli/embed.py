@@ -22,7 +22,9 @@ def command(bundle: str, modality: str, inputs: tuple[str, ...], out: Path, batc
     from geobind.binder import Binder
     from geobind.storage import write
 
-    embedding_ND = Binder.from_pretrained(bundle).embed(modality, list(inputs), batch_size=batch_size, numpy=True)
+    embedding_ND = Binder.from_pretrained(bundle).embed(
+        modality, list(inputs), batch_size=batch_size, numpy=True
+    )
     buffer = io.BytesIO()
     np.save(buffer, embedding_ND, allow_pickle=False)
     write(out, buffer.getvalue())

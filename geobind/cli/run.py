@@ -12,7 +12,9 @@ from geobind.cli.options import overrides_option, recipe_argument
 @click.command("run")
 @recipe_argument
 @overrides_option
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; default: runs/NAME of the recipe.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the run; default: runs/NAME of the recipe."
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in that folder.")
 def command(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool) -> None:
     """Run RECIPE, a YAML file or the name of a shipped recipe: train its stages, measure, save a bundle."""

@@ -6,7 +6,7 @@ import copy
 import difflib
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,7 +15,6 @@ from geobind.modality import Modality
 from geobind.plugins import Registry
 from geobind.recipe.reading import Path_, Problem, Written, strings
 from geobind.recipe.schema import Entry, Recipe, Stage
-
 
 # What a field that must be given is taken to be when it was given wrongly, so that the rest can be checked.
 _STAND_INS: dict[str | int, Any] = {"name": "unnamed", "batch_size": 2, "period": 1}
@@ -64,13 +63,15 @@ def check_modalities(
     built: dict[str, Modality] = {}
     problems: list[Problem] = []
     entries = written.values.get("modalities")
-    for name, values in (entries.items() if isinstance(entries, dict) else ()):
+    for name, values in entries.items() if isinstance(entries, dict) else ():
         path: Path_ = ("modalities", str(name))
         try:
             cls = registry.get(str(name))
             options = Entry.model_validate(values or {}).options
             absent = [(at, text) for at, text in strings(options, path) if _is_path(text, base) is False]
-            problems += [written.problem(at, f"no such file or folder: {text} (from {base})") for at, text in absent]
+            problems += [
+                written.problem(at, f"no such file or folder: {text} (from {base})") for at, text in absent
+            ]
             if not absent:
                 built[str(name)] = cls.model_validate(_located(options, base))
         except PluginError as error:
@@ -109,11 +110,15 @@ def check_stages(
     for index, stage in enumerate(recipe.stages):
         path: Path_ = ("stages", index)
         if stage.name in names[:index]:
-            problems.append(written.problem((*path, "name"), f"stage {stage.name!r} is there already; rename one"))
+            problems.append(
+                written.problem((*path, "name"), f"stage {stage.name!r} is there already; rename one")
+            )
         found = [(at, message) for at, message in _stage(recipe, stage, built) if at or index not in marred]
         problems.extend(written.problem((*path, *at), message) for at, message in found)
     if recipe.evaluate and recipe.evaluate.data is None and recipe.data is None:
-        problems.append(written.problem(("evaluate",), "has no rows: give `data` here or for the whole recipe"))
+        problems.append(
+            written.problem(("evaluate",), "has no rows: give `data` here or for the whole recipe")
+        )
     return problems
 
 
@@ -213,9 +218,14 @@ def _written_path(values: Any, loc: Path_) -> Path_:
             isinstance(node, list) and isinstance(word, int) and word < len(node)
         )
         if inside:
-            node = node[word]
+            node = cast(Any, node)[word]
             path.append(word)
-        elif position == len(loc) - 1 and isinstance(node, dict) and isinstance(word, str) and word.isidentifier():
+        elif (
+            position == len(loc) - 1
+            and isinstance(node, dict)
+            and isinstance(word, str)
+            and word.isidentifier()
+        ):
             path.append(word)
     return tuple(path)
 

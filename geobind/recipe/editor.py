@@ -30,7 +30,7 @@ def editor_schema(registry: Registry) -> Schema:
 
 
 def options_of(cls: type[Modality]) -> list[dict[str, Any]]:
-    """List a modality's options, those inside options included: path, type, default, whether required, help."""
+    """List a modality's options, nested ones too: path, type, default, whether required, help."""
     schema = cls.model_json_schema()
     return list(_options(schema, schema.get("$defs", {}), ()))
 

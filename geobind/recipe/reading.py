@@ -78,11 +78,15 @@ def parse(text: str, file: str) -> tuple[dict[str, Any], dict[Path_, str]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
-        raise RecipeProblems([Problem(where, "", f"not valid YAML: {error.problem or error.context}")]) from None
+        raise RecipeProblems(
+            [Problem(where, "", f"not valid YAML: {error.problem or error.context}")]
+        ) from None
     except (yaml.YAMLError, RecursionError) as error:
         raise RecipeProblems([Problem(file, "", f"not valid YAML: {error}")]) from None
     if not isinstance(node, yaml.MappingNode):
-        raise RecipeProblems([Problem(f"{file}:1:1", "", "a recipe is a YAML mapping that starts with `name:`")])
+        raise RecipeProblems(
+            [Problem(f"{file}:1:1", "", "a recipe is a YAML mapping that starts with `name:`")]
+        )
     marks: dict[Path_, str] = {}
     problems: list[Problem] = []
     _mark(node, (), file, marks, problems)
@@ -99,7 +103,9 @@ def _mark(node: yaml.Node, path: Path_, file: str, marks: dict[Path_, str], prob
     where = f"{file}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
     marks.setdefault(path, where)
     if len(marks) > _MAX_NODES or len(path) > 50:
-        raise RecipeProblems([Problem(where, "", f"more than {_MAX_NODES} values, or nested more than 50 deep")])
+        raise RecipeProblems(
+            [Problem(where, "", f"more than {_MAX_NODES} values, or nested more than 50 deep")]
+        )
     if isinstance(node, yaml.SequenceNode):
         for index, child in enumerate(node.value):
             _mark(child, (*path, index), file, marks, problems)
@@ -109,7 +115,9 @@ def _mark(node: yaml.Node, path: Path_, file: str, marks: dict[Path_, str], prob
             key = str(key_node.value)
             place = f"{file}:{key_node.start_mark.line + 1}:{key_node.start_mark.column + 1}"
             if key == "<<":
-                problems.append(Problem(place, "", "merge keys (<<) are not read; write an alias (*name) instead"))
+                problems.append(
+                    Problem(place, "", "merge keys (<<) are not read; write an alias (*name) instead")
+                )
             if key in seen:
                 problems.append(Problem(place, ".".join(map(str, (*path, key))), "written twice; keep one"))
             seen.add(key)
@@ -128,10 +136,12 @@ def _text(file: Path) -> str:
 
 
 def _configured(values: dict[str, Any], file: str) -> Any:
-    # OmegaConf's resolvers read environment variables, which would be saved with the recipe: allow keys alone.
+    # OmegaConf's resolvers read environment variables, which would be saved with the recipe: keys alone.
     for path, text in strings(values, ()):
         if "${" in text and ":" in text.split("${", 1)[1].split("}", 1)[0]:
-            raise RecipeProblems([Problem(file, ".".join(map(str, path)), "${...} may name another key only")])
+            raise RecipeProblems(
+                [Problem(file, ".".join(map(str, path)), "${...} may name another key only")]
+            )
     return OmegaConf.create(values)
 
 
@@ -152,13 +162,22 @@ def _override(config: Any, override: str) -> Path_:
     if not equals or not dotted.strip():
         raise RecipeProblems([Problem(f"--set {override}", "", "write it as --set stages.0.batch_size=64")])
     if "${" in text:
-        raise RecipeProblems([Problem(f"--set {override}", "", "interpolation is not read here; write the value")])
+        raise RecipeProblems(
+            [Problem(f"--set {override}", "", "interpolation is not read here; write the value")]
+        )
     try:
         # OmegaConf reads 1e-4 as a number; YAML 1.1 reads it as a string.
         value = OmegaConf.create(f"value: {text}").value if text.strip() else None
         path = tuple(_step(config, dotted.split(".")))
         OmegaConf.update(config, ".".join(map(str, path)), value, merge=False, force_add=True)
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AssertionError, IndexError) as error:
+    except (
+        OmegaConfBaseException,
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        AssertionError,
+        IndexError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RecipeProblems([Problem(f"--set {dotted}", "", f"does not fit the recipe: {reason}")]) from None
     return path
@@ -186,7 +205,9 @@ def _resolved(config: Any, file: str) -> dict[str, Any]:
     try:
         return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
-        raise RecipeProblems([Problem(file, "", f"interpolation failed: {str(error).splitlines()[0]}")]) from None
+        raise RecipeProblems(
+            [Problem(file, "", f"interpolation failed: {str(error).splitlines()[0]}")]
+        ) from None
 
 
 def dump(values: dict[str, Any]) -> str:

@@ -24,15 +24,19 @@ class Options(BaseModel):
 class Temperature(Options):
     """The temperature of a contrastive loss: similarities are divided by it."""
 
-    init: float = Field(0.07, gt=0, le=10, description="value at the start of the stage")
-    learn: bool = Field(True, description="whether the stage trains it")
-    minimum: float = Field(0.01, gt=0, description="lower bound; CLIP's logit scale of at most 100 is 0.01")
-    maximum: float = Field(1.0, gt=0, description="upper bound")
+    init: float = Field(default=0.07, gt=0, le=10, description="value at the start of the stage")
+    learn: bool = Field(default=True, description="whether the stage trains it")
+    minimum: float = Field(
+        default=0.01, gt=0, description="lower bound; CLIP's logit scale of at most 100 is 0.01"
+    )
+    maximum: float = Field(default=1.0, gt=0, description="upper bound")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if not self.minimum <= self.init <= self.maximum:
-            raise ValueError(f"needs minimum <= init <= maximum, not {self.minimum}, {self.init}, {self.maximum}")
+            raise ValueError(
+                f"needs minimum <= init <= maximum, not {self.minimum}, {self.init}, {self.maximum}"
+            )
         return self
 
 
@@ -41,14 +45,14 @@ class InfoNCE(Options):
 
     name: Literal["infonce"] = "infonce"
     direction: Literal["both", "anchor_to_other", "other_to_anchor"] = Field(
-        "both", description="which side queries the other; both is the mean of the two"
+        default="both", description="which side queries the other; both is the mean of the two"
     )
     temperature: Temperature = Temperature()
     positives: Literal["pair", "label"] = Field(
-        "pair", description="a row's positives: its own pair alone, or every row of its label"
+        default="pair", description="a row's positives: its own pair alone, or every row of its label"
     )
     ignore_within_m: float | None = Field(
-        None, gt=0, description="rows of places nearer than this many metres are no negatives"
+        default=None, gt=0, description="rows of places nearer than this many metres are no negatives"
     )
 
 
@@ -57,32 +61,36 @@ class SigLIP(Options):
 
     name: Literal["siglip"]
     temperature: Temperature = Temperature(init=0.1)
-    bias: float = Field(-10.0, description="added to every logit at the start; learned")
+    bias: float = Field(default=-10.0, description="added to every logit at the start; learned")
 
 
 class AdamW(Options):
     """AdamW; the defaults are CLIP's, with a learning rate for small models."""
 
     name: Literal["adamw"] = "adamw"
-    lr: float = Field(5e-4, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="decay of the two moments")
-    eps: float = Field(1e-6, gt=0)
-    weight_decay: float = Field(0.2, ge=0, description="not applied to biases, norms and the temperature")
+    lr: float = Field(default=5e-4, gt=0, description="peak learning rate")
+    betas: tuple[float, float] = Field(default=(0.9, 0.98), description="decay of the two moments")
+    eps: float = Field(default=1e-6, gt=0)
+    weight_decay: float = Field(
+        default=0.2, ge=0, description="not applied to biases, norms and the temperature"
+    )
 
 
 class Constant(Options):
     """The peak learning rate throughout, after a linear warm-up."""
 
     name: Literal["constant"]
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
 
 
 class Cosine(Options):
     """Linear warm-up, then half a cosine from the peak down to `final` times the peak."""
 
     name: Literal["cosine"] = "cosine"
-    warmup_steps: int = Field(0, ge=0)
-    final: float = Field(0.0, ge=0, le=1, description="learning rate at the end, as a share of the peak")
+    warmup_steps: int = Field(default=0, ge=0)
+    final: float = Field(
+        default=0.0, ge=0, le=1, description="learning rate at the end, as a share of the peak"
+    )
 
 
 class WarmRestarts(Options):
@@ -90,9 +98,13 @@ class WarmRestarts(Options):
 
     name: Literal["warm_restarts"]
     period: int = Field(gt=0, description="steps of the first period")
-    multiplier: int = Field(1, ge=1, description="each period is this many times as long as the one before")
-    warmup_steps: int = Field(0, ge=0)
-    final: float = Field(0.0, ge=0, le=1, description="learning rate at a period's end, as a share of the peak")
+    multiplier: int = Field(
+        default=1, ge=1, description="each period is this many times as long as the one before"
+    )
+    warmup_steps: int = Field(default=0, ge=0)
+    final: float = Field(
+        default=0.0, ge=0, le=1, description="learning rate at a period's end, as a share of the peak"
+    )
 
 
 class Stage(Options):
@@ -100,19 +112,27 @@ class Stage(Options):
 
     name: Name
     align: str = Field(description="the modality to align with the anchor")
-    anchor: str | None = Field(None, description="the modality aligned with; default: the recipe's anchor")
+    anchor: str | None = Field(
+        default=None, description="the modality aligned with; default: the recipe's anchor"
+    )
     train: list[str] | dict[str, Part] = Field(description="the encoders to train, whole or by their head")
-    data: DataOptions | None = Field(None, description="default: the aligned modality's data, or the recipe's")
-    split: str = Field("train", description="the rows of the data to train on")
+    data: DataOptions | None = Field(
+        default=None, description="default: the aligned modality's data, or the recipe's"
+    )
+    split: str = Field(default="train", description="the rows of the data to train on")
     batch_size: int = Field(ge=2, description="pairs per step over all devices together, as negatives are")
-    epochs: int | None = Field(None, gt=0)
-    steps: int | None = Field(None, gt=0)
+    epochs: int | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0)
     loss: Annotated[InfoNCE | SigLIP, Field(discriminator="name")] = InfoNCE()
     optimizer: AdamW = AdamW()
     schedule: Annotated[Constant | Cosine | WarmRestarts, Field(discriminator="name")] = Cosine()
-    precision: Precision | None = Field(None, description="default: the recipe's")
-    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
-    checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints; 0: every step")
+    precision: Precision | None = Field(default=None, description="default: the recipe's")
+    clip_norm: float | None = Field(
+        default=1.0, gt=0, description="largest norm of the gradient; null: no clipping"
+    )
+    checkpoint_seconds: float = Field(
+        default=60.0, ge=0, description="least time between two checkpoints; 0: every step"
+    )
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -125,7 +145,7 @@ class Fabric(Options):
 
     accelerator: str = "auto"
     devices: int | Literal["auto"] = "auto"
-    num_nodes: int = Field(1, ge=1)
+    num_nodes: int = Field(default=1, ge=1)
     strategy: str = "auto"
     precision: Precision = "32-true"
 
@@ -133,12 +153,12 @@ class Fabric(Options):
 class Evaluation(Options):
     """What is measured after the last stage: retrieval for every ordered pair of modalities."""
 
-    data: DataOptions | None = Field(None, description="default: the recipe's data")
-    split: str = Field("test", description="rows no stage has trained on")
+    data: DataOptions | None = Field(default=None, description="default: the recipe's data")
+    split: str = Field(default="test", description="rows no stage has trained on")
     by: Literal["row", "label"] = Field(
-        "row", description="the right answer to a query: its own row, or any row of its class"
+        default="row", description="the right answer to a query: its own row, or any row of its class"
     )
-    limit: int | None = Field(None, gt=1, description="at most this many rows, the first ones")
+    limit: int | None = Field(default=None, gt=1, description="at most this many rows, the first ones")
 
 
 class Entry(BaseModel):
@@ -146,8 +166,8 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    role: Role | None = Field(None, description="overrides the plugin's role, in plain sight")
-    data: DataOptions | None = Field(None, description="where its pairs with the anchor come from")
+    role: Role | None = Field(default=None, description="overrides the plugin's role, in plain sight")
+    data: DataOptions | None = Field(default=None, description="where its pairs with the anchor come from")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -159,14 +179,20 @@ class Recipe(Options):
     """Modalities, and the stages that bind them."""
 
     name: Name
-    seed: int = Field(0, ge=0, lt=2**32)
-    width: int = Field(512, ge=2, le=65536, description="length of an embedding in the shared space")
-    anchor: str = Field("satellite", description="the modality that stages align with unless they say otherwise")
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    width: int = Field(default=512, ge=2, le=65536, description="length of an embedding in the shared space")
+    anchor: str = Field(
+        default="satellite", description="the modality that stages align with unless they say otherwise"
+    )
     modalities: dict[str, Entry] = Field(min_length=1)
-    data: DataOptions | None = Field(None, description="rows for every stage that names none of its own")
+    data: DataOptions | None = Field(
+        default=None, description="rows for every stage that names none of its own"
+    )
     fabric: Fabric = Fabric()
-    workers: int | Literal["auto"] = Field("auto", description="processes that load data; 0: none")
-    max_broken: float = Field(0.01, ge=0, le=1, description="share of broken samples past which a stage stops")
+    workers: int | Literal["auto"] = Field(default="auto", description="processes that load data; 0: none")
+    max_broken: float = Field(
+        default=0.01, ge=0, le=1, description="share of broken samples past which a stage stops"
+    )
     stages: list[Stage] = Field(min_length=1)
     evaluate: Evaluation | None = None
 

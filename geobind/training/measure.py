@@ -80,7 +80,9 @@ def _by_row(table: Table, found: Mapping[str, Embedded], trained: Trained) -> Pa
 def _by_label(table: Table, found: Mapping[str, Embedded], trained: Trained) -> PairTable:
     labels = table.labels
     if labels is None or any(label is None for label in labels):
-        raise DataError(f"{table.name}: evaluation by label needs a `label` in every row of split '{table.view}'")
+        raise DataError(
+            f"{table.name}: evaluation by label needs a `label` in every row of split '{table.view}'"
+        )
     return PairTable(tuple(_label_rows(labels, found, trained)), (), Settings())
 
 

@@ -1,4 +1,4 @@
-"""What a stage tells while it runs: metrics.csv, a progress line, and the alarm when the loss is not finite."""
+"""What a stage tells while it runs: metrics.csv, a progress line, an alarm when the loss is not finite."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Metrics:
             rows = list(csv.DictReader(file))
         kept = [row for row in rows if row["stage"] != stage or int(row["step"] or 0) < step]
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, FIELDS, lineterminator="\n", extrasaction="ignore")
+        writer = csv.DictWriter[str](text, FIELDS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(kept)
         storage.write(self.path, text.getvalue().encode())
@@ -56,7 +56,7 @@ class Metrics:
         new = not self.path.exists()
         try:
             with self.path.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+                writer = csv.DictWriter[str](file, FIELDS, lineterminator="\n")
                 if new:
                     writer.writeheader()
                 writer.writerows({"stage": stage, **row} for row in rows)

@@ -16,12 +16,12 @@ from geobind.binder import Binder
 from geobind.data.loading import PairLoader, PairMeta
 from geobind.modality import Pair
 from geobind.recipe import Recipe, Stage
+from geobind.seeds import seed_of
 from geobind.training.bind import Bind, across_ranks, make_loss
 from geobind.training.freezing import check_frozen, frozen_digests, parameter_groups, set_trainable
 from geobind.training.losses import Context, label_ids, unit_sphere
 from geobind.training.record import Metrics, Recorder, Step
 from geobind.training.schedule import learning_rate
-from geobind.seeds import seed_of
 
 
 class Job(NamedTuple):
@@ -135,7 +135,7 @@ def _context(fabric: Fabric, stage: Stage, meta: PairMeta) -> Context | None:
     labels = xyz = None
     gather = across_ranks(fabric.all_gather, fabric.world_size)
     if stage.loss.positives == "label":
-        labels = gather(label_ids(meta.labels).to(fabric.device))
+        labels = gather(label_ids(meta.labels or [None] * len(meta.keys)).to(fabric.device))
     if stage.loss.ignore_within_m is not None:
         xyz = gather(unit_sphere(torch.as_tensor(meta.lat), torch.as_tensor(meta.lon)).to(fabric.device))
     if labels is None and xyz is None:

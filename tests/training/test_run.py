@@ -53,7 +53,9 @@ def whole(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(plugins, "registry", toy.registry)
     torch.set_num_threads(1)
-    yield toy_run(tmp_path_factory.mktemp("whole"), "modalities.left.dropout=0.2", "modalities.right.noise=0.1")
+    yield toy_run(
+        tmp_path_factory.mktemp("whole"), "modalities.left.dropout=0.2", "modalities.right.noise=0.1"
+    )
     patch.undo()
 
 
@@ -84,7 +86,10 @@ def test_worker_processes_change_nothing(whole, tmp_path):
 def test_frozen_encoders_are_bit_equal_after_a_stage(whole):
     first = load_file(whole / "stages" / "01_one" / "trained.safetensors")
     last = weights(whole)
-    assert same({k: v for k, v in last.items() if k.startswith("left.")}, {k: v for k, v in first.items() if "left." in k})
+    assert same(
+        {k: v for k, v in last.items() if k.startswith("left.")},
+        {k: v for k, v in first.items() if "left." in k},
+    )
     fresh = Binder({"cold": toy.Cold()}, 8, seed=0).encoders.state_dict()
     assert same({k: v for k, v in last.items() if k.startswith("cold.")}, fresh)
     assert not torch.equal(first["right.head.weight"], last["right.head.weight"])
@@ -137,7 +142,9 @@ def test_a_changed_stage_is_run_again_and_those_before_it_are_not(tmp_path, caps
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     toy_run(tmp_path)
-    with pytest.raises(RecipeError, match=r"holds a run already: go on with it \(--resume\), or choose another"):
+    with pytest.raises(
+        RecipeError, match=r"holds a run already: go on with it \(--resume\), or choose another"
+    ):
         toy_run(tmp_path)
 
 
@@ -174,7 +181,9 @@ def test_a_full_disk_ends_clearly_and_the_run_can_go_on(whole, tmp_path, monkeyp
 
     monkeypatch.setattr(os, "fsync", full)
     options = ("modalities.left.dropout=0.2", "modalities.right.noise=0.1")
-    with pytest.raises(StorageError, match=r"state\.ckpt: the disk is full; nothing finished is lost.*--resume"):
+    with pytest.raises(
+        StorageError, match=r"state\.ckpt: the disk is full; nothing finished is lost.*--resume"
+    ):
         toy_run(tmp_path, *options)
     monkeypatch.setattr(os, "fsync", sync)
     assert same(weights(whole), weights(toy_run(tmp_path, *options, resume=True)))
@@ -187,7 +196,9 @@ def test_a_wrong_width_is_found_before_training(tmp_path):
 
 
 def test_a_head_that_is_not_there_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(toy.Right, "encoder", lambda self, width, *, pretrained=True: torch.nn.Linear(10, width))
+    monkeypatch.setattr(
+        toy.Right, "encoder", lambda self, width, *, pretrained=True: torch.nn.Linear(10, width)
+    )
     with pytest.raises(RecipeError, match="encoder of 'right' has no head"):
         toy_run(tmp_path, "stages.0.train={right: head}")
 
@@ -202,9 +213,13 @@ def test_a_fabric_that_this_machine_has_not_is_told(tmp_path):
         toy_run(tmp_path, "fabric.accelerator=abacus")
 
 
-@pytest.mark.parametrize("loss", ["{name: siglip}", "{name: infonce, direction: anchor_to_other, positives: label}"])
+@pytest.mark.parametrize(
+    "loss", ["{name: siglip}", "{name: infonce, direction: anchor_to_other, positives: label}"]
+)
 def test_other_losses_train_too(tmp_path, loss):
-    found = [value for stage, _, value in losses(toy_run(tmp_path, f"stages.0.loss={loss}")) if stage == "one"]
+    found = [
+        value for stage, _, value in losses(toy_run(tmp_path, f"stages.0.loss={loss}")) if stage == "one"
+    ]
     assert sum(found[-3:]) < sum(found[:3])
 
 

@@ -43,6 +43,10 @@ class Net(nn.Module):
         return self.head(self.trunk(x_BF))
 
 
+def grow(net: Net, _) -> None:
+    net.head.weight.data.mul_(1.01)
+
+
 class Numbers(Modality):
     """Ten numbers."""
 
@@ -57,7 +61,7 @@ class Numbers(Modality):
     def encoder(self, width: int, *, pretrained: bool = True) -> nn.Module:
         net = Net(width + self.wrong_width, self.dropout, self.norm)
         if self.drift:
-            net.register_forward_hook(lambda module, *_: module.head.weight.data.mul_(1.01) and None)
+            net.register_forward_pre_hook(grow)
         return net
 
     def prepare(self, raw, *, training: bool = False) -> torch.Tensor:
@@ -82,7 +86,9 @@ class Right(Numbers):
 
     def pairs(self, split: str, anchor: str) -> list[Pair]:
         pairs = [
-            Pair(view(i, "left"), view(i, "right"), f"row{i}", Place(i / 2, i), "even" if i % 2 == 0 else "odd")
+            Pair(
+                view(i, "left"), view(i, "right"), f"row{i}", Place(i / 2, i), "even" if i % 2 == 0 else "odd"
+            )
             for i in range(self.count)
         ]
         if self.poison is not None:

@@ -1,0 +1,158 @@
+"""The cost of the framework: our training stage against a bare PyTorch loop on the same model and batches.
+
+    python benchmarks/loop.py [--steps 12] [--rounds 7] [--batch 64]
+
+Both sides read the same images in the same order and train the same resnet18 against the same frozen one,
+with InfoNCE, AdamW, clipping and a cosine schedule; ours also logs every step, checks the loss and writes
+metrics.csv. Rounds alternate; printed are medians and their ratio, in CPU seconds, which other programs
+on the machine disturb least. What is done once a stage (hashes, files) is taken off by running it for one step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from geobind import plugins
+from geobind.binder import Binder, unit
+from geobind.data.order import batch_indices
+from geobind.modality import Modality, Pair
+from geobind.recipe import recipe_from
+from geobind.seeds import seed_of
+
+WIDTH = 128
+IMAGES = np.random.default_rng(0).integers(0, 256, (2048, 3, 64, 64), dtype=np.uint8)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        import timm
+
+        self.trunk = timm.create_model("resnet18", num_classes=0)
+        self.head = nn.Linear(512, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.trunk(x.float() / 255))
+
+
+class One(Modality):
+    """Images, trained."""
+
+    name, role = "one", "trainable"
+
+    def encoder(self, width: int, *, pretrained: bool = True) -> nn.Module:
+        return Net()
+
+    def prepare(self, raw, *, training: bool = False) -> torch.Tensor:
+        return torch.from_numpy(IMAGES[raw])
+
+
+class Two(One):
+    """The same images, frozen; brings the pairs."""
+
+    name, role = "two", "frozen"
+
+    def pairs(self, split: str, anchor: str) -> list[Pair]:
+        return [Pair(i, i, str(i)) for i in range(len(IMAGES))]
+
+
+class Plain(Dataset):
+    def __len__(self) -> int:
+        return len(IMAGES)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.from_numpy(IMAGES[i]), torch.from_numpy(IMAGES[i])
+
+
+def recipe(steps: int, batch: int):
+    registry = {c.name: plugins.Plugin(c, plugins.Source(c.name, "benchmark", "0")) for c in (One, Two)}
+    plugins.registry = lambda: plugins.Registry(registry, ())
+    stage = {"name": "s", "align": "two", "train": ["one"], "batch_size": batch, "steps": steps}
+    values = {"name": "loop", "width": WIDTH, "anchor": "one", "workers": 0, "fabric": {"accelerator": "cpu"}}
+    return recipe_from(
+        {**values, "modalities": {"one": {}, "two": {}}, "stages": [stage]}, Path(), source="loop"
+    )
+
+
+def ours(steps: int, batch: int) -> float:
+    from geobind.training.record import Metrics
+    from geobind.training.run import make_fabric
+    from geobind.training.stage import Job, run_stage
+
+    made = recipe(steps, batch)
+    binder = Binder(made.built, WIDTH, seed=0)
+    fabric = make_fabric(made.fabric, "32-true")
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(
+            made,
+            made.stages[0],
+            binder,
+            made.built["two"].pairs("train", "one"),
+            Path(folder),
+            Metrics(Path(folder) / "m.csv"),
+            "key",
+        )
+        start = time.process_time()
+        run_stage(fabric, job)
+        return time.process_time() - start
+
+
+def bare(steps: int, batch: int) -> float:
+    binder = Binder(recipe(steps, batch).built, WIDTH, seed=0)
+    trained, frozen = binder.encoders["one"].train(), binder.encoders["two"].eval().requires_grad_(False)
+    scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+    optimizer = torch.optim.AdamW([*trained.parameters(), scale], lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    order = [
+        i
+        for step in range(steps)
+        for i in batch_indices(len(IMAGES), batch, step, seed_of(0, "s", "data")).tolist()
+    ]
+    start = time.process_time()
+    for x, y in DataLoader(Plain(), batch, sampler=order):
+        logits = unit(trained(x)) @ unit(frozen(y)).T * scale.exp()
+        target = torch.arange(len(logits))
+        loss = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        loss.item()
+    return time.process_time() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=64)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    times: dict[str, list[float]] = {"bare": [], "ours": []}
+    bare(1, args.batch), ours(1, args.batch)  # the first call pays for imports
+    for _ in range(args.rounds):
+        for name, call in (("bare", bare), ("ours", ours)):
+            times[name].append((call(args.steps + 1, args.batch) - call(1, args.batch)) / args.steps)
+    middle = {name: statistics.median(values) for name, values in times.items()}
+    for name, value in middle.items():
+        spread = f"{min(times[name]):.4f} to {max(times[name]):.4f}"
+        print(f"{name}: {value:.4f} CPU s a step ({spread} in {args.rounds} rounds)")
+    rounds = [o / b for o, b in zip(times["ours"], times["bare"], strict=True)]
+    print(
+        f"ours / bare: {middle['ours'] / middle['bare']:.3f} (median of rounds {statistics.median(rounds):.3f})"
+    )
+
+
+if __name__ == "__main__":
+    main()
