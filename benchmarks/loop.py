@@ -5,7 +5,7 @@
 Both sides read the same images in the same order and train the same resnet18 against the same frozen one,
 with InfoNCE, AdamW, clipping and a cosine schedule; ours also logs every step, checks the loss and writes
 metrics.csv. Rounds alternate; printed are medians and their ratio, in CPU seconds, which other programs
-on the machine disturb least. What is done once a stage (hashes, files) is taken off by running it for one step.
+on the machine disturb least. What is done once a stage (hashes, files) is taken off: it is run for one step.
 """
 
 from __future__ import annotations
@@ -149,9 +149,8 @@ def main() -> None:
         spread = f"{min(times[name]):.4f} to {max(times[name]):.4f}"
         print(f"{name}: {value:.4f} CPU s a step ({spread} in {args.rounds} rounds)")
     rounds = [o / b for o, b in zip(times["ours"], times["bare"], strict=True)]
-    print(
-        f"ours / bare: {middle['ours'] / middle['bare']:.3f} (median of rounds {statistics.median(rounds):.3f})"
-    )
+    ratio, per_round = middle["ours"] / middle["bare"], statistics.median(rounds)
+    print(f"ours / bare: {ratio:.3f} (median of the rounds' ratios {per_round:.3f})")
 
 
 if __name__ == "__main__":

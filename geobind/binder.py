@@ -5,8 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -17,6 +16,7 @@ from torch.nn import functional
 
 from geobind.data.loading import collate
 from geobind.errors import DataError, PluginError
+from geobind.inputs import class_examples, grouped, is_many, moved, prepared, still
 from geobind.modality import Modality
 from geobind.progress import track
 from geobind.seeds import seed_of
@@ -146,13 +146,13 @@ class Binder(nn.Module):
         kind = self.modality(modality)
         if batch_size < 1:
             raise DataError(f"batch_size must be at least 1, not {batch_size}")
-        inputs = x if _is_many(x) else [x]
+        inputs = x if is_many(x) else [x]
         total = len(inputs) if isinstance(inputs, Sequence) else None
         parts: list[Tensor] = []
-        with _still(self.encoders[modality]):
-            for group in _groups(track(inputs, f"embedding {modality}", total, progress), batch_size):
-                batch = collate([_prepared(kind, number, raw) for number, raw in group])
-                parts.append(self(modality, _moved(batch, self.device)).cpu())
+        with still(self.encoders[modality]):
+            for group in grouped(track(inputs, f"embedding {modality}", total, progress), batch_size):
+                batch = collate([prepared(kind, number, raw) for number, raw in group])
+                parts.append(self(modality, moved(batch, self.device)).cpu())
         if not parts:
             raise DataError(_EMPTY)
         embedding_ND = torch.cat(parts)
@@ -196,20 +196,9 @@ class Binder(nn.Module):
         Raises:
             DataError: No labels, a template without `{}`, or a temperature that is not positive.
         """
-        if not labels:
-            raise DataError("no labels to choose from")
         if not (temperature > 0 and math.isfinite(temperature)):
             raise DataError(f"temperature must be positive, not {temperature}")
-        if isinstance(labels, Mapping):
-            examples = [list(e) if _is_many(e) else [e] for e in labels.values()]
-        else:
-            if (
-                isinstance(labels, str)
-                or any("{}" not in template for template in templates)
-                or not templates
-            ):
-                raise DataError("labels must be a list of names, and every template must contain {}")
-            examples = [[template.replace("{}", label) for template in templates] for label in labels]
+        examples = class_examples(labels, templates)
         class_CD = torch.stack([self.embed(through, e, batch_size=batch_size).mean(0) for e in examples])
         similarity_NC = self.similarity(self.embed(modality, x, batch_size=batch_size), class_CD)
         return (similarity_NC / temperature).softmax(dim=-1)
@@ -265,49 +254,6 @@ class Binder(nn.Module):
         from geobind import bundle
 
         return bundle.push_to_hub(self, name, private=private)
-
-
-@contextmanager
-def _still(encoder: nn.Module) -> Generator[None]:
-    """Put an encoder in eval mode without gradients, and back as it was afterwards."""
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
-    try:
-        # Not inference_mode: a probe trained on its tensors could not run backward.
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _is_many(x: object) -> bool:
-    # A tuple is one input, (samples, rate); arrays and tensors are one input, whatever their axes.
-    return isinstance(x, Sequence | Iterator) and not isinstance(x, str | bytes | bytearray | tuple)
-
-
-def _groups(inputs: Iterable[Raw], size: int) -> Iterator[list[tuple[int, Raw]]]:
-    group: list[tuple[int, Raw]] = []
-    for numbered in enumerate(inputs):
-        group.append(numbered)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _prepared(modality: Modality, number: int, raw: Raw) -> Any:
-    try:
-        return modality.prepare(raw)
-    except DataError as error:
-        raise DataError(f"input {number} of modality '{modality.name}': {error}") from error
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
 def _rows(x: Tensor | NDArray[Any]) -> Tensor:

@@ -138,8 +138,7 @@ class PairLoader:
         self._seen += count
         self._faults |= {row: (key, reason) for row, key, reason in faults}
         seen = min(self._seen, len(self.pairs))
-        enough = not self.max_broken or seen >= min(_JUDGED_FROM, len(self.pairs))
-        if enough and len(self._faults) > self.max_broken * seen:
+        if seen >= min(_JUDGED_FROM, len(self.pairs)) and len(self._faults) > self.max_broken * seen:
             raise DataError(
                 f"{len(self._faults)} of {seen} rows seen cannot be used, more than max_broken "
                 f"({self.max_broken:g}) allows; mend or drop them, or raise it:{_listed(self.quarantined)}"
@@ -155,29 +154,35 @@ class _PairSamples(Dataset[Any]):
 
     def __init__(self, loader: PairLoader) -> None:
         self.pairs, self.batch_size, self.seed = loader.pairs, loader.batch_size, loader.seed
+        self.attempts = _ATTEMPTS if loader.max_broken else 0
         self.sides = (loader.anchor, loader.augment_anchor), (loader.other, loader.augment_other)
 
     def __getitem__(self, index: tuple[int, int]) -> _Sample | Failed:
         step, row = index
-        faults: list[Fault] = []
-        for attempt in range(_ATTEMPTS + 1):
+        faults: dict[int, tuple[str, str]] = {}
+        for attempt in range(self.attempts + 1):
             drawn = row if attempt == 0 else self._replacement(step, row, attempt)
             key = f"row {drawn}"
             try:
                 pair = self.pairs[drawn]
                 key = pair.key or key
-                with seeded(self.seed, step, drawn):
-                    anchor, other = (
-                        modality.prepare(_one(raw, random.randrange), training=augment)
-                        for raw, (modality, augment) in zip(
-                            (pair.anchor, pair.other), self.sides, strict=True
-                        )
-                    )
-                return _Sample(anchor, other, pair._replace(anchor=None, other=None, key=key), faults)
+                return self._prepared(step, drawn, pair._replace(key=key), faults)
             except DataError as error:
-                faults.append((drawn, key, str(error)))
-        named = [(key, reason) for _, key, reason in faults]
-        return Failed(f"a row and {_ATTEMPTS} others drawn instead of it cannot be used:{_listed(named)}")
+                faults[drawn] = key, str(error)
+            except Exception as error:  # a bug, not the data's fault: it ends the run, but say where
+                error.add_note(f"while preparing {key}")
+                raise
+        also = "" if self.attempts else " (max_broken is 0)"
+        return Failed(f"a row and what was drawn instead cannot be used{also}:{_listed([*faults.values()])}")
+
+    def _prepared(self, step: int, row: int, pair: Pair, faults: Mapping[int, tuple[str, str]]) -> _Sample:
+        with seeded(self.seed, step, row):
+            anchor, other = (
+                modality.prepare(_one(raw, random.randrange), training=augment)
+                for raw, (modality, augment) in zip((pair.anchor, pair.other), self.sides, strict=True)
+            )
+        known = pair._replace(anchor=None, other=None)
+        return _Sample(anchor, other, known, [(broken, *fault) for broken, fault in faults.items()])
 
     def _replacement(self, step: int, row: int, attempt: int) -> int:
         return replacement(len(self.pairs), self.batch_size, step, self.seed, row, attempt)

@@ -13,17 +13,17 @@ class ToyEarthOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    places: int = Field(4500, ge=1, le=1_000_000, description="places of split `train`")
-    held_out: int = Field(500, ge=0, le=1_000_000, description="places of split `test`")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="which planet, and which places on it")
-    tile_size: int = Field(64, ge=8, le=1024, description="side of a satellite tile, in pixels")
-    photo_size: int = Field(64, ge=8, le=1024, description="side of a ground photo, in pixels")
+    places: int = Field(default=4500, ge=1, le=1_000_000, description="places of split `train`")
+    held_out: int = Field(default=500, ge=0, le=1_000_000, description="places of split `test`")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="which planet, and which places on it")
+    tile_size: int = Field(default=64, ge=8, le=1024, description="side of a satellite tile, in pixels")
+    photo_size: int = Field(default=64, ge=8, le=1024, description="side of a ground photo, in pixels")
     gsd: float = Field(
-        10.0, ge=0.1, le=100, description="ground sampling distance of a tile, metres per pixel"
+        default=10.0, ge=0.1, le=100, description="ground sampling distance of a tile, metres per pixel"
     )
-    seconds: float = Field(2.0, ge=0.25, le=60, description="length of a sound")
-    rate: int = Field(16_000, ge=4000, le=48_000, description="sampling rate of a sound, in Hz")
-    captions: int = Field(5, ge=1, le=50, description="captions of a place")
+    seconds: float = Field(default=2.0, ge=0.25, le=60, description="length of a sound")
+    rate: int = Field(default=16_000, ge=4000, le=48_000, description="sampling rate of a sound, in Hz")
+    captions: int = Field(default=5, ge=1, le=50, description="captions of a place")
 
 
 class DataOptions(BaseModel):
@@ -32,26 +32,31 @@ class DataOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     manifest: Path | None = Field(
-        None, description="a CSV, JSONL or Parquet file with a row per place, relative to the recipe"
+        default=None, description="a CSV, JSONL or Parquet file with a row per place, relative to the recipe"
     )
-    toyearth: ToyEarthOptions | None = Field(None, description="a procedural planet instead of a manifest")
+    toyearth: ToyEarthOptions | None = Field(
+        default=None, description="a procedural planet instead of a manifest"
+    )
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="column of each modality, and of key, split, lat, lon, time, label; else its own name",
     )
-    files: tuple[str, ...] = Field((), description="columns whose strings name files, where that is in doubt")
+    files: tuple[str, ...] = Field(
+        default=(), description="columns whose strings name files, where that is in doubt"
+    )
     inline: tuple[str, ...] = Field(
-        (), description="columns whose strings are the text itself, where in doubt"
+        default=(), description="columns whose strings are the text itself, where in doubt"
     )
     root: Path | None = Field(
-        None,
+        default=None,
         description="folder that file names are relative to and cannot leave, relative to the recipe; "
         "by default the manifest's own",
     )
     links: tuple[Path, ...] = Field(
-        (), description="other folders that symbolic links under `root` may lead to, relative to the recipe"
+        default=(),
+        description="other folders that symbolic links under `root` may lead to, relative to the recipe",
     )
-    limit: int | None = Field(None, ge=1, description="use only this many rows from the top")
+    limit: int | None = Field(default=None, ge=1, description="use only this many rows from the top")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -135,8 +135,12 @@ class Table:
     def pair(self, index: int, anchor: str, other: str) -> Pair:
         """Return the two raw inputs of one row (counted in this table), and what is known about it."""
         row = int(self.rows_N[index])
-        raws = self.columns[anchor][row], self.columns[other][row]
-        return Pair(*raws, self._key(row), self._place(row), self._cell("label", row))
+        key = self._key(row)
+        try:
+            raws = self.columns[anchor][row], self.columns[other][row]
+        except DataError as error:
+            raise DataError(f"{key}: {error}") from error
+        return Pair(*raws, key, self._place(row), self._cell("label", row))
 
     def check_files(self, limit: int = 100_000) -> int:
         """Check that the files named are there, lie where they may, and are not empty.

@@ -151,6 +151,6 @@ def _measure(
 
 def _places(score_P: np.ndarray, sorted_N: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
     """How many of the rising values `sorted_N` beat each score, and how many tie with it."""
-    below_P = np.searchsorted(sorted_N, score_P - np.float32(tolerance), "right")
+    below_P = np.searchsorted(sorted_N, score_P - np.float32(tolerance), "left")
     up_to_P = np.searchsorted(sorted_N, score_P + np.float32(tolerance), "right")
     return len(sorted_N) - up_to_P, up_to_P - below_P

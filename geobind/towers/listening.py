@@ -1,4 +1,4 @@
-"""A tower that sees spectrograms as images of one band, as ImageBind's audio encoder does (arXiv:2305.05665)."""
+"""A tower that sees spectrograms as images of one band, as ImageBind's does (arXiv:2305.05665)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MEAN_DB, STD_DB = -18.5, 19.8
 
 
 def mel_encoder(options: AudioOptions, width: int, *, pretrained: bool) -> NormalisingTower:
-    """Build the timm backbone that sees (B, 1, M, F) spectrograms, as ImageBind's audio encoder does.
+    """Build the timm backbone that sees spectrograms: (batch, 1, mel bands, frames) to (batch, width).
 
     Raises:
         RecipeError: The options do not fit each other, the model or the width.

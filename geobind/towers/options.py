@@ -129,7 +129,7 @@ class PhotoAugment(Options):
 
 
 class TileAugment(PhotoAugment):
-    """Random changes to a satellite tile that is trained on; up is no direction there."""
+    """Random changes to an image seen from above that is trained on; up is no direction there."""
 
     vflip: bool = Field(default=False, description="Mirror top and bottom half of the time.")
     rotations: bool = Field(default=False, description="Turn by 0, 90, 180 or 270 degrees.")

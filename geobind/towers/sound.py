@@ -1,7 +1,7 @@
 """Recordings to log-mel spectrograms of one shape.
 
-The spectrogram is made here, in `prepare`, not in the encoder: a 10 s one is two fifths of its samples, and with
-two workers on two cores the loader then gave 2.7 times as many clips a second (1.2 times for 2 s ones).
+The spectrogram is made here, in `prepare`, not in the encoder: that of 10 s is less than half of its samples,
+and with two workers on two cores a loader then gave 2.7 times as many clips a second (1.2 times of 2 s).
 """
 
 # T samples, M mel bands, F frames, C channels

@@ -51,7 +51,21 @@ class NormalisingTower(Tower):
         image_BCHW = x.float() / 255 if x.dtype == torch.uint8 else x.float()
         image_BCHW = (image_BCHW - self.mean.float()) / self.std.float()
         # A model held in half precision gets its input so; the subtraction needs all digits.
-        return self.head(self.trunk(image_BCHW.to(self.mean.dtype)))
+        return self.head(self.trunk(channels_last(image_BCHW.to(self.mean.dtype))))
+
+
+def channels_last(image_BCHW: Tensor) -> Tensor:
+    """Lay an image batch out with the channels of a pixel side by side; shape and values stay.
+
+    Convolutions follow the layout of their input: on a CPU small ones train 1.3 to 2 times as fast so. The
+    weights are left as they are, because safetensors cannot save them in this layout.
+    """
+    _, channels, height, width = image_BCHW.shape
+    if channels > 1:
+        return image_BCHW.contiguous(memory_format=torch.channels_last)
+    # One channel is laid out alike both ways; only the stride tells torch which of them is meant.
+    strides = (height * width, 1, width, 1)
+    return image_BCHW.contiguous().as_strided(image_BCHW.shape, strides)
 
 
 def make_head(kind: HeadKind, features: int, width: int, *, what: str, new_allowed: bool = True) -> nn.Module:

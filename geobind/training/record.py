@@ -18,7 +18,7 @@ from geobind import storage
 from geobind.errors import TrainingError
 from geobind.progress import PLAIN_EVERY, bar, watched
 
-FIELDS = ("stage", "step", "loss", "temperature", "lr", "grad_norm", "samples_per_second")
+FIELDS: tuple[str, ...] = ("stage", "step", "loss", "temperature", "lr", "grad_norm", "samples_per_second")
 
 
 class Step(NamedTuple):
@@ -46,7 +46,7 @@ class Metrics:
             rows = list(csv.DictReader(file))
         kept = [row for row in rows if row["stage"] != stage or int(row["step"] or 0) < step]
         text = io.StringIO(newline="")
-        writer = csv.DictWriter[str](text, FIELDS, lineterminator="\n", extrasaction="ignore")
+        writer = csv.DictWriter(text, FIELDS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(kept)
         storage.write(self.path, text.getvalue().encode())
@@ -56,7 +56,7 @@ class Metrics:
         new = not self.path.exists()
         try:
             with self.path.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter[str](file, FIELDS, lineterminator="\n")
+                writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
                 if new:
                     writer.writeheader()
                 writer.writerows({"stage": stage, **row} for row in rows)

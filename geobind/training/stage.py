@@ -5,23 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from geobind import storage
 from geobind.binder import Binder
 from geobind.data.loading import PairLoader, PairMeta
 from geobind.modality import Pair
 from geobind.recipe import Recipe, Stage
 from geobind.seeds import seed_of
 from geobind.training.bind import Bind, across_ranks, make_loss
+from geobind.training.checkpoint import Checkpoint
 from geobind.training.freezing import check_frozen, frozen_digests, parameter_groups, set_trainable
-from geobind.training.losses import Context, label_ids, unit_sphere
+from geobind.training.losses import Context, ContrastiveLoss, label_ids, unit_sphere
 from geobind.training.record import Metrics, Recorder, Step
 from geobind.training.schedule import learning_rate
+
+_LOOK_EVERY = 20  # steps; looking at a loss waits for the accelerator
 
 
 class Job(NamedTuple):
@@ -34,6 +36,19 @@ class Job(NamedTuple):
     folder: Path  # of this stage alone
     metrics: Metrics
     key: str  # the fingerprint of everything the stage depends on
+
+    @property
+    def encoders(self) -> dict[str, nn.Module]:
+        """The two encoders, the anchor's first."""
+        names = (self.recipe.anchor_of(self.stage), self.stage.align)
+        return {name: self.binder.encoders[name] for name in names}
+
+    @property
+    def steps(self) -> int:
+        """How many steps the stage takes."""
+        if self.stage.steps is not None:
+            return self.stage.steps
+        return (self.stage.epochs or 0) * (len(self.pairs) // self.stage.batch_size)
 
 
 class Outcome(NamedTuple):
@@ -54,54 +69,43 @@ def run_stage(fabric: Fabric, job: Job) -> Outcome:
         DataError: Too many samples are broken.
         StorageError: A checkpoint cannot be written.
     """
-    recipe, stage, binder = job.recipe, job.stage, job.binder
-    anchor, other = recipe.anchor_of(stage), stage.align
-    encoders = {name: binder.encoders[name] for name in (anchor, other)}
+    started = time.monotonic()
+    stage, parts = job.stage, job.stage.parts
+    encoders = job.encoders
     for name, encoder in encoders.items():
-        set_trainable(name, encoder, stage.parts.get(name))
-    before = frozen_digests(encoders, stage.parts)
-
-    torch.manual_seed(seed_of(recipe.seed, stage.name))
+        set_trainable(name, encoder, parts.get(name))
+    before = frozen_digests(encoders, parts)
+    torch.manual_seed(seed_of(job.recipe.seed, stage.name))
     loss = make_loss(stage.loss)
-    bind = Bind(encoders[anchor], encoders[other], loss, across_ranks(fabric.all_gather, fabric.world_size))
-    options = stage.optimizer
-    # fused=None lets torch choose: fp16's gradient scaler cannot be combined with every fused kernel.
-    adamw = torch.optim.AdamW(
-        parameter_groups(bind, options), lr=options.lr, betas=options.betas, eps=options.eps
-    )
-    module, optimizer = fabric.setup(bind, adamw)
+    quarantined, last_loss = _train(fabric, job, loss)
+    check_frozen(before, frozen_digests(encoders, parts), stage.name)
+    for name, encoder in encoders.items():
+        set_trainable(name, encoder, None)
+    return Outcome(job.steps, last_loss, loss.temperature.value, time.monotonic() - started, quarantined)
 
-    total = stage.steps or stage.epochs * (len(job.pairs) // stage.batch_size)  # pyright: ignore[reportOptionalOperand]
-    saved = _Checkpoint(job, encoders, loss, adamw)
-    first = saved.restore()
-    loader = PairLoader(
-        job.pairs,
-        recipe.built[anchor],
-        recipe.built[other],
-        batch_size=stage.batch_size,
-        seed=seed_of(recipe.seed, stage.name, "data"),
-        first_step=first,
-        last_step=total,
-        workers=recipe.workers,
-        rank=fabric.global_rank,
-        world=fabric.world_size,
-        augment_anchor=anchor in stage.parts,
-        augment_other=other in stage.parts,
-        max_broken=recipe.max_broken,
-    )
+
+def _train(fabric: Fabric, job: Job, loss: ContrastiveLoss) -> tuple[tuple[tuple[str, str], ...], float]:
+    """Take the steps of a stage; return the broken samples and the last loss."""
+    stage, seed = job.stage, job.recipe.seed
+    anchor, other = job.encoders.values()
+    bind = Bind(anchor, other, loss, across_ranks(fabric.all_gather, fabric.world_size))
+    options = stage.optimizer
+    groups = parameter_groups(bind, options)
+    adamw = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps)
+    module, optimizer = fabric.setup(bind, adamw)
+    checkpoint = Checkpoint(job.folder / "state.ckpt", job.key, _saved(job, loss), adamw)
+    loader = _loader(fabric, job, first_step=checkpoint.restore())
     metrics = job.metrics if fabric.is_global_zero else None
     if metrics:
-        metrics.rewind(stage.name, first)
-    started = time.monotonic()
-    with Recorder(
-        stage.name, total, stage.batch_size, metrics, every=1 if fabric.device.type == "cpu" else 20
-    ) as log:
+        metrics.rewind(stage.name, loader.first_step)
+    every = 1 if fabric.device.type == "cpu" else _LOOK_EVERY
+    with Recorder(stage.name, job.steps, stage.batch_size, metrics, every) as log:
         for step, anchor_batch, other_batch, meta in loader:
-            rate = learning_rate(step, total, options.lr, stage.schedule)
+            rate = learning_rate(step, job.steps, options.lr, stage.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             # Dropout draws from here, so a resumed step draws what it would have drawn.
-            torch.manual_seed(seed_of(recipe.seed, stage.name, step, fabric.global_rank))
+            torch.manual_seed(seed_of(seed, stage.name, step, fabric.global_rank))
 
             batch_loss = module(*fabric.to_device((anchor_batch, other_batch)), _context(fabric, stage, meta))
             fabric.backward(batch_loss)
@@ -115,17 +119,36 @@ def run_stage(fabric: Fabric, job: Job) -> Outcome:
             optimizer.zero_grad()
             loss.after_step()
 
-            log.add(
-                Step(step, batch_loss.detach(), norm, rate, scale, meta.keys), broken=len(loader.quarantined)
-            )
-            if fabric.is_global_zero and saved.due(step):
-                log.look()
-                log.last_good = str(saved.save(step + 1))
-    check_frozen(before, frozen_digests(encoders, stage.parts), stage.name)
-    for name, encoder in encoders.items():
-        set_trainable(name, encoder, None)
-    seconds = time.monotonic() - started
-    return Outcome(total, log.last_loss, loss.temperature.value, seconds, tuple(loader.quarantined))
+            log.add(Step(step, batch_loss.detach(), norm, rate, scale, meta.keys), len(loader.quarantined))
+            if fabric.is_global_zero and checkpoint.age() >= stage.checkpoint_seconds:
+                log.look()  # what is saved is known to be finite
+                log.last_good = str(checkpoint.save(step + 1))
+    return tuple(loader.quarantined), log.last_loss
+
+
+def _saved(job: Job, loss: nn.Module) -> dict[str, nn.Module]:
+    """What a checkpoint holds the weights of: the loss, and the encoders in training."""
+    return {"loss": loss, **{f"encoder.{name}": job.encoders[name] for name in job.stage.parts}}
+
+
+def _loader(fabric: Fabric, job: Job, first_step: int) -> PairLoader:
+    recipe, stage = job.recipe, job.stage
+    anchor, other = job.encoders
+    return PairLoader(
+        job.pairs,
+        recipe.built[anchor],
+        recipe.built[other],
+        batch_size=stage.batch_size,
+        seed=seed_of(recipe.seed, stage.name, "data"),
+        first_step=first_step,
+        last_step=job.steps,
+        workers=recipe.workers,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+        augment_anchor=anchor in stage.parts,
+        augment_other=other in stage.parts,
+        max_broken=recipe.max_broken,
+    )
 
 
 def _context(fabric: Fabric, stage: Stage, meta: PairMeta) -> Context | None:
@@ -141,43 +164,3 @@ def _context(fabric: Fabric, stage: Stage, meta: PairMeta) -> Context | None:
     if labels is None and xyz is None:
         return None
     return Context(labels_N=labels, xyz_N3=xyz, ignore_within_m=stage.loss.ignore_within_m)
-
-
-class _Checkpoint:
-    """The state of a stage on disk: what it trains, its optimiser, and the next step."""
-
-    def __init__(
-        self, job: Job, encoders: dict[str, nn.Module], loss: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> None:
-        self.path = job.folder / "state.ckpt"
-        self.key = job.key
-        self.every = job.stage.checkpoint_seconds
-        self.modules = {name: encoders[name] for name in job.stage.parts} | {"": loss}
-        self.optimizer = optimizer
-        self._saved = time.monotonic()
-
-    def due(self, step: int) -> bool:
-        """Whether it is time to save."""
-        return time.monotonic() - self._saved >= self.every
-
-    def save(self, step: int) -> Path:
-        """Write the state that step `step` starts from."""
-        state: dict[str, Any] = {
-            "key": self.key,
-            "step": step,
-            "modules": {name: module.state_dict() for name, module in self.modules.items()},
-            "optimizer": self.optimizer.state_dict(),
-        }
-        storage.write_state(self.path, state)
-        self._saved = time.monotonic()
-        return self.path
-
-    def restore(self) -> int:
-        """Load the state, if there is one of this very stage, and return the step to go on with."""
-        state = storage.read_state(self.path)
-        if state is None or state.get("key") != self.key:
-            return 0
-        for name, module in self.modules.items():
-            module.load_state_dict(state["modules"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])

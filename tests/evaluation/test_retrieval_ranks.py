@@ -108,7 +108,7 @@ def test_the_way_back_is_the_way_there_with_the_sides_swapped(seed):
 @given(seed=seeds)
 def test_recall_and_mrr_agree_with_torchmetrics_when_nothing_ties(seed):
     query, gallery = fine(40, seed), fine(40, seed + 1)
-    counts = rank_counts(query, gallery)
+    counts = rank_counts(query, gallery, tolerance=0.0)
     # torchmetrics takes relevant items of negative score for irrelevant: shift all above zero.
     score = (query @ gallery.T).flatten().double() + 2
     target, index = torch.eye(40, dtype=torch.bool).flatten(), torch.arange(40).repeat_interleave(40)
@@ -145,10 +145,11 @@ def test_a_perfect_embedding_ranks_every_positive_first():
 
 
 def test_rounding_never_makes_a_positive_its_own_rival():
-    # Near-copies of one vector: a positive taken from a separate dot product would lose to itself.
+    # Without any tolerance: a positive taken from a separate dot product would beat or miss itself.
     query = fine(700, 2, width=512)
     counts = rank_counts(query, query, tolerance=0.0)
     assert (counts.larger_Q == 0).all()
+    assert (counts.tied_Q == 1).all()
 
 
 def test_distractors_in_the_gallery_count_as_rivals():

@@ -140,13 +140,14 @@ class _Fused(torch.autograd.Function):
         if torch.is_grad_enabled():  # autograd turns it on here only to build a graph of the gradients
             raise RuntimeError("a contrastive loss cannot be differentiated twice: leave create_graph out")
         gradients, ctx.gradients = ctx.gradients, None
+        query_ND, key_MD, scale, bias = ctx.saved_tensors
         if gradients is None:
-            _, *gradients = _run(ctx.kernel, *ctx.saved_tensors, ctx.wanted)
+            _, *gradients = _run(ctx.kernel, query_ND, key_MD, scale, bias, ctx.wanted)
         # In place: this pass is their only owner, and a copy would double the memory. In half precision only
         # once multiplied by what comes from upstream, where a gradient scaler acts.
         return None, *(
             None if gradient is None else gradient.mul_(upstream[0]).to(given.dtype)
-            for gradient, given in zip(gradients, ctx.saved_tensors, strict=True)
+            for gradient, given in zip(gradients, (query_ND, key_MD, scale, bias), strict=True)
         )
 
 

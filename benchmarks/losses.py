@@ -1,0 +1,187 @@
+"""Contrastive losses against open_clip's: time and memory of forward plus backward, on one CPU thread.
+
+python benchmarks/losses.py            # 4,096 pairs of width 512
+python benchmarks/losses.py --n 16384 --repeats 3 --only "both, both trained"
+python benchmarks/losses.py --memory
+
+Each time is a median of CPU seconds; the variants take turns, so that whatever else the machine does falls on
+all of them. Memory is by how much the peak resident size exceeds the inputs, each variant alone in a fresh
+process (Linux only).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from open_clip.loss import ClipLoss, SigLipLoss
+from torch.nn import functional as F
+
+from geobind.training.losses import Context, InfoNCE, SigLIP, Temperature, unit_sphere
+
+# N pairs, D width
+
+
+class Variant(NamedTuple):
+    """One loss with the sides that are trained, and its matrix products in units of N^2 D multiply-adds."""
+
+    peer: str
+    loss: object
+    anchor: bool
+    other: bool
+    products: int
+    context: Context | None = None
+
+
+class Peer(torch.nn.Module):
+    """An open_clip loss with its scalars, called as ours are."""
+
+    def __init__(self, loss, scale, bias=None):
+        super().__init__()
+        self.loss = loss
+        self.log_scale = torch.nn.Parameter(torch.tensor(scale).log())
+        self.bias = None if bias is None else torch.nn.Parameter(torch.tensor(bias))
+
+    def forward(self, anchor_ND, other_ND):
+        """Return the open_clip loss."""
+        scalars = (self.log_scale.exp(),) if self.bias is None else (self.log_scale.exp(), self.bias)
+        return self.loss(anchor_ND, other_ND, *scalars)
+
+
+def variants(n: int) -> dict[str, Variant]:
+    generator = torch.Generator().manual_seed(1)
+    lat, lon = torch.rand(n, generator=generator) * 140 - 70, torch.rand(n, generator=generator) * 360
+    places = Context(xyz_N3=unit_sphere(lat, lon), ignore_within_m=1000)
+    labels = Context(labels_N=torch.randint(0, n // 8, (n,), generator=generator))
+    clip, siglip = "open_clip ClipLoss", "open_clip SigLipLoss"
+    there = InfoNCE("anchor_to_other")
+    return {
+        clip: Variant(clip, Peer(ClipLoss(), 1 / 0.07), True, True, 6),
+        "both, both trained": Variant(clip, InfoNCE(), True, True, 4),
+        "both, other frozen": Variant(clip, InfoNCE(), True, False, 3),
+        "both, anchor frozen": Variant(clip, InfoNCE(), False, True, 3),
+        "both, scale 100": Variant(clip, InfoNCE(temperature=Temperature(0.01)), True, True, 4),
+        "both, labels": Variant(clip, InfoNCE(), True, True, 4, labels),
+        "both, near places ignored": Variant(clip, InfoNCE(), True, True, 4, places),
+        "one way, both trained": Variant(clip, there, True, True, 3),
+        "one way, other frozen": Variant(clip, there, True, False, 2),
+        "one way, anchor frozen": Variant(clip, there, False, True, 2),
+        siglip: Variant(siglip, Peer(SigLipLoss(), 10.0, -10.0), True, True, 3),
+        "SigLIP, both trained": Variant(siglip, SigLIP(), True, True, 3),
+        "SigLIP, other frozen": Variant(siglip, SigLIP(), True, False, 2),
+    }
+
+
+def embeddings(n: int, d: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    anchor = torch.randn(n, d, generator=generator)
+    other = anchor + torch.randn(n, d, generator=generator)
+    return F.normalize(anchor, dim=1), F.normalize(other, dim=1)
+
+
+def step(variant: Variant, anchor: torch.Tensor, other: torch.Tensor) -> None:
+    sides = (anchor.detach().requires_grad_(variant.anchor), other.detach().requires_grad_(variant.other))
+    variant.loss(*sides, *(() if variant.context is None else (variant.context,))).backward()
+
+
+def seconds(work) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def product_seconds(d: int) -> float:
+    """Time one product of a tile, the largest share of any loss's work; the unit of `share of peak`."""
+    rows, columns = torch.randn(512, d), torch.randn(1024, d)
+    out = torch.empty(512, 1024)
+    return min(seconds(lambda: torch.mm(rows, columns.T, out=out)) for _ in range(10))
+
+
+def peak_growth(name: str, n: int, d: int) -> float:
+    """Return by how many MiB the peak resident size grows in one step, in this process."""
+    variant = variants(n)[name]
+    step(variants(8)[name], *embeddings(8, d))  # libraries and thread pools come up before the measurement
+    anchor, other = embeddings(n, d)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the present size
+    before = _status_kib("VmRSS")
+    step(variant, anchor, other)
+    return (_status_kib("VmHWM") - before) / 1024
+
+
+def _status_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def peak_alone(name: str, n: int, d: int) -> str:
+    if not Path("/proc/self/clear_refs").exists():
+        return "-"
+    command = [sys.executable, __file__, "--n", str(n), "--d", str(d), "--peak-of", name]
+    return f"{float(subprocess.run(command, check=True, capture_output=True, text=True).stdout):.0f}"
+
+
+def gap(one: Variant, peer: Variant, anchor: torch.Tensor, other: torch.Tensor) -> float:
+    """Return how far the anchor's gradient is from the peer's, relative to its norm."""
+    found = []
+    for variant in (one, peer):
+        side = anchor.clone().requires_grad_()
+        variant.loss(side, other).backward()
+        found.append(side.grad)
+    return ((found[0] - found[1]).norm() / found[1].norm()).item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--n", type=int, default=4096, help="pairs")
+    parser.add_argument("--d", type=int, default=512, help="width")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds; the median counts")
+    parser.add_argument("--only", nargs="*", help="measure these variants and their peers alone")
+    parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.peak_of:
+        print(peak_growth(options.peak_of, options.n, options.d))
+        return
+    chosen = variants(options.n)
+    if options.only:
+        keep = {*options.only, *(chosen[name].peer for name in options.only)}
+        chosen = {name: variant for name, variant in chosen.items() if name in keep}
+    if options.memory:
+        for name in chosen:
+            print(f"{name:28}{peak_alone(name, options.n, options.d):>7} MiB")
+        return
+    compare(chosen, options.n, options.d, options.repeats)
+
+
+def compare(chosen: dict[str, Variant], n: int, d: int, repeats: int) -> None:
+    anchor, other = embeddings(n, d)
+    times, products = {name: [] for name in chosen}, []
+    for _ in range(repeats):
+        products.append(product_seconds(d))
+        for name, variant in chosen.items():
+            times[name].append(seconds(lambda variant=variant: step(variant, anchor, other)))
+    unit = statistics.median(products) / (512 * 1024) * n**2  # one product of N^2 D at peak
+    peak = 2 * n**2 * d / unit / 1e9
+    print(f"N {n}, D {d}, one thread, torch {torch.__version__}, {peak:.0f} GFLOP/s at best")
+    print(f"{'':28}{'ms':>8}{'of peer':>9}{'of peak':>9}")
+    median = {name: statistics.median(taken) for name, taken in times.items()}
+    for name, variant in chosen.items():
+        ratio, share = median[name] / median[variant.peer], variant.products * unit / median[name]
+        print(f"{name:28}{median[name] * 1e3:8.1f}{ratio:9.2f}{share:9.0%}")
+    for ours in ("both, both trained", "SigLIP, both trained"):
+        if ours in chosen:
+            apart = gap(chosen[ours], chosen[chosen[ours].peer], anchor, other)
+            print(f"gradient of '{ours}' against {chosen[ours].peer}: {apart:.1e} apart")
+
+
+if __name__ == "__main__":
+    main()

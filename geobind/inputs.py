@@ -1,0 +1,75 @@
+"""Raw inputs of `Binder.embed` on their way to an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geobind.errors import DataError
+from geobind.modality import Modality
+
+
+def is_many(x: object) -> bool:
+    """Whether x is many raw inputs, and not one."""
+    # A tuple is one input, (samples, rate); arrays and tensors are one input, whatever their axes.
+    return isinstance(x, Sequence | Iterator) and not isinstance(x, str | bytes | bytearray | tuple)
+
+
+def grouped(inputs: Iterable[Any], size: int) -> Iterator[list[tuple[int, Any]]]:
+    """Number the inputs and yield them in groups of `size`, the last one perhaps smaller."""
+    group: list[tuple[int, Any]] = []
+    for numbered in enumerate(inputs):
+        group.append(numbered)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def prepared(modality: Modality, number: int, raw: Any) -> Any:
+    """Prepare one input; a DataError says which one it was."""
+    try:
+        return modality.prepare(raw)
+    except DataError as error:
+        raise DataError(f"input {number} of modality '{modality.name}': {error}") from error
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """Move a batch, a tensor or a dict of tensors, to a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def class_examples(labels: Sequence[str] | Mapping[str, Any], templates: Sequence[str]) -> list[list[Any]]:
+    """List the examples of each class: its name in every template, or those that a mapping gives.
+
+    Raises:
+        DataError: There are no labels, or a template has no place for the name.
+    """
+    if not labels:
+        raise DataError("no labels to choose from")
+    if isinstance(labels, Mapping):
+        return [list(given) if is_many(given) else [given] for given in labels.values()]
+    if isinstance(labels, str) or not templates or any("{}" not in template for template in templates):
+        raise DataError("labels must be a list of names, and every template must contain {}")
+    return [[template.replace("{}", label) for template in templates] for label in labels]
+
+
+@contextmanager
+def still(encoder: nn.Module) -> Generator[None]:
+    """Put an encoder in eval mode without gradients, and back as it was afterwards."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        # Not inference_mode: a probe trained on its tensors could not run backward.
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

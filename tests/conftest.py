@@ -1,0 +1,46 @@
+"""Fixtures every test can use: no network, and a third-party plugin that is built and installed for real."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+# Both are read once, when torch and huggingface_hub are imported. More threads than cores, in tests that run side by
+# side on tiny tensors, wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+THIRD_PARTY = Path(__file__).parent / "third_party"
+collect_ignore = ["third_party"]  # plugins run their own tests, once installed
+sys.path.append(str(THIRD_PARTY / "faulty"))
+
+
+@pytest.fixture(scope="session")
+def thermal_site(tmp_path_factory):
+    """A folder of installed packages with geobind-thermal in it: its module and its dist-info."""
+    folder = tmp_path_factory.mktemp("thermal")
+    source = shutil.copytree(THIRD_PARTY / "geobind_thermal", folder / "source")
+    # What pip does, which an environment made by uv does not have: call the build backend, unpack the wheel.
+    code = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, folder], cwd=source, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+@pytest.fixture
+def thermal(thermal_site, monkeypatch):
+    """geobind-thermal, installed for one test, in this process and in those it starts."""
+    from geobind import plugins
+
+    monkeypatch.syspath_prepend(thermal_site)
+    monkeypatch.setenv("PYTHONPATH", str(thermal_site), prepend=os.pathsep)
+    plugins.registry.cache_clear()
+    yield thermal_site
+    plugins.registry.cache_clear()
+    sys.modules.pop("geobind_thermal", None)

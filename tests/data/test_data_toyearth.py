@@ -1,0 +1,112 @@
+import csv
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from geobind.data import toyearth
+from geobind.data.options import DataOptions, ToyEarthOptions
+from geobind.data.readers import read_audio, read_image
+from geobind.data.table import open_table
+from geobind.data.toyearth import write_toyearth
+
+SMALL = {
+    "places": 5,
+    "held_out": 2,
+    "seed": 3,
+    "tile_size": 16,
+    "photo_size": 24,
+    "seconds": 0.25,
+    "rate": 8000,
+    "captions": 2,
+}
+NAMES = ("sky", "ground", "ear", "words", "truth")
+COLUMNS = {"sky": "tile", "ground": "photo", "ear": "sound", "words": "captions", "truth": "facts"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("toyearth"))
+
+
+@pytest.fixture(autouse=True)
+def _shared_cache(cache, monkeypatch, _own_cache):
+    monkeypatch.setenv("GEOBIND_CACHE", cache)
+
+
+def opened(tmp_path, **options):
+    return open_table(DataOptions(toyearth=SMALL, columns=COLUMNS, **options), tmp_path, NAMES)
+
+
+def test_toy_earth_is_a_table_of_two_splits(tmp_path):
+    table = opened(tmp_path)
+    assert table.splits == {"test": 2, "train": 5}
+    assert table.samples("sky")[0].shape == (16, 16, 3)
+    assert table.samples("ground")[0].dtype == np.uint8
+    samples, rate = table.samples("ear")[6]
+    assert (samples.shape, samples.dtype, rate) == ((2000,), np.int16, 8000)
+    assert len(table.samples("words")[0]) == 2
+    assert table.samples("truth")[0].dtype == np.float32
+    assert np.abs(table.places_LL).max() <= 180
+    assert not np.isnat(table.time).any()
+    assert all(table.labels)
+    assert table.split("test").pairs("sky", "ear")[0].key == "toyearth:test:5"
+    assert len(opened(tmp_path, limit=3)) == 3
+
+
+def test_it_is_rendered_once(tmp_path, monkeypatch):
+    opened(tmp_path)
+    monkeypatch.setattr(toyearth, "_render", lambda *_: pytest.fail("it was rendered again"))
+    opened(tmp_path)
+
+
+def test_places_do_not_depend_on_how_many_are_rendered_at_a_time(tmp_path, monkeypatch):
+    whole = list(opened(tmp_path).samples("sky"))
+    monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path))
+    monkeypatch.setattr(toyearth, "_CHUNK", 2)
+    assert np.array_equal(whole, list(opened(tmp_path).samples("sky")))
+
+
+def test_new_renderers_render_anew(tmp_path, monkeypatch):
+    before = open_table(DataOptions(toyearth=SMALL, columns=COLUMNS), tmp_path, NAMES).path
+    monkeypatch.setattr(toyearth, "_version_of_renderers", lambda: "other")
+    assert opened(tmp_path).path != before
+
+
+def test_a_column_toy_earth_lacks_is_named(tmp_path, refused):
+    options = DataOptions(toyearth=SMALL, columns={"sky": "tiles"})
+    refused(
+        lambda: open_table(options, tmp_path, ["sky"]),
+        "no column 'tiles'",
+        "tile, photo, sound, facts, captions",
+    )
+    refused(lambda: open_table(DataOptions(toyearth=SMALL), tmp_path, ["sky"]), "for sky", "{sky: tile}")
+
+
+def test_files_hold_what_the_arrays_hold(tmp_path, refused):
+    manifest = write_toyearth(tmp_path / "world", ToyEarthOptions(**SMALL))
+    with open(manifest, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 7
+    with Image.open(tmp_path / "world" / rows[0]["tile"]) as image:
+        assert image.size == (16, 16)
+    assert soundfile.info(tmp_path / "world" / rows[0]["sound"]).frames == 2000
+
+    written = open_table(
+        DataOptions(manifest=manifest, columns={**COLUMNS, "truth": "label"}), tmp_path, NAMES
+    )
+    table = opened(tmp_path)
+    assert written.check_files() == 21
+    assert written.splits == table.splits
+    assert np.allclose(written.places_LL, table.places_LL)
+    assert np.array_equal(written.time, table.time)
+    assert written.labels == table.labels
+    for row in range(7):
+        for name in ("sky", "ground"):
+            assert read_image(written.samples(name)[row]).equal(read_image(table.samples(name)[row]))
+        assert read_audio(written.samples("ear")[row], 8000).equal(
+            read_audio(table.samples("ear")[row], 8000)
+        )
+        assert written.samples("words")[row] == table.samples("words")[row]
+    refused(lambda: write_toyearth(tmp_path / "world", ToyEarthOptions(**SMALL)), "is there already")

@@ -1,0 +1,196 @@
+"""The rules of the house: imports go down, the core knows no modality by name, and it starts quickly."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from geobind import hookspecs, plugins
+
+ROOT = Path(__file__).parent.parent
+CORE = ROOT / "geobind"
+
+# From the ground up: a module imports from lines above its own, never from its own line or below it.
+LAYERS = """
+errors
+modality progress provenance seeds storage toyearth
+hookspecs data
+plugins
+recipe towers
+binder model_card
+bundle
+evaluation
+training
+report
+testing cli
+__main__
+""".split("\n")[1:-1]
+LAYER = {module: height for height, line in enumerate(LAYERS) for module in line.split()}
+
+# Strings in code that are the name of a built-in modality, and why each may be.
+NAMED = {
+    ("recipe/schema.py", "satellite"): "the default anchor",
+    ("binder.py", "text"): "the default modality that describes classes",
+    ("towers/clip.py", "text"): "open_clip's word for a tower",
+    ("towers/text.py", "text"): "open_clip's word for a tower",
+}
+# Imports inside functions, which close no circle when modules are loaded.
+UPWARD = {("binder", "bundle"): "Binder.save and Binder.load are short for it"}
+
+FILES = [path.relative_to(CORE).as_posix() for path in sorted(CORE.rglob("*.py"))]
+TEXTS = {name: (CORE / name).read_text(encoding="utf-8") for name in FILES}
+TREES = {name: ast.parse(text) for name, text in TEXTS.items()}
+
+
+def module_of(name):
+    return name.split("/")[0].removesuffix(".py")
+
+
+def parts(tree):
+    """Every node of a tree, save what stands under `if TYPE_CHECKING:`."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from parts(node)
+
+
+def imports(tree):
+    for node in parts(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def strings(tree):
+    """String constants that are no docstrings."""
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose
+    }
+
+
+def identifiers(tree):
+    for node in ast.walk(tree):
+        for field in ("id", "attr", "arg", "name", "module", "asname"):
+            if isinstance(word := getattr(node, field, None), str):
+                yield word
+
+
+def built_ins():
+    mine = [entry for entry in plugins.find() if entry.dist.name == "geobind"]
+    return {entry.name for entry in mine}, {entry.value for entry in mine}
+
+
+def lines(function):
+    """Lines of a function without its docstring."""
+    first = function.body[1] if ast.get_docstring(function) and len(function.body) > 1 else function.body[0]
+    return function.end_lineno - first.lineno + 1
+
+
+def found_in(files, find):
+    """What `find` finds, for each file where it finds anything."""
+    return {name: found for name in files if (found := find(name))}
+
+
+def test_every_module_has_one_place_in_the_order():
+    assert {module_of(name) for name in FILES} - {"__init__"} <= set(LAYER)
+    assert len(LAYER) == sum(len(line.split()) for line in LAYERS)
+
+
+def test_imports_go_down():
+    def upward(name):
+        here = module_of(name)
+        imported = {path.split(".")[1] for path in imports(TREES[name]) if path.startswith("geobind.")} - {
+            here
+        }
+        return {
+            there
+            for there in imported
+            if LAYER.get(there, 0) >= LAYER.get(here, 0) and (here, there) not in UPWARD
+        }
+
+    assert found_in(FILES, upward) == {}
+
+
+def test_an_import_that_goes_up_lies_inside_a_function_and_is_needed():
+    for here, there in UPWARD:
+        tree = TREES[f"{here}.py"]
+        on_top = ast.Module(
+            [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)], []
+        )
+        assert any(path.startswith(f"geobind.{there}") for path in imports(tree))
+        assert not any(path.startswith(f"geobind.{there}") for path in imports(on_top))
+
+
+def test_the_core_does_not_import_its_test_kit_nor_pytest():
+    def kits(name):
+        kit = (
+            ("pytest", "_pytest")
+            if module_of(name) == "testing"
+            else ("pytest", "_pytest", "geobind.testing")
+        )
+        return {
+            path for path in imports(TREES[name]) if f"{path}.".startswith(tuple(f"{word}." for word in kit))
+        }
+
+    assert found_in(FILES, kits) == {}
+
+
+def test_the_core_names_no_built_in_modality():
+    names, modules = built_ins()
+    # "text" and "audio" are also words of the language, in identifiers; these are names of ours alone.
+    ours = modules | {word for word in names if "_" in word}
+
+    def named(name):
+        said = {word for word in strings(TREES[name]) & names if (name, word) not in NAMED}
+        imported = {path for path in imports(TREES[name]) if path.split(".")[0] in modules}
+        return (
+            said | imported | {word for word in identifiers(TREES[name]) if any(our in word for our in ours)}
+        )
+
+    assert names == {"audio", "ground_image", "satellite", "text"}
+    assert found_in(FILES, named) == {}
+
+
+def test_each_name_the_core_may_say_is_said():
+    assert all(word in strings(TREES[name]) for name, word in NAMED)
+
+
+@pytest.mark.parametrize("module", ["geobind", "geobind.plugins", "geobind.recipe", "geobind.cli"])
+def test_importing_what_every_command_needs_does_not_import_torch(module):
+    code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_every_hook_has_a_section_in_the_documentation():
+    headings = re.findall(
+        r"^## `(\w+)`$", (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    marker = f"{hookspecs.hookspec.project_name}_spec"
+    assert headings == [name for name, hook in vars(hookspecs).items() if hasattr(hook, marker)]
+
+
+def test_files_are_short_enough_to_read():
+    assert found_in(FILES, lambda name: max(0, TEXTS[name].count("\n") - 250)) == {}
+
+
+def test_functions_are_short_enough_to_read():
+    def long(name):
+        functions = [node for node in ast.walk(TREES[name]) if isinstance(node, ast.FunctionDef)]
+        return {node.name: lines(node) for node in functions if lines(node) > 45}
+
+    assert found_in(FILES, long) == {}
+
+
+def test_no_assert_stands_between_a_user_and_a_message():
+    assert (
+        found_in(FILES, lambda name: [n.lineno for n in ast.walk(TREES[name]) if isinstance(n, ast.Assert)])
+        == {}
+    )
