@@ -5,29 +5,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from geobind.data.loading import collate
 from geobind.errors import DataError, PluginError
-from geobind.inputs import class_examples, grouped, is_many, moved, prepared, still
+from geobind.inputs import class_examples, grouped, is_many, moved, prepared, rows_of, still
 from geobind.modality import Modality
 from geobind.progress import track
 from geobind.seeds import seed_of
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from geobind.bundle import Card
-
-Raw = Any
-_EMPTY = "nothing to embed: the input is an empty list"
 
 
 def unit(raw_BD: Tensor) -> Tensor:
@@ -46,7 +43,7 @@ class Binder(nn.Module):
         card: What is known of how the weights came about; saved with them.
 
     Raises:
-        GeobindError: An encoder cannot be built: its weights are missing, or it cannot have this width.
+        GeobindError: An encoder cannot be built: weights are missing, or it cannot have this width.
     """
 
     def __init__(
@@ -92,16 +89,15 @@ class Binder(nn.Module):
             PluginError: The binder has none of that name.
         """
         if name not in self.modalities:
-            raise PluginError(
-                f"this binder has no modality '{name}'; it has {', '.join(sorted(self.modalities))}"
-            )
+            known = ", ".join(sorted(self.modalities))
+            raise PluginError(f"this binder has no modality '{name}'; it has {known}")
         return self.modalities[name]
 
     @overload
     def embed(
         self,
         modality: str,
-        x: Raw,
+        x: Any,
         *,
         batch_size: int = ...,
         progress: bool | None = ...,
@@ -111,7 +107,7 @@ class Binder(nn.Module):
     def embed(
         self,
         modality: str,
-        x: Raw,
+        x: Any,
         *,
         batch_size: int = ...,
         progress: bool | None = ...,
@@ -120,7 +116,7 @@ class Binder(nn.Module):
     def embed(
         self,
         modality: str,
-        x: Raw | Iterable[Raw],
+        x: Any,
         *,
         batch_size: int = 64,
         progress: bool | None = None,
@@ -131,7 +127,7 @@ class Binder(nn.Module):
         Args:
             modality: Name of the modality.
             x: One input of a kind the modality accepts (a path, bytes, an image, an array, a string, ...),
-                or a list, a range of rows or a generator of such inputs. A tuple is one input.
+                or a list or generator of such inputs. A tuple is one input.
             batch_size: Inputs per forward pass; it changes speed and memory, not the result.
             progress: Show a progress bar; default: when it takes long and a person is watching.
             numpy: Return a numpy array instead of a tensor.
@@ -154,14 +150,14 @@ class Binder(nn.Module):
                 batch = collate([prepared(kind, number, raw) for number, raw in group])
                 parts.append(self(modality, moved(batch, self.device)).cpu())
         if not parts:
-            raise DataError(_EMPTY)
+            raise DataError("nothing to embed: the input is an empty list")
         embedding_ND = torch.cat(parts)
         return embedding_ND.numpy() if numpy else embedding_ND
 
     @staticmethod
     def similarity(a_ND: Tensor | NDArray[Any], b_MD: Tensor | NDArray[Any]) -> Tensor:
         """Cosine similarity of every row of `a_ND` with every row of `b_MD`: (N, M) in [-1, 1]."""
-        a_ND, b_MD = _rows(a_ND), _rows(b_MD)
+        a_ND, b_MD = rows_of(a_ND), rows_of(b_MD)
         if a_ND.shape[1] != b_MD.shape[1]:
             raise DataError(f"embeddings of different widths: {a_ND.shape[1]} and {b_MD.shape[1]}")
         return unit(a_ND) @ unit(b_MD).T
@@ -169,8 +165,8 @@ class Binder(nn.Module):
     def classify(
         self,
         modality: str,
-        x: Raw,
-        labels: Sequence[str] | Mapping[str, Raw | list[Raw]],
+        x: Any,
+        labels: Sequence[str] | Mapping[str, Any],
         *,
         through: str = "text",
         templates: Sequence[str] = ("{}",),
@@ -182,11 +178,10 @@ class Binder(nn.Module):
         Args:
             modality: What `x` is.
             x: One input or a list of them.
-            labels: Class names, put into the templates; or a mapping from each class to one or more
-                examples of it (sounds, photos, ...) in the modality `through`.
+            labels: Class names, or a mapping from each class to examples of it in `through`.
             through: The modality that describes the classes.
-            templates: Sentences with `{}` where the class name goes; a class is the mean of its
-                embedded sentences (CLIP's prompt ensembling, arXiv:2103.00020 section 3.1.4).
+            templates: Sentences with `{}` for the name; a class is the mean of its embedded sentences
+                (CLIP's prompt ensembling, arXiv:2103.00020 section 3.1.4).
             temperature: Similarities are divided by it before the softmax; 0.01 is CLIP's.
             batch_size: Inputs per forward pass.
 
@@ -203,7 +198,7 @@ class Binder(nn.Module):
         similarity_NC = self.similarity(self.embed(modality, x, batch_size=batch_size), class_CD)
         return (similarity_NC / temperature).softmax(dim=-1)
 
-    def compose(self, parts: Mapping[str, Raw], weights: Mapping[str, float] | None = None) -> Tensor:
+    def compose(self, parts: Mapping[str, Any], weights: Mapping[str, float] | None = None) -> Tensor:
         """Add embeddings of several modalities (ImageBind's arithmetic, arXiv:2305.05665 section 4.3).
 
         Args:
@@ -218,8 +213,7 @@ class Binder(nn.Module):
         """
         if not parts:
             raise DataError("nothing to compose: name at least one modality and its input")
-        strangers = set(weights or ()) - set(parts)
-        if strangers:
+        if strangers := set(weights or ()) - set(parts):
             raise DataError(f"a weight for {', '.join(sorted(strangers))}, but no input of it")
         embedded = {name: self.embed(name, raw) for name, raw in parts.items()}
         counts = {name: len(rows) for name, rows in embedded.items()}
@@ -254,8 +248,3 @@ class Binder(nn.Module):
         from geobind import bundle
 
         return bundle.push_to_hub(self, name, private=private)
-
-
-def _rows(x: Tensor | NDArray[Any]) -> Tensor:
-    rows = torch.as_tensor(x)
-    return rows[None] if rows.ndim == 1 else rows

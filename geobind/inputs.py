@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from geobind.errors import DataError
@@ -73,3 +74,9 @@ def still(encoder: nn.Module) -> Generator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def rows_of(x: Tensor | NDArray[Any]) -> Tensor:
+    """Read embeddings as a tensor (N, D); one embedding is one row."""
+    rows = torch.as_tensor(x)
+    return rows[None] if rows.ndim == 1 else rows

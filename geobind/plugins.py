@@ -106,6 +106,9 @@ def check(cls: object) -> str | None:
         return f"{cls.__name__}.name must be lower-case letters, digits and underscores, not {name!r}"
     if name in _RESERVED:
         return f"{cls.__name__}.name cannot be {name!r}: every data table has a column of that name"
+    taken = sorted({"role", "data"} & set(cls.model_fields))
+    if taken:
+        return f"{cls.__name__} has an option {taken[0]!r}, which recipes keep for themselves; rename it"
     if role not in get_args(Role):
         return f"{cls.__name__}.role must be 'frozen' or 'trainable', not {role!r}"
     missing = sorted(cls.__abstractmethods__)
@@ -122,7 +125,7 @@ def collect(entries: Iterable[EntryPoint]) -> Registry:
         source = _source(entry)
         try:
             classes = load(entry)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a plugin that exits must not end the command
             reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
             broken.append(Broken(source, " ".join(reason.split())))
             continue

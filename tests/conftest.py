@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-# Both are read once, when torch and huggingface_hub are imported. More threads than cores, in tests that run side by
-# side on tiny tensors, wait for each other most of the time.
+# Both are read once, when torch and huggingface_hub are imported. More threads than cores, in tests that run
+# side by side on tiny tensors, wait for each other most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -19,12 +19,12 @@ errors
 modality progress provenance seeds storage toyearth
 hookspecs data
 plugins
-recipe towers
+inputs recipe towers
 binder model_card
 bundle
 evaluation
-training
 report
+training
 testing cli
 __main__
 """.split("\n")[1:-1]

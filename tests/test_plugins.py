@@ -105,6 +105,14 @@ FAULTS = {
         GOOD.format(name="time"),
         "Modality.name cannot be 'time': every data table has a column of that name",
     ),
+    "an option that recipes keep for themselves": (
+        GOOD.format(name="thermal").replace('role = "frozen"', 'role = "frozen"\n        data: str = ""'),
+        "Modality has an option 'data', which recipes keep for themselves; rename it",
+    ),
+    "an import that exits": (
+        "raise SystemExit('no licence')",
+        "SystemExit: no licence",
+    ),
     "a role that does not exist": (
         GOOD.format(name="thermal").replace('"frozen"', '"teacher"'),
         "Modality.role must be 'frozen' or 'trainable', not 'teacher'",

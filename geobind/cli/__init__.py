@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -11,14 +12,22 @@ import click
 import geobind
 from geobind.errors import GeobindError
 
+# Threads that spin while they wait for each other lose the cores they need wherever another program runs too.
+# This must be said before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # command -> (module, one line for --help); commands import heavy libraries inside their functions.
 COMMANDS = {
     "run": ("geobind.cli.run", "Run a recipe: train its stages, measure, save a bundle."),
     "check": ("geobind.cli.check", "Find every mistake of a recipe without running it."),
     "schema": ("geobind.cli.schema", "Print the JSON schema of recipes, for editors."),
     "recipes": ("geobind.cli.recipes", "List the recipes that come with geobind."),
+    "data": ("geobind.cli.data", "Look at a manifest, split it by place, pack it, draw it."),
     "modalities": ("geobind.cli.modalities", "List the installed modalities, or show one."),
+    "eval": ("geobind.cli.eval", "Measure a bundle on held-out rows, by clean and published conventions."),
     "embed": ("geobind.cli.embed", "Embed files with a bundle."),
+    "report": ("geobind.cli.report", "Write the report of a run again."),
+    "compare": ("geobind.cli.compare", "Set runs side by side: what differs, and what it changed."),
     "toyearth": ("geobind.cli.toyearth", "Write toy Earth as files: tiles, photos, sounds, captions."),
 }
 

@@ -26,10 +26,11 @@ def command(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: b
 
     from rich.console import Console
 
-    from geobind.evaluation import render
+    from geobind.evaluation import summary
     from geobind.training.run import run
 
     finished = run(checked, folder, resume=resume)
     if finished.table is not None:
-        Console().print(render(finished.table))
+        Console().print(summary(finished.table))
+        click.echo(f"chance in brackets; intervals and more measures: {finished.folder / 'retrieval.json'}")
     click.echo(f"bundle: {finished.bundle}")

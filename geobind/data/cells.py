@@ -10,7 +10,10 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-_JSON_LIST = re.compile(r'\s*\[\s*["\]]')  # not "[sic] a text"
+from geobind.data.raster_cells import WINDOW, checked_window
+
+_JSON_LIST = re.compile(r'\s*\[\s*(["\]]|\{\s*")')  # not "[sic] a text"
+_WINDOW = re.compile(r'\s*\{.*"raster"\s*:', re.DOTALL)  # a JSON object that is a window of a raster
 
 
 class CellError(ValueError):
@@ -74,18 +77,30 @@ def times_to_arrow(values: list[Any]) -> pa.Array:
 
 
 def cells_to_arrow(values: list[Any]) -> pa.Array:
-    """A modality's cells as lists of strings or numbers; blank ones are missing, a string is a list of one.
+    """A modality's cells as lists of strings, numbers or windows of rasters; blank ones are missing.
+
+    A string is a list of one, and so is a window.
 
     Raises:
-        CellError: One is neither a string, nor a list of strings or of numbers, nor JSON of such a list.
+        CellError: One is neither a string, nor a list of strings or of numbers, nor JSON of such a list, nor
+            a window or a list of them; or some are windows and others not.
     """
     if all(
-        isinstance(value, str) and "[" not in value for value in values
+        isinstance(value, str) and "[" not in value and "{" not in value for value in values
     ):  # nearly all columns; worth a shortcut
         return pa.array(
             [[value.strip()] if value.strip() else None for value in values], pa.list_(pa.string())
         )
-    return pa.array([_items(value, index) for index, value in enumerate(values)])
+    items = [_items(value, index) for index, value in enumerate(values)]
+    windows = [cell is not None and isinstance(cell[0], dict) for cell in items]
+    if not any(windows):
+        return pa.array(items)
+    for index, cell in enumerate(items):
+        if cell is not None and not windows[index]:
+            raise CellError(
+                index, f"{short(values[index])} is no window of a raster, but others in this column are"
+            )
+    return pa.array(items, pa.list_(WINDOW))
 
 
 def short(value: Any) -> str:
@@ -94,23 +109,31 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _items(value: Any, index: int) -> list[str] | list[float] | None:
-    if isinstance(value, str) and _JSON_LIST.match(value):
+def _items(value: Any, index: int) -> list[str] | list[float] | list[dict[str, Any]] | None:
+    if isinstance(value, str) and (_JSON_LIST.match(value) or _WINDOW.match(value)):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
+            kind = "list" if value.lstrip().startswith("[") else "object"
             raise CellError(
-                index, f"{short(value)} begins like a JSON list but is not one: {error}"
+                index, f"{short(value)} begins like a JSON {kind} but is not one: {error}"
             ) from error
     if value is None:
         return None
-    items = cast("list[Any]", value) if isinstance(value, list) else [value]
+    items: list[Any] = cast("list[Any]", value) if isinstance(value, list) else [value]
     if all(isinstance(item, str) for item in items):
         return [item.strip() for item in items if item.strip()] or None
+    if items and all(isinstance(item, dict) and "raster" in item for item in items):
+        try:
+            return [checked_window(item) for item in items]
+        except ValueError as error:
+            raise CellError(index, str(error)) from error
     if all(isinstance(item, int | float) and not isinstance(item, bool) for item in items):
         return [float(item) for item in items]
     raise CellError(
-        index, f"{short(cast(Any, value))} must be a string, a list of strings, or a list of numbers"
+        index,
+        f"{short(cast(Any, value))} must be a string, strings, numbers, or a window such as "
+        '{"raster": "scene.tif", "size_m": 480}',
     )
 
 

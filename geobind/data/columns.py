@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-import os
+import io
 import re
-import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,8 +17,10 @@ import numpy as np
 import pyarrow as pa
 
 from geobind.data.arrow import mapped_table
+from geobind.data.files import Files
 from geobind.data.manifest import CELL
-from geobind.data.options import DataOptions
+from geobind.data.options import DataOptions, RasterOptions
+from geobind.data.raster_cells import WINDOW, RasterColumn
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 # The end of a file's name: a dot, a letter, up to four letters or digits.
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
+_NPY = b"\x93NUMPY"
 _LOOK_AT = 100  # cells that decide whether a column holds files or text
 
 
@@ -49,61 +51,6 @@ def mapped_array(path: Path) -> NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class Files:
-    """Where the files of a column may lie: names are relative to the first folder, targets within any."""
-
-    root: Path
-    links: tuple[Path, ...] = ()
-
-    def __call__(self, name: str) -> Path:
-        """Return the path of a file.
-
-        Raises:
-            DataError: The name leads out of the folders, by itself or through a link.
-        """
-        path = os.path.join(self.root, name)
-        try:
-            real = _real_path(path)
-        except ValueError as error:
-            raise DataError(f"file name {name!r} cannot be used: {error}") from error
-        if not any(real.startswith(fence) for fence in _fences((self.root, *self.links))):
-            raise DataError(
-                f"{name}: leads out of {self.root} (to {real}); move it there, name a higher folder as "
-                "`data.root`, or, for a symbolic link, its target's folder in `data.links`"
-            )
-        return Path(path)
-
-    def fault(self, name: str) -> str | None:
-        """Say why a file cannot be used, or None; it is not opened."""
-        try:
-            state = os.stat(self(name))
-        except DataError as error:
-            return str(error)
-        except OSError as error:
-            return f"{name}: {'no such file' if isinstance(error, FileNotFoundError) else error.strerror}"
-        if not stat.S_ISREG(state.st_mode):
-            return f"{name}: is not a file"
-        return None if state.st_size else f"{name}: is empty (0 bytes)"
-
-
-@lru_cache(maxsize=64)
-def _fences(folders: tuple[Path, ...]) -> tuple[str, ...]:
-    return tuple(os.path.join(os.path.realpath(folder), "") for folder in folders)
-
-
-_real_folder = lru_cache(maxsize=4096)(
-    os.path.realpath
-)  # following every folder of a path costs more than a stat
-
-
-def _real_path(path: str) -> str:
-    folder, name = os.path.split(path)
-    if name in ("", ".", "..") or os.path.islink(path):
-        return os.path.realpath(path)
-    return os.path.join(_real_folder(folder), name)
-
-
-@dataclass(frozen=True)
 class ArrowColumn:
     """Cells in a memory-mapped Arrow file: lists of strings or bytes, or any other Arrow value."""
 
@@ -121,6 +68,8 @@ class ArrowColumn:
         items = cast("list[Any]", items)
         if not isinstance(items[0], str | bytes):
             return np.asarray(items, dtype=np.float32)
+        if isinstance(items[0], bytes):
+            items = [_unpacked(item) if item.startswith(_NPY) else item for item in items]
         if self.files is not None:
             items = [self.files(item) for item in items]
         return items[0] if len(items) == 1 else items
@@ -157,6 +106,14 @@ class ArrayColumn:
         return np.ones(len(mapped_array(self.path)), dtype=bool)
 
 
+def _unpacked(content: bytes) -> NDArray[Any]:
+    """Read an array of which a Parquet file holds the bytes of a .npy file."""
+    try:
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, OSError, EOFError, MemoryError) as error:
+        raise DataError(f"the {len(content)} bytes of a .npy file are damaged: {error}") from error
+
+
 def _holds_files(
     cells: pa.ChunkedArray, column: str, files: Sequence[str], inline: Sequence[str], where: str
 ) -> bool:
@@ -184,18 +141,36 @@ def _holds_files(
     return bool(like_files)
 
 
+def _holds_windows(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) and kind.value_type == WINDOW
+
+
 def manifest_columns(
     path: Path, options: DataOptions, names: Collection[str], files: Files, where: str
 ) -> dict[str, Column]:
-    """Return the columns of a manifest's Arrow file that the modalities read, by modality."""
+    """Return the columns of a manifest's Arrow file that the modalities read, by modality.
+
+    Raises:
+        DataError: A column holds both files and text, or windows are to be cut around places there are not.
+    """
     table = mapped_table(path)
     columns: dict[str, Column] = {}
     for name in names:
-        column = options.columns.get(name, name)
+        column, rasters = options.columns.get(name, name), options.rasters.get(name)
         field = CELL + column
-        if field not in table.column_names:
+        if rasters is not None and rasters.paths:
+            if "lat" not in table.column_names:
+                raise DataError(
+                    f"{where}: '{name}' is cut out of {rasters.paths[0]} around places, but there are no "
+                    "columns lat and lon; map them with `columns: {lat: COLUMN, lon: COLUMN}`"
+                )
+            columns[name] = RasterColumn(path, None, files, rasters)
+        if field not in table.column_names or name in columns:
             continue
         cells = table.column(field)
+        if rasters is not None or _holds_windows(cells.type):
+            columns[name] = RasterColumn(path, field, files, rasters or RasterOptions())
+            continue
         strings = pa.types.is_list(cells.type) and pa.types.is_string(cells.type.value_type)
         named = strings and _holds_files(cells, column, options.files, options.inline, where)
         columns[name] = ArrowColumn(path, field, files if named else None)

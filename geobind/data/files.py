@@ -1,4 +1,4 @@
-"""Open the bytes of an untrusted file, or say what is wrong with it."""
+"""Where files may lie, and opening the bytes of an untrusted one, or saying what is wrong with it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import stat
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -63,3 +65,58 @@ def _reason(error: OSError | ValueError) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the files of a column may lie: names are relative to the first folder, targets within any."""
+
+    root: Path
+    links: tuple[Path, ...] = ()
+
+    def __call__(self, name: str) -> Path:
+        """Return the path of a file.
+
+        Raises:
+            DataError: The name leads out of the folders, by itself or through a link.
+        """
+        path = os.path.join(self.root, name)
+        try:
+            real = _real_path(path)
+        except ValueError as error:
+            raise DataError(f"file name {name!r} cannot be used: {error}") from error
+        if not any(real.startswith(fence) for fence in _fences((self.root, *self.links))):
+            raise DataError(
+                f"{name}: leads out of {self.root} (to {real}); move it there, name a higher folder as "
+                "`data.root`, or, for a symbolic link, its target's folder in `data.links`"
+            )
+        return Path(path)
+
+    def fault(self, name: str) -> str | None:
+        """Say why a file cannot be used, or None; it is not opened."""
+        try:
+            state = os.stat(self(name))
+        except DataError as error:
+            return str(error)
+        except OSError as error:
+            return f"{name}: {'no such file' if isinstance(error, FileNotFoundError) else error.strerror}"
+        if not stat.S_ISREG(state.st_mode):
+            return f"{name}: is not a file"
+        return None if state.st_size else f"{name}: is empty (0 bytes)"
+
+
+@lru_cache(maxsize=64)
+def _fences(folders: tuple[Path, ...]) -> tuple[str, ...]:
+    return tuple(os.path.join(os.path.realpath(folder), "") for folder in folders)
+
+
+_real_folder = lru_cache(maxsize=4096)(
+    os.path.realpath
+)  # following every folder of a path costs more than a stat
+
+
+def _real_path(path: str) -> str:
+    folder, name = os.path.split(path)
+    if name in ("", ".", "..") or os.path.islink(path):
+        return os.path.realpath(path)
+    return os.path.join(_real_folder(folder), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from geobind.data.rows import PLACE_COLUMNS, Rows, rows_to_arrow
 from geobind.errors import DataError
 
 CELL = "cell:"  # what the fields that hold a modality's cells begin with
-_VERSION = 1  # of the Arrow file; older ones are made again
+_VERSION = 2  # of the Arrow file; older ones are made again
+_SHARD = re.compile(r"-of-(\d+)\.parquet$")
 _TEXT_KINDS = (".csv", ".tsv", ".jsonl")
 _PACKED_KINDS = (".parquet", ".geoparquet")
 
@@ -37,14 +39,10 @@ def arrow_of_manifest(
     Raises:
         DataError: The manifest is missing, of another kind, or has a mistake.
     """
-    if not path.is_file():
-        raise DataError(f"manifest {path}: no such file (its name in a recipe is relative to the recipe)")
-    if path.suffix.lower() not in _TEXT_KINDS + _PACKED_KINDS:
-        raise DataError(f"manifest {path}: must end in {', '.join(_TEXT_KINDS + _PACKED_KINDS)}")
-    state = path.stat()
+    shards = [(shard.name, shard.stat().st_mtime_ns, shard.stat().st_size) for shard in manifest_files(path)]
     wanted = {name: columns.get(name, name) for name in sorted({*names, *PLACE_COLUMNS})}
     explicit = sorted(wanted.keys() & columns.keys())
-    made_from = (str(path.resolve()), state.st_mtime_ns, state.st_size, wanted, explicit, limit, _VERSION)
+    made_from = (str(path.resolve()), shards, wanted, explicit, limit, _VERSION)
     folder = build_once(
         cache_root() / "tables" / fingerprint(*made_from),
         lambda temporary: _write(temporary / "rows.arrow", path, wanted, explicit, limit),
@@ -52,17 +50,53 @@ def arrow_of_manifest(
     return folder / "rows.arrow"
 
 
+def manifest_files(path: Path) -> list[Path]:
+    """Return the files of a manifest: itself, or the Parquet shards of a folder in the order of their names.
+
+    Raises:
+        DataError: There are none, they are of another kind, or a shard of a packed folder is missing.
+    """
+    if path.is_dir():
+        shards = sorted(shard for shard in path.iterdir() if shard.suffix.lower() in _PACKED_KINDS)
+        if not shards:
+            raise DataError(f"manifest {path}: is a folder without Parquet files")
+        counted = _SHARD.search(shards[-1].name)
+        if counted and len(shards) != int(counted[1]):
+            raise DataError(f"manifest {path}: has {len(shards)} of {int(counted[1])} shards; pack it again")
+        return shards
+    if not path.is_file():
+        raise DataError(f"manifest {path}: no such file (its name in a recipe is relative to the recipe)")
+    if path.suffix.lower() not in _TEXT_KINDS + _PACKED_KINDS:
+        raise DataError(f"manifest {path}: must end in {', '.join(_TEXT_KINDS + _PACKED_KINDS)}")
+    return [path]
+
+
+def manifest_columns_there(path: Path) -> list[str]:
+    """Return the names of a manifest's columns, as far as its first rows tell.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    first = manifest_files(path)[0]
+    if first.suffix.lower() in _PACKED_KINDS:
+        return list(ParquetRows(first).columns)
+    rows = Rows(first)
+    next(iter(rows), None)
+    return list(rows.columns)
+
+
 def _write(
     target: Path, path: Path, wanted: Mapping[str, str], explicit: Collection[str], limit: int | None
 ) -> None:
 
     fields = {name if name in PLACE_COLUMNS else CELL + column: column for name, column in wanted.items()}
-    packed = path.suffix.lower() in _PACKED_KINDS
-    rows = ParquetRows(path) if packed else Rows(path)
-    if isinstance(rows, ParquetRows):
-        _check_columns(rows.columns, wanted, explicit, path)
-        tables = rows.batches(fields, limit)
+    if path.is_dir() or path.suffix.lower() in _PACKED_KINDS:
+        shards = [ParquetRows(shard) for shard in manifest_files(path)]
+        for shard in shards:
+            _check_columns(shard.columns, wanted, explicit, shard.path)
+        tables = _batches(shards, fields, limit)
     else:
+        rows = Rows(path)
         gathered = list(rows_to_arrow(rows, fields, limit))
         if not gathered:
             raise DataError(f"{path}: has no rows")
@@ -72,6 +106,24 @@ def _write(
         except pa.ArrowException as error:
             raise DataError(f"{path}: a column holds both strings and numbers: {error}") from error
     _write_tables(target, tables, path)
+
+
+def _batches(shards: list[ParquetRows], fields: Mapping[str, str], limit: int | None) -> Iterator[pa.Table]:
+    """Yield the checked rows of Parquet files one after the other, numbered through."""
+    before, schema = 0, None
+    for shard in shards:
+        for table in shard.batches(fields, None if limit is None else limit - before):
+            lines = pa.array(table["line"].to_numpy() + before)
+            table = table.set_column(table.column_names.index("line"), "line", lines)
+            schema = schema or table.schema
+            if table.schema != schema:
+                raise DataError(
+                    f"{shard.path}: its columns are of other types than those of {shards[0].path}"
+                )
+            yield table
+        before += shard.file.metadata.num_rows
+        if limit is not None and before >= limit:
+            return
 
 
 def _write_tables(target: Path, tables: Iterator[pa.Table], path: Path) -> None:
@@ -116,7 +168,7 @@ def _check_columns(
                 f"{path}: has no column '{wanted[name]}', wanted as '{name}'; its columns: {listed}"
             )
     modalities = {name: column for name, column in wanted.items() if name not in PLACE_COLUMNS}
-    if not any(column in found for column in modalities.values()):
+    if modalities and not any(column in found for column in modalities.values()):
         raise DataError(
             f"{path}: has no column for {', '.join(modalities)}; its columns: {listed}; map them under "
             f"`data`: `columns: {{{next(iter(modalities), 'NAME')}: COLUMN}}`"

@@ -26,13 +26,59 @@ class ToyEarthOptions(BaseModel):
     captions: int = Field(default=5, ge=1, le=50, description="captions of a place")
 
 
+class RasterOptions(BaseModel):
+    """How windows are cut out of rasters: around every row's place, or as the cells of a column say."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str | tuple[str, ...] | None = Field(
+        default=None,
+        description="GeoTIFF to cut a window from around each row's lat and lon, found as file names of "
+        "cells are; of several, the first that covers the place",
+    )
+    size_m: float | None = Field(default=None, gt=0, le=1e6, description="side of a window, in metres")
+    gsd: float | None = Field(
+        default=None, gt=0, le=1e5, description="metres per pixel of a window; default: the raster's own"
+    )
+    bands: tuple[int, ...] | None = Field(
+        default=None, min_length=1, description="bands to read, the first being 1; default: all but alpha"
+    )
+    stretch: tuple[float, float] | None = Field(
+        default=None, description="values that become 0 and 255 of an 8-bit image; default: left as they are"
+    )
+    fill: float = Field(default=0.0, allow_inf_nan=False, description="value of pixels that are missing")
+    min_valid: float = Field(
+        default=0.5, ge=0, le=1, description="share of a window's pixels that must be there"
+    )
+    nearest: bool = Field(
+        default=False, description="take the nearest pixel instead of averaging, as class maps need it"
+    )
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The rasters that windows are cut from where no cell names one."""
+        return (self.path,) if isinstance(self.path, str) else self.path or ()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.paths and self.size_m is None:
+            raise ValueError("`path` needs `size_m`, the side of a window in metres")
+        if self.bands is not None and min(self.bands) < 1:
+            raise ValueError("bands are counted from 1")
+        if self.stretch is not None and not self.stretch[0] < self.stretch[1]:
+            raise ValueError("`stretch` must be two numbers, the lower one first")
+        return self
+
+
 class DataOptions(BaseModel):
     """One table of places: a manifest of files, or toy Earth."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     manifest: Path | None = Field(
-        default=None, description="a CSV, JSONL or Parquet file with a row per place, relative to the recipe"
+        default=None,
+        description="a CSV, JSONL or Parquet file with a row per place, or a folder of Parquet files, "
+        "relative to the recipe",
     )
     toyearth: ToyEarthOptions | None = Field(
         default=None, description="a procedural planet instead of a manifest"
@@ -56,16 +102,25 @@ class DataOptions(BaseModel):
         default=(),
         description="other folders that symbolic links under `root` may lead to, relative to the recipe",
     )
+    rasters: dict[str, RasterOptions] = Field(
+        default_factory=dict,
+        description="how windows are cut out of GeoTIFFs, by modality; with a `path` no column is needed",
+    )
     limit: int | None = Field(default=None, ge=1, description="use only this many rows from the top")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.manifest is None) == (self.toyearth is None):
             raise ValueError("give exactly one of `manifest` and `toyearth`")
-        if self.toyearth is not None and (self.root or self.links or self.files or self.inline):
+        if self.toyearth is not None and (
+            self.root or self.links or self.files or self.inline or self.rasters
+        ):
             raise ValueError(
-                "`root`, `links`, `files` and `inline` belong to a manifest; toy Earth has no files"
+                "`root`, `links`, `files`, `inline`, `rasters` belong to a manifest; toy Earth has no files"
             )
+        for name, rasters in self.rasters.items():
+            if rasters.paths and name in self.columns:
+                raise ValueError(f"'{name}' has both a column and a raster's `path`; keep one")
         both = sorted(set(self.files) & set(self.inline))
         if both:
             raise ValueError(f"column '{both[0]}' is in both `files` and `inline`")

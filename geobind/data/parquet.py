@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geobind.data.arrow import pc
-from geobind.data.cells import CellError, times_to_arrow
+from geobind.data.cells import CellError, cells_to_arrow, times_to_arrow
 from geobind.data.rows import PLACE_COLUMNS
 from geobind.errors import DataError
 
@@ -167,6 +167,8 @@ def _cells(array: pa.Array) -> pa.Array:
         array = array.dictionary_decode()
     if pa.types.is_struct(array.type) and array.type.get_field_index("bytes") >= 0:
         array = pc.struct_field(array, "bytes")  # how Hugging Face datasets pack images and sounds
+    if _is_window(array.type) or (_is_list(array.type) and _is_window(array.type.value_type)):
+        return cells_to_arrow(array.to_pylist())
     if pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
         array = pc.cast(array, pa.list_(array.type.value_type))
     if pa.types.is_list(array.type):
@@ -183,6 +185,14 @@ def _cells(array: pa.Array) -> pa.Array:
     there = array.is_valid().to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(there)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), array.drop_null(), mask=pa.array(~there))
+
+
+def _is_window(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and kind.get_field_index("raster") >= 0
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType | None:

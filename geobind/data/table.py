@@ -15,9 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 from geobind.data.arrow import mapped_table, pc
-from geobind.data.columns import ArrowColumn, Column, Files, chosen_columns, manifest_columns
+from geobind.data.columns import ArrowColumn, Column, chosen_columns, manifest_columns
+from geobind.data.files import Files
 from geobind.data.manifest import arrow_of_manifest
 from geobind.data.options import DataOptions
+from geobind.data.raster_cells import RasterColumn
 from geobind.data.views import Lazy, Pairs
 from geobind.errors import DataError
 from geobind.modality import Pair, Place
@@ -157,7 +159,7 @@ class Table:
         checked = 0
         wrong: list[str] = []
         for name, column in self.columns.items():
-            if not isinstance(column, ArrowColumn) or column.files is None:
+            if not isinstance(column, ArrowColumn | RasterColumn) or column.files is None:
                 continue
             for row, file in column.file_names(self.rows_N, limit):
                 checked += 1
@@ -233,10 +235,10 @@ def open_table(options: DataOptions, base: Path, names: Collection[str]) -> Tabl
     else:
         manifest = base / cast(Path, options.manifest)
         name = manifest.name
-        path = arrow_of_manifest(manifest, options.columns, names, options.limit)
-        files = Files(
-            base / options.root if options.root else manifest.parent, tuple(base / f for f in options.links)
-        )
+        held = [name for name in names if name not in options.rasters or not options.rasters[name].paths]
+        path = arrow_of_manifest(manifest, options.columns, held, options.limit)
+        folder = manifest if manifest.is_dir() else manifest.parent
+        files = Files(base / options.root if options.root else folder, tuple(base / f for f in options.links))
         columns = manifest_columns(path, options, names, files, name)
     count = mapped_table(path).num_rows
     return Table(name, path, columns, np.arange(min(count, options.limit or count), dtype=np.int32))

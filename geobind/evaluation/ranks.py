@@ -13,12 +13,12 @@ from torch import Tensor
 
 from geobind.errors import DataError
 from geobind.evaluation.expectation import Counts
+from geobind.evaluation.flags import count_true
 from geobind.evaluation.rows import Embeddings, Rows, full_precision, paired_ids, same_width, spans
 
 TOLERANCE = 1e-6  # similarities of unit vectors closer than this are tied: float32 products err by about 1e-7
 CPU_TILE = 1024  # of 512 to 2048 the quickest: still in cache after the product, and few calls into torch
 ACCELERATOR_TILE = 4096
-LANE = 64
 STRIDE = 8  # queries are held in blocks of this many tiles, so that a gallery on disk is read less often
 
 
@@ -205,27 +205,11 @@ def _compare(
     side: _Side, similarity_qg: Tensor, positive_qg: Tensor | None, at: slice, axis: int, tolerance: float
 ) -> None:
     best = side.best_N[at].unsqueeze(axis)
-    side.larger_N[at] += _count_true(similarity_qg > best + tolerance, axis)
+    side.larger_N[at] += count_true(similarity_qg > best + tolerance, axis)
     reached_qg = similarity_qg >= best - tolerance
-    side.reached_N[at] += _count_true(reached_qg, axis)
+    side.reached_N[at] += count_true(reached_qg, axis)
     if positive_qg is not None:
-        side.found_N[at] += _count_true(reached_qg.logical_and_(positive_qg), axis)
-
-
-def _count_true(flag_qg: Tensor, axis: int) -> Tensor:
-    """How many flags of each row (axis 1) or column (axis 0) are set.
-
-    Eight one-byte flags are added as one 64-bit word: a tenth of the time of a sum over booleans, which
-    widens each flag first. A byte holds up to 255, so words are added `LANE` at a time.
-    """
-    rows, columns = flag_qg.shape
-    if rows % LANE or columns % (8 * LANE):
-        return flag_qg.sum(axis, dtype=torch.int64)
-    word_qw = flag_qg.view(torch.int64)
-    grouped = (
-        word_qw.view(rows, -1, LANE).sum(2) if axis == 1 else word_qw.view(-1, LANE, columns // 8).sum(1)
-    )
-    return grouped.view(torch.uint8).sum(axis, dtype=torch.int64)
+        side.found_N[at] += count_true(reached_qg.logical_and_(positive_qg), axis)
 
 
 def _tiles(query: _Side, gallery: _Side, edge: int, wanted_RC: np.ndarray) -> Iterator[_Tile]:

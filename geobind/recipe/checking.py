@@ -6,13 +6,14 @@ import copy
 import difflib
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from geobind.errors import PluginError
 from geobind.modality import Modality
 from geobind.plugins import Registry
+from geobind.recipe.explaining import field_problems, written_path
 from geobind.recipe.reading import Path_, Problem, Written, strings
 from geobind.recipe.schema import Entry, Recipe, Stage
 
@@ -31,7 +32,7 @@ def check_fields(written: Written) -> tuple[Recipe | None, list[Problem], set[in
         return Recipe.model_validate(written.values), [], set()
     except ValidationError as error:
         problems = list(field_problems(written, error, (), Recipe))
-        faults = [_written_path(written.values, item["loc"]) for item in error.errors()]
+        faults = [written_path(written.values, item["loc"]) for item in error.errors()]
     marred = {int(path[1]) for path in faults if len(path) > 1 and path[0] == "stages"}
     try:
         return Recipe.model_validate(_without(written.values, faults)), problems, marred
@@ -126,7 +127,7 @@ def check_files(written: Written, recipe: Recipe) -> list[Problem]:
     """Check that every manifest the recipe names is there."""
     problems: list[Problem] = []
     for path, options in data_of(recipe):
-        if options.manifest is not None and not (recipe.base / options.manifest).is_file():
+        if options.manifest is not None and not (recipe.base / options.manifest).exists():
             shown = options.manifest
             message = f"no such file: {shown} (relative to the recipe's folder, {recipe.base or '.'})"
             problems.append(written.problem((*path, "manifest"), message))
@@ -187,76 +188,3 @@ def _unknown(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"the recipe has {', '.join(names)}"
     return f"no modality {name!r} under `modalities`; {hint}"
-
-
-def field_problems(
-    written: Written, error: ValidationError, prefix: Path_, model: type[BaseModel]
-) -> Iterator[Problem]:
-    """Say what pydantic found, at the place it was written."""
-    for item in error.errors(include_url=False, include_context=True):
-        path = _written_path(written.values, (*prefix, *item["loc"]))
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(item["loc"][-1]), _fields(model, item["loc"][:-1]), n=1)
-            message = "unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
-        elif item["type"] == "missing":
-            message = "missing; it must be given"
-        elif isinstance(item["input"], str | int | float | bool | None):
-            message += f" (got {item['input']!r})"
-        yield written.problem(path, message)
-
-
-def _written_path(values: Any, loc: Path_) -> Path_:
-    """Drop from pydantic's location the names of union members, which nobody wrote.
-
-    The last word is kept even when it is absent: it is the key that is missing.
-    """
-    path: list[str | int] = []
-    node: Any = values
-    for position, word in enumerate(loc):
-        inside = (isinstance(node, dict) and word in node) or (
-            isinstance(node, list) and isinstance(word, int) and word < len(node)
-        )
-        if inside:
-            node = cast(Any, node)[word]
-            path.append(word)
-        elif (
-            position == len(loc) - 1
-            and isinstance(node, dict)
-            and isinstance(word, str)
-            and word.isidentifier()
-        ):
-            path.append(word)
-    return tuple(path)
-
-
-def _fields(model: Any, loc: Path_) -> list[str]:
-    """List the keys allowed in the block at `loc`, as far as the models tell."""
-    schema = model.model_json_schema()
-    definitions = schema.get("$defs", {})
-    nodes = [schema]
-    for word in loc:
-        nodes = [child for node in nodes for child in _children(node, word, definitions)] or nodes
-    return [key for node in nodes for key in _expanded_properties(node, definitions)]
-
-
-def _expand(node: dict[str, Any], definitions: dict[str, Any]) -> list[dict[str, Any]]:
-    if "$ref" in node:
-        return _expand(definitions[node["$ref"].rsplit("/", 1)[-1]], definitions)
-    members = [m for key in ("anyOf", "oneOf", "allOf") for m in node.get(key, [])]
-    return [node, *(found for member in members for found in _expand(member, definitions))]
-
-
-def _children(node: dict[str, Any], word: str | int, definitions: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for option in _expand(node, definitions):
-        if isinstance(word, int):
-            found += [option["items"]] if isinstance(option.get("items"), dict) else []
-        else:
-            child = option.get("properties", {}).get(word, option.get("additionalProperties"))
-            found += [child] if isinstance(child, dict) else []
-    return found
-
-
-def _expanded_properties(node: dict[str, Any], definitions: dict[str, Any]) -> list[str]:
-    return [key for option in _expand(node, definitions) for key in option.get("properties", {})]

@@ -25,7 +25,16 @@ TESTS = tuple(
 )
 
 
-def check_modality(modality: Modality, raws: Sequence[Any], **fields: Any) -> list[str]:
+def check_modality(
+    modality: Modality,
+    raws: Sequence[Any],
+    *,
+    bad_raws: Sequence[Any] = (),
+    long_raws: Sequence[Any] = (),
+    width: int = 32,
+    unused: Sequence[str] = (),
+    entry_point: bool = True,
+) -> list[str]:
     """Run the contract without pytest; return its faults: for each the test, what is wrong and the fix.
 
     It starts a process: in a script, call it under `if __name__ == "__main__":`.
@@ -33,9 +42,16 @@ def check_modality(modality: Modality, raws: Sequence[Any], **fields: Any) -> li
     Args:
         modality: The modality, with the options to test.
         raws: At least two valid raw inputs that differ as observations do.
-        fields: The other fields of `ModalityContract`, such as `bad_raws` or `width`.
+        bad_raws: Inputs that `prepare` must refuse.
+        long_raws: Inputs longer than the encoder takes, which differ only in the last thing it keeps.
+        width: Length of the shared space to test with.
+        unused: Patterns for the names of parameters that no gradient is meant to reach.
+        entry_point: Whether the plugin is installed.
     """
-    contract = type("Contract", (ModalityContract,), {"modality": modality, "raws": raws, **fields})()
+    contract = ModalityContract()
+    contract.modality, contract.raws = modality, raws
+    contract.bad_raws, contract.long_raws = bad_raws, long_raws
+    contract.width, contract.unused, contract.entry_point = width, unused, entry_point
     faults: list[str] = []
     for test in TESTS:
         try:

@@ -1,14 +1,15 @@
-"""A procedural planet with ground truth: every place has facts, and a tile, photo, sound and captions show them.
+"""A procedural planet with ground truth: places have facts; tiles, photos, sounds and captions show them.
 
-It stands in for the Earth where nothing may be downloaded: tutorials, tests, demonstrations. It is a toy: a figure
-measured on it says nothing of the Earth.
+It stands in for the Earth where nothing may be downloaded: tutorials, tests, demonstrations. It is a toy:
+a figure measured on it says nothing of the Earth.
 """
 
 from __future__ import annotations
 
 from geobind.toyearth.captions import write_captions
+from geobind.toyearth.facts import FACT_NOTES, FACTS, Places
 from geobind.toyearth.photos import render_photos
-from geobind.toyearth.planet import FACT_NOTES, FACTS, Places, Planet
+from geobind.toyearth.planet import Planet
 from geobind.toyearth.sounds import render_sounds
 from geobind.toyearth.tiles import render_tiles
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from geobind.toyearth.facts import FACTS, Places
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from geobind.toyearth.planet import Places
 
-Field = "NDArray[np.float32]"
 _BANK = 256  # cells along a side of the periodic noise and hash tables
 CHUNK = 32  # places painted at once: a field of 32 x 64 x 64 float32 fits a core's cache
 
@@ -23,8 +23,8 @@ CHUNK = 32  # places painted at once: a field of 32 x 64 x 64 float32 fits a cor
 class Banks(NamedTuple):
     """Periodic tables to look up: smooth fractal noise (unit variance) and independent numbers in [0, 1)."""
 
-    smooth: NDArray[np.float32]
-    cells: NDArray[np.float32]
+    smooth: NDArray[np.floating]
+    cells: NDArray[np.floating]
 
 
 @lru_cache(maxsize=8)
@@ -43,8 +43,8 @@ def banks(purpose: int) -> Banks:
     return Banks((smooth / smooth.std()).astype(np.float32).ravel(), cells.ravel())
 
 
-def smooth_noise(bank: Banks, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Look up smooth noise at x, y (in cells, any shape) by bilinear interpolation; it repeats after 256 cells."""
+def smooth_noise(bank: Banks, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Look up smooth noise at x, y (in cells, any shape), bilinear; it repeats after 256 cells."""
     left, top = np.floor(x), np.floor(y)
     right_share, low_share = x - left, y - top
     column, row = left.astype(np.int32) & 255, (top.astype(np.int32) & 255) << 8
@@ -59,34 +59,34 @@ def smooth_noise(bank: Banks, x: NDArray[np.float32], y: NDArray[np.float32]) ->
 
 def cell_number(
     bank: Banks, column: NDArray[np.int32], row: NDArray[np.int32], which: int
-) -> NDArray[np.float32]:
-    """Look up the random number in [0, 1) that belongs to a grid cell; `which` tells independent ones apart."""
+) -> NDArray[np.floating]:
+    """Look up the number in [0, 1) that belongs to a grid cell; `which` tells independent ones apart."""
     return bank.cells.take(((row * 7 + which * 101) & 255) << 8 | ((column + row * 13 + which * 57) & 255))
 
 
-def soft(distance: NDArray[np.float32], width: float) -> NDArray[np.float32]:
+def soft(distance: NDArray[np.floating], width: float) -> NDArray[np.floating]:
     """Turn a signed distance into coverage: 0 below -width/2, 1 above width/2, a straight ramp between."""
     return np.clip(distance * np.float32(1 / width) + np.float32(0.5), 0, 1)
 
 
-def lay(canvas: NDArray[np.float32], cover: NDArray[np.float32], colour: NDArray[np.float32]) -> None:
+def lay(canvas: NDArray[np.floating], cover: NDArray[np.floating], colour: NDArray[np.floating]) -> None:
     """Paint a colour (3, ...) over the canvas where `cover` (N, H, W) says, in place."""
     for channel in range(3):
         canvas[channel] += cover * (colour[channel] - canvas[channel])
 
 
-def rgb(red: float, green: float, blue: float) -> NDArray[np.float32]:
+def rgb(red: float, green: float, blue: float) -> NDArray[np.floating]:
     """Give a colour for `lay`: (3, 1, 1, 1)."""
     return np.array([red, green, blue], dtype=np.float32).reshape(3, 1, 1, 1)
 
 
 def season_colour(
-    summer: NDArray[np.float32],
-    spring: NDArray[np.float32],
+    summer: NDArray[np.floating],
+    spring: NDArray[np.floating],
     *,
     at: dict[str, tuple[float, float, float]],
-) -> NDArray[np.float32]:
-    """Blend colours around the year: (3, N, 1, 1) from those `at` summer, winter, spring, autumn and tropic."""
+) -> NDArray[np.floating]:
+    """Blend the colours `at` summer, winter, spring, autumn and tropic: (3, N, 1, 1)."""
     warm, fresh = 2 * summer - 1, 2 * spring - 1
     weight = {
         "summer": np.maximum(warm, 0) ** 2,
@@ -101,7 +101,7 @@ def season_colour(
     ) / np.maximum(total, 1)
 
 
-def light_of(daylight: NDArray[np.float32], morning: NDArray[np.float32]) -> NDArray[np.float32]:
+def light_of(daylight: NDArray[np.floating], morning: NDArray[np.floating]) -> NDArray[np.floating]:
     """The light's colour and strength by sun height and time of day: (3, N, 1, 1).
 
     Night is blue and dim, a low sun is rosy in the morning and orange in the evening, a high sun is white.
@@ -117,17 +117,19 @@ def light_of(daylight: NDArray[np.float32], morning: NDArray[np.float32]) -> NDA
     return np.stack([red, green, blue]).astype(np.float32)
 
 
-def fact_planes(facts: NDArray[np.float32], names: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
+def fact_planes(places: Places) -> dict[str, NDArray[np.floating]]:
     """Give every fact as (N, 1, 1), ready to broadcast over pixels."""
-    return {name: np.ascontiguousarray(facts[:, i, None, None]) for i, name in enumerate(names)}
+    return {name: np.ascontiguousarray(places.facts[:, i, None, None]) for i, name in enumerate(FACTS)}
 
 
-def in_chunks(places: Places, size: int, paint: Callable[[Places], NDArray[np.float32]]) -> NDArray[np.uint8]:
+def in_chunks(
+    places: Places, size: int, paint: Callable[[Places], NDArray[np.floating]]
+) -> NDArray[np.uint8]:
     """Paint places a few at a time, so that memory stays bounded: (N, size, size, 3) uint8."""
     out = np.empty((len(places.lat), size, size, 3), dtype=np.uint8)
     step = max(1, CHUNK * 64 * 64 // (size * size))
     for rows in _slices(len(places.lat), step):
-        canvas = paint(type(places)(*(column[rows] for column in places)))
+        canvas = paint(places.take(rows))
         bytes_3NHW = np.clip(canvas * 255 + 0.5, 0, 255).astype(np.uint8)
         out[rows] = np.moveaxis(bytes_3NHW, 0, -1)
     return out

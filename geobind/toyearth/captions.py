@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from geobind.toyearth import phrases
+from geobind.toyearth.facts import FACTS, Places, check_number, check_places, check_seed
 from geobind.toyearth.nuisance import draw, place_keys
-from geobind.toyearth.planet import FACTS, Places, check_number, check_places, check_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,19 +21,19 @@ _DRAWS = 48  # random numbers one caption may use
 def write_captions(places: Places, seed: int, count: int = 5) -> list[list[str]]:
     """Describe each place in `count` sentences of varied wording: a list of captions for each place.
 
-    Every caption names the time and what covers most of the ground; of the other facts each caption names some,
-    the stronger the likelier.
+    Every caption names the time and what covers most of the ground; of the other facts each caption names
+    some, the stronger the likelier.
 
     Raises:
         DataError: A place, the seed or the count (1 to 100) is out of range.
     """
-    check_places(places)
+    places = check_places(places)
     check_seed(seed)
     check_number("count", count, 1, 100, whole=True)
     number = (
         draw(place_keys(places[:4], seed, "caption"), "words", count * _DRAWS).astype(np.float64).tolist()
     )
-    rows = np.asarray(places.facts, dtype=np.float64).tolist()
+    rows = places.facts.astype(np.float64).tolist()
     return [
         [
             _write(dict(zip(FACTS, row, strict=True)), iter(own[i * _DRAWS : (i + 1) * _DRAWS]))

@@ -1,4 +1,4 @@
-"""Random numbers that belong to a place: each is a hash of a seed, the place and a name, never of its batch."""
+"""Random numbers that belong to a place: hashes of a seed, the place and a name, never of its batch."""
 # N places, K numbers
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _WORD = 0xFFFFFFFFFFFFFFFF
 def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Scramble 64-bit words so that neighbouring inputs share nothing.
 
-    Source: the SplitMix64 finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+    Source: the SplitMix64 finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom number
+    generators", 2014).
     """
     mixed = words + np.uint64(_GOLDEN)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

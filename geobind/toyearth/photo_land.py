@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from geobind.toyearth.canvas import Banks, banks, fact_planes, lay, rgb, season_colour, smooth_noise, soft
+from geobind.toyearth.facts import Places
 from geobind.toyearth.nuisance import draw, place_keys
-from geobind.toyearth.planet import FACTS, Places
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Plane = NDArray[np.float32]
+    Plane = NDArray[np.floating]
 
 HORIZON = (0.40, 0.48)  # the horizon lies between these heights of the picture
 GRASS = {
@@ -80,7 +80,7 @@ class Scene(NamedTuple):
 
     def speckle(self, x: Plane, y: Plane) -> Plane:
         """Give every little square of these coordinates its own number in [0, 1)."""
-        column, row = (np.floor(at * np.float32(7)).astype(np.int32) for at in (x, y))
+        column, row = (np.floor(at * np.float32(14)).astype(np.int32) for at in (x, y))
         return self.bank.cells.take(((row & 255) << 8) | (column & 255))
 
     def put(self, cover: Plane, colour: Plane) -> None:
@@ -92,7 +92,7 @@ class Scene(NamedTuple):
 def look_ahead(places: Places, seed: int, size: int) -> Scene:
     """Set up the view of a chunk of places."""
     key = place_keys(places[:4], seed, "photo")
-    fact = fact_planes(np.asarray(places.facts, dtype=np.float32), FACTS)
+    fact = fact_planes(places)
     step = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
     shape = (len(key), size, size)
     x, y = np.broadcast_to(2 * step - 1, shape), np.broadcast_to(step[:, None], shape)
@@ -104,7 +104,7 @@ def look_ahead(places: Places, seed: int, size: int) -> Scene:
 
 
 def paint_mountains(scene: Scene) -> None:
-    """Two ranges on the horizon, as high as the relief, bare or wooded, white where snow lies; then far woods."""
+    """Two ranges on the horizon, as high as the relief, bare, wooded or white; then far woods."""
     scene, fact = scene.band(0, HORIZON[1] + 0.02), scene.fact
     side = scene.x[:, :1]
     green = season_colour(fact["summer"], fact["spring"], at=GRASS)
@@ -138,31 +138,24 @@ def paint_mountains(scene: Scene) -> None:
 
 
 def paint_ground(scene: Scene) -> None:
-    """Paint grass, furrowed fields, bare ground, snow, sea or river, and the road, from the horizon to our feet."""
+    """Paint grass, furrowed fields, bare ground, snow, water and the road, from the horizon to our feet."""
     scene, fact = scene.band(HORIZON[0] - 0.02, 1), scene.fact
     near = scene.near
     aside, ahead = scene.x * 15, 34 * np.log(near + 0.12)
     dry = np.maximum(1 - fact["water"], 1e-3)
-    ground = np.broadcast_to(season_colour(fact["summer"], fact["spring"], at=GRASS), scene.land.shape).copy()
-    rows = np.sin((scene.x - 0.5 * scene.number("rows") + 0.25) / near * np.float32(5.2))
+    meadow = season_colour(fact["summer"], fact["spring"], at=GRASS)
+    ground = np.broadcast_to(meadow, scene.land.shape).copy()
+    rows = np.sin((scene.x - 0.5 * scene.number("rows") + 0.25) / near * np.float32(13))
     crops = _share(scene, "crops", aside, ahead, np.minimum(fact["crops"] / dry, 1))
-    lay(
-        ground,
-        crops,
-        season_colour(fact["summer"], fact["spring"], at=_CROPS)
-        * (1 + 0.22 * rows * np.clip(6 * near, 0, 1)),
-    )
-    bare = _share(
-        scene, "bare", aside, ahead, np.minimum(fact["bare"] / np.maximum(dry - fact["crops"], 1e-3), 1)
-    ) * (1 - crops)
-    lay(
-        ground, bare, rgb(0.86, 0.74, 0.52) + (rgb(0.56, 0.52, 0.49) - rgb(0.86, 0.74, 0.52)) * fact["relief"]
-    )
+    crop = season_colour(fact["summer"], fact["spring"], at=_CROPS)
+    lay(ground, crops, crop * (1 + 0.28 * rows * np.clip(5 * near - 0.4, 0, 1)))
+    unsown = np.maximum(dry - fact["crops"], 1e-3)
+    bare = _share(scene, "bare", aside, ahead, np.minimum(fact["bare"] / unsown, 1)) * (1 - crops)
+    sand, rock = rgb(0.86, 0.74, 0.52), rgb(0.56, 0.52, 0.49)
+    lay(ground, bare, sand + (rock - sand) * fact["relief"])
     # Under a wood the ground is dark litter.
-    wood = (
-        _share(scene, "litter", aside, ahead, np.minimum(fact["forest"] / dry, 1)) * (1 - bare) * (1 - crops)
-    )
-    lay(ground, 0.8 * wood, season_colour(fact["summer"], fact["spring"], at=GRASS) * rgb(0.50, 0.52, 0.48))
+    litter = _share(scene, "litter", aside, ahead, np.minimum(fact["forest"] / dry, 1))
+    lay(ground, 0.8 * litter * (1 - bare) * (1 - crops), meadow * rgb(0.50, 0.52, 0.48))
     blades = scene.noise("blades", scene.x / near * 5, 40 * np.log(near + 0.02))
     ground *= 1 + (0.10 + 0.12 * fact["wind"]) * blades * (1 - 0.7 * fact["snow"])
     flowers = (scene.grain("flowers") < 0.16 * np.maximum(2 * fact["spring"] - 1, 0)) * (1 - near * 0.3)
@@ -175,7 +168,7 @@ def paint_ground(scene: Scene) -> None:
 
 
 def _share(scene: Scene, name: str, aside: Plane, ahead: Plane, share: Plane) -> Plane:
-    """Mark the part of the ground where smooth noise is highest, as large as `share` of the ground in view."""
+    """Mark where smooth noise is highest, on `share` of the ground in view."""
     step = (np.arange(12, dtype=np.float32) + 0.5) / 12
     shape = (len(scene.key), 12, 12)
     at_x, at_y = (

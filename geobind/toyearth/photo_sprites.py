@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from geobind.toyearth.photo_land import Scene
 
-    Plane = NDArray[np.float32]
+    Plane = NDArray[np.floating]
 
 _LEAVES = {
     "summer": (0.17, 0.40, 0.12),

@@ -1,6 +1,6 @@
-"""What stands in a ground photo: where trees, houses and cars go, and the part of the picture each may cover."""
-# N photos of a chunk, or those of them that have the thing at hand; S pixels along a side; planes are (N, S, S) or, in a
-# window, (N, P, Q) float32, facts and places of things (N, 1, 1)
+"""What stands in a ground photo: where trees, houses and cars go, and which pixels each may cover."""
+# N photos of a chunk, or those of them that have the thing at hand; S pixels along a side
+# planes are (N, S, S) or, in a window, (N, P, Q) float32; facts and spots (N, 1, 1)
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from geobind.toyearth.photo_land import Scene
 
-    Plane = NDArray[np.float32]
+    Plane = NDArray[np.floating]
 
 
 class _Kind(NamedTuple):
-    """A kind of thing: how it is drawn, how many at most, from where to where, how many there are by the facts."""
+    """A kind of thing: how it is drawn, where it may stand, and how many there are by the facts."""
 
     name: str
     paint: Callable[[Scene, Plane, Spot, Plane], None]

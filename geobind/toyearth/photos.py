@@ -1,4 +1,4 @@
-"""Ground photos of the toy planet: sky, mountains, fields, water, a road, trees and houses seen from a hillock."""
+"""Ground photos of the toy planet: sky, mountains, fields, water, a road, trees and houses."""
 # N places, S pixels along a side; planes are (N, S, S) float32, facts (N, 1, 1)
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from geobind.toyearth.canvas import in_chunks, lay, light_of, rgb, soft
+from geobind.toyearth.facts import Places, check_number, check_places, check_seed
 from geobind.toyearth.photo_land import HORIZON, Scene, look_ahead, paint_ground, paint_mountains
 from geobind.toyearth.photo_things import paint_things
-from geobind.toyearth.planet import Places, check_number, check_places, check_seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Plane = NDArray[np.float32]
+    Plane = NDArray[np.floating]
 
 
 def render_photos(places: Places, seed: int, size: int = 64) -> NDArray[np.uint8]:
@@ -24,7 +24,7 @@ def render_photos(places: Places, seed: int, size: int = 64) -> NDArray[np.uint8
     Raises:
         DataError: A place, the seed or the size (8 to 1,024) is out of range.
     """
-    check_places(places)
+    places = check_places(places)
     check_seed(seed)
     check_number("size", size, 8, 1024, whole=True)
     return in_chunks(places, size, lambda part: _paint(look_ahead(part, seed, size)))

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from geobind.errors import DataError
+from geobind.toyearth.facts import FACTS, Places, check_number, check_seed, check_when_and_where
 from geobind.toyearth.nuisance import draw, mix
 
 if TYPE_CHECKING:
@@ -17,47 +17,14 @@ if TYPE_CHECKING:
 
     Vector = NDArray[np.float64]
 
-FACT_NOTES: dict[str, str] = {
-    "water": "share of the ground under water, sea and inland together",
-    "sea": "share of the ground under sea; water minus sea is river or lake",
-    "forest": "share of the ground under trees",
-    "conifer": "share of the ground under needle trees; forest minus conifer is broadleaved",
-    "crops": "share of the ground under crops",
-    "bare": "share of the ground that is sand or rock; what no cover claims is grass",
-    "buildings": "how densely built: 0 wilderness, 0.3 a village, 1 a city",
-    "roads": "how many roads: 0 none, 1 a web of highways",
-    "relief": "how steep: 0 a plain, 0.5 hills, 1 high mountains",
-    "snow": "how much snow lies: 0 none, 1 deep everywhere",
-    "summer": "1 in local midsummer, 0 in midwinter, 0.5 between and at the equator",
-    "spring": "1 in local mid-spring, 0 in mid-autumn, 0.5 between and at the equator",
-    "daylight": "sun height: 0 night, 0.17 sunrise or sunset, 1 sun overhead",
-    "morning": "1 at 6 h, 0 at 18 h, 0.5 at noon and midnight",
-    "wind": "0 calm, 1 gale",
-    "rain": "0 dry, 1 downpour (snowfall where snow lies)",
-}
-FACTS: tuple[str, ...] = tuple(FACT_NOTES)
-
+# One wave field each.
 _FIELDS = (
-    "water sea forest conifer crops bare grass buildings roads relief warmth wind rain".split()  # one wave field each
+    *("water", "sea", "forest", "conifer", "crops", "bare", "grass"),
+    *("buildings", "roads", "relief", "warmth", "wind", "rain"),
 )
 _WAVES = 48
 _WAVENUMBERS = (3.0, 90.0)  # radians per planet radius: wavelengths of about 13,000 to 450 km on an Earth
 MAX_LATITUDE = 75.0  # places are drawn this far from the equator; facts exist up to the poles
-
-
-class Places(NamedTuple):
-    """Places and what is true there: lat, lon in degrees, month in [1, 13), hour in [0, 24), facts (N, F)."""
-
-    lat: NDArray[np.float64]
-    lon: NDArray[np.float64]
-    month: NDArray[np.float64]
-    hour: NDArray[np.float64]
-    facts: NDArray[np.float32]
-
-    def take(self, rows: Any) -> Places:
-        """Return the places at these row numbers, in this slice or where this mask is true."""
-        index = np.arange(len(self.lat))[rows]
-        return Places(*(column[index] for column in self))
 
 
 @dataclass(frozen=True)
@@ -65,6 +32,9 @@ class Planet:
     """A planet whose every fact is a pure function of its seed and of where and when one looks."""
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
     def facts(self, lat: ArrayLike, lon: ArrayLike, month: ArrayLike, hour: ArrayLike) -> NDArray[np.float32]:
         """Tell what is true at these places: (N, F), columns in the order of FACTS.
@@ -94,45 +64,17 @@ class Planet:
         Months are whole; hours run from 4 to 23, so that most places are seen by daylight.
 
         Raises:
-            DataError: The count is negative.
+            DataError: The count or the seed is not a whole number, or negative.
         """
-        if count < 0:
-            raise DataError(f"cannot draw {count} places: the count must be 0 or more")
-        key = mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64))
+        check_number("count", count, 0, 10**8, whole=True)
+        check_seed(seed)
+        key = mix(np.array([seed], dtype=np.uint64))
         top = np.sin(np.radians(MAX_LATITUDE))
         lat = np.degrees(np.arcsin((2 * draw(key, "lat", count)[0].astype(np.float64) - 1) * top))
         lon = 360 * draw(key, "lon", count)[0].astype(np.float64) - 180
         month = np.floor(12 * draw(key, "month", count)[0].astype(np.float64)) + 1
         hour = 4 + 19 * draw(key, "hour", count)[0].astype(np.float64)
         return Places(lat, lon, month, hour, self.facts(lat, lon, month, hour))
-
-
-def check_when_and_where(
-    lat: ArrayLike, lon: ArrayLike, month: ArrayLike, hour: ArrayLike
-) -> tuple[Vector, ...]:
-    """Return the four as float64 vectors of one length, or say which value is wrong."""
-    limits = {"lat": (-90.0, 90.0), "lon": (-180.0, 180.0), "month": (1.0, 13.0), "hour": (0.0, 24.0)}
-    columns: dict[str, Vector] = {}
-    for name, given in zip(limits, (lat, lon, month, hour), strict=True):
-        try:
-            column = np.atleast_1d(np.asarray(given, dtype=np.float64))
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{name} must be numbers: {error}") from error
-        low, high = limits[name]
-        top_is_out = name in ("month", "hour")
-        wrong = ~((column >= low) & ((column < high) if top_is_out else (column <= high)))
-        if column.ndim != 1 or wrong.any():
-            where = (
-                f"{name}[{int(np.argmax(wrong))}] = {column.flat[int(np.argmax(wrong))]}"
-                if wrong.any()
-                else name
-            )
-            raise DataError(f"{where} is not usable: give one value in {low:g} to {high:g} for each place")
-        columns[name] = column
-    if len({column.size for column in columns.values()}) > 1:
-        sizes = ", ".join(f"{name} {column.size}" for name, column in columns.items())
-        raise DataError(f"the columns differ in length ({sizes}): give one value of each for every place")
-    return tuple(columns.values())
 
 
 @lru_cache(maxsize=256)
@@ -169,12 +111,12 @@ def _wave_field(
 
 
 def _level(normal_N: Vector) -> Vector:
-    """Turn a standard normal number into an evenly spread one in (0, 1) (logistic approximation of its CDF)."""
+    """Spread standard normal numbers evenly over (0, 1) (the logistic approximation of their CDF)."""
     return 1 / (1 + np.exp(-1.702 * normal_N))
 
 
 def _seasons(phi_N: Vector, month_N: Vector, clock_N: Vector) -> dict[str, Vector]:
-    """Season and sun: opposite in the two hemispheres, fading out towards the equator so that nothing jumps."""
+    """Season and sun; seasons are opposite in the hemispheres and fade out at the equator: nothing jumps."""
     strength_N = np.tanh(np.degrees(phi_N) / 12)
     tilt_N = np.radians(23.44) * np.sin((month_N - 3.7) * np.pi / 6)
     height_N = np.sin(phi_N) * np.sin(tilt_N) - np.cos(phi_N) * np.cos(tilt_N) * np.cos(clock_N)
@@ -223,35 +165,8 @@ def _land(field: dict[str, Vector], phi_N: Vector) -> dict[str, Vector]:
 
 
 def _snow(warmth_N: Vector, phi_N: Vector, summer_N: Vector, relief_N: Vector) -> Vector:
-    """Snow lies below 5 degrees Celsius and is deep below -5: temperature falls polewards, uphill, in winter."""
+    """Snow lies below 5 degrees Celsius, deep below -5; it is colder polewards, uphill and in winter."""
     poleward_N = np.sin(phi_N) ** 2
     swing_N = 26 * np.abs(np.sin(phi_N)) * (summer_N - 0.5)
     celsius_N = 29 - 38 * poleward_N + swing_N - 14 * relief_N + 3 * warmth_N
     return np.clip(0.5 - celsius_N / 10, 0, 1)
-
-
-def check_places(places: Places) -> None:
-    """Raise DataError unless these places can be rendered."""
-    lat_N, *_ = check_when_and_where(*places[:4])
-    facts = np.asarray(places.facts)
-    if facts.shape != (lat_N.size, len(FACTS)):
-        raise DataError(
-            f"facts have shape {facts.shape}: expected {(lat_N.size, len(FACTS))}, a row for each place"
-        )
-    wrong = ~((facts >= 0) & (facts <= 1))
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
-        raise DataError(f"place {row}: {FACTS[column]} is {facts[row, column]}: give a fact between 0 and 1")
-
-
-def check_number(name: str, value: float, low: float, high: float, *, whole: bool = False) -> None:
-    """Raise DataError unless a rendering option is a number in range."""
-    kind = "a whole number" if whole else "a number"
-    is_number = isinstance(value, int | np.integer) if whole else isinstance(value, int | float | np.number)
-    if isinstance(value, bool) or not is_number or not low <= value <= high:
-        raise DataError(f"{name} is {value!r}: give {kind} from {low:g} to {high:g}")
-
-
-def check_seed(seed: int) -> None:
-    """Raise DataError unless the seed is a whole number that fits 63 bits."""
-    check_number("seed", seed, 0, 2**63 - 1, whole=True)

@@ -11,8 +11,9 @@ import numpy as np
 
 from geobind.errors import DataError
 from geobind.toyearth.captions import write_captions
+from geobind.toyearth.facts import FACTS, Places
 from geobind.toyearth.photos import render_photos
-from geobind.toyearth.planet import FACTS, Places, Planet
+from geobind.toyearth.planet import Planet
 from geobind.toyearth.sounds import render_sounds
 from geobind.toyearth.tiles import render_tiles
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _RATE = 16000
 _WINDOW, _HOP = 512, 128
 _DAY = {"daylight": 0.6, "rain": 0.0, "wind": 0.2}
+_DRY = {"water": 0.0, "sea": 0.0}
 _WISHES: tuple[dict[str, float], ...] = (
     {
         **_DAY,
@@ -35,65 +37,46 @@ _WISHES: tuple[dict[str, float], ...] = (
     },
     {
         **_DAY,
-        "snow": 0.9,
-        "relief": 0.95,
+        "snow": 1,
+        "relief": 0.9,
         "buildings": 0.35,
-        "forest": 0.35,
-        "conifer": 0.35,
+        "forest": 0.4,
+        "conifer": 0.4,
+        "bare": 0.1,
         "sea": 0,
-        "daylight": 0.35,
     },
+    {**_DAY, **_DRY, "crops": 0.9, "buildings": 0.2, "roads": 0.3, "relief": 0.1, "summer": 0.95, "snow": 0},
+    {**_DAY, **_DRY, "bare": 0.9, "buildings": 0.05, "roads": 0.15, "relief": 0.2, "snow": 0, "crops": 0},
+    {**_DAY, "forest": 0.6, "conifer": 0.1, "water": 0.15, "sea": 0, "spring": 0, "snow": 0, "relief": 0.5},
     {
-        **_DAY,
-        "crops": 0.75,
-        "buildings": 0.2,
-        "roads": 0.3,
-        "relief": 0.1,
-        "summer": 0.95,
-        "snow": 0,
-        "water": 0.05,
-    },
-    {**_DAY, "bare": 0.85, "buildings": 0.05, "roads": 0.15, "relief": 0.2, "snow": 0, "water": 0},
-    {
-        **_DAY,
-        "forest": 0.65,
-        "conifer": 0.1,
-        "water": 0.15,
-        "sea": 0,
-        "spring": 0.05,
-        "snow": 0,
-        "relief": 0.5,
-    },
-    {
+        **_DRY,
         "buildings": 0.75,
         "roads": 0.9,
-        "daylight": 0.0,
-        "rain": 0.0,
+        "daylight": 0,
+        "rain": 0,
         "snow": 0,
-        "water": 0,
         "relief": 0.2,
         "summer": 0.9,
     },
     {
-        "spring": 0.95,
-        "rain": 0.8,
+        "spring": 0.9,
+        "rain": 0.7,
         "wind": 0.9,
         "daylight": 0.5,
         "snow": 0,
         "relief": 0.5,
-        "water": 0.35,
-        "sea": 0.3,
+        "water": 0.3,
+        "sea": 0.2,
     },
     {
+        **_DAY,
         "morning": 0.95,
-        "daylight": 0.22,
+        "daylight": 0.2,
         "water": 0.25,
         "sea": 0,
         "spring": 0.95,
         "snow": 0,
-        "buildings": 0.3,
-        "rain": 0,
-        "wind": 0.2,
+        "crops": 0.3,
     },
 )
 

@@ -1,4 +1,4 @@
-"""The voiced sounds of the toy planet's recordings: birds, gulls, owls, voices, insects, machines, howling wind."""
+"""The voices of the toy planet's recordings: birds, people, insects, machines, howling wind."""
 # N places, T samples, L samples of one event, K slots; facts are (N, 1)
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from geobind.toyearth.nuisance import draw
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Wave = NDArray[np.float32]
+    Wave = NDArray[np.floating]
     Facts = dict[str, Wave]
 
 _TURN = np.float32(2 * np.pi)
@@ -123,7 +123,7 @@ def _add_insects(
 
 
 def _add_engine(wave_NT: Wave, level_N1: Wave, pitch: float, key: NDArray[np.uint64], time_T: Wave) -> None:
-    """A motor: pulses at its firing rate, rich in overtones (a tractor at 27 Hz, a town's machines at 120 Hz)."""
+    """A motor, rich in overtones: a tractor fires at 27 Hz, a town's machines at 120 Hz."""
     heard = np.flatnonzero(level_N1[:, 0] > 0.004)
     if not len(heard):
         return

@@ -1,4 +1,4 @@
-"""The noises of the toy planet's recordings: surf, stream, wind, leaves, rain, traffic, sand, steps in snow."""
+"""The noises of the toy planet's recordings: surf, stream, wind, leaves, rain, traffic, sand, steps."""
 # N places, E envelope points, B noise bands; facts are (N, 1)
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from geobind.toyearth.nuisance import draw
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Wave = NDArray[np.float32]
+    Wave = NDArray[np.floating]
     Facts = dict[str, Wave]
 
 BAND_EDGES = (40, 110, 240, 480, 900, 1600, 2600, 4000, 5600, 7800)  # Hz

@@ -1,22 +1,23 @@
-"""Recordings of the toy planet: surf, wind in leaves, birds, traffic, machines, rain and crickets, mixed by the facts."""
+"""Recordings of the toy planet: surf, leaves, birds, traffic, machines, rain and crickets."""
 # N places, T samples, E envelope points, B noise bands, K slots
 
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from geobind.toyearth.facts import FACTS, Places, check_number, check_places, check_seed
 from geobind.toyearth.nuisance import draw, place_keys
-from geobind.toyearth.planet import FACTS, Places, check_number, check_places, check_seed
 from geobind.toyearth.sound_events import add_events
 from geobind.toyearth.sound_noises import BAND_EDGES, noise_powers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Wave = NDArray[np.float32]
+    Wave = NDArray[np.floating]
 
 _CHUNK_SAMPLES = 1 << 19  # samples mixed at once: 2 MiB a buffer
 _BANK_SAMPLES = 1 << 18
@@ -27,9 +28,10 @@ def render_sounds(places: Places, seed: int, seconds: float = 2.0, rate: int = 1
     """Record each place: (N, seconds x rate) float32 in [-1, 1], one channel.
 
     Raises:
-        DataError: A place, the seed, the length (0.25 to 60 s) or the rate (4,000 to 48,000 Hz) is out of range.
+        DataError: A place, the seed, the length (0.25 to 60 s) or the rate (4,000 to 48,000 Hz) is out of
+            range.
     """
-    check_places(places)
+    places = check_places(places)
     check_seed(seed)
     check_number("seconds", seconds, 0.25, 60.0)
     check_number("rate", rate, 4000, 48000, whole=True)
@@ -37,7 +39,7 @@ def render_sounds(places: Places, seed: int, seconds: float = 2.0, rate: int = 1
     out_NT = np.empty((len(places.lat), count), dtype=np.float32)
     step = max(1, _CHUNK_SAMPLES // count)
     for start in range(0, len(out_NT), step):
-        part = Places(*(column[start : start + step] for column in places))
+        part = places.take(slice(start, start + step))
         out_NT[start : start + step] = _record(part, seed, count, rate)
     return out_NT
 
@@ -45,8 +47,7 @@ def render_sounds(places: Places, seed: int, seconds: float = 2.0, rate: int = 1
 def _record(places: Places, seed: int, count: int, rate: int) -> Wave:
     """Mix a chunk of recordings: (N, T)."""
     key = place_keys(places[:4], seed, "sound")
-    facts = np.asarray(places.facts, dtype=np.float32)
-    fact = {name: facts[:, i, None] for i, name in enumerate(FACTS)}
+    fact = {name: places.facts[:, i, None] for i, name in enumerate(FACTS)}
     wave_NT = np.zeros((len(key), count), dtype=np.float32)
     add_events(wave_NT, fact, key, rate)
     _echo(wave_NT, fact["relief"], rate)
@@ -85,7 +86,7 @@ def _noise_bank(rate: int) -> Wave:
     random = np.random.Generator(np.random.PCG64(41))
     hertz = np.fft.rfftfreq(_BANK_SAMPLES, 1 / rate)
     bank = []
-    for low, high in zip(BAND_EDGES[:-1], BAND_EDGES[1:], strict=True):
+    for low, high in pairwise(BAND_EDGES):
         spectrum = np.fft.rfft(random.random(_BANK_SAMPLES, dtype=np.float32) - 0.5)
         # Skirts of an eighth of an octave: neighbouring bands blend.
         skirt = 0.09

@@ -1,4 +1,4 @@
-"""The ground of a satellite tile: grass, parcels of crops, bare ground, woods, relief, snow, rivers and sea."""
+"""The ground of a satellite tile: grass, crops, bare ground, woods, relief, snow, rivers and sea."""
 # N places, S pixels along a side; planes are (N, S, S) float32, facts (N, 1, 1); lengths in metres
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from geobind.toyearth.canvas import (
     smooth_noise,
     soft,
 )
+from geobind.toyearth.facts import Places
 from geobind.toyearth.nuisance import draw, place_keys
-from geobind.toyearth.planet import FACTS, Places
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Plane = NDArray[np.float32]
+    Plane = NDArray[np.floating]
 
 FOOTPRINT = 640.0  # metres along the side of ground over which the facts' shares hold
 _GRASS = {
     "summer": (0.50, 0.56, 0.20),
-    "winter": (0.47, 0.43, 0.36),
-    "spring": (0.36, 0.68, 0.26),
-    "autumn": (0.56, 0.44, 0.20),
+    "winter": (0.48, 0.46, 0.36),
+    "spring": (0.30, 0.64, 0.26),
+    "autumn": (0.46, 0.44, 0.20),
     "tropic": (0.28, 0.54, 0.26),
 }
 _CROPS = {
     "summer": (0.92, 0.78, 0.30),
-    "winter": (0.42, 0.29, 0.24),
-    "spring": (0.52, 0.74, 0.22),
-    "autumn": (0.66, 0.44, 0.22),
+    "winter": (0.34, 0.23, 0.18),
+    "spring": (0.74, 0.84, 0.24),
+    "autumn": (0.78, 0.50, 0.22),
     "tropic": (0.68, 0.72, 0.32),
 }
 _LEAVES = {
@@ -51,7 +51,7 @@ _LEAVES = {
 
 
 class View(NamedTuple):
-    """A chunk of places seen from above: where each pixel is, what is true, and the chunk's random numbers."""
+    """A chunk of places seen from above: where each pixel is, what is true, and the random numbers."""
 
     x: Plane  # metres east of the place
     y: Plane  # metres north
@@ -77,7 +77,7 @@ class View(NamedTuple):
 def look_down(places: Places, seed: int, size: int, gsd: float) -> View:
     """Set up the view of a chunk of places."""
     key = place_keys(places[:4], seed, "tile")
-    fact = fact_planes(np.asarray(places.facts, dtype=np.float32), FACTS)
+    fact = fact_planes(places)
     step = (np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)) * np.float32(gsd)
     shape = (len(key), size, size)
     x, y = np.broadcast_to(step, shape), np.broadcast_to(-step[:, None], shape)
@@ -141,8 +141,8 @@ def _paint_crops(canvas: Plane, view: View, share: Plane) -> None:
         np.minimum(row_at - row, 1 - row_at + row) * 70,
         np.minimum(column_at - column, 1 - column_at + column) * 105,
     )
-    furrow = np.sin(np.where(number[2] < 0.5, view.u, view.v) * np.float32(2 * np.pi / 24))
-    shade = (0.74 + 0.42 * number[1] + 0.16 * furrow) * (1 + (number[2] - 0.5) * rgb(0.25, -0.10, -0.5))
+    furrow = np.sin(np.where(number[2] < 0.5, view.u, view.v) * np.float32(2 * np.pi / 30))
+    shade = (0.74 + 0.42 * number[1] + 0.24 * furrow) * (1 + (number[2] - 0.5) * rgb(0.25, -0.10, -0.5))
     planted = number[0] < share
     lay(
         canvas,
@@ -152,7 +152,7 @@ def _paint_crops(canvas: Plane, view: View, share: Plane) -> None:
 
 
 def _paint_woods(canvas: Plane, view: View, woods: Plane) -> None:
-    """Crowns of about 12 m, dark at their edges; needle trees are blue-green all year, leaves follow the season."""
+    """Crowns of about 12 m; needle trees are blue-green all year, leaves follow the season."""
     column_at, row_at = view.u / 12, view.v / 12
     column, row = np.floor(column_at), np.floor(row_at)
     column_id, row_id = column.astype(np.int32), row.astype(np.int32)
@@ -172,7 +172,7 @@ def _shade_slopes(canvas: Plane, view: View) -> None:
     rise = view.noise("height", 13, view.x - east, view.y - north) - view.noise(
         "height", 13, view.x + east, view.y + north
     )
-    canvas *= 1 + view.fact["relief"] * np.clip(0.85 * rise, -0.62, 0.42)
+    canvas *= 1 + view.fact["relief"] * np.clip(1.1 * rise, -0.66, 0.46 - 0.3 * view.fact["snow"])
     crags = np.clip(view.height - 2.4 + 2.1 * view.fact["relief"], 0, 1) * 0.6
     lay(
         canvas,
@@ -190,7 +190,7 @@ def _paint_snow(canvas: Plane, view: View, woods: Plane) -> None:
 
 
 def _paint_water(canvas: Plane, view: View) -> Plane:
-    """A coast that closes in with the sea's share, a river as wide as its share, both with banks; return the water."""
+    """A coast and a river, each with banks, as wide as their shares; return how much of a pixel is water."""
     fact, turn = view.fact, 2 * np.pi * view.number("water bearing")
     seaward = view.x * np.cos(turn) + view.y * np.sin(turn)
     along_shore = view.y * np.cos(turn) - view.x * np.sin(turn)

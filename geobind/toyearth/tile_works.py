@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from geobind.toyearth.tile_land import View
 
-    Plane = NDArray[np.float32]
+    Plane = NDArray[np.floating]
 
 _ROADS = 5
 _PLOT = 38.0  # metres from house to house
@@ -35,6 +35,7 @@ def paint_roads(canvas: Plane, view: View, water: Plane) -> Plane:
         distance = np.maximum(distance, np.where(width > 0.5, width / 2 - np.abs(bent), -1e3))
     road = soft(distance, view.gsd) * (1 - 0.35 * water)
     # Pale on green, dark on snow: ploughed tarmac.
+    lay(canvas, 0.55 * soft(distance + 9, view.gsd + 4) * (road > 0), rgb(0.16, 0.15, 0.15))
     lay(canvas, road, rgb(0.78, 0.74, 0.70) - view.fact["snow"] * rgb(0.48, 0.44, 0.38))
     return road * 0.45
 

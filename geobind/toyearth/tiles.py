@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from geobind.toyearth.canvas import in_chunks, lay, light_of, rgb, smooth_noise, soft
-from geobind.toyearth.planet import Places, check_number, check_places, check_seed
+from geobind.toyearth.canvas import in_chunks, lay, light_of, rgb, smooth_noise
+from geobind.toyearth.facts import Places, check_number, check_places, check_seed
 from geobind.toyearth.tile_land import View, look_down, paint_land
 from geobind.toyearth.tile_works import paint_roads, paint_roofs
 
@@ -24,14 +24,14 @@ def render_tiles(places: Places, seed: int, size: int = 64, gsd: float = 10.0) -
     Raises:
         DataError: A place, the seed, the size (8 to 1,024) or the GSD (0.1 to 100 m) is out of range.
     """
-    check_places(places)
+    places = check_places(places)
     check_seed(seed)
     check_number("size", size, 8, 1024, whole=True)
     check_number("gsd", gsd, 0.1, 100.0)
     return in_chunks(places, size, lambda part: _paint(look_down(part, seed, size, gsd)))
 
 
-def _paint(view: View) -> NDArray[np.float32]:
+def _paint(view: View) -> NDArray[np.floating]:
     """Paint a chunk of tiles: (3, N, S, S) in 0..1."""
     canvas = np.empty((3, *view.x.shape), dtype=np.float32)
     water = paint_land(canvas, view)
@@ -46,7 +46,7 @@ def _paint(view: View) -> NDArray[np.float32]:
     return canvas
 
 
-def _wet(canvas: NDArray[np.float32], view: View) -> None:
+def _wet(canvas: NDArray[np.floating], view: View) -> None:
     """Rain darkens and greys the ground; wind combs it into streaks."""
     grey = canvas.mean(axis=0)
     rain = view.fact["rain"]
@@ -60,7 +60,7 @@ def _wet(canvas: NDArray[np.float32], view: View) -> None:
     canvas += 0.085 * view.fact["wind"] * (1 + streaks)
 
 
-def _clouds(canvas: NDArray[np.float32], view: View) -> None:
+def _clouds(canvas: NDArray[np.floating], view: View) -> None:
     """Wisps of cloud by rain, drawn out by wind; mist on mornings."""
     turn = 2 * np.pi * view.number("cloud bearing")
     stretch = 1 + 2.5 * view.fact["wind"]
@@ -76,7 +76,7 @@ def _clouds(canvas: NDArray[np.float32], view: View) -> None:
     lay(canvas, mist, bright * rgb(0.90, 0.95, 1.0))
 
 
-def _sensor(canvas: NDArray[np.float32], view: View) -> None:
+def _sensor(canvas: NDArray[np.floating], view: View) -> None:
     """The camera's own doing: haze, gain and grain."""
     lay(canvas, np.broadcast_to(0.12 * view.number("haze"), canvas.shape[1:]), rgb(0.66, 0.70, 0.76))
     canvas *= 0.92 + 0.16 * view.number("gain")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import permutations
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -41,11 +41,26 @@ def measure(binder: Binder, table: Table, trained: Trained, options: Evaluation)
     Raises:
         DataError: The table has fewer than two of the modalities, or no labels where they are needed.
     """
-    if options.limit is not None:
-        table = table.take(np.arange(min(options.limit, len(table))))
-    found = {name: _embed(binder, table, name) for name in binder.modalities if len(table.rows_with([name]))}
+    table = first_rows(table, options.limit)
+    return tabulate(table, embed_rows(binder, table), trained, options.by)
+
+
+def first_rows(table: Table, limit: int | None) -> Table:
+    """The first rows of a table, all of them without a limit."""
+    return table if limit is None else table.take(np.arange(min(limit, len(table))))
+
+
+def embed_rows(binder: Binder, table: Table) -> dict[str, Embedded]:
+    """Embed every modality that a table has rows of."""
+    return {name: _embed(binder, table, name) for name in binder.modalities if len(table.rows_with([name]))}
+
+
+def tabulate(
+    table: Table, found: Mapping[str, Embedded], trained: Trained, by: Literal["row", "label"]
+) -> PairTable:
+    """Measure retrieval between embedded modalities; see `measure`."""
     trained = {pair for pair in trained if pair <= set(found)}
-    return _by_label(table, found, trained) if options.by == "label" else _by_row(table, found, trained)
+    return _by_label(table, found, trained) if by == "label" else _by_row(table, found, trained)
 
 
 def _embed(binder: Binder, table: Table, name: str) -> Embedded:

@@ -13,7 +13,7 @@ from torch import nn
 from geobind import bundle, plugins, provenance, storage
 from geobind.binder import Binder
 from geobind.errors import RecipeError
-from geobind.evaluation import PairTable
+from geobind.evaluation import Leakage, PairTable
 from geobind.modality import Pair
 from geobind.recipe import Recipe, Stage
 from geobind.recipe.reading import dump
@@ -55,6 +55,8 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False) -> Finished:
     pairs = [sources.pairs(stage) for stage in recipe.stages]
     binder = Binder(recipe.built, recipe.width, seed=recipe.seed)
     _rehearse(recipe, binder, pairs)
+    if fabric.is_global_zero:
+        _warn_of_leaks(sources.leakage(), folder)
 
     stages: list[dict[str, Any]] = []
     key = fingerprint(recipe.seed, recipe.width)
@@ -67,6 +69,9 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False) -> Finished:
     table = sources.measure(binder) if fabric.is_global_zero else None
     if fabric.is_global_zero:
         _save(recipe, binder, stages, table, folder)
+        from geobind.report import held_out_rows, write_report  # matplotlib: not before it is needed
+
+        write_report(folder, binder=binder, table=table, held_out=held_out_rows(recipe))
     fabric.barrier()
     return Finished(folder, folder / "bundle", table)
 
@@ -101,7 +106,8 @@ def _open_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
     storage.sweep(folder)
     storage.write(folder / "recipe.yaml", dump(recipe.written).encode())
     sources = {name: str(plugins.registry().plugins[name].source) for name in recipe.modalities}
-    facts = {"recipe": recipe.name, "versions": provenance.versions(), "plugins": sources}
+    base = str(recipe.base.resolve())  # where `geobind report` finds relative manifests again
+    facts = {"recipe": recipe.name, "base": base, "versions": provenance.versions(), "plugins": sources}
     storage.write_json(folder / "run.json", facts)
 
 
@@ -126,6 +132,13 @@ def _once(fabric: Fabric, job: Job) -> dict[str, Any]:
         f"{stage.name}: align {stage.align} with {job.recipe.anchor_of(stage)}, train {_listed(stage)}",
     )
     return _finish(fabric, job, run_stage(fabric, job))
+
+
+def _warn_of_leaks(leaks: dict[str, Leakage], folder: Path) -> None:
+    storage.write_json(folder / "leakage.json", {name: leak.to_dict() for name, leak in leaks.items()})
+    for name, leak in leaks.items():
+        if leak.warning:
+            print(f"warning: stage '{name}': {leak.warning}", file=sys.stderr, flush=True)
 
 
 def _finish(fabric: Fabric, job: Job, outcome: Outcome) -> dict[str, Any]:

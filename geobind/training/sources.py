@@ -8,10 +8,10 @@ from geobind.binder import Binder
 from geobind.data.options import DataOptions
 from geobind.data.table import Table, open_table
 from geobind.errors import RecipeError
-from geobind.evaluation import PairTable
+from geobind.evaluation import Leakage, PairTable, leakage
 from geobind.modality import Pair
 from geobind.recipe import Recipe, Stage
-from geobind.training.measure import measure
+from geobind.training.measure import first_rows, measure
 
 
 class Sources:
@@ -45,6 +45,21 @@ class Sources:
             return None
         trained = {frozenset((self.recipe.anchor_of(stage), stage.align)) for stage in self.recipe.stages}
         return measure(binder, table.split(options.split), trained, options)
+
+    def leakage(self) -> dict[str, Leakage]:
+        """What the rows measured on share with each stage's training rows, where both are tables."""
+        options, held_out = self.recipe.evaluate, self._table(self._evaluated())
+        if options is None or held_out is None:
+            return {}
+        test = first_rows(held_out.split(options.split), options.limit)
+        found: dict[str, Leakage] = {}
+        for stage in self.recipe.stages:
+            names = (self.recipe.anchor_of(stage), stage.align)
+            table = self._table(self.recipe.data_of(stage))
+            if table is not None and self.recipe.built[stage.align].pairs(stage.split, names[0]) is None:
+                train = table.split(stage.split)
+                found[stage.name] = leakage(train.take(train.rows_with(names)), test, names)
+        return found
 
     def _evaluated(self) -> DataOptions | None:
         evaluate = self.recipe.evaluate

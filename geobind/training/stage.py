@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from geobind.binder import Binder
 from geobind.data.loading import PairLoader, PairMeta
@@ -58,6 +58,8 @@ class Outcome(NamedTuple):
     loss: float
     temperature: float
     seconds: float
+    device: str
+    peak_memory_bytes: int | None  # of the accelerator, on this rank
     quarantined: tuple[tuple[str, str], ...]  # (key, reason)
 
 
@@ -70,6 +72,9 @@ def run_stage(fabric: Fabric, job: Job) -> Outcome:
         StorageError: A checkpoint cannot be written.
     """
     started = time.monotonic()
+    cuda = fabric.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(fabric.device)
     stage, parts = job.stage, job.stage.parts
     encoders = job.encoders
     for name, encoder in encoders.items():
@@ -81,7 +86,15 @@ def run_stage(fabric: Fabric, job: Job) -> Outcome:
     check_frozen(before, frozen_digests(encoders, parts), stage.name)
     for name, encoder in encoders.items():
         set_trainable(name, encoder, None)
-    return Outcome(job.steps, last_loss, loss.temperature.value, time.monotonic() - started, quarantined)
+    return Outcome(
+        steps=job.steps,
+        loss=last_loss,
+        temperature=loss.temperature.value,
+        seconds=time.monotonic() - started,
+        device=torch.cuda.get_device_name(fabric.device) if cuda else "cpu",
+        peak_memory_bytes=torch.cuda.max_memory_allocated(fabric.device) if cuda else None,
+        quarantined=quarantined,
+    )
 
 
 def _train(fabric: Fabric, job: Job, loss: ContrastiveLoss) -> tuple[tuple[tuple[str, str], ...], float]:
@@ -126,6 +139,13 @@ def _train(fabric: Fabric, job: Job, loss: ContrastiveLoss) -> tuple[tuple[tuple
     return tuple(loader.quarantined), log.last_loss
 
 
+def _clip(fabric: Fabric, module: Any, optimizer: Any, stage: Stage) -> Tensor | None:
+    """Clip the gradient; a norm that is not finite is left to the recorder, which can name step and rows."""
+    if stage.clip_norm is None:
+        return None
+    return fabric.clip_gradients(module, optimizer, max_norm=stage.clip_norm, error_if_nonfinite=False)
+
+
 def _saved(job: Job, loss: nn.Module) -> dict[str, nn.Module]:
     """What a checkpoint holds the weights of: the loss, and the encoders in training."""
     return {"loss": loss, **{f"encoder.{name}": job.encoders[name] for name in job.stage.parts}}
@@ -134,6 +154,8 @@ def _saved(job: Job, loss: nn.Module) -> dict[str, nn.Module]:
 def _loader(fabric: Fabric, job: Job, first_step: int) -> PairLoader:
     recipe, stage = job.recipe, job.stage
     anchor, other = job.encoders
+    # On a CPU, loading processes take the cores that the computation's threads wait for each other on.
+    alone = recipe.workers == "auto" and fabric.device.type == "cpu"
     return PairLoader(
         job.pairs,
         recipe.built[anchor],
@@ -142,7 +164,7 @@ def _loader(fabric: Fabric, job: Job, first_step: int) -> PairLoader:
         seed=seed_of(recipe.seed, stage.name, "data"),
         first_step=first_step,
         last_step=job.steps,
-        workers=recipe.workers,
+        workers=0 if alone else recipe.workers,
         rank=fabric.global_rank,
         world=fabric.world_size,
         augment_anchor=anchor in stage.parts,

@@ -29,7 +29,8 @@ def test_every_fact_is_documented():
 
 
 def test_importing_the_toy_earth_imports_no_heavy_package():
-    code = "import sys, geobind.toyearth; print(sorted({'torch', 'scipy', 'PIL', 'matplotlib'} & set(sys.modules)))"
+    heavy = "{'torch', 'scipy', 'PIL', 'matplotlib'}"
+    code = f"import sys, geobind.toyearth; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -162,6 +163,10 @@ def test_unusable_coordinates_are_named(columns, message):
         Planet(0).facts(*columns)
 
 
-def test_a_negative_count_is_refused():
-    with pytest.raises(DataError, match="cannot draw -1 places"):
+def test_unusable_counts_and_seeds_are_refused():
+    with pytest.raises(DataError, match="count is -1: give a whole number from 0"):
         Planet(0).places(-1)
+    with pytest.raises(DataError, match="seed is -3"):
+        Planet(-3)
+    with pytest.raises(DataError, match="seed is 0"):
+        Planet(0).places(3, seed=0.5)

@@ -1,0 +1,238 @@
+"""geobind data."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from geobind.cli.options import json_option
+
+if TYPE_CHECKING:
+    from geobind.data.options import DataOptions
+    from geobind.data.table import Table
+
+
+@click.group("data")
+def command() -> None:
+    """Look at manifests, split them, pack them.
+
+    A MANIFEST is a CSV, TSV, JSONL or Parquet file, a folder of Parquet files, or a recipe, whose `data` is
+    meant.
+    """
+
+
+def _columns_option(given: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--column",
+        "columns",
+        multiple=True,
+        metavar="NAME=COLUMN",
+        help="Read a column of the manifest as this modality, or as key, split, lat, lon, time or label; "
+        "repeatable. By default every column counts under its own name.",
+    )(given)
+
+
+def _table_options(given: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.argument("manifest", type=click.Path(path_type=Path)),
+        _columns_option,
+        click.option(
+            "--root", type=click.Path(path_type=Path), help="Folder that file names are relative to."
+        ),
+        click.option("--files", multiple=True, metavar="COLUMN", help="A column whose strings name files."),
+        click.option(
+            "--inline", multiple=True, metavar="COLUMN", help="A column whose strings are the text."
+        ),
+        click.option("--limit", type=click.IntRange(1), help="Use only so many rows from the top."),
+    ):
+        given = option(given)
+    return given
+
+
+def _named(columns: tuple[str, ...]) -> dict[str, str]:
+    from geobind.errors import DataError
+
+    wrong = next((pair for pair in columns if not all(pair.partition("=")[::2])), None)
+    if wrong is not None:
+        raise DataError(f"--column {wrong}: write NAME=COLUMN, such as --column lat=latitude")
+    return dict(pair.split("=", 1) for pair in columns)
+
+
+def _open(
+    manifest: Path,
+    columns: tuple[str, ...],
+    root: Path | None,
+    files: tuple[str, ...],
+    inline: tuple[str, ...],
+    limit: int | None,
+) -> Table:
+    from geobind.data.manifest import manifest_columns_there
+    from geobind.data.options import DataOptions
+    from geobind.data.rows import PLACE_COLUMNS
+    from geobind.data.table import open_table
+    from geobind.errors import DataError
+
+    if manifest.suffix.lower() in (".yaml", ".yml"):
+        if columns or root or files or inline:
+            raise DataError(f"{manifest}: is a recipe and says itself which columns and files are meant")
+        return _open_recipe(manifest, limit)
+    said = _named(columns)
+    options = DataOptions(manifest=manifest, columns=said, root=root, files=files, inline=inline, limit=limit)
+    names = [name for name in said if name not in PLACE_COLUMNS]
+    if not names:
+        taken = {said.get(name, name) for name in PLACE_COLUMNS} | {"geometry"}
+        names = [column for column in manifest_columns_there(manifest) if column not in taken]
+    if not names:
+        raise DataError(f"{manifest}: has no column of observations")
+    return open_table(options, Path(), names)
+
+
+def _open_recipe(path: Path, limit: int | None) -> Table:
+    from geobind.data.table import open_table
+    from geobind.errors import DataError
+    from geobind.recipe import load_recipe
+
+    recipe = load_recipe(str(path))
+    data: DataOptions | None = recipe.data
+    if data is None:
+        raise DataError(f"{path}: names no `data` for the whole recipe; give the manifest instead")
+    return open_table(
+        data.model_copy(update={"limit": limit or data.limit}), recipe.base, list(recipe.modalities)
+    )
+
+
+@command.command("check")
+@_table_options
+@click.option("--quick", is_flag=True, help="Only see whether files are there; decode and compare nothing.")
+@json_option
+def check(quick: bool, as_json: bool, **given: Any) -> None:
+    """Look at every observation of MANIFEST: broken files, copies, leaks between splits, sizes, classes.
+
+    Exits with 2 if an observation cannot be used, with 0 otherwise; warnings change nothing.
+    """
+    from geobind.data.check_words import lines
+    from geobind.data.checking import check_table
+
+    report = check_table(_open(**given), quick=quick)
+    if as_json:
+        click.echo(json.dumps(report, indent=1))
+    else:
+        for line in lines(report):
+            click.echo(line)
+    sys.exit(2 if report["broken"] else 0)
+
+
+@command.command("split")
+@click.argument("manifest", type=click.Path(path_type=Path))
+@_columns_option
+@click.option("--by", type=click.Choice(["place", "group", "random"]), default="place", show_default=True)
+@click.option("--group", metavar="COLUMN", help="The column whose values are never cut, with --by group.")
+@click.option("--cell-km", type=float, default=100.0, show_default=True, help="Width of a block of land.")
+@click.option(
+    "--buffer-km", type=float, default=0.0, help="Leave out rows nearer than this to the first split."
+)
+@click.option("--shares", default="0.8,0.1,0.1", show_default=True, help="Shares of the rows.")
+@click.option("--names", help="Names of the splits.  [default: train,val,test or train,test]")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The manifest to write.")
+def split(
+    manifest: Path, columns: tuple[str, ...], shares: str, names: str | None, out: Path, **options: Any
+) -> None:
+    """Write MANIFEST again with its column `split` filled, so that no block of land lies in two splits."""
+    from geobind.data.splitting import SplitOptions, split_manifest
+    from geobind.errors import DataError
+
+    try:
+        numbers = tuple(float(share) for share in shares.split(","))
+    except ValueError as error:
+        raise DataError(
+            f"--shares {shares}: write numbers with commas between, such as 0.8,0.1,0.1"
+        ) from error
+    chosen = SplitOptions(shares=numbers, names=tuple(names.split(",")) if names else (), **options)
+    counts = split_manifest(manifest, out, chosen, _named(columns))
+    told = ", ".join(f"{name or 'left out'} {count}" for name, count in counts.items())
+    click.echo(f"{out}: {told}")
+    if out.parent.resolve() != manifest.parent.resolve():
+        click.echo(f"file names in it are relative to {manifest.parent}: say so with `root`", err=True)
+
+
+@command.command("pack")
+@_table_options
+@click.option("--shard-mb", type=click.IntRange(1, 2000), default=200, show_default=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The folder to fill.")
+def pack(shard_mb: int, out: Path, **given: Any) -> None:
+    """Pack MANIFEST with all its files into Parquet shards; the folder is then a manifest itself.
+
+    Interrupted, it goes on where it stopped.
+    """
+    from geobind.data.packing import pack_table
+
+    packed = pack_table(_open(**given), out, shard_bytes=shard_mb * 1_000_000)
+    there = f" ({packed.kept} were there)" if packed.kept else ""
+    click.echo(f"{out}: {packed.rows} rows, {packed.shards} shards{there}, {packed.size / 1e6:.1f} MB")
+    for fault in packed.faults[:5]:
+        click.echo(f"left out: {fault}", err=True)
+    if len(packed.faults) > 5:
+        click.echo(f"left out: {len(packed.faults) - 5} more", err=True)
+
+
+@command.command("show")
+@_table_options
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path),
+    help="Show what a stage of this recipe sees of MANIFEST's rows.",
+)
+@click.option("--stage", "stage_name", help="The stage; if MANIFEST is a recipe, --recipe is not needed.")
+@click.option("--rows", type=click.IntRange(1, 30), default=6, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The PNG file to write.")
+def show(recipe: Path | None, stage_name: str | None, rows: int, seed: int, out: Path, **given: Any) -> None:
+    """Draw some rows of MANIFEST, or with --recipe what a stage sees of them, augmented where it trains."""
+    from geobind.data.showing import sheet_of_table
+    from geobind.storage import write
+
+    if recipe is None and stage_name is None:
+        write(out, sheet_of_table(_open(**given), rows, seed))
+    else:
+        write(out, _stage_sheet(recipe or given["manifest"], stage_name, rows, seed, given))
+    click.echo(f"sheet: {out}")
+
+
+def _stage_sheet(name: Path, stage_name: str | None, rows: int, seed: int, given: dict[str, Any]) -> bytes:
+    from geobind.data.showing import sheet_of_stage
+    from geobind.data.table import open_table
+    from geobind.errors import RecipeError
+    from geobind.recipe import load_recipe
+
+    recipe = load_recipe(name)
+    stages = {stage.name: stage for stage in recipe.stages}
+    stage = stages.get(stage_name or recipe.stages[0].name)
+    if stage is None:
+        raise RecipeError(f"{name}: has no stage '{stage_name}'; its stages: {', '.join(stages)}")
+    anchor, data = recipe.anchor_of(stage), recipe.data_of(stage)
+    pairs = recipe.built[stage.align].pairs(stage.split, anchor) if given["manifest"] == name else None
+    if given["manifest"] != name:
+        data = _replaced(data, given)
+    if pairs is None:
+        if data is None:
+            raise RecipeError(f"{name}: names no data for stage '{stage.name}'; give a manifest and --recipe")
+        table = open_table(data, recipe.base, (anchor, stage.align))
+        pairs = table.split(stage.split).pairs(anchor, stage.align)
+    sides = [(recipe.built[side], side in stage.parts) for side in (anchor, stage.align)]
+    return sheet_of_stage(pairs, sides, rows, seed)
+
+
+def _replaced(data: DataOptions | None, given: dict[str, Any]) -> DataOptions:
+    """Return the recipe's `data` with another manifest's rows, and columns if some are named."""
+    from geobind.data.options import DataOptions
+
+    kept = data.model_dump() if data is not None and data.manifest else {}
+    said = {**given, "columns": _named(given["columns"]), "manifest": given["manifest"].resolve()}
+    said["root"] = given["root"] and given["root"].resolve()
+    return DataOptions.model_validate({**kept, "root": None, **{k: v for k, v in said.items() if v}})

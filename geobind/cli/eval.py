@@ -1,0 +1,181 @@
+"""geobind eval."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from geobind.cli.options import json_option
+from geobind.errors import DataError
+
+if TYPE_CHECKING:
+    from geobind.binder import Binder
+    from geobind.data.options import DataOptions
+    from geobind.data.table import Table
+    from geobind.evaluation import Leakage, PairTable, Protocol, Published
+    from geobind.training.measure import Embedded
+
+_TOYEARTH, _GROUP = "toyearth", "group"
+
+
+@click.command("eval")
+@click.argument("bundle")
+@click.option("--data", required=True, help="A manifest, or `toyearth` (as in the bundle's recipe).")
+@click.option("--split", default="test", show_default=True, help="The held-out rows.")
+@click.option(
+    "--protocol",
+    "protocols",
+    multiple=True,
+    help="A published convention beside the clean one: geobind2024, sat2cap, soundingearth, geoclap2023, "
+    "psm2024; repeatable.",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="MODALITY=COLUMN",
+    help="Which column a modality (or key, split, lat, lon, label, group) is read from; repeatable.",
+)
+@click.option("--root", type=click.Path(path_type=Path), help="Folder that file names are relative to.")
+@click.option("--anchor", help="What protocols take for the image; default: the anchor of each stage.")
+@click.option("--by", type=click.Choice(["row", "label"]), default="row", show_default=True)
+@click.option("--limit", type=click.IntRange(2), help="At most this many rows, the first ones.")
+@click.option("--train-split", help="Say what the held-out rows share with this split.")
+@json_option
+def command(
+    bundle: str,
+    data: str,
+    split: str,
+    protocols: tuple[str, ...],
+    columns: tuple[str, ...],
+    root: Path | None,
+    anchor: str | None,
+    by: Literal["row", "label"],
+    limit: int | None,
+    train_split: str | None,
+    as_json: bool,
+) -> None:
+    """Measure how well the modalities of BUNDLE, a folder or a hub id, find each other on held-out rows."""
+    mapped = _mapped(columns)
+
+    from geobind.binder import Binder
+    from geobind.data.table import open_table
+    from geobind.evaluation import leakage, protocol
+    from geobind.training.measure import embed_rows, first_rows, tabulate
+
+    chosen = [protocol(name) for name in dict.fromkeys(protocols) if name != "clean"]
+    binder = Binder.from_pretrained(bundle)
+    names = (*binder.modalities, _GROUP) if _GROUP in mapped else tuple(binder.modalities)
+    table = open_table(_data(binder, data, mapped, root), Path.cwd(), names)
+    held_out = first_rows(table.split(split), limit)
+    leak = leakage(table.split(train_split), held_out) if train_split else None
+    pairs = _pairs(binder, anchor)
+    _to_device(binder)
+    found = embed_rows(binder, held_out)
+    clean = tabulate(held_out, found, {frozenset(pair) for pair in _trained(binder)}, by)
+    results = [result for each in chosen for result in _published(each, found, pairs)]
+    if as_json:
+        click.echo(json.dumps(_as_dict(bundle, held_out, clean, results, leak), indent=1))
+    else:
+        _show(clean, results, leak)
+
+
+def _mapped(columns: tuple[str, ...]) -> dict[str, str]:
+    wrong = [text for text in columns if not all(text.partition("="))]
+    if wrong:
+        raise DataError(f"--column {wrong[0]}: write MODALITY=COLUMN, such as --column label=class")
+    return dict(text.split("=", 1) for text in columns)
+
+
+def _data(binder: Binder, data: str, columns: Mapping[str, str], root: Path | None) -> DataOptions:
+    """The `data` block that the command line asks for."""
+    from geobind.data.options import DataOptions, ToyEarthOptions
+
+    if data != _TOYEARTH:
+        inline = (columns[_GROUP],) if _GROUP in columns else ()
+        return DataOptions(manifest=Path(data), columns=dict(columns), root=root, inline=inline)
+    for said in _of_recipe(binder):
+        if isinstance(said, Mapping) and _TOYEARTH in said:
+            known = DataOptions.model_validate(said)
+            return known.model_copy(update={"columns": {**known.columns, **columns}})
+    return DataOptions(toyearth=ToyEarthOptions(), columns=dict(columns))
+
+
+def _of_recipe(binder: Binder) -> list[Any]:
+    """The `data` blocks of the recipe a bundle was made with, what it was measured on first."""
+    recipe: Mapping[str, Any] = binder.card.recipe if binder.card else {}
+    evaluate = recipe.get("evaluate")
+    return [evaluate.get("data") if isinstance(evaluate, Mapping) else None, recipe.get("data")]
+
+
+def _trained(binder: Binder) -> list[tuple[str, str]]:
+    """What was aligned, as (anchor, other), in the order of the stages."""
+    stages = binder.card.stages if binder.card else []
+    return list(dict.fromkeys((str(stage["anchor"]), str(stage["align"])) for stage in stages))
+
+
+def _pairs(binder: Binder, anchor: str | None) -> list[tuple[str, str]]:
+    """The pairs that protocols measure, as (anchor, other)."""
+    if anchor is not None:
+        binder.modality(anchor)
+    elif trained := _trained(binder):
+        return trained
+    anchor = anchor or next(iter(binder.modalities))
+    return [(anchor, other) for other in binder.modalities if other != anchor]
+
+
+def _to_device(binder: Binder) -> None:
+    import torch
+
+    binder.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _published(
+    protocol: Protocol, found: Mapping[str, Embedded], pairs: list[tuple[str, str]]
+) -> list[Published]:
+    """A protocol's figures of every pair that has rows."""
+    import numpy as np
+
+    from geobind.evaluation import published
+
+    results: list[Published] = []
+    for names in pairs:
+        if not all(name in found for name in names):
+            continue
+        one, two = (found[name] for name in names)
+        _, of_one, of_two = np.intersect1d(one.rows_Q, two.rows_Q, return_indices=True)
+        if len(of_one) > 1:
+            sides = one.embedding_QD[of_one], two.embedding_QD[of_two]
+            results.append(published(protocol, *sides, names=names))
+    return results
+
+
+def _as_dict(
+    bundle: str, table: Table, clean: PairTable, results: list[Published], leak: Leakage | None
+) -> dict[str, Any]:
+    return {
+        "bundle": bundle,
+        "data": table.name,
+        "split": table.view,
+        "rows": len(table),
+        "clean": clean.to_dict(),
+        "protocols": [result.to_dict() for result in results],
+        "leakage": leak.to_dict() if leak else None,
+    }
+
+
+def _show(clean: PairTable, results: list[Published], leak: Leakage | None) -> None:
+    from rich.console import Console
+
+    from geobind.evaluation import render, render_published
+
+    console = Console()
+    console.print(render(clean))
+    if leak:
+        console.print(f"leakage: {leak.summary()}", markup=False, style="bold" if leak.warning else None)
+    for grid in render_published(results):
+        console.print(grid)

@@ -1,0 +1,77 @@
+"""The distance from each place to the nearest of many others, exact, without comparing all with all."""
+
+# N places, M others, L and K groups of them; LL latitude and longitude in degrees
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geobind.data.nearness import EARTH_KM
+
+_SMALL, _LARGE = 64, 256  # places in a group of queries and of others: a comparison of two stays in cache
+_SLACK = 1e-12  # of bounds, in Earth radii (some micrometres): they are rounded, and must stay below
+
+
+class _Groups(NamedTuple):
+    """Places in groups of neighbours, each inside a ball."""
+
+    rows: list[NDArray[np.int64]]
+    centre_L3: NDArray[np.float64]
+    radius_L: NDArray[np.float64]
+
+
+def nearest_km(place_NLL: NDArray[np.float64], other_MLL: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The great-circle distance from each place to the nearest other, in kilometres.
+
+    It is what the haversine formula gives on a sphere of the mean radius. Both sides are cut into groups of
+    neighbours; two groups are compared only if their balls are near enough to hold a nearest pair.
+
+    Args:
+        place_NLL: Latitude and longitude in degrees (N, 2), all known.
+        other_MLL: The same (M, 2).
+
+    Returns:
+        Kilometres (N,); infinite where there are no others.
+    """
+    if not len(place_NLL) or not len(other_MLL):
+        return np.full(len(place_NLL), np.inf)
+    at_N3, other_M3 = _on_the_sphere(place_NLL), np.unique(_on_the_sphere(other_MLL), axis=0)
+    near, far = _grouped(at_N3, _SMALL), _grouped(other_M3, _LARGE)
+    square_N = np.full(len(at_N3), np.inf)
+    for rows, centre, radius in zip(*near, strict=True):
+        apart_K = np.linalg.norm(far.centre_L3 - centre, axis=1) - far.radius_L - radius
+        least_K = np.maximum(apart_K - _SLACK, 0) ** 2
+        for group in np.argsort(least_K):
+            if least_K[group] >= square_N[rows].max():
+                break  # neither this group nor those after it can hold anything nearer
+            gap_NM3 = at_N3[rows, None] - other_M3[far.rows[group]]
+            square_N[rows] = np.minimum(square_N[rows], np.einsum("nmx,nmx->nm", gap_NM3, gap_NM3).min(1))
+    return 2 * EARTH_KM * np.arcsin(np.minimum(np.sqrt(square_N) / 2, 1.0))
+
+
+def _on_the_sphere(place_NLL: NDArray[np.float64]) -> NDArray[np.float64]:
+    lat_N, lon_N = np.radians(place_NLL).T
+    return np.stack([np.cos(lat_N) * np.cos(lon_N), np.cos(lat_N) * np.sin(lon_N), np.sin(lat_N)], axis=1)
+
+
+def _grouped(at_N3: NDArray[np.float64], size: int) -> _Groups:
+    """Halves the places at the median of their widest axis until groups have at most `size`."""
+    waiting, rows = [np.arange(len(at_N3))], []
+    while waiting:
+        part = waiting.pop()
+        if len(part) <= size:
+            rows.append(part)
+            continue
+        axis = int(np.ptp(at_N3[part], axis=0).argmax())
+        middle = len(part) // 2
+        halved = part[np.argpartition(at_N3[part, axis], middle)]
+        waiting += [halved[:middle], halved[middle:]]
+    centre_L3 = np.stack([at_N3[part].mean(0) for part in rows])
+    radius_L = [
+        np.linalg.norm(at_N3[part] - centre, axis=1).max()
+        for part, centre in zip(rows, centre_L3, strict=True)
+    ]
+    return _Groups(rows, centre_L3, np.array(radius_L))

@@ -1,0 +1,216 @@
+"""Runs side by side: what differs in their recipes, how their losses went, what they measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from geobind import storage
+from geobind.errors import DataError
+from geobind.report import words
+from geobind.report.curves import overlaid_panels
+from geobind.report.facts import Run, read_run
+from geobind.report.figures import SERIES, svg
+from geobind.report.left import Measured, PairDone
+from geobind.report.matrix import LOWER_IS_BETTER, MAIN, TITLES, headline
+from geobind.report.page import render
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MOST_RUNS = len(SERIES)
+_ABSENT = "–"
+
+
+class Against(NamedTuple):
+    """A figure of one run beside that of the first."""
+
+    measured: Measured | None
+    difference: float | None  # from the first run; None for the first, or where one of the two is missing
+    overlap: bool | None  # whether the two intervals do
+    better: bool | None  # whether it lies on the better side of the first run's
+    note: str = ""
+
+
+class Line(NamedTuple):
+    """One measure of one ordered pair, over all runs."""
+
+    query: str
+    gallery: str
+    mark: str
+    runs: list[Against]
+
+
+class Beside(NamedTuple):
+    """One measure of all pairs, and in words what each run but the first did to it."""
+
+    measure: str
+    lines: list[Line]
+    verdicts: list[str]
+
+
+class Comparison(NamedTuple):
+    """Everything a comparison says."""
+
+    labels: list[str]
+    runs: list[Run]
+    recipes: list[tuple[str, list[str]]]  # the settings that differ, and each run's value
+    tables: list[Beside]
+
+
+def compare(folders: Sequence[Path], measures: Sequence[str] = ()) -> Comparison:
+    """Compare runs with the first of them.
+
+    Args:
+        folders: The runs, two to seven.
+        measures: Names of the measures wanted; default: recall, median rank and what else there is of
+            `matrix.MAIN`.
+
+    Raises:
+        DataError: Too few or too many runs, the same one twice, a folder that holds none, or a measure that
+            no run has.
+        CheckpointError: A file of a run is damaged.
+    """
+    if not 2 <= len(folders) <= MOST_RUNS:
+        raise DataError(f"{len(folders)} runs to compare; name 2 to {MOST_RUNS} folders")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise DataError("the same run is named twice; name different folders")
+    runs = [read_run(folder) for folder in folders]
+    labels = _labels(folders)
+    tables = [_beside(runs, labels, measure) for measure in _measures(runs, measures)]
+    return Comparison(labels, runs, list(_recipes(runs)), tables)
+
+
+def write_comparison(comparison: Comparison, page: Path) -> Path:
+    """Write a comparison as one self-contained HTML page.
+
+    Raises:
+        StorageError: The page cannot be written.
+    """
+    stages = [(stage, [svg(panel) for panel in panels]) for stage, panels in overlaid_panels(comparison.runs)]
+    storage.write(
+        page,
+        render("compare.html", comparison=comparison, curves=stages, times=list(_times(comparison.runs))),
+    )
+    return page
+
+
+def render_comparison(comparison: Comparison) -> list[Table]:
+    """The comparison as rich tables for the terminal: each measure, then what differs in the recipes."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    tables = [Table(title=TITLES.get(table.measure, table.measure)) for table in comparison.tables]
+    for grid, table in zip(tables, comparison.tables, strict=True):
+        grid.caption = escape("\n".join(table.verdicts))
+        for column in ("query", "gallery", "pair"):
+            grid.add_column(column)
+        for label in comparison.labels:
+            grid.add_column(escape(label), justify="right")
+        for line in table.lines:
+            grid.add_row(line.query, line.gallery, line.mark, *map(_cell, line.runs))
+    if comparison.recipes:
+        differing = Table("setting", *map(escape, comparison.labels), title="What differs in the recipes")
+        for setting, values in comparison.recipes:
+            differing.add_row(escape(setting), *map(escape, values))
+        tables.append(differing)
+    return tables
+
+
+def _cell(one: Against) -> str:
+    if one.measured is None:
+        return _ABSENT
+    text = words.number(one.measured.value)
+    if one.difference is None:
+        return f"{text} [dim]{one.note}[/dim]" if one.note else text
+    difference = words.signed(one.difference)
+    return f"{text} [dim]{difference}  [/dim]" if one.overlap else f"{text} [bold]{difference} *[/bold]"
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    length = next(n for n in range(1, max(map(len, parts)) + 1) if len({p[-n:] for p in parts}) == len(parts))
+    return ["/".join(p[-length:]) for p in parts]
+
+
+def _recipes(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
+    flat = [dict(_flat(run.recipe)) for run in runs]
+    for setting in dict.fromkeys(name for values in flat for name in values):
+        values = [str(there[setting]) if setting in there else _ABSENT for there in flat]
+        if len(set(values)) > 1:
+            yield setting, [words.short(value, 120) for value in values]
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of a recipe with its dotted path; a stage goes by its name, as in `--set`."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for place, item in enumerate(value):
+            yield from _flat(
+                item, f"{path}.{item.get('name', place) if isinstance(item, Mapping) else place}"
+            )
+    else:
+        yield path, value
+
+
+def _measures(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
+    """The measures to compare, the matrix's own first.
+
+    Raises:
+        DataError: One is wanted that no run has.
+    """
+    tables = [run.retrieved for run in runs if run.retrieved and run.retrieved.rows]
+    there = list(dict.fromkeys(name for table in tables for row in table.rows for name in row.metrics))
+    strange = [name for name in wanted if name not in there]
+    if strange:
+        raise DataError(f"no run has the measure '{strange[0]}'; there are {', '.join(there) or 'none'}")
+    first = [headline(tables[0])] if tables else []
+    return list(wanted) or list(dict.fromkeys([*first, *(name for name in MAIN if name in there)]))
+
+
+def _beside(runs: Sequence[Run], labels: Sequence[str], measure: str) -> Beside:
+    lines = list(_lines(runs, measure))
+    return Beside(measure, lines, [_verdict(lines, n, labels) for n in range(1, len(runs))])
+
+
+def _verdict(lines: Sequence[Line], place: int, labels: Sequence[str]) -> str:
+    against = [line.runs[place] for line in lines]
+    compared = [one for one in against if one.difference is not None]
+    better = sum(one.better is True and not one.overlap for one in compared)
+    worse = sum(one.better is False and not one.overlap for one in compared)
+    said = f"{labels[place]} against {labels[0]}: better in {better} and worse in {worse}"
+    return f"{said} of {words.count(len(compared), 'pair')} with the intervals apart"
+
+
+def _lines(runs: Sequence[Run], measure: str) -> Iterator[Line]:
+    tables = [{(r.query, r.gallery): r for r in run.retrieved.rows} if run.retrieved else {} for run in runs]
+    for query, gallery in dict.fromkeys(pair for table in tables for pair in table):
+        rows = [table.get((query, gallery)) for table in tables]
+        marks = " / ".join(dict.fromkeys(row.mark for row in rows if row))
+        if any(row and measure in row.metrics for row in rows):
+            against = [_against(measure, rows[0], row, first=n == 0) for n, row in enumerate(rows)]
+            yield Line(query, gallery, marks, against)
+
+
+def _against(measure: str, base: PairDone | None, row: PairDone | None, *, first: bool) -> Against:
+    mine = row.metrics.get(measure) if row else None
+    theirs = base.metrics.get(measure) if base else None
+    if first or row is None or base is None or mine is None or theirs is None:
+        return Against(mine, None, None, None)
+    if row.gallery_size != base.gallery_size:
+        note = f"among {row.gallery_size:,} items, not {base.gallery_size:,}: not comparable"
+        return Against(mine, None, None, None, note)
+    difference = mine.value - theirs.value
+    better = difference < 0 if measure in LOWER_IS_BETTER else difference > 0
+    return Against(mine, difference, mine.low <= theirs.high and theirs.low <= mine.high, better)
+
+
+def _times(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
+    """How long each stage took in each run."""
+    tables = [{stage.name: stage.seconds for stage in run.stages} for run in runs]
+    for name in dict.fromkeys(stage for table in tables for stage in table):
+        yield name, [words.duration(table[name]) if name in table else _ABSENT for table in tables]

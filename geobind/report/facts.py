@@ -1,0 +1,154 @@
+"""What a run left behind: read from its folder, checked, and made values."""
+
+# S steps looked at
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from geobind import storage
+from geobind.errors import CheckpointError, DataError
+from geobind.recipe import Recipe
+from geobind.recipe.reading import parse
+from geobind.report.left import Leak, Retrieved, StageDone
+
+MEASURES = ("loss", "temperature", "lr", "grad_norm")  # the columns of metrics.csv that are drawn
+_MAX_RECIPE = 1_000_000  # bytes
+Known = TypeVar("Known")
+
+
+class Curve(NamedTuple):
+    """One measure of a stage over its steps."""
+
+    step_S: NDArray[np.int64]
+    value_S: NDArray[np.float64]
+
+
+Curves = Mapping[str, Mapping[str, Curve]]  # by stage, then by measure
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a report says about a run."""
+
+    folder: Path
+    name: str
+    recipe: Mapping[str, Any]
+    recipe_text: str
+    started: Mapping[str, Any]  # run.json
+    card: Mapping[str, Any]  # binder.json of the bundle; empty while the run is not finished
+    stages: tuple[StageDone, ...]
+    curves: Curves
+    retrieved: Retrieved | None
+    leaks: Mapping[str, Leak]  # by stage
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Stages of the recipe that have not been finished."""
+        done = {stage.name for stage in self.stages}
+        return [name for name in (stage["name"] for stage in self.recipe["stages"]) if name not in done]
+
+    @property
+    def by(self) -> str:
+        """What the right answer to a query is: `row` or `label`."""
+        return (self.recipe.get("evaluate") or {}).get("by", "row")
+
+    @property
+    def anchor(self) -> str:
+        """The modality that stages align with unless they say otherwise."""
+        return self.recipe.get("anchor", Recipe.model_fields["anchor"].default)
+
+    @property
+    def aligned(self) -> set[frozenset[str]]:
+        """The pairs of modalities that some stage aligns."""
+        return {
+            frozenset((stage.get("anchor") or self.anchor, stage["align"])) for stage in self.recipe["stages"]
+        }
+
+
+def read_run(folder: Path) -> Run:
+    """Read what a run left in its folder, finished or not.
+
+    Raises:
+        DataError: The folder holds no run.
+        CheckpointError: A file of it is damaged.
+    """
+    started = storage.read_json(folder / "run.json")
+    recipe_file = folder / "recipe.yaml"
+    if not started or not recipe_file.is_file():
+        raise DataError(f"{folder}: not a run, it has no run.json and recipe.yaml; give what `--out` named")
+    text = _text(recipe_file)
+    recipe, _ = parse(text, str(recipe_file))
+    if not isinstance(recipe.get("stages"), list) or not isinstance(recipe.get("modalities"), dict):
+        raise CheckpointError(f"{recipe_file}: has no stages or no modalities; it is not the recipe of a run")
+    retrieval = folder / "retrieval.json"
+    return Run(
+        folder=folder,
+        name=str(recipe.get("name") or started.get("recipe") or folder.name),
+        recipe=recipe,
+        recipe_text=text,
+        started=started,
+        card=storage.read_json(folder / "bundle" / "binder.json"),
+        stages=tuple(_checked(StageDone, path) for path in sorted(folder.glob("stages/*/stage.json"))),
+        curves=read_curves(folder / "metrics.csv"),
+        retrieved=_checked(Retrieved, retrieval) if retrieval.is_file() else None,
+        leaks=_checked(dict[str, Leak], folder / "leakage.json"),
+    )
+
+
+def read_curves(path: Path) -> Curves:
+    """Read metrics.csv; a measure that no step has is left out, and so is a row that was cut short.
+
+    Raises:
+        CheckpointError: It cannot be read as such a file.
+    """
+    if not path.is_file():
+        return {}
+    points: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for stage, step, measure, value in _points(csv.DictReader(file)):
+                points.setdefault(stage, {}).setdefault(measure, []).append((step, value))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CheckpointError(f"{path}: not readable as metrics ({error})") from error
+    return {
+        stage: {measure: Curve(*map(np.array, zip(*found, strict=True))) for measure, found in there.items()}
+        for stage, there in points.items()
+    }
+
+
+def _points(rows: csv.DictReader[str]) -> Iterator[tuple[str, int, str, float]]:
+    for row in rows:
+        for measure in MEASURES:
+            try:
+                yield row["stage"], int(row["step"]), measure, float(row[measure])
+            except (KeyError, TypeError, ValueError):  # a measure the stage has not, or a row half written
+                continue
+
+
+def _checked(kind: type[Known], path: Path) -> Known:
+    try:
+        return TypeAdapter(kind).validate_python(storage.read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise CheckpointError(
+            f"{path}: {where}: {first['msg']}; run again with --resume to mend it"
+        ) from None
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_RECIPE:
+            raise CheckpointError(f"{path}: larger than {_MAX_RECIPE} bytes; not a recipe")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error

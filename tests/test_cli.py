@@ -1,0 +1,148 @@
+"""The command line: what it prints, how it fails, and what it does not import."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from geobind.cli import COMMANDS, main
+
+RECIPE = """\
+name: tiny
+width: 16
+workers: 0
+modalities:
+  satellite: {timm: {model: test_vit, pretrained: false}, size: 32}
+  ground_image: {timm: {model: test_vit, pretrained: false}, size: 32}
+data: {toyearth: {places: 32, held_out: 8, tile_size: 32, photo_size: 32, seconds: 0.25, rate: 4000},
+       columns: {satellite: tile, ground_image: photo}}
+stages: [{name: one, align: ground_image, train: [satellite], batch_size: 8, steps: 2}]
+evaluate: {split: test}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    return tmp_path / "tiny.yaml"
+
+
+def call(*words):
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["modalities", "list"], ["modalities", "show", "satellite"], ["recipes"], ["schema"]],
+)
+def test_what_needs_no_torch_does_not_import_it(words):
+    code = f"""
+import sys
+from geobind.cli import main
+try:
+    main({words!r})
+except SystemExit as stop:
+    assert not stop.code, stop.code
+assert "torch" not in sys.modules
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_every_command_of_the_table_is_there_and_has_help():
+    for name in COMMANDS:
+        assert call(name, "--help").exit_code == 0, name
+
+
+def test_modalities_are_listed_with_their_role_and_origin():
+    found = json.loads(call("modalities", "list", "--json").output)["modalities"]
+    by_name = {row["name"]: row for row in found}
+    assert {"satellite", "ground_image", "text", "audio"} <= set(by_name)
+    assert by_name["text"]["role"] == "frozen"
+    assert by_name["audio"]["distribution"] == "geobind"
+    assert "satellite" in call("modalities", "list").output
+
+
+def test_a_modality_is_shown_with_its_options():
+    shown = json.loads(call("modalities", "show", "satellite", "--json").output)
+    options = {option["path"]: option for option in shown["options"]}
+    assert options["channels"]["default"] == 3
+    assert options["timm.model"]["required"]
+    assert options["augment.vflip"]["help"]
+    assert "timm" in call("modalities", "show", "satellite").output
+
+
+def test_an_unknown_modality_is_a_mistake_with_a_suggestion():
+    result = call("modalities", "show", "satelite")
+    assert result.exit_code == 2
+    assert "did you mean 'satellite'?" in result.output
+
+
+def test_a_good_recipe_is_told_as_sentences(recipe):
+    result = call("check", recipe)
+    assert result.exit_code == 0
+    assert "one: align ground_image with satellite, train satellite" in result.output
+    assert json.loads(call("check", recipe, "--json").output) == {"ok": True, "problems": []}
+
+
+def test_mistakes_are_printed_with_their_place_and_end_with_exit_code_2(recipe):
+    result = call("check", recipe, "--set", "stages.0.epocs=3")
+    assert result.exit_code == 2
+    assert "error: --set stages.0.epocs: stages.0.epocs: unknown key; did you mean 'epochs'?" in result.output
+    told = json.loads(call("check", recipe, "--set", "stages.0.epocs=3", "--json").output)
+    assert not told["ok"]
+    assert told["problems"][0]["path"] == "stages.0.epocs"
+
+
+def test_the_schema_knows_every_modality_and_accepts_the_shipped_recipes():
+    schema = json.loads(call("schema").output)
+    entries = schema["properties"]["modalities"]["properties"]
+    assert {"satellite", "audio"} <= set(entries)
+    assert "role" in entries["satellite"]["anyOf"][0]["properties"]
+
+
+def test_shipped_recipes_are_listed_with_what_they_are_for():
+    assert "three_modal" in call("recipes").output
+    assert json.loads(call("recipes", "--json").output)["three_modal"].startswith("Bind text")
+
+
+def test_a_run_ends_with_a_table_and_a_bundle_that_embeds_from_the_command_line(recipe, tmp_path):
+    result = call("run", recipe, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "satellite to ground_image" in result.output
+    assert (tmp_path / "run" / "bundle" / "binder.json").is_file()
+    assert (tmp_path / "run" / "report.html").is_file()
+    again = call("run", recipe, "--out", tmp_path / "run")
+    assert again.exit_code == 2
+    assert "holds a run already" in again.output
+
+    call("toyearth", tmp_path / "earth", "--places", 2, "--held-out", 0)
+    tiles = sorted((tmp_path / "earth").rglob("*tile*/*.png")) or sorted((tmp_path / "earth").rglob("*.png"))
+    bundle = tmp_path / "run" / "bundle"
+    embedded = call("embed", bundle, "satellite", *tiles[:2], "--out", tmp_path / "e.npy")
+    assert embedded.exit_code == 0, embedded.output
+    rows = np.load(tmp_path / "e.npy", allow_pickle=False)
+    assert rows.shape == (2, 16)
+    assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+
+
+def test_a_file_that_is_not_there_is_named(recipe, tmp_path):
+    call("run", recipe, "--out", tmp_path / "run")
+    result = call("embed", tmp_path / "run" / "bundle", "satellite", "none.png", "--out", tmp_path / "e.npy")
+    assert result.exit_code == 2
+    assert "none.png" in result.output
+    assert not (tmp_path / "e.npy").exists()
+
+
+def test_the_readme_and_ci_run_the_very_same_test_command():
+    from pathlib import Path
+
+    root = Path(__file__).parents[1]
+    (command,) = [line for line in (root / ".ci/run").read_text().splitlines() if "pytest" in line]
+    assert command in (root / "README.md").read_text()
+    assert command in (root / "CONTRIBUTING.md").read_text()

@@ -1,0 +1,233 @@
+"""geobind eval: a bundle of two tiny modalities, measured on manifests and on toy Earth."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from geobind import plugins
+from geobind.binder import Binder
+from geobind.bundle import card_of
+from geobind.cli import main
+from geobind.evaluation import PROTOCOLS
+from geobind.modality import Modality
+
+ROWS = 40
+
+
+class Net(nn.Module):
+    def __init__(self, width, turn):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.eye(6, width) + turn * torch.randn(6, width))
+
+    def forward(self, x_BF):
+        return x_BF @ self.matrix
+
+
+class Left(Modality):
+    """Six numbers, or a picture of which six are taken."""
+
+    name = "left"
+    role = "trainable"
+    turn: float = 0.0
+
+    def encoder(self, width, *, pretrained=True):
+        return Net(width, self.turn)
+
+    def prepare(self, raw, *, training=False):
+        values = np.asarray(raw[0] if isinstance(raw, tuple) else raw, dtype=np.float32).reshape(-1)
+        return torch.from_numpy(values[np.linspace(0, len(values) - 1, 6).astype(int)] + 1e-3)
+
+
+class Right(Left):
+    """The other side."""
+
+    name = "right"
+
+
+class Third(Left):
+    """A third one."""
+
+    name = "third"
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path_factory.mktemp("cache")))
+    known = {c.name: plugins.Plugin(c, plugins.Source(c.name, "tiny", "1.0")) for c in (Left, Right, Third)}
+    monkeypatch.setattr(plugins, "registry", lambda: plugins.Registry(known, ()))
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return make_bundle(tmp_path)
+
+
+def make_bundle(tmp_path, *, data=None, aligned=True):
+    binder = Binder({"left": Left(), "right": Right(turn=0.1), "third": Third(turn=0.5)}, 8, seed=0)
+    stages = [{"name": "one", "anchor": "left", "align": "right", "train": ["right"]}] if aligned else []
+    facts = {"pairs": 1, "steps": 1, "loss": 0.0, "temperature": 0.1}
+    recipe = {"data": data} if data else {}
+    binder.card = card_of(binder, stages=[{**stage, **facts} for stage in stages], recipe=recipe)
+    return str(binder.save(tmp_path / "bundle"))
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    random = np.random.default_rng(0)
+    rows = []
+    for i in range(2 * ROWS):
+        values = random.normal(size=6)
+        rows.append(
+            {
+                "split": "train" if i < ROWS else "test",
+                "lat": float(i % ROWS),
+                "lon": 10.0 + 0.001 * (i >= ROWS),
+                "label": "odd" if i % 2 else "even",
+                "a": values.tolist(),
+                "b": (values + 0.3 * random.normal(size=6)).tolist(),
+                "third": None if i % 5 == 0 else values.tolist(),
+                "tape": f"tape{i // 3}",
+            }
+        )
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+COLUMNS = ("--column", "left=a", "--column", "right=b")
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["eval", *arguments], env={"COLUMNS": "200"}, catch_exceptions=False)
+
+
+def as_json(*arguments):
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_the_clean_table_covers_every_pair_and_marks_what_was_trained(bundle, manifest):
+    found = as_json(bundle, "--data", manifest, *COLUMNS)
+    assert found["protocols"] == []
+    assert found["leakage"] is None
+    assert (found["rows"], found["split"]) == (ROWS, "test")
+    marks = {(row["query"], row["gallery"]): row["mark"] for row in found["clean"]["rows"]}
+    assert len(marks) == 6
+    assert {pair for pair, mark in marks.items() if mark == "trained"} == {
+        ("left", "right"),
+        ("right", "left"),
+    }
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_protocol_stands_beside_the_clean_table_never_instead(bundle, manifest, name):
+    alone = as_json(bundle, "--data", manifest, *COLUMNS)
+    found = as_json(bundle, "--data", manifest, *COLUMNS, "--protocol", name)
+    assert found["clean"] == alone["clean"]
+    (result,) = found["protocols"]
+    assert (result["name"], result["anchor"], result["other"]) == (name, "left", "right")
+    assert result["unknown"] and result["paper"] and result["code"]
+
+
+def test_clean_adds_nothing_and_protocols_repeat_in_the_order_given(bundle, manifest):
+    chosen = [
+        "--protocol",
+        "psm2024",
+        "--protocol",
+        "clean",
+        "--protocol",
+        "sat2cap",
+        "--protocol",
+        "psm2024",
+    ]
+    found = as_json(bundle, "--data", manifest, *COLUMNS, *chosen)
+    assert [result["name"] for result in found["protocols"]] == ["psm2024", "sat2cap"]
+
+
+def test_the_clean_value_of_a_protocol_is_that_of_the_clean_table(bundle, manifest):
+    found = as_json(bundle, "--data", manifest, *COLUMNS, "--protocol", "sat2cap")
+    (row,) = (r for r in found["clean"]["rows"] if (r["query"], r["gallery"]) == ("left", "right"))
+    clean = {figure["says"]: figure["clean"] for figure in found["protocols"][0]["figures"]}
+    assert clean["left → right R@10"] == pytest.approx(row["metrics"]["R@10"]["value"])
+    assert clean["left → right median rank"] == row["metrics"]["median_rank"]["value"]
+
+
+def test_another_anchor_is_measured_with_every_other_on_the_rows_that_have_both(bundle, manifest):
+    found = as_json(bundle, "--data", manifest, *COLUMNS, "--protocol", "sat2cap", "--anchor", "third")
+    assert [(r["anchor"], r["other"], r["rows"]) for r in found["protocols"]] == [
+        ("third", "left", 32),
+        ("third", "right", 32),
+    ]
+
+
+def test_a_bundle_that_was_never_trained_has_its_first_modality_as_anchor(tmp_path, manifest):
+    bundle = make_bundle(tmp_path, aligned=False)
+    found = as_json(bundle, "--data", manifest, *COLUMNS, "--protocol", "sat2cap")
+    assert [(r["anchor"], r["other"]) for r in found["protocols"]] == [("left", "right"), ("left", "third")]
+
+
+def test_the_limit_takes_the_first_rows_and_labels_can_be_the_right_answer(bundle, manifest):
+    found = as_json(bundle, "--data", manifest, *COLUMNS, "--limit", "10", "--by", "label")
+    assert found["rows"] == 10
+    (row,) = (r for r in found["clean"]["rows"] if (r["query"], r["gallery"]) == ("left", "right"))
+    assert row["metrics"]["R@1"]["chance"] == pytest.approx(0.5)
+
+
+def test_a_split_that_leaks_is_told(bundle, manifest):
+    arguments = (bundle, "--data", manifest, *COLUMNS, "--train-split", "train", "--column", "group=tape")
+    found = as_json(*arguments)["leakage"]
+    assert found["near"]["within_km"] == {"1": 1.0, "10": 1.0, "100": 1.0}
+    assert found["groups"] == {"shared": 1, "test_rows": 2, "compared": 40}
+    text = run(*arguments).stdout
+    assert "leaks from split 'train' of rows.jsonl" in text
+    assert "2 test rows are of groups that were trained on" in " ".join(text.split())
+
+
+def test_people_see_the_clean_table_first_and_then_each_convention_with_its_gaps(bundle, manifest):
+    text = run(bundle, "--data", manifest, *COLUMNS, "--protocol", "geoclap2023").stdout
+    assert text.index("Retrieval between modalities") < text.index("As geoclap2023 prints it")
+    for phrase in ("what it measures", "not comparable", "not known:", "mvrl/geoclap"):
+        assert phrase in text
+
+
+def test_toy_earth_is_the_one_of_the_bundles_recipe(tmp_path):
+    toyearth = {"places": 4, "held_out": 8, "tile_size": 16, "photo_size": 16, "seconds": 0.25}
+    data = {"toyearth": toyearth, "columns": {"left": "tile", "right": "photo"}}
+    bundle = make_bundle(tmp_path, data=data)
+    found = as_json(bundle, "--data", "toyearth", "--column", "third=sound", "--train-split", "train")
+    assert (found["data"], found["rows"]) == ("toyearth", 8)
+    assert len(found["clean"]["rows"]) == 6
+    assert found["leakage"]["train_rows"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--protocol", "clip"), "no protocol 'clip'; there are clean, geobind2024"),
+        (("--column", "left"), "--column left: write MODALITY=COLUMN"),
+        (("--split", "val"), "has no rows of split 'val'"),
+        (("--train-split", "val"), "has no rows of split 'val'"),
+        (("--anchor", "sonar"), "this binder has no modality 'sonar'"),
+    ],
+)
+def test_mistakes_are_named(bundle, manifest, arguments, message):
+    result = run(bundle, "--data", manifest, *COLUMNS, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_the_help_names_every_protocol():
+    text = " ".join(run("--help").output.split())
+    assert all(name in text for name in PROTOCOLS)
+
+
+def test_importing_the_command_does_not_import_torch():
+    code = "import geobind.cli.eval, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
