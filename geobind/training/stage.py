@@ -122,11 +122,7 @@ def _train(fabric: Fabric, job: Job, loss: ContrastiveLoss) -> tuple[tuple[tuple
 
             batch_loss = module(*fabric.to_device((anchor_batch, other_batch)), _context(fabric, stage, meta))
             fabric.backward(batch_loss)
-            norm = (
-                fabric.clip_gradients(module, optimizer, max_norm=stage.clip_norm)
-                if stage.clip_norm
-                else None
-            )
+            norm = _clip(fabric, module, optimizer, stage)
             scale = loss.temperature.scale.detach()
             optimizer.step()
             optimizer.zero_grad()

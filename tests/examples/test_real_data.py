@@ -196,6 +196,9 @@ def test_the_recipe_is_valid_and_never_pairs_photos_with_sounds(miniature, tmp_p
 
     (tmp_path / "recipe.yaml").write_bytes(RECIPE.read_bytes())
     make_manifests.main(miniature, tmp_path / "manifests", 0)
+    (tmp_path / "data" / "weights").mkdir(parents=True)
+    for name in ("timm_mobilenetv2_100_fp16", "yamnet_fp16"):
+        (tmp_path / "data" / "weights" / f"{name}.safetensors").touch()
     recipe = load_recipe(tmp_path / "recipe.yaml")
     assert {recipe.anchor_of(stage) for stage in recipe.stages} == {"satellite"}
     assert set(recipe.stages[0].parts.values()) | set(recipe.stages[1].parts.values()) == {"head"}
