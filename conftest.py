@@ -1,4 +1,4 @@
-"""Runs the Python blocks of README.md and docs/ in a folder of their own, each document from top to bottom."""
+"""Runs the Python blocks of README.md and docs/, each document from top to bottom in a folder of its own."""
 
 import os
 import subprocess
