@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from geobind.binder import Binder
-from geobind.data.loading import PairLoader, PairMeta
+from geobind.data.loading import PairLoader, PairMeta, auto_workers
 from geobind.modality import Pair
 from geobind.recipe import Recipe, Stage
 from geobind.seeds import seed_of
@@ -104,7 +104,9 @@ def _train(fabric: Fabric, job: Job, loss: ContrastiveLoss) -> tuple[tuple[tuple
     bind = Bind(anchor, other, loss, across_ranks(fabric.all_gather, fabric.world_size))
     options = stage.optimizer
     groups = parameter_groups(bind, options)
-    adamw = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps)
+    # On a CPU the fused kernel goes through the weights once; elsewhere torch knows best.
+    fused = True if fabric.device.type == "cpu" else None
+    adamw = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
     module, optimizer = fabric.setup(bind, adamw)
     checkpoint = Checkpoint(job.folder / "state.ckpt", job.key, _saved(job, loss), adamw)
     loader = _loader(fabric, job, first_step=checkpoint.restore())
@@ -150,8 +152,9 @@ def _saved(job: Job, loss: nn.Module) -> dict[str, nn.Module]:
 def _loader(fabric: Fabric, job: Job, first_step: int) -> PairLoader:
     recipe, stage = job.recipe, job.stage
     anchor, other = job.encoders
-    # On a CPU, loading processes take the cores that the computation's threads wait for each other on.
-    alone = recipe.workers == "auto" and fabric.device.type == "cpu"
+    workers = recipe.workers
+    if workers == "auto" and fabric.device.type == "cpu":
+        workers = min(1, auto_workers(len(job.pairs)))  # more would take the cores that compute
     return PairLoader(
         job.pairs,
         recipe.built[anchor],
@@ -160,7 +163,7 @@ def _loader(fabric: Fabric, job: Job, first_step: int) -> PairLoader:
         seed=seed_of(recipe.seed, stage.name, "data"),
         first_step=first_step,
         last_step=job.steps,
-        workers=0 if alone else recipe.workers,
+        workers=workers,
         rank=fabric.global_rank,
         world=fabric.world_size,
         augment_anchor=anchor in stage.parts,
