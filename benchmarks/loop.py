@@ -111,7 +111,9 @@ def bare(steps: int, batch: int) -> float:
     binder = Binder(recipe(steps, batch).built, WIDTH, seed=0)
     trained, frozen = binder.encoders["one"].train(), binder.encoders["two"].eval().requires_grad_(False)
     scale = nn.Parameter(torch.tensor(1 / 0.07).log())
-    optimizer = torch.optim.AdamW([*trained.parameters(), scale], lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
+    optimizer = torch.optim.AdamW(
+        [*trained.parameters(), scale], lr=5e-4, betas=(0.9, 0.98), eps=1e-6, fused=True
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order = [
         i
