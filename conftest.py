@@ -37,6 +37,19 @@ def reader(request, tmp_path_factory):
     patch.undo()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep the blocks of a document in one process: each builds on those before it."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByDocument(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.partition("::")[0]
+            return path if path.endswith(".md") else nodeid
+
+    return ByDocument(config, log)
+
+
 pytest_collect_file = Sybil(
     parsers=[CodeBlockParser(language="python", evaluator=PythonEvaluator())],
     patterns=["README.md", "docs/*.md"],
