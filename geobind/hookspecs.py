@@ -1,10 +1,15 @@
-"""What a plugin can implement. There is one hook; docs/hooks.md explains it."""
+"""What a plugin can implement; docs/hooks.md explains each hook."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import pluggy
 
 from geobind.modality import Modality
+
+if TYPE_CHECKING:
+    from geobind.importers.contract import Importer
 
 hookspec = pluggy.HookspecMarker("geobind")
 hookimpl = pluggy.HookimplMarker("geobind")
@@ -13,3 +18,8 @@ hookimpl = pluggy.HookimplMarker("geobind")
 @hookspec
 def geobind_modalities() -> list[type[Modality]]:  # pyright: ignore[reportReturnType]
     """Return the modality classes this plugin provides."""
+
+
+@hookspec
+def geobind_importers() -> list[type[Importer]]:  # pyright: ignore[reportReturnType]
+    """Return the importers of datasets this plugin provides."""

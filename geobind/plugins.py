@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import pluggy
 
@@ -17,8 +17,9 @@ from geobind.errors import PluginError
 from geobind.modality import Modality, Role
 
 GROUP = "geobind"
+C = TypeVar("C", bound=type[Any])  # the kind of class that a hook returns
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_RESERVED = {"key", "split", "lat", "lon", "time", "label", "licence"}  # the columns of every data table
+_RESERVED = {"key", "split", "lat", "lon", "time", "label", "group", "licence"}  # columns of every table
 
 
 class Source(NamedTuple):
@@ -44,7 +45,7 @@ class Broken(NamedTuple):
 
     source: Source
     reason: str
-    name: str | None = None  # the modality's name, when the plugin got far enough to tell
+    name: str | None = None  # the name of what it provides, when the plugin got far enough to tell
 
 
 class Registry(NamedTuple):
@@ -65,15 +66,27 @@ class Registry(NamedTuple):
 
     def explain(self, name: str) -> str:
         """Say why there is no usable modality called `name`, and what there is instead."""
-        clash = [b.reason for b in self.broken if b.name == name]
-        lines = [clash[0] if clash else f"no modality named '{name}'"]
-        near = difflib.get_close_matches(name, self.plugins, n=1)
-        if near:
-            lines[0] += f"; did you mean '{near[0]}'?"
-        installed = ", ".join(sorted(self.plugins)) or "none (is geobind itself installed? pip install -e .)"
-        lines.append(f"  installed: {installed}")
-        lines += [f"  failed to load: {b.source}: {b.reason}" for b in self.broken if b.reason not in clash]
-        return "\n".join(lines)
+        return explain("modality", name, self.plugins, self.broken)
+
+
+def explain(kind: str, name: str, usable: Collection[str], broken: Iterable[Broken]) -> str:
+    """Say why there is no usable plugin called `name`, and what there is instead.
+
+    Args:
+        kind: What was looked for, such as "modality".
+        name: Its name.
+        usable: The names that there are.
+        broken: The plugins that cannot be used.
+    """
+    clash = [b.reason for b in broken if b.name == name]
+    lines = [clash[0] if clash else f"no {kind} named '{name}'"]
+    near = difflib.get_close_matches(name, usable, n=1)
+    if near:
+        lines[0] += f"; did you mean '{near[0]}'?"
+    installed = ", ".join(sorted(usable)) or "none (is geobind itself installed? pip install -e .)"
+    lines.append(f"  installed: {installed}")
+    lines += [f"  failed to load: {b.source}: {b.reason}" for b in broken if b.reason not in clash]
+    return "\n".join(lines)
 
 
 def find() -> list[EntryPoint]:
@@ -81,8 +94,8 @@ def find() -> list[EntryPoint]:
     return sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, str(_source(entry))))
 
 
-def load(entry: EntryPoint) -> list[type[Modality]]:
-    """Import one plugin and ask it for its modalities.
+def open_plugin(entry: EntryPoint) -> pluggy.PluginManager:
+    """Import one plugin and return the manager through which its hooks are called.
 
     Each plugin gets a pluggy manager of its own: pluggy's loader stops at the first plugin that fails,
     skips a repeated entry-point name and lets a misspelt hook pass, and none of that may cross plugins.
@@ -91,8 +104,16 @@ def load(entry: EntryPoint) -> list[type[Modality]]:
     manager.add_hookspecs(hookspecs)
     manager.register(entry.load(), name=str(_source(entry)))
     manager.check_pending()
+    return manager
+
+
+def load(entry: EntryPoint) -> list[type[Modality]]:
+    """Import one plugin and ask it for its modalities; one that answers another hook may have none."""
+    manager = open_plugin(entry)
     provided = [cls for classes in manager.hook.geobind_modalities() for cls in classes]
-    if not provided:
+    if not provided and not any(
+        hook.get_hookimpls() for name, hook in vars(manager.hook).items() if name != "geobind_modalities"
+    ):
         raise PluginError("it provides no modality: no function geobind_modalities marked @geobind.hookimpl")
     return provided
 
@@ -117,9 +138,22 @@ def check(cls: object) -> str | None:
     return None
 
 
-def collect(entries: Iterable[EntryPoint]) -> Registry:
-    """Load and check each entry point; a faulty one is remembered with its reason and harms no other."""
-    found: dict[str, list[Plugin]] = {}
+def gather(
+    entries: Iterable[EntryPoint],
+    load: Callable[[EntryPoint], list[C]],
+    check: Callable[[object], str | None],
+) -> tuple[dict[str, tuple[C, Source]], tuple[Broken, ...]]:
+    """Load and check what each entry point provides; a faulty one is remembered with its reason.
+
+    Args:
+        entries: The plugins.
+        load: Returns the classes that one plugin provides, each with a `name`.
+        check: Says what is wrong with a class, or None.
+
+    Returns:
+        The usable classes by name, each with where it comes from, and what cannot be used.
+    """
+    found: dict[str, list[tuple[C, Source]]] = {}
     broken: list[Broken] = []
     for entry in entries:
         source = _source(entry)
@@ -134,17 +168,21 @@ def collect(entries: Iterable[EntryPoint]) -> Registry:
             if fault:
                 broken.append(Broken(source, fault))
             else:
-                found.setdefault(cls.name, []).append(Plugin(cls, source))
-    usable: dict[str, Plugin] = {}
-    for name, plugins in sorted(found.items()):
-        if len(plugins) == 1:
-            usable[name] = plugins[0]
+                found.setdefault(cls.name, []).append((cls, source))
+    usable: dict[str, tuple[C, Source]] = {}
+    for name, provided in sorted(found.items()):
+        if len(provided) == 1:
+            usable[name] = provided[0]
         else:
-            who = " and ".join(str(plugin.source) for plugin in plugins)
-            broken.append(
-                Broken(plugins[1].source, f"two plugins provide '{name}': {who}; uninstall one", name)
-            )
-    return Registry(usable, tuple(broken))
+            who = " and ".join(str(source) for _, source in provided)
+            broken.append(Broken(provided[1][1], f"two plugins provide '{name}': {who}; uninstall one", name))
+    return usable, tuple(broken)
+
+
+def collect(entries: Iterable[EntryPoint]) -> Registry:
+    """Load and check each entry point; a faulty one is remembered with its reason and harms no other."""
+    usable, broken = gather(entries, load, check)
+    return Registry({name: Plugin(cls, source) for name, (cls, source) in usable.items()}, broken)
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,214 @@
+"""Read what datasets are described in: CSV, JSON, folders of files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Collection, Iterator
+from datetime import datetime
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Any, TextIO, cast
+
+from geobind.errors import DataError
+
+IMAGES = frozenset({".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_MAX_FIELD = 10_000_000  # letters of one cell
+_MAX_JSON = 1024**3  # bytes of what is read at once; larger ones are streamed
+_MAX_VALUE = 64_000_000  # letters of one value that is streamed
+_BLOCK = 1_000_000
+_DECODER = json.JSONDecoder()
+
+
+def read_csv(path: Path, needed: Collection[str]) -> Iterator[dict[str, str]]:
+    """Yield the rows of a CSV file with a header, by column; columns without a name are left out.
+
+    Args:
+        path: The file, UTF-8.
+        needed: Columns that must be there.
+
+    Raises:
+        DataError: It cannot be read, is not well-formed, or lacks a column.
+    """
+    csv.field_size_limit(_MAX_FIELD)
+    reader = None
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            there = reader.fieldnames or []
+            lacking = sorted(set(needed) - set(there))
+            if lacking:
+                raise DataError(
+                    f"{path}: has no column {', '.join(repr(name) for name in lacking)}; "
+                    f"its columns: {', '.join(filter(None, there)) or 'none'}"
+                )
+            for row in reader:
+                if None in row or None in row.values():
+                    raise DataError(f"{path}:{reader.line_num}: has not as many cells as the header")
+                row.pop("", None)  # pandas writes its index without a name
+                yield row
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start + 1})") from error
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num if reader else 1}: not well-formed CSV: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        DataError: It cannot be read, is far too large, or is no JSON object.
+    """
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise DataError(
+                f"{path}: over {_MAX_JSON // 1024**3} GB of JSON; is this the dataset's own file?"
+            )
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: must be a JSON object, not a {type(value).__name__}")
+    return cast("dict[str, Any]", value)
+
+
+@lru_cache(maxsize=20_000)  # of folders: datasets of species have one for each
+def names_in(folder: Path | str) -> frozenset[str]:
+    """The names in a folder, looked up once: a million single look-ups take minutes."""
+    try:
+        return frozenset(os.listdir(folder))
+    except OSError:
+        return frozenset()
+
+
+@lru_cache(maxsize=16)
+def by_stem(folder: Path) -> dict[str, str]:
+    """The files of a folder by their name up to the first dot or underscore."""
+    return {name.split(".")[0].split("_")[0]: name for name in sorted(names_in(folder), reverse=True)}
+
+
+def inner(folder: Path, name: str, where: str) -> Path:
+    """A file that a dataset names, inside its folder.
+
+    Raises:
+        DataError: The name leads out of it.
+    """
+    pure = PurePosixPath(name.strip().replace("\\", "/"))
+    if not pure.parts or pure.is_absolute() or ".." in pure.parts or "\0" in name:
+        raise DataError(f"{where}: {name!r} is no file name inside {folder}")
+    return folder / pure
+
+
+def first_there(folder: Path, names: Collection[str]) -> Path | None:
+    """The first of the named files or folders that exists; an empty name is the folder itself."""
+    return next((folder / name for name in names if (folder / name).exists()), None)
+
+
+def stream_json(path: Path, member: str) -> Iterator[dict[str, Any]]:
+    """Yield the objects of one array of a JSON object, holding one at a time: such files can have gigabytes.
+
+    Args:
+        path: The file, `{"info": {...}, "images": [{...}, ...], ...}`, UTF-8.
+        member: The array's name.
+
+    Raises:
+        DataError: It cannot be read, is not of this form, or has no such array.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            yield from _Scanner(file, path).objects_of(member)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start + 1})") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+
+
+class _Scanner:
+    """Reads JSON values one after the other out of a file."""
+
+    def __init__(self, file: TextIO, path: Path) -> None:
+        self._file, self._path = file, path
+        self._text, self._at = "", 0
+
+    def objects_of(self, member: str) -> Iterator[dict[str, Any]]:
+        found = False
+        self._take("{")
+        while self._next() != "}":
+            name = self._value()
+            self._take(":")
+            if self._next() != "[":
+                self._value()
+            else:
+                yield from (item for item in self._items() if name == member and isinstance(item, dict))
+                found = found or name == member
+            if self._next() != ",":
+                break
+            self._take(",")
+        self._take("}")
+        if not found:
+            raise DataError(f"{self._path}: has no list '{member}'")
+
+    def _items(self) -> Iterator[Any]:
+        self._take("[")
+        while self._next() != "]":
+            yield self._value()
+            if self._next() != ",":
+                break
+            self._take(",")
+        self._take("]")
+
+    def _value(self) -> Any:
+        self._next()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+                goes_on = end == len(self._text) or self._text[end] in ".eE"  # as a number may
+                if not goes_on or not self._more():
+                    self._at = end
+                    return value
+            except (ValueError, RecursionError) as error:
+                if isinstance(error, RecursionError) or not self._more():
+                    raise DataError(f"{self._path}: not JSON: {error}") from error
+
+    def _next(self) -> str:
+        """The next character that is no space, or nothing at the end."""
+        while True:
+            while self._at < len(self._text):
+                if not self._text[self._at].isspace():
+                    return self._text[self._at]
+                self._at += 1
+            if not self._more():
+                return ""
+
+    def _take(self, wanted: str) -> None:
+        found = self._next()
+        if found != wanted:
+            raise DataError(f"{self._path}: not JSON: '{found or 'its end'}' where '{wanted}' belongs")
+        self._at += 1
+
+    def _more(self) -> bool:
+        if len(self._text) - self._at > _MAX_VALUE:
+            raise DataError(f"{self._path}: a value of over {_MAX_VALUE // 1_000_000} MB")
+        block = self._file.read(_BLOCK)
+        self._text, self._at = self._text[self._at :] + block, 0
+        return bool(block)
+
+
+def moment(text: str, *formats: str) -> datetime | None:
+    """The time that a text tells, ISO 8601 or of one of the formats of `strptime`; None where it is none."""
+    text = text.strip()
+    for read in (datetime.fromisoformat, *(partial(_strptime, form) for form in formats)):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return None
+
+
+def _strptime(form: str, text: str) -> datetime:
+    return datetime.strptime(text, form)

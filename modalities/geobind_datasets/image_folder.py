@@ -1,0 +1,109 @@
+"""Any folder of images, with classes and splits by the names of its folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from geobind.importers.contract import Column, Importer, LeftOut, Row
+from geobind.importers.reading import IMAGES
+
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+class ImageFolder(Importer):
+    """Images in a folder."""
+
+    name: ClassVar[str] = "image_folder"
+    title: ClassVar[str] = "Any folder of images, with a folder for each class, split, both or none"
+    home: ClassVar[str] = "your disk"
+    licence: ClassVar[str] = "that of the images"
+    citation: ClassVar[str] = "that of the images"
+    layout: ClassVar[str] = """
+        [train/ val/ test/]            (optional)
+            [CLASS/ [CLASS/ ...]]      (optional)
+                *.jpg *.png *.tif ...
+    """
+    columns: ClassVar[Mapping[str, Column]] = {"satellite": Column("file", "another name with `column`")}
+
+    column: str = Field(
+        default="satellite", pattern="^[a-z][a-z0-9_]*$", description="what to call the column"
+    )
+    text: str | None = Field(
+        default=None,
+        description="fill a column text for images that have a class, such as 'a satellite image of {label}'",
+    )
+    gps: bool = Field(default=False, description="read place and time that cameras write into JPEG and TIFF")
+
+    def contents(self) -> Mapping[str, Column]:
+        """One column of images, and text if it was asked for."""
+        return {self.column: Column("file")} | ({"text": Column("string")} if self.text else {})
+
+    def rows(self) -> Iterator[Row | LeftOut]:
+        """Go through the folder in order of its names."""
+        folder = self.folder()
+        found = False
+        for path in _files(folder):
+            if path.suffix.lower() not in IMAGES:
+                yield LeftOut(f"is no image, by its name: *{path.suffix}")
+                continue
+            found = True
+            yield self._row(path, path.relative_to(folder))
+        if not found:
+            raise self.misplaced("there is no image in it")
+
+    def _row(self, path: Path, inside: Path) -> Row:
+        *folders, _ = inside.parts
+        split = _SPLITS.get(folders[0].lower()) if folders else None
+        label = "/".join(folders[1:] if split else folders) or None
+        row: Row = {"key": inside.as_posix(), "label": label, self.column: path}
+        if split:
+            row["split"] = split
+        if self.text and label:
+            row["text"] = self.text.replace("{label}", label.replace("_", " "))
+        return row | (_exif(path) if self.gps else {})
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for here, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (Path(here, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _exif(path: Path) -> Row:
+    """Where and when a photograph was taken, as far as its camera wrote it down."""
+    from PIL import ExifTags, Image
+
+    try:
+        with Image.open(path, formats=("JPEG", "TIFF", "PNG", "WEBP")) as image:
+            exif = image.getexif()
+            gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
+            taken = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal)
+    except (
+        Exception
+    ):  # Pillow raises whatever its parsers meet; the image itself is looked at by `data check`
+        return {}
+    lat = _degrees(gps.get(ExifTags.GPS.GPSLatitude), gps.get(ExifTags.GPS.GPSLatitudeRef), "S")
+    lon = _degrees(gps.get(ExifTags.GPS.GPSLongitude), gps.get(ExifTags.GPS.GPSLongitudeRef), "W")
+    date, _, clock = str(taken or "").strip().partition(" ")
+    return {"lat": lat, "lon": lon, "time": _iso(date.replace(":", "-"), clock)}
+
+
+def _degrees(parts: Any, side: Any, negative: str) -> float | None:
+    try:
+        degrees, minutes, seconds = (float(part) for part in parts)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    value = degrees + minutes / 60 + seconds / 3600
+    return -value if str(side).strip().upper() == negative else value
+
+
+def _iso(date: str, clock: str) -> str | None:
+    from geobind.importers.reading import moment
+
+    time = moment(f"{date}T{clock}")
+    return time.isoformat() if time else None

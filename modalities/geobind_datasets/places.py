@@ -1,0 +1,131 @@
+"""Where on Earth something lies, from the ways in which datasets say it."""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+from geobind.errors import DataError
+
+Place = tuple[float, float]  # degrees north and east
+Box = tuple[float, float, float, float]  # west, south, east, north; or the smallest and largest x and y
+_POINT, _LINE, _POLYGON = 1, 2, 3
+_PARTS = (4, 5, 6, 7)  # several points, lines, polygons, anything
+_DEEPEST = 8  # geometries in geometries
+
+
+def degrees_of(crs: Any, x: float, y: float) -> Place | None:
+    """Turn a place in a CRS into degrees, or None where there are none for it.
+
+    Args:
+        crs: Of rasterio, pyproj or whatever has `to_wkt`, or text such as `EPSG:32631`.
+        x: East, in the CRS.
+        y: North, in the CRS.
+
+    Raises:
+        DataError: rasterio is not installed, or does not know the CRS.
+    """
+    from geobind.data.geotiff import require_rasterio
+
+    rasterio = require_rasterio()
+    from rasterio.crs import CRS
+    from rasterio.warp import transform
+
+    try:
+        known = CRS.from_user_input(crs.to_wkt() if hasattr(crs, "to_wkt") else crs)
+        lon_1, lat_1 = transform(known, "EPSG:4326", [x], [y])[:2]
+    except (rasterio.errors.RasterioError, rasterio.errors.CRSError, ValueError) as error:
+        raise DataError(f"the CRS {str(crs)[:60]!r} cannot be used: {error}") from error
+    lat, lon = float(lat_1[0]), float(lon_1[0])
+    return (lat, lon) if abs(lat) <= 90 and abs(lon) <= 180 else None
+
+
+def of_raster(path: Path) -> tuple[int, int, Place | None]:
+    """Return the width and height of a GeoTIFF in pixels and the place of its middle, if it has one.
+
+    Raises:
+        DataError: It cannot be opened.
+    """
+    from geobind.data.geotiff import open_raster
+
+    raster = open_raster(path)
+    if raster.crs is None or raster.transform.is_identity:
+        return raster.width, raster.height, None
+    grid, column, row = raster.transform, raster.width / 2, raster.height / 2
+    x, y = grid.a * column + grid.b * row + grid.c, grid.d * column + grid.e * row + grid.f
+    return raster.width, raster.height, degrees_of(raster.crs, x, y)
+
+
+def middle(box: Box) -> Place | None:
+    """Return the middle of a box in degrees; one with its west east of its east crosses the antimeridian."""
+    west, south, east, north = box
+    if not all(map(math.isfinite, box)) or not -90 <= south <= north <= 90:
+        return None
+    lon = (west + east + (360 if west > east else 0)) / 2
+    return (south + north) / 2, (lon + 180) % 360 - 180
+
+
+def box_of_wkb(content: bytes) -> Box:
+    """Return the box around a geometry in well-known binary, of ISO or extended (EWKB) kind.
+
+    Raises:
+        DataError: It is damaged, or of a kind that is not known.
+    """
+    reader = _Wkb(content)
+    try:
+        reader.geometry(0)
+    except (struct.error, IndexError) as error:
+        raise DataError(f"the {len(content)} bytes of a geometry are cut short") from error
+    if not reader.xs:
+        raise DataError("a geometry is empty")
+    return min(reader.xs), min(reader.ys), max(reader.xs), max(reader.ys)
+
+
+class _Wkb:
+    """Goes through a geometry and keeps its coordinates."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.at, self.order = content, 0, "<"
+        self.xs: list[float] = []
+        self.ys: list[float] = []
+
+    def geometry(self, depth: int) -> None:
+        """Read a geometry, and those in it."""
+        if depth > _DEEPEST:
+            raise DataError(f"a geometry holds others more than {_DEEPEST} deep")
+        self.order = "<" if self.content[self.at] == 1 else ">"
+        self.at += 1
+        kind = self._number()
+        extended = kind >> 29  # z, m, a reference system
+        if extended & 1:
+            self.at += 4
+        iso, kind = divmod(kind & 0x1FFFFFFF, 1000)
+        axes = 2 + (2 if iso == 3 else 1 if iso else bin(extended >> 1).count("1"))
+        if kind == _POINT:
+            self._points(1, axes)
+        elif kind == _LINE:
+            self._points(self._number(), axes)
+        elif kind == _POLYGON:
+            for _ in range(self._number()):
+                self._points(self._number(), axes)
+        elif kind in _PARTS:
+            for _ in range(self._number()):
+                self.geometry(depth + 1)
+        else:
+            raise DataError(f"a geometry is of kind {kind}, which is not read")
+
+    def _number(self) -> int:
+        (value,) = struct.unpack_from(f"{self.order}I", self.content, self.at)
+        self.at += 4
+        return value
+
+    def _points(self, count: int, axes: int) -> None:
+        # The length is checked before anything is made of a count that may be hostile.
+        if count * axes * 8 > len(self.content) - self.at:
+            raise struct.error
+        values = struct.unpack_from(f"{self.order}{count * axes}d", self.content, self.at)
+        self.at += count * axes * 8
+        self.xs += [value for value in values[::axes] if not math.isnan(value)]
+        self.ys += [value for value in values[1::axes] if not math.isnan(value)]
