@@ -46,7 +46,10 @@ class Audio(AudioOptions, Modality):
         return mel_encoder(self, width, pretrained=pretrained)
 
     def prepare(self, raw: Any, *, training: bool = False) -> Tensor | Mapping[str, Tensor]:
-        """Turn a recording into a log-mel spectrogram, (1, mels, frames); four of them for a fused HTSAT."""
+        """Turn a recording into a log-mel spectrogram, (1, mels, frames).
+
+        Several `crops` are (crops, 1, mels, frames) where nothing is trained; a fused HTSAT gets a dict.
+        """
         from geobind.towers.htsat import prepare_fused
         from geobind.towers.sound import prepare_sound
 

@@ -1,44 +1,53 @@
-"""Draw observations on a sheet, each by what it is: images, sounds as spectrograms, texts, numbers."""
-
-# C channels, H height, W width, T samples
+"""Contact sheets: rows of a table as they are, and as a stage's encoders see them."""
 
 from __future__ import annotations
 
 import io
-import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from geobind.data.files import open_binary
-from geobind.data.inspecting import kind_of
+from geobind.data.drawing import draw_prepared, draw_raw, limits_of
 from geobind.data.order import seeded
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
     from geobind.data.table import Table
-    from geobind.modality import Modality, Pair
+    from geobind.data.views import Observed
+    from geobind.modality import Modality
 
 _MOST_ROWS = 30
+_MOST_DRAWS = 8
 _SIDE = 1.7  # inches of a cell
-_RATE = 16_000
-_SHORTEST = 1024  # samples that make a spectrogram
-_DECIBELS = 70  # shown below the loudest
-_LETTERS = 160
-_MOST_TOKENS = 60
+_FIRST = 10  # rows looked at to see whether they hold several observations
+
+
+class Side(NamedTuple):
+    """One modality of a stage's sheet: who prepares its inputs, and whether the stage trains it."""
+
+    modality: Modality
+    trained: bool
+
+
+class Rows(Protocol):
+    """What is drawn: rows of a stage."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Observed: ...
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One cell of a sheet: what is drawn and what stands above it."""
+    """One cell of a sheet: how it is drawn and what stands above it."""
 
-    drawn: Any  # a raw input, or what `prepare` made
+    draw: Callable[[Axes], None]
     title: str = ""
 
 
@@ -53,50 +62,94 @@ def sheet_of_table(table: Table, rows: int = 6, seed: int = 0) -> bytes:
         shown: list[Shown] = []
         for name, column in table.columns.items():
             try:
-                raw = column[int(table.rows_N[row])]
+                raw = _first(column[int(table.rows_N[row])])
             except DataError as error:
                 raw = error
-            shown.append(Shown(raw, f"{name}: {table.keys[row]}" if not shown else name))
-        cells.append(shown)
+            shown.append(Shown(partial(draw_raw, raw=raw), name))
+        cells.append(_keyed(shown, table.keys[row]))
     return _sheet(cells)
 
 
 def sheet_of_stage(
-    pairs: Sequence[Pair],
-    sides: Sequence[tuple[Modality, bool]],
-    rows: int = 4,
-    seed: int = 0,
-    draws: int = 3,
+    stage_rows: Rows, sides: Mapping[str, Side], rows: int = 4, seed: int = 0, draws: int = 3
 ) -> bytes:
-    """Draw what a stage sees of some pairs: the raw input, as it is embedded, and as it is trained on.
+    """Draw what a stage sees of some rows: each raw input, as it is embedded, and as it is trained on.
+
+    Training draws are made as training makes them: one of several equally good observations, then the
+    modality's augmentations if the stage trains it. An image that is not of 8 bits is shown within the limits
+    of its plain self, so that changes of its brightness can be seen.
 
     Args:
-        pairs: The pairs of the stage.
-        sides: The anchor and the other modality, each with whether the stage trains it: the prepared input of
-            one that is not trained is never augmented.
-        rows: Pairs to draw.
-        seed: Which pairs, and which augmentations.
-        draws: Augmented examples of each trained side.
+        stage_rows: The rows of the stage.
+        sides: Its modalities.
+        rows: Rows to draw.
+        seed: Which rows, and which draws.
+        draws: Training draws of each modality that has any.
 
     Returns:
         PNG bytes.
 
     Raises:
-        DataError: An input cannot be prepared, or more than 30 rows are asked for.
+        DataError: More than 30 rows are asked for, or more than 8 draws.
     """
+    if not 0 <= draws <= _MOST_DRAWS:
+        raise DataError(f"a sheet shows 0 to {_MOST_DRAWS} draws, not {draws}")
+    chosen = _drawn_rows(len(stage_rows), rows, seed)
+    drawn = {name: draws if side.trained or _several(stage_rows, name) else 0 for name, side in sides.items()}
     cells: list[list[Shown]] = []
-    for row in _drawn_rows(len(pairs), rows, seed):
-        pair = pairs[row]
+    for row in chosen:
+        observed = stage_rows[row]
         shown: list[Shown] = []
-        for (modality, trained), raw in zip(sides, (pair.anchor, pair.other), strict=True):
-            first = cast("list[Any]", raw)[0] if isinstance(raw, list) else raw
-            shown.append(Shown(first, f"{modality.name}: {pair.key}" if not shown else modality.name))
-            shown.append(Shown(modality.prepare(first), "prepared"))
-            for draw in range(draws if trained else 0):
-                with seeded(seed, row, draw):
-                    shown.append(Shown(modality.prepare(first, training=True), f"training {draw + 1}"))
-        cells.append(shown)
+        for name, side in sides.items():
+            shown += _seen(name, side, observed.raws.get(name), (seed, row), drawn[name])
+        cells.append(_keyed(shown, observed.key or f"row {row}"))
     return _sheet(cells)
+
+
+def _seen(name: str, side: Side, raw: Any, seeds: tuple[int, int], draws: int) -> list[Shown]:
+    first = _first(raw)
+    shown = [Shown(partial(draw_raw, raw=first), name)]
+    if first is None:
+        return shown + [Shown(_nothing)] * (1 + draws)
+    plain = _prepared(side.modality, first)
+    limits = limits_of(plain)
+    shown.append(Shown(partial(draw_prepared, prepared=plain, raw=first, limits=limits), "prepared"))
+    for draw in range(draws):
+        with seeded(*seeds, draw):
+            one = random.choice(cast("list[Any]", raw)) if isinstance(raw, list) else raw
+            made = _prepared(side.modality, one, training=side.trained)
+        cell = partial(draw_prepared, prepared=made, raw=one, limits=limits)
+        shown.append(Shown(cell, f"training {draw + 1}"))
+    return shown
+
+
+def _prepared(modality: Modality, raw: Any, *, training: bool = False) -> Any:
+    """What the modality makes of a raw input, or why it cannot."""
+    try:
+        return modality.prepare(raw, training=training)
+    except DataError as error:
+        return error
+
+
+def _several(stage_rows: Rows, name: str) -> bool:
+    """Whether rows hold several observations of a modality, as far as the first tell."""
+    raws = (stage_rows[row].raws.get(name) for row in range(min(_FIRST, len(stage_rows))))
+    return any(isinstance(raw, list) and len(cast("list[Any]", raw)) > 1 for raw in raws)
+
+
+def _first(raw: Any) -> Any:
+    if isinstance(raw, list):
+        items = cast("list[Any]", raw)
+        return items[0] if items else None
+    return raw
+
+
+def _keyed(shown: list[Shown], key: str) -> list[Shown]:
+    return [replace(shown[0], title=f"{shown[0].title}: {key}"), *shown[1:]] if shown else shown
+
+
+def _nothing(axis: Axes) -> None:
+    """Leave a cell empty."""
 
 
 def _drawn_rows(count: int, rows: int, seed: int) -> list[int]:
@@ -117,87 +170,7 @@ def _sheet(cells: Sequence[Sequence[Shown]]) -> bytes:
         for axis, cell in zip(axes[row], shown, strict=True):
             axis.set_axis_off()
             axis.set_title(cell.title[:40], fontsize=6)
-            _draw(axis, cell.drawn)
+            cell.draw(axis)
     target = io.BytesIO()
     figure.savefig(target, format="png")
     return target.getvalue()
-
-
-def _draw(axis: Axes, drawn: Any) -> None:
-    if isinstance(drawn, list):
-        drawn = cast("list[Any]", drawn)[0]
-    if isinstance(drawn, Mapping):  # the largest tensor of several says most
-        drawn = max(cast("Mapping[str, Any]", drawn).values(), key=lambda tensor: tensor.numel())
-    try:
-        if drawn is None or isinstance(drawn, str | DataError):
-            _write(axis, "missing" if drawn is None else str(drawn))
-        elif isinstance(drawn, Path | bytes):
-            _draw_encoded(axis, drawn)
-        elif isinstance(drawn, tuple):
-            samples, rate = cast("tuple[Any, int]", drawn)
-            _draw_sound(axis, (samples, rate))
-        else:
-            draw_array(axis, np.asarray(drawn), last=isinstance(drawn, np.ndarray))
-    except DataError as error:
-        _write(axis, str(error))
-
-
-def _draw_encoded(axis: Axes, raw: Path | bytes) -> None:
-    from geobind.data.readers import read_image, read_text
-
-    with open_binary(raw) as file:
-        kind = kind_of(file.read(16))
-    if kind == "image":
-        draw_array(axis, read_image(raw).numpy(), last=False)
-    elif kind == "sound":
-        _draw_sound(axis, raw)
-    else:
-        _write(axis, read_text(raw))
-
-
-def _draw_sound(axis: Axes, raw: Any) -> None:
-    from geobind.data.readers import read_audio
-    from geobind.toyearth.sheet import spectrogram
-
-    samples_T = read_audio(raw, _RATE).numpy()
-    loud_FW = spectrogram(np.pad(samples_T, (0, max(0, _SHORTEST - len(samples_T)))))
-    axis.imshow(loud_FW, origin="lower", aspect="auto", cmap="magma", vmin=float(loud_FW.max()) - _DECIBELS)
-
-
-def draw_array(axis: Axes, array: NDArray[Any], *, last: bool) -> None:
-    """Draw numbers by their shape alone: pictures with 1 or 3 channels, planes, curves, tokens.
-
-    Args:
-        axis: Where to draw.
-        array: (C, H, W), (H, W) or (T,).
-        last: The channels of three axes come last, as in arrays of images; they come first in tensors.
-    """
-    array = array[0] if array.ndim > 3 else array
-    if array.ndim == 3:
-        array = array if last else array.transpose(1, 2, 0)
-        if array.shape[2] > 1 or last or array.dtype == np.uint8:
-            axis.imshow(_visible(array[..., :3] if array.shape[2] >= 3 else array[..., 0]), cmap="gray")
-            return
-        array = array[..., 0]  # one plane of any other values is a spectrogram rather than a picture
-    if array.ndim == 2:
-        axis.imshow(array, origin="lower", aspect="auto", cmap="magma")
-    elif np.issubdtype(array.dtype, np.integer):
-        ends = np.trim_zeros(array.ravel(), "b")[:_MOST_TOKENS]
-        _write(axis, " ".join(map(str, ends)))
-    else:
-        axis.plot(np.arange(array.size), array.ravel(), linewidth=0.6)
-
-
-def _visible(image: NDArray[Any]) -> NDArray[Any]:
-    """Bring values of any unit between 0 and 1, by the percentiles that satellite images are shown with."""
-    if image.dtype == np.uint8:
-        return image
-    low, high = np.percentile(image, (2, 98))
-    return np.clip((image - low) / max(float(high - low), 1e-9), 0, 1)
-
-
-def _write(axis: Axes, text: str) -> None:
-    short = text if len(text) <= _LETTERS else text[:_LETTERS] + " ..."
-    axis.text(
-        0, 1, textwrap.fill(short, 28), fontsize=6, va="top", transform=axis.transAxes, parse_math=False
-    )

@@ -13,7 +13,8 @@ class HtsatOptions(Options):
     """The audio tower of CLAP: HTSAT with its projection, as transformers ships it."""
 
     pretrained: Weights = Field(
-        description="A hub id such as laion/clap-htsat-unfused, a .safetensors file or its folder, or false."
+        description="A hub id such as laion/clap-htsat-unfused, a .safetensors or PyTorch file, its folder, "
+        "or false."
     )
     fused: bool = Field(
         default=False,
@@ -69,6 +70,20 @@ class AudioOptions(BaseModel):
         default=None, ge=1000, le=192_000, description="Samples a second; 16000, HTSAT 48000."
     )
     seconds: float | None = Field(default=None, gt=0, le=600, description="Length of the window heard; 10.")
+    crops: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Where nothing is trained: of a longer recording, this many windows from its beginning "
+        "to its end are heard, and their embeddings averaged; 1 hears the middle.",
+    )
+    loudness: float | None = Field(
+        default=None,
+        ge=-70,
+        le=0,
+        description="Bring every window to this loudness in LUFS (ITU-R BS.1770), such as -23; by default "
+        "levels stay.",
+    )
     mels: int | None = Field(default=None, ge=8, le=512, description="Mel bands; 64.")
     window_ms: float | None = Field(
         default=None, gt=0, le=1000, description="Length of a frame; 25, HTSAT 21.3."
@@ -96,6 +111,8 @@ class AudioOptions(BaseModel):
             raise ValueError(
                 f"{', '.join(given)}: HTSAT hears 10 s at 48 kHz in 64 mel bands; use timm to choose"
             )
+        if self.crops > 1 and self.htsat is not None and self.htsat.fused:
+            raise ValueError("crops: a fused HTSAT hears a longer recording as a whole already")
         rate = self.rate or 16_000
         low, high = self.fmin or 0, self.fmax or rate / 2
         if not low < high <= rate / 2:

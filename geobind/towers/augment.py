@@ -44,7 +44,8 @@ def _augment_tile(image_CHW: Tensor, augment: TileAugment) -> Tensor:
                 f"randaugment works on 8-bit RGB, not on {image_CHW.shape[0]} bands of {image_CHW.dtype}: "
                 "use jitter and band_jitter"
             )
-        image_CHW = v2.RandAugment(num_ops=augment.randaugment)(image_CHW)
+        operations = v2.RandAugment(augment.randaugment, interpolation=InterpolationMode.BILINEAR)
+        image_CHW = operations(image_CHW)
     if augment.band_jitter:
         gain_C11 = 1 + augment.band_jitter * _plus_minus(image_CHW.shape[0], 1, 1)
         image_CHW = _as(image_CHW.float() * gain_C11, image_CHW.dtype)

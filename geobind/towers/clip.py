@@ -5,22 +5,20 @@ from __future__ import annotations
 import copy
 import difflib
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import open_clip
-from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
+import torch
 
 from geobind.errors import CheckpointError, RecipeError
+from geobind.towers.converting import Part, load_clip
 from geobind.towers.options import ClipOptions
-from geobind.towers.weights import load_strictly, read_weights
+from geobind.towers.weights import file_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor, nn
-
-Part = Literal["visual", "text"]
+    from torch import nn
 
 # open_clip builds both towers: the one that is thrown away is made as small as it goes.
 _NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 4, "heads": 1, "layers": 1}
@@ -67,7 +65,7 @@ def name_of(options: ClipOptions) -> str:
 
 
 def clip_tower(options: ClipOptions, part: Part, *, pretrained: bool, size: int | None = None) -> nn.Module:
-    """Build the image or the text tower of a CLIP; it gives `config_of(options)["embed_dim"]` numbers.
+    """Build the image or the text tower of a CLIP; it gives `clip_features(options)` numbers.
 
     Args:
         options: Which CLIP, and its weights.
@@ -81,19 +79,21 @@ def clip_tower(options: ClipOptions, part: Part, *, pretrained: bool, size: int 
     """
     weights = options.pretrained if pretrained else False
     if isinstance(weights, str) and tag_of(options):
-        return _from_tag(options, part, size)
-    if isinstance(weights, str) and not Path(weights).exists():
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name_of(options))) or "none"
-        raise CheckpointError(
-            f"'{weights}' is neither a file nor a tag of {name_of(options)}; its tags: {tags}"
-        )
+        return _projected(_from_tag(options, part, size), options)
     model = _both_towers(options, part, size)
+    tower: Any = _projected(getattr(model, part), options)
     if isinstance(weights, str):
-        _load_file(model, part, weights)
-    tower = getattr(model, part)
+        _load_file(model, part, options, weights)
     if part == "visual" and size is not None and hasattr(tower, "set_input_size"):
         tower.set_input_size(size)
     return tower
+
+
+def clip_features(options: ClipOptions) -> int:
+    """Return how many numbers the image tower of this CLIP gives, before any head."""
+    config = config_of(options)
+    section = config if options.projection else _section(config, "vision_cfg", options)
+    return int(section["embed_dim"] if options.projection else section.get("width", 768))
 
 
 def preparation(options: ClipOptions) -> Preparation:
@@ -183,18 +183,26 @@ def _from_tag(options: ClipOptions, part: Part, size: int | None) -> nn.Module:
     return getattr(model, part)
 
 
-def _load_file(model: nn.Module, part: Part, source: str) -> None:
-    tensors: dict[str, Tensor] = convert_to_custom_text_state_dict(read_weights(source))
-    if part == "visual":
-        resize_pos_embed(tensors, model)
-    prefix = f"{part}."
-    own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    if not own:
+def _projected(tower: nn.Module, options: ClipOptions) -> nn.Module:
+    """Take the projection off a tower, if the options ask for it."""
+    if not options.projection:
+        if not isinstance(getattr(tower, "proj", None), torch.nn.Parameter):
+            raise RecipeError(
+                "clip.projection: false needs the image tower of a vision transformer, which "
+                f"{name_of(options)} has not here; leave it out"
+            )
+        tower.register_parameter("proj", None)
+    return tower
+
+
+def _load_file(model: nn.Module, part: Part, options: ClipOptions, source: str) -> None:
+    file = file_of(source)
+    if file is None:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name_of(options))) or "none"
         raise CheckpointError(
-            f"{source}: no {part} tower of an open_clip model in it; its keys begin with "
-            f"'{next(iter(tensors), '')}', those wanted with '{prefix}'"
+            f"'{source}' is neither a file nor a tag of {name_of(options)}; its tags: {tags}"
         )
-    load_strictly(getattr(model, part), own, source)
+    load_clip(model, part, options, config_of(options), file)
 
 
 def _section(config: dict[str, Any], section: str, options: ClipOptions) -> dict[str, Any]:

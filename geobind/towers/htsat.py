@@ -3,23 +3,19 @@
 # B batch, C spectrograms (1, or 4 where they are fused), M mel bands, F frames
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from geobind.data.readers import read_audio
-from geobind.errors import CheckpointError, PluginError, RecipeError
+from geobind.errors import PluginError, RecipeError
 from geobind.towers.audio_options import AudioAugment, HtsatOptions
 from geobind.towers.options import HeadKind
-from geobind.towers.sound import SoundSpec, fit, log_mel, mask
-from geobind.towers.tower import Tower, make_head
-from geobind.towers.weights import load_strictly, read_weights
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+from geobind.towers.sound import SoundSpec, augment_samples, fit, log_mel, mask
+from geobind.towers.tower import CropsTower, Tower, make_head
+from geobind.towers.weights import file_of, load_strictly, read_weights
 
 
 def htsat_encoder(options: HtsatOptions, width: int, *, head: HeadKind, pretrained: bool) -> Tower:
@@ -32,12 +28,12 @@ def htsat_encoder(options: HtsatOptions, width: int, *, head: HeadKind, pretrain
     """
     model = _build(options)
     if pretrained and isinstance(options.pretrained, str):
-        tensors = read_weights(_file_of(options.pretrained))
+        tensors = read_weights(file_of(options.pretrained) or options.pretrained)
         own = {key: value for key, value in tensors.items() if key.startswith("audio_")}
         load_strictly(model, own, options.pretrained)
     trunk = HtsatTrunk(model)
     features = int(trunk.model.config.projection_dim)
-    return Tower(trunk, make_head(head, features, width, what="this HTSAT"))
+    return CropsTower(trunk, make_head(head, features, width, what="this HTSAT"))
 
 
 def prepare_fused(raw: Any, spec: SoundSpec, augment: AudioAugment | None = None) -> dict[str, Tensor]:
@@ -52,9 +48,10 @@ def prepare_fused(raw: Any, spec: SoundSpec, augment: AudioAugment | None = None
     Raises:
         DataError: It is no sound, or has no samples.
     """
-    samples_T = read_audio(raw, spec.rate)
+    samples_T = read_audio(raw, spec.rate, loudness=spec.loudness)
     longer = len(samples_T) > spec.samples
-    mel_MF = log_mel(samples_T if longer else fit(samples_T, spec.samples), spec)
+    samples_T = samples_T if longer else fit(samples_T, spec.samples)
+    mel_MF = log_mel(samples_T if augment is None else augment_samples(samples_T, augment), spec)
     spare = mel_MF.shape[1] - spec.frames
     if spare > 0:
         starts = [
@@ -106,20 +103,6 @@ def _build(options: HtsatOptions) -> nn.Module:
         return ClapAudioModelWithProjection(ClapAudioConfig(**options.config, enable_fusion=options.fused))
     except Exception as error:  # transformers' strict configs raise classes of their own
         raise RecipeError(f"transformers cannot build HTSAT with {options.config}: {error}") from error
-
-
-def _file_of(source: str) -> Path:
-    if Path(source).exists() or source.endswith(".safetensors") or not _HUB_ID.fullmatch(source):
-        return Path(source)
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(source, "model.safetensors"))
-    except Exception as error:  # the hub's errors have no common base class
-        raise CheckpointError(
-            f"the weights of {source} cannot be had ({type(error).__name__}); without a network, "
-            "name a local folder or .safetensors file under pretrained"
-        ) from error
 
 
 def _start(starts: Tensor, *, training: bool) -> int:

@@ -6,6 +6,7 @@ This module imports neither open_clip nor timm: a worker that was spawned starts
 # C channels, H height, W width
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from geobind.data.readers import read_image
+from geobind.data.images import decode_image
 from geobind.errors import DataError
 from geobind.towers.augment import augment_image, random_crop
 from geobind.towers.options import PhotoAugment
@@ -45,7 +46,7 @@ def prepare_image(raw: Any, spec: ImageSpec, augment: PhotoAugment | None = None
     Raises:
         DataError: It is not such an image, or its values cannot be what the model's mean and std are for.
     """
-    image_CHW = read_image(raw, channels=spec.channels)
+    image_CHW = decode_image(raw, channels=spec.channels, needed=_needed(spec, augment))
     if spec.unit and image_CHW.dtype != torch.uint8:
         low, high = image_CHW.aminmax()
         if low < -1e-3 or high > 1 + 1e-3:
@@ -63,4 +64,12 @@ def prepare_image(raw: Any, spec: ImageSpec, augment: PhotoAugment | None = None
         image_CHW = transforms.center_crop(
             transforms.resize(image_CHW, [spec.size], how, antialias=True), size
         )
-    return image_CHW if augment is None else augment_image(image_CHW, augment)
+    return image_CHW.contiguous() if augment is None else augment_image(image_CHW, augment)
+
+
+def _needed(spec: ImageSpec, augment: PhotoAugment | None) -> int:
+    """Return the length of the shorter side from which the image can be made without enlarging anything."""
+    if augment is None or augment.random_resized_crop is None:
+        return spec.size
+    # The smallest part that is cut out, where its sides are as 3 to 4 and it lies along the longer one.
+    return math.ceil(spec.size / math.sqrt(augment.random_resized_crop[0] * 3 / 4))

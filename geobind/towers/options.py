@@ -11,7 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 HeadKind = Literal["auto", "identity", "linear", "mlp"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
-PICKLED = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar"}
+PYTORCH = {".pt", ".pth", ".bin", ".ckpt"}  # pickles, of which only the tensors are read
+PICKLED = {".pkl", ".pickle", ".tar"}
 _MADE_BY_THE_TOWER = {
     "pretrained",
     "in_chans",
@@ -66,7 +67,15 @@ class ClipOptions(Options):
         description="A name of open_clip.list_models(), or an open_clip config: its JSON file or mapping."
     )
     pretrained: Weights = Field(
-        description="An open_clip tag such as openai, a .safetensors file or its folder, or false for random."
+        description="An open_clip tag such as openai, or weights as open_clip or transformers save them: a "
+        ".safetensors or PyTorch file, its folder, or OWNER/NAME of a hub; false for random."
+    )
+    prefix: str = Field(
+        default="", description="Of a file that holds several towers, the name this one's keys begin with."
+    )
+    projection: bool = Field(
+        default=True,
+        description="Whether an image tower ends with CLIP's projection; without, head maps its features.",
     )
 
     @model_validator(mode="after")
@@ -88,7 +97,8 @@ class TimmOptions(Options):
 
     model: str = Field(description="A name of timm.list_models(), such as resnet18 or vit_small_patch16_224.")
     pretrained: Weights = Field(
-        description="true for timm's own weights, a .safetensors file or its folder, or false for random."
+        description="true for timm's own weights, a .safetensors or PyTorch file or its folder, or false for "
+        "random."
     )
     options: dict[str, Any] = Field(
         default={}, description="Further arguments of timm.create_model, such as {drop_path_rate: 0.1}."
@@ -155,6 +165,11 @@ class ImageOptions(BaseModel):
     )
     size: int | None = Field(
         default=None, ge=8, le=4096, description="Pixels a side; the model's own by default."
+    )
+    squash: bool | None = Field(
+        default=None,
+        description="Whether an oblong image is distorted to a square, or cropped to one; by default the "
+        "model's own way.",
     )
     channels: int = Field(default=3, ge=1, le=1024, description="Bands of an image; a CLIP takes 3.")
     mean: tuple[float, ...] | None = Field(

@@ -36,6 +36,8 @@ class SoundSpec(NamedTuple):
     fmax: float
     scale: Literal["htk", "slaney"]
     frames: int
+    crops: int = 1
+    loudness: float | None = None
 
 
 def sound_spec(options: AudioOptions) -> SoundSpec:
@@ -43,7 +45,8 @@ def sound_spec(options: AudioOptions) -> SoundSpec:
     if options.htsat is not None:
         # CLAP's published fused models were trained on HTK's mel scale, the others on Slaney's.
         scale: Literal["htk", "slaney"] = "htk" if options.htsat.fused else "slaney"
-        return SoundSpec(48_000, 480_000, 64, 1024, 1024, 480, 50, 14_000, scale, frames=1001)
+        spec = SoundSpec(48_000, 480_000, 64, 1024, 1024, 480, 50, 14_000, scale, frames=1001)
+        return spec._replace(crops=options.crops, loudness=options.loudness)
     rate, mels = options.rate or 16_000, options.mels or 64
     window, hop = (max(2, round(rate * ms / 1000)) for ms in (options.window_ms or 25, options.hop_ms or 10))
     # Padded to a power of two, and fine enough that the narrowest mel filter still holds a frequency.
@@ -52,7 +55,9 @@ def sound_spec(options: AudioOptions) -> SoundSpec:
     samples = round(rate * (options.seconds or 10))
     # The frame on the very end is left out: 10.24 s are then 1024 frames, which patches divide.
     frames = max(1, samples // hop)
-    return SoundSpec(rate, samples, mels, n_fft, window, hop, low, options.fmax or rate / 2, "htk", frames)
+    high = options.fmax or rate / 2
+    spec = SoundSpec(rate, samples, mels, n_fft, window, hop, low, high, "htk", frames)
+    return spec._replace(crops=options.crops, loudness=options.loudness)
 
 
 def prepare_sound(raw: Any, spec: SoundSpec, augment: AudioAugment | None = None) -> Tensor:
@@ -61,17 +66,23 @@ def prepare_sound(raw: Any, spec: SoundSpec, augment: AudioAugment | None = None
     Args:
         raw: What `read_audio` takes. Of a longer recording than the window only the middle is read, with
             `augment` a random part.
-        spec: What the tower hears.
+        spec: What the tower hears. With several crops, and without `augment`, there are as many windows,
+            (crops, 1, M, F), evenly spaced from the beginning to the end; a recording that fits the window
+            is as many times the same.
         augment: How to change it at random, by torch's global generator; None changes nothing.
 
     Raises:
         DataError: It is no sound, or has no samples.
     """
-    samples_T = fit(_read_window(raw, spec, anywhere=augment is not None), spec.samples)
+    spare = max(0.0, audio_seconds(raw, spec.rate) - spec.samples / spec.rate)
     if augment is not None:
-        samples_T = _augment(samples_T, augment)
-    mel_CMF = log_mel(samples_T, spec)[None, :, : spec.frames].contiguous()
-    return mel_CMF if augment is None else mask(mel_CMF, augment)
+        start = spare * float(torch.rand(())) if spare else 0.0
+        return mask(_mel_CMF(augment_samples(_window(raw, spec, start), augment), spec), augment)
+    if spec.crops == 1:
+        return _mel_CMF(_window(raw, spec, spare / 2), spec)
+    starts = [spare * crop / (spec.crops - 1) for crop in range(spec.crops if spare else 1)]
+    crops = [_mel_CMF(_window(raw, spec, start), spec) for start in starts]
+    return torch.stack(crops).expand(spec.crops, -1, -1, -1).contiguous()
 
 
 def fit(samples_T: Tensor, length: int) -> Tensor:
@@ -101,16 +112,18 @@ def mask(mel_CMF: Tensor, augment: AudioAugment) -> Tensor:
     return mel_CMF
 
 
-def _read_window(raw: Any, spec: SoundSpec, *, anywhere: bool) -> Tensor:
+def _window(raw: Any, spec: SoundSpec, start: float) -> Tensor:
     length = spec.samples / spec.rate
-    spare = audio_seconds(raw, spec.rate) - length
-    if spare <= 0:
-        return read_audio(raw, spec.rate)
-    start = spare * (float(torch.rand(())) if anywhere else 0.5)
-    return read_audio(raw, spec.rate, start=start, seconds=length)
+    samples_T = read_audio(raw, spec.rate, start=start, seconds=length, loudness=spec.loudness)
+    return fit(samples_T, spec.samples)
 
 
-def _augment(samples_T: Tensor, augment: AudioAugment) -> Tensor:
+def _mel_CMF(samples_T: Tensor, spec: SoundSpec) -> Tensor:
+    return log_mel(samples_T, spec)[None, :, : spec.frames].contiguous()
+
+
+def augment_samples(samples_T: Tensor, augment: AudioAugment) -> Tensor:
+    """Turn a recording around itself, change its level and add noise to it, at random."""
     if augment.shift:
         samples_T = samples_T.roll(int(torch.randint(len(samples_T), ())))
     if augment.gain_db:

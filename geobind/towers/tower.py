@@ -3,7 +3,7 @@
 # B batch, C channels, H height, W width, F features of the trunk, D shared width
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,14 @@ class Tower(nn.Module):
         return self.head(self.trunk(x))
 
 
+class CropsTower(Tower):
+    """A tower that also takes several crops of each recording, and gives the mean of their embeddings."""
+
+    def forward(self, x: Any) -> Tensor:
+        """Encode (B, C, H, W), or (B, crops, C, H, W), or a dict of the trunk's own, to (B, D)."""
+        return mean_of_crops(super().forward, x)
+
+
 class NormalisingTower(Tower):
     """A tower for images whose first step normalises, so that 8-bit images can be passed between processes.
 
@@ -52,6 +60,17 @@ class NormalisingTower(Tower):
         image_BCHW = (image_BCHW - self.mean.float()) / self.std.float()
         # A model held in half precision gets its input so; the subtraction needs all digits.
         return self.head(self.trunk(channels_last(image_BCHW.to(self.mean.dtype))))
+
+
+def mean_of_crops(encode: Callable[[Any], Tensor], x: Any) -> Tensor:
+    """Encode (B, crops, C, H, W) to the mean of the crops' unit embeddings, (B, D); all else as it comes.
+
+    Unit, so that no crop counts for more than another because its embedding is longer.
+    """
+    if not isinstance(x, Tensor) or x.ndim != 5:
+        return encode(x)
+    embedding_BKD = encode(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    return nn.functional.normalize(embedding_BKD, dim=-1).mean(dim=1)
 
 
 def channels_last(image_BCHW: Tensor) -> Tensor:

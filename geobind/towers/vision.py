@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from geobind.towers.backbones import backbone, backbone_config, features_of
-from geobind.towers.clip import clip_tower, config_of, name_of, preparation
+from geobind.towers.clip import clip_features, clip_tower, name_of, preparation
 from geobind.towers.images import ImageSpec
 from geobind.towers.options import ClipOptions, ImageOptions
 from geobind.towers.tower import NormalisingTower, make_head
@@ -18,6 +18,7 @@ def image_spec(options: ImageOptions) -> ImageSpec:
         config = backbone_config(chosen)
         size = int(chosen.options.get("img_size", config.input_size[-1]))
         mean, std, how, squash = config.mean, config.std, config.interpolation, False
+    squash = squash if options.squash is None else options.squash
     if options.mean is not None and options.std is not None:
         mean, std = options.mean, options.std
     elif len(mean) != options.channels:
@@ -44,7 +45,7 @@ def image_encoder(
     chosen, spec = options.chosen, image_spec(options)
     if isinstance(chosen, ClipOptions):
         trunk = clip_tower(chosen, "visual", pretrained=pretrained, size=options.size)
-        features, what = int(config_of(chosen)["embed_dim"]), name_of(chosen)
+        features, what = clip_features(chosen), name_of(chosen)
     else:
         trunk = backbone(chosen, channels=spec.channels, size=options.size, pretrained=pretrained)
         features, what = features_of(trunk), chosen.model

@@ -1,32 +1,76 @@
-"""Read weights from safetensors files, and refuse what does not fit the model to the letter."""
+"""Read weights from files or a hub, and refuse what does not fit the model to the letter."""
 
 from __future__ import annotations
 
 import json
+import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from geobind.errors import CheckpointError
-from geobind.towers.options import PICKLED
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from geobind.towers.options import PICKLED, PYTORCH
 
 _SHOWN = 3  # keys named in a message
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
+_NESTED = ("state_dict", "model", "module")  # where trainers put the weights among other things
+
+
+def file_of(source: str) -> Path | None:
+    """Find the file or folder of weights that `source` names: a path, or `owner/name` of a hub.
+
+    Returns:
+        None if it is neither.
+
+    Raises:
+        CheckpointError: It can only be a hub's, and cannot be had.
+    """
+    path = Path(source)
+    if path.exists() or path.suffix.lower() in (".safetensors", *PYTORCH):
+        return path
+    if not _HUB_ID.fullmatch(source):
+        return None
+    from huggingface_hub import hf_hub_download
+
+    faults: list[Exception] = []
+    for name in _HUB_FILES:
+        try:
+            found = Path(hf_hub_download(source, name))
+        except Exception as error:  # the hub's errors have no common base class
+            faults.append(error)
+            continue
+        try:
+            hf_hub_download(source, "config.json")  # lies beside the weights then, and says what they cannot
+        except Exception:
+            return found
+        return found
+    raise CheckpointError(
+        f"the weights of {source} cannot be had ({type(faults[0]).__name__}); without a network, "
+        "name a local folder or file under pretrained"
+    ) from faults[0]
 
 
 def read_weights(source: str | Path) -> dict[str, Tensor]:
-    """Read every tensor of a .safetensors file, or of a folder that holds one or a sharded set.
+    """Read every tensor of a .safetensors or PyTorch file, or of a folder that holds one or a sharded set.
+
+    Of a PyTorch file, which is a pickle, nothing but tensors and plain values is read (`weights_only`): it
+    cannot run code.
 
     Raises:
-        CheckpointError: There is no such file, it is a pickle, or it is damaged.
+        CheckpointError: There is no such file, it holds more than that, or it is damaged.
     """
     tensors: dict[str, Tensor] = {}
     for file in weight_files(Path(source)):
+        if file.suffix.lower() in PYTORCH:
+            tensors |= _read_pytorch(file)
+            continue
         try:
             tensors |= load_file(file)
         except (SafetensorError, OSError) as error:
@@ -37,7 +81,7 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """List the safetensors files that `path` (a file or a folder) stands for.
+    """List the files of weights that `path` (a file or a folder) stands for, safetensors first.
 
     Raises:
         CheckpointError: There are none, or it is unclear which.
@@ -54,11 +98,37 @@ def weight_files(path: Path) -> list[Path]:
     indices = sorted(path.glob("*.safetensors.index.json"))
     if len(indices) == 1:
         return _shards(indices[0])
-    files = sorted(path.glob("*.safetensors"))
+    files = sorted(path.glob("*.safetensors")) or sorted(
+        file for file in path.iterdir() if file.suffix.lower() in PYTORCH
+    )
     if len(files) != 1:
         there = ", ".join(file.name for file in files) or "none"
         raise CheckpointError(f"{path}: expected one .safetensors file, found {there}; name the file itself")
     return files
+
+
+def _read_pytorch(file: Path) -> dict[str, Tensor]:
+    try:
+        held: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        what = re.search(r"GLOBAL (\S+)", str(error))
+        named = f" ({what[1]})" if what else ""
+        raise CheckpointError(
+            f"{file}: holds more than weights{named}, and reading that could run code; where you trust it, "
+            "write its weights alone with safetensors.torch.save_file and name the .safetensors file"
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{file}: cannot be read as a PyTorch file ({reason}); fetch or save it again"
+        ) from None
+    while isinstance(held, dict) and not any(isinstance(value, Tensor) for value in held.values()):
+        held = next((held[name] for name in _NESTED if isinstance(held.get(name), dict)), None)
+    if not isinstance(held, dict):
+        raise CheckpointError(f"{file}: holds no weights by name; save a state_dict")
+    named = cast("dict[Any, Any]", held)
+    # Copied, because a state dict may share memory that is then trained.
+    return {str(key): value.clone() for key, value in named.items() if isinstance(value, Tensor)}
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

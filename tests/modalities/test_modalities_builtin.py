@@ -55,6 +55,11 @@ class TestSatellite(ModalityContract):
     bad_raws = ("nowhere.tif", b"not an image", np.zeros((64, 64, 4), dtype=np.uint8), None)
 
 
+class TestSatelliteWithoutClipsProjection(ModalityContract):
+    modality = Satellite(clip={**CLIP, "projection": False}, head="linear", squash=True)
+    raws = (image(0, 40, 50, 3), image(1, 3, 64, 64))
+
+
 class TestSatelliteOfTwelveBands(ModalityContract):
     modality = Satellite(timm=RESNET, channels=12, size=48, mean=[1500], std=[900], augment={"jitter": 0.3})
     raws = tuple((image(seed, 12, 60, 60).astype(np.uint16) * 20) for seed in range(3))
@@ -86,6 +91,13 @@ class TestAudioOfHtsat(ModalityContract):
     modality = Audio(htsat=HTSAT)
     raws = (sound(0, 1), sound(1, 11))
     bad_raws = ("nowhere.wav", np.array([np.inf]))
+
+
+class TestAudioOfCrops(ModalityContract):
+    modality = Audio(timm=RESNET, seconds=2, hop_ms=20, crops=3, loudness=-23)
+    one_layout = False
+    raws = (sound(0, 1), sound(1, 2), sound(2, 5))
+    bad_raws = ("nowhere.wav", np.array([]))
 
 
 class TestAudioOfFusedHtsat(ModalityContract):

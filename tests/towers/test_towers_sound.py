@@ -230,10 +230,79 @@ def test_what_is_no_sound_is_refused(raw):
             "fmin < fmax <= rate / 2 must hold",
         ),
         ({"htsat": {"pretrained": True}}, "name a hub id"),
-        ({"htsat": {"pretrained": "clap.bin"}}, "is a pickle"),
+        ({"htsat": {"pretrained": "clap.pkl"}}, "is a pickle"),
         ({"htsat": {"pretrained": False, "config": {"enable_fusion": True}}}, "write fused: true"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValidationError, match=message):
         AudioOptions(**options)
+
+
+def test_crops_are_windows_from_the_beginning_to_the_end():
+    options = {"seconds": 1, "rate": 16_000}
+    spec = sound_spec(resnet(crops=3, **options))
+    samples = noise(3, 16_000)
+    prepared = prepare_sound(samples, spec)
+    assert prepared.shape == (3, 1, 64, 100)
+    for number, crop in enumerate(prepared):
+        part = samples[number * 16_000 : (number + 1) * 16_000]
+        assert torch.equal(crop, prepare_sound(part, sound_spec(resnet(**options))))
+    assert prepare_sound(samples, spec, AudioAugment()).shape == (1, 64, 100)  # training hears one
+    short = prepare_sound(samples[:9000], spec)
+    assert torch.equal(short, short[:1].expand(3, -1, -1, -1))
+    assert short.is_contiguous()
+
+
+@pytest.mark.parametrize("kind", ["htsat", "timm"])
+def test_several_crops_are_embedded_as_the_mean_of_their_unit_embeddings(kind):
+    options = AudioOptions(htsat=htsat(), crops=3) if kind == "htsat" else resnet(crops=3, seconds=1)
+    if kind == "htsat":
+        encoder = htsat_encoder(options.htsat, 24, head="linear", pretrained=False).eval()
+    else:
+        encoder = mel_encoder(options, 24, pretrained=False).eval()
+    rate = sound_spec(options).rate
+    seconds = 2.5 * sound_spec(options).samples / rate
+    batch = torch.stack([prepare_sound(noise(seconds, rate, seed), sound_spec(options)) for seed in (0, 1)])
+    with torch.no_grad():
+        together = encoder(batch)
+        one_by_one = [torch.nn.functional.normalize(encoder(batch[:, crop]), dim=-1) for crop in range(3)]
+    assert together.shape == (2, 24)
+    assert torch.allclose(together, torch.stack(one_by_one).mean(0), atol=1e-5)
+
+
+def test_loudness_makes_a_faint_recording_as_loud_as_another():
+    spec = sound_spec(resnet(seconds=1, rate=16_000, loudness=-30))
+    plain = sound_spec(resnet(seconds=1, rate=16_000))
+    samples = noise(1, 16_000) / 10
+    near, far = prepare_sound(samples, spec), prepare_sound(samples / 5, spec)
+    assert torch.allclose(near, far, atol=0.01)
+    assert float((prepare_sound(samples, plain) - prepare_sound(samples / 5, plain)).mean()) > 13
+    fused = sound_spec(AudioOptions(htsat=htsat(fused=True), loudness=-30))
+    near, far = prepare_fused(samples, fused)["mel"], prepare_fused(samples / 5, fused)["mel"]
+    assert torch.allclose(near, far, atol=0.05)
+
+
+def test_a_fused_htsat_has_no_use_for_crops():
+    with pytest.raises(ValidationError, match="crops: a fused HTSAT hears a longer recording as a whole"):
+        AudioOptions(htsat=htsat(fused=True), crops=2)
+
+
+@pytest.mark.parametrize("seconds", [4, 13])
+@pytest.mark.parametrize(
+    "option",
+    [{"gain_db": 12}, {"noise_snr_db": (0, 0)}, {"shift": True}, {"mask_time": 0.5}, {"mask_mels": 0.5}],
+)
+def test_every_change_reaches_the_fused_spectrograms_too(seconds, option):
+    spec, raw = sound_spec(AudioOptions(htsat=htsat(fused=True))), noise(seconds)
+    raw[: len(raw) // 2] *= 0.1  # so that a shift shows
+
+    def prepared(augment):
+        torch.manual_seed(3)
+        return prepare_fused(raw, spec, augment)["mel"]
+
+    plain, changed = prepared(AudioAugment()), prepared(AudioAugment(**option))
+    assert changed.shape == plain.shape
+    assert changed.isfinite().all()
+    assert float((changed - plain).abs().mean()) > 0.5  # decibels
+    assert torch.equal(changed, prepared(AudioAugment(**option)))

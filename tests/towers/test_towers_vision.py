@@ -270,3 +270,50 @@ def test_a_crop_range_must_be_a_range(crop):
 def test_options_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValidationError, match=message):
         ImageOptions(**options)
+
+
+@pytest.mark.parametrize("bands", [1, 2, 4, 13])
+def test_spectral_jitter_scales_each_band_of_any_number_on_its_own(bands):
+    image = torch.rand(bands, 16, 16) * 3000 + 100
+    gains = []
+    for _ in range(30):
+        share = augment_image(image, TileAugment(band_jitter=0.2)) / image
+        assert torch.allclose(share, share[:, :1, :1].expand_as(share), rtol=1e-4)  # one factor a band
+        gains.append(share[:, 0, 0])
+    gain_SC = torch.stack(gains)
+    assert 0.8 <= gain_SC.min() < 0.87
+    assert 1.13 < gain_SC.max() <= 1.2
+    assert bands == 1 or (gain_SC.std(1) > 0.01).float().mean() > 0.8  # not the same for all
+
+
+@pytest.mark.parametrize("bands", [1, 2, 4, 13])
+def test_colour_jitter_works_on_any_number_of_float_bands(bands):
+    image = torch.rand(bands, 16, 16) * 3000
+    jittered = augment_image(image, TileAugment(jitter=0.3))
+    assert (jittered.shape, jittered.dtype) == (image.shape, image.dtype)
+    assert not torch.allclose(jittered, image)
+    if bands == 1:  # one band has no saturation: brightness and contrast alone
+        assert np.corrcoef(jittered.flatten(), image.flatten())[0, 1] > 0.999
+
+
+def test_turns_and_mirrors_of_a_tile_reach_all_eight_ways_it_can_lie():
+    image = torch.arange(9, dtype=torch.uint8).view(1, 3, 3)
+    every = TileAugment(hflip=True, vflip=True, rotations=True)
+    assert len({augment_image(image, every).numpy().tobytes() for _ in range(200)}) == 8
+
+
+def test_randaugment_applies_as_many_operations_as_asked(monkeypatch):
+    from torchvision.transforms import v2
+
+    asked = []
+    own = v2.RandAugment.__init__
+
+    def watched(self, num_ops, **options):
+        asked.append(num_ops)
+        own(self, num_ops, **options)
+
+    monkeypatch.setattr(v2.RandAugment, "__init__", watched)
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    made = [augment_image(image, TileAugment(randaugment=3)) for _ in range(8)]
+    assert asked == [3] * 8
+    assert {(item.dtype, tuple(item.shape)) for item in made} == {(torch.uint8, (3, 32, 32))}

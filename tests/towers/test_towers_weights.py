@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from geobind.errors import CheckpointError
-from geobind.towers.weights import load_strictly, read_weights
+from geobind.towers.weights import file_of, load_strictly, read_weights
 
 ONE, TWO = {"one": torch.ones(2)}, {"two": torch.zeros(3)}
 
@@ -67,9 +67,76 @@ def test_a_damaged_file_is_refused(tmp_path):
 
 
 def test_a_pickle_is_refused_by_its_name(tmp_path):
-    (tmp_path / "model.pt").write_bytes(b"")
+    (tmp_path / "model.pkl").write_bytes(b"")
     with pytest.raises(CheckpointError, match="a pickle can run code"):
+        read_weights(tmp_path / "model.pkl")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "last.ckpt"])
+@pytest.mark.parametrize("nest", [(), ("state_dict",), ("state_dict", "model")])
+def test_a_pytorch_file_is_read_wherever_its_trainer_put_the_weights(tmp_path, name, nest):
+    held = {**ONE, "epoch": 3}
+    for word in reversed(nest):
+        held = {word: held, "hyper_parameters": {"device": torch.device("cpu"), "lr": 0.1}}
+    torch.save(held, tmp_path / name)
+    for source in (tmp_path / name, tmp_path):
+        assert {key: value.tolist() for key, value in read_weights(source).items()} == {"one": [1, 1]}
+
+
+def test_safetensors_are_taken_before_a_pickle_of_the_same_folder(tmp_path):
+    save_file(ONE, tmp_path / "model.safetensors")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"not even that")
+    assert set(read_weights(tmp_path)) == {"one"}
+
+
+class Payload:
+    def __reduce__(self):
+        return (print, ("this must never be printed",))
+
+
+def test_a_pytorch_file_that_would_run_code_is_refused(tmp_path, capsys):
+    path = tmp_path / "model.pt"
+    torch.save({**ONE, "payload": Payload()}, path)
+    with pytest.raises(CheckpointError, match=r"model\.pt: holds more than weights .*print.*could run code"):
+        read_weights(path)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"not torch at all"])
+def test_a_damaged_pytorch_file_is_refused(tmp_path, content):
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.pt: (cannot be read|holds more)"):
         read_weights(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("held", [[torch.ones(1)], {"state_dict": {"epoch": 1}}, torch.ones(2)])
+def test_a_pytorch_file_without_named_weights_is_refused(tmp_path, held):
+    torch.save(held, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"model\.pt: holds no weights by name; save a state_dict"):
+        read_weights(tmp_path / "model.pt")
+
+
+def test_a_hub_is_asked_for_safetensors_first_and_for_the_config(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(owner, name):
+        asked.append(name)
+        if name.endswith(".safetensors"):
+            raise OSError("no such file there")
+        (tmp_path / name).touch()
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert file_of("someone/weights") == tmp_path / "pytorch_model.bin"
+    assert asked == [
+        "model.safetensors",
+        "open_clip_model.safetensors",
+        "pytorch_model.bin",
+        "config.json",
+    ]
+    assert file_of("no hub name") is None
 
 
 def test_only_the_first_of_many_faults_are_spelt_out():

@@ -1,0 +1,105 @@
+"""The towers of the paper's recipe, from input to embedding, against the libraries they are of, to 1e-5."""
+
+import copy
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from geobind_audio import Audio
+from geobind_ground_image import GroundImage
+from geobind_satellite import Satellite
+from geobind_text import Text
+
+TEXTS = ["a quiet river", "a harbour with many small boats, seen from the pier in the morning", "x"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """CLIP ViT-B/32 as OpenAI's, but for its depth (two layers of twelve) and its weights (random)."""
+    torch.manual_seed(0)
+    config = open_clip.get_model_config("ViT-B-32-quickgelu")
+    config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = 2
+    model = open_clip.CLIP(**copy.deepcopy(config)).eval()
+    path = tmp_path_factory.mktemp("clip") / "model.safetensors"
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
+    return model, {"model": config, "pretrained": str(path)}
+
+
+def photo(seed, size):
+    coarse = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def embedded(modality, raws):
+    with torch.no_grad():
+        return modality.encoder(512).eval()(torch.stack([modality.prepare(raw) for raw in raws]))
+
+
+def test_the_clip_is_the_one_of_the_recipe(clip):
+    config = clip[1]["model"]
+    assert config["quick_gelu"]
+    assert (config["embed_dim"], config["vision_cfg"]["patch_size"]) == (512, 32)
+
+
+@pytest.mark.parametrize("cls", [Satellite, GroundImage])
+def test_tiles_and_photos_embed_as_in_open_clip(clip, cls):
+    """At the model's own size nothing is resampled, so that the whole path must agree."""
+    theirs, options = clip
+    photos = [photo(seed, 224) for seed in range(3)]
+    transform = open_clip.image_transform(224, is_train=False)
+    with torch.no_grad():
+        wanted = theirs.encode_image(torch.stack([transform(image) for image in photos]))
+    assert torch.allclose(embedded(cls(clip=options), photos), wanted, atol=1e-5)
+
+
+def test_tiles_with_statistics_of_their_own_are_normalised_by_them(clip):
+    theirs, options = clip
+    mean, std = (0.3670, 0.3827, 0.3338), (0.2209, 0.1975, 0.1988)
+    tiles = [photo(seed, 224) for seed in range(2)]
+    transform = open_clip.image_transform(224, is_train=False, mean=mean, std=std)
+    with torch.no_grad():
+        wanted = theirs.encode_image(torch.stack([transform(image) for image in tiles]))
+    assert torch.allclose(embedded(Satellite(clip=options, mean=mean, std=std), tiles), wanted, atol=1e-5)
+
+
+def test_texts_embed_as_in_open_clip(clip):
+    theirs, options = clip
+    with torch.no_grad():
+        wanted = theirs.encode_text(open_clip.tokenize(TEXTS))
+    assert torch.allclose(embedded(Text(clip=options), TEXTS), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_sounds_embed_as_in_transformers(tmp_path, fused, monkeypatch):
+    """HTSAT at its full size, from the samples on: both spectrograms go through both networks."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ClapAudioConfig(enable_fusion=fused)
+    theirs = transformers.ClapAudioModelWithProjection(config).eval()
+    theirs.save_pretrained(tmp_path)
+    modality = Audio(htsat={"pretrained": str(tmp_path), "fused": fused})
+    encoder = modality.encoder(512).eval()
+    samples = np.random.default_rng(0).normal(0, 0.1, 48_000 * 13).astype(np.float32)
+    samples = samples if fused else samples[: 48_000 * 10]
+    monkeypatch.setattr(np.random, "choice", lambda starts: starts[len(starts) // 2])  # CLAP draws its parts
+    extract = transformers.ClapFeatureExtractor(frequency_min=50, frequency_max=14_000)
+    told = extract(
+        samples,
+        sampling_rate=48_000,
+        truncation="fusion" if fused else "rand_trunc",
+        return_tensors="pt",
+    )
+    prepared = modality.prepare((samples, 48_000))
+    ours = {key: value[None] for key, value in prepared.items()} if fused else prepared[None]
+    mel = ours["mel"] if fused else ours
+    with torch.no_grad():
+        longer = torch.tensor([[True]]) if fused else None
+        wanted = theirs(input_features=mel.transpose(2, 3), is_longer=longer).audio_embeds
+        heard = theirs(input_features=told["input_features"].float(), is_longer=longer).audio_embeds
+        got = encoder(ours)
+    assert torch.allclose(got, wanted, atol=1e-5)  # the same spectrogram
+    assert torch.nn.functional.cosine_similarity(got, heard).item() > 1 - 1e-5  # CLAP's own spectrogram
