@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from geobind import plugins
 from geobind.binder import Binder, unit
+from geobind.data.mixing import Mixture, OwnRows, Source
 from geobind.data.order import batch_indices
 from geobind.modality import Modality, Pair
 from geobind.recipe import recipe_from
@@ -97,7 +98,7 @@ def ours(steps: int, batch: int) -> float:
             made,
             made.stages[0],
             binder,
-            made.built["two"].pairs("train", "one"),
+            Mixture((Source("two", OwnRows(made.built["two"].pairs("train", "one"), "one", "two")),)),
             Path(folder),
             Metrics(Path(folder) / "m.csv"),
             "key",

@@ -23,7 +23,7 @@ import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch.nn import functional as F
 
-from geobind.training.losses import Context, InfoNCE, SigLIP, Temperature, unit_sphere
+from geobind.training.losses import PCME, Context, InfoNCE, SigLIP, Temperature, unit_sphere
 
 # N pairs, D width
 
@@ -54,10 +54,11 @@ class Peer(torch.nn.Module):
         return self.loss(anchor_ND, other_ND, *scalars)
 
 
-def variants(n: int) -> dict[str, Variant]:
+def variants(n: int, d: int) -> dict[str, Variant]:
     generator = torch.Generator().manual_seed(1)
     lat, lon = torch.rand(n, generator=generator) * 140 - 70, torch.rand(n, generator=generator) * 360
     places = Context(xyz_N3=unit_sphere(lat, lon), ignore_within_m=1000)
+    same = Context(xyz_N3=places.xyz_N3, same_within_m=1000)
     labels = Context(labels_N=torch.randint(0, n // 8, (n,), generator=generator))
     clip, siglip = "open_clip ClipLoss", "open_clip SigLipLoss"
     there = InfoNCE("anchor_to_other")
@@ -69,12 +70,16 @@ def variants(n: int) -> dict[str, Variant]:
         "both, scale 100": Variant(clip, InfoNCE(temperature=Temperature(0.01)), True, True, 4),
         "both, labels": Variant(clip, InfoNCE(), True, True, 4, labels),
         "both, near places ignored": Variant(clip, InfoNCE(), True, True, 4, places),
+        "both, rows of one place": Variant(clip, InfoNCE(), True, True, 4, same),
+        "both, hardness 1": Variant(clip, InfoNCE(hardness=1.0), True, True, 6),
         "one way, both trained": Variant(clip, there, True, True, 3),
         "one way, other frozen": Variant(clip, there, True, False, 2),
         "one way, anchor frozen": Variant(clip, there, False, True, 2),
         siglip: Variant(siglip, Peer(SigLipLoss(), 10.0, -10.0), True, True, 3),
         "SigLIP, both trained": Variant(siglip, SigLIP(), True, True, 3),
         "SigLIP, other frozen": Variant(siglip, SigLIP(), True, False, 2),
+        "SigLIP, hardness 1": Variant(siglip, SigLIP(hardness=1.0), True, True, 6),
+        "PCME++, both trained": Variant(siglip, PCME(d), True, True, 3),
     }
 
 
@@ -105,8 +110,8 @@ def product_seconds(d: int) -> float:
 
 def peak_growth(name: str, n: int, d: int) -> float:
     """Return by how many MiB the peak resident size grows in one step, in this process."""
-    variant = variants(n)[name]
-    step(variants(8)[name], *embeddings(8, d))  # libraries and thread pools come up before the measurement
+    variant = variants(n, d)[name]
+    step(variants(8, d)[name], *embeddings(8, d))  # libraries and thread pools come up before the measurement
     anchor, other = embeddings(n, d)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the present size
     before = _status_kib("VmRSS")
@@ -151,7 +156,7 @@ def main() -> None:
     if options.peak_of:
         print(peak_growth(options.peak_of, options.n, options.d))
         return
-    chosen = variants(options.n)
+    chosen = variants(options.n, options.d)
     if options.only:
         keep = {*options.only, *(chosen[name].peer for name in options.only)}
         chosen = {name: variant for name, variant in chosen.items() if name in keep}

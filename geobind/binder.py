@@ -4,20 +4,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from geobind import scoring
 from geobind.data.loading import collate
 from geobind.errors import DataError, PluginError
-from geobind.inputs import class_examples, grouped, is_many, moved, prepared, rows_of, still
+from geobind.inputs import class_examples, grouped, is_many, moved, of_width, prepared, still
 from geobind.modality import Modality
 from geobind.progress import track
+from geobind.scoring import Temperature, unit
 from geobind.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 
     from geobind.bundle import Card
 
-
-def unit(raw_BD: Tensor) -> Tensor:
-    """Scale embeddings to unit length, in float32: the one place where geobind normalises."""
-    return functional.normalize(raw_BD.float(), dim=-1)
+    Embeddings: TypeAlias = Tensor | NDArray[Any]
+Auto: TypeAlias = bool | None  # None: as it suits
 
 
 class Binder(nn.Module):
@@ -69,13 +67,7 @@ class Binder(nn.Module):
 
     def forward(self, name: str, batch: Any) -> Tensor:
         """Embed a prepared batch, (B, ...), as unit-length float32 (B, D)."""
-        embedding_BD = unit(self.encoders[name](batch))
-        if embedding_BD.ndim != 2 or embedding_BD.shape[1] != self.width:
-            raise PluginError(
-                f"the encoder of '{name}' gives {tuple(embedding_BD.shape)}, not (batch, {self.width}): "
-                f"its `encoder(width)` must end in that width"
-            )
-        return embedding_BD
+        return of_width(unit(self.encoders[name](batch)), self.width, name)
 
     @property
     def device(self) -> torch.device:
@@ -100,27 +92,15 @@ class Binder(nn.Module):
         x: Any,
         *,
         batch_size: int = ...,
-        progress: bool | None = ...,
+        progress: Auto = ...,
         numpy: Literal[False] = ...,
     ) -> Tensor: ...
     @overload
     def embed(
-        self,
-        modality: str,
-        x: Any,
-        *,
-        batch_size: int = ...,
-        progress: bool | None = ...,
-        numpy: Literal[True],
+        self, modality: str, x: Any, *, batch_size: int = ..., progress: Auto = ..., numpy: Literal[True]
     ) -> NDArray[np.float32]: ...
     def embed(
-        self,
-        modality: str,
-        x: Any,
-        *,
-        batch_size: int = 64,
-        progress: bool | None = None,
-        numpy: bool = False,
+        self, modality: str, x: Any, *, batch_size: int = 64, progress: Auto = None, numpy: bool = False
     ) -> Tensor | NDArray[np.float32]:
         """Embed one raw input, or a list (or any other iterator) of them.
 
@@ -154,13 +134,37 @@ class Binder(nn.Module):
         embedding_ND = torch.cat(parts)
         return embedding_ND.numpy() if numpy else embedding_ND
 
-    @staticmethod
-    def similarity(a_ND: Tensor | NDArray[Any], b_MD: Tensor | NDArray[Any]) -> Tensor:
-        """Cosine similarity of every row of `a_ND` with every row of `b_MD`: (N, M) in [-1, 1]."""
-        a_ND, b_MD = rows_of(a_ND), rows_of(b_MD)
-        if a_ND.shape[1] != b_MD.shape[1]:
-            raise DataError(f"embeddings of different widths: {a_ND.shape[1]} and {b_MD.shape[1]}")
-        return unit(a_ND) @ unit(b_MD).T
+    def similarity(
+        self,
+        a_ND: Embeddings,
+        b_MD: Embeddings,
+        *,
+        probability: tuple[str, str] | None = None,
+        over: Literal["pair", "gallery"] = "pair",
+        prior: float = 0.5,
+    ) -> Tensor:
+        """Compare every row of `a_ND` with every row of `b_MD`: (N, M).
+
+        Args:
+            a_ND: Embeddings, as `embed` gives them.
+            b_MD: Others.
+            probability: The modalities of the two, for probabilities by what was fitted on held-out rows;
+                without it the result is cosine similarities in [-1, 1].
+            over: `pair`: how likely each pair is a match; `gallery`: which row of `b_MD` is, if one is.
+            prior: Share of matches among the pairs compared, for `pair`.
+
+        Raises:
+            DataError: Different widths, no calibration of these modalities, or a prior not in (0, 1).
+        """
+        similarity_NM = scoring.cosine(a_ND, b_MD)
+        if probability is None:
+            return similarity_NM
+        scales = scoring.scales_of(self.card and self.card.calibration, *probability)
+        return scoring.probabilities(similarity_NM, scales, probability[0], over, prior)
+
+    def temperature(self, query: str, gallery: str) -> Temperature:
+        """The temperature that `classify` uses for two modalities unless told, and where it comes from."""
+        return scoring.temperature_of(self.card and self.card.calibration, query, gallery)
 
     def classify(
         self,
@@ -170,7 +174,7 @@ class Binder(nn.Module):
         *,
         through: str = "text",
         templates: Sequence[str] = ("{}",),
-        temperature: float = 0.01,
+        temperature: float | None = None,
         batch_size: int = 64,
     ) -> Tensor:
         """Zero-shot classification of inputs by the embeddings of their possible labels.
@@ -182,7 +186,8 @@ class Binder(nn.Module):
             through: The modality that describes the classes.
             templates: Sentences with `{}` for the name; a class is the mean of its embedded sentences
                 (CLIP's prompt ensembling, arXiv:2103.00020 section 3.1.4).
-            temperature: Similarities are divided by it before the softmax; 0.01 is CLIP's.
+            temperature: Similarities are divided by it before the softmax; default: the one fitted for the
+                two modalities, or else CLIP's 0.01 (`Binder.temperature` says which).
             batch_size: Inputs per forward pass.
 
         Returns:
@@ -191,12 +196,13 @@ class Binder(nn.Module):
         Raises:
             DataError: No labels, a template without `{}`, or a temperature that is not positive.
         """
-        if not (temperature > 0 and math.isfinite(temperature)):
-            raise DataError(f"temperature must be positive, not {temperature}")
+        chosen = scoring.checked(
+            self.temperature(modality, through).value if temperature is None else temperature
+        )
         examples = class_examples(labels, templates)
         class_CD = torch.stack([self.embed(through, e, batch_size=batch_size).mean(0) for e in examples])
-        similarity_NC = self.similarity(self.embed(modality, x, batch_size=batch_size), class_CD)
-        return (similarity_NC / temperature).softmax(dim=-1)
+        similarity_NC = scoring.cosine(self.embed(modality, x, batch_size=batch_size), class_CD)
+        return scoring.softmax(similarity_NC, chosen)
 
     def compose(self, parts: Mapping[str, Any], weights: Mapping[str, float] | None = None) -> Tensor:
         """Add embeddings of several modalities (ImageBind's arithmetic, arXiv:2305.05665 section 4.3).
@@ -211,30 +217,20 @@ class Binder(nn.Module):
         Raises:
             DataError: Nothing to add, a weight without a part, or different numbers of inputs.
         """
-        if not parts:
-            raise DataError("nothing to compose: name at least one modality and its input")
-        if strangers := set(weights or ()) - set(parts):
-            raise DataError(f"a weight for {', '.join(sorted(strangers))}, but no input of it")
-        embedded = {name: self.embed(name, raw) for name, raw in parts.items()}
-        counts = {name: len(rows) for name, rows in embedded.items()}
-        if len(set(counts.values())) != 1:
-            raise DataError(f"the parts must have equally many inputs, not {counts}")
-        return unit(
-            torch.stack([(weights or {}).get(name, 1.0) * rows for name, rows in embedded.items()]).sum(0)
-        )
+        return scoring.composed({name: self.embed(name, raw) for name, raw in parts.items()}, weights)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write a bundle: safetensors, the recipe, provenance and a model card. See `geobind.bundle.save`."""
+    def save(self, folder: str | Path, *, over: str | Path | None = None) -> Path:
+        """Write a bundle, or what this changes of the bundle `over`. See `geobind.bundle.save`."""
         from geobind import bundle
 
-        return bundle.save(self, Path(folder))
+        return bundle.save(self, Path(folder), over=over)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Binder:
-        """Read a bundle from a folder, without the network and without pickle. See `geobind.bundle.load`."""
+    def load(cls, folder: str | Path, *, base: str | Path | None = None) -> Binder:
+        """Read a bundle from a folder, a small one with its `base`, no pickle. See `geobind.bundle.load`."""
         from geobind import bundle
 
-        return bundle.load(Path(folder))
+        return bundle.load(Path(folder), base=base)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Binder:

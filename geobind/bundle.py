@@ -13,16 +13,20 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geobind import plugins, storage
+from geobind.adapter_bundle import DELTA, Over, base_of, read_over, split_off
 from geobind.binder import Binder
-from geobind.errors import CheckpointError, GeobindError, PluginError
+from geobind.errors import CheckpointError, PluginError
+from geobind.hub import fetched, publish
 from geobind.modality import Modality
 from geobind.model_card import model_card
 from geobind.provenance import digest, versions
 from geobind.recipe.reading import dump
+from geobind.scoring import Calibration
 from geobind.towers.weights import load_strictly, read_weights
 
 FORMAT = 1
 CARD, WEIGHTS, RECIPE, README = "binder.json", "model.safetensors", "recipe.yaml", "README.md"
+_FILES = (CARD, WEIGHTS, DELTA, RECIPE, README)
 _MAX_CARD = 10_000_000  # bytes; a card is text
 
 
@@ -51,6 +55,10 @@ class Card(BaseModel):
     recipe: dict[str, Any] = Field({}, description="the recipe that trained it, empty for none")
     stages: list[dict[str, Any]] = Field([], description="what each stage did")
     metrics: dict[str, Any] = Field({}, description="what was measured after the last stage")
+    data: list[dict[str, Any]] = Field([], description="rows used: for what, how many, under which licences")
+    author: dict[str, Any] = Field({}, description="what the recipe's `card` says")
+    calibration: Calibration | None = Field(None, description="what makes similarities probabilities")
+    over: Over | None = Field(None, description="the bundle that a small one changes; a whole one has none")
 
 
 def card_of(binder: Binder, **facts: Any) -> Card:
@@ -66,37 +74,75 @@ def card_of(binder: Binder, **facts: Any) -> Card:
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if known.get("digests") != fresh["digests"]:
+        known.pop("calibration", None)  # it was fitted to other weights
     return Card.model_validate({**known, **fresh, **facts})
 
 
-def save(binder: Binder, folder: Path) -> Path:
+def save(binder: Binder, folder: Path, *, over: str | Path | None = None) -> Path:
     """Write a bundle.
 
     The weights come last but one and `binder.json` last, so that a folder with a card is a whole bundle.
 
+    Args:
+        binder: What to save.
+        folder: Where.
+        over: A bundle, or its id on a hub: only what the binder changes of its weights is written.
+
     Raises:
         StorageError: The disk is full or the folder cannot be written.
+        CheckpointError: There is no such base, or it is in this very folder.
     """
-    card = card_of(binder)
+    card, tensors, kept = card_of(binder, over=None), binder.encoders.state_dict(), (WEIGHTS, DELTA)
+    if over is not None:
+        base = _base_weights(folder, str(over))
+        tensors, told, digests = split_off(tensors, read_weights(base), _called(over))
+        card = card.model_copy(update={"over": told, "digests": digests})
+        kept = (DELTA, WEIGHTS)
     if card.recipe:
         storage.write(folder / RECIPE, dump(card.recipe).encode())
     storage.write(folder / README, model_card(card.model_dump()).encode())
-    storage.write_tensors(folder / WEIGHTS, binder.encoders.state_dict())
+    (folder / kept[1]).unlink(missing_ok=True)
+    storage.write_tensors(folder / kept[0], tensors)
     storage.write(folder / CARD, card.model_dump_json(indent=1).encode())
     return folder
 
 
-def load(folder: Path) -> Binder:
-    """Read a bundle, without the network and without pickle.
+def save_card(binder: Binder, folder: Path, **facts: Any) -> None:
+    """Write a bundle's card and model card again with further facts; nothing else of it changes.
 
     Raises:
-        CheckpointError: It is no bundle, damaged, or of another format; or its weights do not fit.
+        CheckpointError: The folder holds no bundle.
+        StorageError: It cannot be written.
+    """
+    card = Card.model_validate({**read_card(folder).model_dump(), **facts})
+    storage.write(folder / README, model_card(card.model_dump()).encode())
+    storage.write(folder / CARD, card.model_dump_json(indent=1).encode())
+    binder.card = card
+
+
+def load(folder: Path, *, base: str | Path | None = None) -> Binder:
+    """Read a bundle, without pickle, and without the network unless its base is on a hub.
+
+    Args:
+        folder: The bundle.
+        base: The bundle that a small one changes; default: where it was when it was saved, beside it or on
+            a hub.
+
+    Raises:
+        CheckpointError: It is no bundle, damaged, or of another format; or its weights or base do not fit.
         PluginError: A modality it needs is not installed.
     """
     card = read_card(folder)
     modalities = {name: _modality(card, name, options, folder) for name, options in card.modalities.items()}
     binder = Binder(modalities, card.width, pretrained=False, card=card)
-    load_strictly(binder.encoders, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+    if card.over is None:
+        tensors, file = read_weights(folder / WEIGHTS), folder / WEIGHTS
+    else:
+        weights = _base_weights(folder, str(base_of(folder, card.over, base)))
+        tensors = read_over(folder, card.over, weights, binder.encoders.state_dict())
+        file = folder / DELTA
+    load_strictly(binder.encoders, tensors, str(file))
     return binder
 
 
@@ -131,17 +177,7 @@ def from_pretrained(name: str, *, revision: str | None = None) -> Binder:
     Raises:
         CheckpointError: There is neither, or it is no bundle.
     """
-    if os.path.isdir(name):
-        return load(Path(name))
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        folder = snapshot_download(name, revision=revision, allow_patterns=[CARD, WEIGHTS, RECIPE, README])
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"no folder '{name}', and the hub gives no such bundle: {reason}") from error
-    return load(Path(folder))
+    return load(fetched(name, _FILES, revision))
 
 
 def push_to_hub(binder: Binder, name: str, *, private: bool = False) -> str:
@@ -150,17 +186,23 @@ def push_to_hub(binder: Binder, name: str, *, private: bool = False) -> str:
     Raises:
         GeobindError: The hub refuses it or cannot be reached.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
     with tempfile.TemporaryDirectory() as folder:
-        save(binder, Path(folder))
-        try:
-            hub = HfApi()
-            hub.create_repo(name, private=private, exist_ok=True)
-            return str(hub.upload_folder(repo_id=name, folder_path=folder, commit_message="geobind bundle"))
-        except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-            raise GeobindError(f"cannot publish '{name}': {str(error).splitlines()[0]}") from error
+        return publish(save(binder, Path(folder)), name, private=private)
+
+
+def _base_weights(folder: Path, base: str) -> Path:
+    """Find the weights of the whole bundle that a small one, in `folder`, is over."""
+    found = fetched(base, _FILES)
+    if found.resolve() == folder.resolve():
+        raise CheckpointError(f"{folder}: a bundle cannot be its own base; save it in another folder")
+    if read_card(found).over is not None:
+        raise CheckpointError(f"{base}: holds only changes of another bundle's weights; name that one")
+    return found / WEIGHTS
+
+
+def _called(base: str | Path) -> str:
+    """What a card calls a base: its hub id, or the name of its folder."""
+    return Path(base).resolve().name if os.path.isdir(base) else str(base)
 
 
 def _modality(card: Card, name: str, options: Mapping[str, Any], folder: Path) -> Modality:

@@ -10,7 +10,7 @@ class GeobindError(Exception):
 
 
 class PluginError(GeobindError):
-    """A modality plugin is missing, broken or breaks the contract."""
+    """A plugin is missing, broken or breaks the contract."""
 
 
 class RecipeError(GeobindError):

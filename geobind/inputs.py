@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from geobind.errors import DataError
+from geobind.errors import DataError, PluginError
 from geobind.modality import Modality
 
 
@@ -45,6 +45,20 @@ def moved(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def of_width(embedding_BD: Tensor, width: int, name: str) -> Tensor:
+    """Return embeddings that are (B, width).
+
+    Raises:
+        PluginError: They are not, which is their modality's fault.
+    """
+    if embedding_BD.ndim != 2 or embedding_BD.shape[1] != width:
+        raise PluginError(
+            f"the encoder of '{name}' gives {tuple(embedding_BD.shape)}, not (batch, {width}): "
+            f"its `encoder(width)` must end in that width"
+        )
+    return embedding_BD
 
 
 def class_examples(labels: Sequence[str] | Mapping[str, Any], templates: Sequence[str]) -> list[list[Any]]:

@@ -1,9 +1,11 @@
-"""The README of a bundle, written from the same facts as the bundle itself."""
+"""The README of a bundle, written from the same facts as the bundle itself and its report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from geobind.licences import UNSTATED, Effective, effective, looser, terms_of
 
 _USE = """```python
 from geobind import Binder
@@ -11,6 +13,8 @@ from geobind import Binder
 binder = Binder.from_pretrained("{name}")   # a folder, or owner/name on the hub
 embeddings = binder.embed("{modality}", inputs)   # unit length, (N, {width})
 ```"""
+_SHOWN = ("R@1", "R@5", "R@10", "median_rank", "label_mAP")
+_HUB = ("cc0-1.0", "mit", "apache-2.0", "bsd-3-clause")  # identifiers that the hub knows, beside CC BY
 
 
 def model_card(card: Mapping[str, Any]) -> str:
@@ -18,36 +22,60 @@ def model_card(card: Mapping[str, Any]) -> str:
     return "\n".join(_lines(card)) + "\n"
 
 
+def licence_parts(card: Mapping[str, Any]) -> dict[str, str]:
+    """The licence of each thing the weights were made of: rows trained on, weights started from."""
+    parts: dict[str, str] = {}
+    for used in card.get("data", []):
+        if used["used_for"] == "training":
+            where = f"{used['source']}, split {used['split']}"
+            for licence, rows in (used["licences"] or {UNSTATED: used["rows"]}).items():
+                parts[f"{where}: {licence} ({rows:,} rows)"] = licence
+    told = (card.get("author") or {}).get("weights", {})
+    found = pretrained(card)
+    for name in dict.fromkeys((*found, *told)):
+        started = f", {found[name]}" if name in found else ""
+        parts[f"{name}'s pretrained weights{started}"] = told.get(name, UNSTATED)
+    return parts
+
+
+def pretrained(card: Mapping[str, Any]) -> dict[str, str]:
+    """What each modality's weights started from, by what its options call `pretrained`."""
+    found = {name: "; ".join(_started(options)) for name, options in card["modalities"].items()}
+    return {name: started for name, started in found.items() if started}
+
+
+def _started(options: Any) -> Iterator[str]:
+    if not isinstance(options, Mapping):
+        return
+    for key, value in options.items():
+        if key == "pretrained" and value:
+            model = options.get("model")
+            told = [part for part in (model, value) if isinstance(part, str)]
+            yield " ".join(told) or "as its plugin says"
+        else:
+            yield from _started(value)
+
+
 def _lines(card: Mapping[str, Any]) -> Iterator[str]:
-    yield from (
-        "---",
-        "library_name: geobind",
-        "tags: [remote-sensing, multimodal, contrastive-learning]",
-        "---",
-    )
+    author = card.get("author") or {}
+    yield from ("---", "library_name: geobind")
+    yield "tags: [remote-sensing, multimodal, contrastive-learning]"
+    yield from _front_licence(author.get("licence"))
+    yield "---"
     yield from (f"# {card['name']}", "")
     names = ", ".join(card["modalities"])
     yield f"A geobind bundle: {names} in one space of {card['width']} dimensions."
+    if card.get("over"):
+        yield f"It holds only what it changes of the bundle `{card['over']['name']}`, which it needs."
     yield from ("", "## Use", "")
     yield _USE.format(name=card["name"], modality=next(iter(card["modalities"]), ""), width=card["width"])
-    yield from ("", "## Modalities", "", "| modality | plugin | weights (SHA-256) |", "|---|---|---|")
-    for name in card["modalities"]:
-        origin = card["plugins"].get(name, {})
-        plugin = f"{origin.get('distribution', '?')} {origin.get('version', '')}"
-        yield f"| {name} | {plugin} | `{card['digests'].get(name, '')[:16]}` |"
-    if card["stages"]:
-        yield from ("", "## Training", "")
-        yield from (
-            "| stage | aligned | with | trained | pairs | steps | loss | temperature |",
-            "|---|---|---|---|---|---|---|---|",
-        )
-        for stage in card["stages"]:
-            yield (
-                f"| {stage['name']} | {stage['align']} | {stage['anchor']} | {', '.join(stage['train'])} "
-                f"| {stage['pairs']} | {stage['steps']} | {stage['loss']:.3f} | {stage['temperature']:.4f} |"
-            )
-        yield from ("", "Everything a stage did not train was checked to be bit-equal afterwards.")
+    yield from _intended(card, author)
+    yield from _modalities(card)
+    yield from _training(card)
+    yield from _data(card)
+    yield from _licence(card, author)
     yield from _measured(card["metrics"])
+    yield from _calibrated(card)
     made = card["versions"]
     yield from ("", "## Provenance", "")
     yield f"Made {card['created']} with geobind {made.get('geobind', '?')}, torch {made.get('torch', '?')}."
@@ -55,18 +83,150 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
         yield "The recipe that made it is `recipe.yaml`."
 
 
+def _front_licence(licence: str | None) -> Iterator[str]:
+    """The field that the hub reads; what it does not know goes as `other`."""
+    if licence:
+        name = terms_of(licence).name.lower()
+        known = name in _HUB or name.startswith("cc-by")
+        yield f"license: {name if known else 'other'}"
+
+
+def _intended(card: Mapping[str, Any], author: Mapping[str, Any]) -> Iterator[str]:
+    names = list(card["modalities"])
+    yield from ("", "## Intended use", "")
+    yield author.get("use") or (
+        f"To find and compare observations of places across {', '.join(names)}: retrieval, zero-shot "
+        "classification, features for other models."
+    )
+    yield from ("", "Out of scope:", "")
+    if author.get("not_for"):
+        yield f"- {author['not_for']}"
+    yield "- Decisions about people or their property without a person who checks them."
+    yield "- To locate or watch individuals."
+    yield "- Places, seasons and sensors unlike those it was trained on, unless it was measured there first."
+    if any(used["source"] == "toyearth" for used in card.get("data", [])):
+        yield "- Anything on the real Earth: it was trained or measured on a procedural toy planet."
+
+
+def _modalities(card: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("", "## Modalities", "")
+    yield from ("| modality | plugin | started from | weights (SHA-256) |", "|---|---|---|---|")
+    started = pretrained(card)
+    for name in card["modalities"]:
+        origin = card["plugins"].get(name, {})
+        plugin = f"{origin.get('distribution', '?')} {origin.get('version', '')}"
+        begun = _cell(started.get(name, "random weights"))
+        yield f"| {name} | {plugin} | {begun} | `{card['digests'].get(name, '')[:16]}` |"
+
+
+def _training(card: Mapping[str, Any]) -> Iterator[str]:
+    if not card["stages"]:
+        return
+    yield from ("", "## Training", "")
+    yield from (
+        "| stage | aligned | with | trained | pairs | steps | loss | temperature |",
+        "|---|---|---|---|---|---|---|---|",
+    )
+    for stage in card["stages"]:
+        aligned = stage["align"] if isinstance(stage["align"], str) else ", ".join(stage["align"])
+        yield (
+            f"| {stage['name']} | {aligned} | {stage['anchor']} | {', '.join(stage['train'])} "
+            f"| {stage['pairs']} | {stage['steps']} | {stage['loss']:.3f} | {_temperatures(stage)} |"
+        )
+    yield from ("", "Everything a stage did not train was checked to be bit-equal afterwards.")
+
+
+def _temperatures(stage: Mapping[str, Any]) -> str:
+    """What a stage ended with: one temperature, or one for each of several pairs."""
+    if stage["temperature"] is not None:
+        return f"{stage['temperature']:.4f}"
+    several = stage.get("losses", [])
+    return ", ".join(f"{one['anchor']}-{one['other']} {one['temperature']:.4f}" for one in several)
+
+
+def _data(card: Mapping[str, Any]) -> Iterator[str]:
+    used = card.get("data", [])
+    if not used:
+        return
+    yield from ("", "## Data", "", "| used for | source | split | rows | licences |", "|---|---|---|---|---|")
+    for one in used:
+        told = ", ".join(f"{_cell(name)} ({rows:,})" for name, rows in one["licences"].items()) or UNSTATED
+        what = f"{one['used_for']} {one['stage']}" if one.get("stage") else one["used_for"]
+        yield f"| {what} | {_cell(one['source'])} | {one['split']} | {one['rows']:,} | {told} |"
+
+
+def _licence(card: Mapping[str, Any], author: Mapping[str, Any]) -> Iterator[str]:
+    if not card["stages"]:
+        return
+    parts = licence_parts(card)
+    whole = effective(parts)
+    stated = author.get("licence")
+    yield from ("", "## Licence", "")
+    yield f"Of these weights, as their author states: **{_cell(stated or UNSTATED)}**."
+    yield f"Effective licence of all that they were made of: **{_cell(whole.name)}**.{_why(whole)}"
+    yield ""
+    yield from (f"- {demand.sentence} Asked by {_parts(demand.parts)}." for demand in whole.demands)
+    if whole.conflict:
+        yield f"- These terms cannot all be met: {_cell(whole.conflict)}."
+    if stated and looser(stated, whole):
+        yield f"- **{_cell(stated)} is looser than what the parts ask, or may ask.**"
+    yield from (
+        "",
+        "Whether weights are a work derived from their data is not settled everywhere. This takes the",
+    )
+    yield "careful view, reads licences by their names alone, and is no legal advice."
+
+
+def _why(whole: Effective) -> str:
+    if not whole.demands:
+        return " No part asks for anything." if not whole.terms.unknown else ""
+    return f" Forced by {_parts(whole.demands[0].parts)}."
+
+
+def _parts(parts: tuple[str, ...]) -> str:
+    shown = "; ".join(_cell(part) for part in parts[:4])
+    return f"{shown}; and {len(parts) - 4} more" if len(parts) > 4 else shown
+
+
+def _cell(text: str) -> str:
+    """A user's words inside a table: no line breaks, no bars, no markup."""
+    plain = " ".join(str(text).split()).replace("|", "/")
+    return plain.replace("<", "&lt;").replace(">", "&gt;")
+
+
 def _measured(metrics: Mapping[str, Any]) -> Iterator[str]:
     rows = metrics.get("rows") or []
     if not rows:
         return
-    shown = [
-        name for name in ("R@1", "R@5", "R@10", "median_rank", "label_mAP") if name in rows[0]["metrics"]
-    ]
-    yield from ("", "## Retrieval on held-out rows", "", "Chance in brackets.", "")
-    yield "| query | gallery | pair | rows | " + " | ".join(shown) + " |"
+    shown = [name for name in _SHOWN if name in rows[0]["metrics"]]
+    yield from ("", "## Retrieval on held-out rows", "")
+    how = (metrics.get("conventions") or {}).get("interval", "bootstrap")
+    yield f"With 95 % intervals ({how}); chance in brackets."
+    yield from (f"\n**Warning:** {_cell(line)}" for line in metrics.get("warnings", []))
+    yield from ("", "| query | gallery | pair | rows | " + " | ".join(shown) + " |")
     yield "|---|---|---|---|" + "---|" * len(shown)
     for row in rows:
-        values = (row["metrics"].get(name, {}) for name in shown)
-        cells = [f"{v.get('value', float('nan')):.3g} ({v.get('chance', float('nan')):.3g})" for v in values]
+        cells = [_figure(row["metrics"].get(name)) for name in shown]
         facts = (row["query"], row["gallery"], row["mark"], str(row["gallery_size"]), *cells)
         yield f"| {' | '.join(facts)} |"
+
+
+def _figure(known: Mapping[str, float] | None) -> str:
+    if known is None:
+        return "-"
+    return f"{known['value']:.3g} [{known['low']:.3g}, {known['high']:.3g}] ({known['chance']:.3g})"
+
+
+def _calibrated(card: Mapping[str, Any]) -> Iterator[str]:
+    """What the fitted probabilities are worth."""
+    found = (card.get("metrics") or {}).get("calibration")
+    if not found:
+        return
+    yield from ("", "## Calibration", "")
+    yield f"Temperatures fitted on {_cell(found['fitted_on'])}; expected calibration error on"
+    yield f"{_cell(found['measured_on'])}, beside what perfect probabilities would show."
+    yield from ("", "| query | gallery | temperature | error | perfect |", "|---|---|---|---|---|")
+    for one in found["choices"]:
+        error = one["fitted"]["equal_width"]
+        told = f"{error['value']:.3f} [{error['low']:.3f}, {error['high']:.3f}] | {error['perfect']:.3f}"
+        yield f"| {one['query']} | {one['gallery']} | {one['temperature']:.4f} | {told} |"

@@ -6,16 +6,15 @@ import errno
 import io
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from geobind.errors import CheckpointError, StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write(path: Path, content: bytes) -> None:
@@ -24,19 +23,30 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         StorageError: The disk is full or the folder cannot be written; what was there before is untouched.
     """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """Name a file to fill, which takes the place of `path` once the block has ended without an error.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written; what was there before is untouched.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
+        raise refusal(path, error) from error
+    finally:
         with suppress(OSError):
             temporary.unlink()
-        raise refusal(path, error) from error
 
 
 def refusal(path: Path, error: OSError) -> StorageError:
@@ -79,11 +89,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, copies of shared ones included."""
+    from safetensors.torch import save
+
     write(path, save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}))
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write training state: plain values and tensors only, so that it loads without pickle's dangers."""
+    import torch
+
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     write(path, buffer.getvalue())
@@ -97,6 +111,8 @@ def read_state(path: Path) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
+    import torch
+
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its parser meets

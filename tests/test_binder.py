@@ -14,7 +14,9 @@ from toy import Cold, Left, Right, registry, view
 
 from geobind import plugins
 from geobind.binder import Binder
+from geobind.bundle import card_of
 from geobind.errors import CheckpointError, DataError, PluginError
+from geobind.scoring import Calibration, PairScales
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +107,81 @@ def test_similarity_is_the_cosine_whatever_the_length(binder):
     a, b = torch.randn(3, 5), torch.randn(4, 5)
     expected = torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=-1)
     assert torch.allclose(binder.similarity(7 * a, b.numpy()), expected, atol=1e-6)
+
+
+SCALES = PairScales(modalities=("left", "right"), temperature=(0.2, 0.4), scale=6.0, bias=-2.0, rows=50)
+CALIBRATION = Calibration(fitted_on="split 'val' of rows.csv", pairs=(SCALES,))
+
+
+@pytest.fixture
+def calibrated(tmp_path):
+    fresh = Binder({"left": Left(), "right": Right()}, 8, seed=0)
+    fresh.card = card_of(fresh, calibration=CALIBRATION)
+    return Binder.load(fresh.save(tmp_path / "calibrated"))
+
+
+def test_a_calibrated_bundle_gives_probabilities_of_matches(calibrated):
+    a, b = calibrated.embed("left", LEFTS[:3]), calibrated.embed("right", LEFTS[:5])
+    cosine = calibrated.similarity(a, b)
+    p = calibrated.similarity(a, b, probability=("left", "right"))
+    assert torch.allclose(p, torch.sigmoid(6 * cosine - 2))
+    assert torch.allclose(calibrated.similarity(b, a, probability=("right", "left")), p.T)
+    rare = calibrated.similarity(a, b, probability=("left", "right"), prior=0.01)
+    assert torch.allclose(rare / (1 - rare), p / (1 - p) / 99)
+
+
+def test_over_a_gallery_the_temperature_is_that_of_the_direction(calibrated):
+    a, b = calibrated.embed("left", LEFTS[:3]), calibrated.embed("right", LEFTS[:5])
+    there = calibrated.similarity(a, b, probability=("left", "right"), over="gallery")
+    back = calibrated.similarity(b, a, probability=("right", "left"), over="gallery")
+    assert torch.allclose(there, (calibrated.similarity(a, b) / 0.2).softmax(1))
+    assert torch.allclose(back, (calibrated.similarity(b, a) / 0.4).softmax(1))
+
+
+def test_without_a_calibration_there_are_no_probabilities(binder, calibrated):
+    a = binder.embed("left", LEFTS[:2])
+    with pytest.raises(
+        DataError, match=r"no calibration of left and right is known.*--calibrate SPLIT --keep"
+    ):
+        binder.similarity(a, a, probability=("left", "right"))
+    with pytest.raises(DataError, match=r"no calibration of left and cold .*\(known: left and right\)"):
+        calibrated.similarity(a, a, probability=("left", "cold"))
+    with pytest.raises(DataError, match="prior must lie between 0 and 1"):
+        calibrated.similarity(a, a, probability=("left", "right"), prior=1.0)
+
+
+def test_classification_takes_the_fitted_temperature_and_says_where_it_is_from(binder, calibrated):
+    assert calibrated.temperature("right", "left") == (0.4, "fitted on split 'val' of rows.csv")
+    assert binder.temperature("right", "left") == (0.01, "CLIP's; none was fitted for these modalities")
+    labels = {"zero": [LEFTS[0]], "one": [LEFTS[1]]}
+    fitted = calibrated.classify("right", LEFTS[:3], labels, through="left")
+    assert torch.equal(
+        fitted, calibrated.classify("right", LEFTS[:3], labels, through="left", temperature=0.4)
+    )
+    cold = binder.classify("right", LEFTS[:3], labels, through="left")
+    assert torch.equal(cold, binder.classify("right", LEFTS[:3], labels, through="left", temperature=0.01))
+
+
+def test_scales_fitted_to_other_weights_are_not_saved(calibrated, tmp_path):
+    assert Binder.load(calibrated.save(tmp_path / "same")).card.calibration == CALIBRATION
+    with torch.no_grad():
+        next(calibrated.encoders["left"].parameters()).add_(1)
+    assert Binder.load(calibrated.save(tmp_path / "changed")).card.calibration is None
+
+
+def test_a_bundle_made_before_there_was_calibration_loads(bundle):
+    card = json.loads((bundle / "binder.json").read_text())
+    for field in ("calibration", "data", "author"):
+        del card[field]
+    (bundle / "binder.json").write_text(json.dumps(card))
+    assert Binder.load(bundle).card.calibration is None
+
+
+@pytest.mark.parametrize("field", [{"temperature": [0.1, -1]}, {"scale": -1.0}, {"bias": "nan"}])
+def test_scales_that_cannot_be_are_damage(bundle, field):
+    change_card(bundle, calibration={**CALIBRATION.model_dump(), "pairs": [{**SCALES.model_dump(), **field}]})
+    with pytest.raises(CheckpointError, match="damaged: calibration"):
+        Binder.load(bundle)
 
 
 def test_classification_finds_the_class_an_example_is_of(binder):

@@ -87,7 +87,32 @@ def test_a_good_recipe_is_told_as_sentences(recipe):
     result = call("check", recipe)
     assert result.exit_code == 0
     assert "one: align ground_image with satellite, train satellite" in result.output
-    assert json.loads(call("check", recipe, "--json").output) == {"ok": True, "problems": []}
+    told = json.loads(call("check", recipe, "--json").output)
+    assert (told["ok"], told["problems"]) == (True, [])
+    assert told["stages"] == [
+        {
+            "name": "one",
+            "anchor": "satellite",
+            "align": ["ground_image"],
+            "train": {"satellite": "full"},
+            "pairs": [{"anchor": "satellite", "other": "ground_image", "weight": 1.0}],
+            "data": [{"table": "toyearth", "share": 1.0}],
+        }
+    ]
+
+
+def test_what_follows_from_several_pairs_and_tables_is_told(recipe):
+    sets = ["modalities.audio={timm: {model: test_vit, pretrained: false}}", "stages.0.pairs=all"]
+    sets += ["stages.0.align=[ground_image, audio]", "stages.0.weights={audio: 0.5}", "stages.0.mix=rows"]
+    sets += ["stages.0.data=[{toyearth: {seed: 1}, weight: 3}, {toyearth: {seed: 2}, weight: 1}]"]
+    words = [word for change in sets for word in ("--set", change)]
+    said = call("check", recipe, *words).output
+    assert "one: align satellite, ground_image and audio with each other, train satellite" in said
+    assert "pairs: satellite-ground_image, satellite-audio (weight 0.5); each has its own temp" in said
+    assert "data: toyearth 75%, toyearth 25%; each batch from all of them" in said
+    (stage,) = json.loads(call("check", recipe, *words, "--json").output)["stages"]
+    assert [pair["weight"] for pair in stage["pairs"]] == [1.0, 0.5]
+    assert [table["share"] for table in stage["data"]] == [0.75, 0.25]
 
 
 def test_mistakes_are_printed_with_their_place_and_end_with_exit_code_2(recipe):

@@ -16,15 +16,17 @@ CORE = ROOT / "geobind"
 # From the ground up: a module imports from lines above its own, never from its own line or below it.
 LAYERS = """
 errors
-modality progress provenance seeds storage toyearth
+modality progress provenance seeds storage toyearth licences deltas
 hookspecs data
 plugins
-inputs recipe towers
+inputs recipe towers importers
+scoring adapter_bundle hub
 binder model_card
 bundle
-evaluation
+evaluation frozen
 report
 training
+studies
 testing cli
 __main__
 """.split("\n")[1:-1]
@@ -36,6 +38,7 @@ NAMED = {
     ("binder.py", "text"): "the default modality that describes classes",
     ("towers/clip.py", "text"): "open_clip's word for a tower",
     ("towers/text.py", "text"): "open_clip's word for a tower",
+    ("towers/converting.py", "text"): "open_clip's word for a tower",
 }
 # Imports inside functions, which close no circle when modules are loaded.
 UPWARD = {("binder", "bundle"): "Binder.save and Binder.load are short for it"}
@@ -84,8 +87,10 @@ def identifiers(tree):
 
 
 def built_ins():
-    mine = [entry for entry in plugins.find() if entry.dist.name == "geobind"]
-    return {entry.name for entry in mine}, {entry.value for entry in mine}
+    """The names of the modalities that come with geobind, and the modules of all its plugins."""
+    found = plugins.registry().plugins.items()
+    names = {name for name, plugin in found if plugin.source.distribution == "geobind"}
+    return names, {entry.value for entry in plugins.find() if entry.dist.name == "geobind"}
 
 
 def lines(function):

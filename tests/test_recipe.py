@@ -1,5 +1,6 @@
 """Recipes: what is read, what is refused, and where the mistake is said to be."""
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -125,6 +126,83 @@ def test_what_cannot_be_is_refused(recipe_file, change, message):
     assert any(message in problem for problem in found), found
 
 
+MANY = GOOD.replace("ground_image: {timm", "ground_image: {role: trainable, timm").replace(
+    "align: ground_image", "align: [ground_image, text]"
+)
+
+
+def test_a_stage_of_several_modalities_has_its_pairs_weights_and_tables(recipe_file):
+    sets = ["stages.0.pairs=all", "stages.0.weights={text: 0.5, ground_image-text: 2}"]
+    sets += ["stages.0.train=[satellite, ground_image]", "modalities.text.data={toyearth: {seed: 3}}"]
+    recipe = load_recipe(recipe_file(MANY), sets)
+    (stage,) = recipe.stages
+    assert stage.aligned == ("ground_image", "text")
+    assert recipe.names_of(stage) == ("satellite", "ground_image", "text")
+    assert {pair.name: pair.weight for pair in recipe.pairs_of(stage)} == {
+        "satellite-ground_image": 1.0,
+        "satellite-text": 0.5,
+        "ground_image-text": 2.0,
+    }
+    assert recipe.tables_of(stage) == (recipe.data, recipe.modalities["text"].data)
+    assert recipe_from(recipe.written, recipe.base, source="bundle") == recipe
+
+
+TWO = "[{toyearth: {seed: 1}, weight: 1}, {toyearth: {seed: 2}}]"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("align: []", "10:5: stages.0.align: nothing to align: name a modality"),
+        ("align: [text, 3]", "10:19: stages.0.align.1: Input should be a valid string (got 3)"),
+        ("align: [text, txt]", "10:19: stages.0.align.1: no modality 'txt' under `modalities`; did you mean"),
+        ("align: [text, satellite]", "10:19: stages.0.align.1: 'satellite' is this stage's anchor"),
+        ("align: [text, text]", "10:19: stages.0.align.1: 'text' is there already; keep one"),
+        (
+            "weights: {txt: 2}",
+            "14:15: stages.0.weights.txt: no pair 'txt' in this stage; did you mean 'text'?",
+        ),
+        ("weights: {text: 0}", "14:15: stages.0.weights.text: Input should be greater than 0 (got 0)"),
+        ("weights: {text: .inf}", "14:15: stages.0.weights.text: Input should be a finite number"),
+        (
+            "weights: {text: 1, text-satellite: 2}",
+            "14:24: stages.0.weights.text-satellite: is the pair that 'te",
+        ),
+        (
+            "weights: {ground_image-text: 1}",
+            "is not compared: this stage compares with 'satellite' alone, unless",
+        ),
+        ("pairs: some", "14:5: stages.0.pairs: Input should be 'anchor' or 'all' (got 'some')"),
+        (
+            "train: [ground_image]",
+            "11:5: stages.0.train: nothing to train in 'satellite-text': train one of the",
+        ),
+        ("data: []", "14:5: stages.0.data: no table to draw from: name one"),
+        ("data: 3", "14:5: stages.0.data: must be a block of keys (got 3)"),
+        (f"data: {TWO}", "14:46: stages.0.data.1: has no `weight`, but another table has; give one to all"),
+        (
+            f"data: {TWO.replace('weight: 1', 'weight: 0')}",
+            "14:34: stages.0.data.0.weight: Input should be gre",
+        ),
+        (
+            f"data: {TWO.replace('weight', 'wieght')}",
+            "stages.0.data.0.wieght: unknown key; did you mean 'weight'?",
+        ),
+        ("data: [{manifest: no.csv}]", "14:13: stages.0.data.0.manifest: no such file: no.csv"),
+        ("mix: rows", "14:5: stages.0.mix: there is one table, so that nothing is mixed"),
+    ],
+)
+def test_what_several_modalities_and_tables_cannot_be_is_refused_where_it_stands(recipe_file, line, message):
+    key = line.partition(":")[0]
+    old = next(
+        (there for there in MANY.splitlines() if there.strip().startswith(f"{key}:") and there[0] == " "),
+        None,
+    )
+    text = MANY.replace(old, f"    {line}") if old else f"{MANY}    {line}\n"
+    found = problems_of(recipe_file(text))
+    assert any(message in problem for problem in found), found
+
+
 def test_a_frozen_role_is_lifted_only_in_plain_sight(recipe_file):
     lifted = GOOD.replace("ground_image: {timm", "ground_image: {role: trainable, timm")
     recipe = load_recipe(recipe_file(lifted.replace("train: [satellite]", "train: [ground_image]")))
@@ -197,7 +275,19 @@ def test_a_missing_recipe_suggests_a_shipped_one():
 def test_shipped_recipes_are_good():
     assert "three_modal" in shipped()
     for name in shipped():
-        assert load_recipe(name).name == name
+        assert load_recipe(name, files=False).name == name
+
+
+def test_the_recipes_on_the_page_about_them_are_good(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    blocks = [text for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if text.startswith("name:")]
+    assert len(blocks) >= 2
+    for text in blocks:
+        for manifest in re.findall(r"manifest: ([\w.]+)", text):
+            (tmp_path / manifest).touch()
+        (tmp_path / "page.yaml").write_text(text, encoding="utf-8")
+        recipe = load_recipe(tmp_path / "page.yaml")
+        assert all(recipe.pairs_of(stage) for stage in recipe.stages)
 
 
 def test_a_recipe_survives_its_own_dump(recipe_file):
@@ -244,3 +334,21 @@ def test_no_text_makes_the_parser_fail_otherwise_than_by_saying_so(text):
         assert error.problems
     else:
         assert isinstance(yaml.safe_load(text), dict)
+
+
+def test_a_shipped_recipe_finds_its_data_in_the_current_folder_and_an_own_one_beside_itself(
+    tmp_path, monkeypatch, recipe_file
+):
+    own = GOOD.replace("data: {toyearth: {places: 40, held_out: 10},", "data: {manifest: rows.csv,")
+    path = recipe_file(own)
+    with pytest.raises(
+        RecipeProblems, match=rf"no such file: rows\.csv \(relative to the recipe's folder, {path.parent}"
+    ):
+        load_recipe(path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr("geobind.recipe.loading.shipped", lambda: {"tiny": path})
+    with pytest.raises(RecipeProblems, match=r"no such file: rows\.csv \(relative to the current folder\)"):
+        load_recipe("tiny")
+    (tmp_path / "elsewhere" / "rows.csv").touch()
+    assert load_recipe("tiny").base.resolve() == tmp_path / "elsewhere"

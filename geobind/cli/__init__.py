@@ -19,15 +19,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # command -> (module, one line for --help); commands import heavy libraries inside their functions.
 COMMANDS = {
     "run": ("geobind.cli.run", "Run a recipe: train its stages, measure, save a bundle."),
+    "sweep": ("geobind.cli.sweep", "Run a recipe with many settings: one table, one plot."),
+    "emergence": ("geobind.cli.emergence", "Compare anchors with all to all, on your data, with equal work."),
     "check": ("geobind.cli.check", "Find every mistake of a recipe without running it."),
     "schema": ("geobind.cli.schema", "Print the JSON schema of recipes, for editors."),
     "recipes": ("geobind.cli.recipes", "List the recipes that come with geobind."),
+    "import": ("geobind.cli.importing", "Turn a public dataset, as distributed, into a manifest."),
     "data": ("geobind.cli.data", "Look at a manifest, split it by place, pack it, draw it."),
     "modalities": ("geobind.cli.modalities", "List the installed modalities, or show one."),
     "eval": ("geobind.cli.eval", "Measure a bundle on held-out rows, by clean and published conventions."),
+    "probe": ("geobind.cli.probe", "Recognise classes from a few examples or none; read facts of places."),
     "embed": ("geobind.cli.embed", "Embed files with a bundle."),
     "report": ("geobind.cli.report", "Write the report of a run again."),
     "compare": ("geobind.cli.compare", "Set runs side by side: what differs, and what it changed."),
+    "cache": ("geobind.cli.cache", "List, prune or verify the embeddings kept of frozen encoders."),
     "toyearth": ("geobind.cli.toyearth", "Write toy Earth as files: tiles, photos, sounds, captions."),
 }
 

@@ -15,26 +15,35 @@ from geobind.cli.options import json_option, overrides_option, recipe_argument
 @overrides_option
 @json_option
 def command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Find every mistake of RECIPE, with file, line, column and the fix, without running it."""
+    """Find every mistake of RECIPE, with file, line, column and the fix, without running it.
+
+    A manifest that is not there is a mistake; but where a recipe comes with geobind, it is only said.
+    """
     from geobind.recipe import RecipeProblems, load_recipe
+    from geobind.recipe.checking import missing_files
+    from geobind.recipe.describing import details, facts, sentence
+    from geobind.recipe.loading import is_shipped
 
     problems = ()
     checked = None
     try:
-        checked = load_recipe(recipe, overrides)
+        checked = load_recipe(recipe, overrides, files=not is_shipped(recipe))
     except RecipeProblems as error:
         problems = error.problems
         if not as_json:
             raise
     if as_json:
-        click.echo(json.dumps({"ok": not problems, "problems": [p._asdict() for p in problems]}, indent=1))
+        stages = [facts(checked, stage) for stage in checked.stages] if checked else []
+        told = {"ok": not problems, "problems": [p._asdict() for p in problems], "stages": stages}
+        click.echo(json.dumps(told, indent=1))
         sys.exit(2 if problems else 0)
     if checked is not None:
         click.echo(
             f"{checked.name}: good; {len(checked.modalities)} modalities, {len(checked.stages)} stages"
         )
         for stage in checked.stages:
-            trained = ", ".join(f"{n} ({p})" if p != "full" else n for n, p in stage.parts.items())
-            click.echo(
-                f"  {stage.name}: align {stage.align} with {checked.anchor_of(stage)}, train {trained}"
-            )
+            click.echo(f"  {stage.name}: {sentence(checked, stage)}")
+            for line in details(checked, stage):
+                click.echo(f"    {line}")
+        for path, manifest in missing_files(checked):
+            click.echo(f"  not here yet: {manifest} (--set {'.'.join(map(str, path))}=FILE names another)")

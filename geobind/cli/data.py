@@ -32,8 +32,8 @@ def _columns_option(given: Callable[..., Any]) -> Callable[..., Any]:
         "columns",
         multiple=True,
         metavar="NAME=COLUMN",
-        help="Read a column of the manifest as this modality, or as key, split, lat, lon, time or label; "
-        "repeatable. By default every column counts under its own name.",
+        help="Read a column of the manifest as this modality, or as key, split, lat, lon, time, label or "
+        "group; repeatable. By default every column counts under its own name.",
     )(given)
 
 
@@ -131,7 +131,11 @@ def check(quick: bool, as_json: bool, **given: Any) -> None:
 @click.argument("manifest", type=click.Path(path_type=Path))
 @_columns_option
 @click.option("--by", type=click.Choice(["place", "group", "random"]), default="place", show_default=True)
-@click.option("--group", metavar="COLUMN", help="The column whose values are never cut, with --by group.")
+@click.option(
+    "--group",
+    metavar="COLUMN",
+    help="With --by group: the column whose values are never cut.  [default: group]",
+)
 @click.option("--cell-km", type=float, default=100.0, show_default=True, help="Width of a block of land.")
 @click.option(
     "--buffer-km", type=float, default=0.0, help="Leave out rows nearer than this to the first split."
@@ -188,51 +192,34 @@ def pack(shard_mb: int, out: Path, **given: Any) -> None:
     type=click.Path(path_type=Path),
     help="Show what a stage of this recipe sees of MANIFEST's rows.",
 )
-@click.option("--stage", "stage_name", help="The stage; if MANIFEST is a recipe, --recipe is not needed.")
+@click.option("--stage", "stage_name", help="The stage; by default the recipe's first.")
 @click.option("--rows", type=click.IntRange(1, 30), default=6, show_default=True)
+@click.option(
+    "--draws",
+    type=click.IntRange(0, 8),
+    default=3,
+    show_default=True,
+    help="Training draws of each modality, as its augmentations make them.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The PNG file to write.")
-def show(recipe: Path | None, stage_name: str | None, rows: int, seed: int, out: Path, **given: Any) -> None:
-    """Draw some rows of MANIFEST, or with --recipe what a stage sees of them, augmented where it trains."""
-    from geobind.data.showing import sheet_of_table
+def show(
+    recipe: Path | None, stage_name: str | None, rows: int, draws: int, seed: int, out: Path, **given: Any
+) -> None:
+    """Draw some rows of MANIFEST; or of a recipe, or with --recipe, what a stage sees of them.
+
+    What a stage sees is each raw input, what is made of it to embed it, and several of the draws that
+    training makes of it.
+    """
+    from geobind.cli.stage_sheet import is_recipe, stage_sheet
     from geobind.storage import write
 
-    if recipe is None and stage_name is None:
+    named = recipe or (given["manifest"] if is_recipe(given["manifest"]) or stage_name else None)
+    if named is None:
+        from geobind.data.showing import sheet_of_table
+
         write(out, sheet_of_table(_open(**given), rows, seed))
     else:
-        write(out, _stage_sheet(recipe or given["manifest"], stage_name, rows, seed, given))
+        said = {**given, "columns": _named(given["columns"])}
+        write(out, stage_sheet(named, stage_name, said, rows=rows, seed=seed, draws=draws))
     click.echo(f"sheet: {out}")
-
-
-def _stage_sheet(name: Path, stage_name: str | None, rows: int, seed: int, given: dict[str, Any]) -> bytes:
-    from geobind.data.showing import sheet_of_stage
-    from geobind.data.table import open_table
-    from geobind.errors import RecipeError
-    from geobind.recipe import load_recipe
-
-    recipe = load_recipe(name)
-    stages = {stage.name: stage for stage in recipe.stages}
-    stage = stages.get(stage_name or recipe.stages[0].name)
-    if stage is None:
-        raise RecipeError(f"{name}: has no stage '{stage_name}'; its stages: {', '.join(stages)}")
-    anchor, data = recipe.anchor_of(stage), recipe.data_of(stage)
-    pairs = recipe.built[stage.align].pairs(stage.split, anchor) if given["manifest"] == name else None
-    if given["manifest"] != name:
-        data = _replaced(data, given)
-    if pairs is None:
-        if data is None:
-            raise RecipeError(f"{name}: names no data for stage '{stage.name}'; give a manifest and --recipe")
-        table = open_table(data, recipe.base, (anchor, stage.align))
-        pairs = table.split(stage.split).pairs(anchor, stage.align)
-    sides = [(recipe.built[side], side in stage.parts) for side in (anchor, stage.align)]
-    return sheet_of_stage(pairs, sides, rows, seed)
-
-
-def _replaced(data: DataOptions | None, given: dict[str, Any]) -> DataOptions:
-    """Return the recipe's `data` with another manifest's rows, and columns if some are named."""
-    from geobind.data.options import DataOptions
-
-    kept = data.model_dump() if data is not None and data.manifest else {}
-    said = {**given, "columns": _named(given["columns"]), "manifest": given["manifest"].resolve()}
-    said["root"] = given["root"] and given["root"].resolve()
-    return DataOptions.model_validate({**kept, "root": None, **{k: v for k, v in said.items() if v}})

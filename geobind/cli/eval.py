@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from geobind.cli.asked import asked_data, mapped_columns
+from geobind.cli.eval_more import Asked, check, grids, keep, measure_more, more_options
 from geobind.cli.options import json_option
-from geobind.errors import DataError
 
 if TYPE_CHECKING:
+    from rich.table import Table as Grid
+
     from geobind.binder import Binder
-    from geobind.data.options import DataOptions
     from geobind.data.table import Table
     from geobind.evaluation import Leakage, PairTable, Protocol, Published
     from geobind.training.measure import Embedded
-
-_TOYEARTH, _GROUP = "toyearth", "group"
 
 
 @click.command("eval")
@@ -45,6 +46,7 @@ _TOYEARTH, _GROUP = "toyearth", "group"
 @click.option("--by", type=click.Choice(["row", "label"]), default="row", show_default=True)
 @click.option("--limit", type=click.IntRange(2), help="At most this many rows, the first ones.")
 @click.option("--train-split", help="Say what the held-out rows share with this split.")
+@more_options
 @json_option
 def command(
     bundle: str,
@@ -57,10 +59,12 @@ def command(
     by: Literal["row", "label"],
     limit: int | None,
     train_split: str | None,
+    clusters: Literal["cell", "group"] | None,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Measure how well the modalities of BUNDLE, a folder or a hub id, find each other on held-out rows."""
-    mapped = _mapped(columns)
+    mapped = mapped_columns(columns)
 
     from geobind.binder import Binder
     from geobind.data.table import open_table
@@ -69,53 +73,33 @@ def command(
 
     chosen = [protocol(name) for name in dict.fromkeys(protocols) if name != "clean"]
     binder = Binder.from_pretrained(bundle)
-    names = (*binder.modalities, _GROUP) if _GROUP in mapped else tuple(binder.modalities)
-    table = open_table(_data(binder, data, mapped, root), Path.cwd(), names)
+    asked = Asked(**given)
+    check(asked, split, bundle, binder.modalities)
+    options = asked_data(binder, data, mapped, root)
+    table = open_table(options, Path.cwd(), tuple(binder.modalities))
     held_out = first_rows(table.split(split), limit)
-    leak = leakage(table.split(train_split), held_out) if train_split else None
+    leak = leakage(table.split(train_split), held_out, most_images=None) if train_split else None
     pairs = _pairs(binder, anchor)
     _to_device(binder)
     found = embed_rows(binder, held_out)
-    clean = tabulate(held_out, found, {frozenset(pair) for pair in _trained(binder)}, by)
+    clean = tabulate(held_out, found, {frozenset(pair) for pair in _trained(binder)}, by, clusters)
+    clean = replace(clean, warnings=(leak.warning,) if leak and leak.warning else ())
+    more = measure_more(binder, table, options, held_out, found, by, asked)
+    if more.calibrated and asked.keep:
+        keep(binder, more.calibrated, bundle)
     results = [result for each in chosen for result in _published(each, found, pairs)]
     if as_json:
-        click.echo(json.dumps(_as_dict(bundle, held_out, clean, results, leak), indent=1))
+        click.echo(json.dumps(_as_dict(bundle, held_out, clean, results, leak) | more.to_dict(), indent=1))
     else:
-        _show(clean, results, leak)
-
-
-def _mapped(columns: tuple[str, ...]) -> dict[str, str]:
-    wrong = [text for text in columns if not all(text.partition("="))]
-    if wrong:
-        raise DataError(f"--column {wrong[0]}: write MODALITY=COLUMN, such as --column label=class")
-    return dict(text.split("=", 1) for text in columns)
-
-
-def _data(binder: Binder, data: str, columns: Mapping[str, str], root: Path | None) -> DataOptions:
-    """The `data` block that the command line asks for."""
-    from geobind.data.options import DataOptions, ToyEarthOptions
-
-    if data != _TOYEARTH:
-        inline = (columns[_GROUP],) if _GROUP in columns else ()
-        return DataOptions(manifest=Path(data), columns=dict(columns), root=root, inline=inline)
-    for said in _of_recipe(binder):
-        if isinstance(said, Mapping) and _TOYEARTH in said:
-            known = DataOptions.model_validate(said)
-            return known.model_copy(update={"columns": {**known.columns, **columns}})
-    return DataOptions(toyearth=ToyEarthOptions(), columns=dict(columns))
-
-
-def _of_recipe(binder: Binder) -> list[Any]:
-    """The `data` blocks of the recipe a bundle was made with, what it was measured on first."""
-    recipe: Mapping[str, Any] = binder.card.recipe if binder.card else {}
-    evaluate = recipe.get("evaluate")
-    return [evaluate.get("data") if isinstance(evaluate, Mapping) else None, recipe.get("data")]
+        _show(clean, results, leak, grids(more, asked))
 
 
 def _trained(binder: Binder) -> list[tuple[str, str]]:
     """What was aligned, as (anchor, other), in the order of the stages."""
+    from geobind.recipe.pairs import pairs_done
+
     stages = binder.card.stages if binder.card else []
-    return list(dict.fromkeys((str(stage["anchor"]), str(stage["align"])) for stage in stages))
+    return list(dict.fromkeys(pair for stage in stages for pair in pairs_done(stage)))
 
 
 def _pairs(binder: Binder, anchor: str | None) -> list[tuple[str, str]]:
@@ -168,14 +152,16 @@ def _as_dict(
     }
 
 
-def _show(clean: PairTable, results: list[Published], leak: Leakage | None) -> None:
+def _show(clean: PairTable, results: list[Published], leak: Leakage | None, others: Iterable[Grid]) -> None:
     from rich.console import Console
 
     from geobind.evaluation import render, render_published
 
     console = Console()
     console.print(render(clean))
-    if leak:
-        console.print(f"leakage: {leak.summary()}", markup=False, style="bold" if leak.warning else None)
+    if leak and not leak.warning:  # the table has warnings
+        console.print(f"leakage: {leak.summary()}", markup=False)
+    for grid in others:
+        console.print(grid)
     for grid in render_published(results):
         console.print(grid)

@@ -6,10 +6,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
 pc: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
+
+
+def lists_of_one(values: pa.Array) -> pa.Array:
+    """Make each value a list of it alone, so that one and several are stored alike."""
+    there = values.is_valid().to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(there)]).astype(np.int32)
+    if there.all():
+        return pa.ListArray.from_arrays(pa.array(offsets), values)
+    return pa.ListArray.from_arrays(pa.array(offsets), values.drop_null(), mask=pa.array(~there))
 
 
 @lru_cache(maxsize=32)

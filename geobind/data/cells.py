@@ -10,10 +10,15 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
+from geobind.data.arrow import lists_of_one, pc
+from geobind.data.files import short
 from geobind.data.raster_cells import WINDOW, checked_window
 
 _JSON_LIST = re.compile(r'\s*\[\s*(["\]]|\{\s*")')  # not "[sic] a text"
 _WINDOW = re.compile(r'\s*\{.*"raster"\s*:', re.DOTALL)  # a JSON object that is a window of a raster
+
+
+__all__ = ["CellError", "cells_to_arrow", "degrees_to_arrow", "short", "times_to_arrow", "words_to_arrow"]
 
 
 class CellError(ValueError):
@@ -30,6 +35,9 @@ def words_to_arrow(values: list[Any]) -> pa.Array:
     Raises:
         CellError: One is neither.
     """
+    plain = _trimmed(values)
+    if plain is not None:
+        return plain
     for index, value in enumerate(values):
         if not isinstance(value, str | int | float | None):
             raise CellError(index, f"{short(value)} is not a string")
@@ -42,12 +50,15 @@ def degrees_to_arrow(values: list[Any], limit: float) -> pa.Array:
     Raises:
         CellError: One is no number, or out of range.
     """
+    quick = _numbers(values)
+    if quick is not None and pc.all(pc.less_equal(pc.abs(quick), limit)).as_py() is not False:
+        return quick
     there = [value is not None and value != "" for value in values]
     try:
         degrees_N = np.array(
             [float(value) if is_there else 0.0 for value, is_there in zip(values, there, strict=True)]
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         index = next(i for i, value in enumerate(values) if there[i] and not _is_number(value))
         raise CellError(index, f"{short(values[index])} is not a number of degrees") from None
     wrong_N = ~(np.abs(degrees_N) <= limit)  # NaN is wrong too
@@ -85,12 +96,11 @@ def cells_to_arrow(values: list[Any]) -> pa.Array:
         CellError: One is neither a string, nor a list of strings or of numbers, nor JSON of such a list, nor
             a window or a list of them; or some are windows and others not.
     """
-    if all(
-        isinstance(value, str) and "[" not in value and "{" not in value for value in values
-    ):  # nearly all columns; worth a shortcut
-        return pa.array(
-            [[value.strip()] if value.strip() else None for value in values], pa.list_(pa.string())
-        )
+    plain = _trimmed(values)
+    if (
+        plain is not None and not pc.any(pc.match_substring_regex(plain, r"[\[{]")).as_py()
+    ):  # nearly all columns
+        return lists_of_one(plain)
     items = [_items(value, index) for index, value in enumerate(values)]
     windows = [cell is not None and isinstance(cell[0], dict) for cell in items]
     if not any(windows):
@@ -103,10 +113,25 @@ def cells_to_arrow(values: list[Any]) -> pa.Array:
     return pa.array(items, pa.list_(WINDOW))
 
 
-def short(value: Any) -> str:
-    """Show a value in a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _trimmed(values: list[Any]) -> pa.Array | None:
+    """Strings without white space around them, blank ones missing; None if some are no strings."""
+    try:
+        strings = pc.utf8_trim_whitespace(pa.array(values, pa.string()))
+    except (pa.ArrowException, TypeError, ValueError):  # ValueError: half a surrogate pair
+        return None
+    return pc.if_else(pc.equal(pc.binary_length(strings), 0), pa.scalar(None, pa.string()), strings)
+
+
+def _numbers(values: list[Any]) -> pa.Array | None:
+    """Numbers in strings, blank ones missing; None if some are none, or look unlike what Arrow reads."""
+    strings = _trimmed(values)
+    if strings is None:
+        return None
+    try:
+        numbers = pc.cast(strings, pa.float64())
+    except pa.ArrowException:
+        return None
+    return None if pc.any(pc.is_nan(numbers)).as_py() else numbers
 
 
 def _items(value: Any, index: int) -> list[str] | list[float] | list[dict[str, Any]] | None:
@@ -129,7 +154,10 @@ def _items(value: Any, index: int) -> list[str] | list[float] | list[dict[str, A
         except ValueError as error:
             raise CellError(index, str(error)) from error
     if all(isinstance(item, int | float) and not isinstance(item, bool) for item in items):
-        return [float(item) for item in items]
+        try:
+            return [float(item) for item in items]
+        except OverflowError as error:
+            raise CellError(index, f"{short(cast(Any, value))} holds a number that is too large") from error
     raise CellError(
         index,
         f"{short(cast(Any, value))} must be a string, strings, numbers, or a window such as "
@@ -140,6 +168,6 @@ def _items(value: Any, index: int) -> list[str] | list[float] | list[dict[str, A
 def _is_number(value: Any) -> bool:
     try:
         float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True

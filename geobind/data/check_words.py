@@ -35,6 +35,12 @@ def warnings(report: Mapping[str, Any]) -> Iterator[str]:
                 f"places: {pair['within_1_km']:.1%} of '{pair['of']}' lie within 1 km of '{pair['from']}' "
                 f"(the nearest at {pair['least_km']:,.2f} km); split by blocks: `geobind data split`"
             )
+    groups = report["groups"]
+    if groups and groups["across_splits"]:
+        yield (
+            f"groups: {groups['across_splits']} of {groups['groups']} have rows in several splits: "
+            f"{'; '.join(groups['examples'])}; keep them whole: `geobind data split --by group`"
+        )
     labels = report["labels"]
     if labels and "train" in labels["by_split"]:
         for split, counts in labels["by_split"].items():
@@ -55,6 +61,10 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"labels: {labels['classes']} classes, from {least} ({few} rows) to {most} ({many} rows)"
         if labels["without"]:
             yield f"  {labels['without']} rows have none"
+    if groups := report["groups"]:
+        yield f"groups: {groups['groups']:,}; in several splits: {groups['across_splits']:,}"
+        if groups["without"]:
+            yield f"  {groups['without']} rows have none"
     if places := report["places"]:
         yield f"places: {places['rows']} rows"
         for pair in places["apart"]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from geobind.data.table import Table
 
-_CHUNK = 512  # observations looked at together
+_CHUNK = 64  # observations looked at together; those not in files of their own are held in memory
 _EXAMPLES = 5
 Report = dict[str, Any]
 
@@ -47,8 +47,8 @@ def check_table(table: Table, *, quick: bool = False) -> Report:
 
     Returns:
         `rows`, `splits`, `modalities` (for each: rows by split, kinds, sizes, rates, repeats), `labels`,
-        `places` (distances between splits), `broken` (how many observations cannot be used) and `warnings`
-        (sentences about what can be used but should be known).
+        `groups` (those in several splits), `places` (distances between splits), `broken` (how many
+        observations cannot be used) and `warnings` (sentences about what can be used but should be known).
     """
     splits = _splits(table)
     look = _look_quickly if quick else _look
@@ -61,6 +61,7 @@ def check_table(table: Table, *, quick: bool = False) -> Report:
         "without_split": sum(split is None for split in splits),
         "modalities": modalities,
         "labels": _labels(table.labels, splits),
+        "groups": _groups(table.groups, splits),
         "places": _places(table.places_LL, splits),
         "broken": sum(told["broken"] for told in modalities.values()),
     }
@@ -212,6 +213,23 @@ def _labels(labels: Sequence[str | None] | None, splits: Sequence[str | None]) -
         "largest": ranked[0],
         "smallest": ranked[-1],
         "by_split": {split: dict(count.most_common()) for split, count in sorted(counts.items())},
+    }
+
+
+def _groups(groups: Sequence[str | None] | None, splits: Sequence[str | None]) -> Report | None:
+    """Count what should not be cut, such as recordings, and what is cut all the same."""
+    if groups is None:
+        return None
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for group, split in zip(groups, splits, strict=True):
+        if group is not None:
+            found[group] |= {split} if split is not None else set()
+    across = [group for group, there in found.items() if len(there) > 1]
+    return {
+        "groups": len(found),
+        "without": sum(group is None for group in groups),
+        "across_splits": len(across),
+        "examples": [f"{group} ({', '.join(sorted(found[group]))})" for group in across[:_EXAMPLES]],
     }
 
 

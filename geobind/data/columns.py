@@ -7,7 +7,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from geobind.data.arrow import mapped_table
-from geobind.data.files import Files
+from geobind.data.files import Files, listed
 from geobind.data.manifest import CELL
 from geobind.data.options import DataOptions, RasterOptions
 from geobind.data.raster_cells import WINDOW, RasterColumn
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # The end of a file's name: a dot, a letter, up to four letters or digits.
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
 _NPY = b"\x93NUMPY"
-_LOOK_AT = 100  # cells that decide whether a column holds files or text
+LOOK_AT = 100  # cells that decide whether a column holds files or text
 
 
 class Column(Protocol):
@@ -57,6 +57,7 @@ class ArrowColumn:
     path: Path
     field: str
     files: Files | None = None  # set where strings name files
+    first: bool = False  # of several observations in a cell, use the first alone
 
     def __getitem__(self, row: int) -> Any:
         scalar = self._cells()[row]
@@ -68,10 +69,11 @@ class ArrowColumn:
         items = cast("list[Any]", items)
         if not isinstance(items[0], str | bytes):
             return np.asarray(items, dtype=np.float32)
+        items = items[:1] if self.first else items
         if isinstance(items[0], bytes):
             items = [_unpacked(item) if item.startswith(_NPY) else item for item in items]
         if self.files is not None:
-            items = [self.files(item) for item in items]
+            items = [self.files.raw(item) for item in items]
         return items[0] if len(items) == 1 else items
 
     def present_N(self) -> NDArray[np.bool_]:
@@ -88,6 +90,23 @@ class ArrowColumn:
 
     def _cells(self) -> pa.ChunkedArray:
         return mapped_table(self.path).column(self.field)
+
+
+def with_first(
+    columns: Mapping[str, Column], first: Collection[str], names: Collection[str]
+) -> dict[str, Column]:
+    """Make the columns of some modalities give the first of several observations alone.
+
+    Raises:
+        DataError: No such modality is wanted of the table.
+    """
+    unknown = next((name for name in first if name not in names), None)
+    if unknown is not None:
+        raise DataError(f"first: no modality '{unknown}' here; there are {', '.join(sorted(names))}")
+    return {
+        name: replace(column, first=True) if name in first and isinstance(column, ArrowColumn) else column
+        for name, column in columns.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -114,6 +133,11 @@ def _unpacked(content: bytes) -> NDArray[Any]:
         raise DataError(f"the {len(content)} bytes of a .npy file are damaged: {error}") from error
 
 
+def ends_like_a_file(cell: str) -> bool:
+    """Whether a string ends like the name of a file: what decides where a recipe does not."""
+    return _SUFFIX.search(cell) is not None
+
+
 def _holds_files(
     cells: pa.ChunkedArray, column: str, files: Sequence[str], inline: Sequence[str], where: str
 ) -> bool:
@@ -128,12 +152,12 @@ def _holds_files(
         return column in files
     sample: list[str] = []
     for chunk in cells.chunks:
-        sample += chunk.drop_null()[: _LOOK_AT - len(sample)].flatten().to_pylist()
-        if len(sample) >= _LOOK_AT:
+        sample += chunk.drop_null()[: LOOK_AT - len(sample)].flatten().to_pylist()
+        if len(sample) >= LOOK_AT:
             break
-    like_files = [cell for cell in sample if _SUFFIX.search(cell)]
+    like_files = [cell for cell in sample if ends_like_a_file(cell)]
     if like_files and len(like_files) < len(sample):
-        other = next(cell for cell in sample if not _SUFFIX.search(cell))
+        other = next(cell for cell in sample if not ends_like_a_file(cell))
         raise DataError(
             f"{where}: column '{column}' holds both {like_files[0]!r}, which looks like a file, and "
             f"{other[:60]!r}, which does not; under `data`, say `files: [{column}]` or `inline: [{column}]`"
@@ -190,7 +214,7 @@ def chosen_columns(
     if unknown or not set(chosen.values()) & set(there):
         wanted = f"'{unknown[0]}'" if unknown else f"for {', '.join(names)}"
         raise DataError(
-            f"{where}: has no column {wanted}; its columns: {', '.join(there)}; map them with `columns: "
+            f"{where}: has no column {wanted}; its columns: {listed(there)}; map them with `columns: "
             f"{{{next(iter(names), 'NAME')}: {next(iter(there))}}}`"
         )
     return {name: there[column] for name, column in chosen.items() if column in there}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from geobind.data.tars import Content, member_of, member_size, read_member
 from geobind.errors import DataError
 
 _LFS = b"version https://git-lfs"
@@ -21,11 +22,25 @@ def describe(raw: Any) -> str:
     """Name an input in a message: its path, its number of bytes, or its type."""
     if isinstance(raw, Path):
         return str(raw)
+    if isinstance(raw, Content) and raw.name:
+        return raw.name
     if isinstance(raw, str):
         return raw if len(raw) <= 200 else raw[:200] + "..."
     if isinstance(raw, bytes | bytearray | memoryview):
         return f"the {len(raw)} bytes given"
     return f"a {type(raw).__name__}"
+
+
+def short(value: Any) -> str:
+    """Show a value in a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def listed(names: Iterable[str]) -> str:
+    """List names, such as those of columns, in a message."""
+    text = ", ".join(names) or "none"
+    return text if len(text) <= 500 else text[:497] + "..."
 
 
 @contextmanager
@@ -82,6 +97,8 @@ class Files:
         """
         path = os.path.join(self.root, name)
         try:
+            if "\0" in name:  # not every call below would notice
+                raise ValueError("embedded null byte")
             real = _real_path(path)
         except ValueError as error:
             raise DataError(f"file name {name!r} cannot be used: {error}") from error
@@ -92,17 +109,38 @@ class Files:
             )
         return Path(path)
 
-    def fault(self, name: str) -> str | None:
-        """Say why a file cannot be used, or None; it is not opened."""
+    def raw(self, name: str) -> Path | Content:
+        """Return what a modality reads: the path of a file, or the bytes of a tar file's member.
+
+        Raises:
+            DataError: The name leads out of the folders, or there is no such member.
+        """
+        member = member_of(name)
+        return self(name) if member is None else read_member(self(member.tar), member.name, name)
+
+    def size(self, name: str) -> int:
+        """Return the number of bytes of a file, or of a tar file's member.
+
+        Raises:
+            DataError: The name leads out of the folders, or there is no such file or member.
+        """
+        member = member_of(name)
+        if member is not None:
+            return member_size(self(member.tar), member.name, name)
         try:
             state = os.stat(self(name))
+        except OSError as error:
+            raise DataError(f"{name}: {_reason(error)}") from error
+        if not stat.S_ISREG(state.st_mode):
+            raise DataError(f"{name}: is not a file")
+        return state.st_size
+
+    def fault(self, name: str) -> str | None:
+        """Say why a file cannot be used, or None; it is not read."""
+        try:
+            return None if self.size(name) else f"{name}: is empty (0 bytes)"
         except DataError as error:
             return str(error)
-        except OSError as error:
-            return f"{name}: {'no such file' if isinstance(error, FileNotFoundError) else error.strerror}"
-        if not stat.S_ISREG(state.st_mode):
-            return f"{name}: is not a file"
-        return None if state.st_size else f"{name}: is empty (0 bytes)"
 
 
 @lru_cache(maxsize=64)

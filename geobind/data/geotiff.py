@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from geobind.errors import DataError
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # How files begin, and GDAL's driver for them; others, such as VRT, read whatever file or address they name.
 _DRIVERS = {
@@ -42,7 +46,27 @@ def require_rasterio() -> ModuleType:
     return rasterio
 
 
-def open_raster(path: Path) -> DatasetReader:
+def tells_damage(read: Callable[Concatenate[str | Path, P], R]) -> Callable[Concatenate[str | Path, P], R]:
+    """Make what GDAL raises, at whatever touch of a damaged raster, a DataError that names the file.
+
+    Its errors have no public base class, and some are raised by attributes, which read parts of a file late.
+    """
+
+    @wraps(read)
+    def told(path: str | Path, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return read(path, *args, **kwargs)
+        except Exception as error:
+            # A name in the file that is not UTF-8 is rasterio's to decode.
+            if not (isinstance(error, UnicodeDecodeError) or type(error).__module__.startswith("rasterio.")):
+                raise
+            raise DataError(f"{path}: damaged raster: {error}") from error
+
+    return told
+
+
+@tells_damage
+def open_raster(path: str | Path) -> DatasetReader:
     """Return an open GeoTIFF or JPEG 2000; do not close it, it is kept for the next call.
 
     Raises:
@@ -69,12 +93,12 @@ def _opened(path: Path, stamp: object, process: int, thread: int) -> DatasetRead
             f"{path}: is no GeoTIFF or JPEG 2000 file (it begins with {head!r}); convert it: "
             "gdal_translate INPUT output.tif -of COG"
         )
-    try:
-        with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, **_ALONE):
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, **_ALONE):
+        try:
             dataset = rasterio.open(path, driver=driver)
-            _check(dataset, path)
-    except rasterio.errors.RasterioError as error:
-        raise DataError(f"{path}: cannot be opened as a raster: {error}") from error
+        except rasterio.errors.RasterioError as error:
+            raise DataError(f"{path}: cannot be opened as a raster: {error}") from error
+        _check(dataset, path)
     return dataset
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
-from geobind.data.files import open_binary
+from geobind.data.files import describe, open_binary
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", *_TIFF, *_JPEG_2000)
 _SOUNDS = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"FORM", b".snd", b"RF64")
 _FLAT = 2.0  # grey levels of 255; below, an image's hash is noise
 _SILENT = 1e-4  # of full scale
-_TEXT_BYTES = 1_000_000
+_HEAD, _PART = 16, 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,13 @@ def inspect_raw(raw: Any) -> Facts:
     """
     try:
         if isinstance(raw, str):
-            return Facts("words", digest=_digest(raw.encode("utf-8", "replace")), length=len(raw))
+            return Facts("words", digest=_digest_of(raw.encode("utf-8", "replace")), length=len(raw))
         if isinstance(raw, np.ndarray):
             return _of_array(raw)
         with open_binary(raw) as file:
-            content = file.read()
-        return _of_content(raw if isinstance(raw, Path) else content, content)
+            head = file.read(_HEAD)
+            digest = _digest(file, head)
+        return _of_content(raw, head, digest)
     except (DataError, OSError) as error:
         return Facts(fault=str(error))
 
@@ -72,24 +73,25 @@ def kind_of(content: bytes) -> Kind:
     return "sound" if content.startswith(_SOUNDS) else "unknown"
 
 
-def _of_content(raw: Path | bytes, content: bytes) -> Facts:
-    kind, digest = kind_of(content), _digest(content)
+def _of_content(raw: Path | bytes, head: bytes, digest: bytes) -> Facts:
+    from geobind.data.readers import read_text  # imports torch
+
+    kind = kind_of(head)
     try:
         if kind == "image":
-            return _of_image(raw, content, digest)
+            return _of_image(raw, head, digest)
         if kind == "sound":
-            return _of_sound(raw, content, digest)
-        text = content[:_TEXT_BYTES].decode("utf-8-sig")
+            return _of_sound(raw, digest)
+        return Facts("words", digest=digest, length=len(read_text(raw)))
     except DataError as error:
+        if kind == "unknown" and isinstance(error.__cause__, UnicodeDecodeError):
+            fault = f"{describe(raw)}: is no image, sound or text known here; it begins with {head[:8]!r}"
+            return Facts(fault=fault)
         return Facts(kind, str(error), digest)
-    except UnicodeDecodeError:
-        name = raw if isinstance(raw, Path) else f"the {len(raw)} bytes given"
-        return Facts(fault=f"{name}: is no image, sound or text known here; it begins with {content[:8]!r}")
-    return Facts("words", digest=digest, length=len(text))
 
 
 def _of_array(array: NDArray[Any]) -> Facts:
-    digest = _digest(np.ascontiguousarray(array).data)
+    digest = _digest_of(np.ascontiguousarray(array).data)
     if array.ndim != 3:
         fault = None if np.isfinite(array).all() else "holds numbers that are NaN or infinite"
         return Facts("numbers", fault, digest, length=array.size)
@@ -97,19 +99,18 @@ def _of_array(array: NDArray[Any]) -> Facts:
     return Facts("image", None, digest, (width, height), channels, marks=_marks(array.transpose(2, 0, 1)))
 
 
-def _of_image(raw: Path | bytes, content: bytes, digest: bytes) -> Facts:
+def _of_image(raw: Path | bytes, head: bytes, digest: bytes) -> Facts:
     from geobind.data.images import read_image
 
     try:
-        image_CHW: Tensor = read_image(content, channels=3)
+        image_CHW: Tensor = read_image(raw, channels=3)
     except DataError as photo_fault:
         try:  # what cannot be shown as a photo may be one band of values
-            image_CHW = read_image(content, channels=1)
+            image_CHW = read_image(raw, channels=1)
         except DataError:
-            if content.startswith(_TIFF + _JPEG_2000) and isinstance(raw, Path):
+            if head.startswith(_TIFF + _JPEG_2000) and isinstance(raw, Path):
                 return _of_raster(raw, digest)
-            fault = str(photo_fault).replace(f"the {len(content)} bytes given", str(raw), 1)
-            return Facts("image", fault if isinstance(raw, Path) else str(photo_fault), digest)
+            return Facts("image", str(photo_fault), digest)
     channels, height, width = image_CHW.shape
     return Facts("image", None, digest, (width, height), channels, marks=_marks(image_CHW.numpy()))
 
@@ -121,26 +122,19 @@ def _of_raster(path: Path, digest: bytes) -> Facts:
     return Facts("image", None, digest, (dataset.width, dataset.height), dataset.count)
 
 
-def _of_sound(raw: Path | bytes, content: bytes, digest: bytes) -> Facts:
-    import io
+def _of_sound(raw: Path | bytes, digest: bytes) -> Facts:
+    from geobind.data.sounds import open_sound, read_audio
 
-    import soundfile
-
-    from geobind.data.sounds import read_audio
-
-    name = raw if isinstance(raw, Path) else f"the {len(raw)} bytes given"
-    try:
-        info = soundfile.info(io.BytesIO(content))
-    except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
-        return Facts("sound", f"{name}: not a sound that can be decoded: {error}", digest)
-    samples_T = read_audio(raw, int(info.samplerate))
+    with open_sound(raw) as file:
+        rate, channels = file.samplerate, file.channels
+    samples_T = read_audio(raw, rate)
     return Facts(
         "sound",
         None,
         digest,
-        channels=info.channels,
-        rate=info.samplerate,
-        seconds=len(samples_T) / info.samplerate,
+        channels=channels,
+        rate=rate,
+        seconds=len(samples_T) / rate,
         silent=float(samples_T.abs().max()) < _SILENT,
     )
 
@@ -150,9 +144,13 @@ def _marks(image_CHW: NDArray[Any]) -> tuple[int, int] | None:
     import torch
     from torch.nn.functional import adaptive_avg_pool2d
 
-    grey_11HW = torch.from_numpy(image_CHW.mean(axis=0, dtype=np.float32))[None, None]
+    grey_11HW = torch.from_numpy(image_CHW.mean(axis=0, dtype=np.float64))[None, None]
     coarse, fine = (adaptive_avg_pool2d(grey_11HW, (n, n + 1))[0, 0].numpy() for n in (8, 16))
-    scale = 1.0 if image_CHW.dtype == np.uint8 else 255 / max(1e-9, float(np.ptp(image_CHW)))
+    scale = (
+        1.0
+        if image_CHW.dtype == np.uint8
+        else 255 / max(1e-9, float(image_CHW.max()) - float(image_CHW.min()))
+    )
     if coarse.std() * scale < _FLAT:
         return None
     small, large = (
@@ -162,5 +160,12 @@ def _marks(image_CHW: NDArray[Any]) -> tuple[int, int] | None:
     return small, large
 
 
-def _digest(content: Any) -> bytes:
+def _digest(file: BinaryIO, head: bytes) -> bytes:
+    digest = hashlib.blake2b(head, digest_size=16)
+    while part := file.read(_PART):  # a raster may be larger than memory
+        digest.update(part)
+    return digest.digest()
+
+
+def _digest_of(content: Any) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()

@@ -10,12 +10,14 @@ import pyarrow as pa
 
 from geobind.data.arrow import pc
 from geobind.data.cache import build_once, cache_root, fingerprint
+from geobind.data.files import listed
 from geobind.data.parquet import ParquetRows
 from geobind.data.rows import PLACE_COLUMNS, Rows, rows_to_arrow
 from geobind.errors import DataError
 
 CELL = "cell:"  # what the fields that hold a modality's cells begin with
-_VERSION = 2  # of the Arrow file; older ones are made again
+_VERSION = 3  # of the Arrow file; older ones are made again
+_CHUNK = 65_536  # rows
 _SHARD = re.compile(r"-of-(\d+)\.parquet$")
 _TEXT_KINDS = (".csv", ".tsv", ".jsonl")
 _PACKED_KINDS = (".parquet", ".geoparquet")
@@ -102,10 +104,16 @@ def _write(
             raise DataError(f"{path}: has no rows")
         _check_columns(rows.columns, wanted, explicit, path)
         try:  # a chunk in which a column is empty does not know its type
-            tables = iter([pa.concat_tables(gathered, promote_options="permissive")])
+            tables = _in_large_chunks(pa.concat_tables(gathered, promote_options="permissive"))
         except pa.ArrowException as error:
             raise DataError(f"{path}: a column holds both strings and numbers: {error}") from error
     _write_tables(target, tables, path)
+
+
+def _in_large_chunks(table: pa.Table) -> Iterator[pa.Table]:
+    """Yield a table in parts of one chunk each, few enough that a row is quickly found."""
+    for start in range(0, len(table), _CHUNK):
+        yield table.slice(start, _CHUNK).combine_chunks()
 
 
 def _batches(shards: list[ParquetRows], fields: Mapping[str, str], limit: int | None) -> Iterator[pa.Table]:
@@ -161,15 +169,15 @@ def _with_splits(table: pa.Table, path: Path) -> pa.Table:
 def _check_columns(
     found: Collection[str], wanted: Mapping[str, str], explicit: Collection[str], path: Path
 ) -> None:
-    listed = ", ".join(found) or "none"
+    there = listed(found)
     for name in explicit:
         if wanted[name] not in found:
             raise DataError(
-                f"{path}: has no column '{wanted[name]}', wanted as '{name}'; its columns: {listed}"
+                f"{path}: has no column '{wanted[name]}', wanted as '{name}'; its columns: {there}"
             )
     modalities = {name: column for name, column in wanted.items() if name not in PLACE_COLUMNS}
     if modalities and not any(column in found for column in modalities.values()):
         raise DataError(
-            f"{path}: has no column for {', '.join(modalities)}; its columns: {listed}; map them under "
+            f"{path}: has no column for {', '.join(modalities)}; its columns: {there}; map them under "
             f"`data`: `columns: {{{next(iter(modalities), 'NAME')}: COLUMN}}`"
         )

@@ -15,6 +15,7 @@ class ToyEarthOptions(BaseModel):
 
     places: int = Field(default=4500, ge=1, le=1_000_000, description="places of split `train`")
     held_out: int = Field(default=500, ge=0, le=1_000_000, description="places of split `test`")
+    validation: int = Field(default=0, ge=0, le=1_000_000, description="places of split `val`")
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="which planet, and which places on it")
     tile_size: int = Field(default=64, ge=8, le=1024, description="side of a satellite tile, in pixels")
     photo_size: int = Field(default=64, ge=8, le=1024, description="side of a ground photo, in pixels")
@@ -106,6 +107,11 @@ class DataOptions(BaseModel):
         default_factory=dict,
         description="how windows are cut out of GeoTIFFs, by modality; with a `path` no column is needed",
     )
+    first: tuple[str, ...] = Field(
+        default=(),
+        description="modalities of which only the first of several observations in a cell is used, such as "
+        "the first caption of a photo; by default training draws one",
+    )
     limit: int | None = Field(default=None, ge=1, description="use only this many rows from the top")
 
     @model_validator(mode="after")
@@ -125,3 +131,15 @@ class DataOptions(BaseModel):
         if both:
             raise ValueError(f"column '{both[0]}' is in both `files` and `inline`")
         return self
+
+
+class MixedData(DataOptions):
+    """One of several tables that a stage draws from."""
+
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="share of the rows drawn, relative to the other tables' weights; "
+        "default for all: as many rows as each has",
+    )

@@ -40,17 +40,28 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int) -> NDArray[np.i
     return _permutation(n, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)  # several sources take turns
 def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     order = np.random.default_rng([seed, epoch]).permutation(n)
     order.flags.writeable = False  # it is cached
     return order
 
 
-def replacement(n: int, batch_size: int, step: int, seed: int, index: int, attempt: int) -> int:
-    """Return the row that stands in for row `index` of a step: one not in the step, if there is any."""
+def replacement(
+    n: int,
+    batch_size: int,
+    step: int,
+    seed: int,
+    index: int,
+    attempt: int,
+    batch: NDArray[np.int64] | None = None,
+) -> int:
+    """Return the row that stands in for row `index` of a step: one not in the step, if there is any.
+
+    The step's rows are those of `batch_indices`, unless others are given.
+    """
     rng = np.random.default_rng([seed, step, index, attempt])
-    batch = batch_indices(n, batch_size, step, seed)
+    batch = batch_indices(n, batch_size, step, seed) if batch is None else batch
     if n == batch_size:
         return int(rng.choice(batch[batch != index])) if n > 1 else index
     while True:
@@ -59,12 +70,20 @@ def replacement(n: int, batch_size: int, step: int, seed: int, index: int, attem
             return row
 
 
+def python_random(*numbers: int) -> random.Random:
+    """Return a generator that draws what `random` draws after `seeded` with the same numbers."""
+    return random.Random(_seeds(*numbers)[1])
+
+
+def _seeds(*numbers: int) -> tuple[int, int, int]:
+    numpy_seed, python_seed, torch_seed = np.random.SeedSequence(numbers).generate_state(3)
+    return int(numpy_seed), int(python_seed), int(torch_seed)
+
+
 @contextmanager
 def seeded(*numbers: int) -> Generator[None]:
     """Seed torch, numpy and random from these numbers, and put back what they were in the main process."""
-    numpy_seed, python_seed, torch_seed = (
-        int(word) for word in np.random.SeedSequence(numbers).generate_state(3)
-    )
+    numpy_seed, python_seed, torch_seed = _seeds(*numbers)
     # In a worker nothing else draws, so that saving and restoring would be time lost.
     in_worker = torch.utils.data.get_worker_info() is not None
     saved = None if in_worker else (torch.get_rng_state(), np.random.get_state(), random.getstate())

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
 _GROUP_ROWS = 100  # rows of a group, what a reader decodes at a time
 _MADE_FROM = b"geobind.packed"
 _WINDOW_BYTES = 100_000  # taken for a window of a raster, whose size is known only once it is read
-_VERSION = 1
-_WORDS = {"key": pa.string(), "split": pa.string(), "label": pa.string(), "licence": pa.string()}
+_VERSION = 2
+_WORDS = {name: pa.string() for name in ("key", "split", "label", "group", "licence")}
 _KINDS = {**_WORDS, "lat": pa.float64(), "lon": pa.float64(), "time": pa.timestamp("us", "UTC")}
 
 
@@ -129,7 +128,7 @@ def _sizes(table: Table) -> NDArray[np.int64]:
     for name, column in table.columns.items():
         if isinstance(column, ArrowColumn) and column.files is not None:
             for row, file in column.file_names(table.rows_N, 2**31):
-                size_N[number[row]] += os.stat(column.files(file)).st_size
+                size_N[number[row]] += column.files.size(file)
         elif isinstance(column, ArrowColumn):
             cells = mapped_table(column.path).column(column.field)
             size_N += cells.nbytes // max(1, len(cells))

@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geobind.data.arrow import pc
+from geobind.data.arrow import lists_of_one, pc
 from geobind.data.cells import CellError, cells_to_arrow, times_to_arrow
+from geobind.data.row_groups import DAMAGE, record_batches
 from geobind.data.rows import PLACE_COLUMNS
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_BATCH = 1024  # rows at a time; a packed image may have a megabyte
 _GEOMETRY = "geometry"
 
 
@@ -35,7 +35,7 @@ class ParquetRows:
         self.path = path
         try:
             self.file = pq.ParquetFile(path)
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGE as error:
             raise DataError(f"{path}: not a Parquet file that can be read: {error}") from error
         self.columns: dict[str, None] = dict.fromkeys(self.file.schema_arrow.names)
         geometry = _point_column(self.file.schema_arrow.metadata or {}, path)
@@ -56,17 +56,17 @@ class ParquetRows:
             read.add(self.geometry)
         first = 0
         try:
-            for batch in self.file.iter_batches(_BATCH, columns=sorted(read)):
+            for batch in record_batches(self.path, self.file, sorted(read)):
                 batch = batch if limit is None else batch.slice(0, limit - first)
                 if not batch.num_rows:
                     break
                 yield self._checked(batch, columns, first)
                 first += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGE as error:
             raise DataError(f"{self.path}: damaged after row {first}: {error}") from error
 
     def _checked(self, batch: pa.RecordBatch, columns: Mapping[str, str], first: int) -> pa.Table:
-
+        batch.validate(full=True)  # strings that are not UTF-8, and offsets that lead out of the memory
         source: dict[str, Any] = dict(zip(batch.schema.names, batch.columns, strict=True))
         if self.geometry:
             source |= self._points(source[self.geometry], first)
@@ -181,10 +181,10 @@ def _cells(array: pa.Array) -> pa.Array:
     if kind is None:
         return array
     array = pc.cast(array, kind)
-    array = pc.if_else(pc.equal(pc.binary_length(array), 0), pa.scalar(None, kind), array)
-    there = array.is_valid().to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], np.cumsum(there)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), array.drop_null(), mask=pa.array(~there))
+    empty = pc.equal(pc.binary_length(array), 0)
+    if pc.any(empty).as_py():  # else a copy, of images perhaps, for nothing
+        array = pc.if_else(empty, pa.scalar(None, kind), array)
+    return lists_of_one(array)
 
 
 def _is_window(kind: pa.DataType) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from geobind.data.arrow import mapped_table
-from geobind.data.files import Files
+from geobind.data.files import Files, short
 from geobind.data.options import RasterOptions
 from geobind.errors import DataError
 
@@ -44,13 +44,13 @@ def checked_window(cell: dict[str, Any]) -> dict[str, Any]:
     said = {name: value for name, value in cell.items() if value is not None}
     unknown = sorted(said.keys() - set(_FIELDS))
     if unknown:
-        raise ValueError(f"a window of a raster has no '{unknown[0]}'; it may have {', '.join(_FIELDS)}")
+        raise ValueError(f"a window of a raster has no {short(unknown[0])}; it may have {', '.join(_FIELDS)}")
     if not isinstance(said.get("raster"), str) or not said["raster"].strip():
         raise ValueError("a window of a raster must name it: `raster`")
     numbers = {name: said[name] for name in (*_PLACE, *_SIZE, *_PIXELS) if name in said}
     wrong = next((name for name, value in numbers.items() if not _fits(name, value)), None)
     if wrong:
-        raise ValueError(f"'{wrong}' of a raster's window cannot be {numbers[wrong]!r}")
+        raise ValueError(f"'{wrong}' of a raster's window cannot be {short(numbers[wrong])}")
     for group in (_PLACE, _PIXELS):
         there = [name for name in group if name in said]
         if 0 < len(there) < len(group):
@@ -61,12 +61,14 @@ def checked_window(cell: dict[str, Any]) -> dict[str, Any]:
         )
     bands = said.get("bands")
     if bands is not None and not (isinstance(bands, list) and bands and all(map(_is_band, bands))):
-        raise ValueError(f"'bands' of a raster's window must be a list of numbers from 1, not {bands!r}")
+        raise ValueError(f"'bands' of a raster's window must be a list of numbers from 1, not {short(bands)}")
     return said
 
 
 def _fits(name: str, value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if (isinstance(value, int) and abs(value) > 2**62) or not math.isfinite(value):  # no float holds 10 ** 400
         return False
     if name in _PLACE:
         return abs(value) <= (90 if name == "lat" else 180)
@@ -97,6 +99,25 @@ class RasterColumn:
             return self._first(row) if self.present_N()[row] else None
         windows = [self._read(window, row) for window in self._windows(row)]
         return windows[0] if len(windows) == 1 else windows or None
+
+    def described(self, row: int) -> Any:
+        """Tell what this row's window is cut out of and how, without reading it; otherwise as `[row]`.
+
+        Returns:
+            A tuple of files and facts for each window: those of two windows are equal only if the windows
+            are. A virtual raster is read, since its file does not say what is in those it is made of.
+        """
+        if self.field is None:
+            there = bool(self.present_N()[row])
+            cut = [({}, [self.files(name) for name in self.options.paths])] if there else []
+        else:
+            windows = self._windows(row)
+            cut = [({**window, "raster": None}, [self.files(window["raster"])]) for window in windows]
+        if any(file.suffix.lower() == ".vrt" for _, files in cut for file in files):
+            return self[row]
+        facts = self.options.model_dump_json(), _lat_lon(self.path, row)
+        told = [((*map(_with_sidecars, files),), window, *facts) for window, files in cut]
+        return told[0] if len(told) == 1 else told or None
 
     def present_N(self) -> NDArray[np.bool_]:
         """Tell for every row whether it has a window; without cells, whether a raster covers its place."""
@@ -144,11 +165,22 @@ class RasterColumn:
         raise faults[0] if len(faults) == 1 else DataError("; ".join(map(str, faults)))
 
 
-def _place(path: Path, row: int) -> tuple[float, float]:
+@lru_cache(maxsize=4096)
+def _with_sidecars(raster: Path) -> tuple[Path, ...]:
+    """List a raster and the files beside it that change how it is read."""
+    beside = [raster.with_name(raster.name + suffix) for suffix in (".aux.xml", ".ovr", ".msk")]
+    beside += [raster.with_suffix(suffix) for suffix in (".tfw", ".wld", ".hdr", ".prj")]
+    return (raster, *(file for file in beside if file.is_file()))
+
+
+def _lat_lon(path: Path, row: int) -> tuple[float | None, float | None]:
     table = mapped_table(path)
-    lat, lon = (
-        table.column(name)[row].as_py() if name in table.column_names else None for name in ("lat", "lon")
-    )
+    lat, lon = (table.column(name)[row].as_py() if name in table.column_names else None for name in _PLACE)
+    return lat, lon
+
+
+def _place(path: Path, row: int) -> tuple[float, float]:
+    lat, lon = _lat_lon(path, row)
     if lat is None or lon is None:
         raise DataError(
             "a raster's window has no place: fill the row's lat and lon, or those of the cell, or give "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from geobind.data.geotiff import open_raster, require_rasterio
+from geobind.data.geotiff import open_raster, require_rasterio, tells_damage
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 _DEGREES = "EPSG:4326"
 _A, _E2 = 6378137.0, 6.69437999014e-3  # WGS 84: semi-major axis in metres, eccentricity squared
 _STEP = 10.0  # metres over which the pixels a metre are measured
+_SENSE = 1e12  # pixels, or pixels a metre; beyond, a raster is damaged and numbers overflow
 _MAX_LAT = 89.99  # nearer to a pole, east and north mean nothing
 
 
+@tells_damage
 def covers_N(path: str | Path, lat_N: NDArray[np.float64], lon_N: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Tell which places lie inside a raster; places that are NaN do not.
 
@@ -60,7 +62,7 @@ def pixels_by_metre(dataset: DatasetReader, lat: float, lon: float) -> Map:
     if not (np.isfinite(columns).all() and np.isfinite(rows).all()):
         raise DataError(f"{dataset.name}: {lat:g}, {lon:g} lies outside of what its CRS can express")
     by_east, by_north = _STEP * west_or_east, _STEP * south_or_north
-    return affine(
+    found = affine(
         (columns[1] - columns[0]) / by_east,
         (columns[2] - columns[0]) / by_north,
         columns[0],
@@ -68,6 +70,9 @@ def pixels_by_metre(dataset: DatasetReader, lat: float, lon: float) -> Map:
         (rows[2] - rows[0]) / by_north,
         rows[0],
     )
+    if np.abs(found).max() > _SENSE or not 1 / _SENSE < np.abs(found[:2, :2]).max():
+        raise DataError(f"{dataset.name}: its geotransform {dataset.transform[:6]} makes no sense on Earth")
+    return found
 
 
 def affine(a: float, b: float, c: float, d: float, e: float, f: float) -> Map:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from geobind.data.geotiff import open_raster
+from geobind.data.geotiff import open_raster, tells_damage
 from geobind.data.options import RasterOptions
 from geobind.data.raster_pixels import Box, read_box, read_turned
 from geobind.data.raster_places import affine, covers_N, pixels_by_metre
@@ -28,6 +28,7 @@ _TURNED = math.tan(math.radians(5))  # UTM grids turn from north by up to 3 degr
 _SAME = 0.5  # pixels by which a window may be off where pixels are taken as they are
 
 
+@tells_damage
 def read_window(path: str | Path, lat: float, lon: float, options: RasterOptions) -> NDArray[Any]:
     """Read the square of `options.size_m` metres around a place as an image with north at the top.
 
@@ -69,6 +70,7 @@ def read_window(path: str | Path, lat: float, lon: float, options: RasterOptions
     return _finished(values, valid, options, where)
 
 
+@tells_damage
 def read_pixels(
     path: str | Path, x: int, y: int, width: int, height: int, options: RasterOptions | None = None
 ) -> NDArray[Any]:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 
 from geobind.data.cells import CellError, cells_to_arrow, degrees_to_arrow, times_to_arrow, words_to_arrow
+from geobind.data.files import listed
 from geobind.errors import DataError
 
-ROWS_PER_CHUNK = 65_536
+ROWS_PER_CHUNK = 2048  # more take longer: Python's garbage collector goes through them again and again
 MAX_LINE = 10_000_000  # bytes
 T = TypeVar("T")
 _CONVERTERS: dict[str, Callable[[list[Any]], pa.Array]] = {
     "key": words_to_arrow,
     "split": words_to_arrow,
     "label": words_to_arrow,
+    "group": words_to_arrow,
     "licence": words_to_arrow,
     "lat": lambda values: degrees_to_arrow(values, 90.0),
     "lon": lambda values: degrees_to_arrow(values, 180.0),
@@ -50,19 +52,26 @@ class Rows:
         try:
             header = _checked_header(next(reader, []), self.path)
             self.columns |= dict.fromkeys(header)
-            for numbered in _chunks(
-                (reader.line_num, cells) for cells in reader if cells
-            ):  # a blank line has none
-                for line, cells in numbered:
-                    if len(cells) != len(header):
-                        raise DataError(
-                            f"{self.path}:{line}: {len(cells)} cells, but the header has {len(header)} "
-                            f"columns ({', '.join(header)}); quote texts that hold commas"
-                        )
-                columns = zip(*(cells for _, cells in numbered), strict=True)
-                yield [line for line, _ in numbered], dict(zip(header, map(list, columns), strict=True))
+            before = reader.line_num
+            while cells := list(islice(reader, ROWS_PER_CHUNK)):
+                lines = _lines_of(cells, before, reader.line_num)
+                before = reader.line_num
+                if not all(cells):  # a blank line has none
+                    lines, cells = _without_blanks(lines, cells)
+                if cells:
+                    self._check_lengths(lines, cells, header)
+                    yield lines, dict(zip(header, map(list, zip(*cells, strict=True)), strict=True))
         except csv.Error as error:
             raise DataError(f"{self.path}:{reader.line_num}: not well-formed CSV: {error}") from error
+
+    def _check_lengths(self, lines: list[int], rows: list[list[str]], header: list[str]) -> None:
+        count = len(header)
+        wrong = next((number for number, cells in enumerate(rows) if len(cells) != count), None)
+        if wrong is not None:
+            raise DataError(
+                f"{self.path}:{lines[wrong]}: {len(rows[wrong])} cells, but the header has {count} columns "
+                f"({listed(header)}); quote texts that hold commas"
+            )
 
     def _jsonl(self) -> Iterator[Chunk]:
         texts = ((line, text) for line, text in enumerate(_lines(self.path), start=1) if text.strip())
@@ -121,6 +130,18 @@ def _lines(path: Path) -> Iterator[str]:
                 raise DataError(
                     f"{path}:{line}: byte {error.start + 1} is not UTF-8; save the file with UTF-8 encoding"
                 ) from error
+
+
+def _lines_of(rows: list[list[str]], before: int, after: int) -> list[int]:
+    """Return the line on which each row ends, given the lines read before and after them."""
+    if after - before == len(rows):
+        return list(range(before + 1, after + 1))
+    return list(accumulate((1 + sum(cell.count("\n") for cell in row) for row in rows), initial=before))[1:]
+
+
+def _without_blanks(lines: list[int], rows: list[list[str]]) -> tuple[list[int], list[list[str]]]:
+    kept = [number for number, row in enumerate(rows) if row]
+    return [lines[number] for number in kept], [rows[number] for number in kept]
 
 
 def _checked_header(cells: list[str], path: Path) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from geobind.data.files import describe, open_binary
+from geobind.data.loudness import at_loudness
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def read_audio(
     *,
     start: float = 0.0,
     seconds: float | None = None,
+    loudness: float | None = None,
     max_seconds: float = MAX_SECONDS,
 ) -> Tensor:
     """Decode a sound into one channel at one sampling rate.
@@ -46,6 +48,8 @@ def read_audio(
         rate: Sampling rate wanted, in Hz.
         start: Where the window begins, in seconds.
         seconds: Length of the window; None reads to the end. A window past the end is shorter.
+        loudness: Bring what is read to this loudness in LUFS (ITU-R BS.1770), such as -23, unless it is
+            silent; less where peaks would go beyond -1 dB of full scale. None leaves it as it is.
         max_seconds: Longer inputs are refused unless a window is given.
 
     Returns:
@@ -66,22 +70,28 @@ def read_audio(
         _check_length(len(samples_T), source, 1, describe(raw), max_seconds)
     if not np.isfinite(samples_T).all():
         raise DataError(f"{describe(raw)}: has samples that are NaN or infinite")
-    return torch.from_numpy(
+    heard_T = torch.from_numpy(
         np.require(_resample(samples_T, source, rate, describe(raw)), requirements=["C", "W"])
     )
+    return heard_T if loudness is None else at_loudness(heard_T, rate, loudness)
 
 
 def audio_seconds(raw: Any, rate: int) -> float:
     """Return the length of a sound without decoding it, to choose a window; `raw` as for `read_audio`."""
     if isinstance(raw, str | Path | _Bytes):
-        with _open_sound(raw) as file:
+        with open_sound(raw) as file:
             return file.frames / file.samplerate
     samples_T, source = _from_array(raw, rate)
     return len(samples_T) / source
 
 
 @contextmanager
-def _open_sound(raw: str | Path | _Bytes) -> Generator[SoundFile]:
+def open_sound(raw: str | Path | _Bytes) -> Generator[SoundFile]:
+    """Open a sound without decoding it, to see its rate, channels and length.
+
+    Raises:
+        DataError: It is missing, or not a sound that can be decoded.
+    """
     import soundfile
 
     name = describe(raw)
@@ -94,6 +104,8 @@ def _open_sound(raw: str | Path | _Bytes) -> Generator[SoundFile]:
                 "elsewhere, convert it: ffmpeg -i INPUT output.flac"
             ) from error
         with file:
+            if file.samplerate not in _RATES:
+                raise DataError(f"{name}: claims {file.samplerate} samples a second; the file is damaged")
             yield file
 
 
@@ -101,10 +113,8 @@ def _decode(
     raw: str | Path | _Bytes, start: float, seconds: float | None, max_seconds: float
 ) -> tuple[NDArray[np.float32], int]:
     name = describe(raw)
-    with _open_sound(raw) as file:
+    with open_sound(raw) as file:
         source, first = file.samplerate, round(start * file.samplerate)
-        if source not in _RATES:
-            raise DataError(f"{name}: claims {source} samples a second; the file is damaged")
         left = max(0, file.frames - first)
         wanted = left if seconds is None else min(left, max(1, round(seconds * source)))
         _check_length(wanted, source, file.channels, name, max_seconds)

@@ -7,16 +7,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from geobind.data.files import listed
 from geobind.data.manifest import manifest_files
 from geobind.data.nearest import nearest_km
 from geobind.data.nearness import cells_of
+from geobind.data.parquet import ParquetRows
+from geobind.data.row_groups import undamaged
 from geobind.data.rows import Rows
 from geobind.errors import DataError
 from geobind.seeds import seed_of
@@ -43,7 +46,7 @@ class SplitOptions:
     seed: int = 0
     cell_km: float = 100.0
     buffer_km: float = 0.0  # rows of other splits nearer to the first one than this are left out
-    group: str | None = None  # the column whose values are never cut
+    group: str | None = None  # the column whose values are never cut, where it is not `group`
 
     def __post_init__(self) -> None:
         if any(share <= 0 for share in self.shares) or abs(sum(self.shares) - 1) > 1e-6:
@@ -54,10 +57,8 @@ class SplitOptions:
             )
         if not _KM[0] <= self.cell_km <= _KM[1] or not 0 <= self.buffer_km <= _KM[1]:
             raise DataError(f"a cell must be {_KM[0]:g} to {_KM[1]:g} km wide, and a buffer not negative")
-        if (self.by == "group") != (self.group is not None):
-            raise DataError(
-                "splitting by group needs the column that names groups, and only that: --group COLUMN"
-            )
+        if self.group is not None and self.by != "group":
+            raise DataError(f"--group {self.group}: only splitting by group has one: --by group")
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -114,7 +115,7 @@ def split_manifest(
         manifest: A CSV, TSV, JSONL or Parquet file.
         target: A file of the same kind.
         options: How to split.
-        columns: The manifest's own names of lat, lon and split, where they differ.
+        columns: The manifest's own names of lat, lon, group and split, where they differ.
 
     Returns:
         Rows of each split; those that are left out count as `""`.
@@ -124,13 +125,14 @@ def split_manifest(
     """
     from geobind.storage import write
 
-    said = {name: name for name in ("lat", "lon", "split")} | dict(columns or {})
+    said = {name: name for name in ("lat", "lon", "split", "group")} | dict(columns or {})
+    said |= {"group": options.group} if options.group else {}
     if manifest.is_dir():
         raise DataError(f"{manifest}: is a folder; split the manifest it was packed from")
     (manifest,) = manifest_files(manifest)
     if target.suffix.lower() != manifest.suffix.lower():
         raise DataError(f"{target}: must end in {manifest.suffix}, as {manifest.name} does")
-    wanted = {"place": [said["lat"], said["lon"]], "group": [options.group or ""], "random": []}[options.by]
+    wanted = {"place": [said["lat"], said["lon"]], "group": [said["group"]], "random": []}[options.by]
     packed = manifest.suffix.lower() in (".parquet", ".geoparquet")
     values = _packed_values(manifest, wanted) if packed else _text_values(manifest, wanted)
     splits = _assigned(values, options, said, manifest)
@@ -161,7 +163,7 @@ def _assigned(
     if options.by == "random":
         return split_units(lines, options)
     if options.by == "group":
-        return split_units([str(cell) for cell in values[options.group or ""]], options)
+        return split_units([str(cell) for cell in values[said["group"]]], options)
     axes: list[NDArray[np.float64]] = []
     for name, limit in (("lat", 90.0), ("lon", 180.0)):
         try:
@@ -183,19 +185,18 @@ def _text_values(manifest: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def _packed_values(manifest: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
-    import pyarrow.parquet as pq
-
-    file = pq.ParquetFile(manifest)
-    _check(file.schema_arrow.names, wanted, manifest)
-    table = file.read(columns=list(wanted))
-    return {"": list(range(file.metadata.num_rows)), **{c: table.column(c).to_pylist() for c in wanted}}
+    rows = ParquetRows(manifest)
+    _check(rows.file.schema_arrow.names, wanted, manifest)
+    with undamaged(manifest):
+        table = rows.file.read(columns=list(wanted))
+    return {"": list(range(rows.file.metadata.num_rows)), **{c: table.column(c).to_pylist() for c in wanted}}
 
 
 def _check(there: Any, wanted: Sequence[str], manifest: Path) -> None:
     for column in wanted:
         if column not in there:
             raise DataError(
-                f"{manifest}: has no column '{column}' to split by; its columns: {', '.join(there)}; name "
+                f"{manifest}: has no column '{column}' to split by; its columns: {listed(there)}; name "
                 "another, with --column lat=COLUMN --column lon=COLUMN or --by group --group COLUMN"
             )
 
@@ -214,25 +215,25 @@ def _table(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
 
 
 def _lines(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
-    def told() -> Iterator[str]:
-        with open(manifest, encoding="utf-8-sig") as file:
-            rows = (json.loads(line) for line in file if line.strip())
-            for row, split in zip(rows, splits, strict=True):
-                yield json.dumps({**row, column: split}, ensure_ascii=False) + "\n"
-
-    return "".join(told()).encode()
+    with open(manifest, "rb") as file:
+        texts = [line for raw in file if (line := raw.decode("utf-8-sig")).strip()]
+    rows = (
+        json.dumps({**json.loads(text), column: split}, ensure_ascii="\\u" in text)  # \\ud800 is no character
+        for text, split in zip(texts, splits, strict=True)
+    )
+    return "".join(f"{row}\n" for row in rows).encode()
 
 
 def _packed(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file, target, first = pq.ParquetFile(manifest), io.BytesIO(), 0
+    file, target, first = ParquetRows(manifest).file, io.BytesIO(), 0
     schema = file.schema_arrow
     index = schema.get_field_index(column)
     field = pa.field(column, pa.string())
     schema = schema.append(field) if index < 0 else schema.set(index, field)
-    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+    with undamaged(manifest), pq.ParquetWriter(target, schema, compression="zstd") as writer:
         for batch in file.iter_batches(1024):
             values = pa.array(splits[first : first + batch.num_rows], pa.string())
             table = pa.Table.from_batches([batch])

@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 
 from geobind.data.arrow import mapped_table, pc
-from geobind.data.columns import ArrowColumn, Column, chosen_columns, manifest_columns
+from geobind.data.columns import ArrowColumn, Column, chosen_columns, manifest_columns, with_first
 from geobind.data.files import Files
 from geobind.data.manifest import arrow_of_manifest
 from geobind.data.options import DataOptions
 from geobind.data.raster_cells import RasterColumn
-from geobind.data.views import Lazy, Pairs
+from geobind.data.views import Lazy, Observed, Pairs
 from geobind.errors import DataError
-from geobind.modality import Pair, Place
+from geobind.modality import Place
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -61,6 +61,11 @@ class Table:
     def labels(self) -> list[str | None] | None:
         """The class of each row, or None if no row has one."""
         return self._field("label")
+
+    @property
+    def groups(self) -> list[str | None] | None:
+        """What each row belongs to, such as the recording it was cut from; None if no row says."""
+        return self._field("group")
 
     @property
     def places_LL(self) -> NDArray[np.float64] | None:
@@ -134,15 +139,15 @@ class Table:
             )
         return Pairs(table, anchor, other)
 
-    def pair(self, index: int, anchor: str, other: str) -> Pair:
-        """Return the two raw inputs of one row (counted in this table), and what is known about it."""
+    def observed(self, index: int, names: Collection[str]) -> Observed:
+        """Return raw inputs of one row (counted in this table), and what is known about it."""
         row = int(self.rows_N[index])
         key = self._key(row)
         try:
-            raws = self.columns[anchor][row], self.columns[other][row]
+            raws = {name: self.columns[name][row] for name in names}
         except DataError as error:
             raise DataError(f"{key}: {error}") from error
-        return Pair(*raws, key, self._place(row), self._cell("label", row))
+        return Observed(raws, key, self._place(row), self._cell("label", row))
 
     def check_files(self, limit: int = 100_000) -> int:
         """Check that the files named are there, lie where they may, and are not empty.
@@ -241,4 +246,5 @@ def open_table(options: DataOptions, base: Path, names: Collection[str]) -> Tabl
         files = Files(base / options.root if options.root else folder, tuple(base / f for f in options.links))
         columns = manifest_columns(path, options, names, files, name)
     count = mapped_table(path).num_rows
+    columns = with_first(columns, options.first, names)
     return Table(name, path, columns, np.arange(min(count, options.limit or count), dtype=np.int32))

@@ -8,7 +8,7 @@ import csv
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,8 +25,6 @@ from geobind.errors import DataError
 from geobind.progress import track, watched
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from geobind.toyearth.planet import Places
 
 NAME = "toyearth"
@@ -41,7 +39,9 @@ def open_toyearth(options: ToyEarthOptions) -> tuple[str, Path, Mapping[str, Col
     The columns are `tile` and `photo` (uint8 arrays), `sound` (int16 array and rate), `captions` (a list of
     strings) and `facts` (float32 array). Its label is the land cover that most of the place has.
     """
-    made_from = (options.model_dump(), _version_of_renderers())
+    # Without rows for validation it is the planet that it was before there were any.
+    asked = options.model_dump(exclude=set() if options.validation else {"validation"})
+    made_from = (asked, _version_of_renderers())
     folder = build_once(
         cache_root() / NAME / fingerprint(*made_from), lambda target: _render(target, options)
     )
@@ -92,11 +92,40 @@ def write_toyearth(folder: Path, options: ToyEarthOptions) -> Path:
     return manifest
 
 
-def _render(folder: Path, options: ToyEarthOptions) -> None:
+def places_of(options: ToyEarthOptions) -> Places:
+    """The places of toy Earth, in the order of its rows: to train on, held out, and for validation."""
     from geobind.toyearth import Planet
 
-    count = options.places + options.held_out
-    places = Planet(options.seed).places(count, options.seed)
+    count = options.places + options.held_out + options.validation
+    return Planet(options.seed).places(count, options.seed)
+
+
+def render_column(name: str, places: Places, options: ToyEarthOptions) -> Sequence[Any]:
+    """Make one column's raw inputs of any places: a tile, a photo, a sound, captions or facts of each.
+
+    Raises:
+        DataError: There is no such column.
+    """
+    from geobind.toyearth import render_photos, render_sounds, render_tiles, write_captions
+
+    if name == "tile":
+        return list(render_tiles(places, options.seed, options.tile_size, options.gsd))
+    if name == "photo":
+        return list(render_photos(places, options.seed, options.photo_size))
+    if name == "sound":
+        samples_NT = render_sounds(places, options.seed, options.seconds, options.rate)
+        sounds_NT = np.round(np.clip(samples_NT, -1, 1) * 32767).astype(np.int16)
+        return [(samples_T, options.rate) for samples_T in sounds_NT]
+    if name == "captions":
+        return write_captions(places, options.seed, options.captions)
+    if name == "facts":
+        return list(places.facts)
+    raise DataError(f"{NAME}: has no column '{name}'; its columns: {', '.join((*_ARRAYS, 'captions'))}")
+
+
+def _render(folder: Path, options: ToyEarthOptions) -> None:
+    places = places_of(options)
+    count = len(places.lat)
     starts = range(0, count, _CHUNK)
     if not watched() and count >= 1000:  # no bar will be seen
         print(f"rendering toy Earth: {count} places, once, into {folder.parent}", file=sys.stderr)
@@ -113,8 +142,11 @@ def _render(folder: Path, options: ToyEarthOptions) -> None:
     captions: list[list[str]] = []
     for start in track(starts, "rendering toy Earth", len(starts)):
         rows = slice(start, start + _CHUNK)
-        for name, values in _rendered(places.take(np.arange(count)[rows]), options, captions):
-            arrays[name][rows] = values
+        part = places.take(rows)
+        for name in _ARRAYS:
+            values = render_column(name, part, options)
+            arrays[name][rows] = [samples_T for samples_T, _ in values] if name == "sound" else values
+        captions += render_column("captions", part, options)
     for array in arrays.values():
         array.flush()
     table = _rows(places, captions, options)
@@ -122,22 +154,10 @@ def _render(folder: Path, options: ToyEarthOptions) -> None:
         writer.write_table(table)
 
 
-def _rendered(
-    places: Places, options: ToyEarthOptions, captions: list[list[str]]
-) -> Iterator[tuple[str, NDArray[Any]]]:
-    from geobind.toyearth import render_photos, render_sounds, render_tiles, write_captions
-
-    yield "tile", render_tiles(places, options.seed, options.tile_size, options.gsd)
-    yield "photo", render_photos(places, options.seed, options.photo_size)
-    samples_NT = render_sounds(places, options.seed, options.seconds, options.rate)
-    yield "sound", np.round(np.clip(samples_NT, -1, 1) * 32767).astype(np.int16)
-    yield "facts", places.facts
-    captions += write_captions(places, options.seed, options.captions)
-
-
 def _rows(places: Places, captions: list[list[str]], options: ToyEarthOptions) -> pa.Table:
     count = len(captions)
-    split = ["train"] * options.places + ["test"] * options.held_out
+    # Last, so that asking for them moves no other row.
+    split = ["train"] * options.places + ["test"] * options.held_out + ["val"] * options.validation
     return pa.table(
         {
             "line": pa.array(range(count), pa.int64()),

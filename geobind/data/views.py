@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
 
-from geobind.modality import Pair
+from geobind.modality import Pair, Place
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from geobind.data.table import Table
 
 T = TypeVar("T")
+
+
+class Observed(NamedTuple):
+    """What was observed of one place, by modality, and what is known about it."""
+
+    raws: Mapping[str, Any]  # raw inputs, or lists of equally good ones; None where it is missing
+    key: str = ""  # names the row in messages
+    place: Place | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,4 +67,5 @@ class Pairs(Sequence[Pair]):
     def __getitem__(self, index: int | slice) -> Pair | Pairs:
         if isinstance(index, slice):
             return replace(self, table=self.table.take(np.arange(len(self))[index]))
-        return self.table.pair(index, self.anchor, self.other)
+        raws, key, place, label = self.table.observed(index, (self.anchor, self.other))
+        return Pair(raws[self.anchor], raws[self.other], key, place, label)

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from geobind.data.nearest import nearest_km
 from geobind.data.table import Table
-from geobind.evaluation.contents import Copies, copies
+from geobind.evaluation.contents import MOST_IMAGES, Copies, Looked, copies
 
 REACHES_KM = (1, 10, 100)
 WARN_WITHIN = {1: 0.01, 10: 0.10}  # share of test rows this near to a training row from which on it is told
-GROUP = "group"  # a column of this name says which rows belong together, such as cuts of one recording
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,9 @@ class Leakage:
         for name, found in self.copies.items():
             if found.rows and not found.words:
                 said.append(f"{found.rows:,} test rows have a training row's {name} ({found.example})")
+            if found.near:
+                twins = f"{found.near:,} test rows have nearly the same {name} as a training row"
+                said.append(f"{twins} ({found.near_example})")
         if self.groups and self.groups.shared:
             said.append(f"{self.groups.test_rows:,} test rows are of groups that were trained on")
         if self.near:
@@ -79,7 +81,10 @@ class Leakage:
         """One line for people, whether or not the split leaks."""
         if self.warning:
             return self.warning
-        parts = [f"{name}: {found.rows:,} copies" for name, found in self.copies.items()]
+        parts = [
+            f"{name}: {found.rows:,} copies{'' if found.near is None else f', {found.near:,} near ones'}"
+            for name, found in self.copies.items()
+        ]
         if self.near:
             shares = ", ".join(f"{share:.0%} within {km} km" for km, share in self.near.within_km.items())
             parts.append(f"nearest {self.near.least_km:,.2f} km, {shares}")
@@ -92,17 +97,25 @@ class Leakage:
         return {**asdict(self), "faults": self.faults}
 
 
-def leakage(train: Table, test: Table, modalities: Collection[str] | None = None) -> Leakage:
+def leakage(
+    train: Table,
+    test: Table,
+    modalities: Collection[str] | None = None,
+    *,
+    looked: Looked | None = None,
+    most_images: int | None = MOST_IMAGES,
+) -> Leakage:
     """Compares the rows tested on with those trained on.
-
-    Near-duplicates (the same scene photographed twice, a re-encoded file) are not looked for.
 
     Args:
         train: Rows trained on.
         test: Rows held out; of the same table or of another.
         modalities: Whose contents are compared; by default all that both tables have.
+        looked: What was seen of images before; one dict passed to several calls saves decoding them again.
+        most_images: With more images of a modality than this, nearly equal ones are not looked for.
     """
-    both = sorted((set(train.columns) & set(test.columns)) - {GROUP})
+    seen: Looked = {} if looked is None else looked
+    both = sorted(set(train.columns) & set(test.columns))
     names = both if modalities is None else [name for name in both if name in modalities]
     return Leakage(
         _called(train),
@@ -110,7 +123,7 @@ def leakage(train: Table, test: Table, modalities: Collection[str] | None = None
         len(train),
         len(test),
         _near(train.places_LL, test.places_LL),
-        {name: copies(train, test, name) for name in names},
+        {name: copies(train, test, name, seen, most_images) for name in names},
         _groups(train, test),
     )
 
@@ -124,7 +137,7 @@ def _near(train_LL: NDArray[np.float64] | None, test_LL: NDArray[np.float64] | N
     if not len(train_NLL) or not len(test_NLL):
         return None
     km_N = nearest_km(test_NLL, train_NLL)
-    train_cell_N, test_cell_N = _cells(train_NLL), _cells(test_NLL)
+    train_cell_N, test_cell_N = cells_of(train_NLL), cells_of(test_NLL)
     shared_N = np.isin(test_cell_N, train_cell_N)
     return Near(
         len(test_NLL),
@@ -143,7 +156,7 @@ def _known(place_LL: NDArray[np.float64] | None) -> NDArray[np.float64]:
     return place_LL[np.isfinite(place_LL).all(axis=1)]
 
 
-def _cells(place_NLL: NDArray[np.float64]) -> NDArray[np.int64]:
+def cells_of(place_NLL: NDArray[np.float64]) -> NDArray[np.int64]:
     """The number of each place's 1-degree cell; 180 degrees east is 180 degrees west."""
     lat_N, lon_N = np.floor(place_NLL).astype(np.int64).T
     return lat_N * 360 + (lon_N + 180) % 360
@@ -158,5 +171,4 @@ def _groups(train: Table, test: Table) -> Groups | None:
 
 
 def _group_of_rows(table: Table) -> list[str]:
-    rows_N = table.rows_with([GROUP])
-    return [str(group) for group in table.take(rows_N).samples(GROUP)] if len(rows_N) else []
+    return [group for group in table.groups or () if group is not None]

@@ -59,6 +59,13 @@ class PairTable:
     rows: tuple[PairRow, ...]
     skipped: tuple[Skipped, ...]
     settings: Settings
+    clusters: str | None = None  # what rows of one cluster have in common, such as `group`
+    warnings: tuple[str, ...] = ()  # what makes the figures look better than they are
+
+    @property
+    def drawn(self) -> str:
+        """What the bootstrap draws again, in words."""
+        return "queries" if self.clusters is None else f"whole clusters of queries ({self.clusters})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON, with the conventions that the figures follow."""
@@ -68,8 +75,10 @@ class PairTable:
             "conventions": {
                 "rank": "1 + larger + ties / 2, mean over ties; best positive of a query",
                 "recall_percent": "of the gallery, rounded up",
-                "interval": "percentile bootstrap over queries, gallery fixed",
+                "interval": f"percentile bootstrap over {self.drawn}, gallery fixed",
             },
+            "clusters": self.clusters,
+            "warnings": list(self.warnings),
             "rows": [row.to_dict() for row in self.rows],
             "skipped": [
                 {"modalities": list(pair.modalities), "reason": pair.reason} for pair in self.skipped
@@ -84,6 +93,7 @@ def evaluate_pairs(
     ids: Any = None,
     labels: Any = None,
     places: Any = None,
+    clusters: Any = None,
     presence: Mapping[str, Any] | None = None,
     settings: Settings | None = None,
 ) -> PairTable:
@@ -98,6 +108,7 @@ def evaluate_pairs(
         ids: one per row; rows of one id (several sounds of a place) are positives of each other.
         labels: one class per row, None where unknown; adds label_mAP and label_nDCG.
         places: (N, 2) latitude and longitude in degrees, NaN or None where unknown; adds place_nDCG.
+        clusters: what each row belongs to, None where to nothing; intervals draw whole clusters.
         presence: by modality, (N,) booleans; a modality left out has every row.
         settings: cut-offs, tolerance, resamples.
 
@@ -106,7 +117,7 @@ def evaluate_pairs(
     """
     settings = settings or Settings()
     size = _rows(embeddings)
-    known = _truth(size, ids, labels, places)
+    known = _truth(size, ids, labels, places, clusters)
     present = _presence(presence or {}, embeddings, size)
     aligned = _aligned(trained, embeddings)
     whole = {name: Rows(values, name) for name, values in embeddings.items()}
@@ -145,11 +156,11 @@ def _rows(embeddings: Mapping[str, Embeddings]) -> int:
     return next(iter(sizes.values()))
 
 
-def _truth(size: int, ids: Any, labels: Any, places: Any) -> Truth:
+def _truth(size: int, ids: Any, labels: Any, places: Any, clusters: Any) -> Truth:
     id_N = np.arange(size) if ids is None else codes(ids, size, "ids")
     if (id_N < 0).any():
         raise DataError(f"ids: row {int(np.argmax(id_N < 0))} has no id; every row needs one")
-    return truth(size, id_N, labels, places)
+    return truth(size, id_N, labels, places, clusters=clusters)
 
 
 def _presence(

@@ -75,18 +75,19 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of each row: its id, and perhaps its label and place, as numbers."""
+    """What is known of each row: its id, and perhaps its label, place and cluster, as numbers."""
 
     id_N: np.ndarray
     label_N: np.ndarray | None = None
     place_N2: np.ndarray | None = None
+    cluster_N: np.ndarray | None = None  # rows of one number are no independent queries
 
     def take(self, rows: np.ndarray | None) -> Truth:
         """The truth of some rows; None for all."""
         if rows is None:
             return self
-        label_N = None if self.label_N is None else self.label_N[rows]
-        return Truth(self.id_N[rows], label_N, None if self.place_N2 is None else self.place_N2[rows])
+        others = (self.label_N, self.place_N2, self.cluster_N)
+        return Truth(self.id_N[rows], *(None if known is None else known[rows] for known in others))
 
 
 def retrieval(
@@ -99,6 +100,7 @@ def retrieval(
     gallery_labels: Any = None,
     query_places: Any = None,
     gallery_places: Any = None,
+    query_clusters: Any = None,
     settings: Settings | None = None,
 ) -> Retrieval:
     """How well queries find their positives in a gallery, one direction.
@@ -112,6 +114,8 @@ def retrieval(
         gallery_labels: the same of the gallery.
         query_places: (Q, 2) latitude and longitude in degrees, NaN or None where unknown; adds place_nDCG.
         gallery_places: the same of the gallery.
+        query_clusters: what each query belongs to, such as its recording, None where to nothing; queries of
+            one cluster are drawn together for intervals.
         settings: cut-offs, tolerance, resamples.
 
     Raises:
@@ -129,7 +133,7 @@ def retrieval(
                 f"{kind} were given for one side only; give query_{kind} and gallery_{kind}, or neither"
             )
     known: dict[Any, int] = {}
-    near = truth(query.size, query_id_Q, query_labels, query_places, known, prefix="query_")
+    near = truth(query.size, query_id_Q, query_labels, query_places, known, query_clusters, prefix="query_")
     far = truth(gallery.size, gallery_id_G, gallery_labels, gallery_places, known, prefix="gallery_")
     counts = count_rows(query, gallery, near.id_N, far.id_N, tolerance=settings.tolerance)
     return _summary(query, gallery, near, far, counts, settings)
@@ -152,12 +156,15 @@ def truth(
     labels: Any,
     places: Any,
     known: dict[Any, int] | None = None,
+    clusters: Any = None,
     *,
     prefix: str = "",
 ) -> Truth:
-    """Labels and places checked against the number of rows and made numbers."""
+    """Labels, places and clusters checked against the number of rows and made numbers."""
     label_N = None if labels is None else codes(labels, size, f"{prefix}labels", known)
-    return Truth(id_N, label_N, None if places is None else _places(places, size, f"{prefix}places"))
+    place_N2 = None if places is None else _places(places, size, f"{prefix}places")
+    cluster_N = None if clusters is None else codes(clusters, size, f"{prefix}clusters")
+    return Truth(id_N, label_N, place_N2, cluster_N)
 
 
 def _places(places: Any, size: int, name: str) -> np.ndarray:
@@ -189,6 +196,7 @@ def _summary(
         resamples=settings.resamples,
         seed=settings.seed,
         confidence=settings.confidence,
+        cluster_Q=_alone_together(near.cluster_N),
     )
     metrics = {
         name: Metric(
@@ -200,6 +208,14 @@ def _summary(
         counts.median_rank, counts.chance_median_rank(), bounds.median_low, bounds.median_high
     )
     return Retrieval(query.size, gallery.size, metrics)
+
+
+def _alone_together(cluster_N: np.ndarray | None) -> np.ndarray | None:
+    """Clusters numbered through; a row without one is a cluster of its own."""
+    if cluster_N is None:
+        return None
+    own_N = cluster_N.max() + 1 + np.arange(len(cluster_N))
+    return np.unique(np.where(cluster_N < 0, own_N, cluster_N), return_inverse=True)[1]
 
 
 def _of_ranks(counts: Counts, settings: Settings) -> dict[str, Scores]:

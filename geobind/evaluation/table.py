@@ -69,6 +69,7 @@ def _beside_chance(metric: Metric | None) -> str:
 
 def _skipped(table: PairTable) -> str | None:
     lines = [f"not measured: {' and '.join(pair.modalities)}: {pair.reason}" for pair in table.skipped]
+    lines += [f"warning: {line}" for line in table.warnings]
     return "\n".join(lines) or None
 
 
@@ -87,6 +88,6 @@ def _number(value: float) -> str:
 
 def _caption(table: PairTable) -> str:
     settings = table.settings
-    lines = [f"{settings.confidence:.0%} intervals: {settings.resamples} resamples of the queries"]
+    lines = [f"{settings.confidence:.0%} intervals: {settings.resamples} resamples of the {table.drawn}"]
     skipped = _skipped(table)
     return "\n".join([*lines, *([skipped] if skipped else [])])

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
 from geobind.errors import PluginError
 from geobind.modality import Modality
 from geobind.plugins import Registry
+from geobind.recipe.columns import column_faults
+from geobind.recipe.ending import ending_faults
 from geobind.recipe.explaining import field_problems, written_path
 from geobind.recipe.reading import Path_, Problem, Written, strings
-from geobind.recipe.schema import Entry, Recipe, Stage
+from geobind.recipe.schema import Entry, Recipe
+from geobind.recipe.stages import stage_faults, unknown
 
 # What a field that must be given is taken to be when it was given wrongly, so that the rest can be checked.
-_STAND_INS: dict[str | int, Any] = {"name": "unnamed", "batch_size": 2, "period": 1}
+_STAND_INS: dict[str | int, Any] = {"name": "unnamed", "batch_size": 2, "period": 1, "blocks": 1}
 
 
 def check_fields(written: Written) -> tuple[Recipe | None, list[Problem], set[int]]:
@@ -42,7 +44,9 @@ def check_fields(written: Written) -> tuple[Recipe | None, list[Problem], set[in
 
 def _without(values: dict[str, Any], paths: Iterable[Path_]) -> dict[str, Any]:
     pruned = copy.deepcopy(values)
-    for path in paths:
+    for path in reversed(
+        dict.fromkeys(paths)
+    ):  # the last item of a list first, so that the others keep their numbers
         node: Any = pruned
         for word in path[:-1]:
             node = node[word]
@@ -50,6 +54,10 @@ def _without(values: dict[str, Any], paths: Iterable[Path_]) -> dict[str, Any]:
             node.pop(path[-1], None)
             if path[-1] in _STAND_INS:
                 node[path[-1]] = _STAND_INS[path[-1]]
+            elif path[-2:-1] == ("train",):
+                node[path[-1]] = "full"  # it is to be trained, if it is not clear how
+        elif isinstance(node, list):
+            cast(list[Any], node).pop(int(path[-1]))
     return pruned
 
 
@@ -106,7 +114,7 @@ def check_stages(
     """
     problems: list[Problem] = []
     if recipe.anchor not in recipe.modalities:
-        problems.append(written.problem(("anchor",), _unknown(recipe.anchor, recipe.modalities)))
+        problems.append(written.problem(("anchor",), unknown(recipe.anchor, recipe.modalities)))
     names = [stage.name for stage in recipe.stages]
     for index, stage in enumerate(recipe.stages):
         path: Path_ = ("stages", index)
@@ -114,77 +122,38 @@ def check_stages(
             problems.append(
                 written.problem((*path, "name"), f"stage {stage.name!r} is there already; rename one")
             )
-        found = [(at, message) for at, message in _stage(recipe, stage, built) if at or index not in marred]
+        found = [
+            (at, message) for at, message in stage_faults(recipe, stage, built) if at or index not in marred
+        ]
         problems.extend(written.problem((*path, *at), message) for at, message in found)
-    if recipe.evaluate and recipe.evaluate.data is None and recipe.data is None:
-        problems.append(
-            written.problem(("evaluate",), "has no rows: give `data` here or for the whole recipe")
-        )
+    problems.extend(written.problem(at, message) for at, message in ending_faults(recipe))
     return problems
 
 
 def check_files(written: Written, recipe: Recipe) -> list[Problem]:
-    """Check that every manifest the recipe names is there."""
-    problems: list[Problem] = []
-    for path, options in data_of(recipe):
-        if options.manifest is not None and not (recipe.base / options.manifest).exists():
-            shown = options.manifest
-            message = f"no such file: {shown} (relative to the recipe's folder, {recipe.base or '.'})"
-            problems.append(written.problem((*path, "manifest"), message))
-    return problems
+    """Check that every manifest the recipe names is there, and has the columns that stages ask for."""
+    whose = "the current folder" if recipe.base == Path() else f"the recipe's folder, {recipe.base}"
+    missing = [
+        (path, f"no such file: {manifest} (relative to {whose})") for path, manifest in missing_files(recipe)
+    ]
+    return [written.problem(path, message) for path, message in [*missing, *column_faults(recipe)]]
+
+
+def missing_files(recipe: Recipe) -> list[tuple[Path_, Path]]:
+    """List the manifests that a recipe names and that are not there, each with its path in the recipe."""
+    named = ((path, options.manifest) for path, options in data_of(recipe) if options.manifest is not None)
+    return [((*path, "manifest"), file) for path, file in named if not (recipe.base / file).exists()]
 
 
 def data_of(recipe: Recipe) -> Iterator[tuple[Path_, Any]]:
     """List every `data` block of a recipe with its path."""
     blocks: list[tuple[Path_, Any]] = [(("data",), recipe.data)]
     blocks += [(("modalities", name, "data"), entry.data) for name, entry in recipe.modalities.items()]
-    blocks += [(("stages", i, "data"), stage.data) for i, stage in enumerate(recipe.stages)]
+    for number, stage in enumerate(recipe.stages):
+        path: Path_ = ("stages", number, "data")
+        if isinstance(stage.data, tuple):
+            blocks += [((*path, place), options) for place, options in enumerate(stage.data)]
+        else:
+            blocks.append((path, stage.data))
     blocks.append((("evaluate", "data"), recipe.evaluate and recipe.evaluate.data))
     return ((path, options) for path, options in blocks if options is not None)
-
-
-def _stage(recipe: Recipe, stage: Stage, built: dict[str, Modality]) -> Iterator[tuple[Path_, str]]:
-    anchor = recipe.anchor_of(stage)
-    if stage.anchor is not None and stage.anchor not in recipe.modalities:
-        yield ("anchor",), _unknown(stage.anchor, recipe.modalities)
-    if stage.align not in recipe.modalities:
-        yield ("align",), _unknown(stage.align, recipe.modalities)
-    elif stage.align == anchor:
-        yield ("align",), f"{anchor!r} is this stage's anchor: a modality is not aligned with itself"
-    elif recipe.data_of(stage) is None and not _brings_pairs(built.get(stage.align)):
-        yield (), f"has no rows: give `data` to the stage, to {stage.align!r}, or to the whole recipe"
-    if (stage.epochs is None) == (stage.steps is None):
-        yield (), "say how long: give either `epochs` or `steps`"
-    if not stage.parts:
-        yield ("train",), "nothing to train: name an encoder"
-    for name in stage.parts:
-        yield from _trained(recipe, stage, name, anchor, built)
-    if isinstance(recipe.fabric.devices, int):
-        ranks = recipe.fabric.devices * recipe.fabric.num_nodes
-        if ranks < 1 or stage.batch_size % ranks:
-            yield ("batch_size",), f"{stage.batch_size} pairs do not divide among {ranks} devices"
-
-
-def _trained(
-    recipe: Recipe, stage: Stage, name: str, anchor: str, built: dict[str, Modality]
-) -> Iterator[tuple[Path_, str]]:
-    if name not in recipe.modalities:
-        yield ("train",), _unknown(name, recipe.modalities)
-    elif name not in (stage.align, anchor):
-        yield ("train",), f"{name!r} takes no part in this stage, so no gradient reaches it"
-    elif name in built and recipe.role(name) == "frozen":
-        yield (
-            ("train",),
-            f"{name!r} is frozen by its plugin; to train it on purpose write `{name}: {{role: trainable}}`",
-        )
-
-
-def _brings_pairs(modality: Modality | None) -> bool:
-    return modality is not None and type(modality).pairs is not Modality.pairs
-
-
-def _unknown(name: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"the recipe has {', '.join(names)}"
-    return f"no modality {name!r} under `modalities`; {hint}"

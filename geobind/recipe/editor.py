@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from geobind.modality import Modality
+from pydantic import BaseModel
+
 from geobind.plugins import Registry
 from geobind.recipe.schema import Recipe
 
@@ -29,8 +30,8 @@ def editor_schema(registry: Registry) -> Schema:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "geobind recipe"}
 
 
-def options_of(cls: type[Modality]) -> list[dict[str, Any]]:
-    """List a modality's options, nested ones too: path, type, default, whether required, help."""
+def options_of(cls: type[BaseModel]) -> list[dict[str, Any]]:
+    """List a class's options, nested ones too: path, type, default, whether required, help."""
     schema = cls.model_json_schema()
     return list(_options(schema, schema.get("$defs", {}), ()))
 

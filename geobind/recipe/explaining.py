@@ -23,6 +23,8 @@ def field_problems(
             message = "unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
         elif item["type"] == "missing":
             message = "missing; it must be given"
+        elif item["type"] == "model_type":
+            message = f"must be a block of keys (got {item['input']!r})"
         elif isinstance(item["input"], str | int | float | bool | None):
             message += f" (got {item['input']!r})"
         yield written.problem(path, message)

@@ -17,9 +17,14 @@ _HERE = Path(__file__).resolve().parents[1]
 _SHELVES = (_HERE / "recipes", _HERE.parent / "recipes")
 
 
+def shelves() -> list[Path]:
+    """The folders in which recipes come with geobind."""
+    return [shelf for shelf in _SHELVES if shelf.is_dir()]
+
+
 def shipped() -> dict[str, Path]:
     """List the recipes that come with geobind, by name."""
-    files = (file for shelf in _SHELVES if shelf.is_dir() for file in sorted(shelf.glob("*.yaml")))
+    files = (file for shelf in shelves() for file in sorted(shelf.glob("*.yaml")))
     return {file.stem: file for file in files}
 
 
@@ -40,18 +45,25 @@ def locate(name: str | Path) -> Path:
     raise RecipeProblems([Problem(str(name), "", f"no such recipe file, nor a shipped recipe; {hint}")])
 
 
-def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(name: str | Path, overrides: Iterable[str] = (), *, files: bool = True) -> Recipe:
     """Load a recipe and check all that can be checked without torch.
 
     Args:
-        name: Path of a YAML file, or the bare name of a shipped recipe.
+        name: Path of a YAML file, or the bare name of a shipped recipe, whose relative paths then start from
+            the current folder: it lies where nobody keeps data.
         overrides: Changes such as `stages.0.batch_size=64`; a stage may be given by its name.
+        files: Whether the manifests it names must be there.
 
     Raises:
         RecipeProblems: The recipe has mistakes; every one is listed with file, line, column and the fix.
     """
     file = locate(name)
-    return _checked(read(file, overrides), file.parent)
+    return _checked(read(file, overrides), Path() if is_shipped(name) else file.parent, files=files)
+
+
+def is_shipped(name: str | Path) -> bool:
+    """Whether this is the bare name of a recipe that comes with geobind, and no path."""
+    return not Path(name).is_file() and str(name) in shipped()
 
 
 def recipe_from(values: Mapping[str, Any], base: Path, *, source: str, files: bool = False) -> Recipe:

@@ -2,142 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag
 
-from geobind.data.options import DataOptions
+from geobind.data.options import DataOptions, MixedData
 from geobind.modality import Modality, Role
+from geobind.recipe.losses import PCME, InfoNCE, SigLIP
+from geobind.recipe.measuring import CardOptions, Evaluation
+from geobind.recipe.options import AdamW, Batches, Cache, Constant, Cosine, Options, WarmRestarts
+from geobind.recipe.pairs import Bound, Pairing, bound_pairs, names_of
+from geobind.recipe.parts import Part, Train, options_of
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
-Part = Literal["full", "head"]  # what a stage trains of an encoder
-
-
-class Options(BaseModel):
-    """A block of a recipe: unknown keys are refused, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Temperature(Options):
-    """The temperature of a contrastive loss: similarities are divided by it."""
-
-    init: float = Field(default=0.07, gt=0, le=10, description="value at the start of the stage")
-    learn: bool = Field(default=True, description="whether the stage trains it")
-    minimum: float = Field(
-        default=0.01, gt=0, description="lower bound; CLIP's logit scale of at most 100 is 0.01"
-    )
-    maximum: float = Field(default=1.0, gt=0, description="upper bound")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.minimum <= self.init <= self.maximum:
-            raise ValueError(
-                f"needs minimum <= init <= maximum, not {self.minimum}, {self.init}, {self.maximum}"
-            )
-        return self
-
-
-class InfoNCE(Options):
-    """Softmax contrastive loss over the batch (arXiv:1807.03748; GeoBind eqs. 1-4)."""
-
-    name: Literal["infonce"] = "infonce"
-    direction: Literal["both", "anchor_to_other", "other_to_anchor"] = Field(
-        default="both", description="which side queries the other; both is the mean of the two"
-    )
-    temperature: Temperature = Temperature()
-    positives: Literal["pair", "label"] = Field(
-        default="pair", description="a row's positives: its own pair alone, or every row of its label"
-    )
-    ignore_within_m: float | None = Field(
-        default=None, gt=0, description="rows of places nearer than this many metres are no negatives"
-    )
-
-
-class SigLIP(Options):
-    """Pairwise sigmoid loss (arXiv:2303.15343)."""
-
-    name: Literal["siglip"]
-    temperature: Temperature = Temperature(init=0.1)
-    bias: float = Field(default=-10.0, description="added to every logit at the start; learned")
-
-
-class AdamW(Options):
-    """AdamW; the defaults are CLIP's, with a learning rate for small models."""
-
-    name: Literal["adamw"] = "adamw"
-    lr: float = Field(default=5e-4, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field(default=(0.9, 0.98), description="decay of the two moments")
-    eps: float = Field(default=1e-6, gt=0)
-    weight_decay: float = Field(
-        default=0.2, ge=0, description="not applied to biases, norms and the temperature"
-    )
-
-
-class Constant(Options):
-    """The peak learning rate throughout, after a linear warm-up."""
-
-    name: Literal["constant"]
-    warmup_steps: int = Field(default=0, ge=0)
-
-
-class Cosine(Options):
-    """Linear warm-up, then half a cosine from the peak down to `final` times the peak."""
-
-    name: Literal["cosine"] = "cosine"
-    warmup_steps: int = Field(default=0, ge=0)
-    final: float = Field(
-        default=0.0, ge=0, le=1, description="learning rate at the end, as a share of the peak"
-    )
-
-
-class WarmRestarts(Options):
-    """Cosine annealing with warm restarts (SGDR, arXiv:1608.03983 eq. 5)."""
-
-    name: Literal["warm_restarts"]
-    period: int = Field(gt=0, description="steps of the first period")
-    multiplier: int = Field(
-        default=1, ge=1, description="each period is this many times as long as the one before"
-    )
-    warmup_steps: int = Field(default=0, ge=0)
-    final: float = Field(
-        default=0.0, ge=0, le=1, description="learning rate at a period's end, as a share of the peak"
-    )
+_ONE, _MANY = "one of them", "several of them"  # no identifiers: they are left out of a mistake's path
+OneOrMany = Discriminator(lambda value: _MANY if isinstance(value, list | tuple) else _ONE)
 
 
 class Stage(Options):
-    """One sentence: align this modality with the anchor, train these encoders."""
+    """One sentence: align these modalities with the anchor, train these encoders."""
 
     name: Name
-    align: str = Field(description="the modality to align with the anchor")
+    align: Annotated[
+        Annotated[str, Tag(_ONE)] | Annotated[tuple[str, ...], Tag(_MANY)],
+        OneOrMany,
+    ] = Field(description="the modality to align with the anchor, or several")
+    pairs: Pairing = Field(
+        default="anchor",
+        description="what is compared: each aligned modality with the anchor, or all of them with each other",
+    )
+    weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict,
+        description="how much the loss of a pair counts, by its aligned modality or as one-other; default: 1",
+    )
     anchor: str | None = Field(
         default=None, description="the modality aligned with; default: the recipe's anchor"
     )
-    train: list[str] | dict[str, Part] = Field(description="the encoders to train, whole or by their head")
-    data: DataOptions | None = Field(
-        default=None, description="default: the aligned modality's data, or the recipe's"
+    train: Train = Field(
+        description="the encoders to train, or of each what: full, head, lora, or a block with its options"
+    )
+    data: Annotated[
+        Annotated[DataOptions | None, Tag(_ONE)] | Annotated[tuple[MixedData, ...], Tag(_MANY)],
+        OneOrMany,
+    ] = Field(
+        default=None, description="a table or several; default: the aligned modality's, or the recipe's"
+    )
+    mix: Literal["batches", "rows"] = Field(
+        default="batches",
+        description="of several tables: each batch holds rows of one, or rows of all",
     )
     split: str = Field(default="train", description="the rows of the data to train on")
     batch_size: int = Field(ge=2, description="pairs per step over all devices together, as negatives are")
+    batches: Batches | None = Field(
+        default=None, description="what batches hold besides rows drawn at random: groups of neighbours"
+    )
     epochs: int | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, gt=0)
-    loss: Annotated[InfoNCE | SigLIP, Field(discriminator="name")] = InfoNCE()
+    loss: Annotated[InfoNCE | SigLIP | PCME, Field(discriminator="name")] = InfoNCE()
     optimizer: AdamW = AdamW()
     schedule: Annotated[Constant | Cosine | WarmRestarts, Field(discriminator="name")] = Cosine()
     precision: Precision | None = Field(default=None, description="default: the recipe's")
     clip_norm: float | None = Field(
         default=1.0, gt=0, description="largest norm of the gradient; null: no clipping"
     )
+    cache: Cache = Field(
+        default="auto",
+        description="keep what frozen encoders make of the inputs, and read it in later epochs and runs",
+    )
     checkpoint_seconds: float = Field(
         default=60.0, ge=0, description="least time between two checkpoints; 0: every step"
     )
 
     @property
-    def parts(self) -> dict[str, Part]:
-        """What is trained of each encoder, by modality."""
-        return dict.fromkeys(self.train, "full") if isinstance(self.train, list) else dict(self.train)
+    def aligned(self) -> tuple[str, ...]:
+        """The modalities that are aligned with the anchor."""
+        return names_of(self.align)
+
+    @property
+    def trained(self) -> dict[str, Part]:
+        """What is trained of each encoder and how, by modality."""
+        said = dict.fromkeys(self.train, "full") if isinstance(self.train, list) else self.train
+        return {name: options_of(part) for name, part in said.items()}
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What is trained of each encoder, in a word, by modality."""
+        return {name: part.part for name, part in self.trained.items()}
 
 
 class Fabric(Options):
@@ -148,17 +101,6 @@ class Fabric(Options):
     num_nodes: int = Field(default=1, ge=1)
     strategy: str = "auto"
     precision: Precision = "32-true"
-
-
-class Evaluation(Options):
-    """What is measured after the last stage: retrieval for every ordered pair of modalities."""
-
-    data: DataOptions | None = Field(default=None, description="default: the recipe's data")
-    split: str = Field(default="test", description="rows no stage has trained on")
-    by: Literal["row", "label"] = Field(
-        default="row", description="the right answer to a query: its own row, or any row of its class"
-    )
-    limit: int | None = Field(default=None, gt=1, description="at most this many rows, the first ones")
 
 
 class Entry(BaseModel):
@@ -195,6 +137,7 @@ class Recipe(Options):
     )
     stages: list[Stage] = Field(min_length=1)
     evaluate: Evaluation | None = None
+    card: CardOptions = Field(default=CardOptions(), description="what only its author can say of a model")
 
     _written: dict[str, Any] = PrivateAttr(default_factory=dict)
     _base: Path = PrivateAttr(default_factory=Path)
@@ -223,6 +166,21 @@ class Recipe(Options):
         """The modality that a stage aligns with."""
         return stage.anchor or self.anchor
 
-    def data_of(self, stage: Stage) -> DataOptions | None:
-        """The rows a stage trains on: its own, else its modality's, else the recipe's."""
-        return stage.data or self.modalities[stage.align].data or self.data
+    def names_of(self, stage: Stage) -> tuple[str, ...]:
+        """The modalities that take part in a stage, its anchor first."""
+        return tuple(dict.fromkeys((self.anchor_of(stage), *stage.aligned)))
+
+    def pairs_of(self, stage: Stage) -> tuple[Bound, ...]:
+        """The pairs of modalities that a stage compares."""
+        return bound_pairs(self.anchor_of(stage), stage.aligned, stage.pairs, stage.parts, stage.weights)
+
+    def tables_of(self, stage: Stage, aligned: Collection[str] | None = None) -> tuple[DataOptions, ...]:
+        """The tables a stage trains on: its own, else those of its aligned modalities, else the recipe's."""
+        if stage.data is not None:
+            return (stage.data,) if isinstance(stage.data, DataOptions) else stage.data
+        found: list[DataOptions] = []
+        for name in stage.aligned if aligned is None else aligned:
+            options = self.modalities[name].data or self.data
+            if options is not None and options not in found:
+                found.append(options)
+        return tuple(found)

@@ -51,7 +51,7 @@ def thinned(curve: Curve, most: int = MOST_POINTS) -> Thinned:
 def stage_panels(run: Run) -> list[tuple[str, list[Panel]]]:
     """The panels of every stage that has been looked at, in the order of the recipe."""
     return [
-        (stage, [_panel(f"curve-{place}-{m}", [curves], m, stage) for m in MEASURES if m in curves])
+        (stage, [_panel(f"curve-{place}-{m}", [curves], m, stage) for m in _measures([curves])])
         for place, (stage, curves) in enumerate(run.curves.items())
     ]
 
@@ -64,20 +64,30 @@ def overlaid_panels(runs: Sequence[Run]) -> list[tuple[str, list[Panel]]]:
             stage,
             [
                 _panel(f"curve-{place}-{m}", [run.curves.get(stage, {}) for run in runs], m, stage)
-                for m in MEASURES
-                if any(m in run.curves.get(stage, {}) for run in runs)
+                for m in _measures([run.curves.get(stage, {}) for run in runs])
             ],
         )
         for place, stage in enumerate(stages)
     ]
 
 
+def title(measure: str) -> str:
+    """Name a measure of a stage, such as `loss:one-other`, the loss of one of its pairs."""
+    kind, _, pair = measure.partition(":")
+    return f"{TITLES[kind]}, {pair}" if pair else TITLES[kind]
+
+
+def _measures(of_runs: Sequence[Mapping[str, Curve]]) -> list[str]:
+    there = dict.fromkeys(measure for curves in of_runs for measure in curves)
+    return [m for m in MEASURES if m in there] + [m for m in there if m not in MEASURES]
+
+
 def _panel(name: str, of_runs: Sequence[Mapping[str, Curve]], measure: str, stage: str) -> Panel:
     curves = [found.get(measure) for found in of_runs]
     there = [curve for curve in curves if curve is not None]
     ends = "; ".join(f"{number(c.value_S[0])} at first, {number(c.value_S[-1])} at last" for c in there)
-    alt = f"{TITLES[measure]} of stage {stage} over its steps: {ends}"
-    return Panel(name, _draw(curves, measure), *_SIZE, alt, title=f"{stage}: {TITLES[measure]}")
+    alt = f"{title(measure)} of stage {stage} over its steps: {ends}"
+    return Panel(name, _draw(curves, measure), *_SIZE, alt, title=f"{stage}: {title(measure)}")
 
 
 def _draw(curves: Sequence[Curve | None], measure: str) -> Draw:
@@ -93,7 +103,7 @@ def _draw(curves: Sequence[Curve | None], measure: str) -> Draw:
                 axes.fill_between(points.step_P, points.low_P, points.high_P, color=colour, alpha=0.2, lw=0)
             marker = "o" if len(points.step_P) == 1 else None
             axes.plot(points.step_P, points.mean_P, color=colour, lw=1.4, ls=dashes, marker=marker)
-        axes.set_title(TITLES[measure], color=INK)
+        axes.set_title(title(measure), color=INK)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.grid(visible=False, axis="x")

@@ -17,10 +17,13 @@ from pydantic import TypeAdapter, ValidationError
 from geobind import storage
 from geobind.errors import CheckpointError, DataError
 from geobind.recipe import Recipe
+from geobind.recipe.pairs import Bound, bound_pairs, names_of
 from geobind.recipe.reading import parse
 from geobind.report.left import Leak, Retrieved, StageDone
+from geobind.report.left_more import ArithmeticDone, CalibrationDone, GapDone, ProbesDone, SumDone
 
 MEASURES = ("loss", "temperature", "lr", "grad_norm")  # the columns of metrics.csv that are drawn
+_OF_PAIRS = ("loss:", "temperature:")  # and of each pair, in stages that have several
 _MAX_RECIPE = 1_000_000  # bytes
 Known = TypeVar("Known")
 
@@ -49,6 +52,10 @@ class Run:
     curves: Curves
     retrieved: Retrieved | None
     leaks: Mapping[str, Leak]  # by stage
+    gap: GapDone | None = None
+    calibration: CalibrationDone | None = None
+    sums: tuple[SumDone, ...] = ()
+    probes: ProbesDone | None = None
 
     @property
     def unfinished(self) -> list[str]:
@@ -69,9 +76,11 @@ class Run:
     @property
     def aligned(self) -> set[frozenset[str]]:
         """The pairs of modalities that some stage aligns."""
-        return {
-            frozenset((stage.get("anchor") or self.anchor, stage["align"])) for stage in self.recipe["stages"]
-        }
+        return {pair.both for stage in self.recipe["stages"] for pair in self._bound(stage)}
+
+    def _bound(self, stage: Mapping[str, Any]) -> tuple[Bound, ...]:
+        anchor, aligned = stage.get("anchor") or self.anchor, names_of(stage["align"])
+        return bound_pairs(anchor, aligned, stage.get("pairs", "anchor"), stage["train"])
 
 
 def read_run(folder: Path) -> Run:
@@ -89,7 +98,7 @@ def read_run(folder: Path) -> Run:
     recipe, _ = parse(text, str(recipe_file))
     if not isinstance(recipe.get("stages"), list) or not isinstance(recipe.get("modalities"), dict):
         raise CheckpointError(f"{recipe_file}: has no stages or no modalities; it is not the recipe of a run")
-    retrieval = folder / "retrieval.json"
+    arithmetic = _there(ArithmeticDone, folder / "arithmetic.json")
     return Run(
         folder=folder,
         name=str(recipe.get("name") or started.get("recipe") or folder.name),
@@ -99,8 +108,12 @@ def read_run(folder: Path) -> Run:
         card=storage.read_json(folder / "bundle" / "binder.json"),
         stages=tuple(_checked(StageDone, path) for path in sorted(folder.glob("stages/*/stage.json"))),
         curves=read_curves(folder / "metrics.csv"),
-        retrieved=_checked(Retrieved, retrieval) if retrieval.is_file() else None,
+        retrieved=_there(Retrieved, folder / "retrieval.json"),
         leaks=_checked(dict[str, Leak], folder / "leakage.json"),
+        gap=_there(GapDone, folder / "gap.json"),
+        calibration=_there(CalibrationDone, folder / "calibration.json"),
+        sums=arithmetic.sums if arithmetic else (),
+        probes=_there(ProbesDone, folder / "probes.json"),
     )
 
 
@@ -126,8 +139,9 @@ def read_curves(path: Path) -> Curves:
 
 
 def _points(rows: csv.DictReader[str]) -> Iterator[tuple[str, int, str, float]]:
+    more = [name for name in rows.fieldnames or () if name.startswith(_OF_PAIRS)]
     for row in rows:
-        for measure in MEASURES:
+        for measure in (*MEASURES, *more):
             try:
                 yield row["stage"], int(row["step"]), measure, float(row[measure])
             except (KeyError, TypeError, ValueError):  # a measure the stage has not, or a row half written
@@ -143,6 +157,10 @@ def _checked(kind: type[Known], path: Path) -> Known:
         raise CheckpointError(
             f"{path}: {where}: {first['msg']}; run again with --resume to mend it"
         ) from None
+
+
+def _there(kind: type[Known], path: Path) -> Known | None:
+    return _checked(kind, path) if path.is_file() else None
 
 
 def _text(path: Path) -> str:

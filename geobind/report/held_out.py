@@ -4,35 +4,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from geobind.binder import Binder
-from geobind.data.arrow import mapped_table
 from geobind.data.table import Table, open_table
 from geobind.evaluation import rank_counts
+from geobind.evaluation.embedded import Embedded, embed_rows
 from geobind.recipe import Recipe, recipe_from
+from geobind.scoring import cosine
 from geobind.seeds import seed_of
 
 MOST_ROWS = 500
-
-
-class Space(NamedTuple):
-    """The rows that have a modality, and their embeddings."""
-
-    rows_Q: NDArray[np.int64]  # rising
-    embedding_QD: Tensor
-
-    def of(self, rows: NDArray[np.int64]) -> Tensor:
-        """The embeddings of some of the rows."""
-        return self.embedding_QD[torch.from_numpy(np.searchsorted(self.rows_Q, rows))]
 
 
 @dataclass(frozen=True)
@@ -40,7 +28,7 @@ class HeldOut:
     """Held-out rows as a report uses them: all of them, or a sample when they are many."""
 
     table: Table
-    spaces: Mapping[str, Space]
+    spaces: Mapping[str, Embedded]
     total: int  # rows before sampling
     by_label: bool
 
@@ -95,7 +83,14 @@ def held_out_rows(recipe: Recipe) -> Table | None:
     return table if options.limit is None else table.take(np.arange(min(options.limit, len(table))))
 
 
-def embed(binder: Binder, table: Table, *, by_label: bool, most: int = MOST_ROWS) -> HeldOut:
+def embed(
+    binder: Binder,
+    table: Table,
+    *,
+    by_label: bool,
+    most: int = MOST_ROWS,
+    embedded: Mapping[str, Embedded] | None = None,
+) -> HeldOut:
     """Embed held-out rows with every modality they have.
 
     Args:
@@ -103,21 +98,27 @@ def embed(binder: Binder, table: Table, *, by_label: bool, most: int = MOST_ROWS
         table: Held-out rows.
         by_label: Whether any row of a query's class is a right answer.
         most: From more rows than this, so many are drawn.
+        embedded: Embeddings of all the rows, where they are there already.
 
     Raises:
         DataError: An input cannot be read.
     """
     total = len(table)
+    rows_N = np.arange(total)
     if total > most:
         drawn = np.random.default_rng(seed_of(0, "report")).choice(total, most, replace=False)
-        table = table.take(np.sort(drawn))
-    spaces: dict[str, Space] = {}
-    held_out = HeldOut(table, spaces, total, by_label)
-    for name in binder.modalities:
-        rows_Q = table.rows_with([name])
-        if len(rows_Q):
-            spaces[name] = Space(rows_Q, binder.embed(name, (held_out.raw(name, int(row)) for row in rows_Q)))
-    return held_out
+        rows_N = np.sort(drawn)
+        table = table.take(rows_N)
+    if embedded is None:
+        return HeldOut(table, embed_rows(binder, table), total, by_label)
+    spaces = {name: _among(one, rows_N) for name, one in embedded.items()}
+    return HeldOut(table, {name: one for name, one in spaces.items() if len(one.rows_Q)}, total, by_label)
+
+
+def _among(one: Embedded, rows_N: NDArray[np.int64]) -> Embedded:
+    """The embeddings of those rows that are among `rows_N`, numbered as they are there."""
+    kept_Q = np.isin(one.rows_Q, rows_N)
+    return Embedded(np.searchsorted(rows_N, one.rows_Q[kept_Q]), one.of(one.rows_Q[kept_Q]))
 
 
 def ranked(held_out: HeldOut, query: str, gallery: str) -> Ranked | None:
@@ -138,7 +139,7 @@ def ranked(held_out: HeldOut, query: str, gallery: str) -> Ranked | None:
         query_Q,
         gallery_G,
         counts.rank_Q,
-        Binder.similarity(query_QD, gallery_GD).numpy(),
+        cosine(query_QD, gallery_GD).numpy(),
         id_N[query_Q, None] == id_N[gallery_G],
     )
 
@@ -152,15 +153,3 @@ def _ids(held_out: HeldOut) -> NDArray[np.int64]:
         label: number for number, label in enumerate(sorted({word for word in labels if word is not None}))
     }
     return np.array([-1 if label is None else known[label] for label in labels])
-
-
-def licences(table: Table) -> dict[str, int]:
-    """How many rows are under which licence, from the table's `licence` column; empty when it has none."""
-    rows = mapped_table(table.path)
-    if "licence" not in rows.column_names:
-        return {}
-    words: Sequence[str | None] = rows.column("licence").take(table.rows_N).to_pylist()
-    counted: dict[str, int] = {}
-    for word in words:
-        counted[word or "not stated"] = counted.get(word or "not stated", 0) + 1
-    return dict(sorted(counted.items(), key=lambda item: -item[1]))

@@ -14,23 +14,46 @@ class Left(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class PairLoss(Left):
+    """What two modalities that a stage compared came to."""
+
+    anchor: str
+    other: str
+    loss: float | None = None
+    temperature: float = math.nan
+
+
 class StageDone(Left):
     """A finished stage: its `stage.json`."""
 
     name: str
     anchor: str
-    align: str
+    align: str | tuple[str, ...]
+    losses: tuple[PairLoss, ...] = ()
     train: dict[str, str] = {}
     pairs: int = 0
     batch_size: int = 0
     steps: int = 0
     loss: float = math.nan
-    temperature: float = math.nan
+    temperature: float | None = None  # None if several pairs have one each
     seconds: float = math.nan
     quarantined: tuple[tuple[str, str], ...] = ()
     broken: int = 0
     device: str | None = None
     peak_memory_bytes: int | None = None
+
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        """What it aligned: with its anchor, or if there are pairs without it all with each other."""
+        names = (self.align,) if isinstance(self.align, str) else self.align
+        return names if all(pair.anchor == self.anchor for pair in self.losses) else (self.anchor, *names)
+
+    @property
+    def temperatures(self) -> str:
+        """The temperature that each pair ended with."""
+        if len(self.losses) < 2:
+            return "–" if self.temperature is None else f"{self.temperature:.4f}"
+        return ", ".join(f"{pair.anchor}-{pair.other} {pair.temperature:.4f}" for pair in self.losses)
 
 
 class Measured(Left):
@@ -66,6 +89,13 @@ class Retrieved(Left):
     settings: dict[str, Any] = {}
     rows: tuple[PairDone, ...]
     skipped: tuple[SkippedPair, ...] = ()
+    clusters: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def drawn(self) -> str:
+        """What the bootstrap drew again."""
+        return "queries" if self.clusters is None else f"whole clusters of queries, by {self.clusters}"
 
     @property
     def modalities(self) -> list[str]:
@@ -92,6 +122,8 @@ class CopiesDone(Left):
 
     compared: int = 0
     rows: int = 0
+    near: int | None = None
+    near_unseen: str | None = None
 
 
 class GroupsDone(Left):

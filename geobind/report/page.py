@@ -36,6 +36,11 @@ def title_of(measure: str) -> str:
     return TITLES.get(measure, measure)
 
 
+def sentence(text: str) -> str:
+    """Write what is said as a sentence."""
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+
+
 _FILTERS: dict[str, Callable[..., str]] = {
     "number": words.number,
     "signed": words.signed,
@@ -47,6 +52,7 @@ _FILTERS: dict[str, Callable[..., str]] = {
     "thing": words.count,
     "trained": trained,
     "title_of": title_of,
+    "sentence": sentence,
 }
 
 

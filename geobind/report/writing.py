@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path, PurePath
 from typing import Any
 
 from geobind import storage
 from geobind.binder import Binder
+from geobind.data.licences import licences
 from geobind.data.table import Table
 from geobind.errors import DataError
 from geobind.evaluation import PairTable
+from geobind.evaluation.embedded import Embedded
+from geobind.recipe.pairs import names_of
 from geobind.report import galleries, matrix, words
 from geobind.report.curves import MOST_POINTS, stage_panels
 from geobind.report.facts import Run, read_run
 from geobind.report.figures import Panel, png, svg
-from geobind.report.held_out import MOST_ROWS, HeldOut, embed, licences, ranked
+from geobind.report.held_out import MOST_ROWS, HeldOut, embed, ranked
 from geobind.report.left import Retrieved, StageDone
+from geobind.report.more import of_more
 from geobind.report.page import render
 from geobind.report.places import Map, rank_map
 from geobind.report.space import scatter
@@ -33,6 +39,7 @@ def write_report(
     binder: Binder | None = None,
     table: PairTable | None = None,
     held_out: Table | None = None,
+    embedded: Mapping[str, Embedded] | None = None,
     most_rows: int = MOST_ROWS,
     why_not: str = "",
 ) -> Path:
@@ -43,6 +50,7 @@ def write_report(
         binder: The encoders; with them and `held_out` the page shows galleries, maps and the space.
         table: What was measured; default: the run's `retrieval.json`.
         held_out: The rows it was measured on.
+        embedded: Their embeddings, where they are there already; default: they are embedded.
         most_rows: From more held-out rows than this, so many are drawn for galleries, maps and the space.
         why_not: What the page says where galleries would be, if there are none.
 
@@ -61,11 +69,12 @@ def write_report(
     pictures: dict[str, tuple[list[Panel], int]] = {}
     if binder is not None and held_out is not None:
         try:
-            embedded = embed(binder, held_out, by_label=run.by == "label", most=most_rows)
-            values |= _of_rows(run, embedded, pictures)
+            by_label = run.by == "label"
+            rows = embed(binder, held_out, by_label=by_label, most=most_rows, embedded=embedded)
+            values |= _of_rows(run, rows, pictures)
         except DataError as error:  # data that have moved since cost the galleries, not the report
             why_not = f"Galleries, maps and the shared space need the held-out rows: {error}"
-    values |= _of_run(run, pictures) | {"why_not": why_not, "run": run}
+    values |= _of_run(run, pictures) | of_more(run, pictures) | {"why_not": why_not, "run": run}
     values["facts"] = list(_facts(run, held_out))
     values["sections"] = list(_sections(run, values))
     for name, (panels, columns) in pictures.items():
@@ -168,12 +177,12 @@ def _facts(run: Run, held_out: Table | None) -> Iterator[tuple[str, str]]:
     hardware = run.started.get("hardware")
     if isinstance(hardware, Mapping):
         yield "hardware", ", ".join(f"{name} {value}" for name, value in hardware.items())
+    yield from _spent(run.started)
     yield "plugins", ", ".join(f"{name}: {plugin}" for name, plugin in run.started.get("plugins", {}).items())
     yield "seed", str(run.recipe.get("seed", 0))
     sources: dict[str, list[str]] = {}
     for stage in run.recipe["stages"]:
-        own = (run.recipe["modalities"].get(stage["align"]) or {}).get("data")
-        source = _source(stage.get("data") or own or run.recipe.get("data"))
+        source = words.listed(list(dict.fromkeys(map(_source, _tables(run, stage)))))
         split = f", split {stage['split']}" if "split" in stage else ""
         sources.setdefault(source + split, []).append(stage["name"])
     for source, stages in sources.items():
@@ -186,6 +195,26 @@ def _facts(run: Run, held_out: Table | None) -> Iterator[tuple[str, str]]:
     if found:
         counted = (f"{words.short(name, 80)} ({words.count(rows, 'row')})" for name, rows in found.items())
         yield "licences of held-out rows", ", ".join(counted)
+
+
+def _tables(run: Run, stage: Mapping[str, Any]) -> list[Mapping[str, Any] | None]:
+    """The tables that a stage draws from, as the recipe names them."""
+    said = stage.get("data")
+    if said is not None:
+        return said if isinstance(said, list) else [said]
+    own = [(run.recipe["modalities"].get(name) or {}).get("data") for name in names_of(stage["align"])]
+    return [data or run.recipe.get("data") for data in own]
+
+
+def _spent(started: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """How long a run took, and how much memory; a run that went on tells of its last part."""
+    with suppress(KeyError, TypeError, ValueError):
+        times = [datetime.fromisoformat(started[name]) for name in ("started", "finished")]
+        took = words.duration((times[1] - times[0]).total_seconds())
+        yield "took", f"{took}, from {times[0]:%Y-%m-%d %H:%M} UTC"
+    peak = started.get("peak_memory_bytes")
+    if isinstance(peak, int):
+        yield "peak memory", f"{words.size(peak)} of the machine's, by the first process"
 
 
 def _source(data: Mapping[str, Any] | None) -> str:
@@ -204,6 +233,10 @@ def _sections(run: Run, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ("examples", "Examples", values["galleries"]),
         ("places", "Where it works", values["maps"]),
         ("space", "The shared space", values["space"]),
+        ("gap", "Modality gap", run.gap),
+        ("arithmetic", "Arithmetic", run.sums),
+        ("calibration", "Calibration", run.calibration),
+        ("probes", "Recognition", run.probes),
         ("training", "Training", values["curves"]),
         ("ran", "What ran", True),
         ("leakage", "Leakage", run.leaks),

@@ -74,16 +74,18 @@ class InputContract(Subject):
         """Prepared inputs are tensors, or dicts of them, of one shape and dtype: a batch is a plain stack."""
         raws = {f"raws[{index}]": raw for index, raw in enumerate(self.valid())}
         raws |= {f"long_raws[{index}]": raw for index, raw in enumerate(self.long_raws)}
-        layouts: dict[str, str] = {}
+        found: dict[bool, dict[str, str]] = {False: {}, True: {}}
         for name, raw in raws.items():
             for call, training in ((f"prepare({name})", False), (f"prepare({name}, training=True)", True)):
+                layouts = found[training and not self.one_layout]
                 try:
                     layouts.setdefault(layout(self.modality.prepare(raw, training=training)), call)
                 except TypeError as error:
                     fail(f"{call} returns {error}", "return a tensor, or a dict of tensors")
-        if len(layouts) > 1:
-            fault = ", ".join(f"{call} returns {shape}" for shape, call in layouts.items())
-            fail(fault, "resize, crop or pad every input to one shape, with and without training")
+        for layouts in found.values():
+            if len(layouts) > 1:
+                fault = ", ".join(f"{call} returns {shape}" for shape, call in layouts.items())
+                fail(fault, "resize, crop or pad every input to one shape, with and without training")
 
     def test_refuses_bad_input_with_a_geobind_error(self) -> None:
         """What cannot be read is refused with a message for people, not with a traceback."""

@@ -36,6 +36,9 @@ class Subject:
     unused: Sequence[str] = ()
     """Patterns (of fnmatch) for the names of parameters that no gradient is meant to reach."""
 
+    one_layout: bool = True
+    """Whether inputs have one shape with and without training; False where evaluation sees several crops."""
+
     entry_point: bool = True
     """Whether the plugin is installed; False tests a class before it is packaged."""
 

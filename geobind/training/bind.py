@@ -1,68 +1,227 @@
-"""Both towers of a stage and its loss as one module: what a step differentiates."""
+"""The encoders of a stage and the losses of its pairs as one module: what a step differentiates."""
 
-# B pairs on this rank, N pairs on all ranks, D width
+# B rows on this rank, N rows on all ranks, R of them that have both of a pair, M modalities, D width
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from geobind.binder import unit
-from geobind.recipe.schema import InfoNCE as InfoNCEOptions
-from geobind.recipe.schema import SigLIP as SigLIPOptions
-from geobind.recipe.schema import Temperature as TemperatureOptions
-from geobind.training.losses import Context, ContrastiveLoss, InfoNCE, SigLIP, Temperature
+from geobind.errors import DataError
+from geobind.recipe.losses import PCME as PCMEOptions
+from geobind.recipe.losses import InfoNCE as InfoNCEOptions
+from geobind.recipe.losses import SigLIP as SigLIPOptions
+from geobind.recipe.losses import Temperature as TemperatureOptions
+from geobind.recipe.pairs import Bound
+from geobind.recipe.schema import Stage
+from geobind.training.losses import PCME, Context, ContrastiveLoss, InfoNCE, QueueOf, SigLIP, Temperature
+from geobind.training.ranks import Ranks
 
-Gather = Callable[[Tensor], Tensor]
+_FEWEST = 2  # rows with both of a pair: one alone has nothing to be told from
+
+
+class About:
+    """What is known of a step's rows, hidden from Fabric: it casts numbers and refuses frozen values."""
+
+    def __init__(self, context: Context | None) -> None:
+        self.context = context
+
+
+class Losses(NamedTuple):
+    """What a step came to, on every rank the same."""
+
+    total: Tensor  # the sum of the pairs' losses, each times its weight
+    pairs: dict[str, Tensor]  # without gradients; pairs that fewer than two rows have are not there
+    idle: tuple[str, ...]  # what is trained, but not by this step
+
+
+class Compared(NamedTuple):
+    """What a step compares, on every rank the same but for `present_BM`."""
+
+    rows: dict[str, Tensor | None]  # rows (R,) of all ranks that have both of a pair; None: all have
+    names: tuple[str, ...]  # the modalities of those pairs; pairs that fewer than two rows have are left out
+    present_BM: Tensor | None  # which of this rank's rows have which modality; None: all have all
 
 
 class Bind(nn.Module):
-    """Embed both sides of a batch, gather all ranks' embeddings, and take the loss.
+    """Embed every modality of a batch once, gather all ranks' embeddings, and take the loss of every pair.
 
-    One module holds both towers because DDP refuses a module with nothing to train, which a frozen tower
-    alone would be.
+    Its parts can be called on their own: `compared` tells what a step compares, `embed` embeds inputs of one
+    modality, all or some of them, and `contrast` takes embeddings, wherever they come from. One module holds
+    all encoders because DDP refuses a module with nothing to train, which a frozen encoder alone would be.
+
+    Args:
+        encoders: By modality.
+        losses: By name of a pair. Each pair has its own, for temperatures differ between modalities.
+        pairs: What is compared.
+        ranks: The processes that train together.
+        width: Length D of an embedding.
+        partial: Whether rows may lack modalities.
     """
 
-    def __init__(self, anchor: nn.Module, other: nn.Module, loss: ContrastiveLoss, gather: Gather) -> None:
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        losses: Mapping[str, ContrastiveLoss],
+        pairs: Sequence[Bound],
+        ranks: Ranks,
+        width: int,
+        *,
+        partial: bool = False,
+    ) -> None:
         super().__init__()
-        self.anchor = anchor
-        self.other = other
-        self.loss = loss
-        self.gather = gather
+        self.encoders = nn.ModuleDict(dict(encoders))
+        self.column = {name: column for column, name in enumerate(encoders)}
+        self.losses = nn.ModuleDict(dict(losses))
+        self.pairs = tuple(pairs)
+        self.ranks = ranks
+        self.width = width
+        self.partial = partial
 
-    def forward(self, anchor_batch: Any, other_batch: Any, context: Context | None) -> Tensor:
-        """Return the loss over all ranks' pairs, the same number on every rank."""
-        anchor_ND = self.gather(unit(self.anchor(anchor_batch)))
-        other_ND = self.gather(unit(self.other(other_batch)))
-        return self.loss(anchor_ND, other_ND, context)
+    def forward(
+        self, batches: Mapping[str, Any], present_BM: Tensor | None = None, about: About | None = None
+    ) -> Losses:
+        """Return the losses over all ranks' rows.
+
+        Args:
+            batches: The prepared inputs of each modality: of the rows that have it, in their order.
+            present_BM: Which rows have which modality, in the encoders' order; needed if rows may lack some.
+            about: What is known of the rows of all ranks.
+        """
+        compared = self.compared(present_BM)
+        embedded = {name: self.embed(name, batches[name]) for name in compared.names if name in batches}
+        return self.contrast(embedded, compared, about and about.context)
+
+    def compared(self, present_BM: Tensor | None = None) -> Compared:
+        """Tell what a step compares; every rank must ask, for they must agree."""
+        if not self.partial or present_BM is None:
+            return Compared({pair.name: None for pair in self.pairs}, tuple(self.encoders), None)
+        present_NM = self.ranks(present_BM.to(_device(self))).cpu()
+        rows: dict[str, Tensor | None] = {}
+        for pair in self.pairs:
+            both_N = present_NM[:, self.column[pair.anchor]] & present_NM[:, self.column[pair.other]]
+            if both_N.sum() >= _FEWEST:
+                rows[pair.name] = None if both_N.all() else both_N.nonzero().flatten()
+        wanted = {name for pair in self.pairs if pair.name in rows for name in pair.both}
+        return Compared(rows, tuple(name for name in self.encoders if name in wanted), present_BM)
+
+    def embed(self, name: str, batch: Any) -> Tensor:
+        """Embed prepared inputs of one modality as unit-length float32 (B, D)."""
+        return unit(self.encoders[name](batch))
+
+    def contrast(
+        self, embedded: Mapping[str, Tensor], compared: Compared, context: Context | None = None
+    ) -> Losses:
+        """Return the losses of this rank's embeddings, of the rows that have them, among all ranks'."""
+        local = {name: self._local(name, embedded, compared.present_BM) for name in compared.names}
+        whole = {name: self.ranks(local_BD) for name, local_BD in local.items()}
+        found: dict[str, Tensor] = {}
+        for pair in (pair for pair in self.pairs if pair.name in compared.rows):
+            row_R, sides = compared.rows[pair.name], (whole[pair.anchor], whole[pair.other])
+            if row_R is not None:
+                row_R = row_R.to(sides[0].device)
+                sides = (sides[0][row_R], sides[1][row_R])
+            found[pair.name] = self.losses[pair.name](*sides, _of_rows(context, row_R))
+        idle = tuple(name for name in self._trained() if name not in whole and name not in found)
+        total = self._total(found, idle)
+        return Losses(total, {name: loss.detach() for name, loss in found.items()}, idle if found else ())
+
+    def rest(self, idle: Iterable[str]) -> None:
+        """Take the zeros back that idle parts were given as gradients, so that no optimizer moves them."""
+        for name in idle:
+            for parameter in self._part(name).parameters():
+                parameter.grad = None
+
+    def _local(self, name: str, embedded: Mapping[str, Tensor], present_BM: Tensor | None) -> Tensor:
+        """This rank's embeddings of a modality, zeros where a row lacks it (B, D)."""
+        if present_BM is None:
+            return embedded[name]
+        there_B = present_BM[:, self.column[name]]
+        if name in embedded and len(embedded[name]) == len(there_B):
+            return embedded[name]
+        empty_BD = torch.zeros(len(there_B), self.width, device=_device(self))
+        if name not in embedded:
+            # Gradients are gathered in turn, for which every rank must wait for them.
+            return empty_BD + _nothing(self.encoders[name])
+        row = there_B.nonzero().flatten().to(empty_BD.device)
+        return empty_BD.index_copy(0, row, embedded[name])
+
+    def _total(self, found: Mapping[str, Tensor], idle: Iterable[str]) -> Tensor:
+        parts = [pair.weight * found[pair.name] for pair in self.pairs if pair.name in found]
+        if self.ranks.world > 1 or not parts:
+            # DDP waits for the gradient of everything it trains.
+            parts += [_nothing(self._part(name)) for name in idle]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    def _trained(self) -> list[str]:
+        return [
+            name
+            for name in (*self.encoders, *self.losses)
+            if any(parameter.requires_grad for parameter in self._part(name).parameters())
+        ]
+
+    def _part(self, name: str) -> nn.Module:
+        # A pair's name has a dash in it, and no modality's has.
+        return self.losses[name] if name in self.losses else self.encoders[name]
 
 
-def make_loss(options: InfoNCEOptions | SigLIPOptions) -> ContrastiveLoss:
-    """Build the loss a stage asks for."""
+def _nothing(module: nn.Module) -> Tensor:
+    """Zero, with a gradient of zeros for all that is trained of a module."""
+    trained = [parameter[None][:0].sum() for parameter in module.parameters() if parameter.requires_grad]
+    return torch.stack([part.float() for part in trained]).sum() if trained else torch.zeros(())
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _of_rows(context: Context | None, row_R: Tensor | None) -> Context | None:
+    """What is known of some of the rows."""
+    if context is None or row_R is None:
+        return context
+    known = {field.name: getattr(context, field.name) for field in fields(context)}
+    return replace(
+        context,
+        **{name: value[row_R] for name, value in known.items() if isinstance(value, Tensor)},
+    )
+
+
+def make_loss(options: InfoNCEOptions | SigLIPOptions | PCMEOptions, width: int) -> ContrastiveLoss:
+    """Build the loss a stage asks for, over embeddings of this width."""
     temperature = _temperature(options.temperature)
     if options.name == "siglip":
-        return SigLIP(temperature, options.bias)
-    return InfoNCE(options.direction, temperature)
+        return SigLIP(temperature, options.bias, options.hardness)
+    if options.name == "pcme":
+        return PCME(width, temperature, options.shift, options.pseudo_positives, options.vib)
+    queue = None if options.queue is None else QueueOf(options.queue, width)
+    return InfoNCE(options.direction, temperature, queue, options.hardness)
+
+
+def check_queue(stage: Stage, rows: int) -> None:
+    """Refuse a queue that would hold the same rows more than once.
+
+    Raises:
+        DataError: It is as long as the data, or longer.
+    """
+    size = stage.loss.queue if isinstance(stage.loss, InfoNCEOptions) else None
+    most = rows - stage.batch_size
+    if size is not None and size > most:
+        fix = f"set loss.queue to {most} or less" if most > 0 else "drop loss.queue"
+        raise DataError(
+            f"stage '{stage.name}': a queue of {size} embeddings and a batch of {stage.batch_size} are more "
+            f"than the {rows} rows there are, so that it would hold some twice; {fix}"
+        )
 
 
 def _temperature(options: TemperatureOptions) -> Temperature:
     return Temperature(
         options.init, learn=options.learn, min_scale=1 / options.maximum, max_scale=1 / options.minimum
     )
-
-
-def across_ranks(all_gather: Callable[..., Any], world: int) -> Gather:
-    """Make the function that concatenates every rank's embeddings, in rank order, with gradients."""
-
-    def gather(local_BD: Tensor) -> Tensor:
-        if world == 1:
-            return local_BD
-        # Fabric adds a leading rank axis only when there is more than one rank.
-        return all_gather(local_BD, sync_grads=torch.is_grad_enabled() and local_BD.requires_grad).flatten(
-            0, 1
-        )
-
-    return gather

@@ -7,7 +7,7 @@ import io
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -28,27 +28,48 @@ class Step(NamedTuple):
     loss: Tensor
     norm: Tensor | None
     lr: float
-    scale: Tensor  # one over the temperature
+    losses: Mapping[str, Tensor]  # of each pair that had rows enough
+    scales: Mapping[str, Tensor]  # one over the temperature, of every pair
     keys: Sequence[str]
+    source: str = ""  # where the rows are from, if steps take turns
 
 
 class Metrics:
-    """metrics.csv of a run: one row per looked-at step, appended and flushed."""
+    """metrics.csv of a run: one row per looked-at step, appended and flushed.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file.
+        more: Columns beside `FIELDS`, such as those of `pair_fields`.
+    """
+
+    def __init__(self, path: Path, more: Sequence[str] = ()) -> None:
         self.path = path
+        self.fields = (*FIELDS, *more)
 
     def rewind(self, stage: str, step: int) -> None:
         """Drop rows of a stage from `step` on: they are about to be made again."""
+        kept = [row for row in self._rows() if row["stage"] != stage or int(row["step"] or 0) < step]
+        if kept or self.path.exists():
+            self._write(kept)
+
+    def take_over(self, other: Metrics, stage: str) -> None:
+        """Take the rows of a stage from another run, in place of its own."""
+        own = [row for row in self._rows() if row["stage"] != stage]
+        self._write([*own, *(row for row in other._rows() if row["stage"] == stage)])
+
+    def _rows(self) -> list[dict[str, str]]:
         if not self.path.exists():
-            return
+            return []
         with self.path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        kept = [row for row in rows if row["stage"] != stage or int(row["step"] or 0) < step]
+            return list(csv.DictReader(file))
+
+    def _write(self, rows: Sequence[Mapping[str, str]]) -> None:
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, FIELDS, lineterminator="\n", extrasaction="ignore")
+        there = (name for row in rows[:1] for name in row if name)  # the columns of a recipe that was another
+        self.fields = tuple(dict.fromkeys((*self.fields, *there)))
+        writer = csv.DictWriter(text, self.fields, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(kept)
+        writer.writerows(rows)
         storage.write(self.path, text.getvalue().encode())
 
     def add(self, stage: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -56,7 +77,7 @@ class Metrics:
         new = not self.path.exists()
         try:
             with self.path.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+                writer = csv.DictWriter(file, self.fields, lineterminator="\n")
                 if new:
                     writer.writeheader()
                 writer.writerows({"stage": stage, **row} for row in rows)
@@ -70,7 +91,7 @@ class Recorder:
     Args:
         stage: Its name.
         total: Its steps.
-        batch_size: Pairs per step.
+        batch_size: Rows per step.
         metrics: Where rows go; None on all processes but the first.
         every: Steps between two looks: a look waits for the device.
     """
@@ -85,6 +106,7 @@ class Recorder:
         )
         self.last_good: str = "none yet"
         self.last_loss = math.nan
+        self.last_of: dict[str, float] = {}  # by pair, of the last step that compared it
         self._pending: list[Step] = []
         self._broken = 0
         self._bar = bar("status") if metrics and watched() else None
@@ -124,6 +146,8 @@ class Recorder:
             if not math.isfinite(loss):
                 self._alarm(step, loss)
         self.last_loss = losses[-1]
+        for step in self._pending:
+            self.last_of |= {name: float(value) for name, value in step.losses.items()}
         if self.metrics:
             self.metrics.add(
                 self.stage, [_row(s, loss, rate) for s, loss in zip(self._pending, losses, strict=True)]
@@ -134,16 +158,21 @@ class Recorder:
 
     def _alarm(self, step: Step, loss: float) -> None:
         keys = ", ".join(step.keys[:8]) + (f" and {len(step.keys) - 8} more" if len(step.keys) > 8 else "")
+        bad = [name for name, value in step.losses.items() if not math.isfinite(float(value))]
+        of = f" of {', '.join(bad)}" if len(step.scales) > 1 else ""
         raise TrainingError(
-            f"stage '{self.stage}': the loss is {loss} at step {step.number} "
-            f"(learning rate {step.lr:.3g}, temperature {1 / float(step.scale):.3g})\n"
+            f"stage '{self.stage}': the loss{of} is {loss} at step {step.number} "
+            f"(learning rate {step.lr:.3g}, temperature {_temperatures(step, '.3g')})\n"
             f"  rows of the batch: {keys}\n"
             f"  last good checkpoint: {self.last_good}\n"
             f"  look at those rows, lower the learning rate or clip_norm, and run again with --resume"
         )
 
     def _show(self, step: Step, loss: float, rate: float, now: float) -> None:
-        status = f"loss {loss:.3f}  temperature {1 / float(step.scale):.4f}  {rate:.0f} samples/s"
+        parts = "".join(
+            f"  {name} {value:.3f}" for name, value in self.last_of.items() if len(step.scales) > 1
+        )
+        status = f"loss {loss:.3f}{parts}  temperature {_temperatures(step, '.4f')}  {rate:.0f} samples/s"
         status += f"  {self._broken} broken" if self._broken else ""
         if self._bar:
             self._bar.update(self._task, completed=step.number + 1, status=status)
@@ -156,11 +185,25 @@ class Recorder:
             self._spoke = now
 
 
+def pair_fields(pairs: Sequence[str]) -> list[str]:
+    """Name the columns of pairs that a stage has beside each other; the loss of one pair is `loss` itself."""
+    return [f"{measure}:{pair}" for pair in pairs for measure in ("loss", "temperature")]
+
+
+def _temperatures(step: Step, form: str) -> str:
+    return ", ".join(f"{1 / float(scale):{form}}" for scale in step.scales.values())
+
+
 def _row(step: Step, loss: float, rate: float) -> dict[str, Any]:
+    alone = len(step.scales) == 1
+    told = {f"loss:{name}": f"{float(value):.6g}" for name, value in step.losses.items()}
+    told |= {f"temperature:{name}": f"{1 / float(scale):.6g}" for name, scale in step.scales.items()}
     return {
+        **({} if alone else told),
+        **({"source": step.source} if step.source else {}),
         "step": step.number,
         "loss": f"{loss:.6g}",
-        "temperature": f"{1 / float(step.scale):.6g}",
+        "temperature": _temperatures(step, ".6g") if alone else "",
         "lr": f"{step.lr:.6g}",
         "grad_norm": "" if step.norm is None else f"{float(step.norm):.6g}",
         "samples_per_second": f"{rate:.1f}",

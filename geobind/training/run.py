@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_fabric import Fabric
 from torch import nn
 
-from geobind import bundle, plugins, provenance, storage
+from geobind import plugins, provenance, storage
 from geobind.binder import Binder
+from geobind.data.mixing import Mixture
 from geobind.errors import RecipeError
 from geobind.evaluation import Leakage, PairTable
-from geobind.modality import Pair
 from geobind.recipe import Recipe, Stage
+from geobind.recipe.describing import sentence
 from geobind.recipe.reading import dump
 from geobind.recipe.schema import Fabric as FabricOptions
 from geobind.seeds import fingerprint
 from geobind.towers.weights import load_strictly, read_weights
-from geobind.training.record import Metrics
+from geobind.training.bind import check_queue
+from geobind.training.parts import check_part
+from geobind.training.record import Metrics, pair_fields
+from geobind.training.results import leave
 from geobind.training.sources import Sources
 from geobind.training.stage import Job, Outcome, run_stage
+from geobind.training.told import check_told
 
 
 class Finished(NamedTuple):
@@ -52,28 +58,28 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False) -> Finished:
     fabric.barrier()
     with fabric.rank_zero_first():
         sources = Sources(recipe)
-    pairs = [sources.pairs(stage) for stage in recipe.stages]
+    found = [sources.rows(stage) for stage in recipe.stages]
+    warned = [line for told in zip(recipe.stages, found, strict=True) for line in check_told(*told)]
     binder = Binder(recipe.built, recipe.width, seed=recipe.seed)
-    _rehearse(recipe, binder, pairs)
+    _rehearse(recipe, binder, found)
+    sources.check()
     if fabric.is_global_zero:
         _warn_of_leaks(sources.leakage(), folder)
+        for line in warned:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
 
     stages: list[dict[str, Any]] = []
-    key = fingerprint(recipe.seed, recipe.width)
-    for number, (stage, rows) in enumerate(zip(recipe.stages, pairs, strict=True), start=1):
-        key = _key(key, recipe, stage)
-        home = folder / "stages" / f"{number:02d}_{stage.name}"
-        job = Job(recipe, stage, binder, rows, home, Metrics(folder / "metrics.csv"), key)
+    places = stage_folders(recipe, folder)
+    for stage, rows, (home, key) in zip(recipe.stages, found, places, strict=True):
+        metrics = Metrics(folder / "metrics.csv", _more_fields(recipe, found))
+        job = Job(recipe, stage, binder, rows, home, metrics, key)
         stages.append(_once(fabrics[stage.precision or recipe.fabric.precision], job))
 
-    table = sources.measure(binder) if fabric.is_global_zero else None
+    measured = sources.measure(binder) if fabric.is_global_zero else None
     if fabric.is_global_zero:
-        _save(recipe, binder, stages, table, folder)
-        from geobind.report import held_out_rows, write_report  # matplotlib: not before it is needed
-
-        write_report(folder, binder=binder, table=table, held_out=held_out_rows(recipe))
+        leave(recipe, binder, stages, sources, measured, folder)
     fabric.barrier()
-    return Finished(folder, folder / "bundle", table)
+    return Finished(folder, folder / "bundle", measured.table if measured else None)
 
 
 def _fabrics(recipe: Recipe) -> dict[str, Fabric]:
@@ -108,15 +114,28 @@ def _open_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
     sources = {name: str(plugins.registry().plugins[name].source) for name in recipe.modalities}
     base = str(recipe.base.resolve())  # where `geobind report` finds relative manifests again
     facts = {"recipe": recipe.name, "base": base, "versions": provenance.versions(), "plugins": sources}
+    facts |= {"hardware": provenance.hardware(), "started": provenance.now()}
     storage.write_json(folder / "run.json", facts)
 
 
-def _rehearse(recipe: Recipe, binder: Binder, pairs: list[Any]) -> None:
-    """Embed one pair of every stage, so that what cannot work fails before hours of training."""
-    for stage, rows in zip(recipe.stages, pairs, strict=True):
-        pair: Pair = rows[0]
-        for name, raw in ((recipe.anchor_of(stage), pair.anchor), (stage.align, pair.other)):
-            binder.embed(name, raw[0] if isinstance(raw, list) else raw)
+def _rehearse(recipe: Recipe, binder: Binder, found: Sequence[Mixture]) -> None:
+    """Embed a row of every stage and table, so that what cannot work fails before hours of training."""
+    for stage, rows in zip(recipe.stages, found, strict=True):
+        for name, part in stage.trained.items():
+            check_part(name, binder.encoders[name], part)
+        check_queue(stage, min(rows.having(pair.both) for pair in recipe.pairs_of(stage)))
+        for name, source in product(recipe.names_of(stage), rows.sources):
+            there_R = source.rows.rows_with([name])
+            if len(there_R):
+                raw = source.rows[int(there_R[0])].raws[name]
+                binder.embed(name, raw[0] if isinstance(raw, list) else raw)
+
+
+def _more_fields(recipe: Recipe, found: Sequence[Mixture]) -> list[str]:
+    """The columns of metrics.csv beside the usual: those of stages with several pairs or sources."""
+    several = [pairs for stage in recipe.stages if len(pairs := recipe.pairs_of(stage)) > 1]
+    names = dict.fromkeys(pair.name for pairs in several for pair in pairs)
+    return pair_fields([*names]) + (["source"] if any(len(rows.sources) > 1 for rows in found) else [])
 
 
 def _once(fabric: Fabric, job: Job) -> dict[str, Any]:
@@ -127,10 +146,7 @@ def _once(fabric: Fabric, job: Job) -> dict[str, Any]:
         load_strictly(_trained(job), read_weights(job.folder / "trained.safetensors"), str(job.folder))
         _say(fabric, f"{stage.name}: finished before, unchanged; not run again")
         return done
-    _say(
-        fabric,
-        f"{stage.name}: align {stage.align} with {job.recipe.anchor_of(stage)}, train {_listed(stage)}",
-    )
+    _say(fabric, f"{stage.name}: {sentence(job.recipe, stage)}")
     return _finish(fabric, job, run_stage(fabric, job))
 
 
@@ -150,7 +166,8 @@ def _finish(fabric: Fabric, job: Job, outcome: Outcome) -> dict[str, Any]:
         "anchor": recipe.anchor_of(stage),
         "align": stage.align,
         "train": stage.parts,
-        "pairs": len(job.pairs),
+        "pairs": len(job.rows),
+        "sources": _sources(job.rows),
         "batch_size": stage.batch_size,
         **outcome._asdict(),
         "broken": len(outcome.quarantined),
@@ -164,40 +181,33 @@ def _finish(fabric: Fabric, job: Job, outcome: Outcome) -> dict[str, Any]:
     return done
 
 
+def stage_folders(recipe: Recipe, folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield each stage's folder inside a run's, and the fingerprint of all that its result depends on."""
+    key = fingerprint(recipe.seed, recipe.width)
+    for number, stage in enumerate(recipe.stages, start=1):
+        key = _key(key, recipe, stage)
+        yield folder / "stages" / f"{number:02d}_{stage.name}", key
+
+
+def _sources(rows: Mixture) -> list[dict[str, Any]]:
+    told = zip(rows.sources, rows.shares, strict=True)
+    return [{"name": source.name, "rows": len(source.rows), "share": share} for source, share in told]
+
+
 def _key(previous: str, recipe: Recipe, stage: Stage) -> str:
     """Fingerprint all that a stage's result depends on, the stages before it included."""
-    sides = (recipe.anchor_of(stage), stage.align)
-    data = recipe.data_of(stage)
+    sides = recipe.names_of(stage)
     return fingerprint(
         previous,
         stage.model_dump(mode="json", exclude={"checkpoint_seconds"}),
         {name: recipe.built[name].model_dump(mode="json") for name in sides},
         {name: plugins.registry().plugins[name].source.version for name in sides},
-        data.model_dump(mode="json") if data else None,
+        [options.model_dump(mode="json") for options in recipe.tables_of(stage)],
     )
 
 
 def _trained(job: Job) -> nn.ModuleDict:
     return nn.ModuleDict({name: job.binder.encoders[name] for name in job.stage.parts})
-
-
-def _save(
-    recipe: Recipe, binder: Binder, stages: list[dict[str, Any]], table: PairTable | None, folder: Path
-) -> None:
-    """Write the bundle, and the measurements on their own."""
-    measured = table.to_dict() if table else {}
-    told = [{field: value for field, value in stage.items() if field != "quarantined"} for stage in stages]
-    binder.card = bundle.card_of(
-        binder, name=recipe.name, recipe=recipe.written, stages=told, metrics=measured
-    )
-    binder.save(folder / "bundle")
-    if table:
-        storage.write_json(folder / "retrieval.json", measured)
-
-
-def _listed(stage: Stage) -> str:
-    parts: Mapping[str, str] = stage.parts
-    return ", ".join(name if part == "full" else f"{name} ({part})" for name, part in parts.items())
 
 
 def _say(fabric: Fabric, line: str) -> None:

@@ -1,17 +1,25 @@
 """The rows a recipe's stages read, and those it is measured on."""
 
+# R rows of a table that a stage uses
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from geobind.binder import Binder
-from geobind.data.options import DataOptions
+from geobind.data.mixing import Mixture, OwnRows, Source, TableRows
+from geobind.data.options import DataOptions, MixedData
 from geobind.data.table import Table, open_table
-from geobind.errors import RecipeError
-from geobind.evaluation import Leakage, PairTable, leakage
-from geobind.modality import Pair
+from geobind.errors import DataError, RecipeError
+from geobind.evaluation import Leakage, leakage
+from geobind.evaluation.contents import Looked
 from geobind.recipe import Recipe, Stage
-from geobind.training.measure import first_rows, measure
+from geobind.training.ending import Measured, check_rows, measure_all, warned
+from geobind.training.measure import first_rows
+
+_FEWEST = 2  # rows that two modalities must share to be compared
 
 
 class Sources:
@@ -20,55 +28,122 @@ class Sources:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.tables: dict[str, Table] = {}
+        self._rows: dict[str, Mixture] = {}
+        self._leaks: dict[str, Leakage] = {}
         for stage in recipe.stages:
-            self._table(recipe.data_of(stage))
+            for options in recipe.tables_of(stage):
+                self._open(options)
         self._table(self._evaluated())
 
-    def pairs(self, stage: Stage) -> Sequence[Pair]:
-        """The pairs a stage trains on."""
-        anchor = self.recipe.anchor_of(stage)
-        own = self.recipe.built[stage.align].pairs(stage.split, anchor)
-        if own is not None:
-            return own
-        table = self._table(self.recipe.data_of(stage))
-        if table is None:
-            raise RecipeError(
-                f"stage '{stage.name}': '{stage.align}' brings no pairs and the recipe names no data"
-            )
-        return table.split(stage.split).pairs(anchor, stage.align)
+    def rows(self, stage: Stage) -> Mixture:
+        """The rows a stage trains on: the pairs that its modalities bring, and those of its tables.
 
-    def measure(self, binder: Binder) -> PairTable | None:
+        Raises:
+            DataError: A table has no row to train on, or two modalities that are compared share no rows.
+        """
+        if stage.name not in self._rows:
+            sources = self._sources(stage)
+            names = [source.name for source in sources]
+            for number, source in enumerate(sources):
+                if names.index(source.name) < number:
+                    sources[number] = source._replace(name=f"{source.name} ({number + 1})")
+            self._rows[stage.name] = Mixture(tuple(sources))
+            self._check(stage, self._rows[stage.name])
+        return self._rows[stage.name]
+
+    def _sources(self, stage: Stage) -> list[Source]:
+        anchor = self.recipe.anchor_of(stage)
+        found: list[Source] = []
+        others: list[str] = []
+        for name in stage.aligned:
+            own = self.recipe.built[name].pairs(stage.split, anchor)
+            if own is None:
+                others.append(name)
+            else:
+                found.append(Source(f"the pairs of '{name}'", OwnRows(own, anchor, name)))
+        tables = self.recipe.tables_of(stage, others) if others else ()
+        if not found and not tables:
+            raise RecipeError(
+                f"stage '{stage.name}': '{others[0]}' brings no pairs and the recipe names no data"
+            )
+        return found + [self._source(stage, options, others) for options in tables]
+
+    def _source(self, stage: Stage, options: DataOptions, others: Sequence[str]) -> Source:
+        anchor = self.recipe.anchor_of(stage)
+        table = self._open(options).split(stage.split)
+        weight = options.weight if isinstance(options, MixedData) else None
+        if len(stage.aligned) == 1:
+            return Source(
+                table.name, TableRows(table.pairs(anchor, others[0]).table, (anchor, others[0])), weight
+            )
+        names = tuple(name for name in (anchor, *others) if name in table.columns)
+        pairs = [pair for pair in self.recipe.pairs_of(stage) if pair.both <= set(names)]
+        row_R = np.unique(np.concatenate([np.zeros(0, int), *(table.rows_with(pair.both) for pair in pairs)]))
+        if not len(row_R):
+            wanted = ", ".join(pair.name for pair in self.recipe.pairs_of(stage))
+            raise DataError(
+                f"{table.name}: no row of split '{stage.split}' has both of a pair that stage '{stage.name}' "
+                f"compares ({wanted}); its columns are read as {', '.join(table.columns)}: map others with "
+                f"`columns`, or use another table"
+            )
+        return Source(table.name, TableRows(table.take(row_R), names), weight)
+
+    def _check(self, stage: Stage, rows: Mixture) -> None:
+        pairs = self.recipe.pairs_of(stage)
+        for pair in pairs if len(pairs) > 1 else ():
+            if rows.having(pair.both) < _FEWEST:
+                where = ", ".join(source.name for source in rows.sources)
+                raise DataError(
+                    f"stage '{stage.name}': of {where} only {rows.having(pair.both)} rows have both "
+                    f"'{pair.anchor}' and '{pair.other}', and it takes {_FEWEST} to compare; give data that "
+                    f"has both, or compare less (`align`, `pairs`)"
+                )
+
+    def check(self) -> None:
+        """See that the rows to measure on have what the recipe's `evaluate` asks for.
+
+        Raises:
+            DataError: They have not.
+        """
+        options, table = self.recipe.evaluate, self._table(self._evaluated())
+        if options is not None and table is not None:
+            check_rows(table, options)
+
+    def measure(self, binder: Binder) -> Measured | None:
         """Measure what the recipe's `evaluate` asks for."""
-        options = self.recipe.evaluate
-        table = self._table(self._evaluated())
-        if options is None or table is None:
+        options, data = self.recipe.evaluate, self._evaluated()
+        table = self._table(data)
+        if options is None or data is None or table is None:
             return None
-        trained = {frozenset((self.recipe.anchor_of(stage), stage.align)) for stage in self.recipe.stages}
-        return measure(binder, table.split(options.split), trained, options)
+        trained = {pair.both for stage in self.recipe.stages for pair in self.recipe.pairs_of(stage)}
+        warnings = dict.fromkeys(leak.warning for leak in self.leakage().values() if leak.warning)
+        return warned(measure_all(binder, table, data, trained, options), tuple(warnings))
 
     def leakage(self) -> dict[str, Leakage]:
         """What the rows measured on share with each stage's training rows, where both are tables."""
         options, held_out = self.recipe.evaluate, self._table(self._evaluated())
-        if options is None or held_out is None:
-            return {}
+        if options is None or held_out is None or self._leaks:
+            return self._leaks
         test = first_rows(held_out.split(options.split), options.limit)
-        found: dict[str, Leakage] = {}
+        looked: Looked = {}
         for stage in self.recipe.stages:
-            names = (self.recipe.anchor_of(stage), stage.align)
-            table = self._table(self.recipe.data_of(stage))
-            if table is not None and self.recipe.built[stage.align].pairs(stage.split, names[0]) is None:
-                train = table.split(stage.split)
-                found[stage.name] = leakage(train.take(train.rows_with(names)), test, names)
-        return found
+            sources = self.rows(stage).sources
+            for source in sources:
+                if isinstance(source.rows, TableRows):
+                    name = stage.name if len(sources) == 1 else f"{stage.name}: {source.name}"
+                    table, names = source.rows.table, source.rows.names
+                    self._leaks[name] = leakage(table, test, names, looked=looked)
+        return self._leaks
 
     def _evaluated(self) -> DataOptions | None:
         evaluate = self.recipe.evaluate
         return (evaluate.data or self.recipe.data) if evaluate else None
 
     def _table(self, options: DataOptions | None) -> Table | None:
-        if options is None:
-            return None
-        name = options.model_dump_json()
+        return None if options is None else self._open(options)
+
+    def _open(self, options: DataOptions) -> Table:
+        name = options.model_dump_json(exclude={"weight"})
         if name not in self.tables:
             self.tables[name] = open_table(options, self.recipe.base, tuple(self.recipe.modalities))
         return self.tables[name]

@@ -1,9 +1,9 @@
-"""One stage: align a modality with its anchor."""
+"""One stage: align modalities with their anchor, or with each other."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,19 +11,27 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from geobind import storage
 from geobind.binder import Binder
-from geobind.data.loading import PairLoader, PairMeta, auto_workers
-from geobind.modality import Pair
+from geobind.data.loading import BatchLoader, BatchMeta, Side, auto_workers
+from geobind.data.mixing import Mixture, Plan
 from geobind.recipe import Recipe, Stage
+from geobind.recipe.pairs import Bound
 from geobind.seeds import seed_of
-from geobind.training.bind import Bind, across_ranks, make_loss
+from geobind.training.bind import About, Bind, make_loss
+from geobind.training.cached import Cached, read_from_cache
 from geobind.training.checkpoint import Checkpoint
-from geobind.training.freezing import check_frozen, frozen_digests, parameter_groups, set_trainable
-from geobind.training.losses import Context, ContrastiveLoss, label_ids, unit_sphere
+from geobind.training.freezing import parameter_groups
+from geobind.training.losses import ContrastiveLoss, uncertainties
+from geobind.training.parts import in_training, shares_of, states_of
+from geobind.training.ranks import Ranks
 from geobind.training.record import Metrics, Recorder, Step
 from geobind.training.schedule import learning_rate
+from geobind.training.told import context_of, plan_of
 
 _LOOK_EVERY = 20  # steps; looking at a loss waits for the accelerator
+Losses = Mapping[str, ContrastiveLoss]  # by pair
+Quarantined = tuple[tuple[str, str], ...]  # key and reason
 
 
 class Job(NamedTuple):
@@ -32,23 +40,38 @@ class Job(NamedTuple):
     recipe: Recipe
     stage: Stage
     binder: Binder
-    pairs: Sequence[Pair]
+    rows: Mixture
     folder: Path  # of this stage alone
     metrics: Metrics
     key: str  # the fingerprint of everything the stage depends on
 
     @property
     def encoders(self) -> dict[str, nn.Module]:
-        """The two encoders, the anchor's first."""
-        names = (self.recipe.anchor_of(self.stage), self.stage.align)
-        return {name: self.binder.encoders[name] for name in names}
+        """The encoders that take part, the anchor's first."""
+        return {name: self.binder.encoders[name] for name in self.recipe.names_of(self.stage)}
+
+    @property
+    def pairs(self) -> tuple[Bound, ...]:
+        """The pairs of modalities that are compared."""
+        return self.recipe.pairs_of(self.stage)
+
+    @property
+    def plan(self) -> Plan:
+        """Which rows each step takes."""
+        seed = seed_of(self.recipe.seed, self.stage.name, "data")
+        return plan_of(self.stage, self.rows, seed)
+
+    @property
+    def partial(self) -> bool:
+        """Whether some rows lack a modality."""
+        return len(self.pairs) > 1 and self.rows.having([*self.encoders]) < len(self.rows)
 
     @property
     def steps(self) -> int:
         """How many steps the stage takes."""
         if self.stage.steps is not None:
             return self.stage.steps
-        return (self.stage.epochs or 0) * (len(self.pairs) // self.stage.batch_size)
+        return (self.stage.epochs or 0) * self.plan.epoch
 
 
 class Outcome(NamedTuple):
@@ -56,11 +79,13 @@ class Outcome(NamedTuple):
 
     steps: int
     loss: float
-    temperature: float
+    temperature: float | None  # None if several pairs have one each
+    losses: tuple[dict[str, Any], ...]  # of each pair: its modalities, weight, last loss and temperature
     seconds: float
     device: str
     peak_memory_bytes: int | None  # of the accelerator, on this rank
-    quarantined: tuple[tuple[str, str], ...]  # (key, reason)
+    quarantined: Quarantined
+    cached: tuple[str, ...]  # modalities that were read from the embedding cache
 
 
 def run_stage(fabric: Fabric, job: Job) -> Outcome:
@@ -75,66 +100,80 @@ def run_stage(fabric: Fabric, job: Job) -> Outcome:
     cuda = fabric.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(fabric.device)
-    stage, parts = job.stage, job.stage.parts
-    encoders = job.encoders
-    for name, encoder in encoders.items():
-        set_trainable(name, encoder, parts.get(name))
-    before = frozen_digests(encoders, parts)
-    torch.manual_seed(seed_of(job.recipe.seed, stage.name))
-    loss = make_loss(stage.loss)
-    quarantined, last_loss = _train(fabric, job, loss)
-    check_frozen(before, frozen_digests(encoders, parts), stage.name)
-    for name, encoder in encoders.items():
-        set_trainable(name, encoder, None)
+    stage = job.stage
+    with in_training(fabric, job) as frozen:
+        cached = read_from_cache(fabric, job, frozen, _workers(fabric, job))
+        torch.manual_seed(seed_of(job.recipe.seed, stage.name))
+        losses = {pair.name: make_loss(stage.loss, job.recipe.width) for pair in job.pairs}
+        quarantined, last, last_of = _train(fabric, job, losses, cached)
+        cached.close()
+    if fabric.is_global_zero and (heads := uncertainties(losses)):
+        storage.write_tensors(job.folder / "uncertainty.safetensors", heads)
     return Outcome(
         steps=job.steps,
-        loss=last_loss,
-        temperature=loss.temperature.value,
+        loss=last,
+        temperature=losses[job.pairs[0].name].temperature.value if len(losses) == 1 else None,
+        losses=tuple(
+            {
+                **pair._asdict(),
+                "loss": last_of.get(pair.name),
+                "temperature": losses[pair.name].temperature.value,
+            }
+            for pair in job.pairs
+        ),
         seconds=time.monotonic() - started,
         device=torch.cuda.get_device_name(fabric.device) if cuda else "cpu",
         peak_memory_bytes=torch.cuda.max_memory_allocated(fabric.device) if cuda else None,
         quarantined=quarantined,
+        cached=tuple(cached.sides),
     )
 
 
-def _train(fabric: Fabric, job: Job, loss: ContrastiveLoss) -> tuple[tuple[tuple[str, str], ...], float]:
-    """Take the steps of a stage; return the broken samples and the last loss."""
-    stage, seed = job.stage, job.recipe.seed
-    anchor, other = job.encoders.values()
-    bind = Bind(anchor, other, loss, across_ranks(fabric.all_gather, fabric.world_size))
+def _train(
+    fabric: Fabric, job: Job, losses: Losses, cached: Cached
+) -> tuple[Quarantined, float, dict[str, float]]:
+    """Take the steps of a stage; return the broken samples, the last loss, and that of each pair."""
+    stage, seed, plan = job.stage, job.recipe.seed, job.plan
+    ranks = Ranks(fabric.all_gather, fabric.world_size)
+    bind = Bind(cached.encoders(job), losses, job.pairs, ranks, job.recipe.width, partial=job.partial)
     options = stage.optimizer
-    groups = parameter_groups(bind, options)
+    groups = parameter_groups(bind, options, shares_of(job))
     # On a CPU the fused kernel goes through the weights once; elsewhere torch knows best.
     fused = True if fabric.device.type == "cpu" else None
     adamw = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
     module, optimizer = fabric.setup(bind, adamw)
-    checkpoint = Checkpoint(job.folder / "state.ckpt", job.key, _saved(job, loss), adamw)
-    loader = _loader(fabric, job, first_step=checkpoint.restore())
+    checkpoint = Checkpoint(job.folder / "state.ckpt", job.key, _saved(job, losses), adamw)
+    loader = cached.loader(job, _loader(fabric, job, first_step=checkpoint.restore()))
     metrics = job.metrics if fabric.is_global_zero else None
     if metrics:
         metrics.rewind(stage.name, loader.first_step)
     every = 1 if fabric.device.type == "cpu" else _LOOK_EVERY
     with Recorder(stage.name, job.steps, stage.batch_size, metrics, every) as log:
-        for step, anchor_batch, other_batch, meta in loader:
+        for step, batches, meta in loader:
             rate = learning_rate(step, job.steps, options.lr, stage.schedule)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["share"]
             # Dropout draws from here, so a resumed step draws what it would have drawn.
             torch.manual_seed(seed_of(seed, stage.name, step, fabric.global_rank))
 
-            batch_loss = module(*fabric.to_device((anchor_batch, other_batch)), _context(fabric, stage, meta))
-            fabric.backward(batch_loss)
+            about = About(context_of(ranks, fabric.device, stage.loss, meta))
+            found = module(fabric.to_device(batches), _present(bind, meta), about)
+            fabric.backward(found.total)
+            bind.rest(found.idle)
             norm = _clip(fabric, module, optimizer, stage)
-            scale = loss.temperature.scale.detach()
+            scales = {name: loss.temperature.scale.detach() for name, loss in losses.items()}
             optimizer.step()
             optimizer.zero_grad()
-            loss.after_step()
+            for loss in losses.values():
+                loss.after_step()
 
-            log.add(Step(step, batch_loss.detach(), norm, rate, scale, meta.keys), len(loader.quarantined))
+            source = job.rows.name_of(plan.source(step))
+            taken = Step(step, found.total.detach(), norm, rate, found.pairs, scales, meta.keys, source)
+            log.add(taken, len(loader.quarantined))
             if fabric.is_global_zero and checkpoint.age() >= stage.checkpoint_seconds:
                 log.look()  # what is saved is known to be finite
                 log.last_good = str(checkpoint.save(step + 1))
-    return tuple(loader.quarantined), log.last_loss
+    return tuple(loader.quarantined), log.last_loss, log.last_of
 
 
 def _clip(fabric: Fabric, module: Any, optimizer: Any, stage: Stage) -> Tensor | None:
@@ -144,44 +183,39 @@ def _clip(fabric: Fabric, module: Any, optimizer: Any, stage: Stage) -> Tensor |
     return fabric.clip_gradients(module, optimizer, max_norm=stage.clip_norm, error_if_nonfinite=False)
 
 
-def _saved(job: Job, loss: nn.Module) -> dict[str, nn.Module]:
-    """What a checkpoint holds the weights of: the loss, and the encoders in training."""
-    return {"loss": loss, **{f"encoder.{name}": job.encoders[name] for name in job.stage.parts}}
+def _saved(job: Job, losses: Losses) -> dict[str, nn.Module]:
+    """What a checkpoint holds the weights of: the losses, and the encoders in training."""
+    trained = {f"encoder.{name}": state for name, state in states_of(job).items()}
+    return {**{f"loss.{name}": loss for name, loss in losses.items()}, **trained}
 
 
-def _loader(fabric: Fabric, job: Job, first_step: int) -> PairLoader:
+def _loader(fabric: Fabric, job: Job, first_step: int) -> BatchLoader:
     recipe, stage = job.recipe, job.stage
-    anchor, other = job.encoders
-    workers = recipe.workers
-    if workers == "auto" and fabric.device.type == "cpu":
-        workers = min(1, auto_workers(len(job.pairs)))  # more would take the cores that compute
-    return PairLoader(
-        job.pairs,
-        recipe.built[anchor],
-        recipe.built[other],
-        batch_size=stage.batch_size,
-        seed=seed_of(recipe.seed, stage.name, "data"),
+    return BatchLoader(
+        job.rows,
+        {name: Side(recipe.built[name], augment=name in stage.parts) for name in job.encoders},
+        job.plan,
         first_step=first_step,
         last_step=job.steps,
-        workers=workers,
+        workers=_workers(fabric, job),
         rank=fabric.global_rank,
         world=fabric.world_size,
-        augment_anchor=anchor in stage.parts,
-        augment_other=other in stage.parts,
+        partial=job.partial,
         max_broken=recipe.max_broken,
     )
 
 
-def _context(fabric: Fabric, stage: Stage, meta: PairMeta) -> Context | None:
-    """Tell the loss what it asks for of the batch: labels, places."""
-    if stage.loss.name != "infonce":
+def _workers(fabric: Fabric, job: Job) -> int:
+    if job.recipe.workers != "auto":
+        return job.recipe.workers
+    wanted = auto_workers(len(job.rows))
+    return min(1, wanted) if fabric.device.type == "cpu" else wanted  # more would take the cores that compute
+
+
+def _present(bind: Bind, meta: BatchMeta) -> Tensor | None:
+    """Which rows have which modality: None where all have all, on every rank and in every step."""
+    if not bind.partial:
         return None
-    labels = xyz = None
-    gather = across_ranks(fabric.all_gather, fabric.world_size)
-    if stage.loss.positives == "label":
-        labels = gather(label_ids(meta.labels or [None] * len(meta.keys)).to(fabric.device))
-    if stage.loss.ignore_within_m is not None:
-        xyz = gather(unit_sphere(torch.as_tensor(meta.lat), torch.as_tensor(meta.lon)).to(fabric.device))
-    if labels is None and xyz is None:
-        return None
-    return Context(labels_N=labels, xyz_N3=xyz, ignore_within_m=stage.loss.ignore_within_m)
+    if meta.present_BM is None:
+        return torch.ones(len(meta.keys), len(bind.encoders), dtype=torch.bool)
+    return torch.from_numpy(meta.present_BM)

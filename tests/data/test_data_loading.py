@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.data import loading
-from geobind.data.loading import PairLoader, auto_workers, batch_indices, collate, prepare_batches
+from geobind.data.loading import BatchLoader, Side, auto_workers, collate, prepare_batches
+from geobind.data.mixing import OwnRows, Plan
 from geobind.data.options import DataOptions
-from geobind.data.order import replacement, seeded
+from geobind.data.order import batch_indices, replacement, seeded
 from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.modality import Modality, Pair, Place
@@ -51,16 +52,23 @@ PAIRS = [
 
 
 def loader(pairs=PAIRS, batch_size=4, seed=7, first_step=0, last_step=8, **options):
-    options = {"workers": 0, "augment_anchor": True} | options
-    return PairLoader(
-        pairs, options.pop("anchor", Number()), Number(), batch_size, seed, first_step, last_step, **options
-    )
+    options = {"workers": 0} | options
+    anchor = Side(options.pop("anchor", Number()), augment=options.pop("augment_anchor", True))
+    sides = {"anchor": anchor, "other": Side(Number())}
+    plan = Plan((len(pairs),), batch_size, seed)
+    return BatchLoader(OwnRows(pairs, "anchor", "other"), sides, plan, first_step, last_step, **options)
 
 
 def content(batches):
     return [
-        (step, a["value"].tolist(), a["noise"].tolist(), o["value"].tolist(), meta.keys)
-        for step, a, o, meta in batches
+        (
+            step,
+            batch["anchor"]["value"].tolist(),
+            batch["anchor"]["noise"].tolist(),
+            batch["other"]["value"].tolist(),
+            meta.keys,
+        )
+        for step, batch, meta in batches
     ]
 
 
@@ -97,8 +105,8 @@ def test_a_resumed_loader_goes_on_exactly():
 
 
 def test_what_a_worker_is_given_pickles():
-    samples = pickle.loads(pickle.dumps(loading._PairSamples(loader())))
-    assert samples[0, 3].pair.key == "k3"
+    samples = pickle.loads(pickle.dumps(loading._Samples(loader())))
+    assert samples[0, 3].known.key == "k3"
 
 
 def test_workers_change_nothing():
@@ -150,14 +158,15 @@ def test_seeding_is_a_function_of_the_numbers():
 
 
 def test_what_is_known_of_a_pair_comes_with_it():
-    _, anchor, _, meta = next(iter(loader(batch_size=23)))
-    for row, number in enumerate(anchor["value"].tolist()):
+    _, batch, meta = next(iter(loader(batch_size=23)))
+    for row, number in enumerate(batch["anchor"]["value"].tolist()):
         assert meta.keys[row] == f"k{number}"
         assert meta.labels[row] == ("even" if number % 2 == 0 else None)
         assert meta.lat[row] == number / 10 or (number % 2 == 0 and np.isnan(meta.lat[row]))
         assert np.isnan(meta.lon[row]) == (number % 2 == 0)
-    bare = next(iter(loader([Pair(1, 2)], batch_size=1)))[3]
-    assert bare == (["row 0"], None, None, None)
+    bare = next(iter(loader([Pair(1, 2)], batch_size=1)))[2]
+    assert bare.keys == ["row 0"]
+    assert all(part is None for part in bare[1:])
 
 
 @pytest.mark.parametrize("workers", [0, 1])

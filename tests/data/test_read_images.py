@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from geobind.data import images
+from geobind.data.images import decode_image
 from geobind.data.readers import read_image
 from geobind.errors import DataError
 
@@ -172,3 +173,60 @@ def test_real_geotiffs_are_read_or_explained(real_data):
             assert path.name in str(error)
             outcomes.add("explained")
     assert outcomes == {3, "explained"}
+
+
+def photo(size=(256, 192), seed=0):
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (size[1] // 16, size[0] // 16, 3), dtype=np.uint8))
+    return coarse.resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 30}, {"keep_rgb": True}]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_has_the_pixels_that_pillow_gives_it(mode, options):
+    if mode != "RGB" and set(options) & {"keep_rgb", "subsampling"}:
+        return
+    target = io.BytesIO()
+    photo().convert(mode).save(target, "JPEG", **options)
+    wanted = np.asarray(Image.open(target).convert("RGB")).transpose(2, 0, 1)
+    for image in (read_image(target.getvalue()), decode_image(target.getvalue())):
+        assert np.array_equal(image.numpy(), wanted)
+    assert read_image(target.getvalue()).is_contiguous()
+
+
+def test_a_jpeg_is_decoded_smaller_where_less_is_needed():
+    content = encoded(photo((1600, 1200)), "JPEG")
+    sizes = {needed: tuple(read_image(content, needed=needed).shape[1:]) for needed in (10, 75, 150, 151)}
+    assert sizes == {10: (150, 200), 75: (300, 400), 150: (600, 800), 151: (1200, 1600)}
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    upright = read_image(encoded(photo((1600, 1200)), "JPEG", exif=turned), needed=75)
+    assert tuple(upright.shape[1:]) == (400, 300)
+
+
+def test_what_is_made_from_a_smaller_jpeg_hardly_differs():
+    from torchvision.transforms.v2.functional import resize
+
+    content = encoded(photo((1024, 1024)), "JPEG", quality=90)
+    whole, smaller = (read_image(content, needed=needed) for needed in (None, 64))
+    assert smaller.shape[1] == 256
+    differ = (
+        resize(whole, [64, 64], antialias=True).float() - resize(smaller, [64, 64], antialias=True).float()
+    )
+    assert differ.abs().mean() < 1  # of 255, of colours as strong as no photo has them
+
+
+def test_a_jpeg_cut_short_is_refused_though_it_could_be_shown_in_part(refused):
+    target = io.BytesIO()
+    photo().save(target, "JPEG")
+    content = target.getvalue()
+    refused(lambda: read_image(content[: len(content) // 2]), "cannot be decoded as an image", "truncated")
+    refused(lambda: read_image(content[:40]), "bytes given")
+
+
+def test_views_of_arrays_are_read_as_what_they_show():
+    array = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    for view in (array[::-1], array[:, ::-1], array[::2, ::2], np.asfortranarray(array)):
+        assert np.array_equal(read_image(view).numpy(), view.transpose(2, 0, 1))

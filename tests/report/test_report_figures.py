@@ -183,8 +183,10 @@ def test_the_space_joins_observations_of_the_same_places(rows):
 
 
 def test_a_constant_embedding_ranks_in_the_middle(rows):
-    from geobind.report.held_out import Space
+    from geobind.evaluation.embedded import Embedded
 
-    same = {name: Space(s.rows_Q, unit(torch.ones_like(s.embedding_QD))) for name, s in rows.spaces.items()}
+    same = {
+        name: Embedded(s.rows_Q, unit(torch.ones_like(s.embedding_QD))) for name, s in rows.spaces.items()
+    }
     rows.spaces.update(same)
     assert set(ranked(rows, "words", "tile").rank_Q) == {12.5}

@@ -73,7 +73,7 @@ def test_every_id_is_there_once_and_every_link_leads_to_one(parsed):
     ids = [attrs["id"] for _, attrs in parsed.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
     links = {attrs["href"][1:] for attrs in parsed.all("a")}
-    assert links - {"leakage"} == {"retrieval", "examples", "places", "space", "training", "ran"}
+    assert links - {"leakage"} == {"retrieval", "examples", "places", "space", "gap", "training", "ran"}
     assert links <= set(ids)
     used = {attrs["href"][1:] for attrs in parsed.all("use")}
     assert used

@@ -49,8 +49,8 @@ def shrink_tiles(monkeypatch, rows: int = 3, columns: int = 5) -> None:
         return fused.blocks(0, len(query), rows), own + fused.blocks(len(query), len(key), columns)
 
     monkeypatch.setattr(fused, "grid", grid)
-    monkeypatch.setattr("geobind.training.losses.softmax.grid", grid)
-    monkeypatch.setattr("geobind.training.losses.sigmoid.grid", grid)
+    for kernel in ("softmax", "sigmoid", "hard", "matching"):
+        monkeypatch.setattr(f"geobind.training.losses.{kernel}.grid", grid)
 
 
 class Products(TorchDispatchMode):

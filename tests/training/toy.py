@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,6 +33,11 @@ def view(index: int, which: str) -> tuple[float, ...]:
     mix = torch.randn(10, HIDDEN, generator=torch.Generator().manual_seed(len(which)))
     noise = 0.1 * torch.randn(10, generator=torch.Generator().manual_seed(1000 + index))
     return tuple((mix @ hidden(index) + noise).tolist())
+
+
+def place(index: int) -> Place:
+    """Places some 124 km apart in a row, one more each hour."""
+    return Place(index / 2, index, datetime(2024, 1, 1, tzinfo=UTC) + timedelta(hours=index))
 
 
 class Net(nn.Module):
@@ -65,7 +73,7 @@ class Numbers(Modality):
         return net
 
     def prepare(self, raw, *, training: bool = False) -> torch.Tensor:
-        if not isinstance(raw, tuple) or len(raw) != 10:
+        if not isinstance(raw, tuple | np.ndarray) or len(raw) != 10:
             raise DataError("ten numbers, please")
         x_F = torch.tensor(raw)
         return x_F + self.noise * torch.randn(10) if training and self.noise else x_F
@@ -86,9 +94,7 @@ class Right(Numbers):
 
     def pairs(self, split: str, anchor: str) -> list[Pair]:
         pairs = [
-            Pair(
-                view(i, "left"), view(i, "right"), f"row{i}", Place(i / 2, i), "even" if i % 2 == 0 else "odd"
-            )
+            Pair(view(i, "left"), view(i, "right"), f"row{i}", place(i), "even" if i % 2 == 0 else "odd")
             for i in range(self.count)
         ]
         if self.poison is not None:
@@ -101,6 +107,54 @@ class Cold(Left):
 
     name = "cold"
     role = "frozen"
+
+
+class Hub(Numbers):
+    """The anchor of a wheel, whose rows lie in tables."""
+
+    name = "hub"
+    role = "trainable"
+
+
+class Spoke(Numbers):
+    """Missing from some rows."""
+
+    name = "spoke"
+    role = "trainable"
+
+
+class Rim(Numbers):
+    """Missing from others."""
+
+    name = "rim"
+    role = "trainable"
+
+
+WHEEL = """\
+name: wheel
+width: 8
+anchor: hub
+workers: 0
+fabric: {accelerator: cpu}
+modalities: {hub: {}, spoke: {}, rim: {}}
+data: {manifest: wheel.jsonl}
+stages:
+  - {name: one, align: [spoke, rim], train: [hub, spoke, rim], batch_size: 16, steps: 12,
+     checkpoint_seconds: 0, optimizer: {name: adamw, lr: 0.01}}
+"""
+
+
+def write_wheel(path: Path, lacks=lambda i: {1: "spoke", 2: "rim"}.get(i % 3), rows: int = PAIRS) -> Path:
+    """Write a table with the names that `lacks` gives left out of each row; a fourth of it is held out."""
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(rows):
+            split = "test" if i % 4 == 3 else "train"
+            row = {"key": f"{path.stem}{i}", "split": split, "label": "even" if i % 2 == 0 else "odd"}
+            row |= {"lat": i / 2, "lon": i / 2}
+            lacking = lacks(i) or ""
+            row |= {name: view(i, name) for name in ("hub", "spoke", "rim") if name not in lacking.split()}
+            file.write(json.dumps(row) + "\n")
+    return path
 
 
 RECIPE = """\
@@ -118,7 +172,7 @@ stages:
 
 
 def registry() -> plugins.Registry:
-    classes = (Left, Right, Cold)
+    classes = (Left, Right, Cold, Hub, Spoke, Rim)
     return plugins.Registry(
         {c.name: plugins.Plugin(c, plugins.Source(c.name, "toy", "1.0")) for c in classes}, ()
     )
@@ -128,13 +182,19 @@ def install() -> None:
     plugins.registry = registry
 
 
-def recipe(folder: Path, *overrides: str):
+def recipe(folder: Path, *overrides: str, text: str = RECIPE):
     from geobind.recipe import load_recipe
 
     install()
     path = folder / "toy.yaml"
-    path.write_text(RECIPE, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return load_recipe(path, overrides)
+
+
+def wheel(folder: Path, *overrides: str):
+    if not (folder / "wheel.jsonl").exists():
+        write_wheel(folder / "wheel.jsonl")
+    return recipe(folder, *overrides, text=WHEEL)
 
 
 def main() -> None:
@@ -143,6 +203,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--die-after-step", type=int)
+    parser.add_argument("--wheel", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -161,7 +222,8 @@ def main() -> None:
         record.Recorder.add = add_then_die
     args.out.mkdir(parents=True, exist_ok=True)
     try:
-        run(recipe(args.out, *args.set), args.out / "run", resume=args.resume)
+        make = wheel if args.wheel else recipe
+        run(make(args.out, *args.set), args.out / "run", resume=args.resume)
     except GeobindError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

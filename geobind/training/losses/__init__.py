@@ -7,11 +7,13 @@ other_ND, context)`, and `loss.after_step()` follows each optimiser step. Double
 from geobind.training.losses.base import ContrastiveLoss
 from geobind.training.losses.context import Context, label_ids, unit_sphere
 from geobind.training.losses.infonce import Direction, InfoNCE
+from geobind.training.losses.pcme import PCME, Uncertainty, read_uncertainties, uncertainties
 from geobind.training.losses.queue import QueueOf
 from geobind.training.losses.siglip import SigLIP
 from geobind.training.losses.temperature import Temperature
 
 __all__ = [
+    "PCME",
     "Context",
     "ContrastiveLoss",
     "Direction",
@@ -19,6 +21,9 @@ __all__ = [
     "QueueOf",
     "SigLIP",
     "Temperature",
+    "Uncertainty",
     "label_ids",
+    "read_uncertainties",
+    "uncertainties",
     "unit_sphere",
 ]

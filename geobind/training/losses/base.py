@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
-from geobind.errors import DataError
+from geobind.errors import DataError, RecipeError
 from geobind.training.losses.context import Context
 from geobind.training.losses.temperature import Temperature
 
@@ -44,3 +46,14 @@ def check_batch(anchor_ND: Tensor, other_ND: Tensor, context: Context | None) ->
         )
     if context is not None:
         context.check(len(anchor_ND))
+
+
+def checked_hardness(hardness: float) -> float:
+    """Return the hardness of a loss.
+
+    Raises:
+        RecipeError: It is negative or not finite.
+    """
+    if not 0 <= hardness < math.inf:
+        raise RecipeError(f"hardness {hardness}: give 0 for none, or a positive number")
+    return hardness

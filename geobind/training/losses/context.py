@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -23,31 +23,47 @@ UNLABELLED = -1
 class Context:
     """The labels, places and times of N pairs; whatever is left out plays no part in the loss.
 
-    Pairs of one label are positives of each other. Pairs nearer than every threshold given are *ignored*:
-    neither positives nor negatives, because two sounds recorded ten metres apart should not be pushed from
-    each other. A pair is always its own positive, and a shared label outweighs nearness.
+    Pairs of one label are positives of each other, and so are pairs of one place. Pairs that are near are
+    *ignored*: neither positives nor negatives, because two sounds recorded ten metres apart should not be
+    pushed from each other. A pair is always its own positive, and being positives outweighs nearness.
 
     Attributes:
         labels_N: Group ids, integers; a negative id means no label (see `label_ids`).
         xyz_N3: Points on the unit sphere (see `unit_sphere`); a NaN row means place unknown, never ignored.
         hours_N: Times in hours from any fixed origin; NaN means time unknown, never ignored.
+        rows_N: Which row of the data each pair is, integers; its own key in a queue is then ignored. A
+            negative number means unknown.
+        same_within_m: Pairs whose places lie nearer than this, in metres along the ground, are positives of
+            each other. Three places in a row need not all be: the first and the last may lie too far apart.
         ignore_within_m: Ignore pairs whose places lie nearer than this, in metres along the ground.
-        ignore_within_h: Ignore pairs whose times lie nearer than this, in hours. With both thresholds, a pair
-            must be near in place *and* in time.
+        ignore_within_h: Ignore pairs whose times lie nearer than this, in hours along the calendar: the same
+            hour of another day is a day apart.
+        ignore_when: With both thresholds to ignore by, whether a pair must be near in "both" place and time,
+            or in "either".
 
     Raises:
-        DataError: If a threshold is not positive or lacks the vector it is measured on.
+        DataError: If a threshold is not positive or lacks the vector it is measured on, or nothing could be
+            ignored.
     """
 
     labels_N: Tensor | None = None
     xyz_N3: Tensor | None = None
     hours_N: Tensor | None = None
+    rows_N: Tensor | None = None
+    same_within_m: float | None = None
     ignore_within_m: float | None = None
     ignore_within_h: float | None = None
+    ignore_when: Literal["both", "either"] = "both"
 
     def __post_init__(self) -> None:
+        _check_threshold("same_within_m", self.same_within_m, "xyz_N3", self.xyz_N3)
         _check_threshold("ignore_within_m", self.ignore_within_m, "xyz_N3", self.xyz_N3)
         _check_threshold("ignore_within_h", self.ignore_within_h, "hours_N", self.hours_N)
+        if self.same_within_m and self.ignore_within_m and self.ignore_within_m <= self.same_within_m:
+            raise DataError(
+                f"loss context: pairs within {self.same_within_m:g} m are positives, which leaves none to "
+                f"ignore within {self.ignore_within_m:g} m; ignore within more, or drop one of the two"
+            )
 
     def check(self, pairs: int) -> None:
         """Refuse vectors that do not describe exactly the pairs of the batch.
@@ -59,6 +75,7 @@ class Context:
             ("labels_N", self.labels_N, (pairs,)),
             ("xyz_N3", self.xyz_N3, (pairs, 3)),
             ("hours_N", self.hours_N, (pairs,)),
+            ("rows_N", self.rows_N, (pairs,)),
         ):
             if vector is not None and tuple(vector.shape) != shape:
                 raise DataError(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from geobind.errors import DataError, RecipeError
-from geobind.training.losses.base import ContrastiveLoss, check_batch
+from geobind.training.losses.base import ContrastiveLoss, check_batch, checked_hardness
 from geobind.training.losses.fused import Outcome, Wanted, evaluate
+from geobind.training.losses.hard import hard_softmax
 from geobind.training.losses.pairing import Pairing
 from geobind.training.losses.softmax import both_ways, both_ways_apart, one_way
 from geobind.training.losses.temperature import Temperature
@@ -36,9 +38,11 @@ class InfoNCE(ContrastiveLoss):
         temperature: Its temperature; learnt from 0.07 by default.
         queue: Earlier embeddings of the other side, as further negatives where the anchor looks for its
             other. Filled by every forward pass in training mode.
+        hardness: How much more those negatives count that resemble the query: weights go with
+            exp(hardness * logit) (beta of arXiv:2010.04592; see `hard`). 0 for none; more costs more time.
 
     Raises:
-        RecipeError: If the direction is unknown, or never uses the queue.
+        RecipeError: If the direction is unknown, or never uses the queue, or hardness is negative.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class InfoNCE(ContrastiveLoss):
         direction: Direction = "both",
         temperature: Temperature | None = None,
         queue: QueueOf | None = None,
+        hardness: float = 0.0,
     ) -> None:
         super().__init__()
         if direction not in get_args(Direction):
@@ -58,6 +63,7 @@ class InfoNCE(ContrastiveLoss):
                 "drop the queue or choose another direction"
             )
         self.direction: Direction = direction
+        self.hardness = checked_hardness(hardness)
         self.temperature = Temperature() if temperature is None else temperature
         self.queue = queue
 
@@ -70,15 +76,16 @@ class InfoNCE(ContrastiveLoss):
         check_batch(anchor_ND, other_ND, context)
         keys_MD, pairing = self._keys(anchor_ND, other_ND, context)
         direction = self.direction
+        look = partial(hard_softmax, beta=self.hardness) if self.hardness else one_way
 
         def kernel(query: Tensor, key: Tensor, scale: Tensor, _: Tensor, wanted: Wanted) -> Outcome:
             if direction == "anchor_to_other":
-                return one_way(query, key, scale, pairing, wanted)
+                return look(query, key, scale, pairing, wanted)
             if direction == "other_to_anchor":
-                return one_way(key, query, scale, pairing, wanted.swapped()).swapped()
-            return (both_ways if len(key) == len(query) else both_ways_apart)(
-                query, key, scale, pairing, wanted
-            )
+                return look(key, query, scale, pairing, wanted.swapped()).swapped()
+            if look is one_way and len(key) == len(query):
+                return both_ways(query, key, scale, pairing, wanted)
+            return both_ways_apart(query, key, scale, pairing, wanted, look)
 
         loss = evaluate(kernel, anchor_ND, keys_MD, self.temperature.scale)
         if self.queue is not None and self.training:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 class QueueOf(nn.Module):
     """The last `size` embeddings of a frozen side, as further negatives (MoCo, arXiv:1911.05722).
 
-    Only a frozen side may be queued: keys of a side in training would be stale. Labels, places and times are
-    queued with their keys, so the rules of a `Context` hold against them too; without such a rule keep the
-    queue shorter than an epoch, lest a pair meet its own key as a negative. Everything is kept in buffers: a
-    checkpoint holds it.
+    Only a frozen side may be queued: keys of a side in training would be stale. Labels, places, times and
+    data rows are queued with their keys, so the rules of a `Context` hold against them too. Keep the queue
+    shorter than an epoch: a longer one holds keys twice, and without rows in the context a pair would meet
+    its own key as a negative. Everything is kept in buffers: a checkpoint holds it.
 
     Args:
         size: How many embeddings are kept.
@@ -38,6 +38,7 @@ class QueueOf(nn.Module):
     labels_Q: Tensor
     xyz_Q3: Tensor
     hours_Q: Tensor
+    rows_Q: Tensor
     seen: Tensor
 
     def __init__(self, size: int, width: int) -> None:
@@ -50,6 +51,7 @@ class QueueOf(nn.Module):
         self.register_buffer("labels_Q", torch.full((size,), UNLABELLED))
         self.register_buffer("xyz_Q3", torch.full((size, 3), math.nan, dtype=torch.float64))
         self.register_buffer("hours_Q", torch.full((size,), math.nan, dtype=torch.float64))
+        self.register_buffer("rows_Q", torch.full((size,), UNLABELLED))
         self.register_buffer(
             "seen", torch.tensor(0)
         )  # embeddings ever pushed, which also says where the next goes
@@ -63,9 +65,9 @@ class QueueOf(nn.Module):
         return self.keys_QD[: len(self)].to(like)
 
     def traits(self) -> Traits:
-        """Return the labels, places and times of the held embeddings; unknown ones match nothing."""
+        """Return the labels, places, times and rows of the held embeddings; unknown ones match nothing."""
         held = slice(0, len(self))
-        return Traits(self.labels_Q[held], self.xyz_Q3[held], self.hours_Q[held])
+        return Traits(self.labels_Q[held], self.xyz_Q3[held], self.hours_Q[held], self.rows_Q[held])
 
     @torch.no_grad()
     def push(self, key_ND: Tensor, context: Context | None = None) -> None:
@@ -84,6 +86,7 @@ class QueueOf(nn.Module):
             (self.labels_Q, None if context is None else context.labels_N, UNLABELLED),
             (self.xyz_Q3, None if context is None else context.xyz_N3, math.nan),
             (self.hours_Q, None if context is None else context.hours_N, math.nan),
+            (self.rows_Q, None if context is None else context.rows_N, UNLABELLED),
         ):
             memory[place_N] = unknown if values is None else values[kept].to(memory)
         self.seen += len(key_ND)

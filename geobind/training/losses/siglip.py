@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from geobind.training.losses.base import ContrastiveLoss, check_batch
+from geobind.training.losses.base import ContrastiveLoss, check_batch, checked_hardness
 from geobind.training.losses.fused import Outcome, Wanted, evaluate
+from geobind.training.losses.hard import hard_sigmoid
 from geobind.training.losses.pairing import Pairing
 from geobind.training.losses.sigmoid import pairwise
+from geobind.training.losses.softmax import both_ways_apart
 from geobind.training.losses.temperature import Temperature
 
 if TYPE_CHECKING:
@@ -29,10 +32,18 @@ class SigLIP(ContrastiveLoss):
         temperature: Its temperature; learnt from 0.1 by default, as in the paper.
         bias: What is added to every logit, learnt; -10 at first, as in the paper, since nearly all pairs are
             false.
+        hardness: How much more those negatives count that resemble the query: weights go with
+            exp(hardness * logit), taken once from either side (see `hard`). 0 for none.
+
+    Raises:
+        RecipeError: If hardness is negative.
     """
 
-    def __init__(self, temperature: Temperature | None = None, bias: float = -10.0) -> None:
+    def __init__(
+        self, temperature: Temperature | None = None, bias: float = -10.0, hardness: float = 0.0
+    ) -> None:
         super().__init__()
+        self.hardness = checked_hardness(hardness)
         self.temperature = Temperature(0.1) if temperature is None else temperature
         self.bias = nn.Parameter(torch.tensor(float(bias)))
 
@@ -44,8 +55,12 @@ class SigLIP(ContrastiveLoss):
         """
         check_batch(anchor_ND, other_ND, context)
         pairing = Pairing.of(len(anchor_ND), context, anchor_ND.device)
+        beta = self.hardness
 
         def kernel(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, wanted: Wanted) -> Outcome:
+            if beta:
+                look = partial(hard_sigmoid, beta=beta, bias=bias)
+                return both_ways_apart(query, key, scale, pairing, wanted, look)
             return pairwise(query, key, scale, bias, pairing, wanted)
 
         return evaluate(kernel, anchor_ND, other_ND, self.temperature.scale, self.bias)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geobind.training.losses.fused import Gradients, Outcome, Wanted, grid, length
-from geobind.training.losses.pairing import Tile
+from geobind.training.losses.tiles import Tile
 
 if TYPE_CHECKING:
     from geobind.training.losses.pairing import Pairing

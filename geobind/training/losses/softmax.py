@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor
 
 from geobind.training.losses.fused import Gradients, Outcome, Wanted, grid, length
-from geobind.training.losses.pairing import Tile
+from geobind.training.losses.tiles import Tile, shares
 
 if TYPE_CHECKING:
     from geobind.training.losses.pairing import Pairing
 
 # N queries (pairs on all ranks), M >= N keys (the N pairs' own, then queued ones), D width, T x C one tile
+
+OneWay = Callable[[Tensor, Tensor, Tensor, "Pairing", Wanted], Outcome]  # query, key, scale, pairing, wanted
 
 
 def one_way(query_ND: Tensor, key_MD: Tensor, scale: Tensor, pairing: Pairing, wanted: Wanted) -> Outcome:
@@ -24,7 +27,7 @@ def one_way(query_ND: Tensor, key_MD: Tensor, scale: Tensor, pairing: Pairing, w
     With several positives this is their mean log-probability, eq. 2 of Khosla et al., arXiv:2004.11362. One
     product of N M D multiply-adds, one more per trainable side; the workspace is a stripe of T x M.
     """
-    pairs, share_N1 = len(query_ND), pairing.shares(query_ND.dtype)
+    pairs, share_N1 = len(query_ND), shares(pairing, query_ND)
     row_blocks, column_blocks = grid(query_ND, key_MD)
     gradients = Gradients(query_ND, key_MD, scale, wanted)
     loss_N = query_ND.new_empty(pairs)
@@ -58,7 +61,7 @@ def both_ways(query_ND: Tensor, key_ND: Tensor, scale: Tensor, pairing: Pairing,
     or column be lost to underflow (all its similarities near -1 at the highest scales), the sides are taken
     one by one instead.
     """
-    pairs, share_N1 = len(query_ND), pairing.shares(query_ND.dtype)
+    pairs, share_N1 = len(query_ND), shares(pairing, query_ND)
     row_blocks, column_blocks = grid(query_ND, key_ND)
     shift = _common_shift(query_ND, key_ND, scale)
     row_sum_N, column_sum_N, positive_N = query_ND.new_zeros(3, pairs)
@@ -66,7 +69,7 @@ def both_ways(query_ND: Tensor, key_ND: Tensor, scale: Tensor, pairing: Pairing,
     for rows in row_blocks:
         scaled_TD = query_ND[rows] * scale
         for columns in column_blocks:
-            tile = Tile(pairing, rows, columns, share_N1)
+            tile = Tile(pairing, rows, columns, share_N1, mutual=pairing.uneven)
             logits_TC = _product(scaled_TD, key_ND[columns], space)
             positive_N[rows] += tile.positives(logits_TC)
             values_TC = _exponentials_(logits_TC, shift, tile)
@@ -81,7 +84,7 @@ def both_ways(query_ND: Tensor, key_ND: Tensor, scale: Tensor, pairing: Pairing,
     for rows in row_blocks if gradients.any else ():
         scaled_TD = query_ND[rows] * scale
         for columns in column_blocks:
-            tile = Tile(pairing, rows, columns, share_N1)
+            tile = Tile(pairing, rows, columns, share_N1, mutual=pairing.uneven)
             weights_TC = _exponentials_(_product(scaled_TD, key_ND[columns], space), shift, tile)
             factor_TC = spare[: weights_TC.numel()].view_as(weights_TC)
             weights_TC *= torch.add(row_weight_N1[rows], column_weight_N[columns], out=factor_TC)
@@ -91,15 +94,21 @@ def both_ways(query_ND: Tensor, key_ND: Tensor, scale: Tensor, pairing: Pairing,
 
 
 def both_ways_apart(
-    query_ND: Tensor, key_MD: Tensor, scale: Tensor, pairing: Pairing, wanted: Wanted
+    query_ND: Tensor,
+    key_MD: Tensor,
+    scale: Tensor,
+    pairing: Pairing,
+    wanted: Wanted,
+    look: OneWay = one_way,
 ) -> Outcome:
     """Return what `both_ways` does, side by side: dearer, but safe at any scale, and able to use queued keys.
 
-    Queued keys are negatives of the queries only; with any, the keys must be frozen.
+    Queued keys are negatives of the queries only; with any, the keys must be frozen. The loss of one side can
+    be another than `one_way`.
     """
-    there = one_way(query_ND, key_MD, scale, pairing, wanted)
+    there = look(query_ND, key_MD, scale, pairing, wanted)
     unqueued = replace(pairing, column=pairing.row)
-    back = one_way(key_MD[: len(query_ND)], query_ND, scale, unqueued, wanted.swapped()).swapped()
+    back = look(key_MD[: len(query_ND)], query_ND, scale, unqueued, wanted.swapped()).swapped()
     value = (there.value + back.value) / 2
     return Outcome(value, *(_mean(one, other) for one, other in zip(there[1:], back[1:], strict=True)))
 

@@ -1,0 +1,90 @@
+"""geobind cache."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from geobind.cli.options import json_option
+
+if TYPE_CHECKING:
+    from geobind.frozen.folder import Held
+
+
+@click.group("cache")
+def command() -> None:
+    """List, prune or verify the cache of embeddings that frozen encoders have made."""
+
+
+@command.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the entries, the last used first: what they hold, their size, when they were used."""
+    from geobind.frozen.folder import entries, limit_bytes, rows_of
+
+    found = entries()
+    rows: list[dict[str, Any]] = [{**_told(held), "rows": rows_of(held)} for held in found]
+    total = sum(held.bytes for held in found)
+    if as_json:
+        click.echo(json.dumps({"entries": rows, "bytes": total, "limit_bytes": limit_bytes()}, indent=1))
+        return
+    for row in rows:
+        click.echo(
+            f"{row['key'][:12]}  {row['rows']:>9,} rows  {row['bytes'] / 1e6:>9,.1f} MB  "
+            f"used {row['used']}  {row['what']}"
+        )
+    click.echo(f"{len(rows)} entries, {total / 1e9:.3g} GB of at most {limit_bytes() / 1e9:g} GB")
+
+
+@command.command("prune")
+@click.option(
+    "--max-gb", type=click.FloatRange(0), help="Keep at most this much; default: the cache's limit."
+)
+@json_option
+def prune(max_gb: float | None, as_json: bool) -> None:
+    """Remove the entries used longest ago until the cache is small enough; those in use stay."""
+    from geobind.frozen.folder import entries, limit_bytes
+    from geobind.frozen.folder import prune as prune_to
+
+    gone = prune_to(limit_bytes() if max_gb is None else max_gb * 1e9)
+    left = sum(held.bytes for held in entries())
+    if as_json:
+        click.echo(json.dumps({"removed": [_told(held) for held in gone], "bytes": left}, indent=1))
+        return
+    for held in gone:
+        click.echo(f"removed {held.key[:12]}  {held.bytes / 1e6:,.1f} MB  {_told(held)['what']}")
+    click.echo(f"{left / 1e9:.3g} GB left")
+
+
+@command.command("verify")
+@click.option("--keep", is_flag=True, help="Only tell what is damaged; do not remove it.")
+@json_option
+def verify(keep: bool, as_json: bool) -> None:
+    """Read every row and compare with what was written; damaged shards are removed, to be made again."""
+    from geobind.frozen.folder import verify as verify_all
+
+    checked = list(verify_all(repair=not keep))
+    faults = sum(len(one.damaged) for one in checked)
+    if as_json:
+        click.echo(json.dumps([one._asdict() for one in checked], indent=1))
+    else:
+        for one in checked:
+            for file, fault in one.damaged:
+                click.echo(f"{one.key[:12]}/{file}: {fault}{'' if keep else '; removed'}")
+        good = sum(one.rows for one in checked)
+        click.echo(f"{good:,} rows in {len(checked)} entries are as written; {faults} files are damaged")
+    if faults:
+        sys.exit(1)
+
+
+def _told(held: Held) -> dict[str, Any]:
+    facts = held.facts
+    kept = "features of its trunk" if facts.get("part") == "trunk" else "embeddings"
+    augmented = ", prepared as for training" if facts.get("augmented") else ""
+    what = f"{facts.get('modality', 'unknown')}: {kept}{augmented} ({facts.get('plugin', 'unknown')})"
+    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(held.used))
+    return {"key": held.key, "what": what, "bytes": held.bytes, "used": used, "folder": str(held.folder)}

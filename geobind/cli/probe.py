@@ -1,0 +1,141 @@
+"""geobind probe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from geobind.cli.asked import asked_data, mapped_columns
+from geobind.cli.options import json_option
+from geobind.cli.probe_rows import Source
+from geobind.cli.probing import Asked, feature_binders, probe_classes, probe_facts_of
+from geobind.errors import DataError
+
+if TYPE_CHECKING:
+    from geobind.evaluation import Probes
+
+_ALL = "all"
+
+
+@click.command("probe")
+@click.argument("bundle")
+@click.option("--data", required=True, help="A manifest, or `toyearth` (as in the bundle's recipe).")
+@click.option("--modality", required=True, help="What is recognised.")
+@click.option("--labels", default="label", show_default=True, help="The column of classes.")
+@click.option("--through", multiple=True, metavar="MODALITY", help="What describes the classes; repeatable.")
+@click.option("--template", "templates", multiple=True, help="A prompt with {} for the class; repeatable.")
+@click.option(
+    "--examples",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Rows that describe a class where no prompt can.",
+)
+@click.option(
+    "--shots",
+    default="1,2,4,8,16,32,all",
+    show_default=True,
+    help="Examples of each class to learn from; `all` is the linear probe.",
+)
+@click.option("--draws", type=click.IntRange(1), default=10, show_default=True, help="Draws of the examples.")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="COLUMN",
+    help="Instead of classes: a number of each place to read off; repeatable.",
+)
+@click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Folds for --target.")
+@click.option("--cell-km", default=100.0, show_default=True, help="Land that is never cut by a fold.")
+@click.option(
+    "--beside",
+    multiple=True,
+    metavar="trunk|random|RECIPE",
+    help="The same on features before the head: of this bundle, of random weights, or of a "
+    "recipe's encoder before any training; repeatable.",
+)
+@click.option("--split", default="test", show_default=True, help="The rows that are measured.")
+@click.option("--train-split", default="train", show_default=True, help="The rows that examples come from.")
+@click.option("--val-split", help="The rows that the strength of the logistic regression is chosen on.")
+@click.option("--column", "columns", multiple=True, metavar="MODALITY=COLUMN", help="As of `geobind eval`.")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder that file names are relative to.")
+@click.option("--limit", type=click.IntRange(2), help="At most this many rows of a split, the first ones.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for probes.json and few_shot.png."
+)
+@json_option
+def command(bundle: str, as_json: bool, out: Path | None, **asked: Any) -> None:
+    """See what one modality of BUNDLE, a folder or a hub id, tells of its rows' classes or of numbers."""
+    columns = mapped_columns(asked["columns"])
+    if asked["labels"] != "label":
+        columns["label"] = asked["labels"]
+    shots = _shots(asked["shots"])
+    if wrong := [template for template in asked["templates"] if "{}" not in template]:
+        raise DataError(f"--template {wrong[0]!r}: must contain {{}}, where the class goes")
+
+    import torch
+
+    from geobind.binder import Binder
+    from geobind.evaluation import FactOptions, FewShotOptions, Resampling
+
+    binder = Binder.from_pretrained(bundle).to("cuda" if torch.cuda.is_available() else "cpu")
+    binder.modality(asked["modality"])
+    of_data = asked_data(binder, asked["data"], columns, asked["root"])
+    said = Asked(
+        source=Source(of_data, asked["limit"]),
+        modality=asked["modality"],
+        split=asked["split"],
+        train_split=asked["train_split"],
+        val_split=asked["val_split"],
+        through=asked["through"],
+        templates=asked["templates"] or ("{}",),
+        examples=asked["examples"],
+        seed=asked["seed"],
+    )
+    resampling = Resampling(seed=said.seed)
+    binders = feature_binders(binder, said, asked["beside"])
+    if asked["targets"]:
+        options = FactOptions(asked["folds"], asked["cell_km"], resampling)
+        probes = probe_facts_of(binders, said, asked["targets"], options)
+    else:
+        probes = probe_classes(binders, said, FewShotOptions(shots, asked["draws"], resampling=resampling))
+    _write(probes, out)
+    _show(probes, as_json)
+
+
+def _shots(text: str) -> tuple[Any, ...]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if wrong := [word for word in words if word != _ALL and not word.isdecimal()]:
+        raise DataError(f"--shots {wrong[0]}: write whole numbers and `all`, such as 1,2,4,8,all")
+    # 0 shots are what --through gives; no classifier is fitted.
+    return tuple(word if word == _ALL else int(word) for word in dict.fromkeys(words) if word != "0")
+
+
+def _write(probes: Probes, out: Path | None) -> None:
+    if out is None:
+        return
+    from geobind.report.figures import png
+    from geobind.report.probe_curve import probe_panel
+    from geobind.storage import write, write_json
+
+    write_json(out / "probes.json", probes.to_dict())
+    if probes.curves:
+        write(out / "few_shot.png", png([probe_panel(probes)], 1))
+
+
+def _show(probes: Probes, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(probes.to_dict(), indent=1))
+        return
+    from rich.console import Console
+
+    from geobind.evaluation import render_probes
+
+    console = Console()
+    for grid in render_probes(probes):
+        console.print(grid)

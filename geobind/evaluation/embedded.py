@@ -1,0 +1,113 @@
+"""Rows of a table embedded with every modality they have, and the sides of a pair among them."""
+
+# N rows of the table, Q and G of them on the two sides of a pair, D width
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from geobind.binder import Binder
+from geobind.data.table import Table
+
+
+class Embedded(NamedTuple):
+    """The rows that have a modality, and their embeddings."""
+
+    rows_Q: NDArray[np.int64]  # rising
+    embedding_QD: Tensor
+
+    def of(self, rows: NDArray[np.int64]) -> Tensor:
+        """The embeddings of some of the rows."""
+        return self.embedding_QD[torch.from_numpy(np.searchsorted(self.rows_Q, rows))]
+
+
+class Sides(NamedTuple):
+    """Queries and a gallery; items of one id are right answers to each other."""
+
+    query_QD: Tensor
+    gallery_GD: Tensor
+    query_id_Q: NDArray[np.int64]
+    gallery_id_G: NDArray[np.int64]
+
+    @property
+    def right_QG(self) -> NDArray[np.bool_]:
+        """Whether an item is a right answer to a query."""
+        return self.query_id_Q[:, None] == self.gallery_id_G
+
+
+def embed_rows(binder: Binder, table: Table) -> dict[str, Embedded]:
+    """Embed every modality that a table has rows of.
+
+    Raises:
+        DataError: An input cannot be read.
+    """
+    return {name: _embed(binder, table, name) for name in binder.modalities if len(table.rows_with([name]))}
+
+
+def sides(
+    found: Mapping[str, Embedded],
+    query: str,
+    gallery: str,
+    labels: Sequence[Any] | None = None,
+    *,
+    most: int | None = None,
+    seed: int = 0,
+) -> Sides | None:
+    """The two sides of a pair of modalities.
+
+    Args:
+        found: What `embed_rows` gave.
+        query: The modality that asks.
+        gallery: The modality that answers.
+        labels: A class for each row of the table: any row of it is then a right answer, and each side holds
+            all its rows that have one. Without labels both sides hold the rows that have both modalities.
+        most: From more rows than this, so many are drawn on either side.
+        seed: Makes the draw repeatable.
+
+    Returns:
+        The sides; None when fewer than two rows are left on one, or no query has a right answer.
+    """
+    query_Q, gallery_G = found[query].rows_Q, found[gallery].rows_Q
+    if labels is None:
+        query_Q = gallery_G = _drawn(np.intersect1d(query_Q, gallery_G), most, seed)
+        ids = query_Q, gallery_G
+    else:
+        known = {label: code for code, label in enumerate(dict.fromkeys(x for x in labels if x is not None))}
+        code_N = np.array([-1 if label is None else known[label] for label in labels])
+        query_Q, gallery_G = (_drawn(rows[code_N[rows] >= 0], most, seed) for rows in (query_Q, gallery_G))
+        query_Q = query_Q[np.isin(code_N[query_Q], code_N[gallery_G])]
+        ids = code_N[query_Q], code_N[gallery_G]
+    if len(query_Q) < 2 or len(gallery_G) < 2:
+        return None
+    return Sides(found[query].of(query_Q), found[gallery].of(gallery_G), *ids)
+
+
+def _drawn(rows_N: NDArray[np.int64], most: int | None, seed: int) -> NDArray[np.int64]:
+    if most is None or len(rows_N) <= most:
+        return rows_N
+    return np.sort(np.random.default_rng(seed).choice(rows_N, most, replace=False))
+
+
+def _embed(binder: Binder, table: Table, name: str) -> Embedded:
+    rows_Q = table.rows_with([name])
+    return Embedded(rows_Q, binder.embed(name, _First(table.take(rows_Q).samples(name))))
+
+
+class _First(Sequence[Any]):
+    """The first of each row's equally good observations."""
+
+    def __init__(self, samples: Sequence[Any]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        raw = self.samples[index]
+        return raw[0] if isinstance(raw, list) else raw

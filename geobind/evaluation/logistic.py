@@ -1,0 +1,118 @@
+"""Multinomial logistic regression on embeddings, solved to the optimum."""
+
+# N rows, C classes, D width, R rank of the rows
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from geobind.errors import DataError
+
+_STEPS, _PRODUCTS = 100, 500  # at most, of Newton's method and of the conjugate gradients of a step
+_FLAT = 1e-6  # largest slope, for each row, at which the optimum counts as reached
+
+
+class Logistic(NamedTuple):
+    """A linear classifier: the class with the largest of `x @ weight_DC + bias_C`."""
+
+    weight_DC: Tensor
+    bias_C: Tensor
+
+    def scores(self, x_ND: Tensor) -> Tensor:
+        """Logits (N, C), float64."""
+        return x_ND.double() @ self.weight_DC + self.bias_C
+
+
+def logistic(x_ND: Tensor, class_N: Tensor, classes: int, penalties: Sequence[float]) -> Iterator[Logistic]:
+    """Fit a classifier for each penalty, from large to small.
+
+    It minimises the sum over rows of the cross-entropy plus `penalty / 2` times the squared weights, the bias
+    not penalised, in float64: the classifier of CLIP's linear probe (arXiv:2103.00020, appendix A.3). The
+    problem is convex, so how it is solved does not matter; here by Newton's method.
+
+    Embeddings are first shifted by their mean and divided by one number, their root mean squared distance
+    from it: one penalty then means the same for embeddings all over the sphere and for those in a cone.
+
+    Args:
+        x_ND: Embeddings (N, D).
+        class_N: The class of each row, 0 to `classes` - 1.
+        classes: How many classes there are.
+        penalties: Positive strengths.
+
+    Raises:
+        DataError: A penalty is not positive.
+    """
+    if not penalties or min(penalties) <= 0:
+        raise DataError(f"penalties must be positive, not {list(penalties)}")
+    x_ND = x_ND.double()
+    mean_D = x_ND.mean(0)
+    centred_ND = x_ND - mean_D
+    scale = centred_ND.square().sum(1).mean().sqrt().clamp_min(1e-12)
+    # The best weights are combinations of the rows: few rows in a wide space need few unknowns.
+    u_NR, s_R, v_RD = torch.linalg.svd(centred_ND / scale, full_matrices=False)
+    kept_R = s_R > s_R[0] * 1e-10
+    v_RD, one_N1 = v_RD[kept_R], torch.ones(len(x_ND), 1, dtype=torch.float64)
+    row_NR = torch.cat([u_NR[:, kept_R] * s_R[kept_R], one_N1], dim=1)
+    right_NC = functional.one_hot(class_N, classes).double()
+    weight_RC = torch.zeros(row_NR.shape[1], classes, dtype=torch.float64)
+    for penalty in sorted(penalties, reverse=True):
+        weight_RC = _minimised(weight_RC, row_NR, right_NC, penalty)
+        weight_DC = v_RD.T @ weight_RC[:-1] / scale
+        yield Logistic(weight_DC, weight_RC[-1] - mean_D @ weight_DC)
+
+
+def _minimised(start_RC: Tensor, row_NR: Tensor, right_NC: Tensor, penalty: float) -> Tensor:
+    """The best weights (R, C), by Newton's method from those of a larger penalty; last row: the bias."""
+    weight_RC, penalty_R1 = start_RC, torch.full((row_NR.shape[1], 1), penalty, dtype=torch.float64)
+    penalty_R1[-1] = 0.0
+
+    def loss(at_RC: Tensor) -> float:
+        logit_NC = row_NR @ at_RC
+        entropy = logit_NC.logsumexp(1).sum() - (logit_NC * right_NC).sum()
+        return float(entropy + 0.5 * (penalty_R1 * at_RC.square()).sum())
+
+    value = loss(weight_RC)
+    for _ in range(_STEPS):
+        share_NC = (row_NR @ weight_RC).softmax(1)
+        slope_RC = row_NR.T @ (share_NC - right_NC) + penalty_R1 * weight_RC
+        if float(slope_RC.abs().max()) <= _FLAT * len(row_NR):
+            break
+        step_RC = _newton_step(row_NR, share_NC, slope_RC, penalty_R1)
+        gain, length = float((slope_RC * step_RC).sum()), 1.0
+        while (new := loss(weight_RC - length * step_RC)) > value - 1e-4 * length * gain and length > 1e-10:
+            length /= 2
+        if new >= value:
+            break  # as low as float64 can tell
+        weight_RC, value = weight_RC - length * step_RC, new
+    return weight_RC
+
+
+def _newton_step(row_NR: Tensor, share_NC: Tensor, slope_RC: Tensor, penalty_R1: Tensor) -> Tensor:
+    """Solve curvature @ step = slope by conjugate gradients, which need only products with the curvature."""
+    # The columns of the rows are orthogonal, so that the curvature is nearly diagonal.
+    spread_C = (share_NC * (1 - share_NC)).mean(0)
+    diagonal_RC = row_NR.square().sum(0)[:, None] * spread_C + penalty_R1 + 1e-12
+    step_RC = torch.zeros_like(slope_RC)
+    rest_RC, eased_RC = slope_RC, slope_RC / diagonal_RC
+    way_RC, size = eased_RC, float((slope_RC * eased_RC).sum())
+    enough = 1e-4 * size  # exact enough for Newton's method to converge fast
+    for _ in range(_PRODUCTS):
+        moved_NC = row_NR @ way_RC
+        bent_NC = share_NC * (moved_NC - (share_NC * moved_NC).sum(1, keepdim=True))
+        curved_RC = row_NR.T @ bent_NC + penalty_R1 * way_RC
+        curvature = float((way_RC * curved_RC).sum())
+        if curvature <= 0:
+            break
+        step_RC = step_RC + size / curvature * way_RC
+        rest_RC = rest_RC - size / curvature * curved_RC
+        eased_RC = rest_RC / diagonal_RC
+        size, before = float((rest_RC * eased_RC).sum()), size
+        if size <= enough:
+            break
+        way_RC = eased_RC + size / before * way_RC
+    return step_RC

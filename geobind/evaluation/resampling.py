@@ -1,0 +1,113 @@
+"""Intervals of shares and class means, over queries (or whole groups of them) and over repeats."""
+
+# Q queries, M measures, C classes, E repeats, G groups, B resamples
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from geobind.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+_HELD = 2**22  # numbers held at a time
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How often to draw again, from which seed, and what share of the draws lies between the bounds."""
+
+    resamples: int = 1000
+    seed: int = 0
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        """Raises DataError for a setting out of range."""
+        if self.resamples < 1 or not 0 < self.confidence < 1:
+            raise DataError(
+                f"resamples {self.resamples} and confidence {self.confidence}: give at least 1 resample and "
+                "a share between 0 and 1"
+            )
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The quantiles of the lower and the upper bound."""
+        return (1 - self.confidence) / 2, (1 + self.confidence) / 2
+
+
+class Spread(NamedTuple):
+    """Lower and upper bounds (2, ...) of the means of measures, of classes, and over classes."""
+
+    mean_2M: Floats
+    class_2C: Floats
+    class_mean_2: Floats
+
+
+def times_drawn(
+    count: int, options: Resampling, group_Q: NDArray[np.int64] | None = None, room: int = 1
+) -> Iterator[Floats]:
+    """Yield in parts how often each query is drawn in each resample, (B, Q).
+
+    Args:
+        count: How many queries there are.
+        options: How many resamples.
+        group_Q: Queries of one number are drawn together (the cluster bootstrap), since they are not
+            independent; default: each alone.
+        room: Numbers that the caller holds for each of these.
+    """
+    random = np.random.default_rng(options.seed)
+    units = count if group_Q is None else int(group_Q.max()) + 1
+    step = max(1, _HELD // (count * room))
+    for start in range(0, options.resamples, step):
+        size = min(step, options.resamples - start)
+        times_BU = random.multinomial(units, np.full(units, 1 / units), size=size).astype(np.float64)
+        yield times_BU if group_Q is None else times_BU[:, group_Q]
+
+
+def spread(
+    value_EQM: Floats,
+    class_Q: NDArray[np.int64],
+    classes: int,
+    options: Resampling,
+    group_Q: NDArray[np.int64] | None = None,
+) -> Spread:
+    """Bound means by drawing queries and repeats again with replacement (percentile bootstrap, Efron 1979).
+
+    Queries and repeats are crossed (every query meets every repeat), so each is drawn on its own.
+
+    Args:
+        value_EQM: What each query scores in each repeat (E, Q, M); the first measure is that of the classes.
+        class_Q: The class of each query.
+        classes: How many classes there are; one without queries has NaN bounds.
+        options: How many resamples.
+        group_Q: Queries that are drawn together.
+    """
+    repeats, count, measures = value_EQM.shape
+    one_hot_QC = np.eye(classes)[class_Q]
+    random = np.random.default_rng([options.seed, 1])
+    means: list[Floats] = []
+    by_class: list[Floats] = []
+    for times_BQ in times_drawn(count, options, group_Q, room=measures + 1):
+        repeats_BE = random.multinomial(repeats, np.full(repeats, 1 / repeats), size=len(times_BQ)) / repeats
+        value_BQM = np.tensordot(repeats_BE, value_EQM, axes=1)
+        total_B = times_BQ.sum(1)
+        means.append(np.einsum("bq,bqm->bm", times_BQ, value_BQM) / total_B[:, None])
+        with np.errstate(invalid="ignore"):  # a resample may lack a class
+            by_class.append(((times_BQ * value_BQM[:, :, 0]) @ one_hot_QC) / (times_BQ @ one_hot_QC))
+    class_BC = np.concatenate(by_class)
+    there_C = one_hot_QC.any(0)
+    class_2C = np.full((2, classes), np.nan)
+    class_2C[:, there_C] = np.nanquantile(class_BC[:, there_C], options.bounds, axis=0)
+    class_mean_B = np.nanmean(class_BC[:, there_C], axis=1)
+    return Spread(
+        np.quantile(np.concatenate(means), options.bounds, axis=0),
+        class_2C,
+        np.quantile(class_mean_B, options.bounds),
+    )

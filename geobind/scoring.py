@@ -1,0 +1,165 @@
+"""From embeddings to scores: cosine similarities, and the probabilities that fitted scales make of them."""
+
+# N and M embeddings, B of a batch, D width of the space
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn import functional
+
+from geobind.errors import DataError
+from geobind.inputs import rows_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+CLIP_TEMPERATURE = 0.01  # what CLIP's own training ends at, taken where nothing was fitted
+
+
+class PairScales(BaseModel):
+    """What turns similarities between two modalities into probabilities."""
+
+    model_config = ConfigDict(frozen=True)
+
+    modalities: tuple[str, str]
+    temperature: tuple[Positive, Positive] = Field(
+        description="of the softmax over a gallery: of the first's queries, of the second's"
+    )
+    scale: float = Field(ge=0, allow_inf_nan=False, description="log odds of a match for each unit of cosine")
+    bias: float = Field(
+        allow_inf_nan=False, description="log odds at a cosine of 0, matches being half of all"
+    )
+    rows: int = Field(ge=1, description="rows that the scales were fitted on")
+
+
+class Calibration(BaseModel):
+    """Scales fitted on held-out rows, for every pair of modalities that had some."""
+
+    model_config = ConfigDict(frozen=True)
+
+    fitted_on: str = Field(description="the rows, such as split 'val' of places.csv")
+    by: str = Field("row", description="what counts as a match: the same row, or the same label")
+    pairs: tuple[PairScales, ...] = ()
+
+    def of(self, one: str, two: str) -> PairScales | None:
+        """The scales of two modalities, whichever is named first; None if none were fitted."""
+        return next((pair for pair in self.pairs if set(pair.modalities) == {one, two}), None)
+
+    def temperature(self, query: str, gallery: str) -> float | None:
+        """The temperature of the softmax over a gallery of one modality, for queries of another."""
+        pair = self.of(query, gallery)
+        return None if pair is None else pair.temperature[pair.modalities.index(query)]
+
+
+class Temperature(NamedTuple):
+    """A temperature, and where it comes from, in words."""
+
+    value: float
+    source: str
+
+
+def unit(raw_BD: Tensor) -> Tensor:
+    """Scale embeddings to unit length, in float32: the one place where geobind normalises."""
+    return functional.normalize(raw_BD.float(), dim=-1)
+
+
+def cosine(a_ND: Tensor | NDArray[Any], b_MD: Tensor | NDArray[Any]) -> Tensor:
+    """Cosine similarity of every row of `a_ND` with every row of `b_MD`: (N, M) in [-1, 1].
+
+    Raises:
+        DataError: The two are of different widths.
+    """
+    a_ND, b_MD = rows_of(a_ND), rows_of(b_MD)
+    if a_ND.shape[1] != b_MD.shape[1]:
+        raise DataError(f"embeddings of different widths: {a_ND.shape[1]} and {b_MD.shape[1]}")
+    return unit(a_ND) @ unit(b_MD).T
+
+
+def checked(temperature: float) -> float:
+    """Return a temperature that can be divided by.
+
+    Raises:
+        DataError: It is not positive.
+    """
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise DataError(f"temperature must be positive, not {temperature}")
+    return temperature
+
+
+def softmax(similarity_NM: Tensor, temperature: float) -> Tensor:
+    """Share a probability of 1 among the columns of each row; similarities are divided by the temperature."""
+    return (similarity_NM / checked(temperature)).softmax(dim=-1)
+
+
+def probabilities(
+    similarity_NM: Tensor,
+    scales: PairScales,
+    query: str,
+    over: Literal["pair", "gallery"] = "pair",
+    prior: float = 0.5,
+) -> Tensor:
+    """Turn similarities into probabilities of a match.
+
+    Args:
+        similarity_NM: Cosine similarities.
+        scales: Fitted on as many matches as mismatches.
+        query: The modality of the rows.
+        over: `pair`: each cell on its own (Platt, 1999); `gallery`: a softmax over each row, which shares 1.
+        prior: For `pair`, share of matches among the pairs compared; the log odds move from one half to it.
+
+    Raises:
+        DataError: The prior is not between 0 and 1.
+    """
+    if over == "gallery":
+        return softmax(similarity_NM, scales.temperature[scales.modalities.index(query)])
+    if not 0 < prior < 1:
+        raise DataError(f"prior must lie between 0 and 1, not {prior}: it is the share of pairs that match")
+    return torch.sigmoid(scales.scale * similarity_NM + scales.bias + math.log(prior / (1 - prior)))
+
+
+def composed(parts: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> Tensor:
+    """Add embeddings of several modalities, row by row, and scale the sums to unit length (N, D).
+
+    Raises:
+        DataError: Nothing to add, a weight without a part, or parts of different numbers of rows.
+    """
+    if not parts:
+        raise DataError("nothing to compose: name at least one modality and its input")
+    if strangers := set(weights or ()) - set(parts):
+        raise DataError(f"a weight for {', '.join(sorted(strangers))}, but no input of it")
+    counts = {name: len(rows) for name, rows in parts.items()}
+    if len(set(counts.values())) != 1:
+        raise DataError(f"the parts must have equally many inputs, not {counts}")
+    return unit(torch.stack([(weights or {}).get(name, 1.0) * rows for name, rows in parts.items()]).sum(0))
+
+
+def scales_of(known: Calibration | None, one: str, two: str) -> PairScales:
+    """The scales of two modalities.
+
+    Raises:
+        DataError: None were fitted; the message says how to.
+    """
+    found = known.of(one, two) if known else None
+    if found is None:
+        there = ", ".join(" and ".join(pair.modalities) for pair in known.pairs) if known else ""
+        raise DataError(
+            f"no calibration of {one} and {two} is known, so a similarity is no probability"
+            f"{f' (known: {there})' if there else ''}; fit one on held-out rows: `evaluate: {{calibrate: "
+            f"SPLIT}}` in the recipe, or `geobind eval BUNDLE --data DATA --calibrate SPLIT --keep`"
+        )
+    return found
+
+
+def temperature_of(known: Calibration | None, query: str, gallery: str) -> Temperature:
+    """The fitted temperature of two modalities, or CLIP's where none was fitted."""
+    fitted = known.temperature(query, gallery) if known else None
+    if known is None or fitted is None:
+        return Temperature(CLIP_TEMPERATURE, "CLIP's; none was fitted for these modalities")
+    return Temperature(fitted, f"fitted on {known.fitted_on}")

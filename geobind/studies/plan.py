@@ -1,0 +1,111 @@
+"""Sweep files: a recipe, what to change in it for every run, and what to vary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from geobind.errors import RecipeError
+from geobind.recipe.loading import locate, shelves
+from geobind.recipe.reading import Problem, RecipeProblems, Written, parse
+from geobind.studies.cells import Axis, Cell, grid, make_axis
+from geobind.studies.outcome import SEED
+
+_MAX_BYTES = 1_000_000
+
+
+class Plan(BaseModel):
+    """What a sweep file says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    recipe: str = Field(description="a shipped recipe's name, or a path from the sweep file")
+    about: str = Field(default="", description="the question this sweep answers, in a sentence")
+    set: dict[str, Any] = Field(default={}, description="changes for every run, as `--set` takes them")
+    vary: dict[str, list[Any] | dict[str, dict[str, Any]]] = Field(
+        min_length=1,
+        description="a key of the recipe and its values, or a name and, for each variant, its changes",
+    )
+    seeds: list[int] = Field(default=[0], min_length=1, description="every setting is run once with each")
+
+
+class Sweep(NamedTuple):
+    """A sweep file, ready to run."""
+
+    name: str
+    about: str
+    cells: list[Cell]
+
+
+def read_sweeps(name: str) -> list[Sweep]:
+    """Read a sweep file, or every one of a folder; a bare name is a shipped one.
+
+    Raises:
+        RecipeProblems: There is none, or it has mistakes.
+    """
+    path = _located(name)
+    files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+    if not files:
+        raise RecipeError(f"{path}: a folder without sweep files (*.yaml)")
+    return [_read(file) for file in files]
+
+
+def _located(name: str) -> Path:
+    """A path, or a file or folder below the shipped recipes: `ablations`, `ablations/temperature`."""
+    path = Path(name)
+    if path.exists():
+        return path
+    for shelf in shelves():
+        for there in (shelf / name, shelf / f"{name}.yaml"):
+            if there.exists() and there.resolve().is_relative_to(shelf.resolve()):
+                return there
+    offered = ", ".join(_offered()) or "none"
+    raise RecipeProblems([Problem(name, "", f"no such sweep file or folder; shipped: {offered}")])
+
+
+def _offered() -> Iterator[str]:
+    for shelf in shelves():
+        for file in sorted(shelf.glob("*/*.yaml")):
+            yield f"{file.parent.name}/{file.stem}"
+
+
+def _read(file: Path) -> Sweep:
+    if file.stat().st_size > _MAX_BYTES:
+        raise RecipeProblems([Problem(str(file), "", f"larger than {_MAX_BYTES} bytes: not a sweep file")])
+    try:
+        values, marks = parse(file.read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeProblems([Problem(str(file), "", f"cannot be read: {error}")]) from None
+    written = Written(values, marks, str(file))
+    try:
+        plan = Plan.model_validate(values)
+    except ValidationError as error:
+        raise RecipeProblems(
+            written.problem(item["loc"], item["msg"]) for item in error.errors(include_url=False)
+        ) from None
+    near = file.parent / plan.recipe
+    recipe = str(near if near.is_file() else locate(plan.recipe))
+    overrides = [f"{path}={_text(value)}" for path, value in plan.set.items()]
+    axes = [_axis(written, name, values) for name, values in plan.vary.items()]
+    axes.append(make_axis(SEED, {str(seed): {SEED: seed} for seed in plan.seeds}))
+    return Sweep(file.stem, plan.about, grid(recipe, axes, overrides))
+
+
+def _axis(written: Written, name: str, values: list[Any] | dict[str, dict[str, Any]]) -> Axis:
+    if not values:
+        raise RecipeProblems([written.problem(("vary", name), "has no values; list at least one")])
+    if isinstance(values, list):
+        return make_axis(name, {_text(value): {name: _text(value)} for value in values})
+    return make_axis(
+        name,
+        {variant: {path: _text(to) for path, to in changes.items()} for variant, changes in values.items()},
+    )
+
+
+def _text(value: Any) -> str:
+    """Write a value as `--set` reads it back: JSON is YAML."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,111 @@
+"""Run the cells of a study, each in a process of its own; share finished stages; skip what is done."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import geobind
+from geobind import storage
+from geobind.recipe import Recipe
+from geobind.seeds import fingerprint
+from geobind.studies.cells import Cell, check
+from geobind.training.record import Metrics
+from geobind.training.run import stage_folders
+
+_DONE = "cell.json"  # written when a cell's run has ended well
+
+
+class Ran(NamedTuple):
+    """A cell and what became of it."""
+
+    cell: Cell
+    folder: Path
+    failed: bool
+
+
+def run_cells(cells: Sequence[Cell], home: Path) -> list[Ran]:
+    """Run every cell that is not finished, in `home/NAME`; a cell that fails does not stop the others.
+
+    Args:
+        cells: What to run.
+        home: The study's folder.
+
+    Raises:
+        RecipeProblems: A cell's recipe has mistakes; nothing has run then.
+        StorageError: The folder cannot be written.
+    """
+    recipes = check(cells)
+    ran: list[Ran] = []
+    for number, (cell, recipe) in enumerate(zip(cells, recipes, strict=True), start=1):
+        folder = home / cell.name
+        head = f"[{number} of {len(cells)}] {cell.title}"
+        if _is_done(folder, recipe):
+            _say(f"{head}: finished before, unchanged; not run again")
+            ran.append(Ran(cell, folder, failed=False))
+            continue
+        shared = _share(recipe, folder, [one.folder for one in ran if not one.failed])
+        _say(f"{head}{f' (takes over {shared} finished stages)' if shared else ''}")
+        ran.append(Ran(cell, folder, failed=not _run(cell, recipe, folder)))
+    return ran
+
+
+def _run(cell: Cell, recipe: Recipe, folder: Path) -> bool:
+    """Run one cell in a process of its own, so that neither memory nor a crash reaches the others."""
+    sets = [word for change in cell.overrides for word in ("--set", change)]
+    command = [sys.executable, "-m", "geobind", "run", cell.recipe, *sets, "--out", str(folder), "--resume"]
+    # What a run prints on its standard output is its table, which the study shows once for all.
+    code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+    if code == 0:
+        storage.write_json(folder / _DONE, {"key": _key(recipe)})
+    elif code in (130, -2):
+        raise KeyboardInterrupt
+    return code == 0
+
+
+def _is_done(folder: Path, recipe: Recipe) -> bool:
+    return (folder / "bundle").is_dir() and storage.read_json(folder / _DONE).get("key") == _key(recipe)
+
+
+def _key(recipe: Recipe) -> str:
+    return fingerprint(geobind.__version__, recipe.written)
+
+
+def _share(recipe: Recipe, folder: Path, others: Sequence[Path]) -> int:
+    """Link the stages of this recipe that another cell has finished; return how many.
+
+    The run itself checks their keys, so a stage that does not fit would be trained all the same. Files of a
+    run are replaced, never written into, so a link is as good as a copy.
+    """
+    taken = 0
+    for home, key in stage_folders(recipe, folder):
+        if storage.read_json(home / "stage.json").get("key") == key:
+            continue
+        for other in others:
+            source = other / home.relative_to(folder)
+            if storage.read_json(source / "stage.json").get("key") == key:
+                shutil.rmtree(home, ignore_errors=True)
+                shutil.copytree(source, home, copy_function=_link)
+                Metrics(folder / "metrics.csv").take_over(Metrics(other / "metrics.csv"), home.name[3:])
+                taken += 1
+                break
+        else:
+            break  # later stages depend on this one
+    return taken
+
+
+def _link(source: str, target: str) -> None:
+    with suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copy2(source, target)  # another disk, or a file system without links
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

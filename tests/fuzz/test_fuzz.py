@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+
+if not Path("/proc/self/statm").exists():
+    pytest.skip("limits of memory are set as Linux does it", allow_module_level=True)
+
+import fuzz_mutations
+import fuzz_pool
+import fuzz_readers
+import fuzz_seeds
+
+SLICE = 320  # of the tens of thousands that fuzz_readers.py reads
+
+
+def test_nothing_damaged_crashes_hangs_fills_the_memory_or_fails_without_a_reason():
+    results = list(fuzz_readers.fuzz(SLICE, seed=0, workers=1))
+    assert len(results) == SLICE
+    faults = [f"{result.task}: {result.outcome}" for result in results if result.fault]
+    assert not faults, "\n".join(faults)
+    # Both must happen, or the test tests nothing.
+    assert 20 < sum(result.outcome == "read" for result in results) < SLICE - 100
+
+
+def test_what_is_whole_is_read_in_every_format(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
+    import fuzz_targets
+
+    for kind, contents in fuzz_seeds.seeds().items():
+        assert fuzz_targets.outcome(kind, contents[0], tmp_path, 0) == "read", kind
+        assert all(fuzz_mutations.mended(kind, content) == content for content in contents)
+
+
+def troubled():
+    return _trouble
+
+
+def _trouble(what, folder):
+    if what == "crash":
+        import os
+
+        os.abort()
+    if what == "hang":
+        import time
+
+        time.sleep(60)
+    if what == "memory":
+        bytearray(2 * fuzz_pool.SPARE)
+    return "fine"
+
+
+@pytest.mark.parametrize(
+    ("what", "word"),
+    [("crash", "died with -6"), ("hang", "hung for"), ("memory", "MemoryError"), ("", "fine")],
+)
+def test_the_pool_notices_every_kind_of_trouble_and_goes_on(what, word):
+    trouble, after = fuzz_pool.run([(what,), ("",)], troubled, workers=1, limit_s=2)
+    assert word in trouble.outcome
+    assert trouble.fault == bool(what)
+    assert after.outcome == "fine"

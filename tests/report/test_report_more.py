@@ -1,0 +1,218 @@
+"""What a report says beside retrieval: calibration, the modality gap, arithmetic, probes, what ran."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from small_world import EVIL, copied
+
+from geobind.binder import Binder
+from geobind.errors import CheckpointError
+from geobind.evaluation.arithmetic import sums_of_rows
+from geobind.evaluation.calibration import calibrate, measure_calibration
+from geobind.evaluation.embedded import Embedded, embed_rows
+from geobind.recipe.sums import read_sum
+from geobind.report import write_report
+
+
+def world(seed, rows=60):
+    random = np.random.default_rng(seed)
+    hidden = random.normal(size=(rows, 16))
+    made = {
+        name: torch.tensor(hidden + random.normal(size=hidden.shape)) for name in ("tile", "photo", "words")
+    }
+    return {n: Embedded(np.arange(rows), torch.nn.functional.normalize(x, dim=1)) for n, x in made.items()}
+
+
+PROBES = {
+    "modality": "tile",
+    "data": f"rows {EVIL}",
+    "split": "test",
+    "kind": "classes",
+    "classes": ["a", "b"],
+    "queries": 24,
+    "majority": 0.5,
+    "zero_shot": {
+        "words": {"metrics": {"accuracy": {"value": 0.625, "chance": 0.5, "low": 0.4, "high": 0.8}}}
+    },
+    "curves": {
+        "tile": [
+            {
+                "classifier": "logistic",
+                "points": [
+                    {
+                        "shots": 4,
+                        "metrics": {"accuracy": {"value": 0.777, "chance": 0.5, "low": 0.6, "high": 0.9}},
+                    }
+                ],
+            }
+        ]
+    },
+}
+FACTS = {
+    "modality": "tile",
+    "kind": "facts",
+    "facts": {
+        "tile": [
+            {"name": "forest", "rows": 24, "r2": {"value": 0.432, "low": 0.3, "high": 0.5}, "error": 0.1}
+        ]
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def full(finished, tmp_path_factory):
+    """A run with everything that can be measured, and its page."""
+    run = copied(finished, tmp_path_factory.mktemp("full"))
+    found = world(1)
+    calibrated = measure_calibration(
+        calibrate(world(0), "split 'val' of rows"), found, "split 'test' of rows"
+    )
+    sums = sums_of_rows(found, read_sum("tile+photo:words", found))
+    for name, part in (
+        ("calibration", calibrated.to_dict()),
+        ("arithmetic", {"sums": [sums.to_dict()]}),
+        ("probes", PROBES),
+    ):
+        (run / f"{name}.json").write_text(json.dumps(part))
+    return run, write_report(run).read_text(), calibrated, sums
+
+
+def test_every_section_is_there_and_linked(full):
+    _, page, _, _ = full
+    for name in ("gap", "arithmetic", "calibration", "probes", "leakage", "ran", "retrieval"):
+        assert f'id="{name}"' in page
+        assert f'href="#{name}"' in page
+
+
+def test_calibration_is_drawn_and_its_figures_are_those_measured(full):
+    run, page, calibrated, _ = full
+    for one in calibrated.choices:
+        assert f"reliability of {one.query} → {one.gallery}:" in page
+        error = one.fitted.equal_width
+        assert f"{error.value:.3f}<small>{error.low:.3f} to {error.high:.3f}</small>" in page
+        assert f"perfect {error.perfect:.3f}" in page
+    assert page.count("a match?:") == 3
+    assert (run / "figures" / "calibration.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_sums_stand_beside_their_parts(full):
+    _, page, _, sums = full
+    part = page[page.index('id="arithmetic"') : page.index('id="calibration"')]
+    assert "tile + photo → words" in part
+    for query in sums.queries:
+        assert f'<th scope="row" class="nowrap">{query.name}</th>' in part
+        assert f"{query.retrieval.metrics['R@10'].value:.3f}" in part
+
+
+def test_probes_are_shown_and_what_they_say_is_escaped(full):
+    _, page, _, _ = full
+    assert "0.625<small>0.400 to 0.800</small><small>chance 0.500</small>" in page
+    assert "0.777" in page
+    assert EVIL not in page
+
+
+def test_numbers_read_off_embeddings_are_shown(finished, tmp_path):
+    run = copied(finished, tmp_path)
+    (run / "probes.json").write_text(json.dumps(FACTS))
+    page = write_report(run).read_text()
+    assert "forest" in page
+    assert "0.432<small>0.300 to 0.500</small></td>" in page
+
+
+def test_the_gap_of_a_run_is_on_its_page(page, finished):
+    pairs = json.loads((finished / "gap.json").read_text())["pairs"]
+    assert len(pairs) == 6
+    part = page[page.index('id="gap"') :]
+    for pair in pairs:
+        assert f"{pair['distance']['value']:.3f}<small>{pair['distance']['low']:.3f} to" in part
+
+
+def test_a_damaged_file_is_named(finished, tmp_path):
+    run = copied(finished, tmp_path)
+    (run / "gap.json").write_text('{"pairs": [{"rows": 3}]}')
+    with pytest.raises(CheckpointError, match=r"gap\.json: pairs\.0\.modalities"):
+        write_report(run)
+
+
+def test_what_ran_tells_hardware_time_and_memory(page):
+    part = page[page.index('id="ran"') :]
+    for word in ("<dt>hardware</dt>", "<dt>took</dt>", "<dt>peak memory</dt>", "cores", "licences"):
+        assert word in part
+
+
+def test_a_run_embeds_each_held_out_row_once(home, cache, monkeypatch):
+    import small_world
+
+    counted = {}
+    embed = Binder.embed
+
+    def counting(self, modality, x, **options):
+        found = embed(self, modality, x, **options)
+        counted[modality] = counted.get(modality, 0) + (len(found) if len(found) > 1 else 0)
+        return found
+
+    monkeypatch.setattr(Binder, "embed", counting)
+    run = small_world.run(home, "counted")
+    assert counted == dict.fromkeys(("tile", "photo", "words", "sound"), 24)
+    assert "<audio" in (run / "report.html").read_text()
+
+
+def test_ready_embeddings_give_the_page_that_embedding_again_gives(finished, opened, tmp_path):
+    binder, held_out = opened
+    pair = Binder({name: binder.modalities[name] for name in ("tile", "words")}, 32, seed=0)
+    pages = [
+        write_report(
+            copied(finished, tmp_path / str(number)),
+            binder=pair,
+            held_out=held_out,
+            most_rows=10,
+            embedded=ready,
+        ).read_text()
+        for number, ready in enumerate((None, embed_rows(pair, held_out)))
+    ]
+    without_rounding = [re.sub(r'd="M[^"]*"', "", page) for page in pages]
+    assert without_rounding[0] == without_rounding[1]
+
+
+def test_galleries_by_label_take_any_row_of_the_class_for_right(finished, opened, tmp_path):
+    run = copied(finished, tmp_path)
+    text = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(text.replace("split: test", "split: test\n  by: label"))
+    page = write_report(run, binder=opened[0], held_out=opened[1]).read_text()
+    assert "any item of the query's class is right" in page
+    examples = page[page.index('id="examples"') : page.index('id="places"')]
+    assert examples.count("✓ right") > 24
+    own = page[page.index('id="places"') :]
+    assert own
+
+
+def test_warnings_stand_by_the_table_and_clusters_are_named(finished, tmp_path):
+    run = copied(finished, tmp_path)
+    retrieval = json.loads((run / "retrieval.json").read_text())
+    retrieval |= {"warnings": ["split 'test' leaks <b>"], "clusters": "group"}
+    (run / "retrieval.json").write_text(json.dumps(retrieval))
+    page = write_report(run).read_text()
+    assert '<p class="notice">split &#39;test&#39; leaks &lt;b&gt;</p>' in page
+    assert "bootstrap over whole clusters of queries, by group" in page
+
+
+def test_nearly_equal_images_are_in_the_leakage_table(finished, tmp_path):
+    leaks = json.loads((finished / "leakage.json").read_text())
+    assert {leak["copies"]["tile"]["near"] for leak in leaks.values() if "tile" in leak["copies"]} == {0}
+    run = copied(finished, tmp_path)
+    first = next(iter(leaks.values()))["copies"]["tile"]
+    first |= {"near": None, "near_unseen": "99 images to decode, more than 9"}
+    (run / "leakage.json").write_text(json.dumps(leaks))
+    assert "nearly equal ones not looked for: 99 images to decode" in write_report(run).read_text()
+
+
+def test_the_bundle_of_a_run_says_which_rows_it_used_and_under_which_licences(finished):
+    card = json.loads((finished / "bundle" / "binder.json").read_text())
+    assert [one["used_for"] for one in card["data"]] == ["training"] * 3 + ["measuring"]
+    assert card["data"][0]["licences"] == {f"CC BY 4.0 {EVIL}": 40}
+    readme = (finished / "bundle" / "README.md").read_text()
+    assert "made of: **CC-BY-4.0**" in readme
+    assert EVIL not in readme
