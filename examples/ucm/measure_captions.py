@@ -3,8 +3,8 @@
     python measure_captions.py run/bundle manifests/ucm.csv data
 
 A tile has five right captions, a caption one right tile. Two yardsticks. Features of the frozen trunk, as
-ImageNet left them, mapped to the words of captions by ridge regression; it has seen the same training rows. And
-one who knows the class of every tile and caption, and nothing else.
+ImageNet left them, mapped to the words of captions by ridge regression; it has seen the same training rows.
+And one who knows the class of every tile and caption, and nothing else.
 """
 
 # N tiles, T captions (five to a tile), W words, D width

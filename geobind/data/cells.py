@@ -53,7 +53,7 @@ def degrees_to_arrow(values: list[Any], limit: float) -> pa.Array:
     quick = _numbers(values)
     if quick is not None and pc.all(pc.less_equal(pc.abs(quick), limit)).as_py() is not False:
         return quick
-    there = [value is not None and value != "" for value in values]
+    there = [value is not None and not (isinstance(value, str) and not value.strip()) for value in values]
     try:
         degrees_N = np.array(
             [float(value) if is_there else 0.0 for value, is_there in zip(values, there, strict=True)]

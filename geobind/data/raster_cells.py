@@ -68,7 +68,8 @@ def checked_window(cell: dict[str, Any]) -> dict[str, Any]:
 def _fits(name: str, value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    if (isinstance(value, int) and abs(value) > 2**62) or not math.isfinite(value):  # no float holds 10 ** 400
+    # No float holds 10 ** 400.
+    if (isinstance(value, int) and abs(value) > 2**62) or not math.isfinite(value):
         return False
     if name in _PLACE:
         return abs(value) <= (90 if name == "lat" else 180)

@@ -101,7 +101,8 @@ class Bind(nn.Module):
         """Tell what a step compares; every rank must ask, for they must agree."""
         if not self.partial or present_BM is None:
             return Compared({pair.name: None for pair in self.pairs}, tuple(self.encoders), None)
-        present_NM = self.ranks(present_BM.to(_device(self))).cpu()
+        alone = self.ranks.world == 1  # then nothing waits for the accelerator
+        present_NM = self.ranks(present_BM if alone else present_BM.to(_device(self))).cpu()
         rows: dict[str, Tensor | None] = {}
         for pair in self.pairs:
             both_N = present_NM[:, self.column[pair.anchor]] & present_NM[:, self.column[pair.other]]

@@ -78,7 +78,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(whole, tmp
 
 
 def test_worker_processes_change_nothing(whole, tmp_path):
-    options = ("modalities.left.dropout=0.2", "modalities.right.noise=0.1", "workers=1", "stages.two.steps=2")
+    options = ("modalities.left.dropout=0.2", "modalities.right.noise=0.1", "workers=1")
     few = toy_run(tmp_path / "workers", *options)
     assert losses(few)[:20] == losses(whole)[:20]
 

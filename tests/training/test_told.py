@@ -1,5 +1,6 @@
 """What recipes can ask of losses and batches, in whole runs: resumed, in two processes, refused in time."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import toy
+import yaml
 from safetensors.torch import load_file
 from test_run import losses, same, weights
 
@@ -18,7 +20,7 @@ from geobind.data.options import DataOptions
 from geobind.data.sourced import hours_of
 from geobind.data.table import open_table
 from geobind.errors import DataError
-from geobind.recipe import RecipeProblems
+from geobind.recipe import RecipeProblems, Stage
 from geobind.training import record
 from geobind.training.losses import read_uncertainties
 from geobind.training.run import run
@@ -234,3 +236,19 @@ def test_columns_that_a_stage_asks_for_are_missed_before_anything_is_read(tmp_pa
     assert "toy.yaml:12:5: stages.0.batches: needs `lat` and `lon` of every row" in found
     mapped = "data.columns={lat: Lat, lon: Lat, time: when, label: hub}"
     assert toy.recipe(tmp_path, mapped, text=CSV).stages[0].batches.share == 0.5
+
+
+def test_every_loss_and_batch_that_the_documentation_shows_is_valid():
+    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    shown = [
+        yaml.safe_load(found) for found in re.findall(r"`(\{name: (?:infonce|siglip|pcme)[^`]*\})`", text)
+    ]
+    assert len(shown) >= 5
+    for block in re.findall(r"```yaml\n((?:loss|batches):.*?)```", text, re.DOTALL):
+        shown.append(yaml.safe_load(block))
+    for values in shown:
+        values |= {"hardness": 1.0} if values.get("hardness") == "b" else {}
+        fields = values if {"loss", "batches"} & set(values) else {"loss": values}
+        Stage.model_validate(
+            {"name": "x", "align": "y", "train": ["y"], "batch_size": 4, "steps": 1, **fields}
+        )

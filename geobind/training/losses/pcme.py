@@ -40,8 +40,9 @@ class Uncertainty(nn.Module):
         self.bias_D = nn.Parameter(torch.full((width,), math.log(_FIRST_VARIANCE / width)))
 
     def forward(self, mean_ND: Tensor) -> Tensor:
-        """Return the log-variances (N, D) of unit-length embeddings."""
-        return F.linear(mean_ND.to(self.weight_DD.dtype), self.weight_DD, self.bias_D)
+        """Return the log-variances (N, D) of unit-length embeddings, never in half precision."""
+        dtype = torch.promote_types(self.weight_DD.dtype, torch.float32)
+        return F.linear(mean_ND.to(dtype), self.weight_DD.to(dtype), self.bias_D.to(dtype))
 
     def variance(self, mean_ND: Tensor) -> Tensor:
         """Return how uncertain each embedding is: its variance, summed over the axes (N,)."""
@@ -102,10 +103,8 @@ class PCME(ContrastiveLoss):
             return matching(query, key, scale, bias, pairing, wanted, pseudo=pseudo)
 
         with torch.autocast(anchor_ND.device.type, enabled=False):
-            sides = [
-                (mean_ND.to(head.weight_DD.dtype), head(mean_ND))
-                for mean_ND, head in ((anchor_ND, self.anchor), (other_ND, self.other))
-            ]
+            logs = self.anchor(anchor_ND), self.other(other_ND)
+            sides = (anchor_ND.to(logs[0].dtype), logs[0]), (other_ND.to(logs[1].dtype), logs[1])
             square_N, other_square_N = (mean.square().sum(1) + log.exp().sum(1) for mean, log in sides)
             # q.k = -d: the tiles need not know that there are variances.
             one_N = torch.ones_like(square_N)
