@@ -1,6 +1,6 @@
 """What the embedding cache gains: stages with frozen sides, with and without it, from their second epoch on.
 
-    python benchmarks/cache.py [--steps 2] [--rounds 3] [--batch 8]
+    python benchmarks/cache.py [--steps 2] [--rounds 3] [--batch 8] [--only vit|resnet18|heads]
 
 Three pairs of towers with random weights on the same 224-pixel images: two equal ViT-B/32, one of them
 frozen; a resnet18 against a frozen ViT-B/32; and two ViT-B/32 of which only a linear head is trained.
@@ -220,38 +220,41 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--only", choices=[*KINDS.values(), "heads"], help="one of the three pairs")
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns of random weights
-    steps = {"": args.steps}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GEOBIND_CACHE"] = folder
         for title, kind in KINDS.items():
-            print(f"{title}, batch {args.batch}")
-            full = {"one": "full"}
-            contenders = {
-                "cached": stage(kind, full, args.batch, "auto"),
-                "computed": stage(kind, full, args.batch, "off"),
-                "open_clip's loop": open_clip_loop(kind, args.batch),
-                "bare, both sides": bare(kind, args.batch, True),
-                "bare, trained side": bare(kind, args.batch, False),
-            }
-            found = compared(contenders, steps, args.rounds)
-            gain, limit = (
-                found["computed"] / found["cached"],
-                found["bare, both sides"] / found["bare, trained side"],
-            )
-            other = found["open_clip's loop"] / found["cached"]
-            print(f"  cached / computed, samples/s: {gain:.2f}; limit {limit:.2f} ({gain / limit:.0%} of it)")
-            print(f"  cached / open_clip's loop, samples/s: {other:.2f}")
-        heads = {"one": "head", "two": "head"}
-        print(f"heads alone on two ViT-B/32, batch {args.batch}")
-        contenders = {
-            name: stage("vit", heads, args.batch, cache)
-            for name, cache in (("cached", "auto"), ("computed", "off"))
-        }
-        found = compared(contenders, steps | {"cached": 100}, args.rounds)
-        print(f"  cached / computed, samples/s: {found['computed'] / found['cached']:.0f}")
+            if args.only in (None, kind):
+                one_side(title, kind, args)
+        if args.only in (None, "heads"):
+            heads(args)
+
+
+def one_side(title: str, kind: str, args: argparse.Namespace) -> None:
+    print(f"{title}, batch {args.batch}", flush=True)
+    contenders = {
+        "cached": stage(kind, {"one": "full"}, args.batch, "auto"),
+        "computed": stage(kind, {"one": "full"}, args.batch, "off"),
+        "open_clip's loop": open_clip_loop(kind, args.batch),
+        "bare, both sides": bare(kind, args.batch, True),
+        "bare, trained side": bare(kind, args.batch, False),
+    }
+    found = compared(contenders, {"": args.steps}, args.rounds)
+    gain, other = (found[name] / found["cached"] for name in ("computed", "open_clip's loop"))
+    limit = found["bare, both sides"] / found["bare, trained side"]
+    print(f"  cached / computed, samples/s: {gain:.2f}; limit {limit:.2f} ({gain / limit:.0%} of it)")
+    print(f"  cached / open_clip's loop, samples/s: {other:.2f}", flush=True)
+
+
+def heads(args: argparse.Namespace) -> None:
+    print(f"heads alone on two ViT-B/32, batch {args.batch}", flush=True)
+    train, kept = {"one": "head", "two": "head"}, {"cached": "auto", "computed": "off"}
+    contenders = {name: stage("vit", train, args.batch, cache) for name, cache in kept.items()}
+    found = compared(contenders, {"": args.steps, "cached": 100}, args.rounds)
+    print(f"  cached / computed, samples/s: {found['computed'] / found['cached']:.0f}", flush=True)
 
 
 if __name__ == "__main__":

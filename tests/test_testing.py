@@ -207,6 +207,12 @@ def test_each_fault_fails_the_test_meant_for_it_and_no_other(modality, test, mes
     assert "..." in message or fault == before
 
 
+def test_evaluation_may_see_another_shape_than_training_if_that_is_said_but_only_one():
+    several = "test_prepared_inputs_share_one_layout"
+    assert several not in "".join(faults_of(faulty.CropsToTrain(), one_layout=False))
+    assert several in "".join(faults_of(faulty.KeepsTheLength(), one_layout=False))
+
+
 def test_a_modality_that_is_not_installed_fails_by_its_entry_point_alone(monkeypatch):
     monkeypatch.setattr("geobind.plugins.find", list)
     assert faults_of(faulty.Profile(), entry_point=True) == [

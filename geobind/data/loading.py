@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from geobind.data.batching import BatchMeta, Collate, Fault, Sample, collate
 from geobind.data.mixing import Plan
-from geobind.data.order import seeded
+from geobind.data.order import kept, seed
 from geobind.data.views import Observed
 from geobind.data.workers import Failed, Workers, auto_workers, load
 from geobind.errors import DataError
@@ -139,7 +139,14 @@ class _Samples(Dataset[Any]):
         self.attempts = _ATTEMPTS if loader.max_broken else 0
 
     def __getitem__(self, index: tuple[int, int]) -> Sample | Failed:
-        step, row = index
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[tuple[int, int]]) -> list[Sample | Failed]:
+        """Return the samples of a batch; torch's loader asks for them together."""
+        with kept():
+            return [self._sample(step, row) for step, row in indices]
+
+    def _sample(self, step: int, row: int) -> Sample | Failed:
         faults: dict[int, tuple[str, str]] = {}
         for attempt in range(self.attempts + 1):
             drawn = row if attempt == 0 else self.plan.replacement(step, row, attempt)
@@ -159,12 +166,12 @@ class _Samples(Dataset[Any]):
         return Failed(f"a row and what was drawn instead cannot be used{also}:{_listed([*faults.values()])}")
 
     def _prepared(self, step: int, row: int, raws: Mapping[str, Any]) -> dict[str, Prepared]:
-        with seeded(self.plan.seed, step, row):
-            return {
-                name: side.by.prepare(_one(raws.get(name), random.randrange), training=side.augment)
-                for name, side in self.sides.items()
-                if not (self.partial and raws.get(name) is None)
-            }
+        seed(self.plan.seed, step, row)
+        return {
+            name: side.by.prepare(_one(raws.get(name), random.randrange), training=side.augment)
+            for name, side in self.sides.items()
+            if not (self.partial and raws.get(name) is None)
+        }
 
 
 def _one(raw: Any, choose: Any) -> Any:

@@ -83,14 +83,29 @@ def _seeds(*numbers: int) -> tuple[int, int, int]:
 @contextmanager
 def seeded(*numbers: int) -> Generator[None]:
     """Seed torch, numpy and random from these numbers, and put back what they were in the main process."""
+    with kept():
+        seed(*numbers)
+        yield
+
+
+def seed(*numbers: int) -> None:
+    """Seed torch, numpy and random from these numbers."""
     numpy_seed, python_seed, torch_seed = _seeds(*numbers)
-    # In a worker nothing else draws, so that saving and restoring would be time lost.
-    in_worker = torch.utils.data.get_worker_info() is not None
-    saved = None if in_worker else (torch.get_rng_state(), np.random.get_state(), random.getstate())
     # Not torch.manual_seed: it also seeds CUDA, which before its start remembers every such call.
     torch.default_generator.manual_seed(torch_seed)
     np.random.seed(numpy_seed)
     random.seed(python_seed)
+
+
+@contextmanager
+def kept() -> Generator[None]:
+    """Put back what torch, numpy and random were, in the main process.
+
+    It takes as long as a tenth of preparing an image, so do it once for many.
+    """
+    # In a worker nothing else draws, so that saving and restoring would be time lost.
+    in_worker = torch.utils.data.get_worker_info() is not None
+    saved = None if in_worker else (torch.get_rng_state(), np.random.get_state(), random.getstate())
     try:
         yield
     finally:

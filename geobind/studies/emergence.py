@@ -18,6 +18,7 @@ from geobind.data.mixing import Mixture
 from geobind.errors import RecipeError
 from geobind.inputs import prepared
 from geobind.recipe import Recipe, Stage, load_recipe
+from geobind.recipe.pairs import Pairing, bound_pairs
 from geobind.studies.cells import Axis, Cell, grid, make_axis
 from geobind.studies.compute import forward_flops, pair_flops
 from geobind.studies.outcome import SEED
@@ -150,15 +151,20 @@ def _forward_flops(recipe: Recipe, mixtures: Sequence[Mixture]) -> dict[str, int
     return found
 
 
-def _joint(recipe: Recipe, anchor: str, pairs: str, steps: int) -> dict[str, Any]:
+def _joint(recipe: Recipe, anchor: str, pairing: Pairing, steps: int) -> dict[str, Any]:
     """The changes that make a recipe one stage which binds everything at once."""
     first = recipe.written["stages"][0]
+    others = [name for name in recipe.modalities if name != anchor]
+    trained = [name for name in recipe.modalities if recipe.role(name) == "trainable"]
+    pairs = bound_pairs(anchor, others, pairing, trained)
     stage = {
         "name": "joint",
-        "align": [name for name in recipe.modalities if name != anchor],
+        "align": others,
         "anchor": anchor,
-        "pairs": pairs,
-        "train": [name for name in recipe.modalities if recipe.role(name) == "trainable"],
+        "pairs": pairing,
+        # The mean over pairs, so that gradients are clipped alike however many pairs there are.
+        "weights": {pair.name: round(1 / len(pairs), 9) for pair in pairs},
+        "train": trained,
         "steps": steps,
         **{field: first[field] for field in _SAME if field in first},
     }

@@ -33,6 +33,7 @@ def check_modality(
     long_raws: Sequence[Any] = (),
     width: int = 32,
     unused: Sequence[str] = (),
+    one_layout: bool = True,
     entry_point: bool = True,
 ) -> list[str]:
     """Run the contract without pytest; return its faults: for each the test, what is wrong and the fix.
@@ -46,11 +47,13 @@ def check_modality(
         long_raws: Inputs longer than the encoder takes, which differ only in the last thing it keeps.
         width: Length of the shared space to test with.
         unused: Patterns for the names of parameters that no gradient is meant to reach.
+        one_layout: Whether inputs have one shape with and without training.
         entry_point: Whether the plugin is installed.
     """
     contract = ModalityContract()
     contract.modality, contract.raws = modality, raws
     contract.bad_raws, contract.long_raws = bad_raws, long_raws
+    contract.one_layout = one_layout
     contract.width, contract.unused, contract.entry_point = width, unused, entry_point
     faults: list[str] = []
     for test in TESTS:

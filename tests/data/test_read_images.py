@@ -230,3 +230,20 @@ def test_views_of_arrays_are_read_as_what_they_show():
     array = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     for view in (array[::-1], array[:, ::-1], array[::2, ::2], np.asfortranarray(array)):
         assert np.array_equal(read_image(view).numpy(), view.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("squash", [True, False])
+def test_the_order_in_which_pixels_lie_changes_no_picture_made_from_them(interpolation, squash):
+    from geobind.towers.images import ImageSpec, prepare_image
+    from geobind.towers.options import PhotoAugment
+
+    content = encoded(photo(), "JPEG")
+    spec = ImageSpec(3, 64, (0.5,) * 3, (0.5,) * 3, interpolation, squash, True)
+    for augment in (None, PhotoAugment(random_resized_crop=(0.5, 1), hflip=True)):
+        made = []
+        for raw in (content, read_image(content)):
+            torch.manual_seed(0)
+            made.append(prepare_image(raw, spec, augment))
+        assert torch.equal(*made)
+        assert made[0].is_contiguous()
