@@ -1,6 +1,6 @@
 """What the embedding cache gains: stages with frozen sides, with and without it, from their second epoch on.
 
-    python benchmarks/cache.py [--steps 2] [--rounds 3] [--batch 8] [--only vit|resnet18|heads]
+    python benchmarks/cache.py [--steps 2] [--rounds 3] [--batch 8] [--only vit|resnet18|heads|rows]
 
 Three pairs of towers with random weights on the same 224-pixel images: two equal ViT-B/32, one of them
 frozen; a resnet18 against a frozen ViT-B/32; and two ViT-B/32 of which only a linear head is trained.
@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -220,7 +221,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--only", choices=[*KINDS.values(), "heads"], help="one of the three pairs")
+    parser.add_argument("--only", choices=[*KINDS.values(), "heads", "rows"], help="one part")
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns of random weights
@@ -231,6 +232,8 @@ def main() -> None:
                 one_side(title, kind, args)
         if args.only in (None, "heads"):
             heads(args)
+        if args.only in (None, "rows"):
+            rows(Path(folder))
 
 
 def one_side(title: str, kind: str, args: argparse.Namespace) -> None:
@@ -255,6 +258,35 @@ def heads(args: argparse.Namespace) -> None:
     contenders = {name: stage("vit", train, args.batch, cache) for name, cache in kept.items()}
     found = compared(contenders, {"": args.steps, "cached": 100}, args.rounds)
     print(f"  cached / computed, samples/s: {found['computed'] / found['cached']:.0f}", flush=True)
+
+
+def rows(folder: Path) -> None:
+    """Time the cache by itself: telling contents, writing rows, reading them in random batches."""
+    from geobind.frozen.contents import FileHashes, as_words, contents_of
+    from geobind.frozen.entry import Entry
+
+    count, batches, rng = 100_000, 100, np.random.default_rng(0)
+    files = FileHashes(folder / "files.sqlite")
+    texts = [f"caption number {number} of a place" for number in range(count)]
+    tiles = list(rng.integers(0, 256, (2000, 64, 64, 3), dtype=np.uint8))
+    value_MF = rng.normal(size=(count, WIDTH)).astype(np.float32)
+    entry = Entry({"benchmark": "rows"})
+
+    def rate(name: str, many: int, call: Callable[[], Any]) -> Any:
+        start = time.process_time()
+        found = call()
+        print(f"  {name}: {many / (time.process_time() - start):,.0f} a second", flush=True)
+        return found
+
+    print(f"the cache by itself, rows of {WIDTH} numbers")
+    told = rate("texts told apart", count, lambda: [one for (one,) in contents_of(texts, files)])
+    rate("tiles of 12 KB told apart", len(tiles), lambda: list(contents_of(tiles, files)))
+    rate("rows written", count, lambda: entry.add(as_words(told), value_MF))
+    opened = entry.rows()
+    wanted = [rng.integers(0, count, 1024) for _ in range(batches)]
+    for row_B in wanted:
+        opened.read(row_B)  # from memory from here on
+    rate("rows read, 1,024 at a time", batches * 1024, lambda: [opened.read(row_B) for row_B in wanted])
 
 
 if __name__ == "__main__":

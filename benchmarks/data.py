@@ -1,6 +1,7 @@
 """Loading data: speed against PyTorch and WebDataset, decoders, memory over an epoch, a million rows.
 
     python benchmarks/data.py images   [--count 1000] [--side 256] [--rounds 5] [--batch 50]
+    python benchmarks/data.py bytes    [as images]
     python benchmarks/data.py sounds   [--count 200] [--kind flac] [--rounds 5] [--batch 20]
     python benchmarks/data.py decoders [--rounds 5]
     python benchmarks/data.py epoch    [--rows 100000]
@@ -26,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=["images", "sounds", "decoders", "epoch", "million"])
+    parser.add_argument("task", choices=["images", "bytes", "sounds", "decoders", "epoch", "million"])
     parser.add_argument("--count", type=int)
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--kind", default="flac", choices=["flac", "wav", "ogg"])
@@ -44,12 +45,12 @@ def main() -> None:
 
 
 def run(given: argparse.Namespace, folder: Path) -> None:
-    if given.task == "images":
+    if given.task in ("images", "bytes"):
         import data_speed
 
         if not (folder / "manifest.csv").exists():
             data_speed.write_tiles(folder, given.count or 1000, given.side)
-        data_speed.speed("images", folder, given.batch or 50, given.rounds)
+        data_speed.speed(given.task, folder, given.batch or 50, given.rounds)
     elif given.task == "sounds":
         import data_speed
 

@@ -6,6 +6,7 @@ All contenders do the same work on the same observations, in random order, in on
   the time; a caption becomes CLIP's tokens. The plain Dataset does it with Pillow, as most tutorials do.
 - sounds: of a recording of 10 s a random window of 2 s at 16 kHz becomes a log-mel spectrogram. The plain
   Dataset reads the file with soundfile, resamples it with torchaudio and cuts, as most tutorials do.
+- bytes: the tiles are read and not decoded, which leaves what the loader and the format cost.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from geobind.data.mixing import Plan, TableRows
 from geobind.data.options import DataOptions
 from geobind.data.packing import pack_table
 from geobind.data.table import Table, open_table
-from geobind.modality import Modality
 
 CLIP = {
     "model": {
@@ -114,7 +114,7 @@ def write_shards(folder: Path, per_shard: int = 500) -> list[str]:
     return shards
 
 
-def ours(manifest: Path, sides: dict[str, Modality], batch: int) -> Batches:
+def ours(manifest: Path, sides: dict[str, Any], batch: int) -> Batches:
     table = opened(manifest, sides)
     rows = TableRows(table, tuple(sides))
     given = {name: Side(modality, augment=name != "text") for name, modality in sides.items()}
@@ -126,7 +126,7 @@ def ours(manifest: Path, sides: dict[str, Modality], batch: int) -> Batches:
     return batches
 
 
-def opened(manifest: Path, sides: dict[str, Modality]) -> Table:
+def opened(manifest: Path, sides: dict[str, Any]) -> Table:
     return open_table(DataOptions(manifest=manifest.name), manifest.parent, list(sides))
 
 
@@ -205,6 +205,17 @@ class Mel:
         return self.db(self.mel(mono_T[start : start + length]))[None]
 
 
+class Bytes:
+    """Stands in for a modality that decodes nothing: what is left is the loader and the format."""
+
+    def prepare(self, raw: Any, *, training: bool = False) -> torch.Tensor:
+        return torch.tensor(read(raw))
+
+
+def read(source: Path | bytes | str) -> int:
+    return len(source.read_bytes() if isinstance(source, Path) else source)
+
+
 def contenders(task: str, folder: Path, batch: int) -> list[Contender]:
     """Set up every way to read the files in `folder`; ours come first."""
     import open_clip
@@ -213,16 +224,20 @@ def contenders(task: str, folder: Path, batch: int) -> list[Contender]:
     from geobind_satellite import Satellite
     from geobind_text import Text
 
-    backbone = {"model": "test_resnet", "pretrained": False}
-    augment = {"random_resized_crop": [0.5, 1], "hflip": True}
-    if task == "images":
-        name, kind, first = "satellite", "jpg", tile_of
-        modality: Modality = Satellite(clip=CLIP, augment=augment)
-    else:
-        name, kind, first = "audio", next(folder.glob("0*")).suffix[1:], Mel()
-        modality = Audio(timm=backbone, seconds=SECONDS, rate=RATE)
-    sides = {name: modality, "text": Text(clip=CLIP)}
     tokenizer = open_clip.SimpleTokenizer(context_length=77)
+    second: Callable[[str], Any] = lambda text: tokenizer(text)[0]  # noqa: E731
+    sides: dict[str, Any] = {"text": Text(clip=CLIP)}
+    if task == "images":
+        augment = {"random_resized_crop": [0.5, 1], "hflip": True}
+        name, kind, first = "satellite", "jpg", tile_of
+        sides[name] = Satellite(clip=CLIP, augment=augment)
+    elif task == "sounds":
+        name, kind, first = "audio", next(folder.glob("0*")).suffix[1:], Mel()
+        sides[name] = Audio(timm={"model": "test_resnet", "pretrained": False}, seconds=SECONDS, rate=RATE)
+    else:
+        name, kind, first, second = "satellite", "jpg", read, len
+        sides = {"satellite": Bytes(), "text": Bytes()}
+    sides = {name: sides[name], "text": sides["text"]}
     shards = write_shards(folder)
     if not (folder / "packed").is_dir():
         pack_table(opened(folder / "manifest.csv", sides), folder / "packed")
@@ -230,16 +245,14 @@ def contenders(task: str, folder: Path, batch: int) -> list[Contender]:
         Contender("geobind, files", ours(folder / "manifest.csv", sides, batch)),
         Contender("geobind, packed", ours(folder / "packed", sides, batch)),
         Contender("geobind, tar members", ours(folder / "members.csv", sides, batch)),
-        Contender(
-            "plain Dataset, files", plain(Plain(folder, first, lambda text: tokenizer(text)[0]), batch)
-        ),
+        Contender("plain Dataset, files", plain(Plain(folder, first, second), batch)),
     ]
     try:
-        peer = webdataset(shards, kind, first, lambda text: tokenizer(text)[0], batch)
+        peer = webdataset(shards, kind, first, second, batch)
         next(iter(peer(0)))
         found.append(Contender("WebDataset, shards", peer))
-        # What is left of the difference if it decodes as we do: the shards' own share of it.
-        same = partial(modality.prepare, training=True), sides["text"].prepare
+        # What is left of the difference if it decodes as we do.
+        same = partial(sides[name].prepare, training=True), sides["text"].prepare
         found.append(Contender("WebDataset, our decoding", webdataset(shards, kind, *same, batch)))
     except ImportError:
         print("WebDataset is not installed: pip install webdataset")
