@@ -14,6 +14,7 @@ from typing import NamedTuple
 import geobind
 from geobind import storage
 from geobind.recipe import Recipe
+from geobind.report import words
 from geobind.seeds import fingerprint
 from geobind.studies.cells import Cell, check
 from geobind.training.record import Metrics
@@ -51,7 +52,8 @@ def run_cells(cells: Sequence[Cell], home: Path) -> list[Ran]:
             ran.append(Ran(cell, folder, failed=False))
             continue
         shared = _share(recipe, folder, [one.folder for one in ran if not one.failed])
-        _say(f"{head}{f' (takes over {shared} finished stages)' if shared else ''}")
+        taken = f" (takes over {words.count(shared, 'finished stage')})" if shared else ""
+        _say(head + taken)
         ran.append(Ran(cell, folder, failed=not _run(cell, recipe, folder)))
     return ran
 
