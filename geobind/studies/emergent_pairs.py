@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from geobind.errors import DataError
 from geobind.report.facts import Run, read_run
-from geobind.report.matrix import LOWER_IS_BETTER, headline
+from geobind.report.matrix import LOWER_IS_BETTER
 from geobind.report.words import number
 from geobind.studies.emergence import ALL, AXIS
-from geobind.studies.outcome import SEED, Spread, spread
+from geobind.studies.outcome import SEED, Spread, measure_of, spread
 from geobind.studies.running import Ran
 
 Unordered = tuple[str, str]
@@ -89,12 +89,12 @@ def find(ran: Sequence[Ran], measure: str | None = None) -> Emergence:
     for one in ran:
         if not one.failed:
             runs.setdefault(one.cell.settings[AXIS], {})[one.cell.settings[SEED]] = read_run(one.folder)
-    tables = [run.retrieved for way in runs.values() for run in way.values() if run.retrieved]
+    tables = [
+        run.retrieved for way in runs.values() for run in way.values() if run.retrieved and run.retrieved.rows
+    ]
     if not tables:
         raise DataError("no run of the study was finished; look at what the failed ones said")
-    chosen = measure or headline(tables[0])
-    if chosen not in tables[0].rows[0].metrics:
-        raise DataError(f"no measure '{chosen}'; the runs have {', '.join(tables[0].rows[0].metrics)}")
+    chosen = measure_of(tables[0], measure)
     by_seed = {name: {seed: _pairs(run, chosen) for seed, run in way.items()} for name, way in runs.items()}
     ways = tuple(_way(name, by_seed[name], runs[name]) for name in runs)
     base = by_seed.get(ALL, {})

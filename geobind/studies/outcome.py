@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from geobind.errors import DataError
 from geobind.report.facts import Run, read_run
+from geobind.report.left import Retrieved
 from geobind.report.matrix import headline
 from geobind.studies.running import Ran
 
@@ -92,16 +93,25 @@ def summarise(ran: Sequence[Ran], measure: str | None = None) -> Summary:
             "no run of the study has measured anything; give the recipe an `evaluate:` block, "
             "or look at what the failed runs said"
         )
-    chosen = measure or headline(tables[0])
-    there = tables[0].rows[0].metrics
-    if chosen not in there:
-        raise DataError(f"no measure '{chosen}'; the runs have {', '.join(there)}")
+    chosen = measure_of(tables[0], measure)
     axes = tuple(name for name in ran[0].cell.settings if name != SEED)
     groups: dict[tuple[str, ...], list[Ran]] = {}
     for one in ran:
         groups.setdefault(tuple(one.cell.settings[axis] for axis in axes), []).append(one)
     lines = [_line(dict(zip(axes, key, strict=True)), group, runs, chosen) for key, group in groups.items()]
     return Summary(chosen, axes, tuple(lines))
+
+
+def measure_of(table: Retrieved, wanted: str | None) -> str:
+    """The measure to show: the one wanted, or else the headline.
+
+    Raises:
+        DataError: The table has no such measure.
+    """
+    chosen, there = wanted or headline(table), table.rows[0].metrics
+    if chosen not in there:
+        raise DataError(f"no measure '{chosen}'; the runs have {', '.join(there)}")
+    return chosen
 
 
 def mean_of(run: Run, measure: str, mark: str | None = None) -> tuple[float, float]:

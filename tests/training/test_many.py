@@ -22,18 +22,10 @@ from geobind.training.losses import InfoNCE, Temperature
 from geobind.training.ranks import Ranks
 from geobind.training.run import run
 
+pytestmark = pytest.mark.usefixtures("toy_registry")
 PROGRAM = Path(toy.__file__)
 HUB_SPOKE, HUB_RIM, SPOKE_RIM = "hub-spoke", "hub-rim", "spoke-rim"
 TABLES = "stages.0.data=[{manifest: wheel.jsonl, weight: 3}, {manifest: other.jsonl, weight: 1}]"
-
-
-@pytest.fixture(autouse=True)
-def toy_registry(monkeypatch):
-    monkeypatch.setattr(plugins, "registry", toy.registry)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def wheel_run(folder: Path, *overrides: str, resume: bool = False) -> Path:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import toy
 from safetensors.torch import load_file
-from test_run import losses, same, weights
+from test_run import losses, same, toy_run, weights
 from torch.nn import functional as F
 
 from geobind import plugins
@@ -17,24 +17,10 @@ from geobind.recipe import RecipeProblems
 from geobind.training import record
 from geobind.training import stage as stages
 from geobind.training.losses import Context, InfoNCE, QueueOf
-from geobind.training.run import run
 
+pytestmark = pytest.mark.usefixtures("toy_registry")
 PROGRAM = Path(toy.__file__)
 QUEUED = ["stages.0.train=[left]", "stages.0.loss={name: infonce, direction: anchor_to_other, queue: 40}"]
-
-
-@pytest.fixture(autouse=True)
-def toy_registry(monkeypatch):
-    monkeypatch.setattr(plugins, "registry", toy.registry)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def toy_run(folder, *overrides, resume=False):
-    folder.mkdir(exist_ok=True)
-    return run(toy.recipe(folder, *overrides), folder / "run", resume=resume).folder
 
 
 @pytest.fixture(scope="module")

@@ -18,16 +18,8 @@ from geobind.binder import Binder
 from geobind.errors import DataError, PluginError, RecipeError, StorageError, TrainingError
 from geobind.training.run import run
 
+pytestmark = pytest.mark.usefixtures("toy_registry")
 PROGRAM = Path(toy.__file__)
-
-
-@pytest.fixture(autouse=True)
-def toy_registry(monkeypatch):
-    monkeypatch.setattr(plugins, "registry", toy.registry)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def toy_run(folder: Path, *overrides: str, resume: bool = False) -> Path:

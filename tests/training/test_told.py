@@ -11,7 +11,7 @@ import torch
 import toy
 import yaml
 from safetensors.torch import load_file
-from test_run import losses, same, weights
+from test_run import losses, same, toy_run, weights
 
 from geobind import plugins
 from geobind.binder import Binder
@@ -23,9 +23,9 @@ from geobind.errors import DataError
 from geobind.recipe import RecipeProblems, Stage
 from geobind.training import record
 from geobind.training.losses import read_uncertainties
-from geobind.training.run import run
 from geobind.training.told import check_told
 
+pytestmark = pytest.mark.usefixtures("toy_registry")
 PROGRAM = Path(toy.__file__)
 BATCHES = "{near_km: [100, 900], share: 0.5, together: 4}"
 HARD = (
@@ -42,20 +42,6 @@ ASKED = [
     "modalities.left.norm=false",
     "modalities.right.norm=false",
 ]
-
-
-@pytest.fixture(autouse=True)
-def toy_registry(monkeypatch):
-    monkeypatch.setattr(plugins, "registry", toy.registry)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def toy_run(folder, *overrides, resume=False):
-    folder.mkdir(exist_ok=True)
-    return run(toy.recipe(folder, *overrides), folder / "run", resume=resume).folder
 
 
 @pytest.fixture(scope="module")
