@@ -21,12 +21,12 @@ from geobind.seeds import seed_of
 from geobind.training.bind import About, Bind, make_loss
 from geobind.training.cached import Cached, read_from_cache
 from geobind.training.checkpoint import Checkpoint
-from geobind.training.freezing import parameter_groups
+from geobind.training.gradients import Gradients
 from geobind.training.losses import ContrastiveLoss, uncertainties
-from geobind.training.parts import in_training, shares_of, states_of
+from geobind.training.moving import set_up
+from geobind.training.parts import in_training, states_of
 from geobind.training.ranks import Ranks
 from geobind.training.record import Metrics, Recorder, Step
-from geobind.training.schedule import learning_rate
 from geobind.training.told import context_of, plan_of
 
 _LOOK_EVERY = 20  # steps; looking at a loss waits for the accelerator
@@ -136,13 +136,9 @@ def _train(
     stage, seed, plan = job.stage, job.recipe.seed, job.plan
     ranks = Ranks(fabric.all_gather, fabric.world_size)
     bind = Bind(cached.encoders(job), losses, job.pairs, ranks, job.recipe.width, partial=job.partial)
-    options = stage.optimizer
-    groups = parameter_groups(bind, options, shares_of(job))
-    # On a CPU the fused kernel goes through the weights once; elsewhere torch knows best.
-    fused = True if fabric.device.type == "cpu" else None
-    adamw = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
-    module, optimizer = fabric.setup(bind, adamw)
-    checkpoint = Checkpoint(job.folder / "state.ckpt", job.key, _saved(job, losses), adamw)
+    moving = set_up(fabric, job, bind)
+    gradients = Gradients(fabric, bind, moving.module)
+    checkpoint = Checkpoint(job.folder / "state.ckpt", job.key, _saved(job, losses), moving.adamw)
     loader = cached.loader(job, _loader(fabric, job, first_step=checkpoint.restore()))
     metrics = job.metrics if fabric.is_global_zero else None
     if metrics:
@@ -150,20 +146,14 @@ def _train(
     every = 1 if fabric.device.type == "cpu" else _LOOK_EVERY
     with Recorder(stage.name, job.steps, stage.batch_size, metrics, every) as log:
         for step, batches, meta in loader:
-            rate = learning_rate(step, job.steps, options.lr, stage.schedule)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["share"]
+            rate = moving.set_rate(step)
             # Dropout draws from here, so a resumed step draws what it would have drawn.
             torch.manual_seed(seed_of(seed, stage.name, step, fabric.global_rank))
 
             about = About(context_of(ranks, fabric.device, stage.loss, meta))
-            found = module(fabric.to_device(batches), _present(bind, meta), about)
-            fabric.backward(found.total)
-            bind.rest(found.idle)
-            norm = _clip(fabric, module, optimizer, stage)
-            scales = {name: loss.temperature.scale.detach() for name, loss in losses.items()}
-            optimizer.step()
-            optimizer.zero_grad()
+            found = gradients(batches, _present(bind, meta), about)
+            scales = {name: loss.temperature.scale.detach().clone() for name, loss in losses.items()}
+            norm = moving.step()
             for loss in losses.values():
                 loss.after_step()
 
@@ -174,13 +164,6 @@ def _train(
                 log.look()  # what is saved is known to be finite
                 log.last_good = str(checkpoint.save(step + 1))
     return tuple(loader.quarantined), log.last_loss, log.last_of
-
-
-def _clip(fabric: Fabric, module: Any, optimizer: Any, stage: Stage) -> Tensor | None:
-    """Clip the gradient; a norm that is not finite is left to the recorder, which can name step and rows."""
-    if stage.clip_norm is None:
-        return None
-    return fabric.clip_gradients(module, optimizer, max_norm=stage.clip_norm, error_if_nonfinite=False)
 
 
 def _saved(job: Job, losses: Losses) -> dict[str, nn.Module]:
