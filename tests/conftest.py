@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -44,3 +45,27 @@ def thermal(thermal_site, monkeypatch):
     yield thermal_site
     plugins.registry.cache_clear()
     sys.modules.pop("geobind_thermal", None)
+
+
+@pytest.fixture
+def publish(tmp_path, monkeypatch):
+    """Install a distribution of one module, with real metadata, for one test and the processes it starts."""
+    site = tmp_path / "site"
+    modules = []
+
+    def publish(distribution, source, entry_point=None):
+        module = f"{distribution.replace('-', '_')}_{tmp_path.name}"  # fresh: Python imports a module once
+        info = site / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (site / f"{module}.py").write_text(dedent(source))
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        name = entry_point or distribution.removeprefix("acme-")
+        (info / "entry_points.txt").write_text(f"[geobind]\n{name} = {module}\n")
+        modules.append(module)
+        monkeypatch.syspath_prepend(site)
+        monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+        return module
+
+    yield publish
+    for module in modules:
+        sys.modules.pop(module, None)

@@ -25,28 +25,6 @@ GOOD = """
 """
 
 
-@pytest.fixture
-def publish(tmp_path, monkeypatch):
-    """Install a distribution of one module, with real metadata, for one test."""
-    modules = []
-
-    def publish(distribution, source, entry_point=None):
-        module = f"{distribution.replace('-', '_')}_{tmp_path.name}"  # fresh: Python imports a module once
-        (tmp_path / f"{module}.py").write_text(dedent(source))
-        info = tmp_path / f"{distribution.replace('-', '_')}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-        name = entry_point or distribution.removeprefix("acme-")
-        (info / "entry_points.txt").write_text(f"[geobind]\n{name} = {module}\n")
-        modules.append(module)
-        monkeypatch.syspath_prepend(tmp_path)
-        return module
-
-    yield publish
-    for module in modules:
-        sys.modules.pop(module, None)
-
-
 def collect():
     """The registry of the plugins that tests published, and of those alone."""
     acme = [entry for entry in plugins.find() if entry.dist.name.startswith("acme-")]
@@ -130,7 +108,7 @@ def test_a_faulty_plugin_is_explained_and_harms_no_other(fault, publish, tmp_pat
     (broken,) = found.broken
     assert str(broken.source) == "acme-broken 1.0 [broken]"
     assert broken.reason == reason.replace("{module}", module).replace(
-        "{path}", str(tmp_path / f"{module}.py")
+        "{path}", str(tmp_path / "site" / f"{module}.py")
     )
 
 

@@ -39,30 +39,6 @@ GOOD = """
 """
 
 
-@pytest.fixture
-def publish(tmp_path, monkeypatch):
-    """Install a distribution of one module, with real metadata, for one test and the processes it starts."""
-    site = tmp_path / "site"
-    modules = []
-
-    def publish(distribution, source):
-        module = f"{distribution.replace('-', '_')}_{tmp_path.name}"  # fresh: Python imports a module once
-        info = site / f"{distribution.replace('-', '_')}-1.0.dist-info"
-        info.mkdir(parents=True)
-        (site / f"{module}.py").write_text(dedent(source))
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-        name = distribution.removeprefix("acme-")
-        (info / "entry_points.txt").write_text(f"[geobind]\n{name} = {module}\n")
-        modules.append(module)
-        monkeypatch.syspath_prepend(site)
-        monkeypatch.setenv("PYTHONPATH", str(site), prepend=":")
-        return module
-
-    yield publish
-    for module in modules:
-        sys.modules.pop(module, None)
-
-
 def collect():
     """The registry of the plugins that tests published, and of those alone."""
     return registry.collect(entry for entry in plugins.find() if entry.dist.name.startswith("acme-"))
