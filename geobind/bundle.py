@@ -19,6 +19,7 @@ from geobind.errors import CheckpointError, PluginError
 from geobind.hub import fetched, publish
 from geobind.modality import Modality
 from geobind.model_card import model_card
+from geobind.proof import Proof
 from geobind.provenance import digest, versions
 from geobind.recipe.reading import dump
 from geobind.scoring import Calibration
@@ -58,6 +59,7 @@ class Card(BaseModel):
     data: list[dict[str, Any]] = Field([], description="rows used: for what, how many, under which licences")
     author: dict[str, Any] = Field({}, description="what the recipe's `card` says")
     calibration: Calibration | None = Field(None, description="what makes similarities probabilities")
+    proof: Proof | None = Field(None, description="that stages left embeddings as they were, to the bit")
     over: Over | None = Field(None, description="the bundle that a small one changes; a whole one has none")
 
 
@@ -228,8 +230,7 @@ def _modality(card: Card, name: str, options: Mapping[str, Any], folder: Path) -
         first = error.errors()[0]
         raise CheckpointError(
             f"{folder}: {plugin.source} does not take the bundle's options of '{name}' "
-            f"(made with {made_with}): "
-            f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            f"(made with {made_with}): {'.'.join(map(str, first['loc']))}: {first['msg']}"
         ) from None
 
 

@@ -10,6 +10,7 @@ from geobind.modality import Modality
 
 if TYPE_CHECKING:
     from geobind.importers.contract import Importer
+    from geobind.loggers.contract import Logger
 
 hookspec = pluggy.HookspecMarker("geobind")
 hookimpl = pluggy.HookimplMarker("geobind")
@@ -23,3 +24,8 @@ def geobind_modalities() -> list[type[Modality]]:  # pyright: ignore[reportRetur
 @hookspec
 def geobind_importers() -> list[type[Importer]]:  # pyright: ignore[reportReturnType]
     """Return the importers of datasets this plugin provides."""
+
+
+@hookspec
+def geobind_loggers() -> list[type[Logger]]:  # pyright: ignore[reportReturnType]
+    """Return the loggers this plugin provides."""

@@ -134,6 +134,22 @@ def _training(card: Mapping[str, Any]) -> Iterator[str]:
             f"| {stage['pairs']} | {stage['steps']} | {stage['loss']:.3f} | {_temperatures(stage)} |"
         )
     yield from ("", "Everything a stage did not train was checked to be bit-equal afterwards.")
+    yield from (_watched(stage) for stage in card["stages"] if stage.get("watched"))
+    yield from _proven(card.get("proof") or {})
+
+
+def _watched(stage: Mapping[str, Any]) -> str:
+    found = stage["watched"]
+    told = f"{stage['name']} ended with its weights after {found['kept_steps']} of {stage['steps']} steps"
+    return f"{told}; {found['measure']} on split {_cell(found['split'])}: {found['best']:.4g} at best."
+
+
+def _proven(proof: Mapping[str, Any]) -> Iterator[str]:
+    """Which embeddings were the same, bit for bit, before and after the stages."""
+    for stage in proof.get("stages", ()):
+        same = [name for name, state in stage["after"].items() if state == stage["before"].get(name)]
+        told = ", ".join(f"{name} ({stage['after'][name]['count']} rows)" for name in same)
+        yield f"Embeddings that {stage['stage']} left bit-identical: {told or 'none'}."
 
 
 def _temperatures(stage: Mapping[str, Any]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import sys
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -60,16 +59,6 @@ def hardware() -> dict[str, str]:
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         told["accelerator"] = f"{len(names)} x {', '.join(dict.fromkeys(names))}"
     return {name: value for name, value in told.items() if value}
-
-
-def peak_memory_bytes() -> int | None:
-    """The most memory that this process has held at once, None where the system does not tell."""
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # macOS counts bytes, others KiB
 
 
 def _processor() -> str:

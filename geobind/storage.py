@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write(path: Path, content: bytes) -> None:
+_SEAL = b"geobind sha256: "  # ends a training state, with the hash of what comes before
+
+
+def write(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that a reader sees the old content or the new, never a part.
 
     Raises:
@@ -100,20 +104,22 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
 
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    write(path, buffer.getvalue())
+    buffer.write(_SEAL + hashlib.sha256(buffer.getbuffer()).digest())
+    write(path, buffer.getbuffer())
 
 
 def read_state(path: Path) -> dict[str, Any] | None:
     """Read training state, or None when there is none.
 
     Raises:
-        CheckpointError: The file is damaged or holds anything but tensors and plain values.
+        CheckpointError: The file is damaged, to the bit, or holds anything but tensors and plain values.
     """
     if not path.exists():
         return None
     import torch
 
     try:
+        _check_seal(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its parser meets
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -128,3 +134,19 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _check_seal(path: Path) -> None:
+    """See that a training state is what was written; torch itself does not look at its checksums."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END) - len(_SEAL) - hashlib.sha256().digest_size
+        file.seek(max(size, 0))
+        if not file.read(len(_SEAL)) == _SEAL:
+            return  # of an earlier version, or cut short, which torch will notice
+        stated, total, left = file.read(), hashlib.sha256(), size
+        file.seek(0)
+        while left and (part := file.read(min(left, 2**20))):
+            total.update(part)
+            left -= len(part)
+    if total.digest() != stated:
+        raise ValueError("a bit of it is not what was written")

@@ -97,6 +97,7 @@ def test_a_good_recipe_is_told_as_sentences(recipe):
             "train": {"satellite": "full"},
             "pairs": [{"anchor": "satellite", "other": "ground_image", "weight": 1.0}],
             "data": [{"table": "toyearth", "share": 1.0}],
+            "warnings": [],
         }
     ]
 

@@ -16,16 +16,19 @@ CORE = ROOT / "geobind"
 # From the ground up: a module imports from lines above its own, never from its own line or below it.
 LAYERS = """
 errors
+memory
 modality progress provenance seeds storage toyearth licences deltas
 hookspecs data
 plugins
+loggers
 inputs recipe towers importers
-scoring adapter_bundle hub
+scoring adapter_bundle hub proof
 binder model_card
 bundle
 evaluation frozen
 report
 training
+planning
 studies
 testing cli
 __main__

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -19,6 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # command -> (module, one line for --help); commands import heavy libraries inside their functions.
 COMMANDS = {
     "run": ("geobind.cli.run", "Run a recipe: train its stages, measure, save a bundle."),
+    "plan": ("geobind.cli.plan", "Predict what a run takes of time, memory and disk."),
     "sweep": ("geobind.cli.sweep", "Run a recipe with many settings: one table, one plot."),
     "emergence": ("geobind.cli.emergence", "Compare anchors with all to all, on your data, with equal work."),
     "check": ("geobind.cli.check", "Find every mistake of a recipe without running it."),
@@ -30,6 +33,10 @@ COMMANDS = {
     "eval": ("geobind.cli.eval", "Measure a bundle on held-out rows, by clean and published conventions."),
     "probe": ("geobind.cli.probe", "Recognise classes from a few examples or none; read facts of places."),
     "embed": ("geobind.cli.embed", "Embed files with a bundle."),
+    "verify": (
+        "geobind.cli.verify",
+        "See that a bundle is whole, and which indexes of an older one hold.",
+    ),
     "report": ("geobind.cli.report", "Write the report of a run again."),
     "compare": ("geobind.cli.compare", "Set runs side by side: what differs, and what it changed."),
     "cache": ("geobind.cli.cache", "List, prune or verify the embeddings kept of frozen encoders."),
@@ -57,15 +64,28 @@ class Lazy(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; a GeobindError becomes its message and its exit code."""
+        """Run a command; what a user can mend becomes a message and an exit code."""
         try:
             return super().invoke(ctx)
         except GeobindError as error:
-            click.echo(f"error: {error}", err=True)
+            _say("error: ", error)
             sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("interrupted; a run goes on with --resume", err=True)
-            sys.exit(130)
+        except KeyboardInterrupt as error:
+            _say("", error)
+            sys.exit(getattr(error, "exit_code", 130))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _say("error: the disk is full: ", error)
+            sys.exit(1)
+
+
+def _say(start: str, error: BaseException) -> None:
+    """Print a message and what was noted on its way; a full disk under standard error costs nothing more."""
+    told = str(error) or ("" if hasattr(error, "exit_code") else "interrupted")
+    with suppress(OSError):
+        if told:
+            click.echo("\n".join([start + told, *getattr(error, "__notes__", [])]), err=True)
 
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})

@@ -20,6 +20,7 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     A manifest that is not there is a mistake; but where a recipe comes with geobind, it is only said.
     """
     from geobind.recipe import RecipeProblems, load_recipe
+    from geobind.recipe.cautions import cautions
     from geobind.recipe.checking import missing_files
     from geobind.recipe.describing import details, facts, sentence
     from geobind.recipe.loading import is_shipped
@@ -45,5 +46,7 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
             click.echo(f"  {stage.name}: {sentence(checked, stage)}")
             for line in details(checked, stage):
                 click.echo(f"    {line}")
+            for line in cautions(checked, stage):
+                click.echo(f"    warning: {line}")
         for path, manifest in missing_files(checked):
             click.echo(f"  not here yet: {manifest} (--set {'.'.join(map(str, path))}=FILE names another)")

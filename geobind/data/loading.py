@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from geobind.data.batching import BatchMeta, Collate, Fault, Sample, collate
 from geobind.data.mixing import Plan
 from geobind.data.order import kept, seed
+from geobind.data.vanishing import vanished
 from geobind.data.views import Observed
 from geobind.data.workers import Failed, Workers, auto_workers, load
 from geobind.errors import DataError
@@ -65,7 +66,8 @@ class BatchLoader:
 
     A row that raises DataError is replaced by another and recorded in `quarantined`. Once 1,000 rows (or
     all there are) have been seen on this rank, more than the share `max_broken` of them broken is an error;
-    if it is 0, any is at once. So is a row whose ten replacements are broken too.
+    if it is 0, any is at once. So is a row whose ten replacements are broken too, and a missing file whose
+    like are all missing: then the data are gone.
 
     Raises:
         DataError: The batch cannot be shared by the ranks; on the way: too much is broken.
@@ -158,6 +160,8 @@ class _Samples(Dataset[Any]):
                 told = [(broken, *fault) for broken, fault in faults.items()]
                 return Sample(prepared, seen._replace(raws={}, key=key), told)
             except DataError as error:
+                if gone := vanished(self.rows, drawn):
+                    return Failed(gone)
                 faults[drawn] = key, str(error)
             except Exception as error:  # a bug, not the data's fault: it ends the run, but say where
                 error.add_note(f"while preparing {key}")

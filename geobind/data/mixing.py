@@ -15,6 +15,7 @@ import numpy as np
 from geobind.data.order import batch_indices, replacement
 from geobind.data.rings import Places, Ring, ring_batches
 from geobind.data.sourced import Known, OwnRows, Rows, TableRows
+from geobind.data.vanishing import vanished
 from geobind.data.views import Observed
 from geobind.errors import DataError
 from geobind.seeds import seed_of
@@ -60,6 +61,11 @@ class Mixture:
     def __getitem__(self, row: int) -> Observed:
         source = source_of(self.starts, row)
         return self.sources[source].rows[row - self.starts[source]]
+
+    def vanished(self, row: int) -> str | None:
+        """Say that the data of a row's source are gone, if they are."""
+        source = source_of(self.starts, row)
+        return vanished(self.sources[source].rows, row - self.starts[source])
 
     def name_of(self, source: int | None) -> str:
         """Return what messages call a source; nothing of none."""

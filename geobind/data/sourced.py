@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
+from geobind.data.vanishing import vanished_of
 from geobind.data.views import Observed
 from geobind.modality import Pair, Place
 
@@ -59,6 +60,10 @@ class TableRows:
 
     def __getitem__(self, index: int) -> Observed:
         return self.table.observed(index, self.names)
+
+    def vanished(self, row: int) -> str | None:
+        """Say that the data are gone if this row's file is not there, nor those of other rows."""
+        return vanished_of(self.table, row)
 
     def rows_with(self, names: Collection[str]) -> NDArray[np.int64]:
         """Return the numbers of the rows that have all of these modalities."""

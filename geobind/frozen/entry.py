@@ -17,6 +17,7 @@ from torch import Tensor
 
 from geobind import storage
 from geobind.data.cache import cache_root
+from geobind.errors import StorageError
 from geobind.frozen.address import key_of
 from geobind.frozen.locks import Lock
 from geobind.frozen.shards import SUFFIX, Damaged, Shard, check_rows, open_shard, spread, write_shard
@@ -73,8 +74,11 @@ class Entry:
         return write_shard(self.folder, content_M2, value_MF)
 
     def merge(self) -> None:
-        """Put small shards together, so that a batch is read from few files; rows kept twice are dropped."""
-        with Lock(self.folder / "merge.lock", alone=True) as alone:
+        """Put small shards together, so that a batch is read from few files; rows kept twice are dropped.
+
+        Where the disk is full they stay as they are, which is slower and nothing else.
+        """
+        with suppress(OSError, StorageError), Lock(self.folder / "merge.lock", alone=True) as alone:
             small = [shard for shard in open_shards(self.folder) if len(shard.scale_M) < _SMALL]
             if not alone or len(small) < _MANY:
                 return

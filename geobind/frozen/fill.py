@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 
 from geobind.data.loading import collate
 from geobind.data.order import seeded
-from geobind.data.workers import load
+from geobind.data.vanishing import vanished
+from geobind.data.workers import Failed, load
 from geobind.errors import DataError
 from geobind.frozen.contents import Uncacheable
 from geobind.frozen.entry import Entry
@@ -74,8 +75,7 @@ class Filling:
     check: Callable[[], None]
     batch_size: int
     workers: int
-    _values: list[NDArray[np.float32]] = field(default_factory=list, init=False)
-    _contents: list[tuple[int, int]] = field(default_factory=list, init=False)
+    _made: list[tuple[NDArray[np.float32], list[tuple[int, int]]]] = field(default_factory=list, init=False)
     _written: float = field(default=0.0, init=False)
 
     def fill(self, wanted: Sequence[Wanted]) -> dict[int, str]:
@@ -96,14 +96,19 @@ class Filling:
         self._written = time.monotonic()
         title = f"embedding {self.modality.name}"
         loaded = load(samples, batches, _collate, self.workers)
-        for good, batch, broken, drew in track(loaded, title, len(batches)):
-            if drew:
-                raise Uncacheable(
-                    "preparing it draws random numbers; `cache: {views: K}` keeps K augmented views of each"
-                )
-            faults |= broken
-            if good:
-                self._keep(self.encode(batch), [wanted[number].content for number in good], len(wanted))
+        try:
+            for good, batch, broken, drew in track(loaded, title, len(batches)):
+                if drew:
+                    raise Uncacheable(
+                        "preparing it draws random numbers; `cache: {views: K}` keeps K augmented views "
+                        "of each"
+                    )
+                faults |= broken
+                if good:
+                    self._keep(self.encode(batch), [wanted[number].content for number in good], len(wanted))
+        except KeyboardInterrupt:  # the run is asked to stop: what is made is kept
+            self._write()
+            raise
         self._write()
         return faults
 
@@ -114,19 +119,21 @@ class Filling:
                 f"{total} rows of {value_BF[0].size} numbers take {needed / 1e9:.3g} GB, more than the "
                 f"{limit_bytes() / 1e9:g} GB that {LIMIT} allows"
             )
-        self._values.append(value_BF)
-        self._contents += contents
-        held = sum(part.nbytes for part in self._values)
+        self._made.append((value_BF, contents))
+        held = sum(values.nbytes for values, _ in self._made)
         if held >= _BYTES or time.monotonic() - self._written >= _SECONDS:
             self._write()
 
     def _write(self) -> None:
-        if not self._values:
+        if not self._made:
             return
         # Weights that drift would put rows of one encoder under the name of another.
         self.check()
-        self.entry.add(np.array(self._contents, dtype=np.uint64), np.concatenate(self._values))
-        self._values, self._contents, self._written = [], [], time.monotonic()
+        content_M2 = np.array(
+            [content for _, contents in self._made for content in contents], dtype=np.uint64
+        )
+        self.entry.add(content_M2, np.concatenate([values for values, _ in self._made]))
+        self._made, self._written = [], time.monotonic()
 
 
 class _Observations(Dataset[Any]):
@@ -136,7 +143,7 @@ class _Observations(Dataset[Any]):
         self.modality, self.raws, self.wanted = filling.modality, filling.raws, wanted
         self.augmented, self.views = filling.augmented, filling.views
 
-    def __getitem__(self, number: int) -> _Sample:
+    def __getitem__(self, number: int) -> _Sample | Failed:
         row, item, _, content = self.wanted[number]
         try:
             raw = self.raws[row]
@@ -149,6 +156,8 @@ class _Observations(Dataset[Any]):
                 drew = after != _next_draws()
             return _Sample(number, prepared, drew=drew and not self.views)
         except DataError as error:
+            if gone := vanished(self.raws, row):
+                return Failed(gone)
             return _Sample(number, None, fault=str(error))
         except Exception as error:  # a bug, not the data's fault: it ends the run, but say where
             error.add_note(f"while preparing input {row} of {self.modality.name}")

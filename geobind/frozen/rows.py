@@ -49,6 +49,10 @@ class Cells(Sequence[Any]):
             return column.described(cell)
         return column[cell]
 
+    def vanished(self, row: int) -> str | None:
+        """Say that the data of a row's source are gone, if they are."""
+        return self.rows.vanished(row)
+
 
 @dataclass(frozen=True, eq=False)
 class StoredRows:
@@ -65,6 +69,10 @@ class StoredRows:
         return seen._replace(
             raws={**seen.raws, **{name: picks.cell(row) for name, picks in self.picks.items()}}
         )
+
+    def vanished(self, row: int) -> str | None:
+        """Say that the data of a row's source are gone, if they are."""
+        return self.rows.vanished(row)
 
 
 def without(rows: Mixture, names: Mapping[str, Any]) -> Mixture:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from geobind.data.vanishing import vanished
 from geobind.errors import DataError, StorageError
 from geobind.frozen.contents import MISSING, FileHashes, Uncacheable, as_words, contents_of, view_of
 from geobind.frozen.entry import Rows
@@ -167,7 +168,7 @@ def store(
     if not ranks.agree(not lost):
         raise Uncacheable(f"another process takes its rows away ({len(lost)} of them)")
     picks = _picks(seen, content_MK2, rows, faults)
-    _judge(filling.modality.name, seen, picks, max_broken)
+    _judge(filling, seen, picks, max_broken)
     return Stored(picks, rows, made)
 
 
@@ -210,14 +211,17 @@ def _picks(
     return Picks(seen.first_N, seen.listed_N, row_MK, said)
 
 
-def _judge(name: str, seen: Observations, picks: Picks, most: float) -> None:
-    broken = [reason for item, reason in picks.faults.items() if seen.contents_M[item] is not MISSING]
+def _judge(filling: Filling, seen: Observations, picks: Picks, most: float) -> None:
+    broken = {item: said for item, said in picks.faults.items() if seen.contents_M[item] is not MISSING}
     count = len(picks.row_MK)
     if len(broken) > most * count:
-        listed = "".join(f"\n  {reason}" for reason in broken[:_SHOWN])
+        first = int(np.searchsorted(seen.first_N, next(iter(broken)), side="right")) - 1
+        if gone := vanished(filling.raws, first):
+            raise DataError(gone)
+        listed = "".join(f"\n  {reason}" for reason in [*broken.values()][:_SHOWN])
         raise DataError(
-            f"{name}: {len(broken)} of {count} inputs cannot be used, more than max_broken ({most:g}) "
-            f"allows; mend or drop them, or raise it:{listed}"
+            f"{filling.modality.name}: {len(broken)} of {count} inputs cannot be used, more than max_broken "
+            f"({most:g}) allows; mend or drop them, or raise it:{listed}"
         )
 
 

@@ -18,6 +18,7 @@ from geobind.recipe.explaining import field_problems, written_path
 from geobind.recipe.reading import Path_, Problem, Written, strings
 from geobind.recipe.schema import Entry, Recipe
 from geobind.recipe.stages import stage_faults, unknown
+from geobind.recipe.watched import logger_faults, watch_faults
 
 # What a field that must be given is taken to be when it was given wrongly, so that the rest can be checked.
 _STAND_INS: dict[str | int, Any] = {"name": "unnamed", "batch_size": 2, "period": 1, "blocks": 1}
@@ -125,8 +126,10 @@ def check_stages(
         found = [
             (at, message) for at, message in stage_faults(recipe, stage, built) if at or index not in marred
         ]
+        found += watch_faults(recipe, stage)
         problems.extend(written.problem((*path, *at), message) for at, message in found)
-    problems.extend(written.problem(at, message) for at, message in ending_faults(recipe))
+    ending = (*ending_faults(recipe), *logger_faults(recipe))
+    problems.extend(written.problem(at, message) for at, message in ending)
     return problems
 
 
@@ -155,5 +158,6 @@ def data_of(recipe: Recipe) -> Iterator[tuple[Path_, Any]]:
             blocks += [((*path, place), options) for place, options in enumerate(stage.data)]
         else:
             blocks.append((path, stage.data))
+        blocks.append((("stages", number, "watch", "data"), stage.watch and stage.watch.data))
     blocks.append((("evaluate", "data"), recipe.evaluate and recipe.evaluate.data))
     return ((path, options) for path, options in blocks if options is not None)

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from geobind.data.options import MixedData
+from geobind.recipe.cautions import cautions, is_cut
 from geobind.recipe.parts import Full, Head, Last, Lora, Part
 from geobind.recipe.schema import Recipe, Stage
 from geobind.recipe.stages import own_pairs
+from geobind.recipe.watching import Watch
 
 
 def sentence(recipe: Recipe, stage: Stage) -> str:
@@ -34,11 +36,21 @@ def details(recipe: Recipe, stage: Stage) -> Iterator[str]:
             f"batches: {stage.batches.share:.0%} in groups of up to {stage.batches.together} neighbours, "
             f"{least:g} to {most:g} km from each other"
         )
+    if stage.open:
+        yield f"{' and '.join(stage.open)}: auto, settled by what fits in memory when the run begins"
+    if is_cut(recipe, stage):
+        yield f"steps: two passes, {stage.chunk} rows of a process at a time, the gradient of all"
+    if stage.accumulate > 1:
+        yield f"steps: every {stage.accumulate} move the weights once, by their mean gradient"
     if len(sources) > 1:
         told = (name + (f" {share:.0%}" if share else "") for name, share in sources)
         how = "each batch from one of them" if stage.mix == "batches" else "each batch from all of them"
         much = "" if sources[0].share else ", in proportion to their rows"
         yield f"data: {', '.join(told)}; {how}{much}"
+    if stage.watch:
+        yield f"watch: {_watch(stage.watch)}"
+    if stage.average:
+        yield f"ema: ends with the mean of its weights, decay {stage.average.decay:g}"
 
 
 def facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
@@ -50,7 +62,16 @@ def facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
         "train": stage.parts,
         "pairs": [pair._asdict() for pair in recipe.pairs_of(stage)],
         "data": [source._asdict() for source in _sources(recipe, stage)],
+        "warnings": list(cautions(recipe, stage)),
     }
+
+
+def _watch(watch: Watch) -> str:
+    """Say when a stage is evaluated, by what, and what follows."""
+    kept = "the best weights are kept" if watch.keep == "best" else "the last weights are kept"
+    times = "an evaluation" if watch.patience == 1 else f"{watch.patience} evaluations"
+    stop = f"; stops after {times} without a gain" if watch.patience else ""
+    return f"{watch.measure} on split '{watch.split}' every {watch.every} steps; {kept}{stop}"
 
 
 def _how(part: Part) -> str:

@@ -88,6 +88,11 @@ class Hard(Told):
         description="weigh negatives by exp(hardness * logit), so that those count more that resemble the "
         "query (beta of arXiv:2010.04592); 0: all count alike",
     )
+    local: bool = Field(
+        default=False,
+        description="each process takes the losses of its own rows against the rows of all; the gradient "
+        "is the same, the work is shared",
+    )
 
 
 class InfoNCE(Hard):

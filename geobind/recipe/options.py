@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -33,6 +33,16 @@ Cache = Annotated[
     | Annotated[Views, Tag(_BLOCK)],
     Discriminator(lambda value: _BLOCK if isinstance(value, Mapping | Views) else _WORD),
 ]
+_NUMBER = "a number"
+Chunk = Annotated[
+    Annotated[int, Field(ge=2), Tag(_NUMBER)] | Annotated[Literal["auto"], Tag(_WORD)],
+    Discriminator(lambda value: _WORD if value == "auto" else _NUMBER),
+]
+if TYPE_CHECKING:
+    # `auto` is settled before a stage begins, and refused otherwise: whatever computes with it has a number.
+    BatchSize = int
+else:
+    BatchSize = Chunk
 
 
 class AdamW(Options):

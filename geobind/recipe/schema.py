@@ -12,11 +12,23 @@ from geobind.data.options import DataOptions, MixedData
 from geobind.modality import Modality, Role
 from geobind.recipe.losses import PCME, InfoNCE, SigLIP
 from geobind.recipe.measuring import CardOptions, Evaluation
-from geobind.recipe.options import AdamW, Batches, Cache, Constant, Cosine, Options, WarmRestarts
+from geobind.recipe.options import (
+    AdamW,
+    Batches,
+    BatchSize,
+    Cache,
+    Chunk,
+    Constant,
+    Cosine,
+    Options,
+    WarmRestarts,
+)
 from geobind.recipe.pairs import Bound, Pairing, bound_pairs, names_of
 from geobind.recipe.parts import Part, Train, options_of
+from geobind.recipe.watching import Average, Ema, Logs, Watch, average_of
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)]
+Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
 _ONE, _MANY = "one of them", "several of them"  # no identifiers: they are left out of a mistake's path
 OneOrMany = Discriminator(lambda value: _MANY if isinstance(value, list | tuple) else _ONE)
@@ -55,7 +67,20 @@ class Stage(Options):
         description="of several tables: each batch holds rows of one, or rows of all",
     )
     split: str = Field(default="train", description="the rows of the data to train on")
-    batch_size: int = Field(ge=2, description="pairs per step over all devices together, as negatives are")
+    batch_size: BatchSize = Field(
+        description="pairs per step over all devices together, as negatives are; auto: what fits in memory"
+    )
+    chunk: Chunk | None = Field(
+        default=None,
+        description="rows of one process embedded at a time: a step takes two passes, with the gradient of "
+        "the whole batch in the memory of these rows; null: all at once",
+    )
+    accumulate: int = Field(
+        default=1,
+        ge=1,
+        description="steps whose mean gradient moves the weights once; adds no negatives, which chunk and a "
+        "larger batch_size do",
+    )
     batches: Batches | None = Field(
         default=None, description="what batches hold besides rows drawn at random: groups of neighbours"
     )
@@ -72,6 +97,13 @@ class Stage(Options):
         default="auto",
         description="keep what frozen encoders make of the inputs, and read it in later epochs and runs",
     )
+    watch: Watch | None = Field(
+        default=None, description="evaluate on held-out rows on the way, keep the best weights, stop early"
+    )
+    ema: Ema = Field(
+        default=None,
+        description="end with an exponential moving average of the weights: its decay, or a block",
+    )
     checkpoint_seconds: float = Field(
         default=60.0, ge=0, description="least time between two checkpoints; 0: every step"
     )
@@ -82,10 +114,20 @@ class Stage(Options):
         return names_of(self.align)
 
     @property
+    def open(self) -> tuple[str, ...]:
+        """The options left to the start of a run, to be settled by what fits in memory."""
+        return tuple(name for name in ("batch_size", "chunk") if getattr(self, name) == "auto")
+
+    @property
     def trained(self) -> dict[str, Part]:
         """What is trained of each encoder and how, by modality."""
         said = dict.fromkeys(self.train, "full") if isinstance(self.train, list) else self.train
         return {name: options_of(part) for name, part in said.items()}
+
+    @property
+    def average(self) -> Average | None:
+        """How weights are averaged, None if they are not."""
+        return average_of(self.ema)
 
     @property
     def parts(self) -> dict[str, str]:
@@ -99,8 +141,26 @@ class Fabric(Options):
     accelerator: str = "auto"
     devices: int | Literal["auto"] = "auto"
     num_nodes: int = Field(default=1, ge=1)
-    strategy: str = "auto"
+    strategy: Literal["auto", "ddp", "fsdp2"] = Field(
+        default="auto",
+        description="whether each process holds all weights (ddp, the default of several) or a share (fsdp2)",
+    )
     precision: Precision = "32-true"
+    compile: bool | Mode = Field(
+        default=False, description="torch.compile of the encoders, or what it is to strive for"
+    )
+    checkpoint_activations: bool = Field(
+        default=False, description="compute the blocks of trained encoders twice, to save their activations"
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="only algorithms that give the same bits every time; an error where none is",
+    )
+
+    @property
+    def mode(self) -> Mode | None:
+        """What torch.compile is to strive for; None: nothing is compiled."""
+        return ("default" if self.compile is True else self.compile) or None
 
 
 class Entry(BaseModel):
@@ -137,6 +197,9 @@ class Recipe(Options):
     )
     stages: list[Stage] = Field(min_length=1)
     evaluate: Evaluation | None = None
+    loggers: tuple[Logs, ...] = Field(
+        default=(), description="where figures go beside metrics.csv: names, or blocks with options"
+    )
     card: CardOptions = Field(default=CardOptions(), description="what only its author can say of a model")
 
     _written: dict[str, Any] = PrivateAttr(default_factory=dict)

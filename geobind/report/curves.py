@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from geobind.report.facts import MEASURES, Curve, Run
+from geobind.report.facts import MEASURES, WATCHED, Curve, Run
 from geobind.report.figures import DASHES, INK, SERIES, Draw, Panel
 from geobind.report.words import number
 
@@ -22,6 +22,7 @@ TITLES = {
     "temperature": "temperature",
     "lr": "learning rate",
     "grad_norm": "gradient norm",
+    WATCHED: "validation",
 }
 MOST_POINTS = 160
 _SIZE = (2.9, 1.75)  # inches

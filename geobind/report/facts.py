@@ -23,7 +23,9 @@ from geobind.report.left import Leak, Retrieved, StageDone
 from geobind.report.left_more import ArithmeticDone, CalibrationDone, GapDone, ProbesDone, SumDone
 
 MEASURES = ("loss", "temperature", "lr", "grad_norm")  # the columns of metrics.csv that are drawn
-_OF_PAIRS = ("loss:", "temperature:")  # and of each pair, in stages that have several
+_OF_PAIRS = ("loss:", "temperature:", "R@")  # and of each pair, in stages that have several
+WATCHED = "validation"  # what the names of curves of validation.csv begin with
+_WATCHED = ("loss",)
 _MAX_RECIPE = 1_000_000  # bytes
 Known = TypeVar("Known")
 
@@ -106,10 +108,10 @@ def read_run(folder: Path) -> Run:
         recipe_text=text,
         started=started,
         card=storage.read_json(folder / "bundle" / "binder.json"),
-        stages=tuple(_checked(StageDone, path) for path in sorted(folder.glob("stages/*/stage.json"))),
-        curves=read_curves(folder / "metrics.csv"),
+        stages=tuple(checked(StageDone, path) for path in sorted(folder.glob("stages/*/stage.json"))),
+        curves=_joined(read_curves(folder / "metrics.csv"), read_curves(folder / "validation.csv", _WATCHED)),
         retrieved=_there(Retrieved, folder / "retrieval.json"),
-        leaks=_checked(dict[str, Leak], folder / "leakage.json"),
+        leaks=checked(dict[str, Leak], folder / "leakage.json"),
         gap=_there(GapDone, folder / "gap.json"),
         calibration=_there(CalibrationDone, folder / "calibration.json"),
         sums=arithmetic.sums if arithmetic else (),
@@ -117,8 +119,16 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def read_curves(path: Path) -> Curves:
-    """Read metrics.csv; a measure that no step has is left out, and so is a row that was cut short.
+def _joined(curves: Curves, watched: Curves) -> Curves:
+    """Add what stages were watched by to what they told themselves."""
+    return {
+        stage: {**found, **{f"{WATCHED}:{name}": curve for name, curve in watched.get(stage, {}).items()}}
+        for stage, found in curves.items()
+    }
+
+
+def read_curves(path: Path, measures: tuple[str, ...] = MEASURES) -> Curves:
+    """Read metrics.csv, or a file like it, without measures that no step has and rows that were cut short.
 
     Raises:
         CheckpointError: It cannot be read as such a file.
@@ -128,7 +138,7 @@ def read_curves(path: Path) -> Curves:
     points: dict[str, dict[str, list[tuple[int, float]]]] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            for stage, step, measure, value in _points(csv.DictReader(file)):
+            for stage, step, measure, value in _points(csv.DictReader(file), measures):
                 points.setdefault(stage, {}).setdefault(measure, []).append((step, value))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CheckpointError(f"{path}: not readable as metrics ({error})") from error
@@ -138,17 +148,22 @@ def read_curves(path: Path) -> Curves:
     }
 
 
-def _points(rows: csv.DictReader[str]) -> Iterator[tuple[str, int, str, float]]:
+def _points(rows: csv.DictReader[str], measures: tuple[str, ...]) -> Iterator[tuple[str, int, str, float]]:
     more = [name for name in rows.fieldnames or () if name.startswith(_OF_PAIRS)]
     for row in rows:
-        for measure in (*MEASURES, *more):
+        for measure in (*measures, *more):
             try:
                 yield row["stage"], int(row["step"]), measure, float(row[measure])
             except (KeyError, TypeError, ValueError):  # a measure the stage has not, or a row half written
                 continue
 
 
-def _checked(kind: type[Known], path: Path) -> Known:
+def checked(kind: type[Known], path: Path) -> Known:
+    """Return what a file of a run holds.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
     try:
         return TypeAdapter(kind).validate_python(storage.read_json(path))
     except ValidationError as error:
@@ -160,7 +175,7 @@ def _checked(kind: type[Known], path: Path) -> Known:
 
 
 def _there(kind: type[Known], path: Path) -> Known | None:
-    return _checked(kind, path) if path.is_file() else None
+    return checked(kind, path) if path.is_file() else None
 
 
 def _text(path: Path) -> str:

@@ -23,6 +23,19 @@ class PairLoss(Left):
     temperature: float = math.nan
 
 
+class WatchDone(Left):
+    """What evaluations on the way of a stage found."""
+
+    split: str
+    measure: str
+    evaluations: int = 0
+    best: float = math.nan
+    best_steps: int = 0
+    kept_steps: int = 0
+    planned_steps: int = 0
+    stopped_early: bool = False
+
+
 class StageDone(Left):
     """A finished stage: its `stage.json`."""
 
@@ -41,6 +54,9 @@ class StageDone(Left):
     broken: int = 0
     device: str | None = None
     peak_memory_bytes: int | None = None
+    process_bytes: int | None = None
+    filled: dict[str, float] = {}
+    watched: WatchDone | None = None
 
     @property
     def aligned(self) -> tuple[str, ...]:

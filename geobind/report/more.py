@@ -6,6 +6,7 @@ from typing import Any
 
 from geobind.report.facts import Run
 from geobind.report.figures import Panel, svg
+from geobind.report.planned import planned
 from geobind.report.reliability import reliability_panels
 
 _MEASURES = ("R@1", "R@10", "median_rank")
@@ -20,5 +21,6 @@ def of_more(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> dict[str,
     there = {name for one in run.sums for query in one.queries for name in query.metrics}
     return {
         "reliability": [svg(panel) for panel in panels],
+        "planned": planned(run),
         "sum_measures": [name for name in _MEASURES if name in there],
     }

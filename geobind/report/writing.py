@@ -239,6 +239,7 @@ def _sections(run: Run, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ("probes", "Recognition", run.probes),
         ("training", "Training", values["curves"]),
         ("ran", "What ran", True),
+        ("planned", "Planned and measured", values["planned"]),
         ("leakage", "Leakage", run.leaks),
     )
     yield from ((id_, title) for id_, title, something in there if something)

@@ -72,6 +72,8 @@ def plan(
         raise RecipeError(f"{recipe}: has {len(names)} modalities; what is emergent takes three or more")
     if checked.evaluate is None:
         raise RecipeError(f"{recipe}: measures nothing; give it an `evaluate:` block of held-out rows")
+    if any("batch_size" in stage.open for stage in checked.stages):
+        raise RecipeError(f"{recipe}: `batch_size: auto` may differ between runs; equal work takes a number")
     strange = [name for name in anchors if name not in names]
     if strange:
         raise RecipeError(f"no modality '{strange[0]}' to be an anchor; the recipe has {', '.join(names)}")

@@ -17,10 +17,11 @@ from geobind.recipe import Recipe
 from geobind.report import words
 from geobind.seeds import fingerprint
 from geobind.studies.cells import Cell, check
-from geobind.training.record import Metrics
-from geobind.training.run import stage_folders
+from geobind.training.figures import take_over
+from geobind.training.keys import stage_folders
 
 _DONE = "cell.json"  # written when a cell's run has ended well
+_STOPPED = (130, 138, 143, -2, -15)  # exit codes of a run that was asked to stop: the study stops too
 
 
 class Ran(NamedTuple):
@@ -63,10 +64,15 @@ def _run(cell: Cell, recipe: Recipe, folder: Path) -> bool:
     sets = [word for change in cell.overrides for word in ("--set", change)]
     command = [sys.executable, "-m", "geobind", "run", cell.recipe, *sets, "--out", str(folder), "--resume"]
     # What a run prints on its standard output is its table, which the study shows once for all.
-    code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # it was asked to stop as well, and writes a checkpoint
+            raise
     if code == 0:
         storage.write_json(folder / _DONE, {"key": _key(recipe)})
-    elif code in (130, -2):
+    elif code in _STOPPED:
         raise KeyboardInterrupt
     return code == 0
 
@@ -94,7 +100,7 @@ def _share(recipe: Recipe, folder: Path, others: Sequence[Path]) -> int:
             if storage.read_json(source / "stage.json").get("key") == key:
                 shutil.rmtree(home, ignore_errors=True)
                 shutil.copytree(source, home, copy_function=_link)
-                Metrics(folder / "metrics.csv").take_over(Metrics(other / "metrics.csv"), home.name[3:])
+                take_over(folder, other, home.name[3:])
                 taken += 1
                 break
         else:

@@ -4,22 +4,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from geobind.binder import unit
-from geobind.errors import DataError
-from geobind.recipe.losses import PCME as PCMEOptions
-from geobind.recipe.losses import InfoNCE as InfoNCEOptions
-from geobind.recipe.losses import SigLIP as SigLIPOptions
-from geobind.recipe.losses import Temperature as TemperatureOptions
 from geobind.recipe.pairs import Bound
-from geobind.recipe.schema import Stage
-from geobind.training.losses import PCME, Context, ContrastiveLoss, InfoNCE, QueueOf, SigLIP, Temperature
+from geobind.training.losses import Context, ContrastiveLoss
 from geobind.training.ranks import Ranks
 
 _FEWEST = 2  # rows with both of a pair: one alone has nothing to be told from
@@ -84,15 +79,23 @@ class Bind(nn.Module):
         self.partial = partial
 
     def forward(
-        self, batches: Mapping[str, Any], present_BM: Tensor | None = None, about: About | None = None
-    ) -> Losses:
-        """Return the losses over all ranks' rows.
+        self,
+        batches: Any,
+        present_BM: Tensor | None = None,
+        about: About | None = None,
+        part: Callable[[Bind, Any], Any] | None = None,
+    ) -> Any:
+        """Return the losses over all ranks' rows, or what a part of a step gives.
 
         Args:
             batches: The prepared inputs of each modality: of the rows that have it, in their order.
             present_BM: Which rows have which modality, in the encoders' order; needed if rows may lack some.
             about: What is known of the rows of all ranks.
+            part: What is done instead with `batches`. What does not go through here is not under Fabric's
+                precision and strategy.
         """
+        if part is not None:
+            return part(self, batches)
         compared = self.compared(present_BM)
         embedded = {name: self.embed(name, batches[name]) for name in compared.names if name in batches}
         return self.contrast(embedded, compared, about and about.context)
@@ -124,19 +127,34 @@ class Bind(nn.Module):
         found: dict[str, Tensor] = {}
         for pair in (pair for pair in self.pairs if pair.name in compared.rows):
             row_R, sides = compared.rows[pair.name], (whole[pair.anchor], whole[pair.other])
+            own = self.ranks.own(len(local[pair.anchor]), row_R)
             if row_R is not None:
                 row_R = row_R.to(sides[0].device)
                 sides = (sides[0][row_R], sides[1][row_R])
-            found[pair.name] = self.losses[pair.name](*sides, _of_rows(context, row_R))
+            found[pair.name] = self._loss(pair.name, sides, _of_rows(context, row_R), own)
         idle = tuple(name for name in self._trained() if name not in whole and name not in found)
         total = self._total(found, idle)
         return Losses(total, {name: loss.detach() for name, loss in found.items()}, idle if found else ())
+
+    def nothing(self) -> Tensor:
+        """Return zero, with a gradient of zeros for all that is trained."""
+        return torch.stack([_nothing(self._part(name)) for name in self._trained()]).sum()
 
     def rest(self, idle: Iterable[str]) -> None:
         """Take the zeros back that idle parts were given as gradients, so that no optimizer moves them."""
         for name in idle:
             for parameter in self._part(name).parameters():
                 parameter.grad = None
+
+    def _loss(self, name: str, sides: tuple[Tensor, Tensor], context: Context | None, own: slice) -> Tensor:
+        """The loss of a pair; if each rank takes a part of it, the sum of all parts."""
+        loss = self.losses[name]
+        if not loss.local or self.ranks.world == 1:
+            return loss(*sides, context)
+        part = loss(*sides, context, own)
+        # Gradients are averaged over ranks, but parts are to be added.
+        share, whole = self.ranks.world * part, self.ranks(part.detach()[None]).sum()
+        return share + (whole - share).detach()
 
     def _local(self, name: str, embedded: Mapping[str, Tensor], present_BM: Tensor | None) -> Tensor:
         """This rank's embeddings of a modality, zeros where a row lacks it (B, D)."""
@@ -145,7 +163,7 @@ class Bind(nn.Module):
         there_B = present_BM[:, self.column[name]]
         if name in embedded and len(embedded[name]) == len(there_B):
             return embedded[name]
-        empty_BD = torch.zeros(len(there_B), self.width, device=_device(self))
+        empty_BD = torch.zeros(len(there_B), self.width, device=_device(self), dtype=torch.float32)
         if name not in embedded:
             # Gradients are gathered in turn, for which every rank must wait for them.
             return empty_BD + _nothing(self.encoders[name])
@@ -176,8 +194,10 @@ class Bind(nn.Module):
 
 def _nothing(module: nn.Module) -> Tensor:
     """Zero, with a gradient of zeros for all that is trained of a module."""
-    trained = [parameter[None][:0].sum() for parameter in module.parameters() if parameter.requires_grad]
-    return torch.stack([part.float() for part in trained]).sum() if trained else torch.zeros(())
+    # What is sharded needs none: its gradients are put together where its module ran.
+    trained = [one for one in module.parameters() if one.requires_grad and not isinstance(one, DTensor)]
+    nothing = [parameter[None][:0].sum().float() for parameter in trained]
+    return torch.stack(nothing).sum() if nothing else torch.zeros(())
 
 
 def _device(module: nn.Module) -> torch.device:
@@ -192,37 +212,4 @@ def _of_rows(context: Context | None, row_R: Tensor | None) -> Context | None:
     return replace(
         context,
         **{name: value[row_R] for name, value in known.items() if isinstance(value, Tensor)},
-    )
-
-
-def make_loss(options: InfoNCEOptions | SigLIPOptions | PCMEOptions, width: int) -> ContrastiveLoss:
-    """Build the loss a stage asks for, over embeddings of this width."""
-    temperature = _temperature(options.temperature)
-    if options.name == "siglip":
-        return SigLIP(temperature, options.bias, options.hardness)
-    if options.name == "pcme":
-        return PCME(width, temperature, options.shift, options.pseudo_positives, options.vib)
-    queue = None if options.queue is None else QueueOf(options.queue, width)
-    return InfoNCE(options.direction, temperature, queue, options.hardness)
-
-
-def check_queue(stage: Stage, rows: int) -> None:
-    """Refuse a queue that would hold the same rows more than once.
-
-    Raises:
-        DataError: It is as long as the data, or longer.
-    """
-    size = stage.loss.queue if isinstance(stage.loss, InfoNCEOptions) else None
-    most = rows - stage.batch_size
-    if size is not None and size > most:
-        fix = f"set loss.queue to {most} or less" if most > 0 else "drop loss.queue"
-        raise DataError(
-            f"stage '{stage.name}': a queue of {size} embeddings and a batch of {stage.batch_size} are more "
-            f"than the {rows} rows there are, so that it would hold some twice; {fix}"
-        )
-
-
-def _temperature(options: TemperatureOptions) -> Temperature:
-    return Temperature(
-        options.init, learn=options.learn, min_scale=1 / options.maximum, max_scale=1 / options.minimum
     )

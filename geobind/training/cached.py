@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -35,11 +37,20 @@ _BATCH = {"cpu": 64}  # inputs per forward pass while rows are made
 _BATCH_ELSEWHERE = 256
 
 
+class Filled(NamedTuple):
+    """What this process made for the cache before the first step."""
+
+    seconds: float = 0.0  # to look for rows, and to make those that were missing
+    rows: int = 0
+    bytes: int = 0
+
+
 class Cached(NamedTuple):
     """The sides of a stage that are read from the cache, by modality."""
 
     sides: Mapping[str, Stored] = {}
     entries: tuple[Entry, ...] = ()
+    filled: Filled = Filled()
 
     def encoders(self, job: Job) -> dict[str, nn.Module]:
         """What is left to compute of each encoder: nothing, the head, or all of it."""
@@ -83,6 +94,7 @@ def read_from_cache(fabric: Fabric, job: Job, digests: Mapping[str, str], worker
     if wanted == "auto" and job.steps < job.plan.epoch:
         return Cached()
     views = wanted.views if isinstance(wanted, Views) else 0
+    started = time.monotonic()
     sides: dict[str, Stored] = {}
     entries: list[Entry] = []
     trained = job.stage.trained
@@ -95,7 +107,9 @@ def read_from_cache(fabric: Fabric, job: Job, digests: Mapping[str, str], worker
             entries.append(entry)
     if fabric.is_global_zero:
         prune(limit_bytes())
-    return Cached(sides, tuple(entries))
+    made = {name: side.made for name, side in sides.items()}
+    size = sum(count * (2 * math.prod(sides[name].rows.shape) + 20) for name, count in made.items())
+    return Cached(sides, tuple(entries), Filled(time.monotonic() - started, sum(made.values()), size))
 
 
 class _Side(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from geobind.errors import RecipeError, TrainingError
 from geobind.provenance import digest
@@ -54,7 +55,7 @@ def head_of(name: str, encoder: nn.Module) -> nn.Module:
 def frozen_digests(encoders: Mapping[str, nn.Module], parts: Mapping[str, Part]) -> dict[str, str]:
     """Hash what a stage must not change, by modality; an encoder with adapters must be without them."""
     return {
-        name: digest(encoder, but=_loose(encoder, parts.get(name)))
+        name: digest(encoder, but=loose_names(encoder, parts.get(name)))
         for name, encoder in encoders.items()
         if not isinstance(parts.get(name), Full)
     }
@@ -87,11 +88,13 @@ def parameter_groups(
     Returns:
         Groups as torch takes them; `share` is the group's share of the learning rate.
     """
-    groups: dict[tuple[bool, float], list[Tensor]] = {}
+    groups: dict[tuple[bool, float, bool], list[Tensor]] = {}
     for parameter in module.parameters():
         if parameter.requires_grad:
             share = (shares or {}).get(parameter, 1.0)
-            groups.setdefault((parameter.ndim < 2, share), []).append(parameter)
+            # torch takes no shards and whole tensors in one operation.
+            key = (parameter.ndim < 2, share, isinstance(parameter, DTensor))
+            groups.setdefault(key, []).append(parameter)
     return [
         {"params": groups[key], "weight_decay": 0.0 if key[0] else options.weight_decay, "share": key[1]}
         for key in sorted(groups)
@@ -113,8 +116,8 @@ def _train_with_parameters(module: nn.Module) -> None:
                 _train_with_parameters(child)
 
 
-def _loose(encoder: nn.Module, part: Part | None) -> list[str]:
-    """List what may change of an encoder that is not trained as a whole."""
+def loose_names(encoder: nn.Module, part: Part | None) -> list[str]:
+    """Name what may change of an encoder that is not trained as a whole."""
     if isinstance(part, Last):
         loose = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
         for name, module in encoder.named_modules():

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 
 from geobind.training.bind import Bind
+from geobind.training.casting import InFloat32
+from geobind.training.chunks import batch_statistics
+from geobind.training.compiling import compile_encoder
 from geobind.training.freezing import parameter_groups
-from geobind.training.parts import shares_of
+from geobind.training.parts import precision_of, shares_of
+from geobind.training.ranks import mean_over_ranks
+from geobind.training.replaying import replay
 from geobind.training.schedule import learning_rate
+from geobind.training.sharding import local, shards
 
 if TYPE_CHECKING:
     from geobind.training.stage import Job
@@ -34,25 +43,75 @@ class Moving(NamedTuple):
             group["lr"] = rate * group["share"]
         return rate
 
-    def step(self) -> Tensor | None:
+    def step(self) -> Tensor:
         """Clip the gradient, move the weights, and return the norm that the gradient had."""
-        norm = None
-        if self.job.stage.clip_norm is not None:
-            # A norm that is not finite is left to the recorder, which can name step and rows.
-            norm = self.fabric.clip_gradients(
-                self.module, self.optimizer, max_norm=self.job.stage.clip_norm, error_if_nonfinite=False
-            )
+        self.fabric.strategy.precision.unscale_gradients(self.adamw)
+        norm = self._clipped()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        return norm
+
+    def _clipped(self) -> Tensor:
+        """Return the norm of the whole gradient, after scaling it down to `clip_norm` where it is larger."""
+        grads = [p.grad for group in self.adamw.param_groups for p in group["params"] if p.grad is not None]
+        sharded = [grad.to_local() for grad in grads if isinstance(grad, DTensor)]
+        own = [grad for grad in grads if not isinstance(grad, DTensor)]
+        if shards(self.fabric):
+            mean_over_ranks(self.fabric, own)  # nobody else does
+        # A norm that is not finite is left to the recorder, which can name step and rows.
+        norm = torch.nn.utils.get_total_norm(own).to(self.fabric.device)
+        if shards(self.fabric):
+            square = torch.nn.utils.get_total_norm(sharded).to(self.fabric.device) ** 2
+            dist.all_reduce(square)
+            norm = (norm**2 + square).sqrt()
+        most = self.job.stage.clip_norm
+        if most is not None and grads:
+            # As torch.nn.utils.clip_grads_with_norm_ does it, which does not take shards.
+            share = torch.clamp(most / (norm + 1e-6), max=1.0)
+            scale: Any = torch._foreach_mul_  # pyright: ignore
+            scale([local(grad) for grad in grads], share)
         return norm
 
 
 def set_up(fabric: Fabric, job: Job, bind: Bind) -> Moving:
     """Build the optimiser of what a stage trains, and set both up where the stage runs."""
+    place = job.recipe.fabric
+    if precision_of(job).endswith("-true"):
+        bind.losses = InFloat32(dict(bind.losses.items()))
+    if fabric.world_size > 1 and fabric.is_global_zero:
+        _warn_of_statistics(job, bind)
+    if place.checkpoint_activations:
+        _replay(fabric, job)
+    if place.mode:
+        for encoder in bind.encoders.values():
+            compile_encoder(encoder, place.mode, by_block=shards(fabric))
+    module: Any = fabric.setup_module(bind)
     options = job.stage.optimizer
-    groups = parameter_groups(bind, options, shares_of(job))
-    # On a CPU the fused kernel goes through the weights once; elsewhere torch knows best.
-    fused = True if fabric.device.type == "cpu" else None
+    groups = parameter_groups(bind, options, shares_of(job))  # after the module: shards are other parameters
+    # On a CPU the fused kernel goes through the weights once; elsewhere torch knows best. It refuses
+    # gradients that a scaler has scaled down before it, as their norm asks for.
+    scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+    fused = True if fabric.device.type == "cpu" and not scaled else None
     adamw = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
-    module, optimizer = fabric.setup(bind, adamw)
-    return Moving(fabric, job, module, optimizer, adamw)
+    return Moving(fabric, job, module, fabric.setup_optimizers(adamw), adamw)
+
+
+def _replay(fabric: Fabric, job: Job) -> None:
+    for name, encoder in job.encoders.items():
+        if name in job.stage.parts and not replay(encoder) and fabric.is_global_zero:
+            print(
+                f"{job.stage.name}: the encoder of '{name}' has no blocks, so that checkpoint_activations "
+                f"saves no memory in it",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _warn_of_statistics(job: Job, bind: Bind) -> None:
+    if names := batch_statistics(bind.encoders):
+        print(
+            f"warning: stage '{job.stage.name}': {', '.join(names)} trains BatchNorm, whose statistics are "
+            f"those of each process's own rows, so that the result depends on the number of processes",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -13,8 +13,13 @@ from geobind import storage
 from geobind.recipe.parts import Full, Head, Last, Lora, Part
 from geobind.seeds import seed_of
 from geobind.training.adapters import check_lora, insert, merge, take_out, tensors_of, trained_state
+from geobind.training.casting import Cast
+from geobind.training.compiling import as_written, compiling
 from geobind.training.depth import last_parameters, rate_shares
 from geobind.training.freezing import check_frozen, frozen_digests, head_of, set_trainable
+from geobind.training.ranks import alike
+from geobind.training.replaying import keep_again
+from geobind.training.sharding import make_whole
 
 if TYPE_CHECKING:
     from geobind.training.stage import Job
@@ -57,15 +62,21 @@ def in_training(fabric: Fabric, job: Job) -> Generator[dict[str, str]]:
     adapted = {name: part for name, part in trained.items() if isinstance(part, Lora)}
     for name, encoder in encoders.items():
         set_trainable(name, encoder, trained.get(name))
-    before = frozen_digests(encoders, trained)
+    before = held = frozen_digests(encoders, trained)
+    cast = Cast(encoders, trained, precision_of(job))
+    if cast.type is not None:
+        held = frozen_digests(encoders, trained)
     for name, part in adapted.items():
         insert(name, encoders[name], part, seed_of(job.recipe.seed, job.stage.name, "adapter", name))
         set_trainable(name, encoders[name], part)
 
-    yield before
+    with compiling(job.stage.name):
+        yield before
 
+    encoders = _plain(fabric, job)
     changes = {name: take_out(encoders[name]) for name in adapted}
-    check_frozen(before, frozen_digests(encoders, trained), job.stage.name)
+    check_frozen(held, frozen_digests(encoders, trained), job.stage.name)
+    cast.undo(encoders)
     for name, change in changes.items():
         merge(encoders[name], change)
     for name, encoder in encoders.items():
@@ -77,6 +88,22 @@ def in_training(fabric: Fabric, job: Job) -> Generator[dict[str, str]]:
             learnt = tensors_of(change) | {k: v for k, v in head.items() if k.startswith("head.")}
             small |= {f"{name}.{key}": tensor for key, tensor in learnt.items()}
         storage.write_tensors(job.folder / ADAPTER, small)
+
+
+def _plain(fabric: Fabric, job: Job) -> dict[str, nn.Module]:
+    """Make encoders whole and plain again, with the same batch statistics on all ranks; return them."""
+    make_whole(job.binder.encoders)
+    for name, encoder in job.encoders.items():
+        as_written(encoder)
+        keep_again(encoder)
+        if name in job.stage.parts:
+            alike(fabric, encoder.buffers())
+    return job.encoders
+
+
+def precision_of(job: Job) -> str:
+    """Return the precision that a stage computes in, as Fabric names it."""
+    return job.stage.precision or job.recipe.fabric.precision
 
 
 def shares_of(job: Job) -> dict[nn.Parameter, float]:

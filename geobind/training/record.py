@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -39,12 +40,13 @@ class Metrics:
 
     Args:
         path: The file.
-        more: Columns beside `FIELDS`, such as those of `pair_fields`.
+        more: Columns beside the first ones, such as those of `pair_fields`.
+        first: Its first columns.
     """
 
-    def __init__(self, path: Path, more: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path, more: Sequence[str] = (), first: Sequence[str] = FIELDS) -> None:
         self.path = path
-        self.fields = (*FIELDS, *more)
+        self.fields = (*first, *more)
 
     def rewind(self, stage: str, step: int) -> None:
         """Drop rows of a stage from `step` on: they are about to be made again."""
@@ -58,10 +60,12 @@ class Metrics:
         self._write([*own, *(row for row in other._rows() if row["stage"] == stage)])
 
     def _rows(self) -> list[dict[str, str]]:
+        """The rows that were written whole: a process that is killed, or a full disk, cuts the last one."""
         if not self.path.exists():
             return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1].replace("\0", ""), newline=""))
+        return [row for row in rows if None not in row.values() and (row["step"] or "").isdigit()]
 
     def _write(self, rows: Sequence[Mapping[str, str]]) -> None:
         text = io.StringIO(newline="")
@@ -81,6 +85,14 @@ class Metrics:
                 if new:
                     writer.writeheader()
                 writer.writerows({"stage": stage, **row} for row in rows)
+        except OSError as error:
+            raise storage.refusal(self.path, error) from error
+
+    def sync(self) -> None:
+        """Wait until what was added is on the disk, where a power cut leaves it."""
+        try:
+            with self.path.open("rb+") as file:
+                os.fsync(file.fileno())
         except OSError as error:
             raise storage.refusal(self.path, error) from error
 
@@ -105,6 +117,7 @@ class Recorder:
             every,
         )
         self.last_good: str = "none yet"
+        self.aside = ""  # what else the line of progress tells
         self.last_loss = math.nan
         self.last_of: dict[str, float] = {}  # by pair, of the last step that compared it
         self._pending: list[Step] = []
@@ -156,6 +169,30 @@ class Recorder:
         self._pending.clear()
         self._looked = time.monotonic()
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the stage tells of its last step, for a checkpoint."""
+        return {"loss": self.last_loss, "losses": self.last_of}
+
+    def go_on_after(self, told: Mapping[str, Any]) -> None:
+        """Take over what was told of the step before the first."""
+        self.last_loss = told.get("loss", math.nan)
+        self.last_of = dict(told.get("losses", {}))
+
+    def settle(self) -> None:
+        """Look, and have on the disk what a checkpoint goes on after.
+
+        Raises:
+            TrainingError: A loss was not finite.
+        """
+        self.look()
+        if self.metrics:
+            self.metrics.sync()
+
+    def pass_over(self) -> None:
+        """Leave the time since the last look out of samples per second: it went to something else."""
+        self._looked = time.monotonic()
+
     def _alarm(self, step: Step, loss: float) -> None:
         keys = ", ".join(step.keys[:8]) + (f" and {len(step.keys) - 8} more" if len(step.keys) > 8 else "")
         bad = [name for name, value in step.losses.items() if not math.isfinite(float(value))]
@@ -173,6 +210,7 @@ class Recorder:
             f"  {name} {value:.3f}" for name, value in self.last_of.items() if len(step.scales) > 1
         )
         status = f"loss {loss:.3f}{parts}  temperature {_temperatures(step, '.4f')}  {rate:.0f} samples/s"
+        status += f"  {self.aside}" if self.aside else ""
         status += f"  {self._broken} broken" if self._broken else ""
         if self._bar:
             self._bar.update(self._task, completed=step.number + 1, status=status)

@@ -7,17 +7,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from geobind import bundle, provenance, storage
+from geobind import bundle, memory, provenance, storage
 from geobind.binder import Binder
 from geobind.data.licences import licences
 from geobind.data.mixing import TableRows
 from geobind.data.table import Table
 from geobind.recipe import Recipe
 from geobind.training.ending import Measured
+from geobind.training.proving import gathered
 from geobind.training.sources import Sources
 
 _MOST_LICENCES = 30  # named one by one for a source; the others are counted together
 _OTHERS = "others"
+_ALONE = ("quarantined", "parts", "proof")  # of a stage, not told again in the bundle
 
 
 def leave(
@@ -34,7 +36,7 @@ def leave(
         StorageError: The disk is full or the folder cannot be written.
     """
     parts = measured.parts() if measured else {}
-    told = [{field: value for field, value in stage.items() if field != "quarantined"} for stage in stages]
+    told = [{field: value for field, value in stage.items() if field not in _ALONE} for stage in stages]
     retrieval = parts.get("retrieval", {})
     others = {name: part for name, part in parts.items() if name != "retrieval"}
     binder.card = bundle.card_of(
@@ -45,6 +47,7 @@ def leave(
         metrics={**retrieval, **others},
         data=list(data_facts(recipe, sources, measured)),
         author=recipe.card.model_dump(mode="json"),
+        proof=gathered(stages),
         calibration=measured.calibrated.calibration if measured and measured.calibrated else None,
     )
     binder.save(folder / "bundle")
@@ -64,7 +67,7 @@ def leave(
 
 def _say_finished(folder: Path) -> None:
     facts = storage.read_json(folder / "run.json")
-    finished = {"finished": provenance.now(), "peak_memory_bytes": provenance.peak_memory_bytes()}
+    finished = {"finished": provenance.now(), "peak_memory_bytes": memory.highest_bytes()}
     storage.write_json(folder / "run.json", {**facts, **finished})
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,21 +15,34 @@ from torch import nn
 from geobind import plugins, provenance, storage
 from geobind.binder import Binder
 from geobind.data.mixing import Mixture
-from geobind.errors import RecipeError
+from geobind.errors import CheckpointError, RecipeError
 from geobind.evaluation import Leakage, PairTable
-from geobind.recipe import Recipe, Stage
+from geobind.proof import StageProof
+from geobind.recipe import Recipe
+from geobind.recipe.cautions import cautions
 from geobind.recipe.describing import sentence
 from geobind.recipe.reading import dump
-from geobind.recipe.schema import Fabric as FabricOptions
-from geobind.seeds import fingerprint
 from geobind.towers.weights import load_strictly, read_weights
-from geobind.training.bind import check_queue
+from geobind.training.alone import alone_in, gone_on_with
+from geobind.training.closing import Settle, closed
+from geobind.training.determinism import deterministic
+from geobind.training.ending import Measured
+from geobind.training.figures import figures_of
+from geobind.training.keys import parts_of, stage_folders, why
+from geobind.training.making import check_queue
 from geobind.training.parts import check_part
-from geobind.training.record import Metrics, pair_fields
+from geobind.training.proving import Prover, told
+from geobind.training.ranks import alike, leave_together, on_first, together, told_by_first
+from geobind.training.record import pair_fields
 from geobind.training.results import leave
 from geobind.training.sources import Sources
 from geobind.training.stage import Job, Outcome, run_stage
+from geobind.training.starting import check_shares, fabrics_of, make_fabric
+from geobind.training.stopping import listening
 from geobind.training.told import check_told
+from geobind.training.watching import remove_best
+
+__all__ = ["Finished", "make_fabric", "rehearse", "run", "stage_folders"]
 
 
 class Finished(NamedTuple):
@@ -39,7 +53,7 @@ class Finished(NamedTuple):
     table: PairTable | None  # None when the recipe evaluates nothing
 
 
-def run(recipe: Recipe, folder: Path, *, resume: bool = False) -> Finished:
+def run(recipe: Recipe, folder: Path, *, resume: bool = False, settle: Settle | None = None) -> Finished:
     """Run every stage of a recipe, measure, and save a bundle.
 
     Args:
@@ -47,61 +61,65 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False) -> Finished:
         folder: Where everything of this run goes.
         resume: Go on with a run that lies there: finished stages that are unchanged are not run again, an
             interrupted one goes on from its last checkpoint.
+        settle: Puts numbers in the place of what the recipe leaves open, on every process the same.
 
     Raises:
         GeobindError: Something is wrong that a user can mend; what is finished stays.
+        Stopped: A signal asked it to stop.
     """
-    fabrics = _fabrics(recipe)
-    fabric = fabrics[recipe.fabric.precision]
-    if fabric.is_global_zero:
+    with deterministic(recipe.fabric.deterministic):
+        fabrics = fabrics_of(recipe)
+        fabric = fabrics[recipe.fabric.precision]
+        with listening(), ExitStack() as held, together(fabric):
+            on_first(fabric, lambda: held.enter_context(_own(recipe, folder, resume)))
+            return _through(closed(recipe, folder, fabric, settle), folder, fabrics)
+
+
+@contextmanager
+def _own(recipe: Recipe, folder: Path, resume: bool) -> Generator[None]:
+    """Make a folder this run's, as long as the block runs."""
+    with alone_in(folder):
         _open_folder(recipe, folder, resume)
-    fabric.barrier()
-    with fabric.rank_zero_first():
+        with gone_on_with(folder):
+            yield
+
+
+def _through(recipe: Recipe, folder: Path, fabrics: dict[str, Fabric]) -> Finished:
+    """Go through all of a recipe, in a folder that is this run's."""
+    fabric = fabrics[recipe.fabric.precision]
+    with fabric.rank_zero_first(local=True):  # what is rendered or read may lie on a disk of each node
         sources = Sources(recipe)
     found = [sources.rows(stage) for stage in recipe.stages]
-    warned = [line for told in zip(recipe.stages, found, strict=True) for line in check_told(*told)]
+    check_shares(fabric, recipe, found)
+    warned = [line for each in zip(recipe.stages, found, strict=True) for line in check_told(*each)]
+    warned += [f"stage '{stage.name}': {line}" for stage in recipe.stages for line in cautions(recipe, stage)]
     binder = Binder(recipe.built, recipe.width, seed=recipe.seed)
-    _rehearse(recipe, binder, found)
+    rehearse(recipe, binder, found)
     sources.check()
+    for stage in recipe.stages:
+        sources.held(stage)
+    on_first(fabric, lambda: _warn_of_leaks({**sources.leakage(), **sources.leakage_of_watched()}, folder))
     if fabric.is_global_zero:
-        _warn_of_leaks(sources.leakage(), folder)
         for line in warned:
             print(f"warning: {line}", file=sys.stderr, flush=True)
 
     stages: list[dict[str, Any]] = []
+    prover = Prover(recipe, sources, binder)
     places = stage_folders(recipe, folder)
-    for stage, rows, (home, key) in zip(recipe.stages, found, places, strict=True):
-        metrics = Metrics(folder / "metrics.csv", _more_fields(recipe, found))
-        job = Job(recipe, stage, binder, rows, home, metrics, key)
-        stages.append(_once(fabrics[stage.precision or recipe.fabric.precision], job))
+    with figures_of(recipe, folder, _more_fields(recipe, found)) as (metrics, validations):
+        for stage, rows, (home, key) in zip(recipe.stages, found, places, strict=True):
+            held = sources.held(stage)
+            job = Job(recipe, stage, binder, rows, home, metrics, key, held=held, validations=validations)
+            stages.append(_once(fabrics[stage.precision or recipe.fabric.precision], job, prover, stages))
 
-    measured = sources.measure(binder) if fabric.is_global_zero else None
-    if fabric.is_global_zero:
+    def measure_and_leave() -> Measured | None:
+        measured = sources.measure(binder)
         leave(recipe, binder, stages, sources, measured, folder)
-    fabric.barrier()
+        return measured
+
+    measured = on_first(fabric, measure_and_leave)
+    leave_together(fabric)
     return Finished(folder, folder / "bundle", measured.table if measured else None)
-
-
-def _fabrics(recipe: Recipe) -> dict[str, Fabric]:
-    """Start one Fabric for each precision that the stages ask for."""
-    wanted = [recipe.fabric.precision, *(stage.precision for stage in recipe.stages if stage.precision)]
-    return {precision: make_fabric(recipe.fabric, precision) for precision in dict.fromkeys(wanted)}
-
-
-def make_fabric(options: FabricOptions, precision: str) -> Fabric:
-    """Start Lightning Fabric as a recipe asks for it.
-
-    Raises:
-        RecipeError: This machine has no such accelerator, device or precision.
-    """
-    wanted: dict[str, Any] = {**options.model_dump(), "precision": precision}
-    try:
-        fabric = Fabric(**wanted)
-        fabric.launch()
-    except (ValueError, RuntimeError, TypeError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise RecipeError(f"fabric {wanted} cannot run on this machine: {reason}") from error
-    return fabric
 
 
 def _open_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
@@ -118,7 +136,7 @@ def _open_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
     storage.write_json(folder / "run.json", facts)
 
 
-def _rehearse(recipe: Recipe, binder: Binder, found: Sequence[Mixture]) -> None:
+def rehearse(recipe: Recipe, binder: Binder, found: Sequence[Mixture]) -> None:
     """Embed a row of every stage and table, so that what cannot work fails before hours of training."""
     for stage, rows in zip(recipe.stages, found, strict=True):
         for name, part in stage.trained.items():
@@ -138,16 +156,37 @@ def _more_fields(recipe: Recipe, found: Sequence[Mixture]) -> list[str]:
     return pair_fields([*names]) + (["source"] if any(len(rows.sources) > 1 for rows in found) else [])
 
 
-def _once(fabric: Fabric, job: Job) -> dict[str, Any]:
+def _once(fabric: Fabric, job: Job, prover: Prover, before: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Run a stage, unless it was finished before and nothing it depends on has changed."""
     stage = job.stage
-    done = storage.read_json(job.folder / "stage.json")
+    done = told_by_first(fabric, lambda: storage.read_json(job.folder / "stage.json"))
     if done.get("key") == job.key:
-        load_strictly(_trained(job), read_weights(job.folder / "trained.safetensors"), str(job.folder))
+        on_first(fabric, lambda: _load_finished(job, done))
+        alike(fabric, _trained(job).state_dict().values())  # the others need not see the first one's disk
         _say(fabric, f"{stage.name}: finished before, unchanged; not run again")
         return done
-    _say(fabric, f"{stage.name}: {sentence(job.recipe, stage)}")
-    return _finish(fabric, job, run_stage(fabric, job))
+    again = f" (run again: {why(done, parts_of(job.recipe, stage))})" if done else ""
+    _say(fabric, f"{stage.name}: {sentence(job.recipe, stage)}{again}")
+    states = on_first(fabric, lambda: prover.states(fabric))
+    outcome = run_stage(fabric, job)
+    proof = on_first(fabric, lambda: prover.proof(fabric, stage.name, tuple(stage.parts), states or {}))
+    for line in told(proof, before[-1] if before else None) if proof else ():
+        _say(fabric, f"{stage.name}: {line}")
+    return _finish(fabric, job, outcome, proof)
+
+
+def _load_finished(job: Job, done: Mapping[str, Any]) -> None:
+    """Take the weights that a finished stage left, if they are the ones that it trained."""
+    path = job.folder / "trained.safetensors"
+    load_strictly(_trained(job), read_weights(path), str(path))
+    for name, digest in done.get("digests", {}).items():
+        if provenance.digest(job.binder.encoders[name]) != digest:
+            raise CheckpointError(
+                f"{path}: the weights of '{name}' are not those that the stage trained: the file has changed "
+                f"since; remove {job.folder} to train the stage again"
+            )
+    with suppress(OSError):  # of a process that was killed between its last two writes
+        (job.folder / "state.ckpt").unlink()
 
 
 def _warn_of_leaks(leaks: dict[str, Leakage], folder: Path) -> None:
@@ -157,12 +196,13 @@ def _warn_of_leaks(leaks: dict[str, Leakage], folder: Path) -> None:
             print(f"warning: stage '{name}': {leak.warning}", file=sys.stderr, flush=True)
 
 
-def _finish(fabric: Fabric, job: Job, outcome: Outcome) -> dict[str, Any]:
+def _finish(fabric: Fabric, job: Job, outcome: Outcome, proof: StageProof | None) -> dict[str, Any]:
     """Write what a stage trained; `stage.json` comes last and means that the stage is finished."""
     stage, recipe = job.stage, job.recipe
     done = {
         "name": stage.name,
         "key": job.key,
+        "parts": parts_of(recipe, stage),
         "anchor": recipe.anchor_of(stage),
         "align": stage.align,
         "train": stage.parts,
@@ -172,38 +212,22 @@ def _finish(fabric: Fabric, job: Job, outcome: Outcome) -> dict[str, Any]:
         **outcome._asdict(),
         "broken": len(outcome.quarantined),
         "digests": {name: provenance.digest(job.binder.encoders[name]) for name in stage.parts},
+        "proof": proof and proof.model_dump(mode="json"),
     }
-    if fabric.is_global_zero:
+
+    def write() -> None:
         storage.write_tensors(job.folder / "trained.safetensors", _trained(job).state_dict())
         storage.write_json(job.folder / "stage.json", done)
         (job.folder / "state.ckpt").unlink(missing_ok=True)
-    fabric.barrier()
+        remove_best(job.folder)
+
+    on_first(fabric, write)
     return done
-
-
-def stage_folders(recipe: Recipe, folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each stage's folder inside a run's, and the fingerprint of all that its result depends on."""
-    key = fingerprint(recipe.seed, recipe.width)
-    for number, stage in enumerate(recipe.stages, start=1):
-        key = _key(key, recipe, stage)
-        yield folder / "stages" / f"{number:02d}_{stage.name}", key
 
 
 def _sources(rows: Mixture) -> list[dict[str, Any]]:
     told = zip(rows.sources, rows.shares, strict=True)
     return [{"name": source.name, "rows": len(source.rows), "share": share} for source, share in told]
-
-
-def _key(previous: str, recipe: Recipe, stage: Stage) -> str:
-    """Fingerprint all that a stage's result depends on, the stages before it included."""
-    sides = recipe.names_of(stage)
-    return fingerprint(
-        previous,
-        stage.model_dump(mode="json", exclude={"checkpoint_seconds"}),
-        {name: recipe.built[name].model_dump(mode="json") for name in sides},
-        {name: plugins.registry().plugins[name].source.version for name in sides},
-        [options.model_dump(mode="json") for options in recipe.tables_of(stage)],
-    )
 
 
 def _trained(job: Job) -> nn.ModuleDict:

@@ -17,7 +17,9 @@ from geobind.evaluation import Leakage, leakage
 from geobind.evaluation.contents import Looked
 from geobind.recipe import Recipe, Stage
 from geobind.training.ending import Measured, check_rows, measure_all, warned
+from geobind.training.held import fewer
 from geobind.training.measure import first_rows
+from geobind.training.validation import check_held
 
 _FEWEST = 2  # rows that two modalities must share to be compared
 
@@ -29,10 +31,14 @@ class Sources:
         self.recipe = recipe
         self.tables: dict[str, Table] = {}
         self._rows: dict[str, Mixture] = {}
+        self._held: dict[str, Mixture] = {}
         self._leaks: dict[str, Leakage] = {}
+        self._looked: Looked = {}
         for stage in recipe.stages:
             for options in recipe.tables_of(stage):
                 self._open(options)
+            if stage.watch and stage.watch.data:
+                self._open(stage.watch.data)
         self._table(self._evaluated())
 
     def rows(self, stage: Stage) -> Mixture:
@@ -51,16 +57,39 @@ class Sources:
             self._check(stage, self._rows[stage.name])
         return self._rows[stage.name]
 
-    def _sources(self, stage: Stage) -> list[Source]:
+    def held(self, stage: Stage) -> Mixture | None:
+        """The rows a stage is watched on, None if it is not.
+
+        Raises:
+            DataError: There are none, or too few to tell good embeddings from bad ones.
+        """
+        watch = stage.watch
+        if watch is None:
+            return None
+        if stage.name not in self._held:
+            other = {"data": watch.data} if watch.data else {}
+            try:
+                asked = stage.model_copy(update={"split": watch.split, **other})
+                rows = fewer(Mixture(tuple(self._sources(asked, own=not watch.data))), watch.limit)
+            except DataError as error:
+                raise DataError(
+                    f"stage '{stage.name}' cannot be watched: {error}\n  name rows to watch it on with "
+                    f"`watch.split` and `watch.data`; toy Earth has some with `toyearth: {{validation: 500}}`"
+                ) from error
+            check_held(self.recipe, stage, rows)
+            self._held[stage.name] = rows
+        return self._held[stage.name]
+
+    def _sources(self, stage: Stage, *, own: bool = True) -> list[Source]:
         anchor = self.recipe.anchor_of(stage)
         found: list[Source] = []
         others: list[str] = []
         for name in stage.aligned:
-            own = self.recipe.built[name].pairs(stage.split, anchor)
-            if own is None:
+            brought = self.recipe.built[name].pairs(stage.split, anchor) if own else None
+            if brought is None:
                 others.append(name)
             else:
-                found.append(Source(f"the pairs of '{name}'", OwnRows(own, anchor, name)))
+                found.append(Source(f"the pairs of '{name}'", OwnRows(brought, anchor, name)))
         tables = self.recipe.tables_of(stage, others) if others else ()
         if not found and not tables:
             raise RecipeError(
@@ -119,21 +148,43 @@ class Sources:
         warnings = dict.fromkeys(leak.warning for leak in self.leakage().values() if leak.warning)
         return warned(measure_all(binder, table, data, trained, options), tuple(warnings))
 
+    def measured_on(self) -> Table | None:
+        """The rows that `evaluate` measures on."""
+        options, table = self.recipe.evaluate, self._table(self._evaluated())
+        if options is None or table is None:
+            return None
+        return first_rows(table.split(options.split), options.limit)
+
     def leakage(self) -> dict[str, Leakage]:
         """What the rows measured on share with each stage's training rows, where both are tables."""
-        options, held_out = self.recipe.evaluate, self._table(self._evaluated())
-        if options is None or held_out is None or self._leaks:
+        held_out = self.measured_on()
+        if held_out is None or self._leaks:
             return self._leaks
-        test = first_rows(held_out.split(options.split), options.limit)
-        looked: Looked = {}
         for stage in self.recipe.stages:
-            sources = self.rows(stage).sources
-            for source in sources:
-                if isinstance(source.rows, TableRows):
-                    name = stage.name if len(sources) == 1 else f"{stage.name}: {source.name}"
-                    table, names = source.rows.table, source.rows.names
-                    self._leaks[name] = leakage(table, test, names, looked=looked)
+            self._leaks |= self._shared(stage, held_out)
         return self._leaks
+
+    def leakage_of_watched(self) -> dict[str, Leakage]:
+        """What the rows that stages are watched on share with those they train on, where both are tables."""
+        found: dict[str, Leakage] = {}
+        for stage in self.recipe.stages:
+            held = self.held(stage)
+            for source in held.sources if held else ():
+                if isinstance(source.rows, TableRows):
+                    shared = self._shared(stage, source.rows.table)
+                    found |= {f"{name}, watched on {source.name}": leak for name, leak in shared.items()}
+        return found
+
+    def _shared(self, stage: Stage, test: Table) -> dict[str, Leakage]:
+        """What rows share with each table that a stage trains on."""
+        sources = self.rows(stage).sources
+        return {
+            stage.name if len(sources) == 1 else f"{stage.name}: {source.name}": leakage(
+                source.rows.table, test, source.rows.names, looked=self._looked
+            )
+            for source in sources
+            if isinstance(source.rows, TableRows)
+        }
 
     def _evaluated(self) -> DataOptions | None:
         evaluate = self.recipe.evaluate

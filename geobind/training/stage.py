@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
-from geobind import storage
+from geobind import memory, storage
 from geobind.binder import Binder
-from geobind.data.loading import BatchLoader, BatchMeta, Side, auto_workers
+from geobind.data.loading import BatchLoader, Side, auto_workers
 from geobind.data.mixing import Mixture, Plan
+from geobind.frozen.loading import StoredLoader
 from geobind.recipe import Recipe, Stage
 from geobind.recipe.pairs import Bound
 from geobind.seeds import seed_of
-from geobind.training.bind import About, Bind, make_loss
+from geobind.training.bind import About, Bind
 from geobind.training.cached import Cached, read_from_cache
 from geobind.training.checkpoint import Checkpoint
-from geobind.training.gradients import Gradients
+from geobind.training.failing import explained
+from geobind.training.gradients import gradients_of, present_of, turn_of
 from geobind.training.losses import ContrastiveLoss, uncertainties
+from geobind.training.making import make_loss
 from geobind.training.moving import set_up
 from geobind.training.parts import in_training, states_of
 from geobind.training.ranks import Ranks
 from geobind.training.record import Metrics, Recorder, Step
+from geobind.training.stopping import between_steps
 from geobind.training.told import context_of, plan_of
+from geobind.training.watching import Watched, Watching
 
 _LOOK_EVERY = 20  # steps; looking at a loss waits for the accelerator
 Losses = Mapping[str, ContrastiveLoss]  # by pair
@@ -44,6 +50,9 @@ class Job(NamedTuple):
     folder: Path  # of this stage alone
     metrics: Metrics
     key: str  # the fingerprint of everything the stage depends on
+    look_every: int | None = None  # steps between two looks at the loss; None: as it suits the device
+    held: Mixture | None = None  # the rows that it is watched on
+    validations: Metrics | None = None  # what is found there
 
     @property
     def encoders(self) -> dict[str, nn.Module]:
@@ -86,6 +95,10 @@ class Outcome(NamedTuple):
     peak_memory_bytes: int | None  # of the accelerator, on this rank
     quarantined: Quarantined
     cached: tuple[str, ...]  # modalities that were read from the embedding cache
+    filled: dict[str, Any]  # rows made for the cache on this rank, their bytes, and the seconds it took
+    process_bytes: int | None  # the most memory that this process held at once
+    process_since: str  # the "stage", or where that cannot be told the "start" of the process
+    watched: dict[str, Any] | None  # what evaluations on the way found, and which weights were kept
 
 
 def run_stage(fabric: Fabric, job: Job) -> Outcome:
@@ -98,19 +111,20 @@ def run_stage(fabric: Fabric, job: Job) -> Outcome:
     """
     started = time.monotonic()
     cuda = fabric.device.type == "cuda"
+    since = "stage" if memory.reset_peak() else "start"
     if cuda:
         torch.cuda.reset_peak_memory_stats(fabric.device)
     stage = job.stage
-    with in_training(fabric, job) as frozen:
-        cached = read_from_cache(fabric, job, frozen, _workers(fabric, job))
+    with explained(job, fabric.device), in_training(fabric, job) as frozen:
+        cached = read_from_cache(fabric, job, frozen, workers_of(fabric, job))
         torch.manual_seed(seed_of(job.recipe.seed, stage.name))
         losses = {pair.name: make_loss(stage.loss, job.recipe.width) for pair in job.pairs}
-        quarantined, last, last_of = _train(fabric, job, losses, cached)
+        quarantined, last, last_of, watched = _train(fabric, job, losses, cached)
         cached.close()
     if fabric.is_global_zero and (heads := uncertainties(losses)):
         storage.write_tensors(job.folder / "uncertainty.safetensors", heads)
     return Outcome(
-        steps=job.steps,
+        steps=watched.steps,
         loss=last,
         temperature=losses[job.pairs[0].name].temperature.value if len(losses) == 1 else None,
         losses=tuple(
@@ -126,44 +140,75 @@ def run_stage(fabric: Fabric, job: Job) -> Outcome:
         peak_memory_bytes=torch.cuda.max_memory_allocated(fabric.device) if cuda else None,
         quarantined=quarantined,
         cached=tuple(cached.sides),
+        filled=cached.filled._asdict(),
+        process_bytes=memory.peak_bytes(),
+        process_since=since,
+        watched=watched.facts,
     )
 
 
 def _train(
     fabric: Fabric, job: Job, losses: Losses, cached: Cached
-) -> tuple[Quarantined, float, dict[str, float]]:
-    """Take the steps of a stage; return the broken samples, the last loss, and that of each pair."""
+) -> tuple[Quarantined, float, dict[str, float], Watched]:
+    """Take the steps of a stage; return the broken samples, the last losses, and what watching it found."""
     stage, seed, plan = job.stage, job.recipe.seed, job.plan
-    ranks = Ranks(fabric.all_gather, fabric.world_size)
+    ranks = Ranks(fabric.all_gather, fabric.world_size, fabric.global_rank)
     bind = Bind(cached.encoders(job), losses, job.pairs, ranks, job.recipe.width, partial=job.partial)
     moving = set_up(fabric, job, bind)
-    gradients = Gradients(fabric, bind, moving.module)
-    checkpoint = Checkpoint(job.folder / "state.ckpt", job.key, _saved(job, losses), moving.adamw)
-    loader = cached.loader(job, _loader(fabric, job, first_step=checkpoint.restore()))
-    metrics = job.metrics if fabric.is_global_zero else None
-    if metrics:
-        metrics.rewind(stage.name, loader.first_step)
-    every = 1 if fabric.device.type == "cpu" else _LOOK_EVERY
-    with Recorder(stage.name, job.steps, stage.batch_size, metrics, every) as log:
+    gradients = gradients_of(fabric, job, bind, moving.module)
+    watching = Watching(fabric, job, moving, losses, cached.sides)
+    saved, path = {**_saved(job, losses), **watching.saved}, job.folder / "state.ckpt"
+    checkpoint = Checkpoint(fabric, path, job.key, saved, moving.adamw, stage.checkpoint_seconds)
+    loader = cached.loader(job, loader_of(fabric, job, first_step=checkpoint.restore()))
+    broken = partial(_broken, checkpoint.told, loader)
+    metrics = _metrics(fabric, job, loader.first_step)
+    watching.begin(loader.first_step)
+    every, stopped = job.look_every or (1 if fabric.device.type == "cpu" else _LOOK_EVERY), None
+    with (
+        Recorder(stage.name, job.steps, stage.batch_size, metrics, every) as log,
+        between_steps(fabric, stage.name, every) as asked,
+    ):
+        log.go_on_after(checkpoint.told)
         for step, batches, meta in loader:
+            if watching.over:
+                break
             rate = moving.set_rate(step)
             # Dropout draws from here, so a resumed step draws what it would have drawn.
             torch.manual_seed(seed_of(seed, stage.name, step, fabric.global_rank))
 
+            turn = turn_of(step, stage.accumulate, job.steps)
             about = About(context_of(ranks, fabric.device, stage.loss, meta))
-            found = gradients(batches, _present(bind, meta), about)
+            found = gradients(batches, present_of(bind, meta), about, turn)
             scales = {name: loss.temperature.scale.detach().clone() for name, loss in losses.items()}
-            norm = moving.step()
+            norm = moving.step() if turn.last else None
             for loss in losses.values():
                 loss.after_step()
 
             source = job.rows.name_of(plan.source(step))
             taken = Step(step, found.total.detach(), norm, rate, found.pairs, scales, meta.keys, source)
-            log.add(taken, len(loader.quarantined))
-            if fabric.is_global_zero and checkpoint.age() >= stage.checkpoint_seconds:
-                log.look()  # what is saved is known to be finite
-                log.last_good = str(checkpoint.save(step + 1))
-    return tuple(loader.quarantined), log.last_loss, log.last_of
+            log.add(taken, len(broken()))
+            watching.look(step, log, moved=turn.last)
+            stopped = stopped or asked(step)
+            if turn.last and (checkpoint.due(step) or stopped):  # a checkpoint holds no gradients
+                log.settle()  # what is saved is known to be finite
+                log.last_good = str(checkpoint.save(step + 1, {**log.told, "broken": broken()}))
+                watching.prune()
+            if turn.last and stopped:
+                raise stopped
+    return broken(), log.last_loss, log.last_of, watching.finish()
+
+
+def _broken(told: Mapping[str, Any], loader: BatchLoader | StoredLoader) -> Quarantined:
+    """The samples left out so far, those before the checkpoint included."""
+    return tuple({**dict(told.get("broken", ())), **dict(loader.quarantined)}.items())
+
+
+def _metrics(fabric: Fabric, job: Job, first_step: int) -> Metrics | None:
+    """What takes the figures of steps, without those that are about to be made again."""
+    if not fabric.is_global_zero:
+        return None
+    job.metrics.rewind(job.stage.name, first_step)
+    return job.metrics
 
 
 def _saved(job: Job, losses: Losses) -> dict[str, nn.Module]:
@@ -172,7 +217,8 @@ def _saved(job: Job, losses: Losses) -> dict[str, nn.Module]:
     return {**{f"loss.{name}": loss for name, loss in losses.items()}, **trained}
 
 
-def _loader(fabric: Fabric, job: Job, first_step: int) -> BatchLoader:
+def loader_of(fabric: Fabric, job: Job, first_step: int) -> BatchLoader:
+    """Return the batches of this rank, every modality prepared."""
     recipe, stage = job.recipe, job.stage
     return BatchLoader(
         job.rows,
@@ -180,7 +226,7 @@ def _loader(fabric: Fabric, job: Job, first_step: int) -> BatchLoader:
         job.plan,
         first_step=first_step,
         last_step=job.steps,
-        workers=_workers(fabric, job),
+        workers=workers_of(fabric, job),
         rank=fabric.global_rank,
         world=fabric.world_size,
         partial=job.partial,
@@ -188,17 +234,9 @@ def _loader(fabric: Fabric, job: Job, first_step: int) -> BatchLoader:
     )
 
 
-def _workers(fabric: Fabric, job: Job) -> int:
+def workers_of(fabric: Fabric, job: Job) -> int:
+    """Return how many processes prepare inputs."""
     if job.recipe.workers != "auto":
         return job.recipe.workers
     wanted = auto_workers(len(job.rows))
     return min(1, wanted) if fabric.device.type == "cpu" else wanted  # more would take the cores that compute
-
-
-def _present(bind: Bind, meta: BatchMeta) -> Tensor | None:
-    """Which rows have which modality: None where all have all, on every rank and in every step."""
-    if not bind.partial:
-        return None
-    if meta.present_BM is None:
-        return torch.ones(len(meta.keys), len(bind.encoders), dtype=torch.bool)
-    return torch.from_numpy(meta.present_BM)

@@ -90,7 +90,7 @@ def test_what_is_cached_is_not_computed_nor_prepared_again(tmp_path, monkeypatch
     first = notes.losses(notes.run_notes(tmp_path, "first", HEADS))
     from geobind.training import run
 
-    monkeypatch.setattr(run, "_rehearse", lambda *_: [])
+    monkeypatch.setattr(run, "rehearse", lambda *_: [])
     for kind in (notes.Left, notes.Right):
         monkeypatch.setattr(kind, "prepare", lambda *_, **__: pytest.fail("it was prepared"))
     assert notes.losses(notes.run_notes(tmp_path, "second", HEADS)) == first

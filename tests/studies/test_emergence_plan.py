@@ -54,6 +54,7 @@ def test_the_loss_of_a_joint_stage_is_the_mean_over_its_pairs(way):
     ("overrides", "complaint"),
     [
         (["evaluate=null"], "evaluate"),
+        (["stages.0.batch_size=auto"], "takes a number"),
         (
             ["modalities.text.role=frozen", "modalities.ground_image.role=frozen", f"stages=[{ONE}]"],
             "both frozen",

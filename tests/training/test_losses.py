@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -11,7 +12,16 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from geobind.errors import DataError, RecipeError
-from geobind.training.losses import InfoNCE, SigLIP, Temperature, fused, softmax
+from geobind.training.losses import (
+    Context,
+    InfoNCE,
+    QueueOf,
+    SigLIP,
+    Temperature,
+    fused,
+    softmax,
+    unit_sphere,
+)
 
 DIRECTIONS = ["both", "anchor_to_other", "other_to_anchor"]
 
@@ -44,9 +54,10 @@ def small_tiles(monkeypatch):
 
 
 def shrink_tiles(monkeypatch, rows: int = 3, columns: int = 5) -> None:
-    def grid(query: Tensor, key: Tensor) -> tuple[list[slice], list[slice]]:
-        own = fused.blocks(0, len(query), columns)
-        return fused.blocks(0, len(query), rows), own + fused.blocks(len(query), len(key), columns)
+    def grid(query: Tensor, key: Tensor, own: slice | None = None) -> tuple[list[slice], list[slice]]:
+        first, last = (0, len(query)) if own is None else (own.start, own.stop)
+        keys = fused.blocks(0, len(query), columns) + fused.blocks(len(query), len(key), columns)
+        return fused.blocks(first, last, rows) or [slice(first, first)], keys
 
     monkeypatch.setattr(fused, "grid", grid)
     for kernel in ("softmax", "sigmoid", "hard", "matching"):
@@ -324,3 +335,65 @@ def test_a_temperature_out_of_range_is_refused():
         Temperature(0.001)
     with pytest.raises(RecipeError, match="are not a range"):
         Temperature(min_scale=10, max_scale=1)
+
+
+# Parts of several processes
+
+RIVALS = [
+    lambda local: InfoNCE("both", local=local),
+    lambda local: InfoNCE("anchor_to_other", local=local),
+    lambda local: InfoNCE("other_to_anchor", local=local),
+    lambda local: InfoNCE("both", hardness=0.5, local=local),
+    lambda local: SigLIP(local=local),
+    lambda local: SigLIP(hardness=0.5, local=local),
+]
+
+
+@pytest.mark.parametrize("make", RIVALS)
+@pytest.mark.parametrize("about", ["pairs", "labels", "places"])
+@pytest.mark.parametrize("cuts", [(0, 7, 14), (0, 3, 3, 14)])
+def test_parts_of_own_rows_and_their_gradients_add_up_to_the_loss(make, about, cuts, monkeypatch):
+    shrink_tiles(monkeypatch)
+    loss, part = make(False).double(), make(True).double()
+    anchor, other = (side.requires_grad_() for side in embeddings(14, 6))
+    context = {
+        "pairs": None,
+        "labels": Context(labels_N=torch.arange(14) % 4),
+        "places": Context(
+            xyz_N3=unit_sphere(torch.arange(14) // 3, torch.zeros(14)), same_within_m=1e5, ignore_within_m=2e5
+        ),
+    }[about]
+    whole = loss(anchor, other, context)
+    parts = [part(anchor, other, context, slice(*cut)) for cut in itertools.pairwise(cuts)]
+    assert (part.local, loss.local) == (True, False)
+    assert torch.allclose(sum(parts), whole)
+    for wanted in ((anchor, other), tuple(loss.parameters())):
+        others = wanted if wanted[0] is anchor else tuple(part.parameters())
+        expected = torch.autograd.grad(whole, wanted, retain_graph=True)
+        added = [torch.autograd.grad(one, others, retain_graph=True) for one in parts]
+        for value, *each in zip(expected, *added, strict=True):
+            assert torch.allclose(sum(each), value, atol=1e-10)
+
+
+def test_a_part_looks_among_queued_keys_as_the_whole_does():
+    losses = [InfoNCE("anchor_to_other", queue=QueueOf(10, 6), local=local) for local in (False, True)]
+    for loss in losses:
+        loss.queue.push(embeddings(8, 6, seed=1, dtype=torch.float32)[0])
+        loss.eval()
+    anchor, other = embeddings(6, 6, dtype=torch.float32)
+    whole = losses[0](anchor.requires_grad_(), other)
+    parts = [losses[1](anchor, other, None, slice(first, first + 3)) for first in (0, 3)]
+    assert torch.allclose(sum(parts), whole)
+    expected = torch.autograd.grad(whole, anchor)[0]
+    assert torch.allclose(torch.autograd.grad(sum(parts), anchor)[0], expected, atol=1e-6)
+
+
+def test_a_part_of_half_the_rows_takes_half_the_products(monkeypatch):
+    shrink_tiles(monkeypatch, 2, 8)
+    anchor, other = (side.requires_grad_() for side in embeddings(8, 4))
+    counts = []
+    for own in (slice(0, 8), slice(0, 4)):
+        with Products() as products:
+            SigLIP(local=True).double()(anchor, other, None, own)
+        counts.append(products.count)
+    assert counts[0] == 2 * counts[1]

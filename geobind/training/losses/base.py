@@ -14,9 +14,16 @@ from geobind.training.losses.temperature import Temperature
 
 
 class ContrastiveLoss(nn.Module):
-    """A loss over the embeddings of N pairs from all ranks; equal rows of the two sides belong together."""
+    """A loss over the embeddings of N pairs from all ranks; equal rows of the two sides belong together.
+
+    Attributes:
+        temperature: Its temperature.
+        local: Whether each process takes the part of its own rows, `loss(anchor_ND, other_ND, context, own)`;
+            the parts of all processes add up to the loss, and so do their gradients.
+    """
 
     temperature: Temperature
+    local: bool = False
 
     def after_step(self) -> None:
         """Bring the temperature back within its limits; call it after every optimiser step."""

@@ -89,14 +89,17 @@ class Gradients:
         return Outcome(value, query_ND, self._key_MD, scale, bias)
 
 
-def grid(query_ND: Tensor, key_MD: Tensor) -> tuple[list[slice], list[slice]]:
+def grid(query_ND: Tensor, key_MD: Tensor, own: slice | None = None) -> tuple[list[slice], list[slice]]:
     """Return the row and column blocks whose tiles cover all logits; none straddles the own and queued keys.
 
-    Tiles fit the cache of a CPU core; an accelerator gets larger ones, so that each fills it.
+    Tiles fit the cache of a CPU core; an accelerator gets larger ones, so that each fills it. With `own` the
+    tiles cover these queries alone; there is always one block of rows, if an empty one.
     """
     rows_T, columns_C = (512, 1024) if query_ND.device.type == "cpu" else (2048, 4096)
     pairs = len(query_ND)
-    return blocks(0, pairs, rows_T), blocks(0, pairs, columns_C) + blocks(pairs, len(key_MD), columns_C)
+    first, last = (0, pairs) if own is None else (own.start, own.stop)
+    rows = blocks(first, last, rows_T) or [slice(first, first)]
+    return rows, blocks(0, pairs, columns_C) + blocks(pairs, len(key_MD), columns_C)
 
 
 def blocks(start: int, stop: int, step: int) -> list[slice]:

@@ -36,7 +36,7 @@ def hard_softmax(
     """
     pairs = len(query_ND)
     gradients = Gradients(query_ND, key_MD, scale, wanted)
-    loss_N = query_ND.new_empty(pairs)
+    loss_N = query_ND.new_zeros(pairs)
     for rows, stripe in _stripes(query_ND, key_MD, scale, pairing):
         kin_T1, tilt_T1, tilted_T1 = query_ND.new_zeros(3, length(rows), 1)
         for part in stripe.parts():
@@ -159,7 +159,7 @@ def _stripes(
     query_ND: Tensor, key_MD: Tensor, scale: Tensor, pairing: Pairing, bias: Tensor | None = None
 ) -> Iterator[tuple[slice, _Stripe]]:
     """Yield the logits of some queries after the other, all in the same memory."""
-    row_blocks, column_blocks = grid(query_ND, key_MD)
+    row_blocks, column_blocks = grid(query_ND, key_MD, pairing.own)
     share_N1 = shares(pairing, query_ND)
     space = query_ND.new_empty(length(row_blocks[0]) * len(key_MD))
     for rows in row_blocks:

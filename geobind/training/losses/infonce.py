@@ -40,6 +40,7 @@ class InfoNCE(ContrastiveLoss):
             other. Filled by every forward pass in training mode.
         hardness: How much more those negatives count that resemble the query: weights go with
             exp(hardness * logit) (beta of arXiv:2010.04592; see `hard`). 0 for none; more costs more time.
+        local: Whether each of several processes takes the part of its own rows.
 
     Raises:
         RecipeError: If the direction is unknown, or never uses the queue, or hardness is negative.
@@ -51,6 +52,8 @@ class InfoNCE(ContrastiveLoss):
         temperature: Temperature | None = None,
         queue: QueueOf | None = None,
         hardness: float = 0.0,
+        *,
+        local: bool = False,
     ) -> None:
         super().__init__()
         if direction not in get_args(Direction):
@@ -66,15 +69,24 @@ class InfoNCE(ContrastiveLoss):
         self.hardness = checked_hardness(hardness)
         self.temperature = Temperature() if temperature is None else temperature
         self.queue = queue
+        self.local = local
 
-    def forward(self, anchor_ND: Tensor, other_ND: Tensor, context: Context | None = None) -> Tensor:
+    def forward(
+        self,
+        anchor_ND: Tensor,
+        other_ND: Tensor,
+        context: Context | None = None,
+        own: slice | None = None,
+    ) -> Tensor:
         """Return the loss of N pairs of unit-length embeddings, a scalar; NaN if any embedding is not finite.
+
+        With `own` it is the part of these rows: the sum of what each costs as a query, over N.
 
         Raises:
             DataError: If the batch cannot be contrasted, or the other side is queued but in training.
         """
         check_batch(anchor_ND, other_ND, context)
-        keys_MD, pairing = self._keys(anchor_ND, other_ND, context)
+        keys_MD, pairing = self._keys(anchor_ND, other_ND, context, own)
         direction = self.direction
         look = partial(hard_softmax, beta=self.hardness) if self.hardness else one_way
 
@@ -83,7 +95,7 @@ class InfoNCE(ContrastiveLoss):
                 return look(query, key, scale, pairing, wanted)
             if direction == "other_to_anchor":
                 return look(key, query, scale, pairing, wanted.swapped()).swapped()
-            if look is one_way and len(key) == len(query):
+            if look is one_way and len(key) == len(query) and own is None:
                 return both_ways(query, key, scale, pairing, wanted)
             return both_ways_apart(query, key, scale, pairing, wanted, look)
 
@@ -92,14 +104,16 @@ class InfoNCE(ContrastiveLoss):
             self.queue.push(other_ND, context)
         return loss
 
-    def _keys(self, anchor_ND: Tensor, other_ND: Tensor, context: Context | None) -> tuple[Tensor, Pairing]:
+    def _keys(
+        self, anchor_ND: Tensor, other_ND: Tensor, context: Context | None, own: slice | None
+    ) -> tuple[Tensor, Pairing]:
         pairs, device = len(anchor_ND), anchor_ND.device
         if self.queue is None:
-            return other_ND, Pairing.of(pairs, context, device)
+            return other_ND, Pairing.of(pairs, context, device, own=own)
         if other_ND.requires_grad and torch.is_grad_enabled():
             raise DataError(
                 "infonce: the other side is in training, so its queued embeddings are stale; "
                 "freeze it or drop the queue"
             )
         keys_MD = torch.cat([other_ND, self.queue.keys(like=other_ND)])
-        return keys_MD, Pairing.of(pairs, context, device, self.queue.traits())
+        return keys_MD, Pairing.of(pairs, context, device, self.queue.traits(), own)

@@ -48,6 +48,7 @@ class Pairing:
         min_dot: The same above which two places are too near to oppose; None for no such rule.
         min_hours: Time difference below which two pairs are too near to oppose; None for no such rule.
         either: Whether one of the last two rules is enough, where there are both.
+        own: The rows that are looked at, as losses of single rows are added up over processes; None: all.
     """
 
     pairs: int
@@ -57,14 +58,19 @@ class Pairing:
     min_dot: float | None = None
     min_hours: float | None = None
     either: bool = False
+    own: slice | None = None
 
     @staticmethod
     def of(
-        pairs: int, context: Context | None, device: torch.device, queued: Traits | None = None
+        pairs: int,
+        context: Context | None,
+        device: torch.device,
+        queued: Traits | None = None,
+        own: slice | None = None,
     ) -> Pairing:
         """Return the pairing of a batch, its columns followed by those of a queue if there is one."""
         if context is None:
-            return Pairing(pairs)
+            return Pairing(pairs, own=own)
         row = Traits(
             None if context.labels_N is None else _own_ids(context.labels_N.to(device)),
             None if context.xyz_N3 is None else context.xyz_N3.to(device, torch.float64),
@@ -80,6 +86,7 @@ class Pairing:
             _dot_at(context.ignore_within_m),
             context.ignore_within_h,
             context.ignore_when == "either",
+            own,
         )
 
     @property

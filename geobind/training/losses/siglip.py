@@ -34,27 +34,42 @@ class SigLIP(ContrastiveLoss):
             false.
         hardness: How much more those negatives count that resemble the query: weights go with
             exp(hardness * logit), taken once from either side (see `hard`). 0 for none.
+        local: Whether each of several processes takes the part of its own rows.
 
     Raises:
         RecipeError: If hardness is negative.
     """
 
     def __init__(
-        self, temperature: Temperature | None = None, bias: float = -10.0, hardness: float = 0.0
+        self,
+        temperature: Temperature | None = None,
+        bias: float = -10.0,
+        hardness: float = 0.0,
+        *,
+        local: bool = False,
     ) -> None:
         super().__init__()
         self.hardness = checked_hardness(hardness)
         self.temperature = Temperature(0.1) if temperature is None else temperature
         self.bias = nn.Parameter(torch.tensor(float(bias)))
+        self.local = local
 
-    def forward(self, anchor_ND: Tensor, other_ND: Tensor, context: Context | None = None) -> Tensor:
+    def forward(
+        self,
+        anchor_ND: Tensor,
+        other_ND: Tensor,
+        context: Context | None = None,
+        own: slice | None = None,
+    ) -> Tensor:
         """Return the loss of N pairs of unit-length embeddings, a scalar; NaN if any embedding is not finite.
+
+        With `own` it is the part of these rows: the sum of what each costs as a query, over N.
 
         Raises:
             DataError: If the batch cannot be contrasted.
         """
         check_batch(anchor_ND, other_ND, context)
-        pairing = Pairing.of(len(anchor_ND), context, anchor_ND.device)
+        pairing = Pairing.of(len(anchor_ND), context, anchor_ND.device, own=own)
         beta = self.hardness
 
         def kernel(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, wanted: Wanted) -> Outcome:

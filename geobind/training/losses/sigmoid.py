@@ -28,7 +28,7 @@ def pairwise(
     trainable side.
     """
     pairs = len(query_ND)
-    row_blocks, column_blocks = grid(query_ND, key_ND)
+    row_blocks, column_blocks = grid(query_ND, key_ND, pairing.own)
     gradients = Gradients(query_ND, key_ND, scale, wanted)
     loss_N, slope_N = query_ND.new_zeros(2, pairs)
     space, spare = query_ND.new_empty(2, length(row_blocks[0]) * length(column_blocks[0]))

@@ -28,9 +28,9 @@ def one_way(query_ND: Tensor, key_MD: Tensor, scale: Tensor, pairing: Pairing, w
     product of N M D multiply-adds, one more per trainable side; the workspace is a stripe of T x M.
     """
     pairs, share_N1 = len(query_ND), shares(pairing, query_ND)
-    row_blocks, column_blocks = grid(query_ND, key_MD)
+    row_blocks, column_blocks = grid(query_ND, key_MD, pairing.own)
     gradients = Gradients(query_ND, key_MD, scale, wanted)
-    loss_N = query_ND.new_empty(pairs)
+    loss_N = query_ND.new_zeros(pairs)
     space = query_ND.new_empty(length(row_blocks[0]) * len(key_MD))
     for rows in row_blocks:
         scaled_TD = query_ND[rows] * scale

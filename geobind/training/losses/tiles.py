@@ -155,10 +155,15 @@ def _either(one_TC: Tensor, other_TC: Tensor | None) -> Tensor:
 
 
 def shares(pairing: Pairing, like_ND: Tensor) -> Tensor | None:
-    """Return one over the number of positives of each row, as (N, 1); None when each has one."""
+    """Return one over the number of positives of each row, as (N, 1); None when each has one.
+
+    Where a pairing looks at some rows only, no others are counted.
+    """
     if pairing.uneven:
-        parts = blocks(0, pairing.pairs, _COUNTED)
-        count_N = torch.cat([_positives_of(pairing, rows, parts, like_ND) for rows in parts])
+        parts, own = blocks(0, pairing.pairs, _COUNTED), pairing.own or slice(0, pairing.pairs)
+        count_N = like_ND.new_ones(pairing.pairs)
+        for rows in blocks(own.start, own.stop, _COUNTED):
+            count_N[rows] = _positives_of(pairing, rows, parts, like_ND)
     elif pairing.row.ids is not None:
         _, group_N, count_G = pairing.row.ids.unique(return_inverse=True, return_counts=True)
         count_N = count_G[group_N].to(like_ND.dtype)

@@ -1,0 +1,75 @@
+"""The contract of loggers: options in a recipe, and a writer for each stage."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from geobind.errors import PluginError
+
+
+class About(NamedTuple):
+    """What a logger is told of a stage when it begins."""
+
+    run: str  # the recipe's name
+    folder: Path  # of the run
+    stage: str
+    first_step: int  # 0, or where a resumed stage goes on: figures from there on are about to come again
+    recipe: Mapping[str, Any]  # plain values
+    recipe_text: str  # the same as YAML
+
+
+class Writer(Protocol):
+    """Takes the figures of one stage."""
+
+    def numbers(self, values: Mapping[str, float], step: int) -> None:
+        """Take figures of a step, such as `loss`, `lr` or `validation/R@10`."""
+        ...
+
+    def close(self) -> None:
+        """Write what is left; nothing comes after it."""
+        ...
+
+
+class Logger(BaseModel, ABC):
+    """A place where figures go; its fields are its options in a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: ClassVar[str]  # the word recipes use
+    needs: ClassVar[str] = ""  # the module that it imports, if geobind does not come with it
+    install: ClassVar[str] = ""  # the command that installs it
+
+    @abstractmethod
+    def open(self, about: About) -> Writer:
+        """Begin a stage, on the first process alone."""
+
+    def check(self) -> None:
+        """See that what it needs is installed.
+
+        Raises:
+            PluginError: It is not.
+        """
+        if self.needs and find_spec(self.needs) is None:
+            fix = self.install or f"pip install {self.needs}"
+            raise PluginError(f"logger '{self.name}' needs {self.needs}, which is not installed: {fix}")
+
+
+class FabricWriter:
+    """Writes to a logger of Lightning Fabric, or to anything with its `log_metrics` and `finalize`."""
+
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+
+    def numbers(self, values: Mapping[str, float], step: int) -> None:
+        """Hand figures on."""
+        self.logger.log_metrics(metrics=dict(values), step=step)
+
+    def close(self) -> None:
+        """Say that the stage has ended."""
+        self.logger.finalize("success")

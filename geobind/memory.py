@@ -1,0 +1,144 @@
+"""How much memory there is, and how much of it this process has held at once."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from geobind.errors import DataError
+
+_POWERS = {letter: power for power, letter in enumerate("kmgt", start=1)}
+_UNITS = {"": 1} | {letter + mark: base**power for letter, power in _POWERS.items()
+                    for mark, base in (("", 1000), ("i", 1024))}  # fmt: skip
+_ROOT = Path("/")
+_highest = 0  # what was held before the peak was last forgotten
+
+
+class Free(NamedTuple):
+    """Memory that a process may take."""
+
+    bytes: int
+    says: str  # where the figure comes from
+
+
+def parse_size(text: str) -> int:
+    """Return how many bytes a size such as 8GiB, 500 MB or 2e9 is.
+
+    Raises:
+        DataError: It is none, or not positive.
+    """
+    found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kmgt]?i?)b?\s*", text.lower())
+    unit = _UNITS.get(found[2]) if found else None
+    try:
+        count = int(float(found[1]) * unit) if found and unit else 0
+    except (ValueError, OverflowError):
+        count = 0
+    if count < 1:
+        raise DataError(f"{text!r} is no amount of memory; write it as 8GiB or 500MB")
+    return count
+
+
+def free(root: Path = _ROOT) -> Free | None:
+    """Return the memory that this process may take, what it holds already included; None where nothing tells.
+
+    That is what the system says is available, or what is left of the limit of a container (cgroups of
+    either version), whichever is less.
+
+    Args:
+        root: Where `proc` and `sys` are.
+    """
+    held = _number(root / "proc/self/status", r"VmRSS:\s*(\d+) kB", 1024) or 0
+    found: list[Free] = []
+    available = _number(root / "proc/meminfo", r"MemAvailable:\s*(\d+) kB", 1024)
+    if available is not None:
+        found.append(Free(available + held, "what the system says is available"))
+    for limit, used in _groups(root):
+        found.append(Free(max(0, limit - used) + held, "what is left of the container's limit"))
+    if not found and root == _ROOT:
+        with suppress(ValueError, OSError, AttributeError):
+            whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            found.append(Free(whole, "all of the machine's, as nothing tells what is free"))
+    return min(found, default=None)
+
+
+def reset_peak() -> bool:
+    """Forget what was held before, so that `peak_bytes` tells of what comes; False where none can."""
+    global _highest
+    before = peak_bytes() or 0
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    _highest = max(_highest, before)
+    return True
+
+
+def peak_bytes() -> int | None:
+    """The most that this process has held at once since `reset_peak`; None where the system does not tell."""
+    peak = _number(Path("/proc/self/status"), r"VmHWM:\s*(\d+) kB", 1024)
+    if peak is not None:
+        return peak
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most  # macOS counts bytes, others KiB
+
+
+def highest_bytes() -> int | None:
+    """The most that this process has ever held at once; None where the system does not tell."""
+    peak = peak_bytes()
+    return None if peak is None else max(peak, _highest)
+
+
+def tidy() -> None:
+    """Give memory that is no longer used back to the system, as far as it lets itself be told to."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # of the GNU C library
+
+
+def _groups(root: Path) -> Iterator[tuple[int, int]]:
+    """Yield the limit and the use of each control group that this process is in, those around it included."""
+    text = _text(root / "proc/self/cgroup")
+    for line in text.splitlines():
+        parts = line.split(":", 2)
+        if len(parts) < 3:
+            continue
+        if parts[1] == "":
+            files = ("memory.max", "memory.current", "inactive_file")
+            yield from _of_group(root / "sys/fs/cgroup", parts[2], *files)
+        elif "memory" in parts[1].split(","):
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            yield from _of_group(root / "sys/fs/cgroup/memory", parts[2], *files)
+
+
+def _of_group(home: Path, path: str, limit: str, used: str, cached: str) -> Iterator[tuple[int, int]]:
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    for depth in range(len(parts), -1, -1):
+        folder = home.joinpath(*parts[:depth])
+        most, taken = (_number(folder / name, r"^(\d+)\s*$") for name in (limit, used))
+        # A group without a limit says so with a number larger than any machine's memory.
+        if most is not None and taken is not None and most < 2**60:
+            spare = _number(folder / "memory.stat", rf"^{cached} (\d+)$") or 0  # the system takes it back
+            yield most, max(0, taken - spare)
+
+
+def _number(path: Path, pattern: str, unit: int = 1) -> int | None:
+    found = re.search(pattern, _text(path), re.MULTILINE)
+    return None if found is None else int(found[1]) * unit
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

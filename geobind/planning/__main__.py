@@ -1,0 +1,38 @@
+"""The process that measures: a recipe comes in on standard input, what was found goes out line by line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from geobind.errors import GeobindError
+
+
+def main() -> None:
+    """Measure the recipe on standard input."""
+    asked = json.load(sys.stdin)
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        # What anything prints goes to standard error, so that nothing comes between the lines.
+        os.dup2(2, 1)
+
+        def tell(kind: str, values: object) -> None:
+            print(json.dumps([kind, values]), file=out, flush=True)
+
+        try:
+            from geobind.planning.probing import Doing, probe
+            from geobind.recipe import recipe_from
+            from geobind.training.determinism import deterministic
+
+            recipe = recipe_from(asked["recipe"], Path(asked["base"]), source=asked["name"])
+            with deterministic(recipe.fabric.deterministic):
+                for event in probe(recipe, Path(asked["folder"]), asked["seconds"], asked["limit"]):
+                    said = event.what if isinstance(event, Doing) else event.model_dump(mode="json")
+                    tell(type(event).__name__, said)
+        except GeobindError as error:
+            tell("error", [type(error).__name__, str(error)])
+
+
+if __name__ == "__main__":
+    main()

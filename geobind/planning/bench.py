@@ -1,0 +1,161 @@
+"""Where a stage is measured: the same stage with few rows and few steps, its steps timed one by one."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning_fabric import Fabric
+
+from geobind import memory
+from geobind.planning.subset import Clock, some
+from geobind.training.held import fewer
+from geobind.training.stage import Job, Outcome, run_stage, workers_of
+
+_SLOW = 1e-9  # learning rate: what is measured is not to be moved
+_NEVER = 1e9  # seconds
+
+
+class Ran(NamedTuple):
+    """Some steps of a stage."""
+
+    job: Job
+    seconds: float  # of a step
+    other: float  # before the first step and after the last, rows for the cache left out
+    bytes: int | None  # the most memory held at once
+    idle: int | None  # what was held before
+    outcome: Outcome
+
+
+@dataclass
+class Bench:
+    """Runs a stage with few rows and steps.
+
+    Args:
+        fabric: One device.
+        job: The stage with all its rows.
+        folder: Scratch.
+        caches: Whether frozen sides are read from the cache.
+    """
+
+    fabric: Fabric
+    job: Job
+    folder: Path
+    caches: bool
+    ready: int = 0  # rows whose frozen sides lie in the scratch cache
+    said: list[str] = field(default_factory=list)
+    benches: int = 0  # stages made so far
+
+    def at(
+        self,
+        size: int,
+        steps: int,
+        rows: int,
+        *,
+        chunk: int | None = None,
+        saves: bool = False,
+        held: int = 0,
+    ) -> Job:
+        """Return the same stage with batches of `size` from `rows` rows of each source.
+
+        Args:
+            size: Rows of a batch.
+            steps: How many.
+            rows: Rows to draw them from.
+            chunk: Rows at a time, in two passes.
+            saves: Whether each step writes a checkpoint.
+            held: Rows to watch it on after each step; 0: it is not watched.
+        """
+        job = self.job
+        watch = job.stage.watch.model_copy(update={"every": 1, "patience": None}) if job.stage.watch else None
+        changes: dict[str, Any] = {
+            "batch_size": size,
+            "steps": steps,
+            "epochs": None,
+            "chunk": chunk,
+            "accumulate": 1,
+            "watch": watch if held else None,
+            "checkpoint_seconds": 0.0 if saves else _NEVER,
+            "cache": job.stage.cache if self.caches else "off",
+            "optimizer": job.stage.optimizer.model_copy(update={"lr": _SLOW}),
+        }
+        recipe = job.recipe.model_copy(update={"workers": workers_of(self.fabric, job)})
+        stage = job.stage.model_copy(update=changes)
+        self.benches += 1
+        home = self.folder / f"{stage.name}-{self.benches}"  # of its own: nothing goes on with a checkpoint
+        rows_ = some(job.rows, rows)
+        watched = fewer(job.held, held) if held and job.held else None
+        notes = Clock(home)
+        return Job(recipe, stage, job.binder, rows_, home, Clock(home), "probe", 1, watched, notes)
+
+    def run(
+        self, size: int, steps: int, *, chunk: int | None = None, saves: bool = False, held: int = 0
+    ) -> Ran:
+        """Take some steps of one size.
+
+        Raises:
+            GeobindError: The stage cannot run so.
+        """
+        # Rows in the cache are gone through again; others are prepared anew in every step, as in the stage.
+        rows = max(size, self.ready) if self.caches else size * steps
+        job = self.at(size, steps, rows, chunk=chunk, saves=saves, held=held)
+        clock = job.metrics
+        idle = self._idle()
+        with self.quiet():
+            outcome = run_stage(self.fabric, job)
+        self.ready = max(self.ready, rows) if self.caches else 0
+        seconds = clock.mean() if isinstance(clock, Clock) else 0.0
+        within = clock.at[-1] - clock.at[0] + seconds if isinstance(clock, Clock) and clock.at else 0.0
+        other = max(0.0, outcome.seconds - within - outcome.filled["seconds"])
+        process = outcome.process_bytes if outcome.process_since == "stage" else None
+        return Ran(job, seconds, other, outcome.peak_memory_bytes or process, idle, outcome)
+
+    def _idle(self) -> int | None:
+        """Give back what is not needed, and return how much is still held."""
+        memory.tidy()
+        if self.fabric.device.type == "cuda":
+            torch.cuda.empty_cache()
+            return torch.cuda.memory_allocated(self.fabric.device)
+        return memory.peak_bytes() if memory.reset_peak() else None
+
+    @contextmanager
+    def holding(self) -> Generator[list[int]]:
+        """Put the most memory that is held inside into the list it yields; nothing where none can tell."""
+        found: list[int] = []
+        known = self._idle() is not None
+        cuda = self.fabric.device.type == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(self.fabric.device)
+        yield found
+        peak = torch.cuda.max_memory_allocated(self.fabric.device) if cuda else memory.peak_bytes()
+        if peak is not None and known:
+            found.append(peak)
+
+    @contextmanager
+    def quiet(self) -> Generator[None]:
+        """Keep what is said of progress, instead of showing it."""
+        with redirect_stderr(io.StringIO()) as heard:
+            yield
+        self.said += heard.getvalue().splitlines()
+
+    def why_not(self, name: str) -> str:
+        """Return why a frozen side is not cached, as training said it."""
+        pattern = re.compile(rf"^[^:]*: {re.escape(name)} is not cached: (.*)$")
+        return next((found[1] for line in self.said if (found := pattern.match(line))), "")
+
+
+def seconds_since(start: float) -> float:
+    """Return how long ago a moment of the monotonic clock was."""
+    return time.monotonic() - start
+
+
+def goes_through(job: Job) -> bool:
+    """Whether a stage takes all of its rows at least once."""
+    return job.steps >= job.plan.epoch

@@ -1,0 +1,174 @@
+"""From what a probe measured to what a run will take: sums, and no measuring."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import geobind
+from geobind.data.mixing import Plan as RowPlan
+from geobind.planning.choose import Chosen, choose, of, step_seconds
+from geobind.planning.found import SPARE, AllFound, StageFound
+from geobind.planning.plan import Disk, Memory, Plan, Seconds, SidePlan, StagePlan, Way
+from geobind.provenance import now
+from geobind.recipe import Recipe, Stage
+from geobind.report import words
+from geobind.training.keys import stage_folders
+
+
+def predict(recipe: Recipe, found: AllFound) -> Plan:
+    """Say what a run will take.
+
+    Raises:
+        RecipeError: What the recipe leaves open cannot be settled on this machine.
+    """
+    machine = found.machine
+    usable = None if machine.available is None else SPARE * machine.available
+    keys = [key for _, key in stage_folders(recipe, Path())]
+    stages = tuple(
+        plan_stage(stage, measured, ranks=machine.ranks, usable=usable, key=key)
+        for stage, measured, key in zip(recipe.stages, found.stages, keys, strict=True)
+    )
+    evaluation = found.ending.seconds if found.ending else 0.0
+    report = found.ending.report_seconds if found.ending else 0.0
+    held = [stage.memory_bytes for stage in stages if stage.memory_bytes is not None]
+    return Plan(
+        recipe=recipe.name,
+        made=now(),
+        version=geobind.__version__,
+        device=machine.device,
+        devices=machine.ranks,
+        memory=Memory(
+            kind=machine.memory,
+            available_bytes=machine.available,
+            usable_bytes=None if usable is None else int(usable),
+            says=machine.says,
+        ),
+        opening_seconds=machine.opening_seconds,
+        stages=stages,
+        evaluation_seconds=evaluation,
+        report_seconds=report,
+        seconds=machine.opening_seconds + sum(stage.seconds.stage for stage in stages) + evaluation + report,
+        memory_bytes=max(held, default=None),
+        disk_bytes=sum(stage.disk.cache + stage.disk.trained for stage in stages) + machine.bundle_bytes,
+        bundle_bytes=machine.bundle_bytes,
+        probe_seconds=found.seconds,
+        notes=machine.notes,
+    )
+
+
+def plan_stage(
+    stage: Stage, found: StageFound, *, ranks: int = 1, usable: float | None = None, key: str = ""
+) -> StagePlan:
+    """Say what a stage will take.
+
+    Args:
+        stage: As the recipe says it.
+        found: What was measured of it.
+        ranks: Devices that share a batch.
+        usable: Bytes that a step may take; None where nothing tells.
+        key: The fingerprint of the stage as the recipe says it.
+
+    Raises:
+        RecipeError: What it leaves open cannot be settled.
+    """
+    asked = None if "batch_size" in stage.open else stage.batch_size
+    chosen = choose(found, batch_size=asked, chunk=stage.chunk, ranks=ranks, usable=usable)
+    shares = tuple(size / max(1, sum(found.sources)) for size in found.sources)
+    epoch = RowPlan(found.sources, chosen.batch_size, 0, shares, stage.mix == "rows").epoch
+    steps = stage.steps if stage.steps is not None else (stage.epochs or 0) * epoch
+    seconds = _seconds(stage, found, chosen, steps, epoch, max(1, chosen.batch_size // ranks))
+    sides = found.filling.sides if found.filling else {}
+    cached = {
+        name: SidePlan(
+            rows=round(side.inputs), missing=round(side.missing), bytes=round(side.missing * side.row_bytes)
+        )
+        for name, side in sides.items()
+    }
+    settled = {"batch_size": chosen.batch_size, "chunk": chosen.chunk}
+    way: Way = "two-pass" if chosen.chunk is not None else "cached" if cached else "direct"
+    return StagePlan(
+        name=stage.name,
+        key=key,
+        settled={name: settled[name] for name in stage.open},
+        rows=found.rows,
+        batch_size=chosen.batch_size,
+        chunk=chosen.chunk,
+        steps=steps,
+        epoch_steps=epoch,
+        way=way,
+        why="; ".join(_why(found, chosen, cached, seconds, steps / max(1, epoch))),
+        cached=cached,
+        uncached=found.uncached,
+        seconds=seconds,
+        memory_bytes=chosen.bytes,
+        disk=Disk(
+            cache=sum(side.bytes for side in cached.values()),
+            trained=found.trained_bytes,
+            checkpoint=found.checkpoint_bytes,
+        ),
+        warnings=tuple(_warnings(found, chosen, usable)),
+    )
+
+
+def _seconds(stage: Stage, found: StageFound, chosen: Chosen, steps: int, epoch: int, local: int) -> Seconds:
+    step = step_seconds(found, local, chosen.chunk)
+    filling = found.filling.seconds if found.filling else 0.0
+    every = stage.checkpoint_seconds
+    saves = steps if every <= step else int(steps * step / every)
+    other = found.other_seconds + saves * found.checkpoint_seconds
+    watching = math.ceil(steps / stage.watch.every) * found.watching_seconds if stage.watch else 0.0
+    return Seconds(
+        step=step,
+        loading=found.loading_a_row * local,
+        epoch=epoch * step,
+        filling=filling,
+        watching=watching,
+        other=other,
+        stage=filling + steps * step + watching + other,
+    )
+
+
+def _why(
+    found: StageFound, chosen: Chosen, cached: dict[str, SidePlan], seconds: Seconds, epochs: float
+) -> Iterator[str]:
+    if chosen.chunk is not None:
+        yield f"two-pass with chunk {chosen.chunk:,}: {chosen.why}"
+    else:
+        yield f"{'cached' if cached else 'direct'}: {chosen.why}"
+    for name, side in cached.items():
+        if not side.missing:
+            yield f"the {side.rows:,} rows of {name}, frozen, are in the cache already"
+        else:
+            yield (
+                f"{name} is frozen, so its {words.count(side.missing, 'row')} are made once, in "
+                f"{words.duration(seconds.filling)}, and read in {epochs:.3g} epochs"
+            )
+    for name, reason in found.uncached.items():
+        yield f"{name} is frozen but computed in every step{f' ({reason})' if reason else ''}"
+    if seconds.loading > 0.9 * seconds.step:
+        yield "loading takes longer than computing: more `workers` may help"
+
+
+def _warnings(found: StageFound, chosen: Chosen, usable: float | None) -> Iterator[str]:
+    if not chosen.fits:
+        yield (
+            f"{chosen.batch_size:,} pairs take {of(chosen.bytes, usable)}: more than there is; "
+            f"write `chunk: auto`, or a smaller batch_size"
+        )
+    if found.failed:
+        yield f"measuring larger batches ended early: {found.failed}"
+
+
+def shortage(plan: Plan, free_bytes: int, cache_free_bytes: int) -> Sequence[str]:
+    """Say what will not fit on the disks of the run's folder and of the cache."""
+    cache = sum(stage.disk.cache for stage in plan.stages)
+    checkpoints = 2 * max((stage.disk.checkpoint for stage in plan.stages), default=0)
+    here = plan.disk_bytes - cache + checkpoints
+    found: list[str] = []
+    if here > free_bytes:
+        found.append(f"the run's folder takes {words.size(here)}, and its disk has {words.size(free_bytes)}")
+    if cache > cache_free_bytes:
+        found.append(f"the cache takes {words.size(cache)} more; its disk has {words.size(cache_free_bytes)}")
+    return found

@@ -1,0 +1,68 @@
+"""Activation checkpointing: blocks keep their inputs alone, and compute the rest again on the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
+from torch.utils.checkpoint import checkpoint
+
+from geobind.training.depth import block_names
+
+_PLAIN = "_geobind_plain_class"
+
+
+def replay(encoder: nn.Module) -> int:
+    """Have the blocks of an encoder computed again on the way back; return how many it has.
+
+    Dropout draws the same again, and batch statistics count a batch once. Structure and names stay.
+    """
+    names = block_names(encoder)
+    for name in names:
+        block = encoder.get_submodule(name)
+        block.__class__ = _replaying(type(block))
+    return len(names)
+
+
+def keep_again(encoder: nn.Module) -> None:
+    """Let blocks keep their activations again."""
+    for module in encoder.modules():
+        plain = getattr(type(module), _PLAIN, None)
+        if plain is not None:
+            module.__class__ = plain
+
+
+@cache
+def _replaying(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return a class of blocks that does the same, but computes again what it does not keep."""
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        run = partial(kind.forward, self, **kwargs)
+        if not torch.is_grad_enabled():
+            return run(*args)
+        normed = any(isinstance(module, _NormBase) and module.training for module in self.modules())
+        more: Any = {"context_fn": partial(_contexts, self)} if normed else {}  # torch.compile takes none
+        return checkpoint(run, *args, use_reentrant=False, **more)
+
+    return type(kind.__name__, (kind,), {"forward": forward, _PLAIN: kind, "__module__": kind.__module__})
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What surrounds a block the first time and the second."""
+    return nullcontext(), _statistics_kept(block)
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Generator[None]:
+    """Undo what a block does to its buffers."""
+    before = [(buffer, buffer.clone()) for buffer in block.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.data.copy_(value)  # .data: what autograd has saved of it is the same as before

@@ -1,0 +1,40 @@
+"""`geobind run --processes`: what it starts, and how it ends."""
+
+import pytest
+
+from geobind.cli import processes
+
+
+def test_several_processes_run_the_command_and_a_mistake_ends_them_with_its_code(capfd):
+    with pytest.raises(SystemExit) as ended:
+        processes.launch(2, ["run", "no_such_recipe"])
+    assert ended.value.code == 2
+    said = capfd.readouterr().err
+    assert said.count("error: ") >= 1
+    assert "--resume" not in said  # going on would not help
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "exit_code"),
+    [
+        (-9, "error: process 1 was killed by signal 9; what is finished is kept", 1),
+        (1, "process 1 failed", 1),
+    ],
+)
+def test_a_process_that_failed_is_told_last_with_what_to_do(capsys, code, told, exit_code):
+    with pytest.raises(SystemExit) as ended:
+        processes._end(1, code)
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told in last
+    assert last.endswith("run again with --resume")
+    assert ended.value.code == exit_code
+
+
+def test_the_first_process_is_the_one_its_launcher_says(monkeypatch):
+    for name in ("RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    assert processes.is_first()
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert not processes.is_first()
+    monkeypatch.setenv("RANK", "0")
+    assert processes.is_first()

@@ -1,0 +1,147 @@
+"""One, two and four processes, weights on each or shared among them: the same losses and weights.
+
+All of it takes two launches: four processes that run and are interrupted, one of them killed, and two nodes
+of one process each that go on.
+"""
+
+import csv
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import deep
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from geobind import plugins
+
+PROGRAM = Path(deep.__file__)
+LAUNCH = [sys.executable, "-m", "torch.distributed.run"]
+FSDP2 = "fabric.strategy=fsdp2"
+HALF = "stages.0.precision=bf16-mixed"
+BRIEF = ("stages.0.steps=3", "stages.1.steps=1")
+# Sums in another order differ in the last bits of float32, and AdamW makes more of it.
+LOSS, NORM, WEIGHT = 1e-5, 1e-4, 1e-5
+
+
+def figures(run: Path) -> list[tuple[str, int, float, float]]:
+    with (run / "metrics.csv").open() as file:
+        rows = csv.DictReader(file)
+        return [(r["stage"], int(r["step"]), float(r["loss"]), float(r["grad_norm"])) for r in rows]
+
+
+def equal_runs(one: Path, other: Path) -> None:
+    for (stage, step, loss, norm), (*place, loss_, norm_) in zip(figures(one), figures(other), strict=True):
+        assert place == [stage, step]
+        assert loss_ == pytest.approx(loss, rel=LOSS), place
+        assert norm_ == pytest.approx(norm, rel=NORM), place
+    a, b = (load_file(run / "bundle" / "model.safetensors") for run in (one, other))
+    assert a.keys() == b.keys()
+    for key in a:
+        assert a[key].dtype == b[key].dtype
+        assert torch.allclose(a[key], b[key], atol=WEIGHT, rtol=0), key
+
+
+def job(out: Path, *overrides: str, **more) -> str:
+    return json.dumps({"out": str(out), "set": list(overrides), **more})
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("scale")
+
+
+@pytest.fixture(scope="module")
+def alone(home):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plugins, "registry", deep.registry)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        deep.run_one(str(home / "one"))
+        yield home / "one" / "run"
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def four(home):
+    """What four processes leave, the third of them killed in the last of their runs."""
+    jobs = [
+        job(home / "ddp"),
+        job(home / "fsdp2", FSDP2),
+        job(home / "half_ddp", HALF, *BRIEF),
+        job(home / "half_fsdp2", HALF, FSDP2, *BRIEF),
+        job(home / "ddp_halted", halt=2),
+        job(home / "fsdp2_killed", FSDP2, kill=[2, 3]),
+    ]
+    command = [*LAUNCH, "--standalone", "--nproc-per-node=4", PROGRAM, *jobs]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    for name in ("ddp_halted", "fsdp2_killed"):
+        shutil.copytree(home / name, home / f"{name}_alone")
+    return done
+
+
+@pytest.fixture(scope="module")
+def two_nodes(home, four):
+    """Two launchers, of one process each, go on with what four processes began."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    jobs = [
+        job(home / "ddp_halted", resume=True),
+        job(home / "fsdp2_killed", FSDP2, resume=True),
+        job(home / "ddp"),
+    ]
+    where = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
+    agents = [
+        subprocess.Popen(
+            [*LAUNCH, *where, f"--node-rank={node}", PROGRAM, *jobs],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in range(2)
+    ]
+    said = [agent.communicate(timeout=300)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(said)
+    return said
+
+
+def test_four_processes_give_the_losses_and_weights_of_one(alone, four, home):
+    equal_runs(alone, home / "ddp" / "run")
+
+
+def test_four_processes_that_share_the_weights_give_those_of_one(alone, four, home):
+    equal_runs(alone, home / "fsdp2" / "run")
+
+
+def test_sharing_the_weights_changes_nothing_in_half_precision(four, home):
+    equal_runs(home / "half_ddp" / "run", home / "half_fsdp2" / "run")
+
+
+def test_a_killed_process_ends_the_others_with_what_to_do(four, home):
+    assert four.returncode != 0
+    said = [line for line in four.stderr.splitlines() if "lost another one" in line]
+    assert said
+    assert "run again with --resume, with any number of processes" in four.stderr
+    assert (home / "fsdp2_killed_alone" / "run" / "stages" / "01_one" / "state.ckpt").exists()
+
+
+@pytest.mark.parametrize("name", ["ddp_halted", "fsdp2_killed"])
+def test_what_four_processes_began_two_nodes_go_on_with(alone, two_nodes, home, name):
+    equal_runs(alone, home / name / "run")
+    assert "finished before" not in two_nodes[0]
+
+
+@pytest.mark.parametrize("name", ["ddp_halted", "fsdp2_killed"])
+def test_what_four_processes_began_one_goes_on_with(alone, four, home, name):
+    deep.run_one(str(home / f"{name}_alone"), resume=True)
+    equal_runs(alone, home / f"{name}_alone" / "run")
+
+
+def test_what_the_first_process_finds_wrong_ends_all_at_once(two_nodes, home):
+    told = [json.loads((home / "ddp" / f"told-{rank}.json").read_text()) for rank in range(2)]
+    assert "holds a run already: go on with it (--resume)" in told[0]["RecipeError"]
+    assert told[1] == {"SystemExit": "2"}  # the exit code, and no second message
