@@ -35,7 +35,7 @@ def setup(args: argparse.Namespace, batch: int, frozen: bool) -> Setup:
     from geobind.recipe.pairs import bound_pairs
     from geobind.training.bind import Bind
     from geobind.training.losses import InfoNCE
-    from geobind.training.ranks import Ranks
+    from geobind.training.processes.ranks import Ranks
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -62,7 +62,7 @@ def setup(args: argparse.Namespace, batch: int, frozen: bool) -> Setup:
 def step(made: Setup, chunk: int | None) -> float:
     """Leave the gradient of a step; return its CPU seconds."""
     from geobind.training.bind import About
-    from geobind.training.gradients import Gradients
+    from geobind.training.steps.gradients import Gradients
 
     made["bind"].zero_grad()
     gradients = Gradients(made["fabric"], made["bind"], made["module"], chunk)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from geobind.binder import Binder
     from geobind.data.table import Table
     from geobind.evaluation import Leakage, PairTable, Protocol, Published
-    from geobind.training.measure import Embedded
+    from geobind.training.outcome.measure import Embedded
 
 
 @click.command("eval")
@@ -69,7 +69,7 @@ def command(
     from geobind.binder import Binder
     from geobind.data.table import open_table
     from geobind.evaluation import leakage, protocol
-    from geobind.training.measure import embed_rows, first_rows, tabulate
+    from geobind.training.outcome.measure import embed_rows, first_rows, tabulate
 
     chosen = [protocol(name) for name in dict.fromkeys(protocols) if name != "clean"]
     binder = Binder.from_pretrained(bundle)

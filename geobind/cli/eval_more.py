@@ -104,10 +104,10 @@ def measure_more(
     by: str,
     asked: Asked,
 ) -> More:
-    """Measure what is asked for; see `geobind.training.ending`."""
+    """Measure what is asked for; see `geobind.training.outcome.ending`."""
     from geobind.evaluation.gap import modality_gap
     from geobind.recipe.sums import read_sum
-    from geobind.training.ending import calibrated_on, sums_of
+    from geobind.training.outcome.ending import calibrated_on, sums_of
 
     calibrated = None
     if asked.calibrate is not None:

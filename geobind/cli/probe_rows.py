@@ -32,7 +32,7 @@ class Source(NamedTuple):
     def table(self, split: str, *names: str) -> Table:
         """Open the rows of a split with these columns; a limit takes the first."""
         from geobind.data.table import open_table
-        from geobind.training.measure import first_rows
+        from geobind.training.outcome.measure import first_rows
 
         return first_rows(open_table(self.options, Path.cwd(), names).split(split), self.limit)
 

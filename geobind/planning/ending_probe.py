@@ -15,9 +15,9 @@ from geobind.planning.found import EndingFound
 from geobind.planning.lines import fit
 from geobind.recipe import Recipe
 from geobind.recipe.reading import dump
-from geobind.training.ending import Measured, measure_all
-from geobind.training.measure import first_rows
-from geobind.training.results import leave
+from geobind.training.outcome.ending import Measured, measure_all
+from geobind.training.outcome.measure import first_rows
+from geobind.training.outcome.results import leave
 from geobind.training.sources import Sources
 
 _ROWS = 32, 128

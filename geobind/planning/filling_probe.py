@@ -13,7 +13,7 @@ from geobind.planning.bench import Bench, seconds_since
 from geobind.planning.found import Filling, Side
 from geobind.planning.lines import different, fit
 from geobind.training.cached import Cached, read_from_cache
-from geobind.training.parts import in_training
+from geobind.training.encoders.parts import in_training
 from geobind.training.stage import workers_of
 
 _WARM, _MOST = 8, 256  # rows made to warm up, and at most

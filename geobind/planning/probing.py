@@ -26,7 +26,7 @@ from geobind.recipe.losses import InfoNCE
 from geobind.training.run import make_fabric, rehearse
 from geobind.training.sources import Sources
 from geobind.training.stage import Job
-from geobind.training.told import check_told
+from geobind.training.steps.told import check_told
 
 _MOST = 4096  # pairs that `batch_size: auto` comes to at most
 _PART = 4  # and at most this part of the rows

@@ -18,7 +18,7 @@ from geobind.planning.predict import predict
 from geobind.recipe import Recipe, recipe_from
 from geobind.recipe.reading import dump
 from geobind.training.keys import stage_folders
-from geobind.training.ranks import told_by_first
+from geobind.training.processes.ranks import told_by_first
 
 SECONDS = 12.0  # that measuring takes, about, unless told otherwise
 Numbers = Mapping[str, Mapping[str, int | None]]  # by stage, then by option

@@ -16,7 +16,7 @@ from geobind.planning.found import StageFound, Step
 from geobind.planning.lines import Line, fit
 from geobind.planning.subset import Clock
 from geobind.training.cached import read_from_cache
-from geobind.training.parts import in_training
+from geobind.training.encoders.parts import in_training
 from geobind.training.stage import loader_of, workers_of
 
 _FIRST = 8  # rows of the first steps

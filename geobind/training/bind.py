@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from geobind.binder import unit
 from geobind.recipe.pairs import Bound
 from geobind.training.losses import Context, ContrastiveLoss
-from geobind.training.ranks import Ranks
+from geobind.training.processes.ranks import Ranks
 
 _FEWEST = 2  # rows with both of a pair: one alone has nothing to be told from
 

@@ -26,7 +26,7 @@ from geobind.frozen.rows import Cells
 from geobind.frozen.sides import Observations, Ranks, Stored, observe, store
 from geobind.recipe.options import Views
 from geobind.recipe.parts import Last, Lora
-from geobind.training.freezing import check_frozen, frozen_digests
+from geobind.training.encoders.freezing import check_frozen, frozen_digests
 
 if TYPE_CHECKING:
     from geobind.training.stage import Job

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from geobind import storage
 from geobind.errors import CheckpointError, TrainingError
-from geobind.training.ranks import from_first, on_first, tensor_from_first
-from geobind.training.sharding import like
-from geobind.training.whole import whole
+from geobind.training.processes.ranks import from_first, on_first, tensor_from_first
+from geobind.training.processes.sharding import like
+from geobind.training.processes.whole import whole
 
 _FORMAT = 2
 _Slots = dict[str, dict[str, Tensor]]  # what the optimiser keeps of each parameter, by their names

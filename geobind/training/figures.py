@@ -13,7 +13,7 @@ from geobind.recipe import Recipe
 from geobind.recipe.reading import dump
 from geobind.recipe.watched import named
 from geobind.training.record import FIELDS, Metrics
-from geobind.training.validation import fields
+from geobind.training.watch.validation import fields
 
 VALIDATION = "validation.csv"
 _FIRST = ("stage", "step")

@@ -23,24 +23,24 @@ from geobind.recipe.cautions import cautions
 from geobind.recipe.describing import sentence
 from geobind.recipe.reading import dump
 from geobind.towers.weights import load_strictly, read_weights
-from geobind.training.alone import alone_in, gone_on_with
 from geobind.training.closing import Settle, closed
-from geobind.training.determinism import deterministic
-from geobind.training.ending import Measured
+from geobind.training.encoders.parts import check_part
 from geobind.training.figures import figures_of
+from geobind.training.guards.alone import alone_in, gone_on_with
+from geobind.training.guards.determinism import deterministic
+from geobind.training.guards.stopping import listening
 from geobind.training.keys import parts_of, stage_folders, why
-from geobind.training.making import check_queue
-from geobind.training.parts import check_part
-from geobind.training.proving import Prover, told
-from geobind.training.ranks import alike, leave_together, on_first, together, told_by_first
+from geobind.training.losses.making import check_queue
+from geobind.training.outcome.ending import Measured
+from geobind.training.outcome.proving import Prover, told
+from geobind.training.outcome.results import leave
+from geobind.training.processes.ranks import alike, leave_together, on_first, together, told_by_first
+from geobind.training.processes.starting import check_shares, fabrics_of, make_fabric
 from geobind.training.record import pair_fields
-from geobind.training.results import leave
 from geobind.training.sources import Sources
 from geobind.training.stage import Job, Outcome, run_stage
-from geobind.training.starting import check_shares, fabrics_of, make_fabric
-from geobind.training.stopping import listening
-from geobind.training.told import check_told
-from geobind.training.watching import remove_best
+from geobind.training.steps.told import check_told
+from geobind.training.watch.watching import remove_best
 
 __all__ = ["Finished", "make_fabric", "rehearse", "run", "stage_folders"]
 

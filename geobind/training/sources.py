@@ -16,10 +16,10 @@ from geobind.errors import DataError, RecipeError
 from geobind.evaluation import Leakage, leakage
 from geobind.evaluation.contents import Looked
 from geobind.recipe import Recipe, Stage
-from geobind.training.ending import Measured, check_rows, measure_all, warned
-from geobind.training.held import fewer
-from geobind.training.measure import first_rows
-from geobind.training.validation import check_held
+from geobind.training.outcome.ending import Measured, check_rows, measure_all, warned
+from geobind.training.outcome.measure import first_rows
+from geobind.training.watch.held import fewer
+from geobind.training.watch.validation import check_held
 
 _FEWEST = 2  # rows that two modalities must share to be compared
 

@@ -23,17 +23,17 @@ from geobind.seeds import seed_of
 from geobind.training.bind import About, Bind
 from geobind.training.cached import Cached, read_from_cache
 from geobind.training.checkpoint import Checkpoint
-from geobind.training.failing import explained
-from geobind.training.gradients import gradients_of, present_of, turn_of
+from geobind.training.encoders.parts import in_training, states_of
+from geobind.training.guards.failing import explained
+from geobind.training.guards.stopping import between_steps
 from geobind.training.losses import ContrastiveLoss, uncertainties
-from geobind.training.making import make_loss
-from geobind.training.moving import set_up
-from geobind.training.parts import in_training, states_of
-from geobind.training.ranks import Ranks
+from geobind.training.losses.making import make_loss
+from geobind.training.processes.ranks import Ranks
 from geobind.training.record import Metrics, Recorder, Step
-from geobind.training.stopping import between_steps
-from geobind.training.told import context_of, plan_of
-from geobind.training.watching import Watched, Watching
+from geobind.training.steps.gradients import gradients_of, present_of, turn_of
+from geobind.training.steps.moving import set_up
+from geobind.training.steps.told import context_of, plan_of
+from geobind.training.watch.watching import Watched, Watching
 
 _LOOK_EVERY = 20  # steps; looking at a loss waits for the accelerator
 Losses = Mapping[str, ContrastiveLoss]  # by pair

@@ -58,7 +58,8 @@ class Moments:
         import toy
 
         from geobind.data import batching
-        from geobind.training import ending, record, stage
+        from geobind.training import record, stage
+        from geobind.training.outcome import ending
 
         for name in ("replace", "rename", "unlink", "mkdir", "rmdir"):
             self._around(os, name, lambda args: kind_of(args[0]))

@@ -11,7 +11,8 @@ import toy
 
 from geobind.data import workers
 from geobind.errors import DataError, TrainingError
-from geobind.training import failing, record
+from geobind.training import record
+from geobind.training.guards import failing
 
 
 def raising(monkeypatch, error, after=3):

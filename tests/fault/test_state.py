@@ -14,8 +14,8 @@ from fault_moments import Moments, Target
 
 from geobind import storage
 from geobind.errors import CheckpointError, StorageError
-from geobind.training.alone import LOCK, alone_in
-from geobind.training.stopping import Stopped
+from geobind.training.guards.alone import LOCK, alone_in
+from geobind.training.guards.stopping import Stopped
 
 FORK = multiprocessing.get_context("fork")
 
@@ -163,7 +163,7 @@ def test_whoever_waited_for_a_folder_does_not_share_it(tmp_path):
 
 
 def test_without_locks_a_run_works_all_the_same(tmp_path, monkeypatch):
-    from geobind.training import alone
+    from geobind.training.guards import alone
 
     def none(*_):
         raise OSError(95, "Operation not supported")

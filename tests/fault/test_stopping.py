@@ -11,8 +11,10 @@ import torch
 
 from geobind.cli import main
 from geobind.data import workers
-from geobind.training import cached, ending, record, stage, stopping
-from geobind.training.stopping import Stopped, between_steps, listening
+from geobind.training import cached, record, stage
+from geobind.training.guards import stopping
+from geobind.training.guards.stopping import Stopped, between_steps, listening
+from geobind.training.outcome import ending
 
 RARE = ("stages.0.checkpoint_seconds=600", "stages.1.checkpoint_seconds=600")
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}

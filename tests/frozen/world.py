@@ -74,7 +74,7 @@ def stored(
     from geobind.frozen.entry import Entry, embeddings_folder
     from geobind.frozen.fill import Filling
     from geobind.frozen.sides import observe, store
-    from geobind.training.freezing import check_frozen
+    from geobind.training.encoders.freezing import check_frozen
 
     modality, encoder = modality or Note(), encoder or net()
     files = FileHashes(embeddings_folder() / "files.sqlite")

@@ -20,10 +20,10 @@ from geobind.recipe.describing import details, facts
 from geobind.recipe.pairs import bound_pairs
 from geobind.training import record
 from geobind.training.bind import About, Bind
-from geobind.training.gradients import Gradients, Turn, turn_of
 from geobind.training.losses import InfoNCE
-from geobind.training.ranks import Ranks
+from geobind.training.processes.ranks import Ranks
 from geobind.training.run import run
+from geobind.training.steps.gradients import Gradients, Turn, turn_of
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
 REGISTRY = toy.plugins.registry  # of what is installed

@@ -21,9 +21,9 @@ from geobind.provenance import digest
 from geobind.recipe.parts import Head, Last, Lora
 from geobind.towers.tower import Tower
 from geobind.training import record
-from geobind.training.adapters import insert, merge, take_out, target_names, trained_state
-from geobind.training.freezing import frozen_digests, set_trainable
-from geobind.training.parts import check_part
+from geobind.training.encoders.adapters import insert, merge, take_out, target_names, trained_state
+from geobind.training.encoders.freezing import frozen_digests, set_trainable
+from geobind.training.encoders.parts import check_part
 from geobind.training.run import run
 
 needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="adapters need peft")

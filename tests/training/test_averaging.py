@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from geobind.recipe.watching import Average as Options
-from geobind.training.averaging import Average
+from geobind.training.watch.averaging import Average
 
 
 def moved(weight, values, average):

@@ -9,8 +9,8 @@ from torch import nn
 from geobind.errors import RecipeError
 from geobind.recipe.options import AdamW
 from geobind.towers.tower import Tower
-from geobind.training.depth import block_names, depths_of, last_parameters, rate_shares
-from geobind.training.freezing import parameter_groups
+from geobind.training.encoders.depth import block_names, depths_of, last_parameters, rate_shares
+from geobind.training.encoders.freezing import parameter_groups
 
 
 def where(encoder: nn.Module) -> dict[str, int]:

@@ -19,7 +19,7 @@ from geobind.report.facts import read_run
 from geobind.training import record
 from geobind.training.bind import Bind
 from geobind.training.losses import InfoNCE, Temperature
-from geobind.training.ranks import Ranks
+from geobind.training.processes.ranks import Ranks
 from geobind.training.run import run
 
 pytestmark = pytest.mark.usefixtures("toy_registry")

@@ -13,7 +13,8 @@ from geobind.binder import Binder
 from geobind.cli import main
 from geobind.errors import CheckpointError, TrainingError
 from geobind.proof import State, difference
-from geobind.training import keys, proving
+from geobind.training import keys
+from geobind.training.outcome import proving
 from geobind.training.run import run
 
 pytestmark = pytest.mark.usefixtures("toy_registry")

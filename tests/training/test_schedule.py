@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geobind.recipe.schema import Constant, Cosine, WarmRestarts
-from geobind.training.schedule import learning_rate
+from geobind.training.steps.schedule import learning_rate
 
 
 def test_warm_up_climbs_in_a_straight_line_to_the_peak():

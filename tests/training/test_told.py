@@ -23,7 +23,7 @@ from geobind.errors import DataError
 from geobind.recipe import RecipeProblems, Stage
 from geobind.training import record
 from geobind.training.losses import read_uncertainties
-from geobind.training.told import check_told
+from geobind.training.steps.told import check_told
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
 PROGRAM = Path(toy.__file__)

@@ -13,13 +13,13 @@ from torch import nn
 
 from geobind.errors import RecipeError
 from geobind.recipe.pairs import bound_pairs
-from geobind.training import two_pass
 from geobind.training.bind import About, Bind
-from geobind.training.chunks import chunks, count_of, rows_of
-from geobind.training.gradients import Gradients, chunk_rows
 from geobind.training.losses import PCME, Context, InfoNCE, QueueOf, SigLIP, label_ids
-from geobind.training.ranks import Ranks
+from geobind.training.processes.ranks import Ranks
 from geobind.training.run import run
+from geobind.training.steps import two_pass
+from geobind.training.steps.chunks import chunks, count_of, rows_of
+from geobind.training.steps.gradients import Gradients, chunk_rows
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
 WIDTH = 8

@@ -16,10 +16,11 @@ from geobind.recipe.reading import RecipeProblems
 from geobind.recipe.watching import Watch
 from geobind.report import writing
 from geobind.report.facts import read_run
-from geobind.training import checkpoint, record, watching
-from geobind.training.held import fewer
-from geobind.training.patience import State
+from geobind.training import checkpoint, record
 from geobind.training.run import run
+from geobind.training.watch import watching
+from geobind.training.watch.held import fewer
+from geobind.training.watch.patience import State
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
 WATCH = "stages.0.watch={every: 4, limit: 24, measure: R@1, patience: 2, least: 0.3}"

@@ -19,7 +19,7 @@ from geobind.evaluation.embedded import Embedded, embed_rows
 from geobind.evaluation.gap import Gap, modality_gap
 from geobind.recipe.measuring import Evaluation
 from geobind.recipe.sums import Sum, read_sum
-from geobind.training.measure import Trained, first_rows, labels_of, tabulate
+from geobind.training.outcome.measure import Trained, first_rows, labels_of, tabulate
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from geobind.errors import TrainingError
-from geobind.training.depth import block_names
+from geobind.training.encoders.depth import block_names
 
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 _BACKEND = "inductor"

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 from torch.utils.checkpoint import checkpoint
 
-from geobind.training.depth import block_names
+from geobind.training.encoders.depth import block_names
 
 _PLAIN = "_geobind_plain_class"
 

@@ -13,8 +13,8 @@ from geobind.data.licences import licences
 from geobind.data.mixing import TableRows
 from geobind.data.table import Table
 from geobind.recipe import Recipe
-from geobind.training.ending import Measured
-from geobind.training.proving import gathered
+from geobind.training.outcome.ending import Measured
+from geobind.training.outcome.proving import gathered
 from geobind.training.sources import Sources
 
 _MOST_LICENCES = 30  # named one by one for a source; the others are counted together

@@ -21,8 +21,8 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
 from geobind.training.bind import Bind, Compared, Losses
-from geobind.training.chunks import Draws, buffers_kept, chunks, count_of, rows_of
 from geobind.training.losses import Context
+from geobind.training.steps.chunks import Draws, buffers_kept, chunks, count_of, rows_of
 
 
 def apart(fabric: Fabric, module: Any) -> AbstractContextManager[Any]:

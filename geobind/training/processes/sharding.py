@@ -15,8 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from geobind.training.depth import block_names
-from geobind.training.whole import whole
+from geobind.training.encoders.depth import block_names
+from geobind.training.processes.whole import whole
 
 if TYPE_CHECKING:
     from geobind.training.bind import Bind

@@ -19,17 +19,17 @@ from geobind.binder import unit
 from geobind.errors import CheckpointError, TrainingError
 from geobind.inputs import still
 from geobind.towers.weights import read_weights
-from geobind.training.averaging import Average
-from geobind.training.held import Facts, Inputs, Sides
+from geobind.training.encoders.parts import states_of
 from geobind.training.losses import ContrastiveLoss
-from geobind.training.moving import Moving
-from geobind.training.parts import states_of
-from geobind.training.patience import State
-from geobind.training.ranks import Ranks, on_first, tensor_from_first, told_by_first
+from geobind.training.processes.ranks import Ranks, on_first, tensor_from_first, told_by_first
+from geobind.training.processes.sharding import like
+from geobind.training.processes.whole import whole
 from geobind.training.record import Recorder
-from geobind.training.sharding import like
-from geobind.training.validation import measures
-from geobind.training.whole import whole
+from geobind.training.steps.moving import Moving
+from geobind.training.watch.averaging import Average
+from geobind.training.watch.held import Facts, Inputs, Sides
+from geobind.training.watch.patience import State
+from geobind.training.watch.validation import measures
 
 if TYPE_CHECKING:
     from geobind.training.stage import Job

@@ -16,9 +16,9 @@ from geobind.evaluation import rank_counts_both
 from geobind.inputs import still
 from geobind.recipe import Recipe, Stage
 from geobind.recipe.pairs import Bound
-from geobind.training.held import Facts, Sides
 from geobind.training.losses import ContrastiveLoss
-from geobind.training.told import context_of
+from geobind.training.steps.told import context_of
+from geobind.training.watch.held import Facts, Sides
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,8 +12,8 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from geobind.training.bind import About, Bind, Losses
-from geobind.training.chunks import batch_statistics
-from geobind.training.two_pass import TwoPass, apart
+from geobind.training.steps.chunks import batch_statistics
+from geobind.training.steps.two_pass import TwoPass, apart
 
 if TYPE_CHECKING:
     from geobind.data.batching import BatchMeta

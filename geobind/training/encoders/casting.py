@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from geobind.recipe.parts import Full, Part
-from geobind.training.freezing import loose_names
+from geobind.training.encoders.freezing import loose_names
 
 _TYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
 

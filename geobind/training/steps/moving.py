@@ -12,15 +12,15 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 from geobind.training.bind import Bind
-from geobind.training.casting import InFloat32
-from geobind.training.chunks import batch_statistics
-from geobind.training.compiling import compile_encoder
-from geobind.training.freezing import parameter_groups
-from geobind.training.parts import precision_of, shares_of
-from geobind.training.ranks import mean_over_ranks
-from geobind.training.replaying import replay
-from geobind.training.schedule import learning_rate
-from geobind.training.sharding import local, shards
+from geobind.training.encoders.casting import InFloat32
+from geobind.training.encoders.compiling import compile_encoder
+from geobind.training.encoders.freezing import parameter_groups
+from geobind.training.encoders.parts import precision_of, shares_of
+from geobind.training.encoders.replaying import replay
+from geobind.training.processes.ranks import mean_over_ranks
+from geobind.training.processes.sharding import local, shards
+from geobind.training.steps.chunks import batch_statistics
+from geobind.training.steps.schedule import learning_rate
 
 if TYPE_CHECKING:
     from geobind.training.stage import Job

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from geobind import storage
 from geobind.recipe.parts import Full, Head, Last, Lora, Part
 from geobind.seeds import seed_of
-from geobind.training.adapters import check_lora, insert, merge, take_out, tensors_of, trained_state
-from geobind.training.casting import Cast
-from geobind.training.compiling import as_written, compiling
-from geobind.training.depth import last_parameters, rate_shares
-from geobind.training.freezing import check_frozen, frozen_digests, head_of, set_trainable
-from geobind.training.ranks import alike
-from geobind.training.replaying import keep_again
-from geobind.training.sharding import make_whole
+from geobind.training.encoders.adapters import check_lora, insert, merge, take_out, tensors_of, trained_state
+from geobind.training.encoders.casting import Cast
+from geobind.training.encoders.compiling import as_written, compiling
+from geobind.training.encoders.depth import last_parameters, rate_shares
+from geobind.training.encoders.freezing import check_frozen, frozen_digests, head_of, set_trainable
+from geobind.training.encoders.replaying import keep_again
+from geobind.training.processes.ranks import alike
+from geobind.training.processes.sharding import make_whole
 
 if TYPE_CHECKING:
     from geobind.training.stage import Job

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from geobind.deltas import changed, factors
 from geobind.errors import PluginError, RecipeError
 from geobind.recipe.parts import Lora
-from geobind.training.depth import block_names
+from geobind.training.encoders.depth import block_names
 
 _NAMED = 12  # layers named in a message
 _LAYERS = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
@@ -52,7 +52,7 @@ def insert(name: str, encoder: nn.Module, options: Lora, seed: int) -> None:
     """
     check_lora(name, encoder, options)
     peft = _peft()
-    from geobind.training.fused import FusedAttention  # imports peft
+    from geobind.training.encoders.fused import FusedAttention  # imports peft
 
     targets = target_names(name, encoder, options)
     config = peft.LoraConfig(

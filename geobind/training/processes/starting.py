@@ -14,7 +14,7 @@ from geobind.data.mixing import Mixture
 from geobind.errors import RecipeError
 from geobind.recipe import Recipe
 from geobind.recipe.schema import Fabric as FabricOptions
-from geobind.training.sharding import fsdp2, shards
+from geobind.training.processes.sharding import fsdp2, shards
 
 # What Fabric and DDP say of themselves on every process; nothing that a user can change.
 _NOISE = (

@@ -23,7 +23,7 @@ from geobind.inputs import moved, still
 from geobind.proof import Proof, StageProof, State, difference, digest_of_embeddings
 from geobind.recipe import Recipe
 from geobind.seeds import fingerprint
-from geobind.training.freezing import check_frozen
+from geobind.training.encoders.freezing import check_frozen
 from geobind.training.sources import Sources
 
 ROWS = 32  # of each modality, in one forward pass

@@ -20,7 +20,7 @@ from geobind.data.mixing import Mixture, OwnRows, Source, TableRows
 from geobind.errors import DataError
 from geobind.frozen.rows import Cells
 from geobind.inputs import moved
-from geobind.training.ranks import Ranks, from_first
+from geobind.training.processes.ranks import Ranks, from_first
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,0 +1,1 @@
+"""What keeps a run whole: one process to a folder, signals, full memory, determinism."""

@@ -1,0 +1,1 @@
+"""Processes that train together: how they start, agree, and share weights."""

@@ -1,0 +1,1 @@
+"""Evaluations on the way: held-out rows, the best weights, early stops, averages of weights."""
