@@ -12,6 +12,9 @@ from sybil.parsers.markdown import CodeBlockParser
 # Threads of the two test processes that spin while they wait would take the cores from each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Files whose tests run in one process: documents, and tests that start processes once and look at them often.
+TOGETHER = (".md", "_ranks.py", "_runs.py")
+
 # Three stages of a moment each: what the README's first command makes, small.
 QUICK = ["data.toyearth.places=48", "data.toyearth.held_out=16"]
 QUICK += [f"stages.{i}.{change}" for i in range(3) for change in ("batch_size=16", "epochs=1")]
@@ -39,15 +42,15 @@ def reader(request, tmp_path_factory):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Keep the blocks of a document in one process: each builds on those before it."""
+    """Keep together what builds on each other, or shares what takes long: blocks of a document, launches."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByDocument(LoadScopeScheduling):
+    class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             path = nodeid.partition("::")[0]
-            return path if path.endswith(".md") else nodeid
+            return path if path.endswith(TOGETHER) else nodeid
 
-    return ByDocument(config, log)
+    return ByFile(config, log)
 
 
 pytest_collect_file = Sybil(

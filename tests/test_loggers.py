@@ -77,7 +77,7 @@ def installed(monkeypatch):
 
 def load_built_in(monkeypatch):
     monkeypatch.syspath_prepend(str(MODALITIES))
-    entry = EntryPoint("loggers", "geobind_loggers", "geobind")
+    entry = EntryPoint("loggers", "geobind_logging", "geobind")
     return sys.modules["geobind.loggers.registry"].load(entry)
 
 

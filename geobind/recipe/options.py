@@ -27,6 +27,12 @@ def _cache_word(value: object) -> object:
     return {False: "off", True: "auto"}.get(value, value) if isinstance(value, bool) else value
 
 
+def _number_or_auto(value: object) -> object:
+    if isinstance(value, str) and value != "auto" and not value.strip().isdigit():
+        raise ValueError("Input should be a valid integer or 'auto'")
+    return value
+
+
 _WORD, _BLOCK = "a word", "a block"  # no identifiers: they are left out of a mistake's path
 Cache = Annotated[
     Annotated[Literal["auto", "off"], BeforeValidator(_cache_word), Tag(_WORD)]
@@ -37,6 +43,7 @@ _NUMBER = "a number"
 Chunk = Annotated[
     Annotated[int, Field(ge=2), Tag(_NUMBER)] | Annotated[Literal["auto"], Tag(_WORD)],
     Discriminator(lambda value: _WORD if value == "auto" else _NUMBER),
+    BeforeValidator(_number_or_auto),
 ]
 if TYPE_CHECKING:
     # `auto` is settled before a stage begins, and refused otherwise: whatever computes with it has a number.

@@ -163,7 +163,9 @@ def test_an_open_option_is_accepted_and_a_wrong_word_is_not(recipe):
         return recipe_from(values, recipe.base, source="toy").stages[0]
 
     assert with_first(batch_size="auto", chunk="auto").open == ("batch_size", "chunk")
-    with pytest.raises(RecipeError, match=r"stages\.0\.batch_size: Input should be 'auto'"):
+    with pytest.raises(
+        RecipeError, match=r"stages\.0\.batch_size: Input should be a valid integer or 'auto'"
+    ):
         with_first(batch_size="many")
     with pytest.raises(RecipeError, match="greater than or equal to 2"):
         with_first(batch_size=1)

@@ -17,7 +17,7 @@ import torch
 import toy
 from torch import nn
 
-from geobind import plugins
+from geobind import plugins, storage
 from geobind.errors import GeobindError
 
 RECIPE = """\
@@ -93,7 +93,7 @@ def recipe(folder: Path, *overrides: str):
     plugins.registry = registry
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"deep-{os.environ.get('RANK', 0)}.yaml"
-    path.write_text(RECIPE, encoding="utf-8")
+    storage.write(path, RECIPE.encode())  # another process may be reading it
     return load_recipe(path, overrides)
 
 

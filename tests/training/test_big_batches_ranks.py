@@ -1,4 +1,4 @@
-"""Two processes give the losses and weights of one: in chunks, in parts, in turns; many runs of a launch."""
+"""Two processes give the losses and weights of one: in every kind of step; many runs of one launch."""
 
 import csv
 import json
@@ -29,6 +29,10 @@ QUEUE = "stages.0.loss={name: infonce, direction: anchor_to_other, queue: 40, ig
 
 # What a run of one process is told, and what one of two is told besides.
 CASES = {
+    "both": (TOY, []),
+    "one_way": ([*TOY, "stages.0.loss={name: infonce, direction: anchor_to_other}"], []),
+    "queue": ([*TOY, "stages.0.train=[left]", QUEUE], []),
+    "wheel": (WHEEL, []),
     "local": (TOY, ["stages.0.loss={name: infonce, local: true}"]),
     "local_queue": (
         [*TOY, "stages.0.train=[left]", QUEUE],

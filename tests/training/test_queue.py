@@ -1,7 +1,5 @@
 """A queue of frozen embeddings in whole runs: what a recipe may ask for, resuming, two processes."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -62,20 +60,6 @@ def test_a_killed_run_resumes_with_its_queue_bit_for_bit(whole, tmp_path, dies_a
     toy_run(tmp_path, *QUEUED, resume=True)
     assert same(weights(whole), weights(tmp_path / "run"))
     assert losses(whole) == losses(tmp_path / "run")
-
-
-def test_two_processes_fill_the_queue_of_one(tmp_path):
-    options = ["modalities.left.norm=false", "modalities.right.norm=false", "fabric.accelerator=cpu"]
-    options += [*QUEUED, "stages.1.steps=1"]
-    alone = toy_run(tmp_path / "alone", *options)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    sets = [word for option in [*options, "fabric.devices=2"] for word in ("--set", option)]
-    done = subprocess.run([*launcher, PROGRAM, tmp_path / "two", *sets], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for (_, _, a), (_, _, b) in zip(losses(alone), losses(tmp_path / "two" / "run"), strict=True):
-        assert a == pytest.approx(b, rel=1e-5)
-    one, two = weights(alone), weights(tmp_path / "two" / "run")
-    assert all(torch.allclose(one[key], two[key], atol=2e-5) for key in one)
 
 
 def test_a_queue_works_in_half_precision(whole, tmp_path):

@@ -226,22 +226,6 @@ def test_bf16_in_one_stage_and_float32_in_the_next(tmp_path):
     assert all(value.dtype in (torch.float32, torch.int64) for value in weights(folder).values())
 
 
-@pytest.mark.parametrize("direction", ["both", "anchor_to_other"])
-def test_two_processes_give_the_losses_and_weights_of_one(tmp_path, direction):
-    options = ["modalities.left.norm=false", "modalities.right.norm=false", "fabric.accelerator=cpu"]
-    options += ["stages.1.steps=1", f"stages.0.loss={{name: infonce, direction: {direction}}}"]
-    alone = toy_run(tmp_path / "alone", *options)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    sets = [word for option in [*options, "fabric.devices=2"] for word in ("--set", option)]
-    done = subprocess.run([*launcher, PROGRAM, tmp_path / "two", *sets], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    pair = tmp_path / "two" / "run"
-    for (_, _, a), (_, _, b) in zip(losses(alone), losses(pair), strict=True):
-        assert a == pytest.approx(b, rel=1e-5)
-    one, two = weights(alone), weights(pair)
-    assert all(torch.allclose(one[key], two[key], atol=2e-5) for key in one)
-
-
 def test_a_damaged_checkpoint_is_named(tmp_path):
     folder = toy_run(tmp_path)
     shutil.rmtree(folder / "bundle")

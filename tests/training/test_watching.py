@@ -382,3 +382,26 @@ def test_an_average_is_what_is_evaluated_and_kept(one_stage, tmp_path):
         trained(plain)["left.trunk.1.running_mean"], trained(mean)["left.trunk.1.running_mean"]
     )
     assert done(plain)["temperature"] == done(mean)["temperature"]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_evaluations_compute_in_the_precision_of_the_stage(tmp_path, one_stage, monkeypatch, precision):
+    seen, forward, embedded = {True: set(), False: set()}, toy.Net.forward, watching.Watching._embedded
+    evaluating = []
+
+    def noted(net, batch):
+        found = forward(net, batch)
+        seen[bool(evaluating)].add(found.dtype)
+        return found
+
+    def told(*arguments):
+        evaluating.append(True)
+        try:
+            return embedded(*arguments)
+        finally:
+            evaluating.pop()
+
+    monkeypatch.setattr(toy.Net, "forward", noted)
+    monkeypatch.setattr(watching.Watching, "_embedded", told)
+    toy_run(tmp_path, WATCH, f"fabric.precision={precision}", text=one_stage)
+    assert seen[True] == {torch.float64 if precision == "64-true" else torch.bfloat16}

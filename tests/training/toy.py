@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from geobind import plugins
+from geobind import plugins, storage
 from geobind.errors import DataError, GeobindError
 from geobind.modality import Modality, Pair, Place
 
@@ -187,7 +187,7 @@ def recipe(folder: Path, *overrides: str, text: str = RECIPE):
 
     install()
     path = folder / "toy.yaml"
-    path.write_text(text, encoding="utf-8")
+    storage.write(path, text.encode())  # another process may be reading it
     return load_recipe(path, overrides)
 
 

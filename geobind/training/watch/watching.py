@@ -106,8 +106,6 @@ class Watching:
         self.prune()
         held = self.job.held
         if self.watch is not None and held is not None and not self.over:
-            # The module computes embeddings in other ways than by `forward`; strategies must know.
-            self.module.mark_forward_method("embed")
             self._inputs = {n: Inputs(self.fabric, self.job, held, n) for n in self.job.encoders}
             self._facts = Facts.of(held)
 
@@ -182,7 +180,7 @@ class Watching:
 
         def forward(batch: Any) -> Tensor:
             if name not in self.stored:
-                return self.module.embed(name, batch)
+                return self.module(batch, part=lambda bind, inputs: bind.embed(name, inputs))
             with self.fabric.autocast():  # the module has no more than its head
                 return unit(self.fabric.to_device(encoder)(batch))
 
