@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +20,7 @@ from geobind.errors import DataError
 CELL = "cell:"  # what the fields that hold a modality's cells begin with
 _VERSION = 3  # of the Arrow file; older ones are made again
 _CHUNK = 65_536  # rows
+_FOOTER = 2**22  # bytes at the end of a Parquet file, where offsets, sizes and statistics of all parts stand
 _SHARD = re.compile(r"-of-(\d+)\.parquet$")
 _TEXT_KINDS = (".csv", ".tsv", ".jsonl")
 _PACKED_KINDS = (".parquet", ".geoparquet")
@@ -50,6 +53,28 @@ def arrow_of_manifest(
         lambda temporary: _write(temporary / "rows.arrow", path, wanted, explicit, limit),
     )
     return folder / "rows.arrow"
+
+
+def contents_of_manifest(path: Path) -> str:
+    """Fingerprint what is in a manifest, wherever it lies; of Parquet its end, which tells of all the rest.
+
+    Raises:
+        DataError: It is missing, of another kind, or cannot be read.
+    """
+    found = [(shard, shard.stat()) for shard in manifest_files(path)]
+    return fingerprint([_contents(shard, state.st_size, state.st_mtime_ns) for shard, state in found])
+
+
+@lru_cache(maxsize=256)
+def _contents(path: Path, size: int, changed: int) -> tuple[str, int]:
+    """Hash a file that had this size and was changed then."""
+    try:
+        with path.open("rb") as file:
+            if path.suffix.lower() in _PACKED_KINDS:
+                file.seek(max(0, size - _FOOTER))
+            return hashlib.file_digest(file, "sha256").hexdigest(), size
+    except OSError as error:
+        raise DataError(f"manifest {path}: {error.strerror or error}") from error
 
 
 def manifest_files(path: Path) -> list[Path]:

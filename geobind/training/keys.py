@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from geobind import plugins
+from geobind.data.manifest import contents_of_manifest
 from geobind.recipe import Recipe, Stage
 from geobind.seeds import fingerprint
 
@@ -44,6 +45,7 @@ def why(done: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
     if not isinstance(was, dict):
         return "something that it depends on changed"
     words = {"before": "the stages before it: ", "data": "the data: ", "plugins": "the plugin version of "}
+    words["contents"] = "the content of "
     known = cast("dict[str, Any]", was)
     found = [
         f"{words.get(part, '')}{change}"
@@ -63,8 +65,16 @@ def _facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
         "plugins": {name: plugins.registry().plugins[name].source.version for name in sides},
         "data": [options.model_dump(mode="json") for options in recipe.tables_of(stage)],
     }
+    if contents := _manifests(recipe, stage):
+        facts["contents"] = contents
     # Only where it is not told by the stage, nor what it was before anybody asked.
     return facts if stage.precision or precision == _PLAIN else {**facts, "precision": precision}
+
+
+def _manifests(recipe: Recipe, stage: Stage) -> dict[str, str]:
+    """What is in the manifests that a stage reads; the files that they name are not looked at."""
+    paths = {options.manifest for options in recipe.tables_of(stage) if options.manifest is not None}
+    return {str(path): contents_of_manifest(recipe.base / path)[:12] for path in sorted(paths)}
 
 
 def _options(stage: Stage) -> dict[str, Any]:

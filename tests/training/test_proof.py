@@ -1,7 +1,10 @@
 """Proof of append: what a new stage leaves as it was, why a stage is run again, which indexes stay valid."""
 
 import json
+import re
 
+import pyarrow.json as pj
+import pyarrow.parquet as pq
 import pytest
 import torch
 import toy
@@ -163,6 +166,23 @@ def test_what_follows_a_changed_stage_says_that_it_does(tmp_path, capsys):
     go(tmp_path, GROWN, "stages.one.optimizer.lr=0.02", resume=True)
     assert "two: align right with cold, train right (run again: a stage before it was run again)" in (
         capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_manifest_that_says_something_else_makes_a_stage_run_again_and_a_copy_does_not(tmp_path, kind):
+    def state(lacks):
+        table = toy.write_wheel(tmp_path / "wheel.jsonl", lacks=lacks)
+        if kind == "parquet":
+            pq.write_table(pj.read_json(table), tmp_path / "wheel.parquet")
+        recipe = toy.wheel(tmp_path, f"data={{manifest: wheel.{kind}}}")
+        (key,) = [key for _, key in keys.stage_folders(recipe, tmp_path)][:1]
+        return key, keys.parts_of(recipe, recipe.stages[0])
+
+    (one, was), (copy, _), (other, now) = map(state, (lambda _: "", lambda _: "", lambda _: "rim"))
+    assert one == copy != other
+    assert re.fullmatch(
+        rf"the content of wheel\.{kind} was \w{{12}} and is \w{{12}}", keys.why({"parts": was}, now)
     )
 
 
