@@ -7,6 +7,7 @@ instead of a result lies in `out/told-RANK.json`.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -79,6 +80,13 @@ class Far(Near):
 
     name = "far"
     pairs = toy.Right.pairs
+
+
+def figures(run: Path) -> list[tuple[str, int, float, float]]:
+    """What metrics.csv of a run tells of each step: stage, number, loss and norm of the gradient."""
+    with (run / "metrics.csv").open() as file:
+        rows = csv.DictReader(file)
+        return [(r["stage"], int(r["step"]), float(r["loss"]), float(r["grad_norm"])) for r in rows]
 
 
 def registry() -> plugins.Registry:

@@ -6,8 +6,8 @@ from pathlib import Path
 import deep
 import pytest
 import torch
+from deep import figures
 from safetensors.torch import load_file
-from test_scale import figures
 from torch.nn import functional as F
 
 from geobind import plugins
