@@ -123,8 +123,8 @@ def check(cls: object) -> str | None:
     if not (inspect.isclass(cls) and issubclass(cls, Modality)):
         return f"{cls!r} is not a subclass of geobind.Modality"
     name, role = getattr(cls, "name", None), getattr(cls, "role", None)
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        return f"{cls.__name__}.name must be lower-case letters, digits and underscores, not {name!r}"
+    if fault := fault_of_name(cls):
+        return fault
     if name in _RESERVED:
         return f"{cls.__name__}.name cannot be {name!r}: every data table has a column of that name"
     taken = sorted({"role", "data"} & set(cls.model_fields))
@@ -136,6 +136,14 @@ def check(cls: object) -> str | None:
     if missing:
         return f"{cls.__name__} does not implement {', '.join(missing)}"
     return None
+
+
+def fault_of_name(cls: type) -> str | None:
+    """Say what is wrong with the name by which recipes call what a plugin provides, or None."""
+    name = getattr(cls, "name", None)
+    if isinstance(name, str) and _NAME.fullmatch(name):
+        return None
+    return f"{cls.__name__}.name must be lower-case letters, digits and underscores, not {name!r}"
 
 
 def gather(

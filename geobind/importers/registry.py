@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import EntryPoint
@@ -17,9 +16,8 @@ from pydantic import ValidationError
 from geobind.data.rows import PLACE_COLUMNS
 from geobind.errors import DataError, PluginError
 from geobind.importers.contract import Column, Importer, Kind
-from geobind.plugins import Broken, Source, explain, find, gather, open_plugin
+from geobind.plugins import Broken, Source, explain, fault_of_name, find, gather, open_plugin
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TOLD = ("title", "home", "licence", "citation", "layout")
 
 
@@ -51,9 +49,8 @@ def check(cls: object) -> str | None:
     """Say in one line what is wrong with a class that claims to be an importer, or None."""
     if not (inspect.isclass(cls) and issubclass(cls, Importer)):
         return f"{cls!r} is not a subclass of geobind.importers.Importer"
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        return f"{cls.__name__}.name must be lower-case letters, digits and underscores, not {name!r}"
+    if fault := fault_of_name(cls):
+        return fault
     silent = [word for word in _TOLD if not str(getattr(cls, word, "")).strip()]
     if silent:
         return f"{cls.__name__} does not say its {', '.join(silent)}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib.metadata import EntryPoint
@@ -14,9 +13,7 @@ from pydantic import ValidationError
 
 from geobind.errors import PluginError
 from geobind.loggers.contract import Logger
-from geobind.plugins import Broken, Source, explain, find, gather, open_plugin
-
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+from geobind.plugins import Broken, Source, explain, fault_of_name, find, gather, open_plugin
 
 
 class Registry(NamedTuple):
@@ -40,9 +37,8 @@ def check(cls: object) -> str | None:
     """Say in one line what is wrong with a class that claims to be a logger, or None."""
     if not (inspect.isclass(cls) and issubclass(cls, Logger)):
         return f"{cls!r} is not a subclass of geobind.loggers.Logger"
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        return f"{cls.__name__}.name must be lower-case letters, digits and underscores, not {name!r}"
+    if fault := fault_of_name(cls):
+        return fault
     missing = sorted(cls.__abstractmethods__)
     return f"{cls.__name__} does not implement {', '.join(missing)}" if missing else None
 

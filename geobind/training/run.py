@@ -211,7 +211,7 @@ def _finish(fabric: Fabric, job: Job, outcome: Outcome, proof: StageProof | None
         "batch_size": stage.batch_size,
         **outcome._asdict(),
         "broken": len(outcome.quarantined),
-        "digests": {name: provenance.digest(job.binder.encoders[name]) for name in stage.parts},
+        "digests": {name: proof.after[name].weights for name in stage.parts} if proof else {},
         "proof": proof and proof.model_dump(mode="json"),
     }
 
