@@ -34,7 +34,8 @@ from geobind.training.losses.making import check_queue
 from geobind.training.outcome.ending import Measured
 from geobind.training.outcome.proving import Prover, told
 from geobind.training.outcome.results import leave
-from geobind.training.processes.ranks import alike, leave_together, on_first, together, told_by_first
+from geobind.training.processes.parting import leave_together
+from geobind.training.processes.ranks import alike, on_first, together, told_by_first
 from geobind.training.processes.starting import check_shares, fabrics_of, make_fabric
 from geobind.training.record import pair_fields
 from geobind.training.sources import Sources

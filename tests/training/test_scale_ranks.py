@@ -99,17 +99,8 @@ def two_nodes(home, four):
         )
         for node in range(2)
     ]
-    return [ended(agents[0], 120), ended(agents[1], 20)]
-
-
-def ended(agent: subprocess.Popen, seconds: float) -> str:
-    """What a launcher said. One whose partner has left may wait for it though its own process is done."""
-    try:
-        said = agent.communicate(timeout=seconds)[1]
-        assert agent.returncode == 0, said
-    except subprocess.TimeoutExpired:
-        agent.kill()
-        said = agent.communicate()[1]
+    said = [agent.communicate(timeout=120)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(said)
     return said
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -57,7 +57,7 @@ def from_first(fabric: Fabric, value: T) -> T:
     if fabric.world_size == 1:
         return value
     box = [value if fabric.is_global_zero else None]
-    dist.broadcast_object_list(box, src=0, group=_patient())
+    dist.broadcast_object_list(box, src=0, group=patient())
     return box[0]  # pyright: ignore[reportReturnType]
 
 
@@ -121,17 +121,6 @@ def told_by_first(fabric: Fabric, do: Callable[[], T]) -> T:
     return from_first(fabric, found)
 
 
-def leave_together(fabric: Fabric) -> None:
-    """Wait for each other at the end of a run, after which no process has anything to tell another.
-
-    One that leaves closes its connections, and what it sent last can be lost with them on a busy machine.
-    Here nothing is told, so that it does no harm if the others are gone.
-    """
-    if fabric.world_size > 1:
-        with suppress(RuntimeError):
-            dist.barrier(group=_patient())
-
-
 @contextmanager
 def together(fabric: Fabric) -> Generator[None]:
     """Turn the error that a process meets when another is gone into one that says so.
@@ -166,7 +155,7 @@ def _leave(code: int) -> NoReturn:
 
 
 @lru_cache
-def _patient() -> dist.ProcessGroup:
-    """All processes, with time to wait for one of them."""
+def patient() -> dist.ProcessGroup:
+    """Return the group of all processes that has time to wait for one of them."""
     group = dist.new_group(backend="gloo", timeout=_PATIENCE)
     return group  # pyright: ignore[reportReturnType]

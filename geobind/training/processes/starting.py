@@ -14,6 +14,7 @@ from geobind.data.mixing import Mixture
 from geobind.errors import RecipeError
 from geobind.recipe import Recipe
 from geobind.recipe.schema import Fabric as FabricOptions
+from geobind.training.processes.parting import close_at_exit
 from geobind.training.processes.sharding import fsdp2, shards
 
 # What Fabric and DDP say of themselves on every process; nothing that a user can change.
@@ -77,6 +78,8 @@ def make_fabric(options: FabricOptions, precision: str) -> Fabric:
     except (ValueError, RuntimeError, TypeError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise RecipeError(f"fabric {wanted} cannot run on this machine: {reason}") from error
+    if fabric.world_size > 1:
+        close_at_exit()
     return fabric
 
 
