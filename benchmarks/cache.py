@@ -97,10 +97,11 @@ def recipe(kind: str, train: dict[str, str], batch: int, steps: int, cache: str)
 
 def stage(kind: str, train: dict[str, str], batch: int, cache: str) -> Callable[[int], float]:
     """Return what runs our stage for some steps and says how long that took."""
+    from geobind.training.job import Job
     from geobind.training.record import Metrics
     from geobind.training.run import make_fabric
     from geobind.training.sources import Sources
-    from geobind.training.stage import Job, run_stage
+    from geobind.training.stage import run_stage
 
     def run(steps: int) -> float:
         made = recipe(kind, train, batch, steps, cache)

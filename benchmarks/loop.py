@@ -99,9 +99,10 @@ def recipe(steps: int, batch: int, cached: bool):
 
 
 def ours(steps: int, batch: int, cached: bool) -> float:
+    from geobind.training.job import Job
     from geobind.training.record import Metrics
     from geobind.training.run import make_fabric
-    from geobind.training.stage import Job, run_stage
+    from geobind.training.stage import run_stage
 
     made = recipe(steps, batch, cached)
     binder = Binder(made.built, WIDTH, seed=0)

@@ -16,7 +16,8 @@ from lightning_fabric import Fabric
 
 from geobind import memory
 from geobind.planning.subset import Clock, some
-from geobind.training.stage import Job, Outcome, run_stage, workers_of
+from geobind.training.job import Job, Outcome
+from geobind.training.stage import run_stage, workers_of
 from geobind.training.watch.held import fewer
 
 _SLOW = 1e-9  # learning rate: what is measured is not to be moved

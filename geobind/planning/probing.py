@@ -23,9 +23,9 @@ from geobind.planning.stage_probe import StageProbe
 from geobind.planning.subset import Clock
 from geobind.recipe import Recipe, Stage
 from geobind.recipe.losses import InfoNCE
+from geobind.training.job import Job
 from geobind.training.run import make_fabric, rehearse
 from geobind.training.sources import Sources
-from geobind.training.stage import Job
 from geobind.training.steps.told import check_told
 
 _MOST = 4096  # pairs that `batch_size: auto` comes to at most

@@ -29,7 +29,7 @@ from geobind.recipe.parts import Last, Lora
 from geobind.training.encoders.freezing import check_frozen, frozen_digests
 
 if TYPE_CHECKING:
-    from geobind.training.stage import Job
+    from geobind.training.job import Job
 
 # The others turn the encoders themselves to another precision, which is not the one their hash is of.
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")

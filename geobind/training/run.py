@@ -29,6 +29,7 @@ from geobind.training.figures import figures_of
 from geobind.training.guards.alone import alone_in, gone_on_with
 from geobind.training.guards.determinism import deterministic
 from geobind.training.guards.stopping import listening
+from geobind.training.job import Job, Outcome
 from geobind.training.keys import parts_of, stage_folders, why
 from geobind.training.losses.making import check_queue
 from geobind.training.outcome.ending import Measured
@@ -39,7 +40,7 @@ from geobind.training.processes.ranks import alike, on_first, together, told_by_
 from geobind.training.processes.starting import check_shares, fabrics_of, make_fabric
 from geobind.training.record import pair_fields
 from geobind.training.sources import Sources
-from geobind.training.stage import Job, Outcome, run_stage
+from geobind.training.stage import run_stage
 from geobind.training.steps.told import check_told
 from geobind.training.watch.watching import remove_best
 

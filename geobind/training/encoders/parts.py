@@ -22,7 +22,7 @@ from geobind.training.processes.ranks import alike
 from geobind.training.processes.sharding import make_whole
 
 if TYPE_CHECKING:
-    from geobind.training.stage import Job
+    from geobind.training.job import Job
 
 ADAPTER = "adapter.safetensors"
 

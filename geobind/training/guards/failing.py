@@ -12,7 +12,7 @@ from geobind.data.workers import WorkerDied, is_worker_death
 from geobind.errors import DataError, TrainingError
 
 if TYPE_CHECKING:
-    from geobind.training.stage import Job
+    from geobind.training.job import Job
 
 _FULL = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
 _GO_ON = "the last checkpoint is kept, and --resume goes on from it"

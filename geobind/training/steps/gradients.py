@@ -18,7 +18,7 @@ from geobind.training.steps.two_pass import TwoPass, apart
 if TYPE_CHECKING:
     from geobind.data.batching import BatchMeta
     from geobind.recipe import Stage
-    from geobind.training.stage import Job
+    from geobind.training.job import Job
 
 
 class Turn(NamedTuple):

@@ -23,7 +23,7 @@ from geobind.training.steps.chunks import batch_statistics
 from geobind.training.steps.schedule import learning_rate
 
 if TYPE_CHECKING:
-    from geobind.training.stage import Job
+    from geobind.training.job import Job
 
 
 class Moving(NamedTuple):

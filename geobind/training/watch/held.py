@@ -25,7 +25,7 @@ from geobind.training.processes.ranks import Ranks, from_first
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from geobind.training.stage import Job
+    from geobind.training.job import Job
 
 BLOCK = 64  # rows of a forward pass: always as many, because bits depend on it
 _KEPT_BYTES = 2**28  # of prepared inputs; past that they are prepared again for each evaluation

@@ -23,7 +23,7 @@ from geobind.training.watch.held import Facts, Sides
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from geobind.training.stage import Job
+    from geobind.training.job import Job
 
 _FEWEST = 2  # rows with both of a pair: one alone has nothing to be told from
 

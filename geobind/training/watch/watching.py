@@ -32,7 +32,7 @@ from geobind.training.watch.patience import State
 from geobind.training.watch.validation import measures
 
 if TYPE_CHECKING:
-    from geobind.training.stage import Job
+    from geobind.training.job import Job
 
 _BEST = "best-*.safetensors"
 
