@@ -1,13 +1,18 @@
 """The cost of the framework: our training stage against a bare PyTorch loop on the same model and batches.
 
-    python benchmarks/loop.py [--steps 12] [--rounds 7] [--batch 64] [--cached]
+    python benchmarks/loop.py [--steps 30] [--rounds 3] [--batch 32] [--small 4 32] [--cached]
 
 Both sides read the same images in the same order and train the same resnet18 against the same frozen one,
 with InfoNCE, AdamW, clipping and a cosine schedule; ours also logs every step, checks the loss and writes
 metrics.csv. With --cached both read what the frozen one makes: ours from the embedding cache, the bare loop
-from an array in memory. Rounds alternate; printed are medians and their ratio, in CPU seconds, which other
-programs on the machine disturb least. What is done once a stage (hashes, files) is taken off: each round
-also runs it for a few steps.
+from an array in memory.
+
+The two take turns step by step: whenever our trained encoder is called, which is once a step, the bare
+loop takes a step. So whatever else the machine does meets both. Of each pair of neighbouring steps, in CPU
+seconds, the ratio is taken; printed is the median over all rounds, with a bootstrap interval. A round builds
+both sides anew. What is done once a stage (hashes, files) lies before the first step or after the last, and
+is not counted. Then the same with stacks of small layers as encoders, whose steps take
+milliseconds: there the difference shows what a step costs however small it is.
 """
 
 from __future__ import annotations
@@ -17,10 +22,12 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from paired import difference, ratio
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
@@ -34,19 +41,26 @@ from geobind.recipe import recipe_from
 from geobind.seeds import seed_of
 
 WIDTH = 128
-EPOCH = 8  # steps, where embeddings are cached: a stage reads the cache from its second epoch on
+EPOCH = 8  # steps, where embeddings are cached
+WARM = 3  # steps that are not counted: memory is taken, code is read
 IMAGES = np.random.default_rng(0).integers(0, 256, (2048, 3, 64, 64), dtype=np.uint8)
 
 
 class Net(nn.Module):
+    before: Callable[[], None] | None = None  # called before each step
+    small = False
+
     def __init__(self) -> None:
         super().__init__()
         import timm
 
-        self.trunk = timm.create_model("resnet18", num_classes=0)
-        self.head = nn.Linear(512, WIDTH)
+        layers = [nn.Flatten(), nn.Linear(3 * 64 * 64, 32), *(nn.Linear(32, 32) for _ in range(30))]
+        self.trunk = nn.Sequential(*layers) if self.small else timm.create_model("resnet18", num_classes=0)
+        self.head = nn.Linear(32 if self.small else 512, WIDTH)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.before is not None:
+            self.before()
         return self.head(self.trunk(x.float() / 255))
 
 
@@ -98,7 +112,8 @@ def recipe(steps: int, batch: int, cached: bool):
     )
 
 
-def ours(steps: int, batch: int, cached: bool) -> float:
+def ours(steps: int, batch: int, cached: bool, before: Callable[[], None]) -> None:
+    """Run a stage; `before` is called before each of its steps."""
     from geobind.training.job import Job
     from geobind.training.record import Metrics
     from geobind.training.run import make_fabric
@@ -106,23 +121,16 @@ def ours(steps: int, batch: int, cached: bool) -> float:
 
     made = recipe(steps, batch, cached)
     binder = Binder(made.built, WIDTH, seed=0)
-    fabric = make_fabric(made.fabric, "32-true")
+    binder.encoders["one"].before = before
+    rows = Mixture((Source("two", OwnRows(made.built["two"].pairs("train", "one"), "one", "two")),))
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(
-            made,
-            made.stages[0],
-            binder,
-            Mixture((Source("two", OwnRows(made.built["two"].pairs("train", "one"), "one", "two")),)),
-            Path(folder),
-            Metrics(Path(folder) / "m.csv"),
-            "key",
-        )
-        start = time.process_time()
-        run_stage(fabric, job)
-        return time.process_time() - start
+        metrics = Metrics(Path(folder) / "m.csv")
+        job = Job(made, made.stages[0], binder, rows, Path(folder), metrics, "key")
+        run_stage(make_fabric(made.fabric, "32-true"), job)
 
 
-def bare(steps: int, batch: int, cached: bool) -> float:
+def bare(steps: int, batch: int, cached: bool) -> Iterator[None]:
+    """Get ready, and take a step each time that it is asked."""
     made = recipe(steps, batch, cached)
     binder, rows = Binder(made.built, WIDTH, seed=0), made.built["two"].rows
     trained, frozen = binder.encoders["one"].train(), binder.encoders["two"].eval().requires_grad_(False)
@@ -134,18 +142,18 @@ def bare(steps: int, batch: int, cached: bool) -> float:
     seed = seed_of(0, "s", "data")
     order = [i for step in range(steps) for i in batch_indices(rows, batch, step, seed).tolist()]
     kept = embedded(frozen, rows) if cached else None
-    start = time.process_time()
+    yield
     for x, y in DataLoader(Plain(rows, kept), batch, sampler=order):
         logits = unit(trained(x)) @ (y if cached else unit(frozen(y))).T * scale.exp()
         target = torch.arange(len(logits))
         loss = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
         loss.backward()
-        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        nn.utils.clip_grad_norm_([*trained.parameters(), scale], 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         loss.item()
-    return time.process_time() - start
+        yield
 
 
 @torch.no_grad()
@@ -153,35 +161,56 @@ def embedded(frozen: nn.Module, rows: int) -> torch.Tensor:
     return torch.cat([unit(frozen(part)) for part in torch.from_numpy(IMAGES[:rows]).split(64)])
 
 
+def take_turns(steps: int, batch: int, cached: bool) -> tuple[list[float], list[float]]:
+    """Return the CPU seconds of our steps and, each beside its neighbour, of the bare loop's."""
+    total = steps + WARM + 1
+    other, began = bare(total, batch, cached), 0.0
+    next(other)
+    times: tuple[list[float], list[float]] = [], []
+
+    def before() -> None:
+        nonlocal began
+        now = time.process_time()
+        times[0].append(now - began)  # from one call of the encoder to the next
+        next(other)
+        began = time.process_time()
+        times[1].append(began - now)
+
+    ours(total, batch, cached, before)
+    return times[0][WARM + 1 :], times[1][WARM + 1 :]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=30, help="of each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--small", type=int, nargs="*", default=[4, 32], help="rows, with small encoders")
     parser.add_argument("--cached", action="store_true", help="both read what the frozen side makes")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as cache:
         os.environ["GEOBIND_CACHE"] = cache
+        take_turns(1, args.batch, args.cached)  # pays for imports
         compare(args.steps, args.rounds, args.batch, args.cached)
+        Net.small = True
+        for batch in args.small:
+            compare(10 * args.steps, args.rounds, batch, args.cached)
 
 
 def compare(steps: int, rounds: int, batch: int, cached: bool) -> None:
-    """Print what a step costs in each loop, and the ratio."""
-    first = EPOCH if cached else 1
-    times: dict[str, list[float]] = {"bare": [], "ours": []}
-    bare(first, batch, cached), ours(first, batch, cached)  # the first call pays for imports
-    for _ in range(rounds):
-        for name, call in (("bare", bare), ("ours", ours)):
-            more = call(first + steps, batch, cached) - call(first, batch, cached)
-            times[name].append(more / steps)
-    middle = {name: statistics.median(values) for name, values in times.items()}
-    for name, value in middle.items():
-        spread = f"{min(times[name]):.4f} to {max(times[name]):.4f}"
-        print(f"{name}: {value:.4f} CPU s a step ({spread} in {rounds} rounds)")
-    pairs = [o / b for o, b in zip(times["ours"], times["bare"], strict=True)]
-    ratio, per_round = middle["ours"] / middle["bare"], statistics.median(pairs)
-    print(f"ours / bare: {ratio:.3f} (median of the rounds' ratios {per_round:.3f})")
+    """Print what a step costs in each loop, and how the two compare."""
+    found = [take_turns(steps, batch, cached) for _ in range(rounds)]
+    times = [[second for round_ in found for second in round_[side]] for side in (0, 1)]
+    middle = [1000 * statistics.median(side) for side in times]
+    told = f"ours {middle[0]:.2f}, bare {middle[1]:.2f} CPU ms a step; {len(times[0])} pairs"
+    print(f"{'small encoders' if Net.small else 'resnet18'}, batch {batch}: {told}")
+    print(f"  ours / bare: {ratio(*times)}; of single rounds {_each(found, ratio)}")
+    print(f"  ours - bare, ms: {difference(*times, unit=1e-3)}", flush=True)
+
+
+def _each(found, of) -> str:
+    return ", ".join(of(*times).partition(" ")[0] for times in found)
 
 
 if __name__ == "__main__":

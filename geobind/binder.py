@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 import torch
 from torch import Tensor, nn
 
-from geobind import scoring
+from geobind import bundle, scoring
 from geobind.data.loading import collate
 from geobind.errors import DataError, PluginError
 from geobind.inputs import class_examples, grouped, is_many, moved, of_width, prepared, still
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from geobind.bundle import Card
+    from geobind.card import Card
 
     Embeddings: TypeAlias = Tensor | NDArray[Any]
 Auto: TypeAlias = bool | None  # None: as it suits
@@ -221,26 +221,18 @@ class Binder(nn.Module):
 
     def save(self, folder: str | Path, *, over: str | Path | None = None) -> Path:
         """Write a bundle, or what this changes of the bundle `over`. See `geobind.bundle.save`."""
-        from geobind import bundle
-
         return bundle.save(self, Path(folder), over=over)
 
     @classmethod
     def load(cls, folder: str | Path, *, base: str | Path | None = None) -> Binder:
         """Read a bundle from a folder, a small one with its `base`, no pickle. See `geobind.bundle.load`."""
-        from geobind import bundle
-
-        return bundle.load(Path(folder), base=base)
+        return bundle.load(cls, Path(folder), base=base)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Binder:
         """Read a bundle from a folder, or from the Hugging Face hub by its id (`owner/name`)."""
-        from geobind import bundle
-
-        return bundle.from_pretrained(str(name), revision=revision)
+        return bundle.from_pretrained(cls, str(name), revision=revision)
 
     def push_to_hub(self, name: str, *, private: bool = False) -> str:
         """Publish the bundle on the Hugging Face hub as `owner/name`; returns its address."""
-        from geobind import bundle
-
         return bundle.push_to_hub(self, name, private=private)

@@ -5,65 +5,44 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from geobind import plugins, storage
-from geobind.adapter_bundle import DELTA, Over, base_of, read_over, split_off
-from geobind.binder import Binder
+from geobind.adapter_bundle import DELTA, base_of, read_over, split_off
+from geobind.card import CARD, FORMAT, Card, Origin, read_card
 from geobind.errors import CheckpointError, PluginError
 from geobind.hub import fetched, publish
 from geobind.modality import Modality
 from geobind.model_card import model_card
-from geobind.proof import Proof
 from geobind.provenance import digest, versions
 from geobind.recipe.reading import dump
-from geobind.scoring import Calibration
 from geobind.towers.weights import load_strictly, read_weights
 
-FORMAT = 1
-CARD, WEIGHTS, RECIPE, README = "binder.json", "model.safetensors", "recipe.yaml", "README.md"
+if TYPE_CHECKING:
+    from torch import nn
+
+WEIGHTS, RECIPE, README = "model.safetensors", "recipe.yaml", "README.md"
 _FILES = (CARD, WEIGHTS, DELTA, RECIPE, README)
-_MAX_CARD = 10_000_000  # bytes; a card is text
 
 
-class Origin(BaseModel):
-    """The plugin that provides a modality."""
+class Bound(Protocol):
+    """What of a binder a bundle holds."""
 
-    model_config = ConfigDict(frozen=True)
-
-    distribution: str
-    version: str
-
-
-class Card(BaseModel):
-    """What is known of a binder besides its weights: `binder.json`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    format: int = FORMAT
-    name: str = "binder"
+    modalities: dict[str, Modality]
     width: int
-    modalities: dict[str, dict[str, Any]] = Field(description="options of each modality")
-    plugins: dict[str, Origin] = {}
-    digests: dict[str, str] = Field({}, description="SHA-256 of each encoder's weights")
-    versions: dict[str, str] = {}
-    created: str = ""
-    recipe: dict[str, Any] = Field({}, description="the recipe that trained it, empty for none")
-    stages: list[dict[str, Any]] = Field([], description="what each stage did")
-    metrics: dict[str, Any] = Field({}, description="what was measured after the last stage")
-    data: list[dict[str, Any]] = Field([], description="rows used: for what, how many, under which licences")
-    author: dict[str, Any] = Field({}, description="what the recipe's `card` says")
-    calibration: Calibration | None = Field(None, description="what makes similarities probabilities")
-    proof: Proof | None = Field(None, description="that stages left embeddings as they were, to the bit")
-    over: Over | None = Field(None, description="the bundle that a small one changes; a whole one has none")
+    encoders: nn.ModuleDict
+    card: Card | None
 
 
-def card_of(binder: Binder, **facts: Any) -> Card:
+B = TypeVar("B", bound=Bound)
+
+
+def card_of(binder: Bound, **facts: Any) -> Card:
     """Describe a binder as it is now; `facts` are further fields of the card."""
     known = binder.card.model_dump() if binder.card else {}
     options = {n: _without_folders(m.model_dump(mode="json")) for n, m in binder.modalities.items()}
@@ -81,7 +60,7 @@ def card_of(binder: Binder, **facts: Any) -> Card:
     return Card.model_validate({**known, **fresh, **facts})
 
 
-def save(binder: Binder, folder: Path, *, over: str | Path | None = None) -> Path:
+def save(binder: Bound, folder: Path, *, over: str | Path | None = None) -> Path:
     """Write a bundle.
 
     The weights come last but one and `binder.json` last, so that a folder with a card is a whole bundle.
@@ -110,7 +89,7 @@ def save(binder: Binder, folder: Path, *, over: str | Path | None = None) -> Pat
     return folder
 
 
-def save_card(binder: Binder, folder: Path, **facts: Any) -> None:
+def save_card(binder: Bound, folder: Path, **facts: Any) -> None:
     """Write a bundle's card and model card again with further facts; nothing else of it changes.
 
     Raises:
@@ -123,10 +102,11 @@ def save_card(binder: Binder, folder: Path, **facts: Any) -> None:
     binder.card = card
 
 
-def load(folder: Path, *, base: str | Path | None = None) -> Binder:
+def load(make: Callable[..., B], folder: Path, *, base: str | Path | None = None) -> B:
     """Read a bundle, without pickle, and without the network unless its base is on a hub.
 
     Args:
+        make: Makes a binder without weights of its modalities, width and card.
         folder: The bundle.
         base: The bundle that a small one changes; default: where it was when it was saved, beside it or on
             a hub.
@@ -137,7 +117,7 @@ def load(folder: Path, *, base: str | Path | None = None) -> Binder:
     """
     card = read_card(folder)
     modalities = {name: _modality(card, name, options, folder) for name, options in card.modalities.items()}
-    binder = Binder(modalities, card.width, pretrained=False, card=card)
+    binder = make(modalities, card.width, pretrained=False, card=card)
     if card.over is None:
         tensors, file = read_weights(folder / WEIGHTS), folder / WEIGHTS
     else:
@@ -148,41 +128,16 @@ def load(folder: Path, *, base: str | Path | None = None) -> Binder:
     return binder
 
 
-def read_card(folder: Path) -> Card:
-    """Read a bundle's card.
-
-    Raises:
-        CheckpointError: There is none, it is damaged, or of another format.
-    """
-    path = folder / CARD
-    try:
-        if path.stat().st_size > _MAX_CARD:
-            raise CheckpointError(f"{path}: larger than {_MAX_CARD} bytes; not a bundle's card")
-        card = Card.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{folder}: not a bundle, {CARD} cannot be read ({error.strerror})") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise CheckpointError(f"{path}: damaged: {where}: {first['msg']}") from None
-    if card.format != FORMAT:
-        raise CheckpointError(
-            f"{path}: bundle format {card.format}, made with geobind {card.versions.get('geobind', '?')}; "
-            f"this geobind reads format {FORMAT}: install the version it was made with"
-        )
-    return card
-
-
-def from_pretrained(name: str, *, revision: str | None = None) -> Binder:
-    """Read a bundle from a folder, or from the Hugging Face hub.
+def from_pretrained(make: Callable[..., B], name: str, *, revision: str | None = None) -> B:
+    """Read a bundle from a folder, or from the Hugging Face hub. See `load`.
 
     Raises:
         CheckpointError: There is neither, or it is no bundle.
     """
-    return load(fetched(name, _FILES, revision))
+    return load(make, fetched(name, _FILES, revision))
 
 
-def push_to_hub(binder: Binder, name: str, *, private: bool = False) -> str:
+def push_to_hub(binder: Bound, name: str, *, private: bool = False) -> str:
     """Publish a bundle on the Hugging Face hub; returns its address.
 
     Raises:
@@ -225,7 +180,7 @@ def _modality(card: Card, name: str, options: Mapping[str, Any], folder: Path) -
             f"{folder}: '{name}' was made with {made_with}; installed is {plugin.source}", stacklevel=4
         )
     try:
-        return plugin.modality.model_validate(options)
+        return plugin.cls.model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
         raise CheckpointError(

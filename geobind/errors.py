@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class GeobindError(Exception):
     """Something a user can mend; the command line prints its message alone and exits with `exit_code`."""
@@ -35,3 +38,9 @@ class StorageError(GeobindError):
     """A result cannot be written: the disk is full, or the folder is not ours."""
 
     exit_code = 1
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return a message's hint for a word that is not known: the word that may be meant, or `otherwise`."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean '{near[0]}'?" if near else otherwise

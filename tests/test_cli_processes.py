@@ -1,5 +1,7 @@
 """`geobind run --processes`: what it starts, and how it ends."""
 
+from datetime import timedelta
+
 import pytest
 
 from geobind.cli import processes
@@ -10,8 +12,37 @@ def test_several_processes_run_the_command_and_a_mistake_ends_them_with_its_code
         processes.launch(2, ["run", "no_such_recipe"])
     assert ended.value.code == 2
     said = capfd.readouterr().err
-    assert said.count("error: ") >= 1
+    assert said.count("error: ") == 1  # though both met it
     assert "--resume" not in said  # going on would not help
+
+
+@pytest.fixture
+def several(monkeypatch):
+    """A place where processes leave words, and what makes this process one of them."""
+    from torch.distributed import HashStore
+
+    store = HashStore()
+    monkeypatch.setattr(processes, "_store", lambda: store)
+    monkeypatch.setattr(processes, "_LISTEN", timedelta(seconds=0.1))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    return lambda rank: monkeypatch.setenv("RANK", str(rank))
+
+
+def test_of_an_error_that_all_meet_the_first_process_alone_tells(several):
+    several(0)
+    assert processes.tells("no rows") == "no rows"
+    several(2)
+    assert processes.tells("no rows") is None
+
+
+def test_an_error_of_one_process_has_its_number(several):
+    several(2)
+    assert processes.tells("no rows") == "process 2: no rows"
+    several(0)
+    assert processes.tells("no columns") == "no columns"
+    several(1)
+    assert processes.tells("no rows") == "process 1: no rows"
+    assert processes.tells("process 1 of 4 lost another one") == "process 1 of 4 lost another one"
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ EXAMPLES = {
 
 INSTALLED = plugins.registry().plugins
 CASES = [
-    pytest.param(INSTALLED[name].modality(**options), fields, id=f"{name}-{next(iter(options))}")
+    pytest.param(INSTALLED[name].cls(**options), fields, id=f"{name}-{next(iter(options))}")
     for name in INSTALLED
     for options, fields in EXAMPLES.get(name, [])
 ]

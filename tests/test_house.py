@@ -19,13 +19,15 @@ errors
 memory
 modality progress provenance seeds storage toyearth licences deltas
 hookspecs data
+registering
 plugins
 loggers
 inputs recipe towers importers
-scoring adapter_bundle hub proof
-binder model_card
+scoring adapter_bundle hub stage_proof
+card model_card
 bundle
-evaluation frozen
+binder
+evaluation frozen proof
 report
 training
 planning
@@ -43,8 +45,6 @@ NAMED = {
     ("towers/text.py", "text"): "open_clip's word for a tower",
     ("towers/converting.py", "text"): "open_clip's word for a tower",
 }
-# Imports inside functions, which close no circle when modules are loaded.
-UPWARD = {("binder", "bundle"): "Binder.save and Binder.load are short for it"}
 
 FILES = [path.relative_to(CORE).as_posix() for path in sorted(CORE.rglob("*.py"))]
 TEXTS = {name: (CORE / name).read_text(encoding="utf-8") for name in FILES}
@@ -118,23 +118,9 @@ def test_imports_go_down():
         imported = {path.split(".")[1] for path in imports(TREES[name]) if path.startswith("geobind.")} - {
             here
         }
-        return {
-            there
-            for there in imported
-            if LAYER.get(there, 0) >= LAYER.get(here, 0) and (here, there) not in UPWARD
-        }
+        return {there for there in imported if LAYER.get(there, 0) >= LAYER.get(here, 0)}
 
     assert found_in(FILES, upward) == {}
-
-
-def test_an_import_that_goes_up_lies_inside_a_function_and_is_needed():
-    for here, there in UPWARD:
-        tree = TREES[f"{here}.py"]
-        on_top = ast.Module(
-            [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)], []
-        )
-        assert any(path.startswith(f"geobind.{there}") for path in imports(tree))
-        assert not any(path.startswith(f"geobind.{there}") for path in imports(on_top))
 
 
 def test_the_core_does_not_import_its_test_kit_nor_pytest():

@@ -62,13 +62,13 @@ class Absent(Logger):
 @pytest.fixture
 def installed(monkeypatch):
     """Loggers as if their plugins were installed, beside the toy modalities."""
-    from geobind.plugins import Source
+    from geobind.registering import Plugin, Source
 
     monkeypatch.setattr("geobind.plugins.registry", toy.registry)
     monkeypatch.setattr("geobind.report.write_report", lambda *_, **__: None)
     built_in = load_built_in(monkeypatch)
     classes = (Notes, Torn, Absent, *built_in)
-    known = {cls.name: (cls, Source(cls.name, "toy", "1.0")) for cls in classes}
+    known = {cls.name: Plugin(cls, Source(cls.name, "toy", "1.0")) for cls in classes}
     made = sys.modules["geobind.loggers.registry"]
     monkeypatch.setattr(made, "registry", lambda: made.Registry(known, ()))
     monkeypatch.setattr(Notebook, "pages", [])
@@ -163,20 +163,6 @@ def test_mistakes_about_loggers_are_found_with_the_recipe(installed, tmp_path, s
     with pytest.raises(RecipeProblems) as caught:
         toy.recipe(tmp_path, f"loggers={said}")
     assert answer in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("cls", "fault"),
-    [
-        (int, "is not a subclass of geobind.loggers.Logger"),
-        (type("Nameless", (Logger,), {}), "Nameless.name must be lower-case letters"),
-        (type("Empty", (Logger,), {"name": "empty", "__annotations__": {"name": ClassVar[str]}}), "open"),
-        (Notes, None),
-    ],
-)
-def test_a_class_that_is_no_logger_is_told_why(cls, fault):
-    check = sys.modules["geobind.loggers.registry"].check
-    assert check(cls) == fault if fault is None else fault in check(cls)
 
 
 def test_the_built_in_loggers_come_through_the_hook(monkeypatch):
@@ -291,4 +277,4 @@ def test_a_missing_package_is_one_error_with_the_command(monkeypatch):
 
 
 def test_every_installed_plugin_can_be_asked_for_loggers():
-    assert registry().broken == () and all(issubclass(cls, Logger) for cls, _ in registry().loggers.values())
+    assert registry().broken == () and all(issubclass(cls, Logger) for cls, _ in registry().plugins.values())

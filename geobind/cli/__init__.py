@@ -6,13 +6,16 @@ import errno
 import importlib
 import os
 import sys
-from contextlib import suppress
-from typing import Any
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
 
 import click
 
 import geobind
-from geobind.errors import GeobindError
+from geobind.errors import GeobindError, did_you_mean
 
 # Threads that spin while they wait for each other lose the cores they need wherever another program runs too.
 # This must be said before torch is imported.
@@ -58,6 +61,15 @@ class Lazy(click.Group):
         module = importlib.import_module(COMMANDS[cmd_name][0])
         return module.command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is asked for, or say which may be meant."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            hint = did_you_mean(args[0], COMMANDS, f"there are {', '.join(COMMANDS)}")
+            raise click.UsageError(f"no command '{args[0]}'; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table, so that --help imports none of them."""
         with formatter.section("Commands"):
@@ -66,9 +78,13 @@ class Lazy(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what a user can mend becomes a message and an exit code."""
         try:
-            return super().invoke(ctx)
+            with _plain_warnings():
+                return super().invoke(ctx)
         except GeobindError as error:
-            _say("error: ", error)
+            from geobind.cli.processes import tells
+
+            if (message := tells(str(error))) is not None:
+                _say("error: ", error, message)
             sys.exit(error.exit_code)
         except KeyboardInterrupt as error:
             _say("", error)
@@ -80,12 +96,35 @@ class Lazy(click.Group):
             sys.exit(1)
 
 
-def _say(start: str, error: BaseException) -> None:
+def _say(start: str, error: BaseException, message: str | None = None) -> None:
     """Print a message and what was noted on its way; a full disk under standard error costs nothing more."""
-    told = str(error) or ("" if hasattr(error, "exit_code") else "interrupted")
+    told = message or str(error) or ("" if hasattr(error, "exit_code") else "interrupted")
     with suppress(OSError):
         if told:
             click.echo("\n".join([start + told, *getattr(error, "__notes__", [])]), err=True)
+
+
+@contextmanager
+def _plain_warnings() -> Generator[None]:
+    """Print what geobind itself warns of as one line, without the line of code that says so."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if category is UserWarning and Path(filename).is_relative_to(Path(geobind.__file__).parent):
+                click.echo(f"warning: {message}", err=True)
+            else:
+                usual(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})

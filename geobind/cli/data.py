@@ -143,7 +143,13 @@ def check(quick: bool, as_json: bool, **given: Any) -> None:
 @click.option("--shares", default="0.8,0.1,0.1", show_default=True, help="Shares of the rows.")
 @click.option("--names", help="Names of the splits.  [default: train,val,test or train,test]")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The manifest to write.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The manifest to write.",
+)
 def split(
     manifest: Path, columns: tuple[str, ...], shares: str, names: str | None, out: Path, **options: Any
 ) -> None:
@@ -202,7 +208,13 @@ def pack(shard_mb: int, out: Path, **given: Any) -> None:
     help="Training draws of each modality, as its augmentations make them.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The PNG file to write.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The PNG file to write.",
+)
 def show(
     recipe: Path | None, stage_name: str | None, rows: int, draws: int, seed: int, out: Path, **given: Any
 ) -> None:

@@ -6,12 +6,19 @@ from pathlib import Path
 
 import click
 
+from geobind.cli.options import bundle_argument
+
 
 @click.command("embed")
-@click.argument("bundle")
+@bundle_argument
 @click.argument("modality")
 @click.argument("inputs", nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A .npy file for the embeddings.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="A .npy file for the embeddings.",
+)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 def command(bundle: str, modality: str, inputs: tuple[str, ...], out: Path, batch_size: int) -> None:
     """Embed INPUTS (files, or sentences for a text modality) with BUNDLE, a folder or a hub id."""

@@ -12,7 +12,7 @@ import click
 
 from geobind.cli.asked import asked_data, mapped_columns
 from geobind.cli.eval_more import Asked, check, grids, keep, measure_more, more_options
-from geobind.cli.options import json_option
+from geobind.cli.options import bundle_argument, json_option
 
 if TYPE_CHECKING:
     from rich.table import Table as Grid
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command("eval")
-@click.argument("bundle")
+@bundle_argument
 @click.option("--data", required=True, help="A manifest, or `toyearth` (as in the bundle's recipe).")
 @click.option("--split", default="test", show_default=True, help="The held-out rows.")
 @click.option(

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from geobind.cli.listing import list_plugins
 from geobind.cli.options import json_option
 
 if TYPE_CHECKING:
-    from geobind.importers.registry import Found
+    from geobind.importers.contract import Importer
+    from geobind.registering import Plugin
 
 
 @click.command("import")
@@ -111,19 +113,7 @@ def _named(options: tuple[str, ...]) -> dict[str, str]:
 def _list(as_json: bool) -> None:
     from geobind.importers.registry import registry
 
-    found = registry()
-    rows = [_row(item) for item in found.importers.values()]
-    broken = [{"plugin": str(item.source), "reason": item.reason} for item in found.broken]
-    if as_json:
-        click.echo(json.dumps({"importers": rows, "broken": broken}, indent=1))
-        return
-    wide = max((len(row["name"]) for row in rows), default=0)
-    for row in rows:
-        click.echo(f"{row['name']:{wide}}  {row['title']}")
-    if not rows:
-        click.echo("no importer is installed; is geobind itself? pip install -e .")
-    for item in broken:
-        click.echo(f"failed to load: {item['plugin']}: {item['reason']}", err=True)
+    list_plugins(registry(), "importers", _row, lambda row: row["title"], as_json)
 
 
 def _show(name: str, as_json: bool) -> None:
@@ -132,7 +122,7 @@ def _show(name: str, as_json: bool) -> None:
     from geobind.recipe.editor import options_of
 
     cls = registry().get(name)
-    found = registry().importers[name]
+    found = registry().plugins[name]
     options = [option for option in options_of(cls) if option["path"] != "sources"]
     if as_json:
         columns = {name: column._asdict() for name, column in cls.columns.items()}
@@ -143,7 +133,7 @@ def _show(name: str, as_json: bool) -> None:
         click.echo(line)
 
 
-def _row(found: Found) -> dict[str, Any]:
+def _row(found: Plugin[Importer]) -> dict[str, Any]:
     told = ("name", "title", "home", "licence", "citation")
-    row = {word: " ".join(getattr(found.importer, word).split()) for word in told}
+    row = {word: " ".join(getattr(found.cls, word).split()) for word in told}
     return {**row, "plugin": str(found.source)}

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from geobind.cli.listing import list_plugins
 from geobind.cli.options import json_option
 
 if TYPE_CHECKING:
-    from geobind.plugins import Plugin
+    from geobind.modality import Modality
+    from geobind.registering import Plugin
 
 
 @click.group("modalities")
@@ -24,19 +26,7 @@ def list_(as_json: bool) -> None:
     """List the installed modalities, and plugins that failed to load with their reason."""
     from geobind.plugins import registry
 
-    found = registry()
-    rows = [_row(plugin) for plugin in found.plugins.values()]
-    broken = [{"plugin": str(b.source), "reason": b.reason} for b in found.broken]
-    if as_json:
-        click.echo(json.dumps({"modalities": rows, "broken": broken}, indent=1))
-        return
-    wide = max((len(row["name"]) for row in rows), default=0)
-    for row in rows:
-        click.echo(f"{row['name']:{wide}}  {row['role']:9}  {row['plugin']}")
-    if not rows:
-        click.echo("no modality is installed; is geobind itself? pip install -e .")
-    for item in broken:
-        click.echo(f"failed to load: {item['plugin']}: {item['reason']}", err=True)
+    list_plugins(registry(), "modalities", _row, lambda row: f"{row['role']:9}  {row['plugin']}", as_json)
 
 
 @command.command("show")
@@ -66,11 +56,11 @@ def show(name: str, as_json: bool) -> None:
             click.echo(f"    {shift}    {option['help']}")
 
 
-def _row(plugin: Plugin) -> dict[str, Any]:
+def _row(plugin: Plugin[Modality]) -> dict[str, Any]:
     source = plugin.source
     return {
-        "name": plugin.modality.name,
-        "role": plugin.modality.role,
+        "name": plugin.cls.name,
+        "role": plugin.cls.role,
         "plugin": str(source),
         "distribution": source.distribution,
         "version": source.version,

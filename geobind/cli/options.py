@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import click
 
+from geobind.errors import CheckpointError
+
+
+def _bundle(ctx: click.Context, parameter: click.Parameter, name: str) -> str:
+    """Refuse what can be no bundle before anything heavy is imported, or the hub is asked for it."""
+    folder = Path(name)
+    if (folder / "bundle").is_dir() and not (folder / "binder.json").is_file():
+        raise CheckpointError(f"{name}: is the folder of a run; its bundle is {folder / 'bundle'}")
+    if not folder.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise CheckpointError(
+            f"no folder '{name}'; give a bundle's folder, such as runs/NAME/bundle, or owner/name of the hub"
+        )
+    return name
+
+
+bundle_argument = click.argument("bundle", callback=_bundle)
 recipe_argument = click.argument("recipe")
 overrides_option = click.option(
     "--set",

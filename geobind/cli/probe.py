@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from geobind.cli.asked import asked_data, mapped_columns
-from geobind.cli.options import json_option
+from geobind.cli.options import bundle_argument, json_option
 from geobind.cli.probe_rows import Source
 from geobind.cli.probing import Asked, feature_binders, probe_classes, probe_facts_of
 from geobind.errors import DataError
@@ -21,7 +21,7 @@ _ALL = "all"
 
 
 @click.command("probe")
-@click.argument("bundle")
+@bundle_argument
 @click.option("--data", required=True, help="A manifest, or `toyearth` (as in the bundle's recipe).")
 @click.option("--modality", required=True, help="What is recognised.")
 @click.option("--labels", default="label", show_default=True, help="The column of classes.")

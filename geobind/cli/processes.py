@@ -6,16 +6,63 @@ import os
 import sys
 import uuid
 from collections.abc import Sequence
-from typing import NoReturn
+from datetime import timedelta
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+_ERROR = "geobind/error"
+_LISTEN = timedelta(seconds=10)  # others may be a little behind
 _GO_ON = "what is finished is kept, and so is the last checkpoint: run again with --resume"
 
 
 def is_first() -> bool:
     """Whether this process is the first of those that torchrun or SLURM has started, or the only one."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def tells(message: str) -> str | None:
+    """Return what this process says of an error that ended it; None if the first of several says the same.
+
+    Where it is the only one to meet it, the message gets its number, a few seconds later.
+    """
+    if "WORLD_SIZE" not in os.environ and "SLURM_PROCID" not in os.environ:
+        return message
+    store = _store()
+    try:
+        if is_first():
+            if store is not None:
+                store.set(_ERROR, message)
+            return message
+        if message.startswith("process "):
+            return message  # it has a number already
+        if store is not None:
+            store.wait([_ERROR], _LISTEN)
+            if store.get(_ERROR).decode() == message:
+                return None
+    except RuntimeError:
+        pass  # the first one says nothing, or is gone
+    return f"process {os.environ.get('RANK', os.environ.get('SLURM_PROCID'))}: {message}"
+
+
+def _store() -> Store | None:
+    """Where processes leave words for each other: with their launcher, or with the first of them."""
+    from torch import distributed as dist
+    from torch._C._distributed_c10d import TCPStore
+    from torch.distributed.distributed_c10d import (
+        _get_default_store,  # pyright: ignore[reportPrivateUsage]
+    )
+
+    try:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            return TCPStore(*where, is_master=False, timeout=_LISTEN)
+        return _get_default_store() if dist.is_initialized() else None
+    except (RuntimeError, KeyError, ValueError):
+        return None
 
 
 def launch(count: int, words: Sequence[str]) -> NoReturn:

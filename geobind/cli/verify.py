@@ -7,11 +7,11 @@ import sys
 
 import click
 
-from geobind.cli.options import json_option
+from geobind.cli.options import bundle_argument, json_option
 
 
 @click.command("verify")
-@click.argument("bundle")
+@bundle_argument
 @click.option("--against", metavar="OLD", help="An earlier bundle: which of its indexes stay valid?")
 @json_option
 def command(bundle: str, against: str | None, as_json: bool) -> None:

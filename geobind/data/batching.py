@@ -50,13 +50,20 @@ def collate(samples: Sequence[Prepared]) -> Prepared:
     """
     if not samples:
         raise DataError("a batch needs at least one input")
-    kinds = [_kind(sample) for sample in samples]
-    for number, kind in enumerate(kinds):
-        if kind != kinds[0]:
+    first = samples[0]
+    for number, sample in enumerate(samples):
+        if not _alike(sample, first):
             raise DataError(
-                f"inputs of a batch must be prepared alike: number 0 is {kinds[0]}, number {number} is {kind}"
+                f"inputs of a batch must be prepared alike: number 0 is {_kind(first)}, "
+                f"number {number} is {_kind(sample)}"
             )
     return default_collate([dict(sample) if isinstance(sample, Mapping) else sample for sample in samples])
+
+
+def _alike(one: Prepared, other: Prepared) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and one.dtype == other.dtype
+    return _kind(one) == _kind(other)
 
 
 def _kind(sample: Prepared) -> str:

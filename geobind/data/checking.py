@@ -4,38 +4,25 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from itertools import combinations, islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from geobind.data.check_words import NEAR_KM, warnings
-from geobind.data.columns import ArrowColumn
-from geobind.data.inspecting import Facts, inspect_raw
+from geobind.data.looking import Seen, look, look_quickly
 from geobind.data.nearest import nearest_km
-from geobind.data.raster_cells import RasterColumn
 from geobind.data.twins import twins_across
-from geobind.errors import DataError
-from geobind.progress import track
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from geobind.data.table import Table
 
-_CHUNK = 64  # observations looked at together; those not in files of their own are held in memory
 _EXAMPLES = 5
 Report = dict[str, Any]
-
-
-class _Item(NamedTuple):
-    row: int
-    facts: Facts
 
 
 def check_table(table: Table, *, quick: bool = False) -> Report:
@@ -51,8 +38,8 @@ def check_table(table: Table, *, quick: bool = False) -> Report:
         observations cannot be used) and `warnings` (sentences about what can be used but should be known).
     """
     splits = _splits(table)
-    look = _look_quickly if quick else _look
-    found = {name: list(look(table, name)) for name in table.columns}
+    view = look_quickly if quick else look
+    found = {name: list(view(table, name)) for name in table.columns}
     modalities = {name: _modality(items, splits, table.keys) for name, items in found.items()}
     report: Report = {
         "name": table.name,
@@ -76,54 +63,7 @@ def _splits(table: Table) -> list[str | None]:
     return splits
 
 
-def _look(table: Table, name: str) -> Iterator[_Item]:
-    """Inspect every observation of a modality, a file that many rows name only once."""
-    known: dict[Path, Facts] = {}
-    rows = table.rows_with([name])
-    if not len(rows):
-        return
-    raws = _raws(table, name, track(rows, f"checking {name}", len(rows)))
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoders let other threads run
-        while chunk := list(islice(raws, _CHUNK)):
-            fresh = dict.fromkeys(raw for _, raw in chunk if isinstance(raw, Path) and raw not in known)
-            known |= zip(fresh, pool.map(inspect_raw, fresh), strict=True)
-            others = pool.map(inspect_raw, [raw for _, raw in chunk if not isinstance(raw, Path | Facts)])
-            for row, raw in chunk:
-                if isinstance(raw, Facts):
-                    yield _Item(row, raw)
-                else:
-                    yield _Item(row, known[raw] if isinstance(raw, Path) else next(others))
-
-
-def _raws(table: Table, name: str, rows: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-    """Yield each observation with its row, or the facts of one that cannot be had."""
-    samples = table.samples(name)
-    for row in rows:
-        try:
-            cell = samples[int(row)]
-        except DataError as error:
-            yield int(row), Facts(fault=str(error))
-            continue
-        yield from ((int(row), raw) for raw in (cell if isinstance(cell, list) else [cell]))
-
-
-def _look_quickly(table: Table, name: str) -> Iterator[_Item]:
-    column = table.columns[name]
-    number = {int(row): index for index, row in enumerate(table.rows_N)}
-    if isinstance(column, ArrowColumn) and column.files is not None:
-        for row, file in column.file_names(table.rows_N, len(table) * 1000):
-            yield _Item(number[row], Facts(fault=column.files.fault(file)))
-        return
-    if isinstance(column, RasterColumn):
-        files = column.file_names(table.rows_N, len(table))
-        faults = [(row, fault) for row, file in files if (fault := column.files.fault(file))]
-        yield from (_Item(number[row], Facts(fault=fault)) for row, fault in faults)
-        if faults:
-            return
-    yield from (_Item(int(row), Facts()) for row in table.rows_with([name]))
-
-
-def _modality(items: Sequence[_Item], splits: Sequence[str | None], keys: Sequence[str]) -> Report:
+def _modality(items: Sequence[Seen], splits: Sequence[str | None], keys: Sequence[str]) -> Report:
     good = [item for item in items if item.facts.fault is None]
     rows = {item.row for item in items}
     bad = [item for item in items if item.facts.fault is not None]
@@ -161,7 +101,7 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
     }
 
 
-def _repeated(items: Sequence[_Item], splits: Sequence[str | None], keys: Sequence[str]) -> Report:
+def _repeated(items: Sequence[Seen], splits: Sequence[str | None], keys: Sequence[str]) -> Report:
     """Count observations whose content, bit by bit, is in several rows, and in several splits."""
     rows: defaultdict[bytes, dict[int, None]] = defaultdict(dict)
     for row, facts in items:
@@ -177,7 +117,7 @@ def _repeated(items: Sequence[_Item], splits: Sequence[str | None], keys: Sequen
     }
 
 
-def _near(items: Sequence[_Item], splits: Sequence[str | None], keys: Sequence[str]) -> Report:
+def _near(items: Sequence[Seen], splits: Sequence[str | None], keys: Sequence[str]) -> Report:
     """Count images that are nearly the same as one in another split, but not the same bit by bit."""
     pairs: list[tuple[int, int]] = []
     for one, other in twins_across([f.marks for _, f in items], [splits[row] for row, _ in items]):

@@ -99,10 +99,10 @@ class Files:
         try:
             if "\0" in name:  # not every call below would notice
                 raise ValueError("embedded null byte")
-            real = _real_path(path)
+            real = _real_path(os.path.join(os.getcwd(), path))
         except ValueError as error:
             raise DataError(f"file name {name!r} cannot be used: {error}") from error
-        if not any(real.startswith(fence) for fence in _fences((self.root, *self.links))):
+        if not any(real.startswith(fence) for fence in _fences(os.getcwd(), (self.root, *self.links))):
             raise DataError(
                 f"{name}: leads out of {self.root} (to {real}); move it there, name a higher folder as "
                 "`data.root`, or, for a symbolic link, its target's folder in `data.links`"
@@ -144,8 +144,8 @@ class Files:
 
 
 @lru_cache(maxsize=64)
-def _fences(folders: tuple[Path, ...]) -> tuple[str, ...]:
-    return tuple(os.path.join(os.path.realpath(folder), "") for folder in folders)
+def _fences(here: str, folders: tuple[Path, ...]) -> tuple[str, ...]:
+    return tuple(os.path.join(os.path.realpath(os.path.join(here, folder)), "") for folder in folders)
 
 
 _real_folder = lru_cache(maxsize=4096)(

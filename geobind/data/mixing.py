@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -202,7 +203,7 @@ class Plan:
 
 def source_of(starts: Sequence[int], row: int) -> int:
     """Return which source a row is of."""
-    return int(np.searchsorted(starts, row, side="right")) - 1
+    return bisect_right(starts, row) - 1
 
 
 @lru_cache(maxsize=4)

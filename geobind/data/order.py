@@ -91,10 +91,19 @@ def seeded(*numbers: int) -> Generator[None]:
 def seed(*numbers: int) -> None:
     """Seed torch, numpy and random from these numbers."""
     numpy_seed, python_seed, torch_seed = _seeds(*numbers)
-    # Not torch.manual_seed: it also seeds CUDA, which before its start remembers every such call.
-    torch.default_generator.manual_seed(torch_seed)
+    torch.default_generator.manual_seed(torch_seed)  # as `seed_torch` does it
     np.random.seed(numpy_seed)
     random.seed(python_seed)
+
+
+def seed_torch(device: torch.device, number: int) -> None:
+    """Seed what torch draws from on the CPU and on a device, as `torch.manual_seed` would."""
+    # torch.manual_seed notes for each kind of accelerator that has not started where it was called from.
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
+    elif device.type != "cpu":
+        torch.manual_seed(number)
 
 
 @contextmanager

@@ -1,28 +1,26 @@
 """A table of places: what was observed where, when, and in which split; its cells are read when asked for."""
 
-# N rows; LL latitude and longitude in degrees
+# N rows
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
-import pyarrow as pa
 
 from geobind.data.arrow import mapped_table, pc
 from geobind.data.columns import ArrowColumn, Column, chosen_columns, manifest_columns, with_first
 from geobind.data.files import Files
+from geobind.data.known import Known
 from geobind.data.manifest import arrow_of_manifest
 from geobind.data.options import DataOptions
 from geobind.data.raster_cells import RasterColumn
-from geobind.data.views import Lazy, Observed, Pairs
+from geobind.data.views import Lazy, Observed
 from geobind.errors import DataError
-from geobind.modality import Place
+from geobind.modality import Pair
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -31,62 +29,14 @@ _SHOWN = 5  # mistakes listed in one message
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class Table(Known):
     """Rows of places with one column for each modality.
 
     It pickles small, because the cells lie in memory-mapped files that every process shares.
     """
 
-    name: str  # what messages call it
-    path: Path  # the Arrow file with keys, splits and places
     columns: Mapping[str, Column]  # by modality
-    rows_N: NDArray[np.int32]  # the rows of the file that are in this view
     view: str = ""  # the split, if it is one
-
-    def __len__(self) -> int:
-        return len(self.rows_N)
-
-    @property
-    def keys(self) -> Sequence[str]:
-        """What names each row in messages: column `key`, or else the file and line."""
-        return Lazy(self.rows_N, self._key)
-
-    @property
-    def splits(self) -> dict[str, int]:
-        """Rows in each split; rows without one are in none."""
-        counted = Counter(word for word in self._field("split") or () if word is not None)
-        return dict(sorted(counted.items()))
-
-    @property
-    def labels(self) -> list[str | None] | None:
-        """The class of each row, or None if no row has one."""
-        return self._field("label")
-
-    @property
-    def groups(self) -> list[str | None] | None:
-        """What each row belongs to, such as the recording it was cut from; None if no row says."""
-        return self._field("group")
-
-    @property
-    def places_LL(self) -> NDArray[np.float64] | None:
-        """Latitude and longitude of each row (N, 2), NaN where unknown; None if no row has them."""
-        lat, lon = self._array("lat"), self._array("lon")
-        return None if lat is None or lon is None else np.stack([lat, lon], axis=1)
-
-    @property
-    def lat(self) -> NDArray[np.float64] | None:
-        """Degrees north of each row (N,), NaN where unknown; None if no row has them."""
-        return self._array("lat")
-
-    @property
-    def lon(self) -> NDArray[np.float64] | None:
-        """Degrees east of each row (N,), NaN where unknown; None if no row has them."""
-        return self._array("lon")
-
-    @property
-    def time(self) -> NDArray[np.datetime64] | None:
-        """When, in UTC (N,), NaT where unknown; None if no row has it."""
-        return self._array("time")
 
     def split(self, name: str) -> Table:
         """Return the rows of one split.
@@ -181,32 +131,6 @@ class Table:
         column = self.columns.get(name)
         return np.zeros(len(self), dtype=bool) if column is None else column.present_N()[self.rows_N]
 
-    def _cell(self, field: str, row: int) -> Any:
-        table = mapped_table(self.path)
-        return table.column(field)[row].as_py() if field in table.column_names else None
-
-    def _key(self, row: int) -> str:
-        return self._cell("key", row) or f"{self.name}:{self._cell('line', row)}"
-
-    def _place(self, row: int) -> Place | None:
-        lat, time = self._cell("lat", row), self._cell("time", row)
-        return None if lat is None else Place(lat, self._cell("lon", row), time and time.replace(tzinfo=UTC))
-
-    def _taken(self, field: str) -> pa.ChunkedArray | None:
-        table = mapped_table(self.path)
-        if field not in table.column_names:
-            return None
-        values = table.column(field).take(pa.array(self.rows_N))
-        return None if values.null_count == len(values) else values
-
-    def _field(self, field: str) -> list[str | None] | None:
-        values = self._taken(field)
-        return None if values is None else values.to_pylist()
-
-    def _array(self, field: str) -> NDArray[Any] | None:
-        values = self._taken(field)
-        return None if values is None else values.to_numpy()
-
     def _of_view(self) -> str:
         return f" of split '{self.view}'" if self.view else ""
 
@@ -218,7 +142,26 @@ class Table:
         )
 
 
-__all__ = ["Pairs", "Table", "open_table"]
+@dataclass(frozen=True, eq=False)
+class Pairs(Sequence[Pair]):
+    """The pairs of two modalities, one for each row of `table`; a slice is such a sequence again."""
+
+    table: Table  # only rows that have both
+    anchor: str
+    other: str
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> Pairs: ...
+    def __getitem__(self, index: int | slice) -> Pair | Pairs:
+        if isinstance(index, slice):
+            return replace(self, table=self.table.take(np.arange(len(self))[index]))
+        raws, key, place, label = self.table.observed(index, (self.anchor, self.other))
+        return Pair(raws[self.anchor], raws[self.other], key, place, label)
 
 
 def open_table(options: DataOptions, base: Path, names: Collection[str]) -> Table:
@@ -247,4 +190,4 @@ def open_table(options: DataOptions, base: Path, names: Collection[str]) -> Tabl
         columns = manifest_columns(path, options, names, files, name)
     count = mapped_table(path).num_rows
     columns = with_first(columns, options.first, names)
-    return Table(name, path, columns, np.arange(min(count, options.limit or count), dtype=np.int32))
+    return Table(name, path, np.arange(min(count, options.limit or count), dtype=np.int32), columns)

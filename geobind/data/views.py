@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
 
-from geobind.modality import Pair, Place
+from geobind.modality import Place
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from geobind.data.table import Table
 
 T = TypeVar("T")
 
@@ -47,25 +45,3 @@ class Lazy(Sequence[T], Generic[T]):
         if isinstance(index, slice):
             return replace(self, rows_N=self.rows_N[index])
         return self.make(int(self.rows_N[index]))
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs(Sequence[Pair]):
-    """The pairs of two modalities, one for each row of `table`; a slice is such a sequence again."""
-
-    table: Table  # only rows that have both
-    anchor: str
-    other: str
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> Pairs: ...
-    def __getitem__(self, index: int | slice) -> Pair | Pairs:
-        if isinstance(index, slice):
-            return replace(self, table=self.table.take(np.arange(len(self))[index]))
-        raws, key, place, label = self.table.observed(index, (self.anchor, self.other))
-        return Pair(raws[self.anchor], raws[self.other], key, place, label)

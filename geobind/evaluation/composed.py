@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 
 from geobind.binder import Binder
 from geobind.data.composing import put_together
-from geobind.data.options import DataOptions
+from geobind.data.options import DataOptions, ToyEarthOptions
 from geobind.data.table import Table
 from geobind.data.toyearth import render_column
 from geobind.errors import DataError
@@ -60,26 +60,15 @@ def sums_on_toyearth(
     Raises:
         DataError: The rows are not toy Earth's, there are too few, or the sum is not of two parts.
     """
-    toyearth = options.toyearth
-    if toyearth is None:
-        raise DataError(f"{table.name}: only toy Earth can render the land of one place at another's moment")
-    if len(wanted.parts) != 2:
-        raise DataError(f"sum '{wanted}': toy Earth takes the land from one part and the moment from another")
-    if len(table) < FEWEST_PLACES:
-        raise DataError(f"{table.name}: {len(table)} rows; sums of two places need {FEWEST_PLACES}")
-    column = options.columns.get(wanted.gallery, wanted.gallery)
+    toyearth = _checked(table, options, wanted)
     random = np.random.default_rng(seed_of(0, "sums"))
     land_Q = random.permutation(len(table))[:most]
     # Shifts along one shuffled circle, such that no two kinds of rival are the same picture.
     moment_Q, third_Q = np.roll(land_Q, -1), np.roll(land_Q, -3)
 
     def rendered(land: NDArray[np.int64], moment: NDArray[np.int64]) -> Tensor:
-        places = put_together(toyearth, table.rows_N[land], table.rows_N[moment])
-        raws = (
-            _first(raw)
-            for start in range(0, len(land), _CHUNK)
-            for raw in render_column(column, places.take(slice(start, start + _CHUNK)), toyearth)
-        )
+        column = options.columns.get(wanted.gallery, wanted.gallery)
+        raws = _rendered(toyearth, column, table.rows_N[land], table.rows_N[moment])
         return binder.embed(wanted.gallery, raws)
 
     land, moment = wanted.parts
@@ -100,6 +89,26 @@ def sums_on_toyearth(
         f"the land of one place, by its {land}, at the season, hour and weather of another, by its {moment}",
         settings,
     )
+
+
+def _checked(table: Table, options: DataOptions, wanted: Sum) -> ToyEarthOptions:
+    if options.toyearth is None:
+        raise DataError(f"{table.name}: only toy Earth can render the land of one place at another's moment")
+    if len(wanted.parts) != 2:
+        raise DataError(f"sum '{wanted}': toy Earth takes the land from one part and the moment from another")
+    if len(table) < FEWEST_PLACES:
+        raise DataError(f"{table.name}: {len(table)} rows; sums of two places need {FEWEST_PLACES}")
+    return options.toyearth
+
+
+def _rendered(
+    toyearth: ToyEarthOptions, column: str, land_Q: NDArray[np.int32], moment_Q: NDArray[np.int32]
+) -> Iterator[Any]:
+    """What a column shows of the land of some rows at the moments of others, rendered as it is asked for."""
+    places = put_together(toyearth, land_Q, moment_Q)
+    for start in range(0, len(land_Q), _CHUNK):
+        for raw in render_column(column, places.take(slice(start, start + _CHUNK)), toyearth):
+            yield _first(raw)
 
 
 def _first(raw: Any) -> Any:

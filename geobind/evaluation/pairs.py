@@ -13,8 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from geobind.errors import DataError
-from geobind.evaluation.retrieval import Retrieval, Settings, Truth, retrieval_both, truth
+from geobind.evaluation.retrieval import Retrieval, Settings, retrieval_both
 from geobind.evaluation.rows import Embeddings, Rows, codes
+from geobind.evaluation.truth import Truth, truth
 
 
 @dataclass(frozen=True)
@@ -123,22 +124,28 @@ def evaluate_pairs(
     whole = {name: Rows(values, name) for name, values in embeddings.items()}
     for name, rows in whole.items():
         rows.ordered(_some(present[name])).check()
-    there: dict[tuple[str, str], PairRow] = {}
+    measured: list[PairRow] = []
     skipped: list[Skipped] = []
     for one, two in combinations(whole, 2):
         both_N = present[one] & present[two]
         if both_N.sum() < 2:
             skipped.append(Skipped((one, two), f"{int(both_N.sum())} rows have both; two are needed"))
             continue
-        rows = _some(both_N)
-        part = known.take(rows)
-        forth, back = retrieval_both(whole[one].ordered(rows), whole[two].ordered(rows), part, part, settings)
         mark = frozenset((one, two)) in aligned
-        there[one, two] = PairRow(one, two, mark, forth)
-        there[two, one] = PairRow(two, one, mark, back)
+        measured += _both_ways(whole[one], whole[two], mark, known, both_N, settings)
     order = {name: at for at, name in enumerate(whole)}
-    rows_in_order = sorted(there.values(), key=lambda row: (order[row.query], order[row.gallery]))
-    return PairTable(tuple(rows_in_order), tuple(skipped), settings)
+    measured.sort(key=lambda row: (order[row.query], order[row.gallery]))
+    return PairTable(tuple(measured), tuple(skipped), settings)
+
+
+def _both_ways(
+    one: Rows, two: Rows, trained: bool, known: Truth, both_N: np.ndarray, settings: Settings
+) -> tuple[PairRow, PairRow]:
+    """Retrieval there and back among the rows that have both."""
+    rows = _some(both_N)
+    part = known.take(rows)
+    forth, back = retrieval_both(one.ordered(rows), two.ordered(rows), part, part, settings)
+    return PairRow(one.name, two.name, trained, forth), PairRow(two.name, one.name, trained, back)
 
 
 def _rows(embeddings: Mapping[str, Embeddings]) -> int:

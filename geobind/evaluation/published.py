@@ -17,7 +17,7 @@ from geobind.errors import DataError
 from geobind.evaluation.expectation import Counts
 from geobind.evaluation.protocols import Protocol, Side
 from geobind.evaluation.ranks import TOLERANCE, count_rows_both
-from geobind.evaluation.rows import Embeddings, Rows, full_precision, same_width, spans
+from geobind.evaluation.rows import Embeddings, Rows, Sides, full_precision, same_width, spans
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -125,7 +125,7 @@ def gallery_rows(available: int, protocol: Protocol, seed: int) -> NDArray[np.in
 
 def _counts(anchor: Rows, other: Rows, tolerance: float) -> dict[Side, Counts]:
     id_N = np.arange(anchor.size)
-    there, back = count_rows_both(anchor, other, id_N, id_N, tolerance=tolerance)
+    there, back = count_rows_both(Sides(anchor, other, id_N, id_N), tolerance=tolerance)
     return {"anchor": there, "other": back}
 
 

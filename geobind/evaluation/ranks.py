@@ -14,7 +14,7 @@ from torch import Tensor
 from geobind.errors import DataError
 from geobind.evaluation.expectation import Counts
 from geobind.evaluation.flags import count_true
-from geobind.evaluation.rows import Embeddings, Rows, full_precision, paired_ids, same_width, spans
+from geobind.evaluation.rows import Embeddings, Rows, Sides, full_precision, same_width, sides_of, spans
 
 TOLERANCE = 1e-6  # similarities of unit vectors closer than this are tied: float32 products err by about 1e-7
 CPU_TILE = 1024  # of 512 to 2048 the quickest: still in cache after the product, and few calls into torch
@@ -67,9 +67,8 @@ def rank_counts(
     Raises:
         DataError: embeddings or ids that cannot be used, or a query without a positive.
     """
-    query, gallery = Rows(query_QD, "query").check(), Rows(gallery_GD, "gallery").check()
-    query_id_Q, gallery_id_G = paired_ids(query, gallery, query_ids, gallery_ids)
-    return count_rows(query, gallery, query_id_Q, gallery_id_G, tolerance=tolerance, tile=tile)
+    sides = sides_of(query_QD, gallery_GD, query_ids, gallery_ids)
+    return count_rows(sides, tolerance=tolerance, tile=tile)
 
 
 def rank_counts_both(
@@ -85,49 +84,32 @@ def rank_counts_both(
 
     The arguments and errors are those of `rank_counts`; here each gallery item needs a positive too.
     """
-    query, gallery = Rows(query_QD, "query").check(), Rows(gallery_GD, "gallery").check()
-    query_id_Q, gallery_id_G = paired_ids(query, gallery, query_ids, gallery_ids)
-    return count_rows_both(query, gallery, query_id_Q, gallery_id_G, tolerance=tolerance, tile=tile)
+    sides = sides_of(query_QD, gallery_GD, query_ids, gallery_ids)
+    return count_rows_both(sides, tolerance=tolerance, tile=tile)
 
 
-def count_rows(
-    query: Rows,
-    gallery: Rows,
-    query_id_Q: np.ndarray,
-    gallery_id_G: np.ndarray,
-    *,
-    tolerance: float = TOLERANCE,
-    tile: int | None = None,
-) -> Counts:
+def count_rows(sides: Sides, *, tolerance: float = TOLERANCE, tile: int | None = None) -> Counts:
     """`rank_counts` for checked rows and numbered ids."""
-    same_width(query, gallery)
-    near, far = _sides(query, gallery, query_id_Q, gallery_id_G)
-    _require_positives(near, gallery.name)
+    near, far = _sides(sides)
+    _require_positives(near, sides.gallery.name)
     _count(near, far, tolerance, tile, both=False)
-    return _answer(near, gallery.size)
+    return _answer(near, sides.gallery.size)
 
 
 def count_rows_both(
-    query: Rows,
-    gallery: Rows,
-    query_id_Q: np.ndarray,
-    gallery_id_G: np.ndarray,
-    *,
-    tolerance: float = TOLERANCE,
-    tile: int | None = None,
+    sides: Sides, *, tolerance: float = TOLERANCE, tile: int | None = None
 ) -> tuple[Counts, Counts]:
     """`rank_counts_both` for checked rows and numbered ids."""
-    same_width(query, gallery)
-    near, far = _sides(query, gallery, query_id_Q, gallery_id_G)
-    _require_positives(near, gallery.name)
-    _require_positives(far, query.name)
+    near, far = _sides(sides)
+    _require_positives(near, sides.gallery.name)
+    _require_positives(far, sides.query.name)
     _count(near, far, tolerance, tile, both=True)
-    return _answer(near, gallery.size), _answer(far, query.size)
+    return _answer(near, sides.gallery.size), _answer(far, sides.query.size)
 
 
-def _sides(
-    query: Rows, gallery: Rows, query_id_Q: np.ndarray, gallery_id_G: np.ndarray
-) -> tuple[_Side, _Side]:
+def _sides(sides: Sides) -> tuple[_Side, _Side]:
+    query, gallery, query_id_Q, gallery_id_G = sides
+    same_width(query, gallery)
     device = query.device
     return _side(query, query_id_Q, gallery_id_G, device), _side(gallery, gallery_id_G, query_id_Q, device)
 

@@ -91,18 +91,20 @@ def reliability(
     edges = np.unique(np.quantile(p_N, np.linspace(0, 1, bins + 1)[1:-1]))
     mass_N = np.searchsorted(edges, p_N, side="right")
     gap_N = happened_N - p_N
-    if log_loss is None:
-        safe_N = np.clip(p_N, 1e-12, 1 - 1e-12)
-        log_loss = float(-(happened_N * np.log(safe_N) + (1 - happened_N) * np.log(1 - safe_N)).mean())
     return Reliability(
         len(p_N),
         float(p_N.mean()),
         float(happened_N.mean()),
-        log_loss,
+        _log_loss(p_N, happened_N) if log_loss is None else log_loss,
         _error(p_N, gap_N, even_N, row_N, options),
         _error(p_N, gap_N, mass_N, row_N, options),
         tuple(_bin(p_N, happened_N, even_N == e, e, bins) for e in np.unique(even_N).tolist()),
     )
+
+
+def _log_loss(p_N: Floats, happened_N: Floats) -> float:
+    safe_N = np.clip(p_N, 1e-12, 1 - 1e-12)
+    return float(-(happened_N * np.log(safe_N) + (1 - happened_N) * np.log(1 - safe_N)).mean())
 
 
 def _bin(p_N: Floats, happened_N: Floats, in_N: NDArray[np.bool_], number: int, bins: int) -> Bin:

@@ -16,7 +16,9 @@ from geobind.evaluation.expectation import Counts
 from geobind.evaluation.intervals import bootstrap
 from geobind.evaluation.ranks import TOLERANCE, count_rows, count_rows_both
 from geobind.evaluation.relevance import Relevance, Scores, near_places, ranking_scores, same_code
-from geobind.evaluation.rows import Embeddings, Rows, codes, paired_ids
+from geobind.evaluation.resampling import Resampling
+from geobind.evaluation.rows import Embeddings, Rows, Sides, sides_of
+from geobind.evaluation.truth import Truth, truth
 
 
 @dataclass(frozen=True)
@@ -73,23 +75,6 @@ class Retrieval:
         return {"queries": self.queries, "gallery": self.gallery, "metrics": metrics}
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What is known of each row: its id, and perhaps its label, place and cluster, as numbers."""
-
-    id_N: np.ndarray
-    label_N: np.ndarray | None = None
-    place_N2: np.ndarray | None = None
-    cluster_N: np.ndarray | None = None  # rows of one number are no independent queries
-
-    def take(self, rows: np.ndarray | None) -> Truth:
-        """The truth of some rows; None for all."""
-        if rows is None:
-            return self
-        others = (self.label_N, self.place_N2, self.cluster_N)
-        return Truth(self.id_N[rows], *(None if known is None else known[rows] for known in others))
-
-
 def retrieval(
     query_QD: Embeddings,
     gallery_GD: Embeddings,
@@ -121,21 +106,15 @@ def retrieval(
     Raises:
         DataError: anything that does not fit, with the row.
     """
-    query, gallery = Rows(query_QD, "query").check(), Rows(gallery_GD, "gallery").check()
     settings = settings or Settings()
-    query_id_Q, gallery_id_G = paired_ids(query, gallery, query_ids, gallery_ids)
-    for kind, sides in (
-        ("labels", (query_labels, gallery_labels)),
-        ("places", (query_places, gallery_places)),
-    ):
-        if (sides[0] is None) != (sides[1] is None):
-            raise DataError(
-                f"{kind} were given for one side only; give query_{kind} and gallery_{kind}, or neither"
-            )
+    sides = sides_of(query_QD, gallery_GD, query_ids, gallery_ids)
+    query, gallery, query_id_Q, gallery_id_G = sides
+    _of_both_sides("labels", query_labels, gallery_labels)
+    _of_both_sides("places", query_places, gallery_places)
     known: dict[Any, int] = {}
     near = truth(query.size, query_id_Q, query_labels, query_places, known, query_clusters, prefix="query_")
     far = truth(gallery.size, gallery_id_G, gallery_labels, gallery_places, known, prefix="gallery_")
-    counts = count_rows(query, gallery, near.id_N, far.id_N, tolerance=settings.tolerance)
+    counts = count_rows(sides, tolerance=settings.tolerance)
     return _summary(query, gallery, near, far, counts, settings)
 
 
@@ -143,45 +122,18 @@ def retrieval_both(
     query: Rows, gallery: Rows, near: Truth, far: Truth, settings: Settings
 ) -> tuple[Retrieval, Retrieval]:
     """`retrieval` there and back, ranks counted from one matrix product."""
-    there, back = count_rows_both(query, gallery, near.id_N, far.id_N, tolerance=settings.tolerance)
+    there, back = count_rows_both(Sides(query, gallery, near.id_N, far.id_N), tolerance=settings.tolerance)
     return (
         _summary(query, gallery, near, far, there, settings),
         _summary(gallery, query, far, near, back, settings),
     )
 
 
-def truth(
-    size: int,
-    id_N: np.ndarray,
-    labels: Any,
-    places: Any,
-    known: dict[Any, int] | None = None,
-    clusters: Any = None,
-    *,
-    prefix: str = "",
-) -> Truth:
-    """Labels, places and clusters checked against the number of rows and made numbers."""
-    label_N = None if labels is None else codes(labels, size, f"{prefix}labels", known)
-    place_N2 = None if places is None else _places(places, size, f"{prefix}places")
-    cluster_N = None if clusters is None else codes(clusters, size, f"{prefix}clusters")
-    return Truth(id_N, label_N, place_N2, cluster_N)
-
-
-def _places(places: Any, size: int, name: str) -> np.ndarray:
-    unknown = (np.nan, np.nan)
-    rows = (
-        places if isinstance(places, np.ndarray) else [unknown if at is None else tuple(at) for at in places]
-    )
-    place_N2 = np.asarray(rows, dtype=np.float64)
-    if place_N2.shape != (size, 2):
+def _of_both_sides(kind: str, query: Any, gallery: Any) -> None:
+    if (query is None) != (gallery is None):
         raise DataError(
-            f"{name}: shape {place_N2.shape} for {size} rows; give latitude and longitude of each row"
+            f"{kind} were given for one side only; give query_{kind} and gallery_{kind}, or neither"
         )
-    outside_N = (np.abs(place_N2[:, 0]) > 90) | (np.abs(place_N2[:, 1]) > 360)
-    if outside_N.any():
-        row = int(np.argmax(outside_N))
-        raise DataError(f"{name}: row {row} is {tuple(place_N2[row].tolist())}; give degrees, latitude first")
-    return place_N2
 
 
 def _summary(
@@ -190,14 +142,8 @@ def _summary(
     scores = _of_ranks(counts, settings) | _of_rankings(query, gallery, near, far, counts, settings)
     scores = {name: score for name, score in scores.items() if not np.isnan(score.value_Q).all()}
     value_QM = np.stack([score.value_Q for score in scores.values()], axis=1)
-    bounds = bootstrap(
-        value_QM,
-        counts.rank_Q,
-        resamples=settings.resamples,
-        seed=settings.seed,
-        confidence=settings.confidence,
-        cluster_Q=_alone_together(near.cluster_N),
-    )
+    options = Resampling(settings.resamples, settings.seed, settings.confidence)
+    bounds = bootstrap(value_QM, counts.rank_Q, options, near.drawn_N)
     metrics = {
         name: Metric(
             float(np.nanmean(score.value_Q)), float(np.nanmean(score.chance_Q)), float(low), float(high)
@@ -208,14 +154,6 @@ def _summary(
         counts.median_rank, counts.chance_median_rank(), bounds.median_low, bounds.median_high
     )
     return Retrieval(query.size, gallery.size, metrics)
-
-
-def _alone_together(cluster_N: np.ndarray | None) -> np.ndarray | None:
-    """Clusters numbered through; a row without one is a cluster of its own."""
-    if cluster_N is None:
-        return None
-    own_N = cluster_N.max() + 1 + np.arange(len(cluster_N))
-    return np.unique(np.where(cluster_N < 0, own_N, cluster_N), return_inverse=True)[1]
 
 
 def _of_ranks(counts: Counts, settings: Settings) -> dict[str, Scores]:

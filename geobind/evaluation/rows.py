@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -164,7 +164,34 @@ def codes(values: Any, size: int, name: str, known: dict[Any, int] | None = None
     return np.array([-1 if v is None else known.setdefault(v, len(known)) for v in plain], dtype=np.int64)
 
 
-def paired_ids(query: Rows, gallery: Rows, query_ids: Any, gallery_ids: Any) -> tuple[np.ndarray, np.ndarray]:
+class Sides(NamedTuple):
+    """What is searched for and where, with ids: rows of equal id are positives of each other."""
+
+    query: Rows
+    gallery: Rows
+    query_id_Q: np.ndarray
+    gallery_id_G: np.ndarray
+
+
+def sides_of(query_QD: Embeddings, gallery_GD: Embeddings, query_ids: Any, gallery_ids: Any) -> Sides:
+    """Check embeddings and their ids, which become numbers.
+
+    Args:
+        query_QD: unit-length embeddings (Q, D).
+        gallery_GD: unit-length embeddings (G, D).
+        query_ids: one id per query; without ids row i is the positive of row i.
+        gallery_ids: one id per gallery item.
+
+    Raises:
+        DataError: embeddings or ids that cannot be used.
+    """
+    query, gallery = Rows(query_QD, "query").check(), Rows(gallery_GD, "gallery").check()
+    return Sides(query, gallery, *_paired_ids(query, gallery, query_ids, gallery_ids))
+
+
+def _paired_ids(
+    query: Rows, gallery: Rows, query_ids: Any, gallery_ids: Any
+) -> tuple[np.ndarray, np.ndarray]:
     """The ground truth as numbers: query and gallery rows of equal number are positives of each other."""
     if (query_ids is None) != (gallery_ids is None):
         raise DataError("ids were given for one side only; give query_ids and gallery_ids, or neither")

@@ -10,7 +10,7 @@ from typing import Any
 
 from geobind.importers.contract import Importer
 from geobind.importers.writing import Summary
-from geobind.plugins import Source
+from geobind.registering import Source
 
 
 def summary_lines(summary: Summary) -> Iterator[str]:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -79,15 +80,14 @@ def write_manifest(
     base, named_root = _base(importer, columns, out, root)
     gatherer = Gatherer(importer.name, columns, base, missing)
     tables = gatherer.tables(_reading(importer, show), limit)
-    first = next((table for table in tables if table.num_rows), None)
+    filled = (table for table in tables if table.num_rows)
+    first = next(filled, None)
     if first is None:
         raise _nothing(importer, gatherer.tally)
     schema = schema_of(columns).with_metadata({MADE_BY: json.dumps(_origin(importer)).encode()})
     with replacing(out) as temporary, pq.ParquetWriter(temporary, schema, **_format(schema)) as writer:
-        writer.write_table(first.replace_schema_metadata(schema.metadata))
-        for table in tables:
-            if table.num_rows:
-                writer.write_table(table.replace_schema_metadata(schema.metadata))
+        for table in chain([first], filled):
+            writer.write_table(table.replace_schema_metadata(schema.metadata))
     return _summary(out, named_root, columns, gatherer.tally, importer.notes())
 
 

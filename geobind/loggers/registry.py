@@ -2,51 +2,33 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib.metadata import EntryPoint
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
+from geobind import registering
 from geobind.errors import PluginError
 from geobind.loggers.contract import Logger
-from geobind.plugins import Broken, Source, explain, fault_of_name, find, gather, open_plugin
+from geobind.registering import fault_of, find, gather, open_plugin, provided, unknown_option
 
 
-class Registry(NamedTuple):
+class Registry(registering.Registry[Logger]):
     """Every logger on this machine."""
 
-    loggers: dict[str, tuple[type[Logger], Source]]
-    broken: tuple[Broken, ...]
-
-    def get(self, name: str) -> type[Logger]:
-        """Return the logger class called `name`.
-
-        Raises:
-            PluginError: There is none; the message lists what is installed and what failed to load.
-        """
-        if name in self.loggers:
-            return self.loggers[name][0]
-        raise PluginError(explain("logger", name, self.loggers, self.broken))
+    kind = "logger"
 
 
 def check(cls: object) -> str | None:
     """Say in one line what is wrong with a class that claims to be a logger, or None."""
-    if not (inspect.isclass(cls) and issubclass(cls, Logger)):
-        return f"{cls!r} is not a subclass of geobind.loggers.Logger"
-    if fault := fault_of_name(cls):
-        return fault
-    missing = sorted(cls.__abstractmethods__)
-    return f"{cls.__name__} does not implement {', '.join(missing)}" if missing else None
+    return fault_of(cls, Logger, "geobind.loggers.Logger", lambda _: None)
 
 
 def load(entry: EntryPoint) -> list[type[Logger]]:
     """Import one plugin and ask it for its loggers; most have none."""
-    manager = open_plugin(entry)
-    return [cls for classes in manager.hook.geobind_loggers() for cls in classes]
+    return provided(open_plugin(entry), "geobind_loggers")
 
 
 def collect(entries: Iterable[EntryPoint]) -> Registry:
@@ -67,12 +49,8 @@ def make(name: str, options: Mapping[str, Any]) -> Logger:
         PluginError: There is none of this name, it has no such option, or it needs a package.
     """
     cls = registry().get(name)
-    known = list(cls.model_fields)
-    for key in options:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known) or 'none'}"
-            raise PluginError(f"logger '{name}' has no option '{key}'; {hint}")
+    if fault := unknown_option(options, list(cls.model_fields)):
+        raise PluginError(f"logger '{name}' has {fault}")
     try:
         made = cls.model_validate(dict(options))
     except ValidationError as error:

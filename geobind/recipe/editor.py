@@ -20,7 +20,7 @@ def editor_schema(registry: Registry) -> Schema:
     definitions = schema["$defs"]
     entries: Schema = {}
     for name, plugin in registry.plugins.items():
-        own = plugin.modality.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
+        own = plugin.cls.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
         definitions |= {f"{name}.{model}": part for model, part in own.pop("$defs", {}).items()}
         core = definitions["Entry"]["properties"]
         own["properties"] = {**own.get("properties", {}), **core}

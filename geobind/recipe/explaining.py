@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
+from geobind.errors import did_you_mean
 from geobind.recipe.reading import Path_, Problem, Written
 
 
@@ -19,8 +19,8 @@ def field_problems(
         path = written_path(written.values, (*prefix, *item["loc"]))
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(item["loc"][-1]), _fields(model, item["loc"][:-1]), n=1)
-            message = "unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
+            near = did_you_mean(str(item["loc"][-1]), _fields(model, item["loc"][:-1]))
+            message = "unknown key" + (f"; {near}" if near else "")
         elif item["type"] == "missing":
             message = "missing; it must be given"
         elif item["type"] == "model_type":

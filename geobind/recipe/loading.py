@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from geobind import plugins
+from geobind.errors import did_you_mean
 from geobind.recipe import checking
 from geobind.recipe.reading import Problem, RecipeProblems, Written, dump, parse, read
 from geobind.recipe.schema import Recipe
@@ -40,8 +40,7 @@ def locate(name: str | Path) -> Path:
     recipes = shipped()
     if path.suffix == "" and path.name == str(name) and path.name in recipes:
         return recipes[path.name]
-    near = difflib.get_close_matches(path.stem, recipes, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"shipped recipes: {', '.join(recipes) or 'none'}"
+    hint = did_you_mean(path.stem, recipes, f"shipped recipes: {', '.join(recipes) or 'none'}")
     raise RecipeProblems([Problem(str(name), "", f"no such recipe file, nor a shipped recipe; {hint}")])
 
 

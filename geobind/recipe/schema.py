@@ -152,6 +152,7 @@ class Fabric(Options):
     checkpoint_activations: bool = Field(
         default=False, description="compute the blocks of trained encoders twice, to save their activations"
     )
+    sync_batchnorm: bool = Field(default=True, description="batch norms see the rows of all processes")
     deterministic: bool = Field(
         default=False,
         description="only algorithms that give the same bits every time; an error where none is",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 
 from geobind.data.options import MixedData
+from geobind.errors import did_you_mean
 from geobind.modality import Modality
 from geobind.recipe.pairs import bound_pairs, pair_words
 from geobind.recipe.reading import Path_
@@ -38,17 +38,13 @@ def stage_faults(recipe: Recipe, stage: Stage, built: Mapping[str, Modality]) ->
 def unknown(name: str, known: Iterable[str]) -> str:
     """Say that a recipe has no such modality, and which was probably meant."""
     names = sorted(known)
-    return f"no modality {name!r} under `modalities`; {_hint(name, names, 'the recipe has')}"
+    hint = did_you_mean(name, names, f"the recipe has {', '.join(names)}")
+    return f"no modality {name!r} under `modalities`; {hint}"
 
 
 def own_pairs(stage: Stage, built: Mapping[str, Modality]) -> list[str]:
     """The aligned modalities whose plugin brings pairs of its own."""
     return [name for name in stage.aligned if name in built and _brings_pairs(built[name])]
-
-
-def _hint(word: str, words: list[str], otherwise: str) -> str:
-    near = difflib.get_close_matches(word, words, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"{otherwise} {', '.join(words)}"
 
 
 def _aligned(recipe: Recipe, stage: Stage) -> Faults:
@@ -131,7 +127,8 @@ def _no_pair(recipe: Recipe, stage: Stage, word: str) -> str:
             return f"{word!r} is not compared, as neither of the two is trained; drop its weight"
         return f"{word!r} is not compared: this stage compares with {anchor!r} alone, unless `pairs: all`"
     words = [pair.other if pair.anchor == anchor else pair.name for pair in pairs]
-    return f"no pair {word!r} in this stage; {_hint(word, words, 'it has')}"
+    hint = did_you_mean(word, words, f"it has {', '.join(words)}")
+    return f"no pair {word!r} in this stage; {hint}"
 
 
 def _brings_pairs(modality: Modality) -> bool:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from geobind import storage
 from geobind.binder import Binder
-from geobind.data.licences import licences
 from geobind.data.table import Table
 from geobind.errors import DataError
 from geobind.evaluation import PairTable
 from geobind.evaluation.embedded import Embedded
-from geobind.recipe.pairs import names_of
 from geobind.report import galleries, matrix, words
 from geobind.report.curves import MOST_POINTS, stage_panels
 from geobind.report.facts import Run, read_run
@@ -26,6 +22,7 @@ from geobind.report.left import Retrieved, StageDone
 from geobind.report.more import of_more
 from geobind.report.page import render
 from geobind.report.places import Map, rank_map
+from geobind.report.ran import what_ran
 from geobind.report.space import scatter
 
 PAGE, FIGURES = "report.html", "figures"
@@ -75,7 +72,7 @@ def write_report(
         except DataError as error:  # data that have moved since cost the galleries, not the report
             why_not = f"Galleries, maps and the shared space need the held-out rows: {error}"
     values |= _of_run(run, pictures) | of_more(run, pictures) | {"why_not": why_not, "run": run}
-    values["facts"] = list(_facts(run, held_out))
+    values["facts"] = list(what_ran(run, held_out))
     values["sections"] = list(_sections(run, values))
     for name, (panels, columns) in pictures.items():
         storage.write(run_folder / FIGURES / f"{name}.png", png(panels, columns))
@@ -169,62 +166,6 @@ def _verdict(retrieved: Retrieved, measure: str) -> str:
 def _broken(stage: StageDone) -> tuple[StageDone, int, list[tuple[str, str]]]:
     shown = [(words.short(key, 120), words.short(reason, 300)) for key, reason in stage.quarantined]
     return stage, max(stage.broken, len(shown)), shown[:_MOST_BROKEN]
-
-
-def _facts(run: Run, held_out: Table | None) -> Iterator[tuple[str, str]]:
-    versions = run.card.get("versions") or run.started.get("versions") or {}
-    yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
-    hardware = run.started.get("hardware")
-    if isinstance(hardware, Mapping):
-        yield "hardware", ", ".join(f"{name} {value}" for name, value in hardware.items())
-    yield from _spent(run.started)
-    yield "plugins", ", ".join(f"{name}: {plugin}" for name, plugin in run.started.get("plugins", {}).items())
-    yield "seed", str(run.recipe.get("seed", 0))
-    sources: dict[str, list[str]] = {}
-    for stage in run.recipe["stages"]:
-        source = words.listed(list(dict.fromkeys(map(_source, _tables(run, stage)))))
-        split = f", split {stage['split']}" if "split" in stage else ""
-        sources.setdefault(source + split, []).append(stage["name"])
-    for source, stages in sources.items():
-        yield ("trained on" if len(sources) == 1 else f"data of {words.listed(stages)}"), source
-    evaluate = run.recipe.get("evaluate")
-    if evaluate is not None:
-        source = _source(evaluate.get("data") or run.recipe.get("data"))
-        yield "measured on", f"split {evaluate.get('split', 'test')} of {source}"
-    found = licences(held_out) if held_out is not None else {}
-    if found:
-        counted = (f"{words.short(name, 80)} ({words.count(rows, 'row')})" for name, rows in found.items())
-        yield "licences of held-out rows", ", ".join(counted)
-
-
-def _tables(run: Run, stage: Mapping[str, Any]) -> list[Mapping[str, Any] | None]:
-    """The tables that a stage draws from, as the recipe names them."""
-    said = stage.get("data")
-    if said is not None:
-        return said if isinstance(said, list) else [said]
-    own = [(run.recipe["modalities"].get(name) or {}).get("data") for name in names_of(stage["align"])]
-    return [data or run.recipe.get("data") for data in own]
-
-
-def _spent(started: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """How long a run took, and how much memory; a run that went on tells of its last part."""
-    with suppress(KeyError, TypeError, ValueError):
-        times = [datetime.fromisoformat(started[name]) for name in ("started", "finished")]
-        took = words.duration((times[1] - times[0]).total_seconds())
-        yield "took", f"{took}, from {times[0]:%Y-%m-%d %H:%M} UTC"
-    peak = started.get("peak_memory_bytes")
-    if isinstance(peak, int):
-        yield "peak memory", f"{words.size(peak)} of the machine's, by the first process"
-
-
-def _source(data: Mapping[str, Any] | None) -> str:
-    if data is None:
-        return "pairs that its modality brings"
-    if data.get("toyearth") is not None:
-        options = ", ".join(f"{name} {value}" for name, value in data["toyearth"].items())
-        return f"toy Earth{f' ({options})' if options else ''}"
-    name = str(data.get("manifest", "?"))
-    return PurePath(name).name if PurePath(name).is_absolute() else name
 
 
 def _sections(run: Run, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 import geobind
@@ -18,10 +21,12 @@ from geobind.report import words
 from geobind.seeds import fingerprint
 from geobind.studies.cells import Cell, check
 from geobind.training.figures import take_over
+from geobind.training.guards.stopping import SIGNALS, Stopped
 from geobind.training.keys import stage_folders
 
 _DONE = "cell.json"  # written when a cell's run has ended well
-_STOPPED = (130, 138, 143, -2, -15)  # exit codes of a run that was asked to stop: the study stops too
+# Exit codes of a run that was asked to stop, by which signal: the study stops too.
+_STOPPED = {code: number for number in SIGNALS for code in (128 + number, -number)}
 
 
 class Ran(NamedTuple):
@@ -64,17 +69,55 @@ def _run(cell: Cell, recipe: Recipe, folder: Path) -> bool:
     sets = [word for change in cell.overrides for word in ("--set", change)]
     command = [sys.executable, "-m", "geobind", "run", cell.recipe, *sets, "--out", str(folder), "--resume"]
     # What a run prints on its standard output is its table, which the study shows once for all.
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # it was asked to stop as well, and writes a checkpoint
-            raise
+    with _passing_on() as child, subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        child.began(process)
+        code = process.wait()
     if code == 0:
         storage.write_json(folder / _DONE, {"key": _key(recipe)})
-    elif code in _STOPPED:
-        raise KeyboardInterrupt
+    if number := child.asked or _STOPPED.get(code):
+        name = signal.Signals(number).name
+        raise Stopped(
+            number, f"{name}: the study stops after '{cell.title}'; the same command goes on with it"
+        )
     return code == 0
+
+
+class _Child:
+    """The process of a cell, and what signals have asked of the study while it runs."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.asked = 0  # the number of the last signal
+
+    def began(self, process: subprocess.Popen[bytes]) -> None:
+        """Take the process; tell it of a signal that came before it could be told."""
+        self.process = process
+        if self.asked:
+            process.send_signal(self.asked)
+
+    def hear(self, number: int, _: FrameType | None) -> None:
+        """Pass a signal on."""
+        self.asked = number
+        if self.process is not None:
+            self.process.send_signal(number)
+
+
+@contextmanager
+def _passing_on() -> Generator[_Child]:
+    """Pass signals that ask the study to stop on to the cell, which ends with a checkpoint.
+
+    Outside the main thread nothing is changed.
+    """
+    child = _Child()
+    if threading.current_thread() is not threading.main_thread():
+        yield child
+        return
+    before = {number: signal.signal(number, child.hear) for number in SIGNALS}
+    try:
+        yield child
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _is_done(folder: Path, recipe: Recipe) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import timm
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from geobind.errors import CheckpointError, RecipeError
+from geobind.errors import CheckpointError, RecipeError, did_you_mean
 from geobind.towers.options import TimmOptions
 from geobind.towers.weights import load_strictly, read_weights
 
@@ -27,8 +26,8 @@ def backbone_config(options: TimmOptions) -> Any:
         else None
     )
     if config is None:
-        near = difflib.get_close_matches(options.model, timm.list_models() + timm.list_pretrained(), n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "see timm.list_models()"
+        known = timm.list_models() + timm.list_pretrained()
+        hint = did_you_mean(options.model, known, "see timm.list_models()")
         raise RecipeError(f"timm has no model '{options.model}'; {hint}")
     return config
 

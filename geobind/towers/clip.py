@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import open_clip
 import torch
 
-from geobind.errors import CheckpointError, RecipeError
+from geobind.errors import CheckpointError, RecipeError, did_you_mean
 from geobind.towers.converting import Part, load_clip
 from geobind.towers.options import ClipOptions
 from geobind.towers.weights import file_of
@@ -49,8 +48,7 @@ def config_of(options: ClipOptions) -> dict[str, Any]:
     else:
         config = open_clip.get_model_config(options.model)
     if config is None:
-        near = difflib.get_close_matches(str(options.model), open_clip.list_models(), n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "see open_clip.list_models()"
+        hint = did_you_mean(str(options.model), open_clip.list_models(), "see open_clip.list_models()")
         raise RecipeError(f"open_clip has no model '{options.model}'; {hint}")
     if "multimodal_cfg" in config:
         raise RecipeError(

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from geobind.binder import unit
 from geobind.recipe.pairs import Bound
 from geobind.training.losses import Context, ContrastiveLoss
+from geobind.training.processes.absent import absent
 from geobind.training.processes.ranks import Ranks
 
 _FEWEST = 2  # rows with both of a pair: one alone has nothing to be told from
@@ -77,6 +78,7 @@ class Bind(nn.Module):
         self.ranks = ranks
         self.width = width
         self.partial = partial
+        self.spare: dict[str, Any] = {}  # a row for each encoder that all ranks must run, or none
 
     def forward(
         self,
@@ -97,7 +99,9 @@ class Bind(nn.Module):
         if part is not None:
             return part(self, batches)
         compared = self.compared(present_BM)
-        embedded = {name: self.embed(name, batches[name]) for name in compared.names if name in batches}
+        there = (name for name in compared.names if name in batches or name in self.spare)
+        # On all ranks in one order, for they may wait for each other inside the encoders.
+        embedded = {n: self.embed(n, batches[n]) if n in batches else self._none_of(n) for n in there}
         return self.contrast(embedded, compared, about and about.context)
 
     def compared(self, present_BM: Tensor | None = None) -> Compared:
@@ -118,6 +122,11 @@ class Bind(nn.Module):
         """Embed prepared inputs of one modality as unit-length float32 (B, D)."""
         return unit(self.encoders[name](batch))
 
+    def _none_of(self, name: str) -> Tensor:
+        """Run an encoder for the other ranks' sake; return no embeddings (0, D), which lead back to it."""
+        with absent(self.encoders[name]):
+            return self.embed(name, self.spare[name])[:0]
+
     def contrast(
         self, embedded: Mapping[str, Tensor], compared: Compared, context: Context | None = None
     ) -> Losses:
@@ -132,7 +141,7 @@ class Bind(nn.Module):
                 row_R = row_R.to(sides[0].device)
                 sides = (sides[0][row_R], sides[1][row_R])
             found[pair.name] = self._loss(pair.name, sides, _of_rows(context, row_R), own)
-        idle = tuple(name for name in self._trained() if name not in whole and name not in found)
+        idle = tuple(self._trained(but=whole.keys() | found.keys()))
         total = self._total(found, idle)
         return Losses(total, {name: loss.detach() for name, loss in found.items()}, idle if found else ())
 
@@ -171,7 +180,11 @@ class Bind(nn.Module):
         return empty_BD.index_copy(0, row, embedded[name])
 
     def _total(self, found: Mapping[str, Tensor], idle: Iterable[str]) -> Tensor:
-        parts = [pair.weight * found[pair.name] for pair in self.pairs if pair.name in found]
+        parts = [
+            found[pair.name] if pair.weight == 1 else pair.weight * found[pair.name]
+            for pair in self.pairs
+            if pair.name in found
+        ]
         if self.ranks.world > 1 or not parts:
             # DDP waits for the gradient of everything it trains.
             parts += [_nothing(self._part(name)) for name in idle]
@@ -180,11 +193,11 @@ class Bind(nn.Module):
             total = total + part
         return total
 
-    def _trained(self) -> list[str]:
+    def _trained(self, but: Collection[str] = ()) -> list[str]:
         return [
             name
             for name in (*self.encoders, *self.losses)
-            if any(parameter.requires_grad for parameter in self._part(name).parameters())
+            if name not in but and any(one.requires_grad for one in self._part(name).parameters())
         ]
 
     def _part(self, name: str) -> nn.Module:

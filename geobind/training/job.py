@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +23,8 @@ PairLosses = Mapping[str, ContrastiveLoss]  # by pair
 Quarantined = tuple[tuple[str, str], ...]  # key and reason
 
 
-class Job(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Job:
     """All that running one stage takes."""
 
     recipe: Recipe
@@ -45,18 +48,18 @@ class Job(NamedTuple):
         """The pairs of modalities that are compared."""
         return self.recipe.pairs_of(self.stage)
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
         """Which rows each step takes."""
         seed = seed_of(self.recipe.seed, self.stage.name, "data")
         return plan_of(self.stage, self.rows, seed)
 
-    @property
+    @cached_property
     def partial(self) -> bool:
         """Whether some rows lack a modality."""
         return len(self.pairs) > 1 and self.rows.having([*self.encoders]) < len(self.rows)
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """How many steps the stage takes."""
         if self.stage.steps is not None:

@@ -19,6 +19,7 @@ from geobind import storage
 from geobind.errors import TrainingError
 from geobind.progress import PLAIN_EVERY, bar, watched
 
+_SHOW_EVERY = 0.1  # seconds; a bar is drawn no more often
 FIELDS: tuple[str, ...] = ("stage", "step", "loss", "temperature", "lr", "grad_norm", "samples_per_second")
 
 
@@ -78,13 +79,14 @@ class Metrics:
 
     def add(self, stage: str, rows: Sequence[dict[str, Any]]) -> None:
         """Append rows of a stage."""
-        new = not self.path.exists()
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.fields, lineterminator="\n")
+        if not self.path.exists():
+            writer.writeheader()
+        writer.writerows({"stage": stage, **row} for row in rows)
         try:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, self.fields, lineterminator="\n")
-                if new:
-                    writer.writeheader()
-                writer.writerows({"stage": stage, **row} for row in rows)
+            with self.path.open("ab") as file:
+                file.write(text.getvalue().encode())
         except OSError as error:
             raise storage.refusal(self.path, error) from error
 
@@ -109,13 +111,8 @@ class Recorder:
     """
 
     def __init__(self, stage: str, total: int, batch_size: int, metrics: Metrics | None, every: int) -> None:
-        self.stage, self.total, self.batch_size, self.metrics, self.every = (
-            stage,
-            total,
-            batch_size,
-            metrics,
-            every,
-        )
+        self.stage, self.total, self.batch_size = stage, total, batch_size
+        self.metrics, self.every = metrics, every
         self.last_good: str = "none yet"
         self.aside = ""  # what else the line of progress tells
         self.last_loss = math.nan
@@ -206,6 +203,10 @@ class Recorder:
         )
 
     def _show(self, step: Step, loss: float, rate: float, now: float) -> None:
+        last = step.number + 1 == self.total
+        if not last and now - self._spoke < (_SHOW_EVERY if self._bar else PLAIN_EVERY):
+            return
+        self._spoke = now
         parts = "".join(
             f"  {name} {value:.3f}" for name, value in self.last_of.items() if len(step.scales) > 1
         )
@@ -214,13 +215,12 @@ class Recorder:
         status += f"  {self._broken} broken" if self._broken else ""
         if self._bar:
             self._bar.update(self._task, completed=step.number + 1, status=status)
-        elif now - self._spoke > PLAIN_EVERY or step.number + 1 == self.total:
+        else:
             left = (self.total - step.number - 1) * self.batch_size / max(rate, 1e-9)
             print(
                 f"{self.stage}: step {step.number + 1}/{self.total}  {status}  {left:.0f} s left",
                 file=sys.stderr,
             )
-            self._spoke = now
 
 
 def pair_fields(pairs: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from geobind import memory, storage
 from geobind.data.loading import BatchLoader, Side, auto_workers
+from geobind.data.order import seed_torch
 from geobind.frozen.loading import StoredLoader
 from geobind.seeds import seed_of
 from geobind.training.bind import About, Bind
@@ -87,7 +88,7 @@ def _train(
     stage, seed, plan = job.stage, job.recipe.seed, job.plan
     ranks = Ranks(fabric.all_gather, fabric.world_size, fabric.global_rank)
     bind = Bind(cached.encoders(job), losses, job.pairs, ranks, job.recipe.width, partial=job.partial)
-    moving = set_up(fabric, job, bind)
+    moving = set_up(fabric, job, bind, cached.sides)
     gradients = gradients_of(fabric, job, bind, moving.module)
     watching = Watching(fabric, job, moving, losses, cached.sides)
     saved, path = {**_saved(job, losses), **watching.saved}, job.folder / "state.ckpt"
@@ -107,12 +108,12 @@ def _train(
                 break
             rate = moving.set_rate(step)
             # Dropout draws from here, so a resumed step draws what it would have drawn.
-            torch.manual_seed(seed_of(seed, stage.name, step, fabric.global_rank))
+            seed_torch(fabric.device, seed_of(seed, stage.name, step, fabric.global_rank))
 
             turn = turn_of(step, stage.accumulate, job.steps)
             about = About(context_of(ranks, fabric.device, stage.loss, meta))
             found = gradients(batches, present_of(bind, meta), about, turn)
-            scales = {name: loss.temperature.scale.detach().clone() for name, loss in losses.items()}
+            scales = {name: loss.temperature.log_scale.detach().exp() for name, loss in losses.items()}
             norm = moving.step() if turn.last else None
             for loss in losses.values():
                 loss.after_step()

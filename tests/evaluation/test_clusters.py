@@ -10,6 +10,7 @@ from geobind.errors import DataError
 from geobind.evaluation import evaluate_pairs, retrieval
 from geobind.evaluation.clusters import clusters_of
 from geobind.evaluation.intervals import bootstrap
+from geobind.evaluation.resampling import Resampling
 
 
 @pytest.fixture(autouse=True)
@@ -25,10 +26,10 @@ def test_ten_copies_of_a_query_are_one_query_when_drawn_together():
     random = np.random.default_rng(0)
     value = random.random((40, 1))
     rank = np.floor(100 * value[:, 0])
-    alone = bootstrap(value, rank, resamples=2000, seed=0)
+    alone = bootstrap(value, rank, Resampling(2000))
     copied = np.repeat(value, 10, axis=0), np.repeat(rank, 10)
-    together = bootstrap(*copied, resamples=2000, seed=0, cluster_Q=np.repeat(np.arange(40), 10))
-    naive = bootstrap(*copied, resamples=2000, seed=0)
+    together = bootstrap(*copied, Resampling(2000), np.repeat(np.arange(40), 10))
+    naive = bootstrap(*copied, Resampling(2000))
     whole = alone.high_M[0] - alone.low_M[0]
     assert together.high_M[0] - together.low_M[0] == pytest.approx(whole, rel=0.1)
     assert naive.high_M[0] - naive.low_M[0] == pytest.approx(whole / np.sqrt(10), rel=0.15)
@@ -38,8 +39,7 @@ def test_ten_copies_of_a_query_are_one_query_when_drawn_together():
 def test_clusters_of_one_query_change_nothing():
     value, rank = np.random.default_rng(1).random((50, 2)), np.arange(50.0)
     one, other = (
-        bootstrap(value, rank, resamples=300, seed=3, cluster_Q=clusters)
-        for clusters in (None, np.arange(50))
+        bootstrap(value, rank, Resampling(300, seed=3), clusters) for clusters in (None, np.arange(50))
     )
     assert all(np.allclose(a, b) for a, b in zip(one, other, strict=True))
 

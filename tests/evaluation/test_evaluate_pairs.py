@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from geobind.errors import DataError
 from geobind.evaluation import Settings, evaluate_pairs, rank_counts, render, retrieval
 from geobind.evaluation.intervals import bootstrap
+from geobind.evaluation.resampling import Resampling, by_counting
 
 TRAINED = {frozenset({"satellite", "photo"}), frozenset({"satellite", "sound"})}
 QUICK = Settings(resamples=100)
@@ -188,7 +189,7 @@ def test_the_terminal_table_shows_marks_intervals_and_chance():
 def test_the_interval_of_a_mean_matches_the_normal_approximation():
     random = np.random.default_rng(0)
     value = random.normal(3, 2, (2000, 1))
-    bounds = bootstrap(value, value[:, 0], resamples=2000, seed=1)
+    bounds = bootstrap(value, value[:, 0], Resampling(2000, seed=1))
     half = 1.96 * 2 / np.sqrt(2000)
     assert bounds.low_M[0] == pytest.approx(value.mean() - half, abs=0.15 * half)
     assert bounds.high_M[0] == pytest.approx(value.mean() + half, abs=0.15 * half)
@@ -196,12 +197,12 @@ def test_the_interval_of_a_mean_matches_the_normal_approximation():
 
 @pytest.mark.parametrize("queries", [1, 2, 5, 8, 301])
 def test_bootstrap_medians_are_those_of_the_resamples_drawn_one_by_one(queries):
-    from geobind.evaluation.intervals import _medians, _times_drawn
+    from geobind.evaluation.intervals import _medians
 
     rank = np.sort(np.random.default_rng(0).integers(1, 50, queries)).astype(float)
-    times = _times_drawn(np.random.default_rng(1), 40, queries)
+    times = by_counting(np.random.default_rng(1), 40, queries)
     assert (times.sum(axis=1) == queries).all()
-    assert _medians(times, rank).tolist() == [np.median(np.repeat(rank, row)) for row in times]
+    assert _medians(times, rank).tolist() == [np.median(np.repeat(rank, row.astype(int))) for row in times]
 
 
 def test_the_same_seed_gives_the_same_intervals():
@@ -214,7 +215,7 @@ def test_the_same_seed_gives_the_same_intervals():
 
 def test_queries_without_a_label_are_left_out_of_its_mean():
     value = np.array([[1.0], [np.nan], [0.0], [np.nan]])
-    bounds = bootstrap(value, np.arange(4.0), resamples=200, seed=0)
+    bounds = bootstrap(value, np.arange(4.0), Resampling(200))
     assert (bounds.low_M[0], bounds.high_M[0]) == (0.0, 1.0)
 
 

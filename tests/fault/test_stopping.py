@@ -119,8 +119,26 @@ def test_a_study_stops_where_a_cell_was_asked_to(home, monkeypatch):
             return 143
 
     monkeypatch.setattr(running.subprocess, "Popen", Ended)
-    with pytest.raises(KeyboardInterrupt):
-        running._run(type("Cell", (), {"overrides": (), "recipe": "x.yaml"}), None, home)
+    cell = type("Cell", (), {"overrides": (), "recipe": "x.yaml", "title": "seed=1"})
+    with pytest.raises(Stopped, match="SIGTERM: the study stops after 'seed=1'; the same command") as caught:
+        running._run(cell, None, home)
+    assert caught.value.exit_code == 143
+
+
+def test_a_signal_that_comes_by_two_ways_is_one(monkeypatch):
+    """A scheduler sends it to all processes, and a launcher or a study passes it on."""
+    fabric = type("Fabric", (), {"world_size": 1, "is_global_zero": True})
+    with (
+        pytest.raises(Stopped, match="stopped at once"),
+        listening(),
+        between_steps(fabric, "one", 1) as asked,
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked(0).exit_code == 143
+        monkeypatch.setattr(stopping, "_TWICE_SECONDS", 0.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("a second signal waited")
 
 
 def test_a_second_signal_does_not_wait_for_the_step():

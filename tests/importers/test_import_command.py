@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 def test_importers_are_listed_and_shown(run):
     listed = json.loads(run("import --list --json").stdout)
-    assert {item["name"] for item in listed["importers"]} == set(registry().importers)
+    assert {item["name"] for item in listed["importers"]} == set(registry().plugins)
     lines = dict(line.split(maxsplit=1) for line in run("import --list").stdout.splitlines())
     assert lines["soundingearth"].startswith("SoundingEarth, 50 k field recordings")
     shown = run("import --show soundingearth").stdout

@@ -2,8 +2,12 @@
 
 import csv
 import math
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -12,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.errors import DataError
-from geobind.studies.cells import grid, parse_axis
+from geobind.studies import running
+from geobind.studies.cells import Cell, grid, parse_axis
 from geobind.studies.outcome import spread, summarise
 from geobind.studies.running import Ran, run_cells
 from geobind.studies.sweep_page import write_sweep
+from geobind.training.guards.stopping import Stopped
 
 RECIPE = """
 name: tiny
@@ -94,6 +100,36 @@ def test_a_cell_that_fails_is_named_and_does_not_stop_the_others(swept, capfd):
     assert [line.failed for line in summary.lines] == [1, 0]
     assert math.isnan(summary.lines[0].measured["trained"].mean)
     assert "0 (1 failed)" in write_sweep(summary, "t", home).read_text()
+
+
+CELL = """#!/bin/sh
+trap 'echo asked >> {home}/heard; sleep 0.2; exit 143' {name}
+echo up > {home}/up
+while true; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize("name", ["TERM", "USR1", "INT"])
+def test_a_study_that_is_asked_to_stop_asks_its_cell_and_waits_for_it(tmp_path, monkeypatch, name):
+    program, number = tmp_path / "cell", signal.Signals[f"SIG{name}"]
+    program.write_text(CELL.format(home=tmp_path, name=name))
+    program.chmod(0o755)
+    monkeypatch.setattr(running.sys, "executable", str(program))
+
+    def ask():
+        while not (tmp_path / "up").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    asking, before = threading.Thread(target=ask), signal.getsignal(number)
+    asking.start()
+    cell = Cell("tiny.yaml", (), {"seed": "1"})
+    with pytest.raises(Stopped, match=f"{number.name}: the study stops after") as caught:
+        running._run(cell, None, tmp_path)
+    asking.join()
+    assert (tmp_path / "heard").read_text() == "asked\n"  # and it has ended, as the next line is reached
+    assert caught.value.exit_code == 128 + number
+    assert signal.getsignal(number) is before
 
 
 def test_a_study_without_measurements_says_what_is_missing(tmp_path):

@@ -1,8 +1,9 @@
 """Encoders with blocks, for tests of what several processes, sharding and compiling make of them.
 
 `python deep.py [JSON ...]` does one run after another, so that several share the start of the processes:
-`{"out": folder, "set": [...], "resume": false, "halt": step, "kill": [rank, step]}`. What a process is told
-instead of a result lies in `out/told-RANK.json`.
+`{"out": folder, "set": [...], "resume": false, "halt": step, "kill": [rank, step]}`; with `"wheel": true` it
+is that of toy.py, whose table lies in `out`. What a process is told instead of a result lies in
+`out/told-RANK.json`.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Halt(BaseException):
     """Ends a run on every process after a step, as a signal would."""
 
 
-def run_one(out: str, set: list[str] = (), resume=False, halt=None, kill=None) -> None:
+def run_one(out: str, set: list[str] = (), resume=False, halt=None, kill=None, wheel=False) -> None:
     from geobind.training import record
     from geobind.training.run import run
 
@@ -125,7 +126,7 @@ def run_one(out: str, set: list[str] = (), resume=False, halt=None, kill=None) -
 
     record.Recorder.add, told = add_then_end, {}
     try:
-        run(recipe(Path(out), *set), Path(out) / "run", resume=resume)
+        run((toy.wheel if wheel else recipe)(Path(out), *set), Path(out) / "run", resume=resume)
     except Halt:
         told = {"halted": halt}
     except (GeobindError, SystemExit) as error:

@@ -15,8 +15,9 @@ from geobind import proof
 from geobind.binder import Binder
 from geobind.cli import main
 from geobind.errors import CheckpointError, TrainingError
-from geobind.proof import State, difference
+from geobind.stage_proof import State, difference, digest_of_embeddings
 from geobind.training import keys
+from geobind.training import run as runs
 from geobind.training.outcome import proving
 from geobind.training.run import run
 
@@ -63,7 +64,7 @@ def test_the_proof_is_of_the_embeddings_that_the_bundles_give(grown):
     rows = [toy.view(i, "left") for i in range(32)]
     for bundle in (old, new):
         found = Binder.load(bundle).embed("left", rows, batch_size=32)
-        assert proof.digest_of_embeddings(found) == state.embeddings
+        assert digest_of_embeddings(found) == state.embeddings
     assert Binder.load(new).card.proof.stages[1].keys["left"][:2] == ("row0", "row1")
 
 
@@ -128,10 +129,48 @@ def test_an_encoder_that_gives_another_result_each_time_is_told(tmp_path, monkey
         return self.head(self.trunk(x_BF)) + 1e-3 * torch.rand(1)
 
     monkeypatch.setattr(toy.Net, "forward", forward)
-    go(tmp_path, GROWN, "stages.1.cache=off")
+    go(tmp_path, FIRST)
+    go(tmp_path, GROWN, "stages.1.cache=off", resume=True)
     said = capsys.readouterr().err
     assert "two: warning: left, cold embed the same rows to other bits with the same weights" in said
     assert "two: warning: 'left' is not what stage 'one' left: its weights are the same, but it" in said
+
+
+def embedded(monkeypatch):
+    """How often each encoder embeds as many rows at once as a proof does."""
+    seen, forward = [], toy.Net.forward
+
+    def counting(self, x_BF):
+        seen.extend([id(self)] * (len(x_BF) == proving.ROWS))
+        return forward(self, x_BF)
+
+    monkeypatch.setattr(toy.Net, "forward", counting)
+    return seen
+
+
+@pytest.mark.parametrize(("between", "more"), [(None, 0), ("weights", 1), ("buffers", 1)])
+def test_what_a_stage_left_is_embedded_again_before_the_next_only_if_a_bit_of_it_has_changed(
+    tmp_path, monkeypatch, between, more
+):
+    finish, encoder = runs._finish, toy.Numbers.encoder
+
+    def with_buffer(self, width, *, pretrained=True):
+        net = encoder(self, width, pretrained=pretrained)
+        net.register_buffer("mask", torch.ones(3), persistent=False)
+        return net
+
+    def meddle(fabric, job, *rest):
+        done = finish(fabric, job, *rest)
+        if job.stage.name == "one" and between:
+            cold = job.binder.encoders["cold"]
+            (cold.head.weight.data if between == "weights" else cold.mask).view(-1)[0] += 1
+        return done
+
+    monkeypatch.setattr(toy.Numbers, "encoder", with_buffer)
+    monkeypatch.setattr(runs, "_finish", meddle)
+    seen = embedded(monkeypatch)
+    go(tmp_path, GROWN, "stages.1.cache=off", "evaluate=null")
+    assert len(seen) == 3 * 3 + more  # of three modalities: before, after the first stage, after the second
 
 
 def test_another_library_between_two_stages_is_told_from_other_weights():

@@ -244,8 +244,10 @@ def test_a_batch_or_a_stage_that_processes_cannot_share_is_told_before_training(
     lacking = Rows(range(90))
     lacking.having = lambda names: 30
     monkeypatch.setattr(starting, "shards", lambda fabric: True)
-    with pytest.raises(RecipeError, match=r"stage 'one': some rows lack a modality.*strategy: ddp"):
-        starting.check_shares(SimpleNamespace(world_size=2), wheel, [lacking])
+    starting.check_shares(SimpleNamespace(world_size=2), wheel, [lacking])
+    chunked = deep.toy.wheel(tmp_path, "stages.0.chunk=4")
+    with pytest.raises(RecipeError, match=r"stage 'one': some rows lack a modality.*`chunk`.*strategy: ddp"):
+        starting.check_shares(SimpleNamespace(world_size=2), chunked, [lacking])
 
 
 @pytest.mark.parametrize("word", ["fsdp", "deepspeed"])

@@ -18,6 +18,7 @@ from geobind.training.encoders.compiling import as_written, compiling
 from geobind.training.encoders.depth import last_parameters, rate_shares
 from geobind.training.encoders.freezing import check_frozen, frozen_digests, head_of, set_trainable
 from geobind.training.encoders.replaying import keep_again
+from geobind.training.processes.normalising import normalise_alone
 from geobind.training.processes.ranks import alike
 from geobind.training.processes.sharding import make_whole
 
@@ -96,6 +97,7 @@ def _plain(fabric: Fabric, job: Job) -> dict[str, nn.Module]:
     for name, encoder in job.encoders.items():
         as_written(encoder)
         keep_again(encoder)
+        normalise_alone(encoder)
         if name in job.stage.parts:
             alike(fabric, encoder.buffers())
     return job.encoders

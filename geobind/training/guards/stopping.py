@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -14,6 +15,11 @@ from lightning_fabric import Fabric
 
 # Ctrl-C; what kill, SLURM and Kubernetes send before they end a process; what SLURM sends if it is asked to.
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+SIGNALS = tuple(
+    int(getattr(signal, name)) for name in _NAMES if hasattr(signal, name)
+)  # Windows has no SIGUSR1
+# One signal can come by two ways: schedulers send it to all processes, and launchers pass it on to theirs.
+_TWICE_SECONDS = 1.0
 _HEARD = b"\nstopping after this step, with a checkpoint; once more stops at once\n"
 
 
@@ -35,6 +41,7 @@ class _Heard:
 
     number = 0  # of the signal; 0: none
     patient = False  # whether somebody looks at the end of each step
+    at = 0.0  # when the first came
 
 
 @contextmanager
@@ -49,10 +56,8 @@ def listening() -> Generator[None]:
         return
     before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
     _Heard.number, _Heard.patient = 0, False
-    for name in _NAMES:
-        if hasattr(signal, name):  # Windows has no SIGUSR1
-            number = getattr(signal, name)
-            before[number] = signal.signal(number, _hear)
+    for number in SIGNALS:
+        before[number] = signal.signal(number, _hear)
     try:
         yield
     finally:
@@ -99,8 +104,12 @@ def between_steps(fabric: Fabric, stage: str, every: int) -> Generator[Callable[
 
 
 def _hear(number: int, frame: FrameType | None) -> None:
-    first = not _Heard.number
+    first, now = not _Heard.number, time.monotonic()
+    if number == _Heard.number and now - _Heard.at < _TWICE_SECONDS:
+        return
     _Heard.number = number
+    if first:
+        _Heard.at = now
     if not (first and _Heard.patient):
         raise Stopped(number, f"{_name(number)}: stopped at once")
     with suppress(OSError):

@@ -7,6 +7,7 @@ anyway, using it at once saves the matrix product that recomputing it in the bac
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -161,7 +162,9 @@ def _run(
     query, key, factor, offset = (
         given.detach().to(dtype).contiguous() for given in (query_ND, key_MD, scale, bias)
     )
-    with torch.no_grad(), torch.autocast(query_ND.device.type, enabled=False):
+    kind = query_ND.device.type
+    cast = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    with torch.no_grad(), cast:
         return kernel(query, key, factor, offset, wanted)
 
 

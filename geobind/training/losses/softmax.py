@@ -81,11 +81,15 @@ def both_ways(query_ND: Tensor, key_ND: Tensor, scale: Tensor, pairing: Pairing,
     loss_N = (row_sum_N.log() + column_sum_N.log()) / 2 + shift - positive_N
     gradients = Gradients(query_ND, key_ND, scale, wanted)
     row_weight_N1, column_weight_N = (0.5 / pairs / row_sum_N).unsqueeze(1), 0.5 / pairs / column_sum_N
+    only = len(row_blocks) == len(column_blocks) == 1
     for rows in row_blocks if gradients.any else ():
         scaled_TD = query_ND[rows] * scale
         for columns in column_blocks:
             tile = Tile(pairing, rows, columns, share_N1, mutual=pairing.uneven)
-            weights_TC = _exponentials_(_product(scaled_TD, key_ND[columns], space), shift, tile)
+            if only:
+                weights_TC = space.view(pairs, pairs)  # its exponentials are still there
+            else:
+                weights_TC = _exponentials_(_product(scaled_TD, key_ND[columns], space), shift, tile)
             factor_TC = spare[: weights_TC.numel()].view_as(weights_TC)
             weights_TC *= torch.add(row_weight_N1[rows], column_weight_N[columns], out=factor_TC)
             tile.subtract_(weights_TC, 1 / pairs)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
 from geobind import provenance
 from geobind.binder import Binder
@@ -20,9 +21,9 @@ from geobind.data.table import Table
 from geobind.errors import DataError, TrainingError
 from geobind.frozen.rows import Cells
 from geobind.inputs import moved, still
-from geobind.proof import Proof, StageProof, State, difference, digest_of_embeddings
 from geobind.recipe import Recipe
 from geobind.seeds import fingerprint
+from geobind.stage_proof import Proof, StageProof, State, difference, digest_of_embeddings
 from geobind.training.encoders.freezing import check_frozen
 from geobind.training.sources import Sources
 
@@ -43,11 +44,20 @@ class _Rows(NamedTuple):
         return fingerprint(self.where, list(self.keys))
 
 
+class _Left(NamedTuple):
+    """What a stage left of a modality: if it is still there to the bit, so are its embeddings."""
+
+    weights: str  # a hash
+    others: str  # a hash of the buffers that its weights' hash is not of
+    device: torch.device
+
+
 class Prover:
     """Embeds the same rows before and after each stage, on one thread where a CPU computes.
 
     The rows are the first that `evaluate` measures on, of a modality without such the first that a stage
-    has; so a stage at the end of a recipe changes none of them. They are prepared once.
+    has; so a stage at the end of a recipe changes none of them. They are prepared once. After a stage all
+    are embedded; before the next one only those whose encoder's bits are not what this process hashed then.
 
     Args:
         recipe: Its modalities.
@@ -58,6 +68,7 @@ class Prover:
     def __init__(self, recipe: Recipe, sources: Sources, binder: Binder) -> None:
         self.recipe, self.sources, self.binder = recipe, sources, binder
         self._rows: dict[str, _Rows | None] = {}
+        self._left: dict[str, tuple[_Left, State]] = {}
 
     def states(self, fabric: Fabric) -> dict[str, State]:
         """Return what every modality is now."""
@@ -72,6 +83,7 @@ class Prover:
         Raises:
             TrainingError: The weights of an encoder changed that the stage does not train.
         """
+        self._left.clear()  # what the stage has done to its encoders shows in their embeddings alone
         after = self.states(fabric)
         moved_ones = [n for n in after if n not in trained and after[n].weights != before[n].weights]
         if moved_ones:
@@ -98,6 +110,14 @@ class Prover:
         rows = self._rows[name]
         if rows is None:
             return State(weights=weights)
+        now = _Left(weights, _hash_of_unsaved(encoder), fabric.device)
+        before = self._left.get(name)
+        if before is None or before[0] != now:
+            self._left[name] = now, self._embedded(fabric, name, rows, weights)
+        return self._left[name][1]
+
+    def _embedded(self, fabric: Fabric, name: str, rows: _Rows, weights: str) -> State:
+        encoder = self.binder.encoders[name]
         home = next((p.device for p in encoder.parameters()), torch.device("cpu"))
         try:
             with still(encoder.to(fabric.device)):
@@ -106,6 +126,12 @@ class Prover:
             encoder.to(home)
         embeddings = digest_of_embeddings(embedding_ND)
         return State(weights=weights, rows=rows.name, count=len(rows.keys), embeddings=embeddings)
+
+
+def _hash_of_unsaved(encoder: nn.Module) -> str:
+    """Hash the buffers that are in no state dict."""
+    saved = encoder.state_dict().keys()
+    return provenance.digest_of({key: value for key, value in encoder.named_buffers() if key not in saved})
 
 
 def gathered(stages: Sequence[Mapping[str, Any]]) -> Proof:

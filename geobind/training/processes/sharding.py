@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,9 +17,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from geobind.training.encoders.depth import block_names
 from geobind.training.processes.whole import whole
-
-if TYPE_CHECKING:
-    from geobind.training.bind import Bind
 
 # Of each sharded module a copy of its structure, into which the whole weights go.
 _HULLS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
@@ -59,18 +56,19 @@ def _sharded(encoders: nn.ModuleDict) -> Iterator[tuple[str, nn.Module]]:
     return ((path, module) for path, module in encoders.named_modules() if module in _HULLS)
 
 
-def _shard_encoders(bind: Bind, mesh: DeviceMesh) -> nn.Module:
+def _shard_encoders(bind: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Shard each encoder that is trained, if only in part; the rest and the losses are on every process."""
+    encoders, losses = bind.get_submodule("encoders"), bind.get_submodule("losses")
     # Fabric's mesh has an axis for nodes and one for their processes; shards go over all of them alike.
     line = init_device_mesh(mesh.device_type, (mesh.size(),))
     here = _device(mesh.device_type)
-    for encoder in bind.encoders.values():
+    for encoder in encoders.children():
         if any(parameter.requires_grad for parameter in encoder.parameters()):
             _HULLS[encoder] = _hull(encoder)
             _shard(encoder, line, here)
         else:
             encoder.to(here)
-    bind.losses.to(here)
+    losses.to(here)
     return bind
 
 

@@ -16,6 +16,7 @@ from geobind.recipe import Recipe
 from geobind.recipe.schema import Fabric as FabricOptions
 from geobind.training.processes.parting import close_at_exit
 from geobind.training.processes.sharding import fsdp2, shards
+from geobind.training.steps.gradients import chunk_rows
 
 # What Fabric and DDP say of themselves on every process; nothing that a user can change.
 _NOISE = (
@@ -38,7 +39,8 @@ def check_shares(fabric: Fabric, recipe: Recipe, found: Sequence[Mixture]) -> No
     """See that the processes can share every stage of a recipe, before any is trained.
 
     Raises:
-        RecipeError: A batch does not divide among them, or rows lack modalities and weights are sharded.
+        RecipeError: A batch does not divide among them, or rows lack modalities where they would embed them
+            a chunk at a time with sharded weights.
     """
     world = fabric.world_size
     for stage, rows in zip(recipe.stages, found, strict=True):
@@ -48,12 +50,13 @@ def check_shares(fabric: Fabric, recipe: Recipe, found: Sequence[Mixture]) -> No
                 f"stage '{stage.name}': a batch of {stage.batch_size} cannot be shared by {world} processes; "
                 f"make it a multiple, such as {near}"
             )
-        several = len(recipe.pairs_of(stage)) > 1
-        if shards(fabric) and several and rows.having(recipe.names_of(stage)) < len(rows):
+        if not shards(fabric) or chunk_rows(stage, world) is None:
+            continue
+        if len(recipe.pairs_of(stage)) > 1 and rows.having(recipe.names_of(stage)) < len(rows):
             raise RecipeError(
-                f"stage '{stage.name}': some rows lack a modality, so that processes would run an encoder "
-                f"unequally often, which sharded weights cannot; use `fabric: {{strategy: ddp}}`, or give "
-                f"each aligned modality a stage of its own"
+                f"stage '{stage.name}': some rows lack a modality, so that with `chunk` processes would run "
+                f"an encoder unequally often, which sharded weights cannot; use `fabric: {{strategy: ddp}}`, "
+                f"drop `chunk`, or give each aligned modality a stage of its own"
             )
 
 

@@ -79,7 +79,7 @@ class Gradients:
         else:
             with nullcontext() if turn.last else apart(self.fabric, self.module):
                 found = self.module(self.fabric.to_device(batches), present_BM, about)
-                self.fabric.backward(found.total / turn.of)
+                self.fabric.backward(found.total if turn.of == 1 else found.total / turn.of)
         self._idle = {*found.idle} if self._idle is None else self._idle & {*found.idle}
         if turn.last:
             self.bind.rest(self._idle)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,13 +20,20 @@ from geobind.training.encoders.compiling import compile_encoder
 from geobind.training.encoders.freezing import parameter_groups
 from geobind.training.encoders.parts import precision_of, shares_of
 from geobind.training.encoders.replaying import replay
+from geobind.training.processes.absent import spare_rows
+from geobind.training.processes.normalising import normalise_together
 from geobind.training.processes.ranks import mean_over_ranks
 from geobind.training.processes.sharding import local, shards
 from geobind.training.steps.chunks import batch_statistics
+from geobind.training.steps.gradients import chunk_rows
 from geobind.training.steps.schedule import learning_rate
 
 if TYPE_CHECKING:
+    from geobind.frozen.sides import Stored
     from geobind.training.job import Job
+
+
+_BY_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 class Moving(NamedTuple):
@@ -54,13 +64,14 @@ class Moving(NamedTuple):
     def _clipped(self) -> Tensor:
         """Return the norm of the whole gradient, after scaling it down to `clip_norm` where it is larger."""
         grads = [p.grad for group in self.adamw.param_groups for p in group["params"] if p.grad is not None]
-        sharded = [grad.to_local() for grad in grads if isinstance(grad, DTensor)]
-        own = [grad for grad in grads if not isinstance(grad, DTensor)]
-        if shards(self.fabric):
+        in_shards = shards(self.fabric)
+        own = [grad for grad in grads if not isinstance(grad, DTensor)] if in_shards else grads
+        if in_shards:
             mean_over_ranks(self.fabric, own)  # nobody else does
         # A norm that is not finite is left to the recorder, which can name step and rows.
         norm = torch.nn.utils.get_total_norm(own).to(self.fabric.device)
-        if shards(self.fabric):
+        if in_shards:
+            sharded = [grad.to_local() for grad in grads if isinstance(grad, DTensor)]
             square = torch.nn.utils.get_total_norm(sharded).to(self.fabric.device) ** 2
             dist.all_reduce(square)
             norm = (norm**2 + square).sqrt()
@@ -69,23 +80,32 @@ class Moving(NamedTuple):
             # As torch.nn.utils.clip_grads_with_norm_ does it, which does not take shards.
             share = torch.clamp(most / (norm + 1e-6), max=1.0)
             scale: Any = torch._foreach_mul_  # pyright: ignore
-            scale([local(grad) for grad in grads], share)
+            scale([local(grad) for grad in grads] if in_shards else grads, share)
         return norm
 
 
-def set_up(fabric: Fabric, job: Job, bind: Bind) -> Moving:
-    """Build the optimiser of what a stage trains, and set both up where the stage runs."""
+def set_up(fabric: Fabric, job: Job, bind: Bind, stored: Mapping[str, Stored]) -> Moving:
+    """Build the optimiser of what a stage trains, and set both up where the stage runs.
+
+    Args:
+        fabric: Where the stage runs.
+        job: The stage.
+        bind: What it trains.
+        stored: The modalities that are read from the embedding cache.
+    """
     place = job.recipe.fabric
+    _look_for_nvml_once()
     if precision_of(job).endswith("-true"):
         bind.losses = InFloat32(dict(bind.losses.items()))
-    if fabric.world_size > 1 and fabric.is_global_zero:
-        _warn_of_statistics(job, bind)
+    if fabric.world_size > 1:
+        _normalise(fabric, job, bind)
     if place.checkpoint_activations:
         _replay(fabric, job)
     if place.mode:
         for encoder in bind.encoders.values():
             compile_encoder(encoder, place.mode, by_block=shards(fabric))
     module: Any = fabric.setup_module(bind)
+    bind.spare.update(spare_rows(fabric, job, bind.encoders, stored))
     options = job.stage.optimizer
     groups = parameter_groups(bind, options, shares_of(job))  # after the module: shards are other parameters
     # On a CPU the fused kernel goes through the weights once; elsewhere torch knows best. It refuses
@@ -94,6 +114,18 @@ def set_up(fabric: Fabric, job: Job, bind: Bind) -> Moving:
     fused = True if fabric.device.type == "cpu" and not scaled else None
     adamw = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
     return Moving(fabric, job, module, fabric.setup_optimizers(adamw), adamw)
+
+
+def _look_for_nvml_once() -> None:
+    """Spare the optimiser a search for a library in each step.
+
+    It asks torch for GPUs, whom Fabric tells to count them by NVML before CUDA starts. Where that cannot be
+    loaded, torch looks for it each time anew, and then counts without it.
+    """
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")  # as torch does it
+    except OSError:
+        os.environ.pop(_BY_NVML, None)
 
 
 def _replay(fabric: Fabric, job: Job) -> None:
@@ -107,8 +139,15 @@ def _replay(fabric: Fabric, job: Job) -> None:
             )
 
 
-def _warn_of_statistics(job: Job, bind: Bind) -> None:
-    if names := batch_statistics(bind.encoders):
+def _normalise(fabric: Fabric, job: Job, bind: Bind) -> None:
+    """Have batch norms take statistics of all processes' rows, or say that each takes its own."""
+    if chunk_rows(job.stage, fabric.world_size) is not None:
+        return  # they are those of a chunk, of which the first process warns
+    if job.recipe.fabric.sync_batchnorm:
+        fused = fabric.device.type == "cuda" and not job.partial
+        for encoder in bind.encoders.values():
+            normalise_together(encoder, fused=fused)
+    elif (names := batch_statistics(bind.encoders)) and fabric.is_global_zero:
         print(
             f"warning: stage '{job.stage.name}': {', '.join(names)} trains BatchNorm, whose statistics are "
             f"those of each process's own rows, so that the result depends on the number of processes",

@@ -1,0 +1,23 @@
+"""Ratios of two programs that take turns: what holds on a machine that others use, too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def ratio(one: Sequence[float], other: Sequence[float]) -> str:
+    """The median of the ratios of neighbours, and where 95 % of such medians lie."""
+    return _told(np.divide(one, other), "{:.3f}")
+
+
+def difference(one: Sequence[float], other: Sequence[float], unit: float = 1.0) -> str:
+    """The median of the differences of neighbours, and where 95 % of such medians lie."""
+    return _told(np.subtract(one, other) / unit, "{:+.2f}")
+
+
+def _told(value_N: np.ndarray, form: str) -> str:
+    drawn = np.random.default_rng(0).integers(len(value_N), size=(4000, len(value_N)))
+    low, high = np.quantile(np.median(value_N[drawn], axis=1), (0.025, 0.975))
+    return f"{form} (95 %: {form} to {form})".format(np.median(value_N), low, high)

@@ -1,0 +1,107 @@
+"""Plugins of each kind, as third parties would write them, and what geobind finds of them."""
+
+from importlib import import_module
+from types import ModuleType
+from typing import NamedTuple
+
+from geobind import plugins
+
+
+class Kind(NamedTuple):
+    """One kind of thing that plugins provide."""
+
+    word: str  # in messages
+    registry: ModuleType
+    base: str  # what a class must be derived from
+    hook: str
+    method: str  # that it must implement
+    source: str  # of a good plugin, but for `NAME`
+
+    def named(self, name):
+        return self.source.replace("NAME", name)
+
+    def collect(self):
+        """The registry of the plugins that tests published, and of those alone."""
+        return self.registry.collect(entry for entry in plugins.find() if entry.dist.name.startswith("acme-"))
+
+
+MODALITY = Kind(
+    "modality",
+    plugins,
+    "geobind.Modality",
+    "geobind_modalities",
+    "prepare",
+    """
+    import geobind
+
+    class Thing(geobind.Modality):
+        name = "NAME"
+        role = "frozen"
+        def encoder(self, width, *, pretrained=True): ...
+        def prepare(self, raw, *, training=False): ...
+
+    @geobind.hookimpl
+    def geobind_modalities():
+        return [Thing]
+    """,
+)
+IMPORTER = Kind(
+    "importer",
+    import_module("geobind.importers.registry"),
+    "geobind.importers.Importer",
+    "geobind_importers",
+    "rows",
+    """
+    import geobind
+    from geobind.importers import Column, Importer
+
+    class Thing(Importer):
+        name = "NAME"
+        title = "Bells of the Alps"
+        home = "https://example.org/bells"
+        licence = "CC BY 4.0"
+        citation = "Meier, Bells, 2024"
+        layout = "*.wav"
+        columns = {"audio": Column("file")}
+        loud: bool = False
+        many: tuple[int, ...] = ()
+
+        def rows(self):
+            yield from ({"key": f.stem, "audio": f} for f in sorted(self.folder().glob("*.wav")))
+
+    @geobind.hookimpl
+    def geobind_importers():
+        return [Thing]
+    """,
+)
+LOGGER = Kind(
+    "logger",
+    import_module("geobind.loggers.registry"),
+    "geobind.loggers.Logger",
+    "geobind_loggers",
+    "open",
+    """
+    import geobind
+    from geobind.loggers import Logger
+
+    class Thing(Logger):
+        name = "NAME"
+        def open(self, about): ...
+
+    @geobind.hookimpl
+    def geobind_loggers():
+        return [Thing]
+    """,
+)
+KINDS = {kind.word: kind for kind in (MODALITY, IMPORTER, LOGGER)}
+
+
+def only_fault(publish, kind, source):
+    """What is said of a faulty plugin beside a good one, which must be found; {module} is its module."""
+    module = publish("acme-broken", source)
+    publish("acme-sound", kind.named("sonar"))
+    found = kind.collect()
+    assert list(found.plugins) == ["sonar"]
+    (broken,) = found.broken
+    assert str(broken.source) == "acme-broken 1.0 [broken]"
+    return broken.reason.replace(module, "{module}")

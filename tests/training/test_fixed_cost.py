@@ -1,0 +1,80 @@
+"""What a step costs however small it is: nothing is done twice, or more often than anybody sees."""
+
+import ctypes
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import toy
+
+from geobind.data.mixing import Mixture, OwnRows, Source
+from geobind.data.order import seed_torch
+from geobind.training import job as jobs
+from geobind.training import record
+from geobind.training.losses import InfoNCE, softmax
+from geobind.training.run import run
+from geobind.training.steps import moving
+
+CPU = "fabric.accelerator=cpu"
+BY_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
+
+
+def test_torch_draws_what_it_would_after_its_own_manual_seed():
+    torch.manual_seed(2**63 - 5)
+    wanted = torch.rand(7)
+    seed_torch(torch.device("cpu"), 2**63 - 5)
+    assert torch.equal(torch.rand(7), wanted)
+
+
+@pytest.mark.parametrize(("pairs", "products"), [(16, 1), (512, 1), (513, 2 * 2)])
+def test_the_similarities_of_a_batch_that_is_one_tile_are_worked_out_once(monkeypatch, pairs, products):
+    made, product = [], softmax._product
+    monkeypatch.setattr(softmax, "_product", lambda *given: made.append(1) or product(*given))
+    sides = torch.nn.functional.normalize(torch.randn(2, pairs, 8), dim=2).requires_grad_()
+    InfoNCE()(*sides).backward()
+    assert len(made) == products
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_gpus_are_counted_without_nvml_where_there_is_none(tmp_path, monkeypatch, there):
+    def load(name, *_):
+        if not there:
+            raise OSError(name)
+
+    monkeypatch.setattr("geobind.plugins.registry", toy.registry)
+    monkeypatch.setattr("geobind.report.write_report", lambda *_, **__: None)
+    monkeypatch.setenv(BY_NVML, "1")
+    monkeypatch.setattr(moving, "ctypes", SimpleNamespace(CDLL=load))
+    run(toy.recipe(tmp_path, CPU, text=toy.RECIPE.split("  - {name: two")[0]), tmp_path / "run")
+    assert (BY_NVML in os.environ) == there and ctypes.CDLL is not load
+
+
+def test_the_rows_of_a_stage_are_planned_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("geobind.plugins.registry", toy.registry)
+    planned, plan_of = [], jobs.plan_of
+    monkeypatch.setattr(jobs, "plan_of", lambda *given: planned.append(1) or plan_of(*given))
+    recipe = toy.recipe(tmp_path)
+    rows = Mixture((Source("right", OwnRows(toy.Right().pairs("train", "left"), "left", "right")),))
+    job = jobs.Job(recipe, recipe.stages[0], None, rows, tmp_path, None, "key")
+    assert [job.steps, job.steps, job.plan.epoch] == [18, 18, 6] and len(planned) == 1
+
+
+def steps(count):
+    for number in range(count):
+        one = torch.tensor(1.0)
+        yield record.Step(number, one, one, 0.1, {"a-b": one}, {"a-b": one}, ("x",))
+
+
+def test_a_bar_is_drawn_at_most_ten_times_a_second_and_at_the_end(monkeypatch):
+    drawn, now = [], [0.0]
+    monkeypatch.setattr(record.time, "monotonic", lambda: now[0])
+    bar = SimpleNamespace(update=lambda _, completed, status: drawn.append(completed))
+    log = record.Recorder("one", 100, 4, record.Metrics(Path(os.devnull)), every=1)
+    log._bar, log._task = bar, 0
+    monkeypatch.setattr(record.Metrics, "add", lambda *_: None)
+    for step in steps(100):
+        now[0] += 0.024
+        log.add(step, 0)
+    assert drawn[-1] == 100 and drawn[:2] == [5, 10] and len(drawn) == 20
