@@ -34,8 +34,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from geobind import plugins
 from geobind.binder import Binder, unit
-from geobind.data.mixing import Mixture, OwnRows, Source
-from geobind.data.order import batch_indices
+from geobind.data.batches.mixing import Mixture, OwnRows, Source
+from geobind.data.batches.order import batch_indices
 from geobind.modality import Modality, Pair
 from geobind.recipe import recipe_from
 from geobind.seeds import seed_of

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 import torch
 from torch import Tensor, nn
 
-from geobind import bundle, scoring
-from geobind.data.loading import collate
+from geobind import scoring
+from geobind.bundles import folder as bundle
+from geobind.data.batches.loading import collate
 from geobind.errors import DataError, PluginError
 from geobind.inputs import class_examples, grouped, is_many, moved, of_width, prepared, still
 from geobind.modality import Modality
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from geobind.card import Card
+    from geobind.bundles.card import Card
 
     Embeddings: TypeAlias = Tensor | NDArray[Any]
 Auto: TypeAlias = bool | None  # None: as it suits
@@ -220,12 +221,12 @@ class Binder(nn.Module):
         return scoring.composed({name: self.embed(name, raw) for name, raw in parts.items()}, weights)
 
     def save(self, folder: str | Path, *, over: str | Path | None = None) -> Path:
-        """Write a bundle, or what this changes of the bundle `over`. See `geobind.bundle.save`."""
+        """Write a bundle, or what this changes of the bundle `over`. See `geobind.bundles.folder.save`."""
         return bundle.save(self, Path(folder), over=over)
 
     @classmethod
     def load(cls, folder: str | Path, *, base: str | Path | None = None) -> Binder:
-        """Read a bundle from a folder, a small one with its `base`, no pickle. See `geobind.bundle.load`."""
+        """Read a bundle, a small one with its `base`, no pickle. See `geobind.bundles.folder.load`."""
         return bundle.load(cls, Path(folder), base=base)
 
     @classmethod

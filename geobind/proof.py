@@ -10,7 +10,7 @@ from geobind.provenance import digest
 
 if TYPE_CHECKING:
     from geobind.binder import Binder
-    from geobind.stage_proof import State
+    from geobind.bundles.proof import State
 
 Verdict = Literal["same", "unsure", "changed", "new", "gone"]
 

@@ -17,15 +17,14 @@ CORE = ROOT / "geobind"
 LAYERS = """
 errors
 memory
-modality progress provenance seeds storage toyearth licences deltas
+modality progress provenance seeds storage toyearth licences
 hookspecs data
 registering
 plugins
 loggers
 inputs recipe towers importers
-scoring adapter_bundle hub stage_proof
-card model_card
-bundle
+scoring
+bundles
 binder
 evaluation frozen proof
 report

@@ -2,7 +2,7 @@
 
 import pytest
 
-from geobind.model_card import model_card
+from geobind.bundles.readme import model_card
 
 CARD = {
     "name": "mine",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table as Grid
 
     from geobind.binder import Binder
-    from geobind.data.table import Table
+    from geobind.data.tables.table import Table
     from geobind.evaluation import Leakage, PairTable, Protocol, Published
     from geobind.training.outcome.measure import Embedded
 
@@ -67,7 +67,7 @@ def command(
     mapped = mapped_columns(columns)
 
     from geobind.binder import Binder
-    from geobind.data.table import open_table
+    from geobind.data.tables.table import open_table
     from geobind.evaluation import leakage, protocol
     from geobind.training.outcome.measure import embed_rows, first_rows, tabulate
 

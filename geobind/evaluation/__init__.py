@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from geobind.evaluation.expectation import Counts
-from geobind.evaluation.fact_probes import FactOptions, FactProbe, probe_facts
-from geobind.evaluation.few_shot import Curve, FewShotOptions, Labelled, Point, few_shot
-from geobind.evaluation.leakage import Leakage, leakage
+from geobind.evaluation.overlap.leakage import Leakage, leakage
 from geobind.evaluation.pairs import PairRow, PairTable, Skipped, evaluate_pairs
-from geobind.evaluation.probe_tables import render_probes
-from geobind.evaluation.probes import Probes
-from geobind.evaluation.protocols import PROTOCOLS, Protocol, protocol
-from geobind.evaluation.published import Published, published, render_published
-from geobind.evaluation.ranks import rank_counts, rank_counts_both
-from geobind.evaluation.recognition import Recognition
-from geobind.evaluation.resampling import Resampling
-from geobind.evaluation.retrieval import Metric, Retrieval, Settings, retrieval
-from geobind.evaluation.ridge import Ridge, ridge
-from geobind.evaluation.splits import geoclap_split, psm_split, soundingearth_split
+from geobind.evaluation.protocols.conventions import PROTOCOLS, Protocol, protocol
+from geobind.evaluation.protocols.published import Published, published, render_published
+from geobind.evaluation.protocols.splits import geoclap_split, psm_split, soundingearth_split
+from geobind.evaluation.ranking.expectation import Counts
+from geobind.evaluation.ranking.ranks import rank_counts, rank_counts_both
+from geobind.evaluation.ranking.resampling import Resampling
+from geobind.evaluation.ranking.retrieval import Metric, Retrieval, Settings, retrieval
+from geobind.evaluation.recognising.fact_probes import FactOptions, FactProbe, probe_facts
+from geobind.evaluation.recognising.few_shot import Curve, FewShotOptions, Labelled, Point, few_shot
+from geobind.evaluation.recognising.probe_tables import render_probes
+from geobind.evaluation.recognising.probes import Probes
+from geobind.evaluation.recognising.recognition import Recognition
+from geobind.evaluation.recognising.ridge import Ridge, ridge
+from geobind.evaluation.recognising.trunks import Trunk, random_trunk, trunk_of
+from geobind.evaluation.recognising.zero_shot import Prototypes, prototypes, prototypes_of, zero_shot
 from geobind.evaluation.table import render, summary
-from geobind.evaluation.trunks import Trunk, random_trunk, trunk_of
-from geobind.evaluation.zero_shot import Prototypes, prototypes, prototypes_of, zero_shot
 
 __all__ = [
     "PROTOCOLS",

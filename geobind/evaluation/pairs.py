@@ -13,9 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from geobind.errors import DataError
-from geobind.evaluation.retrieval import Retrieval, Settings, retrieval_both
-from geobind.evaluation.rows import Embeddings, Rows, codes
-from geobind.evaluation.truth import Truth, truth
+from geobind.evaluation.ranking.retrieval import Retrieval, Settings, retrieval_both
+from geobind.evaluation.ranking.rows import Embeddings, Rows, codes
+from geobind.evaluation.ranking.truth import Truth, truth
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from geobind.evaluation.pairs import PairTable
-from geobind.evaluation.retrieval import Metric
+from geobind.evaluation.ranking.retrieval import Metric
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -21,7 +21,7 @@ import numpy as np
 from PIL.Image import Image
 from torch import Tensor
 
-from geobind.data.files import open_binary
+from geobind.data.reading.files import open_binary
 from geobind.errors import DataError
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from geobind.data.loading import collate
-from geobind.data.order import seeded
-from geobind.data.vanishing import vanished
-from geobind.data.workers import Failed, load
+from geobind.data.batches.loading import collate
+from geobind.data.batches.order import seeded
+from geobind.data.batches.vanishing import vanished
+from geobind.data.batches.workers import Failed, load
 from geobind.errors import DataError
 from geobind.frozen.contents import Uncacheable
 from geobind.frozen.entry import Entry

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from geobind.data.mixing import Mixture, Source, TableRows, source_of
-from geobind.data.raster_cells import RasterColumn
-from geobind.data.views import Observed
+from geobind.data.batches.mixing import Mixture, Source, TableRows, source_of
+from geobind.data.rasters.cells import RasterColumn
+from geobind.data.tables.views import Observed
 
 if TYPE_CHECKING:
     from geobind.frozen.sides import Picks

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from geobind import memory, provenance, storage
 from geobind.binder import Binder
-from geobind.data.table import open_table
+from geobind.data.tables.table import open_table
 from geobind.planning.bench import seconds_since
 from geobind.planning.found import EndingFound
 from geobind.planning.lines import fit

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from geobind import storage
-from geobind.data.loading import BatchLoader
+from geobind.data.batches.loading import BatchLoader
 from geobind.errors import DataError, GeobindError
 from geobind.frozen.loading import StoredLoader
 from geobind.planning.bench import Bench, goes_through, seconds_since

@@ -10,7 +10,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from geobind.data.mixing import Mixture, OwnRows, Source, TableRows
+from geobind.data.batches.mixing import Mixture, OwnRows, Source, TableRows
 from geobind.modality import Pair
 from geobind.training.record import Metrics
 

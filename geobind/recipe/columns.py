@@ -51,7 +51,7 @@ def _columns_of(recipe: Recipe, table: DataOptions) -> list[str]:
     """The columns of a manifest; none where they cannot be told without reading all of it."""
     if table.manifest is None or table.manifest.suffix.lower() not in _WITH_HEADER:
         return []
-    from geobind.data.manifest import manifest_columns_there
+    from geobind.data.tables.manifest import manifest_columns_there
 
     try:
         return manifest_columns_there(recipe.base / table.manifest)

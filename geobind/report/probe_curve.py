@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from geobind.evaluation.few_shot import Curve, Point, Shots
-from geobind.evaluation.probes import Probes
+from geobind.evaluation.recognising.few_shot import Curve, Point, Shots
+from geobind.evaluation.recognising.probes import Probes
 from geobind.report.figures import DASHES, MARKERS, MUTED, SERIES, Draw, Panel
 
 _SIZE = (6.4, 4.2)  # inches

@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import PurePath
 from typing import Any
 
-from geobind.data.licences import licences
-from geobind.data.table import Table
+from geobind.data.tables.licences import licences
+from geobind.data.tables.table import Table
 from geobind.recipe.pairs import names_of
 from geobind.report import words
 from geobind.report.facts import Run

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from geobind.data.files import describe
-from geobind.data.readers import audio_seconds, read_audio, read_image, read_text
+from geobind.data.reading.files import describe
+from geobind.data.reading.readers import audio_seconds, read_audio, read_image, read_text
 from geobind.errors import DataError
 from geobind.report.words import number, short
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from geobind import storage
 from geobind.binder import Binder
-from geobind.data.table import Table
+from geobind.data.tables.table import Table
 from geobind.errors import DataError
 from geobind.evaluation import PairTable
 from geobind.evaluation.embedded import Embedded

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geobind.data.readers import read_audio
+from geobind.data.reading.readers import read_audio
 from geobind.errors import PluginError, RecipeError
 from geobind.towers.audio_options import AudioAugment, HtsatOptions
 from geobind.towers.options import HeadKind

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from geobind.data.readers import audio_seconds, read_audio
+from geobind.data.reading.readers import audio_seconds, read_audio
 from geobind.errors import PluginError
 from geobind.towers.audio_options import AudioAugment, AudioOptions
 

@@ -14,14 +14,14 @@ from torch import nn
 
 from geobind import plugins, provenance, storage
 from geobind.binder import Binder
-from geobind.data.mixing import Mixture
+from geobind.bundles.proof import StageProof
+from geobind.data.batches.mixing import Mixture
 from geobind.errors import CheckpointError, RecipeError
 from geobind.evaluation import Leakage, PairTable
 from geobind.recipe import Recipe
 from geobind.recipe.cautions import cautions
 from geobind.recipe.describing import sentence
 from geobind.recipe.reading import dump
-from geobind.stage_proof import StageProof
 from geobind.towers.weights import load_strictly, read_weights
 from geobind.training.closing import Settle, closed
 from geobind.training.encoders.parts import check_part

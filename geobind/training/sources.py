@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from geobind.binder import Binder
-from geobind.data.mixing import Mixture, OwnRows, Source, TableRows
+from geobind.data.batches.mixing import Mixture, OwnRows, Source, TableRows
 from geobind.data.options import DataOptions, MixedData
-from geobind.data.table import Table, open_table
+from geobind.data.tables.table import Table, open_table
 from geobind.errors import DataError, RecipeError
 from geobind.evaluation import Leakage, leakage
-from geobind.evaluation.contents import Looked
+from geobind.evaluation.overlap.contents import Looked
 from geobind.recipe import Recipe, Stage
 from geobind.training.outcome.ending import Measured, check_rows, measure_all, warned
 from geobind.training.outcome.measure import first_rows

@@ -12,8 +12,8 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from geobind import memory, storage
-from geobind.data.loading import BatchLoader, Side, auto_workers
-from geobind.data.order import seed_torch
+from geobind.data.batches.loading import BatchLoader, Side, auto_workers
+from geobind.data.batches.order import seed_torch
 from geobind.frozen.loading import StoredLoader
 from geobind.seeds import seed_of
 from geobind.training.bind import About, Bind

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from geobind.cli import main
-from geobind.data.checking import check_table
+from geobind.data.looking.checking import check_table
+from geobind.data.looking.twins import twins_across
 from geobind.data.nearest import nearest_km
 from geobind.data.nearness import EARTH_KM, cells_of
 from geobind.data.options import DataOptions
-from geobind.data.packing import pack_table
-from geobind.data.splitting import SplitOptions, split_places, split_units
-from geobind.data.table import open_table
-from geobind.data.twins import twins_across
+from geobind.data.shaping.packing import pack_table
+from geobind.data.shaping.splitting import SplitOptions, split_places, split_units
+from geobind.data.tables.table import open_table
 
 NAMES = ("sky", "ear", "words")
 

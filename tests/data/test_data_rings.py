@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geobind.data import rings
-from geobind.data.mixing import Mixture, OwnRows, Source
-from geobind.data.rings import Places, Ring, grouped_share, ring_batches
+from geobind.data.batches import rings
+from geobind.data.batches.mixing import Mixture, OwnRows, Source
+from geobind.data.batches.rings import Places, Ring, grouped_share, ring_batches
 from geobind.errors import DataError
 from geobind.modality import Pair, Place
 

@@ -5,11 +5,11 @@ import pytest
 import soundfile
 from PIL import Image
 
-from geobind.data import toyearth
 from geobind.data.options import DataOptions, ToyEarthOptions
-from geobind.data.readers import read_audio, read_image
-from geobind.data.table import open_table
-from geobind.data.toyearth import write_toyearth
+from geobind.data.reading.readers import read_audio, read_image
+from geobind.data.tables import toyearth
+from geobind.data.tables.table import open_table
+from geobind.data.tables.toyearth import write_toyearth
 
 SMALL = {
     "places": 5,

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geobind.data import cells, row_groups
-from geobind.data.cells import CellError, cells_to_arrow, degrees_to_arrow, words_to_arrow
-from geobind.data.check_words import lines
-from geobind.data.checking import check_table
+from geobind.data.looking.check_words import lines
+from geobind.data.looking.checking import check_table
 from geobind.data.options import DataOptions
-from geobind.data.packing import pack_table
-from geobind.data.rows import Rows
-from geobind.data.splitting import SplitOptions, split_manifest
-from geobind.data.table import open_table
+from geobind.data.shaping.packing import pack_table
+from geobind.data.shaping.splitting import SplitOptions, split_manifest
+from geobind.data.tables import cells, row_groups
+from geobind.data.tables.cells import CellError, cells_to_arrow, degrees_to_arrow, words_to_arrow
+from geobind.data.tables.rows import Rows
+from geobind.data.tables.table import open_table
 from geobind.errors import DataError
 
 
@@ -82,7 +82,7 @@ CELL = st.text("ab \n\r\"',é", max_size=6)
 def test_the_line_of_a_row_is_the_one_it_ends_on(tmp_path_factory, rows, size):
     """Whatever lies in cells and between rows, and however many are read at a time; None is a blank line."""
     patch = pytest.MonkeyPatch()
-    patch.setattr("geobind.data.rows.ROWS_PER_CHUNK", size)
+    patch.setattr("geobind.data.tables.rows.ROWS_PER_CHUNK", size)
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerow(("one", "two"))
     wanted = []

@@ -5,8 +5,8 @@ import pytest
 import soundfile
 import torch
 
-from geobind.data import sounds
-from geobind.data.readers import audio_seconds, read_audio, read_text
+from geobind.data.reading import sounds
+from geobind.data.reading.readers import audio_seconds, read_audio, read_text
 
 RATE = 16_000
 

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from geobind.data.checking import check_table
+from geobind.data.looking.checking import check_table
 from geobind.data.nearness import cells_of
 from geobind.data.options import DataOptions
-from geobind.data.packing import pack_table
-from geobind.data.readers import audio_seconds, read_audio, read_image, read_text
-from geobind.data.splitting import SplitOptions, split_manifest
-from geobind.data.table import open_table
+from geobind.data.reading.readers import audio_seconds, read_audio, read_image, read_text
+from geobind.data.shaping.packing import pack_table
+from geobind.data.shaping.splitting import SplitOptions, split_manifest
+from geobind.data.tables.table import open_table
 
 
 def write_lines(path, rows):

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from geobind.data import tars
-from geobind.data.checking import check_table
-from geobind.data.files import Files, describe
+from geobind.data.looking.checking import check_table
 from geobind.data.options import DataOptions
-from geobind.data.packing import pack_table
-from geobind.data.readers import read_audio, read_image, read_text
-from geobind.data.table import open_table
-from geobind.data.tars import make_index, member_of, read_member
+from geobind.data.reading import tars
+from geobind.data.reading.files import Files, describe
+from geobind.data.reading.readers import read_audio, read_image, read_text
+from geobind.data.reading.tars import make_index, member_of, read_member
+from geobind.data.shaping.packing import pack_table
+from geobind.data.tables.table import open_table
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 

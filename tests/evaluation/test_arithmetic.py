@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from geobind.binder import Binder
-from geobind.data.composing import MOMENT, put_together
 from geobind.data.options import DataOptions
-from geobind.data.table import open_table
-from geobind.data.toyearth import places_of, render_column
+from geobind.data.tables.composing import MOMENT, put_together
+from geobind.data.tables.table import open_table
+from geobind.data.tables.toyearth import places_of, render_column
 from geobind.errors import DataError
-from geobind.evaluation.arithmetic import sums_of_rows, sums_of_two_places
-from geobind.evaluation.composed import sums_on_toyearth
 from geobind.evaluation.embedded import Embedded, embed_rows
+from geobind.evaluation.space.arithmetic import sums_of_rows, sums_of_two_places
+from geobind.evaluation.space.composed import sums_on_toyearth
 from geobind.modality import Modality
 from geobind.recipe.sums import read_sum
 from geobind.toyearth import FACTS

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from geobind.data.options import DataOptions
-from geobind.data.table import open_table
+from geobind.data.tables.table import open_table
 from geobind.errors import DataError
 from geobind.evaluation import evaluate_pairs, retrieval
-from geobind.evaluation.clusters import clusters_of
-from geobind.evaluation.intervals import bootstrap
-from geobind.evaluation.resampling import Resampling
+from geobind.evaluation.overlap.clusters import clusters_of
+from geobind.evaluation.ranking.intervals import bootstrap
+from geobind.evaluation.ranking.resampling import Resampling
 
 
 @pytest.fixture(autouse=True)

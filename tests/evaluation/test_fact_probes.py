@@ -6,7 +6,7 @@ import pytest
 from geobind.data.nearness import cells_of
 from geobind.errors import DataError
 from geobind.evaluation import FactOptions, Resampling, probe_facts
-from geobind.evaluation.fact_probes import _predicted
+from geobind.evaluation.recognising.fact_probes import _predicted
 
 ROWS = 400
 OPTIONS = FactOptions(cell_km=300, resampling=Resampling(resamples=200))
@@ -60,12 +60,12 @@ def test_blocks_of_land_are_predicted_from_other_blocks():
 
 
 def test_no_block_is_cut_by_a_fold(monkeypatch):
-    from geobind.evaluation import fact_probes
+    from geobind.evaluation.recognising import fact_probes
 
     seen = []
 
     def spy(units, options):
-        from geobind.data.splitting import split_units
+        from geobind.data.shaping.splitting import split_units
 
         seen.append((list(units), split_units(units, options)))
         return seen[-1][1]

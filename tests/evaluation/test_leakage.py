@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from geobind.data.nearest import nearest_km
 from geobind.data.options import DataOptions
-from geobind.data.table import open_table
+from geobind.data.tables.table import open_table
 from geobind.evaluation import leakage
 
 EARTH_KM = 6371.0088

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.retrieval import RetrievalMAP, RetrievalNormalizedDCG
 
-from geobind.evaluation.expectation import Counts
-from geobind.evaluation.relevance import _measure, near_places, ranking_scores, same_code
-from geobind.evaluation.rows import Rows
+from geobind.evaluation.ranking.expectation import Counts
+from geobind.evaluation.ranking.relevance import _measure, near_places, ranking_scores, same_code
+from geobind.evaluation.ranking.rows import Rows
 
 
 def orders_of(score):

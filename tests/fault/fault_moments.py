@@ -57,7 +57,7 @@ class Moments:
         """Watch this process, which is one that will be thrown away."""
         import toy
 
-        from geobind.data import batching
+        from geobind.data.batches import batching
         from geobind.training import record, stage
         from geobind.training.outcome import ending
 

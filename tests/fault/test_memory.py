@@ -9,7 +9,7 @@ import pytest
 import torch
 import toy
 
-from geobind.data import workers
+from geobind.data.batches import workers
 from geobind.errors import DataError, TrainingError
 from geobind.training import record
 from geobind.training.guards import failing

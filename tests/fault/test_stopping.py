@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from geobind.cli import main
-from geobind.data import workers
+from geobind.data.batches import workers
 from geobind.training import cached, record, stage
 from geobind.training.guards import stopping
 from geobind.training.guards.stopping import Stopped, between_steps, listening

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from geobind import plugins
-from geobind.data.readers import read_audio, read_image, read_text
+from geobind.data.reading.readers import read_audio, read_image, read_text
 from geobind.modality import Modality
 
 EVIL = "<script>alert('seen')</script>"
@@ -135,7 +135,7 @@ def patched(cache: Path):
 def write_world(folder: Path) -> Path:
     """Toy Earth as files, its manifest with a licence, evil words, and a sound that is no sound."""
     from geobind.data.options import ToyEarthOptions
-    from geobind.data.toyearth import write_toyearth
+    from geobind.data.tables.toyearth import write_toyearth
 
     manifest = write_toyearth(folder, ToyEarthOptions(**OPTIONS))
     with manifest.open(newline="", encoding="utf-8") as file:

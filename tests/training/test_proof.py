@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from geobind import proof
 from geobind.binder import Binder
+from geobind.bundles.proof import State, difference, digest_of_embeddings
 from geobind.cli import main
 from geobind.errors import CheckpointError, TrainingError
-from geobind.stage_proof import State, difference, digest_of_embeddings
 from geobind.training import keys
 from geobind.training import run as runs
 from geobind.training.outcome import proving

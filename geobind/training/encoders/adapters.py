@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from geobind.deltas import changed, factors
+from geobind.bundles.deltas import changed, factors
 from geobind.errors import PluginError, RecipeError
 from geobind.recipe.parts import Lora
 from geobind.training.encoders.depth import block_names

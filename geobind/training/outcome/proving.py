@@ -16,14 +16,14 @@ from torch import nn
 
 from geobind import provenance
 from geobind.binder import Binder
-from geobind.data.batching import collate
-from geobind.data.table import Table
+from geobind.bundles.proof import Proof, StageProof, State, difference, digest_of_embeddings
+from geobind.data.batches.batching import collate
+from geobind.data.tables.table import Table
 from geobind.errors import DataError, TrainingError
 from geobind.frozen.rows import Cells
 from geobind.inputs import moved, still
 from geobind.recipe import Recipe
 from geobind.seeds import fingerprint
-from geobind.stage_proof import Proof, StageProof, State, difference, digest_of_embeddings
 from geobind.training.encoders.freezing import check_frozen
 from geobind.training.sources import Sources
 

@@ -7,11 +7,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from geobind import bundle, memory, provenance, storage
+from geobind import memory, provenance, storage
 from geobind.binder import Binder
-from geobind.data.licences import licences
-from geobind.data.mixing import TableRows
-from geobind.data.table import Table
+from geobind.bundles import folder as bundle
+from geobind.data.batches.mixing import TableRows
+from geobind.data.tables.licences import licences
+from geobind.data.tables.table import Table
 from geobind.recipe import Recipe
 from geobind.training.outcome.ending import Measured
 from geobind.training.outcome.proving import gathered

@@ -1,0 +1,74 @@
+"""The card of a bundle: what is known of a binder besides its weights, and how it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from geobind.bundles.proof import Proof
+from geobind.bundles.small import Over
+from geobind.errors import CheckpointError
+from geobind.scoring import Calibration
+
+CARD = "binder.json"
+FORMAT = 1
+_MAX_CARD = 10_000_000  # bytes; a card is text
+
+
+class Origin(BaseModel):
+    """The plugin that provides a modality."""
+
+    model_config = ConfigDict(frozen=True)
+
+    distribution: str
+    version: str
+
+
+class Card(BaseModel):
+    """What is known of a binder besides its weights: `binder.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int = FORMAT
+    name: str = "binder"
+    width: int
+    modalities: dict[str, dict[str, Any]] = Field(description="options of each modality")
+    plugins: dict[str, Origin] = {}
+    digests: dict[str, str] = Field({}, description="SHA-256 of each encoder's weights")
+    versions: dict[str, str] = {}
+    created: str = ""
+    recipe: dict[str, Any] = Field({}, description="the recipe that trained it, empty for none")
+    stages: list[dict[str, Any]] = Field([], description="what each stage did")
+    metrics: dict[str, Any] = Field({}, description="what was measured after the last stage")
+    data: list[dict[str, Any]] = Field([], description="rows used: for what, how many, under which licences")
+    author: dict[str, Any] = Field({}, description="what the recipe's `card` says")
+    calibration: Calibration | None = Field(None, description="what makes similarities probabilities")
+    proof: Proof | None = Field(None, description="that stages left embeddings as they were, to the bit")
+    over: Over | None = Field(None, description="the bundle that a small one changes; a whole one has none")
+
+
+def read_card(folder: Path) -> Card:
+    """Read a bundle's card.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or of another format.
+    """
+    path = folder / CARD
+    try:
+        if path.stat().st_size > _MAX_CARD:
+            raise CheckpointError(f"{path}: larger than {_MAX_CARD} bytes; not a bundle's card")
+        card = Card.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{folder}: not a bundle, {CARD} cannot be read ({error.strerror})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise CheckpointError(f"{path}: damaged: {where}: {first['msg']}") from None
+    if card.format != FORMAT:
+        raise CheckpointError(
+            f"{path}: bundle format {card.format}, made with geobind {card.versions.get('geobind', '?')}; "
+            f"this geobind reads format {FORMAT}: install the version it was made with"
+        )
+    return card

@@ -1,0 +1,205 @@
+"""Bundles: a binder as a folder that travels. Safetensors, JSON, a recipe and a model card; no pickle."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from pydantic import ValidationError
+
+from geobind import plugins, storage
+from geobind.bundles.card import CARD, FORMAT, Card, Origin, read_card
+from geobind.bundles.hub import fetched, publish
+from geobind.bundles.readme import model_card
+from geobind.bundles.small import DELTA, base_of, read_over, split_off
+from geobind.errors import CheckpointError, PluginError
+from geobind.modality import Modality
+from geobind.provenance import digest, versions
+from geobind.recipe.reading import dump
+from geobind.towers.weights import load_strictly, read_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WEIGHTS, RECIPE, README = "model.safetensors", "recipe.yaml", "README.md"
+_FILES = (CARD, WEIGHTS, DELTA, RECIPE, README)
+
+
+class Bound(Protocol):
+    """What of a binder a bundle holds."""
+
+    modalities: dict[str, Modality]
+    width: int
+    encoders: nn.ModuleDict
+    card: Card | None
+
+
+B = TypeVar("B", bound=Bound)
+
+
+def card_of(binder: Bound, **facts: Any) -> Card:
+    """Describe a binder as it is now; `facts` are further fields of the card."""
+    known = binder.card.model_dump() if binder.card else {}
+    options = {n: _without_folders(m.model_dump(mode="json")) for n, m in binder.modalities.items()}
+    fresh = {
+        "format": FORMAT,
+        "width": binder.width,
+        "modalities": options,
+        "plugins": {name: _origin(name) for name in binder.modalities},
+        "digests": {name: digest(encoder) for name, encoder in binder.encoders.items()},
+        "versions": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if known.get("digests") != fresh["digests"]:
+        known.pop("calibration", None)  # it was fitted to other weights
+    return Card.model_validate({**known, **fresh, **facts})
+
+
+def save(binder: Bound, folder: Path, *, over: str | Path | None = None) -> Path:
+    """Write a bundle.
+
+    The weights come last but one and `binder.json` last, so that a folder with a card is a whole bundle.
+
+    Args:
+        binder: What to save.
+        folder: Where.
+        over: A bundle, or its id on a hub: only what the binder changes of its weights is written.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written.
+        CheckpointError: There is no such base, or it is in this very folder.
+    """
+    card, tensors, kept = card_of(binder, over=None), binder.encoders.state_dict(), (WEIGHTS, DELTA)
+    if over is not None:
+        base = _base_weights(folder, str(over))
+        tensors, told, digests = split_off(tensors, read_weights(base), _called(over))
+        card = card.model_copy(update={"over": told, "digests": digests})
+        kept = (DELTA, WEIGHTS)
+    if card.recipe:
+        storage.write(folder / RECIPE, dump(card.recipe).encode())
+    storage.write(folder / README, model_card(card.model_dump()).encode())
+    (folder / kept[1]).unlink(missing_ok=True)
+    storage.write_tensors(folder / kept[0], tensors)
+    storage.write(folder / CARD, card.model_dump_json(indent=1).encode())
+    return folder
+
+
+def save_card(binder: Bound, folder: Path, **facts: Any) -> None:
+    """Write a bundle's card and model card again with further facts; nothing else of it changes.
+
+    Raises:
+        CheckpointError: The folder holds no bundle.
+        StorageError: It cannot be written.
+    """
+    card = Card.model_validate({**read_card(folder).model_dump(), **facts})
+    storage.write(folder / README, model_card(card.model_dump()).encode())
+    storage.write(folder / CARD, card.model_dump_json(indent=1).encode())
+    binder.card = card
+
+
+def load(make: Callable[..., B], folder: Path, *, base: str | Path | None = None) -> B:
+    """Read a bundle, without pickle, and without the network unless its base is on a hub.
+
+    Args:
+        make: Makes a binder without weights of its modalities, width and card.
+        folder: The bundle.
+        base: The bundle that a small one changes; default: where it was when it was saved, beside it or on
+            a hub.
+
+    Raises:
+        CheckpointError: It is no bundle, damaged, or of another format; or its weights or base do not fit.
+        PluginError: A modality it needs is not installed.
+    """
+    card = read_card(folder)
+    modalities = {name: _modality(card, name, options, folder) for name, options in card.modalities.items()}
+    binder = make(modalities, card.width, pretrained=False, card=card)
+    if card.over is None:
+        tensors, file = read_weights(folder / WEIGHTS), folder / WEIGHTS
+    else:
+        weights = _base_weights(folder, str(base_of(folder, card.over, base)))
+        tensors = read_over(folder, card.over, weights, binder.encoders.state_dict())
+        file = folder / DELTA
+    load_strictly(binder.encoders, tensors, str(file))
+    return binder
+
+
+def from_pretrained(make: Callable[..., B], name: str, *, revision: str | None = None) -> B:
+    """Read a bundle from a folder, or from the Hugging Face hub. See `load`.
+
+    Raises:
+        CheckpointError: There is neither, or it is no bundle.
+    """
+    return load(make, fetched(name, _FILES, revision))
+
+
+def push_to_hub(binder: Bound, name: str, *, private: bool = False) -> str:
+    """Publish a bundle on the Hugging Face hub; returns its address.
+
+    Raises:
+        GeobindError: The hub refuses it or cannot be reached.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return publish(save(binder, Path(folder)), name, private=private)
+
+
+def _base_weights(folder: Path, base: str) -> Path:
+    """Find the weights of the whole bundle that a small one, in `folder`, is over."""
+    found = fetched(base, _FILES)
+    if found.resolve() == folder.resolve():
+        raise CheckpointError(f"{folder}: a bundle cannot be its own base; save it in another folder")
+    if read_card(found).over is not None:
+        raise CheckpointError(f"{base}: holds only changes of another bundle's weights; name that one")
+    return found / WEIGHTS
+
+
+def _called(base: str | Path) -> str:
+    """What a card calls a base: its hub id, or the name of its folder."""
+    return Path(base).resolve().name if os.path.isdir(base) else str(base)
+
+
+def _modality(card: Card, name: str, options: Mapping[str, Any], folder: Path) -> Modality:
+    registry = plugins.registry()
+    origin = card.plugins.get(name)
+    made_with = f"{origin.distribution} {origin.version}" if origin else "an unknown plugin"
+    if name not in registry.plugins:
+        raise PluginError(
+            f"{folder}: the bundle needs the modality '{name}' of {made_with}\n{registry.explain(name)}\n"
+            f"  install it: pip install {f'{origin.distribution}=={origin.version}' if origin else name}"
+        )
+    plugin = registry.plugins[name]
+    if origin and (plugin.source.distribution, plugin.source.version) != (
+        origin.distribution,
+        origin.version,
+    ):
+        warnings.warn(
+            f"{folder}: '{name}' was made with {made_with}; installed is {plugin.source}", stacklevel=4
+        )
+    try:
+        return plugin.cls.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(
+            f"{folder}: {plugin.source} does not take the bundle's options of '{name}' "
+            f"(made with {made_with}): {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        ) from None
+
+
+def _origin(name: str) -> Origin:
+    plugin = plugins.registry().plugins.get(name)
+    if plugin is None:  # a modality made in a notebook, never installed
+        return Origin(distribution="none", version="0")
+    return Origin(distribution=plugin.source.distribution, version=plugin.source.version)
+
+
+def _without_folders(value: Any) -> Any:
+    """Cut absolute paths down to their names: nobody needs to know where the author's files lay."""
+    if isinstance(value, dict):
+        return {key: _without_folders(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(child) for child in value]
+    return os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) else value

@@ -1,0 +1,1 @@
+"""Which rows a step takes, and batches of their prepared inputs, loaded in worker processes or here."""

@@ -1,0 +1,1 @@
+"""Look at what a table holds: check it, draw it, find what is there twice."""

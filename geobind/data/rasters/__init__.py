@@ -1,0 +1,1 @@
+"""Windows of GeoTIFFs: so many metres around a place, whatever the CRS."""

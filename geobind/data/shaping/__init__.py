@@ -1,0 +1,1 @@
+"""Tables made from tables: cut into splits, packed into a few files."""

@@ -1,0 +1,1 @@
+"""What rows have in common that measures must know of: leaks between splits, clusters of queries."""

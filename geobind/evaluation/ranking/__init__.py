@@ -1,0 +1,1 @@
+"""Where the right answer ranks, exactly, and measures of it beside chance and interval."""

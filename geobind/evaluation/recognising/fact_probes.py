@@ -1,0 +1,238 @@
+"""Facts of places read from embeddings by a linear map, tested on land that it was not fitted to."""
+
+# N places, T facts, D width, K folds, U blocks of land, B resamples; LL latitude and longitude in degrees
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from geobind.data.nearness import cells_of
+from geobind.data.shaping.splitting import SplitOptions, split_units
+from geobind.errors import DataError
+from geobind.evaluation.ranking.resampling import Resampling, times_drawn
+from geobind.evaluation.ranking.retrieval import Metric
+from geobind.evaluation.ranking.rows import Embeddings, Rows, codes
+from geobind.evaluation.recognising.ridge import ridge
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Codes = NDArray[np.int64]
+
+_AT_ONCE = 2**22  # similarities of places held at a time
+
+
+@dataclass(frozen=True)
+class FactOptions:
+    """How places are divided into folds."""
+
+    folds: int = 5
+    cell_km: float = 100.0  # a cell of this size is never cut; make it as wide as facts resemble each other
+    resampling: Resampling = field(default_factory=Resampling)
+
+    def __post_init__(self) -> None:
+        """Raises DataError for a setting out of range."""
+        if self.folds < 2 or not 1 <= self.cell_km <= 20_000:
+            raise DataError(
+                f"folds {self.folds} and cell_km {self.cell_km}: give 2 folds or more, "
+                "and cells of 1 to 20,000 km"
+            )
+
+
+@dataclass(frozen=True)
+class FactProbe:
+    """How much of one fact's variation an embedding accounts for, on blocks of land it was not fitted to."""
+
+    name: str
+    rows: int
+    blocks: int
+    r2: Metric  # its chance is the mean of the fitted places as the prediction, a little below 0
+    nearest_place: float | None  # the R2 of the fact at the nearest fitted place: what location alone gives
+    error: float  # mean absolute error, in the fact's own unit
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+class _Predicted(NamedTuple):
+    ridge_NT: Floats
+    mean_NT: Floats
+    nearest_NT: Floats | None
+
+
+def probe_facts(
+    embeddings: Embeddings,
+    facts: Mapping[str, Any],
+    *,
+    places: Any = None,
+    blocks: Any = None,
+    options: FactOptions | None = None,
+) -> tuple[FactProbe, ...]:
+    """Predict facts of places from their embeddings by ridge regression, across spatially blocked folds.
+
+    Neighbouring places resemble each other, so folds drawn at random would let a probe answer from memory of
+    the surroundings (Roberts et al. 2017, Ecography 40:913). Here whole cells of a grid go to one fold. R2 is
+    1 - squared error / variance, over the predictions of all folds together.
+
+    Args:
+        embeddings: Unit-length embeddings (N, D).
+        facts: By name, a number for each row; NaN or None where unknown.
+        places: Latitude and longitude in degrees (N, 2); cells of `options.cell_km` are the blocks.
+        blocks: Or else what block each row is of. Without either every row is a block of its own.
+        options: Folds, cells, resampling.
+
+    Returns:
+        A probe for each fact, in their order. Intervals are over blocks.
+
+    Raises:
+        DataError: A fact that is not a number or does not vary, too few blocks, or rows that do not fit.
+    """
+    options = options or FactOptions()
+    rows = Rows(embeddings, "embeddings").check()
+    x_ND = rows.block(slice(0, rows.size)).double().cpu().numpy()
+    place_NLL = None if places is None else _places(places, rows.size)
+    block_N = _blocks(place_NLL, blocks, rows.size, options)
+    fact_NT = np.stack([_numbers(name, values, rows.size) for name, values in facts.items()], axis=1)
+    names = list(facts)
+    found: dict[str, FactProbe] = {}
+    for columns, known_N in _alike(fact_NT):
+        here = None if place_NLL is None else place_NLL[known_N]
+        of_names = [names[t] for t in columns]
+        y_NT = fact_NT[known_N][:, columns]
+        _check_vary(of_names, y_NT)
+        predicted = _predicted(x_ND[known_N], y_NT, block_N[known_N], here, options)
+        probes = _scored(of_names, y_NT, predicted, block_N[known_N], options.resampling)
+        found |= {probe.name: probe for probe in probes}
+    return tuple(found[name] for name in names)
+
+
+def _numbers(name: str, values: Any, rows: int) -> Floats:
+    try:
+        number_N = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"fact '{name}': {error}; give one number per row") from error
+    if number_N.shape != (rows,):
+        raise DataError(f"fact '{name}': shape {number_N.shape} for {rows} rows; give one number per row")
+    if np.isinf(number_N).any():
+        raise DataError(f"fact '{name}': row {int(np.argmax(np.isinf(number_N)))} is infinite")
+    return number_N
+
+
+def _places(places: Any, rows: int) -> Floats:
+    place_NLL = np.asarray(places, dtype=np.float64)
+    if place_NLL.shape != (rows, 2) or not np.isfinite(place_NLL).all():
+        raise DataError(
+            f"places: need a finite latitude and longitude for each of {rows} rows; leave out rows without"
+        )
+    return place_NLL
+
+
+def _blocks(place_NLL: Floats | None, blocks: Any, rows: int, options: FactOptions) -> Codes:
+    if blocks is not None:
+        return codes(blocks, rows, "blocks")
+    if place_NLL is None:
+        return np.arange(rows)
+    return codes(cells_of(place_NLL, options.cell_km), rows, "cells")
+
+
+def _alike(fact_NT: Floats) -> Iterator[tuple[list[int], NDArray[np.bool_]]]:
+    """Facts known at the same rows together: one decomposition of the rows serves them all."""
+    known_NT = np.isfinite(fact_NT)
+    groups: dict[bytes, list[int]] = {}
+    for t in range(fact_NT.shape[1]):
+        groups.setdefault(known_NT[:, t].tobytes(), []).append(t)
+    for columns in groups.values():
+        yield columns, known_NT[:, columns[0]]
+
+
+def _check_vary(names: Sequence[str], y_NT: Floats) -> None:
+    for t, name in enumerate(names):
+        if len(y_NT) == 0 or np.ptp(y_NT[:, t]) == 0:
+            raise DataError(
+                f"fact '{name}' has no two different values in these rows; there is nothing to explain"
+            )
+
+
+def _predicted(
+    x_ND: Floats, y_NT: Floats, block_N: Codes, place_NLL: Floats | None, options: FactOptions
+) -> _Predicted:
+    """Predict every row from the folds it is not in."""
+    count = len(np.unique(block_N))
+    if count < options.folds:
+        raise DataError(
+            f"{options.folds} folds need as many blocks of land, but the rows lie in {count}: make cells "
+            "smaller (cell_km), or take fewer folds"
+        )
+    names = tuple(map(str, range(options.folds)))
+    split = SplitOptions(
+        shares=(1 / options.folds,) * options.folds, names=names, seed=options.resampling.seed
+    )
+    fold_N = np.array(split_units(block_N.tolist(), split))
+    ridge_NT, mean_NT = np.empty_like(y_NT), np.empty_like(y_NT)
+    nearest_NT = None if place_NLL is None else np.empty_like(y_NT)
+    for name in names:
+        out_N = fold_N == name
+        ridge_NT[out_N] = ridge(x_ND[~out_N], y_NT[~out_N]).predict(x_ND[out_N])
+        mean_NT[out_N] = y_NT[~out_N].mean(0)
+        if nearest_NT is not None and place_NLL is not None:
+            nearest_NT[out_N] = y_NT[~out_N][_nearest(place_NLL[out_N], place_NLL[~out_N])]
+    return _Predicted(ridge_NT, mean_NT, nearest_NT)
+
+
+def _nearest(at_NLL: Floats, other_MLL: Floats) -> Codes:
+    """The number of the other place nearest to each."""
+    at_N3, other_M3 = _on_the_sphere(at_NLL), _on_the_sphere(other_MLL)
+    step = max(1, _AT_ONCE // len(other_M3))
+    parts = [np.argmax(at_N3[i : i + step] @ other_M3.T, axis=1) for i in range(0, len(at_N3), step)]
+    return np.concatenate(parts)
+
+
+def _on_the_sphere(place_NLL: Floats) -> Floats:
+    lat_N, lon_N = np.radians(place_NLL).T
+    return np.stack([np.cos(lat_N) * np.cos(lon_N), np.cos(lat_N) * np.sin(lon_N), np.sin(lat_N)], axis=1)
+
+
+def _scored(
+    names: Sequence[str], y_NT: Floats, predicted: _Predicted, block_N: Codes, options: Resampling
+) -> list[FactProbe]:
+    square_NT = (y_NT - predicted.ridge_NT) ** 2
+    low_T, high_T = _bounds(y_NT, square_NT, block_N, options)
+    total_T = ((y_NT - y_NT.mean(0)) ** 2).sum(0)
+
+    def r2_T(guess_NT: Floats) -> Floats:
+        return 1 - ((y_NT - guess_NT) ** 2).sum(0) / total_T
+
+    value_T, mean_T = r2_T(predicted.ridge_NT), r2_T(predicted.mean_NT)
+    nearest_T = None if predicted.nearest_NT is None else r2_T(predicted.nearest_NT)
+    error_T = np.abs(y_NT - predicted.ridge_NT).mean(0)
+    return [
+        FactProbe(
+            name,
+            len(y_NT),
+            len(np.unique(block_N)),
+            Metric(float(value_T[t]), float(mean_T[t]), float(low_T[t]), float(high_T[t])),
+            None if nearest_T is None else float(nearest_T[t]),
+            float(error_T[t]),
+        )
+        for t, name in enumerate(names)
+    ]
+
+
+def _bounds(y_NT: Floats, square_NT: Floats, block_N: Codes, options: Resampling) -> tuple[Floats, Floats]:
+    """Bounds of R2 when blocks are drawn again, error and variance both of the blocks drawn."""
+    _, unit_N = np.unique(block_N, return_inverse=True)
+    centred_NT = y_NT - y_NT.mean(0)
+    found: list[Floats] = []
+    for times_BN in times_drawn(len(y_NT), options, unit_N):
+        total_B1 = times_BN.sum(1, keepdims=True)
+        variance_BT = times_BN @ centred_NT**2 - (times_BN @ centred_NT) ** 2 / total_B1
+        with np.errstate(divide="ignore", invalid="ignore"):  # blocks drawn may all have one value
+            found.append(1 - (times_BN @ square_NT) / variance_BT)
+    low_T, high_T = np.nanquantile(np.concatenate(found), options.bounds, axis=0)
+    return low_T, high_T

@@ -1,0 +1,218 @@
+"""Few-shot recognition: how accuracy grows with the labelled examples of each class, up to all of them."""
+
+# N training rows, V validation rows, Q queries, C classes, D width, E draws, P penalties
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geobind.errors import DataError
+from geobind.evaluation.ranking.resampling import Resampling
+from geobind.evaluation.ranking.retrieval import Metric
+from geobind.evaluation.ranking.rows import Embeddings, Rows, same_width
+from geobind.evaluation.recognising.logistic import logistic
+from geobind.evaluation.recognising.recognition import Truth, hits_QM, measures, truth_of
+from geobind.evaluation.recognising.zero_shot import prototypes
+from geobind.progress import track
+from geobind.seeds import seed_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Shots = int | Literal["all"]
+Classifier = Literal["logistic", "nearest mean"]
+CURVE: tuple[Shots, ...] = (1, 2, 4, 8, 16, 32, "all")  # ImageBind's figure 3, and the linear probe
+
+
+@dataclass(frozen=True)
+class FewShotOptions:
+    """How support sets are drawn and what is fitted to them."""
+
+    shots: tuple[Shots, ...] = CURVE
+    draws: int = 10
+    penalty: float = 0.1  # of the logistic regression, where there are no validation rows to choose it on
+    penalties: tuple[float, ...] = (100.0, 10.0, 1.0, 0.1, 0.01, 0.001)  # to choose from
+    resampling: Resampling = field(default_factory=Resampling)
+
+    def __post_init__(self) -> None:
+        """Raises DataError for a setting out of range."""
+        wrong = [k for k in self.shots if k != "all" and k < 1]
+        if not self.shots or wrong:
+            raise DataError(f"shots are whole numbers from 1, or `all`, not {list(self.shots)}")
+        if self.draws < 1:
+            raise DataError(f"draws of support sets: give at least 1, not {self.draws}")
+        if self.penalty <= 0 or not self.penalties or min(self.penalties) <= 0:
+            raise DataError("the penalties of a logistic regression must be positive")
+
+
+@dataclass(frozen=True)
+class Point:
+    """Accuracy with some number of examples of each class."""
+
+    shots: Shots
+    fewest: int  # examples of the class that had fewest to give
+    rows: int  # examples of all classes together
+    draws: int
+    metrics: Mapping[str, Metric]  # accuracy, mean_per_class: the mean over draws
+    deviation: float  # standard deviation of the accuracy between draws
+    penalty: float | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy by number of examples, of one classifier."""
+
+    classifier: Classifier
+    points: tuple[Point, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {"classifier": self.classifier, "points": [asdict(point) for point in self.points]}
+
+
+class Labelled(NamedTuple):
+    """Unit-length embeddings and the class of each row, None where unknown."""
+
+    embeddings: Embeddings
+    labels: Any
+    groups: Any = None  # rows of one group are not independent
+
+
+class _Known(NamedTuple):
+    row_ND: Tensor
+    truth: Truth
+
+
+def few_shot(
+    train: Labelled,
+    test: Labelled,
+    *,
+    validation: Labelled | None = None,
+    options: FewShotOptions | None = None,
+    progress: bool | None = None,
+) -> tuple[Curve, ...]:
+    """Train two classifiers on a few rows of each class, several times, and measure them on all test rows.
+
+    The classifiers are a logistic regression and the nearest class mean. The examples of a draw are the first
+    of a seeded order of each class's rows, so that four shots contain the two shots of the same draw. With
+    `all` the logistic regression is the linear probe. Intervals are over queries and over draws.
+
+    Args:
+        train: Rows that examples are drawn from.
+        test: Rows that are measured. Nothing is chosen on them.
+        validation: Rows on which the penalty is chosen for each number of shots, as in CLIP's protocol; so
+            many labelled rows are no few shots any more, and without them the penalty is `options.penalty`.
+        options: Shots, draws, penalties, resampling.
+        progress: Show a progress bar; default: when it takes long and a person is watching.
+
+    Raises:
+        DataError: A test row is of a class no training row has, or embeddings do not fit.
+    """
+    options = options or FewShotOptions()
+    classes = sorted({label for label in train.labels if label is not None})
+    known = _known(train, classes, "training rows")
+    queries = _known(test, classes, "queries", like=train)
+    held = None if validation is None else _known(validation, classes, "validation rows", like=train)
+    logistic_points: list[Point] = []
+    mean_points: list[Point] = []
+    for shots in track(options.shots, "few-shot curve", len(options.shots), progress):
+        supports = list(_supports(known.truth, shots, options))
+        # The steps of this work are the shots; those with many rows take longest.
+        logistic_points.append(_logistic_point(shots, supports, known, queries, held, options))
+        mean_points.append(_mean_point(shots, supports, known, queries, options))
+    return Curve("logistic", tuple(logistic_points)), Curve("nearest mean", tuple(mean_points))
+
+
+def _known(rows: Labelled, classes: Sequence[str], name: str, like: Labelled | None = None) -> _Known:
+    checked = Rows(rows.embeddings, name).check()
+    if like is not None:
+        same_width(checked, Rows(like.embeddings, "training rows"))
+    truth = truth_of(rows.labels, classes, checked.size, rows.groups)
+    row_ND = checked.block(slice(0, checked.size)).cpu()
+    return _Known(row_ND[torch.as_tensor(truth.kept_Q)], truth)
+
+
+def _supports(truth: Truth, shots: Shots, options: FewShotOptions) -> Iterator[NDArray[np.int64]]:
+    """Yield the rows of each draw; all rows are drawn once."""
+    of_class = [np.flatnonzero(truth.class_Q == c) for c in range(len(truth.classes))]
+    if shots == "all" or shots >= max(map(len, of_class)):
+        yield np.concatenate(of_class)
+        return
+    for draw in range(options.draws):
+        yield np.concatenate(
+            [
+                _order(rows, options.resampling.seed, draw, name)[:shots]
+                for name, rows in zip(truth.classes, of_class, strict=True)
+            ]
+        )
+
+
+def _order(rows: NDArray[np.int64], seed: int, draw: int, name: str) -> NDArray[np.int64]:
+    """The order in which a class gives its rows: more shots of one draw contain the fewer."""
+    return np.random.default_rng(seed_of(seed, "support", draw, name)).permutation(rows)
+
+
+def _logistic_point(
+    shots: Shots,
+    supports: Sequence[NDArray[np.int64]],
+    known: _Known,
+    queries: _Known,
+    held: _Known | None,
+    options: FewShotOptions,
+) -> Point:
+    penalties = [options.penalty] if held is None else sorted(options.penalties, reverse=True)
+    hit_EPQ: list[list[NDArray[np.float64]]] = []
+    right_EP: list[list[float]] = []
+    for support in supports:
+        row_ND, class_N = known.row_ND[support], torch.as_tensor(known.truth.class_Q[support])
+        fits = list(logistic(row_ND, class_N, len(known.truth.classes), penalties))
+        hit_EPQ.append([_hits_Q(fit.scores(queries.row_ND), queries) for fit in fits])
+        if held is not None:
+            right_EP.append([float(_hits_Q(fit.scores(held.row_ND), held).mean()) for fit in fits])
+    # Of equally good penalties the largest, which comes first.
+    best = int(np.argmax(np.mean(right_EP, axis=0))) if right_EP else 0
+    hit_EQ = np.stack([hit_PQ[best] for hit_PQ in hit_EPQ])
+    return _point(shots, supports, known, queries, hit_EQ, options, penalties[best])
+
+
+def _mean_point(
+    shots: Shots,
+    supports: Sequence[NDArray[np.int64]],
+    known: _Known,
+    queries: _Known,
+    options: FewShotOptions,
+) -> Point:
+    hits: list[NDArray[np.float64]] = []
+    for support in supports:
+        class_N = known.truth.class_Q[support]
+        row_ND = known.row_ND[support]
+        means = prototypes(
+            {name: row_ND[torch.as_tensor(class_N == c)] for c, name in enumerate(known.truth.classes)}
+        )
+        hits.append(_hits_Q(queries.row_ND @ means.class_CD.T, queries))
+    return _point(shots, supports, known, queries, np.stack(hits), options, None)
+
+
+def _hits_Q(score_QC: Tensor, queries: _Known) -> NDArray[np.float64]:
+    return hits_QM(score_QC.double().numpy(), queries.truth.class_Q, [1])[:, 0]
+
+
+def _point(
+    shots: Shots,
+    supports: Sequence[NDArray[np.int64]],
+    known: _Known,
+    queries: _Known,
+    hit_EQ: NDArray[np.float64],
+    options: FewShotOptions,
+    penalty: float | None,
+) -> Point:
+    metrics, _ = measures(hit_EQ[:, :, None], queries.truth, [1], options.resampling)
+    counts_C = np.bincount(known.truth.class_Q[supports[0]], minlength=len(known.truth.classes))
+    deviation = float(hit_EQ.mean(1).std(ddof=1)) if len(hit_EQ) > 1 else 0.0
+    return Point(shots, int(counts_C.min()), int(counts_C.sum()), len(supports), metrics, deviation, penalty)

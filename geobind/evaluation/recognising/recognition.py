@@ -1,0 +1,168 @@
+"""How often the right class is scored highest: accuracy, top-k, mean over classes, confusions."""
+
+# Q queries, C classes, M measures, E repeats
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from geobind.errors import DataError
+from geobind.evaluation.ranking.ranks import TOLERANCE
+from geobind.evaluation.ranking.resampling import Resampling, spread
+from geobind.evaluation.ranking.retrieval import Metric
+from geobind.evaluation.ranking.rows import as_list, codes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Codes = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What came of choosing one of several classes for each query."""
+
+    classes: tuple[str, ...]
+    queries: int
+    majority: float  # the accuracy of always naming the class that most queries have
+    metrics: Mapping[str, Metric]  # accuracy, topK, mean_per_class
+    per_class: Mapping[str, Metric]  # the accuracy of each class's queries, of classes that have any
+    confusion_CC: NDArray[np.float64]  # queries of each class (rows) that were given each class (columns)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "classes": list(self.classes),
+            "queries": self.queries,
+            "majority": self.majority,
+            "metrics": {name: asdict(metric) for name, metric in self.metrics.items()},
+            "per_class": {name: asdict(metric) for name, metric in self.per_class.items()},
+            "confusion": self.confusion_CC.tolist(),
+        }
+
+
+class Truth(NamedTuple):
+    """The classes, and the number of each query's class and group; queries without a class are left out."""
+
+    classes: tuple[str, ...]
+    kept_Q: NDArray[np.bool_]  # of all queries, those that have a class
+    class_Q: Codes  # of the kept
+    group_Q: Codes | None  # of the kept
+
+    @property
+    def majority(self) -> float:
+        """The share of the most frequent class."""
+        return float(np.bincount(self.class_Q).max() / len(self.class_Q))
+
+
+def truth_of(labels: Any, classes: Sequence[str], rows: int, groups: Any = None) -> Truth:
+    """Number the labels of queries by their place in `classes`.
+
+    Args:
+        labels: One per row, None where unknown.
+        classes: The names that can be chosen.
+        rows: How many rows there are.
+        groups: One per row: rows that are not independent, such as cuts of one recording; or None.
+
+    Raises:
+        DataError: A label is no class, none is known, or there are not as many as rows.
+    """
+    if len(set(classes)) != len(classes) or len(classes) < 2:
+        raise DataError(f"recognition needs two or more different classes, not {list(classes)}")
+    known: dict[Any, int] = {name: number for number, name in enumerate(classes)}
+    class_N = codes(labels, rows, "labels", known)
+    if len(known) > len(classes):
+        strangers = sorted(map(str, list(known)[len(classes) :]))
+        raise DataError(
+            f"rows are labelled {', '.join(strangers[:5])}, which is none of the {len(classes)} classes: "
+            "give every class its prompt or examples, or leave those rows out"
+        )
+    kept_N = class_N >= 0
+    if not kept_N.any():
+        raise DataError("no row has a label; recognition is measured on labelled rows")
+    group_Q = None
+    if groups is not None:
+        # A row without a group is one of its own.
+        named = [("", at) if group is None else group for at, group in enumerate(as_list(groups))]
+        group_Q = codes(_of(named, kept_N), int(kept_N.sum()), "groups")
+    return Truth(tuple(classes), kept_N, class_N[kept_N], group_Q)
+
+
+def _of(values: list[Any], kept_N: NDArray[np.bool_]) -> list[Any]:
+    if len(values) != len(kept_N):
+        raise DataError(f"groups: {len(values)} values for {len(kept_N)} rows; give one per row")
+    return [value for value, kept in zip(values, kept_N, strict=True) if kept]
+
+
+def hits_QM(score_QC: Floats, class_Q: Codes, top: Sequence[int]) -> Floats:
+    """The chance that each query's class is among the k scored highest, for every k of `top`: (Q, M).
+
+    Where scores are tied, within 1e-6, it is the expectation over all orders of them, so scores that say
+    nothing get exactly k / C.
+    """
+    own_Q1 = score_QC[np.arange(len(class_Q)), class_Q][:, None]
+    above_Q = (score_QC > own_Q1 + TOLERANCE).sum(1)
+    tied_Q = (np.abs(score_QC - own_Q1) <= TOLERANCE).sum(1)
+    return np.stack([np.clip((k - above_Q) / tied_Q, 0.0, 1.0) for k in top], axis=1)
+
+
+def confusions(score_QC: Floats, class_Q: Codes) -> Floats:
+    """Count the queries of each class that were given each class (C, C); ties are shared out."""
+    best_QC = (score_QC >= score_QC.max(1, keepdims=True) - TOLERANCE).astype(np.float64)
+    given_QC = best_QC / best_QC.sum(1, keepdims=True)
+    return np.eye(score_QC.shape[1])[class_Q].T @ given_QC
+
+
+def recognition(
+    score_QC: Floats, truth: Truth, *, top: Sequence[int] = (1, 5), options: Resampling | None = None
+) -> Recognition:
+    """Measure how well scores choose the class of each query.
+
+    Args:
+        score_QC: A score of each class for each query that `truth` keeps; the highest is the choice.
+        truth: The right classes.
+        top: The k of top-k; 1 is the accuracy and always measured, those not below C are left out.
+        options: How the bootstrap intervals are drawn.
+    """
+    count = len(truth.classes)
+    top = [1, *(k for k in dict.fromkeys(top) if 1 < k < count)]
+    hit_QM = hits_QM(score_QC, truth.class_Q, top)
+    metrics, per_class = measures(hit_QM[None], truth, top, options or Resampling())
+    return Recognition(
+        truth.classes,
+        len(truth.class_Q),
+        truth.majority,
+        metrics,
+        per_class,
+        confusions(score_QC, truth.class_Q),
+    )
+
+
+def measures(
+    hit_EQM: Floats, truth: Truth, top: Sequence[int], options: Resampling
+) -> tuple[dict[str, Metric], dict[str, Metric]]:
+    """Average hits over repeats and queries, over all and by class, beside chance and interval."""
+    count = len(truth.classes)
+    bounds = spread(hit_EQM, truth.class_Q, count, options, truth.group_Q)
+    hit_QM = hit_EQM.mean(0)
+    metrics = {
+        "accuracy" if k == 1 else f"top{k}": Metric(
+            float(hit_QM[:, m].mean()), k / count, *map(float, bounds.mean_2M[:, m])
+        )
+        for m, k in enumerate(top)
+    }
+    per_class = {
+        name: Metric(
+            float(hit_QM[truth.class_Q == c, 0].mean()), 1 / count, *map(float, bounds.class_2C[:, c])
+        )
+        for c, name in enumerate(truth.classes)
+        if (truth.class_Q == c).any()
+    }
+    mean = float(np.mean([metric.value for metric in per_class.values()]))
+    metrics["mean_per_class"] = Metric(mean, 1 / count, *map(float, bounds.class_mean_2))
+    return metrics, per_class

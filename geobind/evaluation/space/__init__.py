@@ -1,0 +1,1 @@
+"""The shared space itself: probabilities, the gap between modalities, sums of embeddings."""
