@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from geobind import scoring
 from geobind.bundles import folder as bundle
 from geobind.data.batches.loading import collate
-from geobind.errors import DataError, PluginError
+from geobind.errors import DataError, PluginError, RecipeError
 from geobind.inputs import class_examples, grouped, is_many, moved, of_width, prepared, still
 from geobind.modality import Modality
 from geobind.progress import track
@@ -63,7 +63,10 @@ class Binder(nn.Module):
             if seed is not None:
                 # Seeded one by one: a further modality leaves the others' random weights as they were.
                 torch.manual_seed(seed_of(seed, "encoder", name))
-            self.encoders[name] = modality.encoder(width, pretrained=pretrained)
+            try:
+                self.encoders[name] = modality.encoder(width, pretrained=pretrained)
+            except RecipeError as error:
+                raise RecipeError(f"modality '{name}': {error}") from error
         self.eval()
 
     def forward(self, name: str, batch: Any) -> Tensor:

@@ -71,9 +71,13 @@ class Registry(Generic[C]):
             return self.plugins[name].cls
         raise PluginError(self.explain(name))
 
+    def clashes(self, name: str) -> list[str]:
+        """Say which plugins all provide `name`, so that none of them is used; nothing if there are none."""
+        return [broken.reason for broken in self.broken if broken.name == name]
+
     def explain(self, name: str) -> str:
         """Say why there is no usable plugin called `name`, and what there is instead."""
-        clash = [b.reason for b in self.broken if b.name == name]
+        clash = self.clashes(name)
         lines = [clash[0] if clash else f"no {self.kind} named '{name}'"]
         if near := did_you_mean(name, self.plugins):
             lines[0] += f"; {near}"
@@ -96,9 +100,23 @@ def open_plugin(entry: EntryPoint) -> pluggy.PluginManager:
     """
     manager = pluggy.PluginManager(hookspecs.hookspec.project_name)
     manager.add_hookspecs(hookspecs)
-    manager.register(entry.load(), name=str(_source(entry)))
-    manager.check_pending()
+    plugin = entry.load()
+    manager.register(plugin, name=str(_source(entry)))
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise PluginError(_unknown_hook(manager, plugin) or str(error)) from error
     return manager
+
+
+def _unknown_hook(manager: pluggy.PluginManager, plugin: object) -> str | None:
+    """Say which hook of a plugin is none of geobind's, and which may be meant."""
+    known = [name for name, hook in sorted(vars(manager.hook).items()) if hook.has_spec()]
+    for hook in manager.get_hookcallers(plugin) or ():
+        if not hook.has_spec():
+            hint = did_you_mean(hook.name, known, f"there are {', '.join(known)}")
+            return f"no hook '{hook.name}'; {hint}"
+    return None
 
 
 def provided(manager: pluggy.PluginManager, hook: str) -> list[Any]:

@@ -15,7 +15,8 @@ from toy import Cold, Left, Right, registry, view
 from geobind import plugins
 from geobind.binder import Binder
 from geobind.bundles.folder import card_of
-from geobind.errors import CheckpointError, DataError, PluginError
+from geobind.errors import CheckpointError, DataError, PluginError, RecipeError
+from geobind.registering import Broken
 from geobind.scoring import Calibration, PairScales
 
 
@@ -250,6 +251,25 @@ def test_a_bundle_of_another_format_names_the_version_to_install(bundle):
     change_card(bundle, format=99, versions={"geobind": "7.2"})
     with pytest.raises(CheckpointError, match=r"bundle format 99, made with geobind 7\.2.*reads format 1"):
         Binder.load(bundle)
+
+
+def test_two_plugins_of_the_modality_that_a_bundle_needs_are_not_answered_with_a_third(bundle, monkeypatch):
+    clash = "two plugins provide 'right': toy 1.0 [right] and zoo 2.0 [right]; uninstall one"
+    source = plugins.Source("right", "zoo", "2.0")
+    both = plugins.Registry({"left": registry().plugins["left"]}, (Broken(source, clash, "right"),))
+    monkeypatch.setattr(plugins, "registry", lambda: both)
+    with pytest.raises(PluginError, match="uninstall one") as caught:
+        Binder.load(bundle)
+    assert "pip install" not in str(caught.value)
+
+
+def test_a_recipe_error_of_an_encoder_names_the_modality():
+    class Narrow(Left):
+        def encoder(self, width, *, pretrained=True):
+            raise RecipeError("test_resnet gives 96 numbers, the recipe's width is 16")
+
+    with pytest.raises(RecipeError, match=r"^modality 'near': test_resnet gives 96 numbers"):
+        Binder({"near": Narrow()}, 16)
 
 
 def test_a_missing_plugin_is_named_with_its_install_command(bundle, monkeypatch):

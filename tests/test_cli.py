@@ -38,7 +38,14 @@ def call(*words):
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["modalities", "list"], ["modalities", "show", "satellite"], ["recipes"], ["schema"]],
+    [
+        ["--help"],
+        ["modalities", "list"],
+        ["modalities", "show", "satellite"],
+        ["recipes"],
+        ["schema"],
+        ["cache", "list"],
+    ],
 )
 def test_what_needs_no_torch_does_not_import_it(words):
     code = f"""
@@ -143,6 +150,7 @@ def test_a_run_ends_with_a_table_and_a_bundle_that_embeds_from_the_command_line(
     assert "satellite to ground_image" in result.output
     assert (tmp_path / "run" / "bundle" / "binder.json").is_file()
     assert (tmp_path / "run" / "report.html").is_file()
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in result.output
     again = call("run", recipe, "--out", tmp_path / "run")
     assert again.exit_code == 2
     assert "holds a run already" in again.output

@@ -103,6 +103,13 @@ def test_every_mistake_is_told_at_once_with_its_line_and_fix(recipe_file):
     ("change", "message"),
     [
         ({"train: [satellite]": "train: [ground_image]"}, "'ground_image' is frozen by its plugin"),
+        (
+            {"epochs: 1": "epochs: 1\n    loss: {name: infonse}"},
+            "14:12: stages.0.loss.name: Input should be one of infonce, siglip, pcme (got 'infonse'); "
+            "did you mean 'infonce'?",
+        ),
+        ({"epochs: 1": "epochs: 1\n    loss: {}"}, "stages.0.loss.name: missing; it must be given"),
+        ({"epochs: 1": "epochs: 1\n    loss: siglip"}, "stages.0.loss: must be a block of keys"),
         ({"train: [satellite]": "train: [text]"}, "'text' takes no part in this stage"),
         ({"train: [satellite]": "train: []"}, "nothing to train"),
         ({"align: ground_image": "align: satellite"}, "a modality is not aligned with itself"),
@@ -118,7 +125,10 @@ def test_every_mistake_is_told_at_once_with_its_line_and_fix(recipe_file):
             {"epochs: 1": "epochs: 1\n    loss: {name: infonce, temperature: {init: 5}}"},
             "needs minimum <= init <= maximum",
         ),
-        ({"epochs: 1": "epochs: 1\n    loss: {name: triplet}"}, "'infonce', 'siglip'"),
+        (
+            {"epochs: 1": "epochs: 1\n    loss: {name: triplet}"},
+            "one of infonce, siglip, pcme (got 'triplet')",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(recipe_file, change, message):

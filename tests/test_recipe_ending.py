@@ -11,7 +11,7 @@ def load(tmp_path, monkeypatch, block):
     from geobind.recipe import load_recipe
 
     monkeypatch.setattr(plugins, "registry", toy.registry)
-    (tmp_path / "rows.csv").write_text("left\na\n")
+    (tmp_path / "rows.csv").write_text("left,group\na,b\n")
     path = tmp_path / "toy.yaml"
     path.write_text(toy.RECIPE + block, encoding="utf-8")
     return load_recipe(path)

@@ -70,7 +70,7 @@ def test_what_means_the_same_has_the_same_fingerprint(tmp_path):
         ("{satellite: hed}", ".satellite: Input should be 'full', 'head' or 'lora' (got 'hed')"),
         ("{satellite: last}", ".satellite: last of how many blocks? write {part: last, blocks: 2}"),
         ("{satellite: {rank: 4}}", ".satellite: names no part; write `part: lora`, or full, head, last"),
-        ("{satellite: {part: lra}}", ".satellite: Input tag 'lra' found using 'part' does not match any of"),
+        ("{satellite: {part: lra}}", ".satellite.part: Input should be one of full, head, last, lora"),
         ("{satellite: {part: last}}", ".satellite.blocks: missing; it must be given"),
         ("{satellite: {part: lora, rnk: 4}}", ".satellite.rnk: unknown key; did you mean 'rank'?"),
         ("{satellite: {part: lora, rank: 0}}", ".satellite.rank: Input should be greater than or equal to 1"),

@@ -167,10 +167,9 @@ def _modality(card: Card, name: str, options: Mapping[str, Any], folder: Path) -
     origin = card.plugins.get(name)
     made_with = f"{origin.distribution} {origin.version}" if origin else "an unknown plugin"
     if name not in registry.plugins:
-        raise PluginError(
-            f"{folder}: the bundle needs the modality '{name}' of {made_with}\n{registry.explain(name)}\n"
-            f"  install it: pip install {f'{origin.distribution}=={origin.version}' if origin else name}"
-        )
+        needs = f"{folder}: the bundle needs the modality '{name}' of {made_with}\n{registry.explain(name)}"
+        wanted = f"{origin.distribution}=={origin.version}" if origin else name
+        raise PluginError(needs if registry.clashes(name) else f"{needs}\n  install it: pip install {wanted}")
     plugin = registry.plugins[name]
     if origin and (plugin.source.distribution, plugin.source.version) != (
         origin.distribution,

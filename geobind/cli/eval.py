@@ -155,13 +155,14 @@ def _as_dict(
 def _show(clean: PairTable, results: list[Published], leak: Leakage | None, others: Iterable[Grid]) -> None:
     from rich.console import Console
 
+    from geobind.cli.tables import print_table
     from geobind.evaluation import render, render_published
 
     console = Console()
-    console.print(render(clean))
+    print_table(render(clean))
     if leak and not leak.warning:  # the table has warnings
         console.print(f"leakage: {leak.summary()}", markup=False)
     for grid in others:
         console.print(grid)
     for grid in render_published(results):
-        console.print(grid)
+        print_table(grid)

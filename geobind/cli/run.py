@@ -56,8 +56,7 @@ def command(
     if is_first():
         click.echo(f"{checked.name}: {len(checked.stages)} stages; results go to {folder}", err=True)
 
-    from rich.console import Console
-
+    from geobind.cli.tables import print_table
     from geobind.evaluation import summary
     from geobind.memory import parse_size
     from geobind.planning.settle import Settling
@@ -66,9 +65,12 @@ def command(
     settling = Settling(always=plan, limit=parse_size(memory) if memory else None)
     finished = run(checked, folder, resume=resume, settle=settling)
     if finished.table is not None:
-        Console().print(summary(finished.table))
+        print_table(summary(finished.table))
         click.echo(f"chance in brackets; intervals and more measures: {finished.folder / 'retrieval.json'}")
     if is_first():
+        page = finished.folder / "report.html"
+        if page.exists():
+            click.echo(f"report: {page}")
         click.echo(f"bundle: {finished.bundle}")
 
 

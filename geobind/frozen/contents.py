@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL.Image import Image
-from torch import Tensor
 
 from geobind.data.reading.files import open_binary
 from geobind.errors import DataError
@@ -157,6 +156,8 @@ def _content_or_error(raw: Any, files: FileHashes) -> bytes | DataError:
 
 def _parts(raw: Any, files: FileHashes) -> Iterator[Any]:
     """Yield the bytes of an input, each part with its kind and length, so that no two inputs run into one."""
+    from torch import Tensor
+
     if isinstance(raw, Path):
         # The name is no content, but its end may tell a reader how to decode the file.
         yield from _parts(("file", raw.suffix.lower(), files(os.fspath(raw))), files)

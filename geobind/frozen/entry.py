@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from geobind import storage
 from geobind.data.cache import cache_root
@@ -24,6 +22,7 @@ from geobind.frozen.shards import SUFFIX, Damaged, Shard, check_rows, open_shard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
 FACTS = "entry.json"
 LOCK = "in_use.lock"
@@ -131,6 +130,8 @@ class Rows:
 
     def read(self, row_B: NDArray[np.int64]) -> Tensor:
         """Return rows by their numbers, float32 (B, F)."""
+        import torch
+
         if len(self._shards) == 1:
             return _read(self._shards[0], row_B)
         value_BF = torch.empty((len(row_B), *self.shape))
@@ -179,6 +180,8 @@ def _sweep(folder: Path) -> None:
 
 
 def _read(shard: Shard, row_B: NDArray[np.int64]) -> Tensor:
+    import torch
+
     half_BF = shard.row_MF[row_B]
     # torch turns half precision into float32 1.7 times as fast as numpy.
     return torch.from_numpy(half_BF).float().mul_(torch.from_numpy(spread(shard.scale_M[row_B], half_BF)))

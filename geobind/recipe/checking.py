@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
+from geobind.data.options import DataOptions
 from geobind.errors import PluginError
 from geobind.modality import Modality
 from geobind.plugins import Registry
@@ -139,7 +140,8 @@ def check_files(written: Written, recipe: Recipe) -> list[Problem]:
     missing = [
         (path, f"no such file: {manifest} (relative to {whose})") for path, manifest in missing_files(recipe)
     ]
-    return [written.problem(path, message) for path, message in [*missing, *column_faults(recipe)]]
+    faults = column_faults(recipe, data_of(recipe))
+    return [written.problem(path, message) for path, message in [*missing, *faults]]
 
 
 def missing_files(recipe: Recipe) -> list[tuple[Path_, Path]]:
@@ -148,9 +150,9 @@ def missing_files(recipe: Recipe) -> list[tuple[Path_, Path]]:
     return [((*path, "manifest"), file) for path, file in named if not (recipe.base / file).exists()]
 
 
-def data_of(recipe: Recipe) -> Iterator[tuple[Path_, Any]]:
+def data_of(recipe: Recipe) -> Iterator[tuple[Path_, DataOptions]]:
     """List every `data` block of a recipe with its path."""
-    blocks: list[tuple[Path_, Any]] = [(("data",), recipe.data)]
+    blocks: list[tuple[Path_, DataOptions | None]] = [(("data",), recipe.data)]
     blocks += [(("modalities", name, "data"), entry.data) for name, entry in recipe.modalities.items()]
     for number, stage in enumerate(recipe.stages):
         path: Path_ = ("stages", number, "data")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, ValidationError
 
 from geobind.errors import did_you_mean
 from geobind.recipe.reading import Path_, Problem, Written
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 def field_problems(
@@ -23,11 +27,29 @@ def field_problems(
             message = "unknown key" + (f"; {near}" if near else "")
         elif item["type"] == "missing":
             message = "missing; it must be given"
-        elif item["type"] == "model_type":
+        elif item["type"] == "union_tag_not_found":
+            path = (*path, _tag_key(item))
+            message = "missing; it must be given"
+        elif item["type"] == "union_tag_invalid":
+            path = (*path, _tag_key(item))
+            message = _unknown_tag(item)
+        elif item["type"] in ("model_type", "model_attributes_type"):
             message = f"must be a block of keys (got {item['input']!r})"
         elif isinstance(item["input"], str | int | float | bool | None):
             message += f" (got {item['input']!r})"
         yield written.problem(path, message)
+
+
+def _tag_key(item: ErrorDetails) -> str:
+    """The key whose word says which block of several is meant."""
+    return item.get("ctx", {})["discriminator"].strip("'")
+
+
+def _unknown_tag(item: ErrorDetails) -> str:
+    told = item.get("ctx", {})
+    known, given = re.findall(r"'([^']*)'", told["expected_tags"]), told["tag"]
+    near = did_you_mean(given, known)
+    return f"Input should be one of {', '.join(known)} (got '{given}')" + (f"; {near}" if near else "")
 
 
 def written_path(values: Any, loc: Path_) -> Path_:

@@ -26,7 +26,7 @@ from geobind.towers.weights import load_strictly, read_weights
 from geobind.training.closing import Settle, closed
 from geobind.training.encoders.parts import check_part
 from geobind.training.figures import figures_of
-from geobind.training.guards.alone import alone_in, gone_on_with
+from geobind.training.guards.alone import alone_in, begun, gone_on_with
 from geobind.training.guards.determinism import deterministic
 from geobind.training.guards.stopping import listening
 from geobind.training.job import Job, Outcome
@@ -125,7 +125,7 @@ def _through(recipe: Recipe, folder: Path, fabrics: dict[str, Fabric]) -> Finish
 
 
 def _open_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
-    if (folder / "run.json").exists() and not resume:
+    if (folder / "run.json").exists() and begun(folder) and not resume:
         raise RecipeError(
             f"{folder} holds a run already: go on with it (--resume), or choose another folder (--out)"
         )

@@ -133,6 +133,14 @@ def test_what_gdal_raises_at_any_touch_of_a_raster_is_told(refused):
         told("a.tif", ZeroDivisionError())
 
 
+def test_a_number_too_large_for_32_bits_is_refused_where_it_is_read(tmp_path, refused):
+    (tmp_path / "m.jsonl").write_text(json.dumps({"tile": [1.0, 1e39], "key": "a"}))
+    table = opened(tmp_path, "m.jsonl")
+    refused(lambda: table.samples("tile")[0], "holds a number larger than 3.4e+38")
+    refused(lambda: table.observed(0, ["tile"]), "a: holds a number")
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("step", [1e-300, 1e-15, 1e200])
 def test_a_geotransform_that_makes_no_sense_is_refused(tmp_path, refused, step):
     rasterio = pytest.importorskip("rasterio")

@@ -76,13 +76,20 @@ def content(batches):
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 2**63), st.integers(0, 5))
 def test_an_epoch_is_a_permutation_without_its_incomplete_batch(n, batch_size, seed, epoch):
     if n < batch_size:
-        with pytest.raises(DataError, match=f"{n} rows cannot fill a batch of {batch_size}"):
+        with pytest.raises(DataError, match=f"{n} rows? cannot fill a batch of {batch_size}"):
             batch_indices(n, batch_size, 0, seed)
         return
     steps = n // batch_size
     rows = np.concatenate([batch_indices(n, batch_size, epoch * steps + step, seed) for step in range(steps)])
     assert len(rows) == len(set(rows.tolist())) == steps * batch_size
     assert set(rows.tolist()) <= set(range(n))
+
+
+@pytest.mark.parametrize(("rows", "words"), [(0, "0 rows"), (1, "1 row")])
+def test_too_few_rows_for_any_batch_are_not_answered_with_a_batch_size(rows, words):
+    with pytest.raises(DataError) as caught:
+        batch_indices(rows, 64, 0, 0)
+    assert str(caught.value) == f"{words} cannot fill a batch of 64; it takes 2 at least"
 
 
 def test_epochs_and_seeds_differ():

@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -162,6 +164,14 @@ def test_size_is_checked_before_decoding(refused, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 10)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
     refused(lambda: read_image(Image.new("RGB", (4, 5))), "4 x 5 pixels")
+
+
+def test_what_pillow_itself_finds_too_large_is_told_with_the_fix(refused):
+    file = bytearray(encoded(Image.fromarray(RGB)))
+    file[16:24] = struct.pack(">II", 30_000, 30_000)  # what the header says of width and height
+    file[29:33] = struct.pack(">I", zlib.crc32(file[12:29]))
+    said = refused(lambda: read_image(bytes(file)), "900,000,000 pixels; at most 30000 a side", "cut it into")
+    assert "DOS" not in said
 
 
 def test_real_geotiffs_are_read_or_explained(real_data):

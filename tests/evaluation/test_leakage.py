@@ -111,7 +111,7 @@ def test_a_copied_file_is_found_under_another_name_and_a_like_sized_one_is_not(t
     rows = ["train,,,a.png,x,", "test,,,b.png,y,", "test,,,c.png,z,", "test,,,d.png,w,"]
     found = compared(manifest(tmp_path, rows))
     assert (found.copies["photo"].rows, found.copies["photo"].compared) == (1, 3)
-    assert found.faults == ["1 test rows have a training row's photo (rows.csv:3 and rows.csv:2)"]
+    assert found.faults == ["1 test row has a training row's photo (rows.csv:3 and rows.csv:2)"]
     assert found.near is None
     assert found.groups is None
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from geobind import plugins
 from geobind.binder import Binder
-from geobind.errors import DataError, PluginError, RecipeError, StorageError, TrainingError
+from geobind.errors import DataError, GeobindError, PluginError, RecipeError, StorageError, TrainingError
 from geobind.training.run import run
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
@@ -132,6 +132,13 @@ def test_a_changed_stage_is_run_again_and_those_before_it_are_not(tmp_path, caps
     assert [step for stage, step, _ in losses(tmp_path / "run") if stage == "two"] == [0, 1, 2]
 
 
+def test_a_run_that_ended_before_it_trained_anything_is_begun_anew(tmp_path):
+    with pytest.raises(GeobindError) as caught:
+        toy_run(tmp_path, "stages.one.batch_size=100000")
+    assert not hasattr(caught.value, "__notes__")  # that speak of what is finished
+    toy_run(tmp_path)
+
+
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     toy_run(tmp_path)
     with pytest.raises(
@@ -196,7 +203,9 @@ def test_a_head_that_is_not_there_is_told(tmp_path, monkeypatch):
 
 
 def test_fewer_pairs_than_a_batch_are_told(tmp_path):
-    with pytest.raises(DataError, match="8 rows cannot fill a batch of 16"):
+    with pytest.raises(
+        DataError, match="stage 'one': the pairs of 'right': 8 rows cannot fill a batch of 16"
+    ):
         toy_run(tmp_path, "modalities.right.count=8")
 
 

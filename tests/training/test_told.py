@@ -209,6 +209,7 @@ stages:
       positives: label
       ignore_within_hours: 3
 """
+TABLED = CSV.split("    batches:")[0]
 
 
 def test_columns_that_a_stage_asks_for_are_missed_before_anything_is_read(tmp_path):
@@ -220,8 +221,35 @@ def test_columns_that_a_stage_asks_for_are_missed_before_anything_is_read(tmp_pa
     )
     assert "toy.yaml:15:7: stages.0.loss.positives: needs `label` of every row" in found
     assert "toy.yaml:12:5: stages.0.batches: needs `lat` and `lon` of every row" in found
+    mapped = "data.columns={lat: Latt, lon: Length, spoke: Q}"
+    found = problems(tmp_path, mapped, text=CSV)
+    assert (
+        "--set data.columns: data.columns.lat: wheel.csv has no column 'Latt'; did you mean 'Lat'?" in found
+    )
+    assert "data.columns.lon: wheel.csv has no column 'Length'; its columns: " in found
+    assert "data.columns.spoke: wheel.csv has no column 'Q'" in found
+    assert "needs `lat`" not in found and "needs `time`" in found
     mapped = "data.columns={lat: Lat, lon: Lat, time: when, label: hub}"
     assert toy.recipe(tmp_path, mapped, text=CSV).stages[0].batches.share == 0.5
+
+
+def test_a_mapped_column_that_is_not_there_is_told_at_its_line(tmp_path):
+    table(tmp_path, "split,hub,spoke", "train,a,b")
+    mapped = "{manifest: wheel.csv, columns:\n  {hub: hubb}}"
+    found = problems(tmp_path, text=TABLED.replace("{manifest: wheel.csv}", mapped))
+    assert found.endswith(
+        "toy.yaml:6:4: data.columns.hub: wheel.csv has no column 'hubb'; did you mean 'hub'?"
+    )
+
+
+def test_labels_and_groups_that_a_measure_asks_for_are_missed_before_anything_is_read(tmp_path):
+    table(tmp_path, "split,hub,spoke", "train,a,b")
+    measured = "evaluate: {by: label, clusters: group}\n"
+    watched = "stages.0.watch={every: 1, by: label}"
+    found = problems(tmp_path, watched, text=TABLED + measured)
+    assert "evaluate.by: needs `label` of every row, but wheel.csv has no such column" in found
+    assert "evaluate.clusters: needs `group` of every row" in found
+    assert "stages.0.watch.by: needs `label` of every row" in found
 
 
 def test_every_loss_and_batch_that_the_documentation_shows_is_valid():

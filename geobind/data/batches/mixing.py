@@ -109,16 +109,15 @@ class Mixture:
         sizes = tuple(len(source.rows) for source in self.sources)
         plan = Plan(sizes, batch_size, seed, self.shares, mixed, ring, self.places if ring else ())
         for source, share, wanted in zip(self.sources, self.shares, plan.wanted, strict=True):
-            where = f"{source.name}: " if len(self.sources) > 1 else ""
             if not wanted:
                 raise DataError(
-                    f"{where}its share of {share:.2g} is less than a row of a batch of {batch_size}; "
+                    f"{source.name}: its share of {share:.2g} is less than a row of a batch of {batch_size}; "
                     f"raise its weight or batch_size, or let batches take turns (`mix: batches`)"
                 )
             try:
                 batch_indices(len(source.rows), wanted, 0, seed)
             except DataError as error:
-                raise DataError(f"{where}{error}") from error
+                raise DataError(f"{source.name}: {error}") from error
         return plan
 
 

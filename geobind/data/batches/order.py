@@ -16,6 +16,8 @@ from geobind.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+FEWEST = 2  # rows of a batch: one alone has nothing to be told from
+
 
 def batch_indices(n: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
     """Return the rows of one step: each epoch is a new permutation without its incomplete last batch.
@@ -33,9 +35,9 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int) -> NDArray[np.i
         DataError: There are fewer rows than a batch.
     """
     if not 1 <= batch_size <= n:
-        raise DataError(
-            f"{n} rows cannot fill a batch of {batch_size}; set batch_size to {n} or less, or add rows"
-        )
+        rows = "1 row" if n == 1 else f"{n} rows"
+        fix = f"set batch_size to {n} or less, or add rows" if n >= FEWEST else f"it takes {FEWEST} at least"
+        raise DataError(f"{rows} cannot fill a batch of {batch_size}; {fix}")
     epoch, batch = divmod(step, n // batch_size)
     return _permutation(n, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
 

@@ -95,7 +95,9 @@ def _source_pixels(
             "pixels: x, y, width, height"
         )
     matrix = np.array(dataset.transform).reshape(3, 3)
-    if not np.linalg.det(matrix):
+    with np.errstate(over="ignore"):  # what is too large makes no sense on Earth, as is told later
+        flat = not np.linalg.det(matrix)
+    if flat:
         raise DataError(
             f"{dataset.name}: its geotransform {dataset.transform[:6]} maps all pixels onto a line"
         )

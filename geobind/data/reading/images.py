@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
@@ -22,6 +23,9 @@ Layout = Literal["HWC", "CHW", "either"]
 
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 30_000
+_LIMIT = (
+    f"at most {MAX_SIDE} a side and {MAX_PIXELS / 1e6:.0f} million in all are read; cut it into tiles first"
+)
 _LEFT = 4  # a JPEG decoded smaller still has so many times the length that is needed
 # Named, because Pillow's other decoders start programs (EPS) or are little looked after.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "JPEG2000", "GIF", "BMP")
@@ -90,7 +94,11 @@ def _from_file(raw: str | Path | bytes | bytearray | memoryview, channels: int, 
         except (UnidentifiedImageError, SyntaxError) as error:
             file.seek(0)
             raise DataError(f"{name}: {_why_unreadable(file.read(16))}") from error
-        except (Image.DecompressionBombError, OSError, ValueError) as error:
+        except Image.DecompressionBombError as error:  # its size is in its message alone
+            size = re.search(r"\((\d+) pixels\)", str(error))
+            count = f"{int(size[1]):,}" if size else "too many"
+            raise DataError(f"{name}: {count} pixels; {_LIMIT}") from error
+        except (OSError, ValueError) as error:
             raise DataError(f"{name}: cannot be opened as an image: {error}") from error
         _checked_size(image, name)
         if image.format == "JPEG":
@@ -152,10 +160,7 @@ def _checked_size(image: Image, name: str) -> Image:
     if width < 1 or height < 1:
         raise DataError(f"{name}: is empty ({width} x {height} pixels)")
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise DataError(
-            f"{name}: {width} x {height} pixels; at most {MAX_SIDE} a side and {MAX_PIXELS / 1e6:.0f} "
-            "million in all are read; cut it into tiles first"
-        )
+        raise DataError(f"{name}: {width} x {height} pixels; {_LIMIT}")
     return image
 
 

@@ -68,7 +68,7 @@ class ArrowColumn:
             return items
         items = cast("list[Any]", items)
         if not isinstance(items[0], str | bytes):
-            return np.asarray(items, dtype=np.float32)
+            return _numbers(items)
         items = items[:1] if self.first else items
         if isinstance(items[0], bytes):
             items = [_unpacked(item) if item.startswith(_NPY) else item for item in items]
@@ -123,6 +123,16 @@ class ArrayColumn:
     def present_N(self) -> NDArray[np.bool_]:
         """Every row has one."""
         return np.ones(len(mapped_array(self.path)), dtype=bool)
+
+
+def _numbers(items: list[Any]) -> NDArray[np.float32]:
+    """Return numbers in 32 bits."""
+    try:
+        with np.errstate(over="raise"):
+            return np.asarray(items, dtype=np.float32)
+    except FloatingPointError:
+        most = np.finfo(np.float32).max
+        raise DataError(f"holds a number larger than {most:.2g}, the most in 32 bits; scale it") from None
 
 
 def _unpacked(content: bytes) -> NDArray[Any]:

@@ -59,12 +59,14 @@ class Leakage:
         said: list[str] = []
         for name, found in self.copies.items():
             if found.rows and not found.words:
-                said.append(f"{found.rows:,} test rows have a training row's {name} ({found.example})")
+                said.append(
+                    f"{_test_rows(found.rows, 'has', 'have')} a training row's {name} ({found.example})"
+                )
             if found.near:
-                twins = f"{found.near:,} test rows have nearly the same {name} as a training row"
+                twins = f"{_test_rows(found.near, 'has', 'have')} nearly the same {name} as a training row"
                 said.append(f"{twins} ({found.near_example})")
         if self.groups and self.groups.shared:
-            said.append(f"{self.groups.test_rows:,} test rows are of groups that were trained on")
+            said.append(f"{_test_rows(self.groups.test_rows, 'is', 'are')} of groups that were trained on")
         if self.near:
             for reach, limit in WARN_WITHIN.items():
                 share = self.near.within_km[str(reach)]
@@ -126,6 +128,10 @@ def leakage(
         {name: copies(train, test, name, seen, most_images) for name in names},
         _groups(train, test),
     )
+
+
+def _test_rows(count: int, one: str, many: str) -> str:
+    return f"1 test row {one}" if count == 1 else f"{count:,} test rows {many}"
 
 
 def _called(table: Table) -> str:

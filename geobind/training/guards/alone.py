@@ -51,13 +51,19 @@ def alone_in(folder: Path) -> Generator[None]:
             file.close()
 
 
+def begun(folder: Path) -> bool:
+    """Whether a run has left something in its folder that can be gone on with."""
+    made = (folder / "metrics.csv", *(folder / "stages").rglob("*"))
+    return any(path.is_file() for path in made)
+
+
 @contextmanager
 def gone_on_with(folder: Path | None) -> Generator[None]:
     """Say of whatever ends the block early that the run in `folder` can be gone on with."""
     try:
         yield
     except BaseException as error:
-        if folder is not None and "--resume" not in str(error):
+        if folder is not None and begun(folder) and "--resume" not in str(error):
             error.add_note(f"what is finished lies in {folder}; --resume goes on with it")
         raise
 

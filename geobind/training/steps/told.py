@@ -72,7 +72,10 @@ def plan_of(stage: Stage, rows: Mixture, seed: int) -> Plan:
         DataError: A table has too few rows for its part of a batch, or no places for batches of neighbours.
     """
     ring = stage.batches.ring if stage.batches else None
-    return rows.plan(stage.batch_size, seed, mixed=stage.mix == "rows", ring=ring)
+    try:
+        return rows.plan(stage.batch_size, seed, mixed=stage.mix == "rows", ring=ring)
+    except DataError as error:
+        raise DataError(f"stage '{stage.name}': {error}") from error
 
 
 def check_told(stage: Stage, rows: Mixture) -> list[str]:
