@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geobind.cli.options import json_option
+from geobind.cli.options import json_option, out_file
 
 if TYPE_CHECKING:
     from geobind.data.options import DataOptions
@@ -143,13 +143,7 @@ def check(quick: bool, as_json: bool, **given: Any) -> None:
 @click.option("--shares", default="0.8,0.1,0.1", show_default=True, help="Shares of the rows.")
 @click.option("--names", help="Names of the splits.  [default: train,val,test or train,test]")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="The manifest to write.",
-)
+@out_file("-o", "--out", about="The manifest to write.")
 def split(
     manifest: Path, columns: tuple[str, ...], shares: str, names: str | None, out: Path, **options: Any
 ) -> None:
@@ -208,13 +202,7 @@ def pack(shard_mb: int, out: Path, **given: Any) -> None:
     help="Training draws of each modality, as its augmentations make them.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="The PNG file to write.",
-)
+@out_file("-o", "--out", about="The PNG file to write.")
 def show(
     recipe: Path | None, stage_name: str | None, rows: int, draws: int, seed: int, out: Path, **given: Any
 ) -> None:

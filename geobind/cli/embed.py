@@ -6,19 +6,14 @@ from pathlib import Path
 
 import click
 
-from geobind.cli.options import bundle_argument
+from geobind.cli.options import bundle_argument, out_file
 
 
 @click.command("embed")
 @bundle_argument
 @click.argument("modality")
 @click.argument("inputs", nargs=-1, required=True)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="A .npy file for the embeddings.",
-)
+@out_file("--out", about="A .npy file for the embeddings.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 def command(bundle: str, modality: str, inputs: tuple[str, ...], out: Path, batch_size: int) -> None:
     """Embed INPUTS (files, or sentences for a text modality) with BUNDLE, a folder or a hub id."""

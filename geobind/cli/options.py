@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from geobind.errors import CheckpointError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _bundle(ctx: click.Context, parameter: click.Parameter, name: str) -> str:
@@ -38,3 +42,9 @@ memory_option = click.option(
     envvar="GEOBIND_MEMORY",
     help="Memory there is, such as 8GiB, of the accelerator or of the process; default: what is free.",
 )
+
+
+def out_file(*names: str, about: str) -> Callable[[Command], Command]:
+    """Return the option that says which file a command writes; a folder is refused before any work."""
+    kind = click.Path(path_type=Path, dir_okay=False)
+    return click.option(*names, type=kind, required=True, help=about)

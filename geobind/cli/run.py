@@ -60,6 +60,7 @@ def command(
     from geobind.evaluation import summary
     from geobind.memory import parse_size
     from geobind.planning.settle import Settling
+    from geobind.report.writing import PAGE
     from geobind.training.run import run
 
     settling = Settling(always=plan, limit=parse_size(memory) if memory else None)
@@ -68,7 +69,7 @@ def command(
         print_table(summary(finished.table))
         click.echo(f"chance in brackets; intervals and more measures: {finished.folder / 'retrieval.json'}")
     if is_first():
-        page = finished.folder / "report.html"
+        page = finished.folder / PAGE
         if page.exists():
             click.echo(f"report: {page}")
         click.echo(f"bundle: {finished.bundle}")
