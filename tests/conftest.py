@@ -74,3 +74,36 @@ def publish(tmp_path, monkeypatch):
     yield publish
     for module in modules:
         sys.modules.pop(module, None)
+
+
+@pytest.fixture
+def needs_torchaudio():
+    """Skip a test that compares with torchaudio where its library does not load."""
+    from geobind.towers.mel import hide_broken_torchaudio
+
+    if (failure := hide_broken_torchaudio()) is not None:
+        pytest.skip(f"torchaudio does not load: {type(failure).__name__}: {failure}")
+
+
+@pytest.fixture
+def break_torchaudio(tmp_path, monkeypatch):
+    """A function that makes `import torchaudio` run one line, in this process and in those it starts."""
+    from geobind.towers import mel
+
+    def forget():
+        for cached in (mel.hide_broken_torchaudio, mel.check_torchaudio, mel.mel_spectrogram):
+            cached.cache_clear()
+
+    def break_torchaudio(line):
+        site = tmp_path / "broken"
+        (site / "torchaudio").mkdir(parents=True)
+        (site / "torchaudio" / "__init__.py").write_text(line)
+        monkeypatch.syspath_prepend(site)
+        monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+        for name in ["torchaudio", *(name for name in sys.modules if name.startswith("torchaudio."))]:
+            monkeypatch.setitem(sys.modules, name, None)  # so that whatever is there now comes back
+            del sys.modules[name]
+        forget()
+
+    yield break_torchaudio
+    forget()

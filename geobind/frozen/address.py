@@ -22,6 +22,7 @@ from geobind.seeds import fingerprint
 FORMAT = 1  # of the files; a change makes every older entry another
 Part = Literal["whole", "trunk"]
 _FOR_WORK = re.compile(r"extra *== *.(dev|tests?|docs|lint)\b")  # requirements that no embedding depends on
+_NO_MATTER = {"torchaudio"}  # where it is missing, or another, geobind's spectrograms are the same
 _OURS = ("geobind.data", "geobind.towers")  # what turns an input into numbers, beside the plugin itself
 
 
@@ -41,7 +42,7 @@ def facts_of(
     All options count, those of augmentation too, since the core cannot know which of them matter, and the
     content of files that they name. So do the source code of the plugin and of geobind's own readers and
     towers, which may change without a new version while somebody works on them, and the versions of all
-    the libraries they declare.
+    the libraries they declare but torchaudio, without which geobind's spectrograms are the same.
 
     Args:
         modality: With its options.
@@ -135,7 +136,8 @@ def _versions(distribution: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
         needed = [line for line in declared if not _FOR_WORK.search(line)]
-        wanted |= {found[0] for line in needed if (found := re.match(r"[A-Za-z0-9._-]+", line))}
+        found = {match[0] for line in needed if (match := re.match(r"[A-Za-z0-9._-]+", line))}
+        wanted |= found - _NO_MATTER if name == "geobind" else found
     versions = {"python": sys.version.split()[0]}
     for name in sorted(wanted):
         try:

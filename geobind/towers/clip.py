@@ -11,6 +11,7 @@ import torch
 
 from geobind.errors import CheckpointError, RecipeError, did_you_mean
 from geobind.towers.converting import Part, load_clip
+from geobind.towers.mel import hide_broken_torchaudio
 from geobind.towers.options import ClipOptions
 from geobind.towers.weights import file_of
 
@@ -166,6 +167,7 @@ def _both_towers(options: ClipOptions, part: Part, size: int | None) -> nn.Modul
 
 
 def _from_tag(options: ClipOptions, part: Part, size: int | None) -> nn.Module:
+    hide_broken_torchaudio()  # the text tower may come from transformers, which dies of it
     try:
         model = open_clip.create_model(
             str(options.model),

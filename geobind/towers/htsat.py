@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from geobind.data.reading.readers import read_audio
 from geobind.errors import PluginError, RecipeError
 from geobind.towers.audio_options import AudioAugment, HtsatOptions
+from geobind.towers.mel import check_torchaudio
 from geobind.towers.options import HeadKind
 from geobind.towers.sound import SoundSpec, augment_samples, fit, log_mel, mask
 from geobind.towers.tower import CropsTower, Tower, make_head
@@ -93,6 +94,7 @@ class HtsatTrunk(nn.Module):
 
 
 def _build(options: HtsatOptions) -> nn.Module:
+    check_torchaudio()  # warns before loaders start, and transformers would die of a broken one
     try:
         from transformers import ClapAudioConfig, ClapAudioModelWithProjection
     except ImportError as error:

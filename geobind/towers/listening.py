@@ -7,6 +7,7 @@ from torch import Tensor
 from geobind.errors import RecipeError
 from geobind.towers.audio_options import AudioOptions
 from geobind.towers.backbones import backbone, features_of
+from geobind.towers.mel import check_torchaudio
 from geobind.towers.sound import sound_spec
 from geobind.towers.tower import NormalisingTower, make_head, mean_of_crops
 
@@ -32,6 +33,7 @@ def mel_encoder(options: AudioOptions, width: int, *, pretrained: bool) -> Liste
     chosen, spec = options.timm, sound_spec(options)
     if chosen is None:
         raise RecipeError("a tower that sees spectrograms needs the option timm")
+    check_torchaudio()  # warns before loaders start
     trunk = backbone(chosen, channels=1, size=(spec.mels, spec.frames), pretrained=pretrained)
     head = make_head(options.head, features_of(trunk), width, what=chosen.model)
     return ListeningTower(trunk, head, (MEAN_DB,), (STD_DB,))

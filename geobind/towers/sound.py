@@ -7,18 +7,14 @@ and with two workers on two cores a loader then gave 2.7 times as many clips a s
 # T samples, M mel bands, F frames, C channels
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from geobind.data.reading.readers import audio_seconds, read_audio
-from geobind.errors import PluginError
 from geobind.towers.audio_options import AudioAugment, AudioOptions
-
-if TYPE_CHECKING:
-    from torch import nn
+from geobind.towers.mel import mel_spectrogram
 
 _FLOOR = 1e-10  # power taken for silence: -100 dB
 
@@ -97,7 +93,7 @@ def fit(samples_T: Tensor, length: int) -> Tensor:
 
 def log_mel(samples_T: Tensor, spec: SoundSpec) -> Tensor:
     """Return the (M, F) mel spectrogram of a recording: power in decibels, silence at -100."""
-    return 10 * _mel(spec)(samples_T).clamp(min=_FLOOR).log10()
+    return 10 * mel_spectrogram(spec)(samples_T).clamp(min=_FLOOR).log10()
 
 
 def mask(mel_CMF: Tensor, augment: AudioAugment) -> Tensor:
@@ -134,24 +130,3 @@ def augment_samples(samples_T: Tensor, augment: AudioAugment) -> Tensor:
         noise = samples_T.square().mean().sqrt() * 10 ** (-snr_db / 20)
         samples_T = samples_T + noise * torch.randn(len(samples_T))
     return samples_T
-
-
-@lru_cache(maxsize=8)
-def _mel(spec: SoundSpec) -> nn.Module:
-    try:
-        from torchaudio.transforms import MelSpectrogram
-    except (ImportError, OSError, RuntimeError) as error:
-        raise PluginError(
-            f"audio needs torchaudio, which cannot be imported ({error}); install the one made for this torch"
-        ) from error
-    return MelSpectrogram(
-        spec.rate,
-        n_fft=spec.n_fft,
-        win_length=spec.window,
-        hop_length=spec.hop,
-        f_min=spec.fmin,
-        f_max=spec.fmax,
-        n_mels=spec.mels,
-        norm="slaney" if spec.scale == "slaney" else None,
-        mel_scale=spec.scale,
-    )

@@ -40,9 +40,11 @@ def test_quiet_parts_do_not_count():
     assert loudness(torch.cat([faint, quiet, loud, quiet, faint]), 48_000) == pytest.approx(-26.01, abs=0.1)
 
 
+@pytest.mark.usefixtures("needs_torchaudio")
 @pytest.mark.parametrize("rate", [16_000, 44_100])
 def test_it_agrees_with_torchaudio_whose_shelf_is_a_little_lower(rate):
-    functional = pytest.importorskip("torchaudio.functional")
+    from torchaudio import functional
+
     rng = np.random.default_rng(0)
     envelope = np.repeat(rng.uniform(0.001, 0.3, 60), rate // 4)
     samples = torch.from_numpy((rng.normal(0, 0.3, len(envelope)) * envelope).astype(np.float32))

@@ -127,6 +127,56 @@ def test_the_source_code_of_a_plugin_counts(tmp_path, monkeypatch):
     assert world.stored(paths)[0].made == 3
 
 
+def test_a_row_is_found_again_with_torchaudio_with_a_broken_one_and_without_it(monkeypatch, break_torchaudio):
+    from importlib import metadata
+
+    from geobind.frozen import address
+    from geobind.plugins import Source
+    from geobind.towers.mel import check_torchaudio
+    from geobind_audio import Audio
+
+    def key():
+        address._versions.cache_clear()
+        facts = address.facts_of(
+            Audio(timm={"model": "test_resnet", "pretrained": False}),
+            Source("audio", "geobind", "1.0"),
+            weights="w",
+            part="whole",
+            width=8,
+            precision="32-true",
+            augmented=False,
+            files=lambda path: b"",
+        )
+        assert "torch" in facts["versions"]
+        return address.key_of(facts)
+
+    installed = metadata.version
+
+    def version(name):
+        if name == "torchaudio":
+            raise metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    keys = [key()]
+    break_torchaudio("raise OSError")
+    assert not check_torchaudio()
+    keys.append(key())
+    monkeypatch.setattr(metadata, "version", version)
+    keys.append(key())
+    address._versions.cache_clear()
+    assert len(set(keys)) == 1
+
+
+def test_a_plugin_that_declares_torchaudio_itself_goes_by_its_version(monkeypatch):
+    from geobind.frozen import address
+
+    declared = {"geobind": ["torchaudio>=2.8", "torch"], "acme": ["torchaudio"]}
+    monkeypatch.setattr(address.metadata, "requires", declared.__getitem__)
+    monkeypatch.setattr(address.metadata, "version", lambda name: "2.0")
+    assert "torchaudio" not in address._versions.__wrapped__("geobind")
+    assert "torchaudio" in address._versions.__wrapped__("acme")
+
+
 def test_each_of_several_observations_has_a_row_and_the_loaders_draw_decides(tmp_path):
     texts = [["1 2 3 4", "4 3 2 1", "0 0 0 1"], "5 5 5 5", ["9 8 7 6"], []]
     side, _ = world.stored(texts, max_broken=1)

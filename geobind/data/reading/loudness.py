@@ -1,4 +1,8 @@
-"""How loud a sound is to a listener (ITU-R BS.1770-5), and bringing it to a given loudness."""
+"""How loud a sound is to a listener (ITU-R BS.1770-5), and bringing it to a given loudness.
+
+torchaudio.functional.loudness: noise 0.04 LU lower at 48 kHz, 0.12 at 16, 0.22 at 8; a full-scale 997 Hz sine
+-3.28 LUFS; silence NaN; under 0.4 s an error; 4.1 GB for an hour at 16 kHz, which takes 0.24 here.
+"""
 
 # T samples, F frequencies, H hops of 100 ms, B blocks of 400 ms, one for each hop
 

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from geobind.bundles.deltas import changed, factors
 from geobind.errors import PluginError, RecipeError
 from geobind.recipe.parts import Lora
+from geobind.towers.mel import hide_broken_torchaudio
 from geobind.training.encoders.depth import block_names
 
 _NAMED = 12  # layers named in a message
@@ -198,6 +199,7 @@ def _some(names: list[str]) -> str:
 
 
 def _peft() -> Any:
+    hide_broken_torchaudio()  # peft imports transformers, which dies of it
     try:
         import peft
     except ImportError as error:
