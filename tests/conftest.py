@@ -76,17 +76,23 @@ def publish(tmp_path, monkeypatch):
         sys.modules.pop(module, None)
 
 
-@pytest.fixture
-def needs_torchaudio():
-    """Skip a test that compares with torchaudio where its library does not load."""
+@pytest.fixture(scope="session")
+def torchaudio_failure():
+    """Why torchaudio does not load here; None where it does."""
     from geobind.towers.mel import hide_broken_torchaudio
 
-    if (failure := hide_broken_torchaudio()) is not None:
-        pytest.skip(f"torchaudio does not load: {type(failure).__name__}: {failure}")
+    return hide_broken_torchaudio()
 
 
 @pytest.fixture
-def break_torchaudio(tmp_path, monkeypatch):
+def needs_torchaudio(torchaudio_failure):
+    """Skip a test that compares with torchaudio where its library does not load."""
+    if torchaudio_failure is not None:
+        pytest.skip(f"torchaudio does not load: {type(torchaudio_failure).__name__}: {torchaudio_failure}")
+
+
+@pytest.fixture
+def break_torchaudio(torchaudio_failure, tmp_path, monkeypatch):
     """A function that makes `import torchaudio` run one line, in this process and in those it starts."""
     from geobind.towers import mel
 
