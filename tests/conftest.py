@@ -53,6 +53,25 @@ def thermal(thermal_site, monkeypatch):
 
 
 @pytest.fixture
+def no_hub(monkeypatch, tmp_path):
+    """The address of a hub that nobody serves, on a closed port of this machine, with an empty cache."""
+    import socket
+
+    from huggingface_hub import constants
+
+    from geobind import hub
+
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(hub, "_states", {})
+        yield address
+
+
+@pytest.fixture
 def publish(tmp_path, monkeypatch):
     """Install a distribution of one module, with real metadata, for one test and the processes it starts."""
     site = tmp_path / "site"

@@ -16,8 +16,8 @@ CORE = ROOT / "geobind"
 # From the ground up: a module imports from lines above its own, never from its own line or below it.
 LAYERS = """
 errors
-memory
-modality progress provenance seeds storage toyearth licences
+memory extras
+modality progress provenance seeds storage toyearth licences hub
 hookspecs data
 registering
 plugins

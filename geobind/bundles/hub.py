@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from geobind.errors import CheckpointError, GeobindError
+from geobind.hub import hub_or_cache, reason_of, unreachable
 
 
 def fetched(name: str, files: Iterable[str], revision: str | None = None) -> Path:
@@ -26,10 +27,12 @@ def fetched(name: str, files: Iterable[str], revision: str | None = None) -> Pat
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[*files]))
+        with hub_or_cache():
+            return Path(snapshot_download(name, revision=revision, allow_patterns=[*files]))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"no folder '{name}', and the hub gives no such bundle: {reason}") from error
+        raise CheckpointError(
+            f"no folder '{name}', and the hub gives no such bundle: {reason_of(error)}"
+        ) from error
 
 
 def publish(folder: Path, name: str, *, private: bool = False) -> str:
@@ -42,8 +45,10 @@ def publish(folder: Path, name: str, *, private: bool = False) -> str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        hub = HfApi()
-        hub.create_repo(name, private=private, exist_ok=True)
-        return str(hub.upload_folder(repo_id=name, folder_path=folder, commit_message="geobind bundle"))
+        with hub_or_cache():
+            hub = HfApi()
+            hub.create_repo(name, private=private, exist_ok=True)
+            return str(hub.upload_folder(repo_id=name, folder_path=folder, commit_message="geobind bundle"))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise GeobindError(f"cannot publish '{name}': {str(error).splitlines()[0]}") from error
+        reason = unreachable() or str(error).splitlines()[0]
+        raise GeobindError(f"cannot publish '{name}': {reason}") from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import timm
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from geobind.errors import CheckpointError, RecipeError, did_you_mean
+from geobind.errors import RecipeError, did_you_mean
+from geobind.hub import hub_or_cache, no_weights
 from geobind.towers.options import TimmOptions
 from geobind.towers.weights import load_strictly, read_weights
 
@@ -53,14 +55,12 @@ def backbone(
         extra.setdefault("img_size", size)
     weights = options.pretrained if pretrained else False
     try:
-        model = timm.create_model(
-            options.model, pretrained=weights is True, in_chans=channels, num_classes=0, **extra
-        )
+        with hub_or_cache() if weights is True else nullcontext():
+            model = timm.create_model(
+                options.model, pretrained=weights is True, in_chans=channels, num_classes=0, **extra
+            )
     except OSError as error:  # what the hub raises without a network
-        raise CheckpointError(
-            f"timm's weights of {options.model} cannot be had ({error}); without a network, "
-            "name a local .safetensors file under pretrained"
-        ) from error
+        raise no_weights(f"timm's weights of {options.model}", error) from error
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise RecipeError(
             f"timm cannot build {options.model} with {extra or 'its defaults'}: {error}"

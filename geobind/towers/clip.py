@@ -10,6 +10,7 @@ import open_clip
 import torch
 
 from geobind.errors import CheckpointError, RecipeError, did_you_mean
+from geobind.hub import hub_or_cache, no_weights
 from geobind.towers.converting import Part, load_clip
 from geobind.towers.mel import hide_broken_torchaudio
 from geobind.towers.options import ClipOptions
@@ -169,17 +170,17 @@ def _both_towers(options: ClipOptions, part: Part, size: int | None) -> nn.Modul
 def _from_tag(options: ClipOptions, part: Part, size: int | None) -> nn.Module:
     hide_broken_torchaudio()  # the text tower may come from transformers, which dies of it
     try:
-        model = open_clip.create_model(
-            str(options.model),
-            pretrained=str(options.pretrained),
-            force_custom_text=True,
-            force_image_size=size if part == "visual" else None,
-        )
+        with hub_or_cache():
+            # First by itself: within create_model its failure is logged as well as raised.
+            open_clip.download_pretrained(tag_of(options))
+            model = open_clip.create_model(
+                str(options.model),
+                pretrained=str(options.pretrained),
+                force_custom_text=True,
+                force_image_size=size if part == "visual" else None,
+            )
     except (RuntimeError, OSError) as error:
-        raise CheckpointError(
-            f"the weights '{options.pretrained}' of {options.model} cannot be had ({error}); "
-            "without a network, name a local .safetensors file under pretrained"
-        ) from error
+        raise no_weights(f"the weights '{options.pretrained}' of {options.model}", error) from error
     return getattr(model, part)
 
 

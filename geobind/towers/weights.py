@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from geobind.errors import CheckpointError
+from geobind.hub import hub_or_cache, no_weights
 from geobind.towers.options import PICKLED, PYTORCH
 
 _SHOWN = 3  # keys named in a message
@@ -40,21 +42,17 @@ def file_of(source: str) -> Path | None:
     from huggingface_hub import hf_hub_download
 
     faults: list[Exception] = []
-    for name in _HUB_FILES:
-        try:
-            found = Path(hf_hub_download(source, name))
-        except Exception as error:  # the hub's errors have no common base class
-            faults.append(error)
-            continue
-        try:
-            hf_hub_download(source, "config.json")  # lies beside the weights then, and says what they cannot
-        except Exception:
+    with hub_or_cache():
+        for name in _HUB_FILES:
+            try:
+                found = Path(hf_hub_download(source, name))
+            except Exception as error:  # the hub's errors have no common base class
+                faults.append(error)
+                continue
+            with suppress(Exception):
+                hf_hub_download(source, "config.json")  # lies beside the weights, and says what they cannot
             return found
-        return found
-    raise CheckpointError(
-        f"the weights of {source} cannot be had ({type(faults[0]).__name__}); without a network, "
-        "name a local folder or file under pretrained"
-    ) from faults[0]
+    raise no_weights(f"the weights of {source}", faults[0]) from faults[0]
 
 
 def read_weights(source: str | Path) -> dict[str, Tensor]:

@@ -187,15 +187,21 @@ def test_weights_of_something_else_are_refused(tiny_clip, tmp_path):
         clip_tower(options, "visual", pretrained=True)
 
 
-def test_without_a_network_a_tag_says_what_to_do(monkeypatch):
-    def offline(*_, **__):
-        raise RuntimeError("no network")
-
-    monkeypatch.setattr(open_clip, "create_model", offline)
+def test_without_a_network_a_tag_says_what_to_do(no_hub):
     options = ClipOptions(model="ViT-B-32-quickgelu", pretrained="openai")
-    with pytest.raises(
-        CheckpointError, match=r"'openai' of ViT-B-32-quickgelu cannot be had .*local \.safetensors"
-    ):
+    message = rf"'openai' of ViT-B-32-quickgelu cannot be had: {no_hub} cannot be reached .*HF_HOME, or name"
+    with pytest.raises(CheckpointError, match=message):
+        clip_tower(options, "visual", pretrained=True)
+
+
+def test_weights_that_do_not_load_are_not_blamed_on_the_network(no_hub, monkeypatch):
+    def damaged(*_, **__):
+        raise RuntimeError("size mismatch for proj")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda *_, **__: "cached")
+    monkeypatch.setattr(open_clip, "create_model", damaged)
+    options = ClipOptions(model="ViT-B-32-quickgelu", pretrained="openai")
+    with pytest.raises(CheckpointError, match=r"cannot be had: size mismatch for proj; name a local"):
         clip_tower(options, "visual", pretrained=True)
 
 
@@ -206,6 +212,7 @@ def test_a_tag_is_given_to_open_clip_with_its_size(monkeypatch, tiny_clip):
         asked.update(arguments, name=name)
         return peer(tiny_clip, custom=True)
 
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda *_, **__: "cached")
     monkeypatch.setattr(open_clip, "create_model", create_model)
     options = ClipOptions(model="ViT-B-32-quickgelu", pretrained="openai")
     clip_tower(options, "visual", pretrained=True, size=96)
@@ -219,6 +226,7 @@ def test_a_tag_is_given_to_open_clip_with_its_size(monkeypatch, tiny_clip):
 
 def test_a_frozen_clip_is_not_given_an_untrained_head(monkeypatch, tiny_clip):
     options = ClipOptions(model="ViT-B-32-quickgelu", pretrained="openai")
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda *_, **__: "cached")
     monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: peer(tiny_clip, custom=True))
     monkeypatch.setattr(open_clip, "get_model_config", lambda _: copy.deepcopy(tiny_clip))
     wanted = "ViT-B-32-quickgelu gives 24 numbers, the recipe's width is 128: set width: 24 or head: linear"

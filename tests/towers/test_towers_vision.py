@@ -111,14 +111,9 @@ def test_another_backbones_weights_are_refused(tmp_path):
         backbone(timm_options(pretrained=str(path)), channels=3, size=None, pretrained=True)
 
 
-def test_without_a_network_timms_weights_say_what_to_do(monkeypatch):
-    def offline(*_, **__):
-        raise OSError("no network")
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(
-        CheckpointError, match=r"timm's weights of test_resnet cannot be had .*local \.safetensors"
-    ):
+def test_without_a_network_timms_weights_say_what_to_do(no_hub):
+    message = rf"timm's weights of test_resnet cannot be had: {no_hub} cannot be reached .*\.safetensors"
+    with pytest.raises(CheckpointError, match=message):
         backbone(timm_options(pretrained=True), channels=3, size=None, pretrained=True)
 
 
