@@ -81,6 +81,14 @@ class Modality(BaseModel, ABC):
             DataError: The input is not of an accepted kind, or cannot be decoded.
         """
 
+    def requires(self) -> Mapping[str, str]:
+        """Return the optional packages that these options need: module to the command that installs it.
+
+        `geobind check` and `geobind run` look for each, without importing it, before anything is rendered
+        or read. A package that the plugin's distribution depends on need not be named.
+        """
+        return {}
+
     def pairs(self, split: str, anchor: str) -> Sequence[Pair] | None:
         """List this modality's pairs with the modality named `anchor`, if it brings its own.
 

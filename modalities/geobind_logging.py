@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import geobind
+from geobind.extras import INSTALL
 from geobind.loggers import About, Logger, Writer
 from geobind.storage import read_json, write_json
 
@@ -18,7 +19,7 @@ class TensorBoard(Logger):
 
     name: ClassVar[str] = "tensorboard"
     needs: ClassVar[str] = "tensorboard"
-    install: ClassVar[str] = "pip install 'geobind[tensorboard]'"
+    install: ClassVar[str] = INSTALL["tensorboard"]
 
     def open(self, about: About) -> Writer:
         """Open the event file of a stage; what TensorBoard knows of steps to come is hidden."""

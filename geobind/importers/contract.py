@@ -66,6 +66,10 @@ class Importer(BaseModel, ABC):
             DataError: The sources are not laid out as this dataset is; `misplaced` makes the message.
         """
 
+    def requires(self) -> Mapping[str, str]:
+        """Return the optional packages that this import needs: module to the command that installs it."""
+        return {}
+
     def contents(self) -> Mapping[str, Column]:
         """The columns of this import: those of the class, unless options decide."""
         return type(self).columns

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from geobind import registering
 from geobind.data.tables.rows import PLACE_COLUMNS
 from geobind.errors import DataError
+from geobind.extras import missing
 from geobind.importers.contract import Column, Importer, Kind
 from geobind.registering import fault_of, find, gather, open_plugin, provided, unknown_option
 
@@ -56,19 +57,22 @@ def make(cls: type[Importer], sources: Sequence[Path], options: Mapping[str, str
         options: Values by option; lists and mappings are written as JSON.
 
     Raises:
-        DataError: An option does not exist or cannot have this value.
+        DataError: An option does not exist or cannot have this value, or a package is not installed.
     """
     known = [name for name in cls.model_fields if name != "sources"]
     if fault := unknown_option(options, known):
         raise DataError(f"{cls.name} has {fault}")
     try:
-        return cls(sources=tuple(sources), **{name: _value(word) for name, word in options.items()})
+        made = cls(sources=tuple(sources), **{name: _value(word) for name, word in options.items()})
     except ValidationError as error:
         faults = [
             f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}"
             for item in error.errors()
         ]
         raise DataError(f"{cls.name}: {'; '.join(faults)}") from error
+    if faults := [*missing(made.requires())]:
+        raise DataError(f"{cls.name} {'; '.join(faults)}")
+    return made
 
 
 def _fault(cls: type[Importer]) -> str | None:

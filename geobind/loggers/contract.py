@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from geobind.errors import PluginError
+from geobind.extras import missing
 
 
 class About(NamedTuple):
@@ -55,9 +55,8 @@ class Logger(BaseModel, ABC):
         Raises:
             PluginError: It is not.
         """
-        if self.needs and find_spec(self.needs) is None:
-            fix = self.install or f"pip install {self.needs}"
-            raise PluginError(f"logger '{self.name}' needs {self.needs}, which is not installed: {fix}")
+        for fault in missing({self.needs: self.install} if self.needs else {}):
+            raise PluginError(f"logger '{self.name}' {fault}")
 
 
 class FabricWriter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,11 +11,13 @@ from pydantic import ValidationError
 
 from geobind.data.options import DataOptions
 from geobind.errors import PluginError
+from geobind.extras import INSTALL, missing
 from geobind.modality import Modality
 from geobind.plugins import Registry
 from geobind.recipe.columns import column_faults
 from geobind.recipe.ending import ending_faults
 from geobind.recipe.explaining import field_problems, written_path
+from geobind.recipe.parts import Lora
 from geobind.recipe.reading import Path_, Problem, Written, strings
 from geobind.recipe.schema import Entry, Recipe
 from geobind.recipe.stages import stage_faults, unknown
@@ -129,9 +131,35 @@ def check_stages(
         ]
         found += watch_faults(recipe, stage)
         problems.extend(written.problem((*path, *at), message) for at, message in found)
-    ending = (*ending_faults(recipe), *logger_faults(recipe))
-    problems.extend(written.problem(at, message) for at, message in ending)
+    problems.extend(written.problem(at, message) for at, message in ending_faults(recipe))
     return problems
+
+
+def check_packages(written: Written, recipe: Recipe, built: Mapping[str, Modality]) -> list[Problem]:
+    """Check that every optional package and logger a recipe asks for is installed; no package is imported."""
+    faults: list[tuple[Path_, str]] = [*logger_faults(recipe)]
+    for name, modality in built.items():
+        faults += [(("modalities", name), message) for message in _missing_of(modality)]
+    for path, options in data_of(recipe):
+        if options.rasters:
+            faults += [((*path, "rasters"), message) for message in missing(_install("rasterio"))]
+    for number, stage in enumerate(recipe.stages):
+        for name in (name for name, part in stage.trained.items() if isinstance(part, Lora)):
+            path = ("stages", number, "train", name)
+            faults += [(path, message) for message in missing(_install("peft"))]
+    return [written.problem(path, message) for path, message in faults]
+
+
+def _missing_of(modality: Modality) -> list[str]:
+    """Return a message for each package of a modality that is not installed, or for a fault of its plugin."""
+    try:
+        return [*missing(modality.requires())]
+    except Exception as error:  # of a plugin's own code
+        return [f"its plugin fails to name what it requires ({type(error).__name__}: {error})"]
+
+
+def _install(module: str) -> dict[str, str]:
+    return {module: INSTALL[module]}
 
 
 def check_files(written: Written, recipe: Recipe) -> list[Problem]:

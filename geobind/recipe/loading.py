@@ -57,7 +57,8 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = (), *, files: bool 
         RecipeProblems: The recipe has mistakes; every one is listed with file, line, column and the fix.
     """
     file = locate(name)
-    return _checked(read(file, overrides), Path() if is_shipped(name) else file.parent, files=files)
+    base = Path() if is_shipped(name) else file.parent
+    return _checked(read(file, overrides), base, files=files, packages=True)
 
 
 def is_shipped(name: str | Path) -> bool:
@@ -67,6 +68,8 @@ def is_shipped(name: str | Path) -> bool:
 
 def recipe_from(values: Mapping[str, Any], base: Path, *, source: str, files: bool = False) -> Recipe:
     """Check a recipe given as plain values, such as the one saved in a bundle.
+
+    It may have run on another machine: the packages that it trained with need not be installed here.
 
     Args:
         values: The recipe as `Recipe.written` gives it.
@@ -78,7 +81,7 @@ def recipe_from(values: Mapping[str, Any], base: Path, *, source: str, files: bo
     return _checked(Written(plain, {path: source for path in marks}, source), base, files=files)
 
 
-def _checked(written: Written, base: Path, *, files: bool = True) -> Recipe:
+def _checked(written: Written, base: Path, *, files: bool, packages: bool = False) -> Recipe:
     recipe, problems, marred = checking.check_fields(written)
     built, more = checking.check_modalities(written, plugins.registry(), base)
     problems += more
@@ -87,6 +90,7 @@ def _checked(written: Written, base: Path, *, files: bool = True) -> Recipe:
         known = {problem.path for problem in problems}
         problems += [p for p in checking.check_stages(written, recipe, built, marred) if p.path not in known]
         problems += checking.check_files(written, recipe) if files else []
+        problems += checking.check_packages(written, recipe, built) if packages else []
     if recipe is None or problems:
         raise RecipeProblems(problems)
     return recipe

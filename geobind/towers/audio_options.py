@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from pydantic import BaseModel, Field, model_validator
 
+from geobind.extras import INSTALL
 from geobind.towers.options import Fraction, HeadKind, Options, TimmOptions, Weights
 
 
@@ -56,7 +58,8 @@ class AudioOptions(BaseModel):
 
     htsat: HtsatOptions | None = Field(
         default=HtsatOptions(pretrained="laion/clap-htsat-unfused"),
-        description="Encode with CLAP's audio tower (needs geobind[audio]); left out where timm is given.",
+        description="Encode with CLAP's audio tower (needs `pip install 'geobind[audio]'`); left out where "
+        "timm is given.",
     )
     timm: TimmOptions | None = Field(
         default=None,
@@ -118,6 +121,10 @@ class AudioOptions(BaseModel):
         if not low < high <= rate / 2:
             raise ValueError(f"fmin < fmax <= rate / 2 must hold, not {low:g} < {high:g} <= {rate / 2:g}")
         return self
+
+    def requires(self) -> Mapping[str, str]:
+        """Return the packages that the chosen encoder needs: module to the command that installs it."""
+        return {} if self.htsat is None else {"transformers": INSTALL["transformers"]}
 
     @property
     def chosen(self) -> HtsatOptions | TimmOptions:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from geobind.data.reading.readers import read_audio
 from geobind.errors import PluginError, RecipeError
+from geobind.extras import INSTALL
 from geobind.towers.audio_options import AudioAugment, HtsatOptions
 from geobind.towers.mel import check_torchaudio
 from geobind.towers.options import HeadKind
@@ -99,7 +100,7 @@ def _build(options: HtsatOptions) -> nn.Module:
         from transformers import ClapAudioConfig, ClapAudioModelWithProjection
     except ImportError as error:
         raise PluginError(
-            f"HTSAT needs transformers ({error}): pip install 'geobind[audio]', or encode with timm instead"
+            f"HTSAT needs transformers ({error}): {INSTALL['transformers']}, or encode with timm instead"
         ) from error
     try:
         return ClapAudioModelWithProjection(ClapAudioConfig(**options.config, enable_fusion=options.fused))

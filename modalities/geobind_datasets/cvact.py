@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from geobind.errors import DataError
+from geobind.extras import INSTALL
 from geobind.importers.contract import Column, Importer, LeftOut, Row
 from geobind.importers.reading import names_in
 from geobind_datasets.cross_view import PAIR
@@ -42,6 +43,10 @@ class CVACT(Importer):
         ANU_data_test/                         optional, likewise: the test set
     """
     columns: ClassVar[Mapping[str, Column]] = PAIR
+
+    def requires(self) -> Mapping[str, str]:
+        """Name SciPy, which reads MATLAB files."""
+        return {"scipy": INSTALL["scipy"]}
 
     def rows(self) -> Iterator[Row | LeftOut]:
         """Read the ids, places and sets of ACT_data.mat."""
@@ -92,7 +97,7 @@ def _read_mat(path: Path) -> dict[str, Any]:
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise DataError(f"{path}: reading MATLAB files needs SciPy ({error}): pip install scipy") from error
+        raise DataError(f"{path}: reading MATLAB files needs SciPy ({error}): {INSTALL['scipy']}") from error
     if path.stat().st_size > _MAX_MAT:
         raise DataError(f"{path}: over {_MAX_MAT // 1_000_000} MB; is this CVACT's own file?")
     names = ["panoIds", "utm", *(field for _, field, _, _ in _SETS)]

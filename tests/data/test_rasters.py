@@ -434,7 +434,7 @@ def test_without_rasterio_the_message_says_what_to_install(tmp_path):
         "from geobind.data.rasters.windows import read_pixels\n"
         "from geobind.errors import DataError\n"
         "try: read_pixels('a.tif', 0, 0, 1, 1)\n"
-        "except DataError as error: assert 'pip install geobind[geo]' in str(error), error\n"
+        "except DataError as error: assert \"pip install 'geobind[geo]'\" in str(error), error\n"
         "else: sys.exit(1)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,6 +14,7 @@ import numpy as np
 
 from geobind.data.reading.files import open_binary
 from geobind.errors import DataError
+from geobind.extras import INSTALL
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -42,7 +43,7 @@ def require_rasterio() -> ModuleType:
     try:
         import rasterio
     except ImportError as error:
-        raise DataError(f"rasters need rasterio ({error}); install it: pip install geobind[geo]") from error
+        raise DataError(f"rasters need rasterio ({error}): {INSTALL['rasterio']}") from error
     return rasterio
 
 

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from geobind.bundles.deltas import changed, factors
 from geobind.errors import PluginError, RecipeError
+from geobind.extras import INSTALL
 from geobind.recipe.parts import Lora
 from geobind.towers.mel import hide_broken_torchaudio
 from geobind.training.encoders.depth import block_names
@@ -203,5 +204,5 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise PluginError(f"LoRA needs peft ({error}): pip install 'geobind[adapters]'") from error
+        raise PluginError(f"LoRA needs peft ({error}): {INSTALL['peft']}") from error
     return peft

@@ -1,0 +1,34 @@
+"""Optional packages: where they come from, and whether they are installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+
+# Module to the command that installs it; the quotes are for shells that read [geo] as a pattern.
+INSTALL = {
+    "transformers": "pip install 'geobind[audio]'",
+    "rasterio": "pip install 'geobind[geo]'",
+    "scipy": "pip install 'geobind[datasets]'",
+    "peft": "pip install 'geobind[adapters]'",
+    "tensorboard": "pip install 'geobind[tensorboard]'",
+}
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a module can be found, without importing it."""
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # its package is missing, or it was put into sys.modules by hand
+        return False
+
+
+def missing(required: Mapping[str, str]) -> Iterator[str]:
+    """Yield a message for each module that is not installed.
+
+    Args:
+        required: The command that installs it, by module.
+    """
+    for module, install in required.items():
+        if not is_installed(module):
+            yield f"needs {module}, which is not installed: {install or f'pip install {module}'}"
