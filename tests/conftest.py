@@ -72,6 +72,19 @@ def no_hub(monkeypatch, tmp_path):
 
 
 @pytest.fixture
+def fake_package(tmp_path, monkeypatch):
+    """Put a package in the place of an installed one, for one test."""
+
+    def fake_package(name, source):
+        home = tmp_path / "fakes" / name
+        home.mkdir(parents=True)
+        (home / "__init__.py").write_text(dedent(source))
+        monkeypatch.syspath_prepend(tmp_path / "fakes")
+
+    return fake_package
+
+
+@pytest.fixture
 def publish(tmp_path, monkeypatch):
     """Install a distribution of one module, with real metadata, for one test and the processes it starts."""
     site = tmp_path / "site"

@@ -31,6 +31,8 @@ report
 training
 planning
 studies
+doctor_probes
+doctor
 testing cli
 __main__
 """.split("\n")[1:-1]

@@ -43,6 +43,7 @@ COMMANDS = {
     "report": ("geobind.cli.report", "Write the report of a run again."),
     "compare": ("geobind.cli.compare", "Set runs side by side: what differs, and what it changed."),
     "cache": ("geobind.cli.cache", "List, prune or verify the embeddings kept of frozen encoders."),
+    "doctor": ("geobind.cli.doctor", "Check this installation, and name what mends each fault."),
     "toyearth": ("geobind.cli.toyearth", "Write toy Earth as files: tiles, photos, sounds, captions."),
 }
 

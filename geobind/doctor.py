@@ -1,0 +1,501 @@
+"""Examination of an installation: what is there, what works, and the command that mends what does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import queue
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from geobind import memory
+from geobind.data.cache import cache_root
+from geobind.doctor_probes import IMAGES, MARK, NEEDS, RASTERS, SOUNDS, WITH_TORCH, WITHOUT_TORCH
+from geobind.extras import INSTALL
+
+# ok; absent: optional and not installed; untried: another part is needed; note: geobind works without it
+State = Literal["ok", "absent", "untried", "note", "fault"]
+Section = Literal["machine", "packages", "folders", "formats", "plugins"]
+PATIENCE = 120.0  # seconds for one part: the first import from a network disk takes long
+_OLDEST, _TESTED, _LIMIT = (3, 11), (3, 13), (3, 15)  # versions of Python
+_OLDEST_PIP = (22, 3)  # came with Python 3.11
+_LITTLE = 2e9  # bytes of a disk
+_REINSTALL = "pip install --force-reinstall --no-deps geobind"
+_SELECTOR = "https://pytorch.org/get-started/locally/"
+
+# What geobind does without: what for.
+OPTIONAL = {
+    "torchaudio": "mel spectrograms, which torch alone computes as well",
+    "transformers": "HTSAT, CLAP's audio encoder",
+    "rasterio": "windows of GeoTIFFs",
+    "scipy": "datasets that come as MATLAB files",
+    "peft": "LoRA",
+    "tensorboard": "`loggers: [tensorboard]`",
+}
+_LESSER = {"OGG", "Opus", "MP3", "WebP", "TIFF", *RASTERS}  # formats that an older library may lack
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    section: Section
+    part: str
+    state: State
+    told: str = ""  # for people
+    fix: str = ""  # the command that mends it, or installs it
+    facts: Mapping[str, Any] = field(default_factory=dict)  # for programs
+
+
+class Outcome(NamedTuple):
+    """What a probe came to: facts, or an error."""
+
+    facts: Mapping[str, Any]
+    error: str = ""
+
+
+def examine(patience: float = PATIENCE) -> list[Finding]:
+    """Look at everything that geobind needs, or can use.
+
+    Args:
+        patience: Seconds that one part may take.
+    """
+    with ThreadPoolExecutor(2) as pool:
+        probed = pool.map(lambda names: run_probes(names, patience), ([*WITH_TORCH], [*WITHOUT_TORCH]))
+        needed = _requirements()
+        local = [_system(), python_finding(sys.version_info[:3]), pip_finding(_version("pip")), _memory()]
+        first, second = probed
+    outcomes = first | second
+    return [
+        *local,
+        *_computing(outcomes),
+        *_packages(outcomes, needed),
+        *_folders(outcomes),
+        *_formats(outcomes),
+        *_plugins(outcomes),
+    ]
+
+
+def run_probes(names: Sequence[str], patience: float) -> dict[str, Outcome]:
+    """Run probes in a process of their own, and in another one those that are left when it dies.
+
+    Args:
+        names: The probes, of `doctor_probes.PROBES`.
+        patience: Seconds that one of them may take.
+
+    Returns:
+        What each came to; none of those that need another one that failed.
+    """
+    found: dict[str, Outcome] = {}
+    left = [*names]
+    while left:
+        found |= _run_process(left, patience)
+        failed = {name for name, outcome in found.items() if outcome.error}
+        left = [name for name in left if name not in found and not failed.intersection(NEEDS.get(name, ()))]
+    return found
+
+
+def _run_process(names: Sequence[str], patience: float) -> dict[str, Outcome]:
+    """Run probes in one process until it ends; if it dies, that is what the probe in progress came to."""
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; from geobind.doctor_probes import main; main({[*names]!r})"
+    )
+    found: dict[str, Outcome] = {}
+    current = ""
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+        error = ""
+        for line in _lines(process, patience):
+            if line is None:
+                error = f"did not end within {patience:g} s"
+                process.kill()
+                break
+            if "begin" in line:
+                current = line["begin"]
+            else:
+                found[line["end"]] = Outcome(line.get("facts", {}), line.get("error", ""))
+                current = ""
+        code = process.wait()
+        if current or error or not found:
+            errors.seek(0)
+            words = errors.read().decode(errors="replace").strip().splitlines()
+            reason = error or _how_it_died(code, words[-1][:200] if words else "")
+            # One that has not begun a probe will not begin any other.
+            broken = [current] if current else [name for name in names if name not in found]
+            found |= {name: Outcome({}, reason) for name in broken}
+    return found
+
+
+def _lines(process: subprocess.Popen[bytes], patience: float) -> Iterator[dict[str, Any] | None]:
+    """Yield what the process of the probes says, and None once it has been silent for too long."""
+    said: queue.Queue[bytes] = queue.Queue()
+
+    def listen() -> None:
+        with process.stdout or open(os.devnull, "rb") as stream:
+            for line in stream:
+                said.put(line)
+        said.put(b"")
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        try:
+            line = said.get(timeout=patience)
+        except queue.Empty:
+            yield None
+            return
+        if not line:
+            return
+        if line.startswith(MARK.encode()):
+            yield json.loads(line[len(MARK) :])
+
+
+def _how_it_died(code: int, last: str) -> str:
+    name = ""
+    if code < 0:
+        with suppress(ValueError):
+            name = f" ({signal.Signals(-code).name})"
+    how = f"is killed by signal {-code}{name}" if code < 0 else f"ends with exit code {code}"
+    return f"the process that loads it {how}{f': {last}' if last else ''}"
+
+
+def python_finding(version: tuple[int, ...]) -> Finding:
+    """Compare the version of Python with those that geobind runs on, and was tested on."""
+    told, tested = ".".join(map(str, version)), ".".join(map(str, _TESTED))
+    state: State = "ok"
+    if version[:2] < _OLDEST:
+        state, told = "fault", f"{told} is too old: geobind needs {'.'.join(map(str, _OLDEST))} or newer"
+    elif version[:2] >= _LIMIT:
+        state, told = "note", f"{told} is newer than any that geobind knows"
+    elif version[:2] > _TESTED:
+        state, told = "note", f"{told}; the newest that geobind is tested on is {tested}"
+    fix = "" if state == "ok" else f"python{tested} -m venv .venv, and install geobind there"
+    return Finding("machine", "Python", state, told, fix, {"version": told, "executable": sys.executable})
+
+
+def pip_finding(version: str | None) -> Finding:
+    """Compare the version of pip with the oldest that installs geobind."""
+    facts = {"version": version}
+    if version is None:
+        told = "not installed; with uv, write `uv pip` for `pip` below"
+        return Finding("machine", "pip", "absent", told, "python -m ensurepip", facts)
+    if _numbers(version)[:2] < _OLDEST_PIP:
+        told = (
+            f"{version} is too old: it may not find the wheels that {'.'.join(map(str, _OLDEST_PIP))} finds"
+        )
+        return Finding("machine", "pip", "note", told, "python -m pip install --upgrade pip", facts)
+    return Finding("machine", "pip", "ok", version, facts=facts)
+
+
+def _system() -> Finding:
+    told = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    return Finding("machine", "system", "ok", told, facts={"platform": platform.platform()})
+
+
+def _memory() -> Finding:
+    free = memory.free()
+    if free is None:
+        return Finding("machine", "memory", "ok", "the system does not tell")
+    told, facts = f"{_size(free.bytes)} free: {free.says}", {"free_bytes": free.bytes}
+    return Finding("machine", "memory", "ok", told, facts=facts)
+
+
+def _computing(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
+    """Report the processor and the accelerators."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    facts: dict[str, Any] = {"cores": cores}
+    told = f"{cores} {'core' if cores == 1 else 'cores'}"
+    if tried := outcomes.get("processor"):
+        fault = tried.error or tried.facts["bf16"]
+        facts["bf16"] = not fault
+        told += f"; bf16 does not work ({fault})" if fault else ", bf16 works"
+    yield Finding("machine", "processor", "ok", told, facts=facts)
+    tried = outcomes.get("accelerators")
+    if tried is None:
+        yield _untried("machine", "accelerators", ["torch"])
+    elif tried.error:
+        fix = f"install the torch that fits: {_SELECTOR}"
+        yield Finding("machine", "accelerators", "note", tried.error, fix)
+    else:
+        yield from accelerator_findings(tried.facts)
+
+
+def accelerator_findings(facts: Mapping[str, Any]) -> Iterator[Finding]:
+    """Report each accelerator, or why there is none.
+
+    Args:
+        facts: What the probe `accelerators` found.
+    """
+    for device in facts["devices"]:
+        size = (
+            f", {_size(device['free_bytes'])} of {_size(device['bytes'])} free" if "bytes" in device else ""
+        )
+        told = f"{device['name']}{size}"
+        kept = {**device, "bf16": not device["bf16"]}
+        if device["bf16"]:
+            told += f"; bf16 does not work ({device['bf16']})"
+            fix = "set `fabric: {precision: 32-true}`, or install the torch that fits: " + _SELECTOR
+            yield Finding("machine", device["device"], "note", told, fix, kept)
+        else:
+            yield Finding("machine", device["device"], "ok", f"{told}, bf16 works", facts=kept)
+    if facts["devices"]:
+        return
+    built, driver, said = facts["built"], facts["driver"], " ".join(facts["said"])
+    kept = {"cuda_of_torch": built, "cuda_of_driver": driver}
+    if driver is None:
+        told = "none; training runs on the processor"
+        yield Finding("machine", "accelerators", "ok", told, facts=kept)
+    elif built is None:
+        told = f"torch is built without CUDA, but there is an NVIDIA driver for CUDA {driver}"
+        fix = f"install a torch built for CUDA: {_SELECTOR}"
+        yield Finding("machine", "accelerators", "note", told, fix, kept)
+    else:
+        told = f"torch, built for CUDA {built}, finds no GPU; the NVIDIA driver is for CUDA {driver}"
+        fix = f"update the NVIDIA driver, or install a torch built for CUDA {driver}: {_SELECTOR}"
+        if _numbers(driver) >= _numbers(built):
+            fix = "nvidia-smi: if it lists a GPU, see that CUDA_VISIBLE_DEVICES does not hide it"
+        yield Finding("machine", "accelerators", "note", f"{told}{f' ({said})' if said else ''}", fix, kept)
+
+
+def _packages(outcomes: Mapping[str, Outcome], needed: Mapping[str, str]) -> Iterator[Finding]:
+    """Report every package that geobind can use: its version, whether that fits, whether it loads."""
+    version = _version("geobind")
+    if version is None:
+        told = "runs from a folder that is on Python's path, and is not installed: no plugin is found"
+        yield Finding("packages", "geobind", "fault", told, "pip install -e .")
+    else:
+        home = str(Path(__file__).parent)
+        yield Finding("packages", "geobind", "ok", f"{version} in {home}", facts={"version": version})
+    for name in (*WITH_TORCH, *WITHOUT_TORCH):
+        if name not in {*SOUNDS, *IMAGES, *RASTERS, "processor", "accelerators", "plugins"}:
+            yield package_finding(name, _version(name), needed.get(name.lower(), name), outcomes)
+
+
+def package_finding(
+    name: str, version: str | None, requirement: str, outcomes: Mapping[str, Outcome]
+) -> Finding:
+    """Report one package.
+
+    Args:
+        name: Of the distribution.
+        version: That is installed, None if there is none.
+        requirement: What geobind asks for, such as `numpy>=1.26`.
+        outcomes: What all probes came to.
+    """
+    optional = name in OPTIONAL
+    outcome = outcomes.get(name)
+    facts = {"version": version, "requirement": requirement, "loads": bool(outcome and not outcome.error)}
+    if outcome is None and version is not None:
+        return _untried("packages", name, _failed(name, outcomes), version, facts)
+    if version is None and (outcome is None or outcome.error.startswith("ModuleNotFoundError")):
+        if not optional:
+            fix = f"pip install {shlex.quote(requirement)}"
+            return Finding("packages", name, "fault", "not installed", fix, facts)
+        fix = INSTALL.get(name, f"pip install {name}")
+        return Finding("packages", name, "absent", f"not installed; for {OPTIONAL[name]}", fix, facts)
+    shown = version or "of unknown version"
+    if outcome is not None and outcome.error:
+        told = f"{shown} does not load: {outcome.error}"
+        if optional:
+            told += f" (for {OPTIONAL[name]})"
+        fix = _reinstall(name, requirement)
+        return Finding("packages", name, "note" if optional else "fault", told, fix, facts)
+    found = dict(outcome.facts) if outcome else {}
+    more = found.pop("told", "")
+    shown, facts = f"{shown}, {more}" if more else shown, {**found, **facts}
+    if version is not None and not _fits(version, requirement):
+        fix = f"pip install {shlex.quote(requirement)}"
+        return Finding("packages", name, "note", f"{shown}; geobind asks for {requirement}", fix, facts)
+    return Finding("packages", name, "ok", shown, facts=facts)
+
+
+def _reinstall(name: str, requirement: str) -> str:
+    """Return the command that mends a package that is there and does not load."""
+    torch = _version("torch")
+    if name == "torchaudio" and torch is not None:  # no other torch, whose version it would take along
+        return f"pip uninstall -y torchaudio && pip install torchaudio torch=={torch.partition('+')[0]}"
+    if name == "torchvision" and torch is not None:
+        return f"pip install --force-reinstall torchvision torch=={torch.partition('+')[0]}"
+    return f"pip install --force-reinstall {shlex.quote(requirement)}"
+
+
+def _folders(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
+    """Report where geobind writes: whether it can, and how much room there is."""
+    cache, other = cache_root(), "another that can be written"
+    fix = f"export GEOBIND_CACHE=FOLDER, {other}"
+    yield folder_finding("cache", cache, "fault", fix, held=_bytes_in(cache))
+    hub = outcomes.get("huggingface_hub")
+    if hub is not None and "cache" in hub.facts:
+        yield folder_finding("hub cache", Path(hub.facts["cache"]), "note", f"export HF_HOME=FOLDER, {other}")
+    yield folder_finding("output", Path.cwd(), "note", f"geobind run RECIPE --out FOLDER, {other}")
+    fix = f"export TMPDIR=FOLDER, {other}"
+    try:
+        yield folder_finding("temporary", Path(tempfile.gettempdir()), "fault", fix)
+    except OSError as error:
+        yield Finding("folders", "temporary", "fault", f"there is none: {error.strerror}", fix)
+
+
+def folder_finding(part: str, folder: Path, state: State, fix: str, *, held: int | None = None) -> Finding:
+    """Write a file into a folder, or into the one that it would be made in, and remove it.
+
+    Args:
+        part: What the folder is for.
+        folder: The folder; it need not exist.
+        state: What it is if it cannot be written.
+        fix: How to name another.
+        held: Bytes in it.
+    """
+    facts: dict[str, Any] = {"folder": str(folder)}
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        told = f"{folder} cannot be written: {error.strerror or error}"
+        return Finding("folders", part, state, told, fix, {**facts, "writable": False})
+    facts |= {"writable": True, "free_bytes": free} | ({} if held is None else {"bytes": held})
+    told = f"{folder}: {_size(free)} free" + (f", holds {_size(held)}" if held else "")
+    if free < _LITTLE:
+        fix = "geobind cache prune --max-gb 1" if held else fix
+        return Finding("folders", part, "note", f"{told}; that is little", fix, facts)
+    return Finding("folders", part, "ok", told, facts=facts)
+
+
+def _formats(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
+    """Report the formats of files that were written and read, those that failed each by itself."""
+    for part, names in (("sounds", SOUNDS), ("images", IMAGES), ("rasters", RASTERS)):
+        good = [name for name in names if name in outcomes and not outcomes[name].error]
+        if good:
+            yield Finding("formats", part, "ok", ", ".join(good), facts={"formats": good})
+        untried = [name for name in names if name not in outcomes]
+        if untried:
+            blocking = sorted({other for name in untried for other in _failed(name, outcomes)})
+            yield _untried("formats", part, blocking, ", ".join(untried))
+        for name in names:
+            if name in outcomes and outcomes[name].error:
+                yield _format_fault(name, part, outcomes)
+
+
+def _format_fault(name: str, part: str, outcomes: Mapping[str, Outcome]) -> Finding:
+    blocking = _failed(name, outcomes)
+    if blocking:
+        return _untried("formats", name, blocking)
+    library = {"sounds": "soundfile", "images": "pillow", "rasters": "rasterio"}[part]
+    state: State = "note" if name in _LESSER else "fault"
+    fix = f"pip install --upgrade --force-reinstall {library}"
+    return Finding("formats", name, state, f"cannot be read: {outcomes[name].error}", fix)
+
+
+def _plugins(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
+    """Report what plugins provide, and those that are broken."""
+    outcome = outcomes.get("plugins")
+    if outcome is None:
+        yield _untried("plugins", "all of them", _failed("plugins", outcomes))
+        return
+    if outcome.error:
+        found = {entry.dist.name for entry in metadata.entry_points(group="geobind") if entry.dist}
+        others = sorted(found - {"geobind"})
+        fix = f"pip uninstall {' '.join(others)}, one at a time" if others else _REINSTALL
+        yield Finding("plugins", "all of them", "fault", outcome.error, fix)
+        return
+    provided: dict[str, dict[str, list[str]]] = {}  # by distribution and kind
+    for one in outcome.facts["installed"]:
+        provided.setdefault(one["distribution"], {}).setdefault(one["kind"], []).append(one["name"])
+    for distribution, names in provided.items():
+        told = "; ".join(f"{kind}: {', '.join(each)}" for kind, each in names.items())
+        yield Finding("plugins", distribution, "ok", told, facts=names)
+    for one in outcome.facts["broken"]:
+        name = one["distribution"]
+        own = name == "geobind"
+        fix = _REINSTALL if own else f"pip install --upgrade {name}, or pip uninstall {name}"
+        yield Finding("plugins", one["plugin"], "fault" if own else "note", one["reason"], fix, one)
+
+
+def _untried(
+    section: Section,
+    part: str,
+    blocking: Sequence[str],
+    what: str = "",
+    facts: Mapping[str, Any] | None = None,
+) -> Finding:
+    told = f"not tried, as {' and '.join(blocking)} {'does' if len(blocking) == 1 else 'do'} not load"
+    return Finding(section, part, "untried", f"{what}: {told}" if what else told, facts=facts or {})
+
+
+def _failed(name: str, outcomes: Mapping[str, Outcome]) -> list[str]:
+    """List what a probe needs and what does not load."""
+    return [need for need in NEEDS.get(name, ()) if need in outcomes and outcomes[need].error]
+
+
+def _requirements() -> dict[str, str]:
+    """Return what geobind asks for, such as `numpy>=1.26`, by the distribution's name in small letters."""
+    try:
+        declared = metadata.requires("geobind") or []
+        from packaging.requirements import Requirement
+    except (metadata.PackageNotFoundError, ImportError):
+        return {}
+    found: dict[str, str] = {}
+    for line in declared:
+        requirement = Requirement(line)
+        if not requirement.extras:
+            found[requirement.name.lower()] = f"{requirement.name}{requirement.specifier}"
+    return found
+
+
+def _fits(version: str, requirement: str) -> bool:
+    try:
+        from packaging.requirements import Requirement
+        from packaging.version import InvalidVersion
+    except ImportError:
+        return True
+    try:
+        return Requirement(requirement).specifier.contains(version, prereleases=True)
+    except InvalidVersion:
+        return True
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in version.split(".") if word.isdecimal())
+
+
+def _bytes_in(folder: Path) -> int:
+    """Add up the files of a folder."""
+    total = 0
+    for home, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(home, name)).st_size
+    return total
+
+
+def _size(count: float) -> str:
+    """Return an amount of bytes for people."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"
