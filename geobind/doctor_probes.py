@@ -10,7 +10,6 @@ import io
 import json
 import math
 import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -45,8 +44,6 @@ def main(names: Sequence[str]) -> NoReturn:
             tell(end=name, facts=facts)
         except (Exception, SystemExit) as error:
             failed.add(name)
-            if name == "torchaudio":  # other libraries would import it too, and die of its error
-                sys.modules[name] = None  # pyright: ignore[reportArgumentType]
             tell(end=name, error=" ".join(f"{type(error).__name__}: {error}".split())[:_SHOWN])
     os._exit(0)  # what libraries do at exit takes time, and is not looked at
 
@@ -72,6 +69,11 @@ def _torchvision() -> Facts:
 
 def _torchaudio() -> Facts:
     import torch
+
+    from geobind.towers.mel import hide_broken_torchaudio
+
+    if error := hide_broken_torchaudio():
+        raise error
     from torchaudio.transforms import MelSpectrogram
 
     MelSpectrogram(16_000)(torch.zeros(1600))
@@ -79,9 +81,21 @@ def _torchaudio() -> Facts:
 
 
 def _transformers() -> Facts:
+    from geobind.towers.mel import hide_broken_torchaudio
+
+    hide_broken_torchaudio()  # as geobind does; it may have been hidden in a process that has died since
     from transformers import ClapAudioModelWithProjection
 
     return {"model": ClapAudioModelWithProjection.__name__}
+
+
+def _peft() -> Facts:
+    from geobind.towers.mel import hide_broken_torchaudio
+
+    hide_broken_torchaudio()  # peft imports transformers
+    from peft import LoraConfig
+
+    return {"config": LoraConfig.__name__}
 
 
 def _rasterio() -> Facts:
@@ -287,7 +301,7 @@ WITH_TORCH: dict[str, Probe] = {
     "lightning-fabric": _loads("lightning_fabric", "Fabric"),
     "torchmetrics": _loads("torchmetrics"),
     "transformers": _transformers,
-    "peft": _loads("peft", "LoraConfig"),
+    "peft": _peft,
     "tensorboard": _loads("torch.utils.tensorboard.writer", "SummaryWriter"),
     "processor": _processor,
     "accelerators": _accelerators,
