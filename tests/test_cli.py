@@ -171,12 +171,3 @@ def test_a_file_that_is_not_there_is_named(recipe, tmp_path):
     assert result.exit_code == 2
     assert "none.png" in result.output
     assert not (tmp_path / "e.npy").exists()
-
-
-def test_the_readme_and_ci_run_the_very_same_test_command():
-    from pathlib import Path
-
-    root = Path(__file__).parents[1]
-    (command,) = [line for line in (root / ".ci/run").read_text().splitlines() if "pytest" in line]
-    assert command in (root / "README.md").read_text()
-    assert command in (root / "CONTRIBUTING.md").read_text()
