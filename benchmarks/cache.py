@@ -30,9 +30,10 @@ from torch import nn
 from torch.nn import functional
 
 from geobind import plugins
-from geobind.binder import Binder, unit
+from geobind.binder import Binder
 from geobind.modality import Modality, Pair
 from geobind.recipe import recipe_from
+from geobind.scoring import unit
 
 WIDTH = 512
 EPOCH = 2  # steps
@@ -98,8 +99,8 @@ def recipe(kind: str, train: dict[str, str], batch: int, steps: int, cache: str)
 def stage(kind: str, train: dict[str, str], batch: int, cache: str) -> Callable[[int], float]:
     """Return what runs our stage for some steps and says how long that took."""
     from geobind.training.job import Job
+    from geobind.training.processes.starting import make_fabric
     from geobind.training.record import Metrics
-    from geobind.training.run import make_fabric
     from geobind.training.sources import Sources
     from geobind.training.stage import run_stage
 

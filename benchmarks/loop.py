@@ -33,12 +33,14 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from geobind import plugins
-from geobind.binder import Binder, unit
-from geobind.data.batches.mixing import Mixture, OwnRows, Source
+from geobind.binder import Binder
+from geobind.data.batches.mixing import Mixture, Source
 from geobind.data.batches.order import batch_indices
+from geobind.data.batches.sourced import OwnRows
 from geobind.modality import Modality, Pair
 from geobind.recipe import recipe_from
-from geobind.seeds import seed_of
+from geobind.scoring import unit
+from geobind.utils.hashing import seed_of
 
 WIDTH = 128
 EPOCH = 8  # steps, where embeddings are cached
@@ -115,8 +117,8 @@ def recipe(steps: int, batch: int, cached: bool):
 def ours(steps: int, batch: int, cached: bool, before: Callable[[], None]) -> None:
     """Run a stage; `before` is called before each of its steps."""
     from geobind.training.job import Job
+    from geobind.training.processes.starting import make_fabric
     from geobind.training.record import Metrics
-    from geobind.training.run import make_fabric
     from geobind.training.stage import run_stage
 
     made = recipe(steps, batch, cached)

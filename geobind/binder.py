@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from geobind import scoring
-from geobind.bundles import folder as bundle
-from geobind.data.batches.loading import collate
+from geobind.bundles import bundle
+from geobind.data.batches.batching import collate
 from geobind.errors import DataError, PluginError, RecipeError
 from geobind.inputs import class_examples, grouped, is_many, moved, of_width, prepared, still
 from geobind.modality import Modality
-from geobind.progress import track
 from geobind.scoring import Temperature, unit
-from geobind.seeds import seed_of
+from geobind.utils.hashing import seed_of
+from geobind.utils.progress import track
 
 if TYPE_CHECKING:
     import numpy as np
@@ -224,12 +224,12 @@ class Binder(nn.Module):
         return scoring.composed({name: self.embed(name, raw) for name, raw in parts.items()}, weights)
 
     def save(self, folder: str | Path, *, over: str | Path | None = None) -> Path:
-        """Write a bundle, or what this changes of the bundle `over`. See `geobind.bundles.folder.save`."""
+        """Write a bundle, or what this changes of the bundle `over`. See `geobind.bundles.bundle.save`."""
         return bundle.save(self, Path(folder), over=over)
 
     @classmethod
     def load(cls, folder: str | Path, *, base: str | Path | None = None) -> Binder:
-        """Read a bundle, a small one with its `base`, no pickle. See `geobind.bundles.folder.load`."""
+        """Read a bundle, a small one with its `base`, no pickle. See `geobind.bundles.bundle.load`."""
         return bundle.load(cls, Path(folder), base=base)
 
     @classmethod

@@ -21,10 +21,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from geobind import memory
 from geobind.data.cache import cache_root
 from geobind.doctor_probes import IMAGES, MARK, NEEDS, RASTERS, SOUNDS, WITH_TORCH, WITHOUT_TORCH
 from geobind.extras import INSTALL
+from geobind.utils import system
 
 # ok; absent: optional and not installed; untried: another part is needed; note: geobind works without it
 State = Literal["ok", "absent", "untried", "note", "fault"]
@@ -210,7 +210,7 @@ def _system() -> Finding:
 
 
 def _memory() -> Finding:
-    free = memory.free()
+    free = system.free()
     if free is None:
         return Finding("machine", "memory", "ok", "the system does not tell")
     told, facts = f"{_size(free.bytes)} free: {free.says}", {"free_bytes": free.bytes}

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import geobind
 from geobind.extras import INSTALL
 from geobind.loggers import About, Logger, Writer
-from geobind.storage import read_json, write_json
+from geobind.utils.files import read_json, write_json
 
 
 class TensorBoard(Logger):

@@ -11,7 +11,7 @@ from torch import nn
 
 from geobind import plugins
 from geobind.binder import Binder
-from geobind.bundles.deltas import applied, difference
+from geobind.bundles.delta import applied, difference
 from geobind.errors import CheckpointError
 from geobind.modality import Modality
 

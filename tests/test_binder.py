@@ -14,7 +14,7 @@ from toy import Cold, Left, Right, registry, view
 
 from geobind import plugins
 from geobind.binder import Binder
-from geobind.bundles.folder import card_of
+from geobind.bundles.bundle import card_of
 from geobind.errors import CheckpointError, DataError, PluginError, RecipeError
 from geobind.registering import Broken
 from geobind.scoring import Calibration, PairScales
@@ -227,7 +227,7 @@ def test_a_bundle_gives_the_same_embeddings_without_the_network(binder, tmp_path
 
 
 def test_a_bundle_does_not_tell_where_its_author_kept_files(tmp_path):
-    from geobind.bundles.folder import _without_folders
+    from geobind.bundles.bundle import _without_folders
 
     assert _without_folders({"a": [{"b": os.fspath(tmp_path / "w.safetensors")}], "c": "openai", "d": 1}) == {
         "a": [{"b": "w.safetensors"}],

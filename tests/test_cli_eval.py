@@ -12,7 +12,7 @@ from torch import nn
 
 from geobind import plugins
 from geobind.binder import Binder
-from geobind.bundles.folder import card_of
+from geobind.bundles.bundle import card_of
 from geobind.cli import main
 from geobind.evaluation import PROTOCOLS
 from geobind.modality import Modality

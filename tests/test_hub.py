@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from geobind import hub
-from geobind.bundles.hub import fetched, publish
+from geobind.bundles.bundle import fetched, publish
 from geobind.errors import CheckpointError, GeobindError
 from geobind.towers.weights import file_of
 

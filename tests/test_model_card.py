@@ -2,7 +2,7 @@
 
 import pytest
 
-from geobind.bundles.readme import model_card
+from geobind.bundles.model_card import model_card
 
 CARD = {
     "name": "mine",

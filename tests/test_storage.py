@@ -6,13 +6,13 @@ import os
 import pytest
 import torch
 
-from geobind import storage
 from geobind.errors import CheckpointError, StorageError
+from geobind.utils import files
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     target = tmp_path / "state.ckpt"
-    storage.write(target, b"old")
+    files.write(target, b"old")
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -21,7 +21,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
     with pytest.raises(
         StorageError, match=r"state\.ckpt: the disk is full; nothing finished is lost"
     ) as caught:
-        storage.write(target, b"new")
+        files.write(target, b"new")
     assert caught.value.exit_code == 1
     assert target.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["state.ckpt"]
@@ -30,17 +30,17 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(StorageError, match="taken"):
-        storage.write(tmp_path / "taken" / "x", b"")
+        files.write(tmp_path / "taken" / "x", b"")
 
 
 def test_state_comes_back_as_it_was(tmp_path):
     state = {"step": 3, "t": torch.arange(4.0), "nested": {"list": [1, 2.5, "x"]}}
-    storage.write_state(tmp_path / "s", state)
-    back = storage.read_state(tmp_path / "s")
+    files.write_state(tmp_path / "s", state)
+    back = files.read_state(tmp_path / "s")
     assert back["step"] == 3
     assert back["nested"] == state["nested"]
     assert torch.equal(back["t"], state["t"])
-    assert storage.read_state(tmp_path / "absent") is None
+    assert files.read_state(tmp_path / "absent") is None
 
 
 def test_a_pickled_program_is_refused_and_not_run(tmp_path):
@@ -50,7 +50,7 @@ def test_a_pickled_program_is_refused_and_not_run(tmp_path):
 
     torch.save({"step": Evil()}, tmp_path / "evil")
     with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
-        storage.read_state(tmp_path / "evil")
+        files.read_state(tmp_path / "evil")
     assert not (tmp_path / "run_by_pickle").exists()
 
 
@@ -58,14 +58,14 @@ def test_a_pickled_program_is_refused_and_not_run(tmp_path):
 def test_damaged_json_is_named(tmp_path, content):
     (tmp_path / "stage.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"stage\.json.*remove it to start over"):
-        storage.read_json(tmp_path / "stage.json")
+        files.read_json(tmp_path / "stage.json")
 
 
 def test_tensors_that_share_memory_are_both_written(tmp_path):
     from geobind.towers.weights import read_weights
 
     shared = torch.arange(3.0)
-    storage.write_tensors(tmp_path / "w.safetensors", {"a": shared, "b": shared[:2]})
+    files.write_tensors(tmp_path / "w.safetensors", {"a": shared, "b": shared[:2]})
     back = read_weights(tmp_path / "w.safetensors")
     assert torch.equal(back["a"], shared)
     assert torch.equal(back["b"], shared[:2])

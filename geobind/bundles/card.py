@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from geobind.bundles.proof import Proof
-from geobind.bundles.small import Over
+from geobind.bundles.delta import Over
+from geobind.bundles.stability import Proof
 from geobind.errors import CheckpointError
 from geobind.scoring import Calibration
 

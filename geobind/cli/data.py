@@ -212,7 +212,7 @@ def show(
     training makes of it.
     """
     from geobind.cli.stage_sheet import is_recipe, stage_sheet
-    from geobind.storage import write
+    from geobind.utils.files import write
 
     named = recipe or (given["manifest"] if is_recipe(given["manifest"]) or stage_name else None)
     if named is None:

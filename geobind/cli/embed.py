@@ -22,7 +22,7 @@ def command(bundle: str, modality: str, inputs: tuple[str, ...], out: Path, batc
     import numpy as np
 
     from geobind.binder import Binder
-    from geobind.storage import write
+    from geobind.utils.files import write
 
     embedding_ND = Binder.from_pretrained(bundle).embed(
         modality, list(inputs), batch_size=batch_size, numpy=True

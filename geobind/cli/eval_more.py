@@ -126,7 +126,7 @@ def keep(binder: Binder, calibrated: Calibrated, bundle: str) -> None:
     Raises:
         StorageError: The folder cannot be written.
     """
-    from geobind.bundles.folder import save_card
+    from geobind.bundles.bundle import save_card
 
     save_card(binder, Path(bundle), calibration=calibrated.calibration)
 

@@ -43,8 +43,8 @@ def command(
 
     Neither the run's folder (but for --out) nor the embedding cache is touched.
     """
-    from geobind.memory import parse_size
     from geobind.recipe import load_recipe
+    from geobind.utils.system import parse_size
 
     checked = load_recipe(recipe, overrides)
     limit = parse_size(memory) if memory else None

@@ -121,7 +121,7 @@ def _write(probes: Probes, out: Path | None) -> None:
         return
     from geobind.report.figures import png
     from geobind.report.probe_curve import probe_panel
-    from geobind.storage import write, write_json
+    from geobind.utils.files import write, write_json
 
     write_json(out / "probes.json", probes.to_dict())
     if probes.curves:

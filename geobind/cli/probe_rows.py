@@ -12,7 +12,7 @@ import numpy as np
 
 from geobind.cli.asked import TOYEARTH
 from geobind.errors import DataError, GeobindError
-from geobind.seeds import seed_of
+from geobind.utils.hashing import seed_of
 
 if TYPE_CHECKING:
     from geobind.binder import Binder

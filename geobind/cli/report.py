@@ -22,7 +22,7 @@ def command(run: Path, base: Path | None, rows: int, galleries: bool) -> None:
     """Write the report of RUN, the folder of a run, again: one HTML page, and its figures as PNG."""
     from geobind.errors import DataError, GeobindError
     from geobind.report import open_held_out, write_report
-    from geobind.storage import read_json
+    from geobind.utils.files import read_json
 
     binder = held_out = None
     why_not = ""

@@ -58,10 +58,10 @@ def command(
 
     from geobind.cli.tables import print_table
     from geobind.evaluation import summary
-    from geobind.memory import parse_size
     from geobind.planning.settle import Settling
     from geobind.report.writing import PAGE
     from geobind.training.run import run
+    from geobind.utils.system import parse_size
 
     settling = Settling(always=plan, limit=parse_size(memory) if memory else None)
     finished = run(checked, folder, resume=resume, settle=settling)

@@ -20,12 +20,12 @@ def command(bundle: str, against: str | None, as_json: bool) -> None:
     With --against each modality is told to embed as it did in OLD, bit for bit, or not. Ends with code 1 if
     the bundle was changed, or if an index of OLD's embeddings may not be used on.
     """
-    from geobind import proof
     from geobind.binder import Binder
+    from geobind.bundles import stability
 
     binder = Binder.from_pretrained(bundle)
-    faults = proof.faults(binder)
-    found = proof.compare(binder, Binder.from_pretrained(against)) if against else []
+    faults = stability.faults(binder)
+    found = stability.compare(binder, Binder.from_pretrained(against)) if against else []
     if as_json:
         told = [{**one.model_dump(), "index_is_valid": one.index_is_valid} for one in found]
         click.echo(json.dumps({"bundle": bundle, "faults": faults, "against": against, "modalities": told}))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from geobind.frozen.contents import Uncacheable
 from geobind.modality import Modality
 from geobind.registering import Source
-from geobind.seeds import fingerprint
+from geobind.utils.hashing import fingerprint
 
 FORMAT = 1  # of the files; a change makes every older entry another
 Part = Literal["whole", "trunk"]

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from geobind import storage
 from geobind.data.cache import cache_root
 from geobind.errors import StorageError
 from geobind.frozen.address import key_of
-from geobind.frozen.locks import Lock
 from geobind.frozen.shards import SUFFIX, Damaged, Shard, check_rows, open_shard, spread, write_shard
+from geobind.utils import files
+from geobind.utils.files import Lock
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,11 +50,11 @@ class Entry:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(self.folder / LOCK)
             if not (self.folder / FACTS).exists():
-                storage.write_json(self.folder / FACTS, facts)
+                files.write_json(self.folder / FACTS, facts)
             os.utime(self.folder / FACTS)  # when it was last used, for pruning
             _sweep(self.folder)
         except OSError as error:
-            raise storage.refusal(self.folder, error) from error
+            raise files.refusal(self.folder, error) from error
 
     def close(self) -> None:
         """Let it be pruned again; rows that were opened stay readable."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from geobind.data.batches.loading import collate
+from geobind.data.batches.batching import collate
 from geobind.data.batches.order import seeded
 from geobind.data.batches.vanishing import vanished
 from geobind.data.batches.workers import Failed, load
@@ -23,7 +23,7 @@ from geobind.frozen.contents import Uncacheable
 from geobind.frozen.entry import Entry
 from geobind.frozen.folder import LIMIT, limit_bytes
 from geobind.modality import Modality
-from geobind.progress import track
+from geobind.utils.progress import track
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,12 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from geobind import storage
 from geobind.errors import CheckpointError, DataError
 from geobind.frozen.address import key_of
 from geobind.frozen.entry import FACTS, LOCK, embeddings_folder
-from geobind.frozen.locks import Lock
 from geobind.frozen.shards import SUFFIX, Damaged, check_rows, open_shard
+from geobind.utils import files
+from geobind.utils.files import Lock
 
 LIMIT = "GEOBIND_CACHE_GB"
 _DEFAULT_GB = 20.0
@@ -124,7 +124,7 @@ def _held(folder: Path) -> Held | None:
     except OSError:  # another process is removing it
         return None
     try:
-        facts = storage.read_json(folder / FACTS)
+        facts = files.read_json(folder / FACTS)
     except CheckpointError:
         facts = {}
     return Held(folder.name, folder, facts, size, used)

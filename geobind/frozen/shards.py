@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from safetensors.numpy import save
 
-from geobind import storage
+from geobind.utils import files
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,7 +55,7 @@ def write_shard(folder: Path, content_M2: NDArray[np.uint64], value_MF: NDArray[
     tensors = {"content": content_M2, "scale": scale_M, "row": row_MF}
     sums = {"index": _sum(content_M2, scale_M), "rows": _sum(row_MF)}
     path = folder / f"{uuid.uuid4().hex}{SUFFIX}"
-    storage.write(path, save(tensors, metadata=sums))
+    files.write(path, save(tensors, metadata=sums))
     return path
 
 

@@ -16,7 +16,7 @@ from geobind.errors import DataError, StorageError
 from geobind.frozen.contents import MISSING, FileHashes, Uncacheable, as_words, contents_of, view_of
 from geobind.frozen.entry import Rows
 from geobind.frozen.fill import Filling, Wanted
-from geobind.progress import track
+from geobind.utils.progress import track
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

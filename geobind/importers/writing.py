@@ -17,7 +17,7 @@ from geobind.errors import DataError, PluginError
 from geobind.importers.contract import Column, Importer, LeftOut, Row
 from geobind.importers.gathering import Gatherer, Missing, Tally, schema_of
 from geobind.importers.reading import by_stem, names_in
-from geobind.progress import track
+from geobind.utils.progress import track
 
 MADE_BY = b"geobind.importer"  # where a manifest says what it was imported from
 _SHOWN = 3  # reasons in the message of an import that left nothing
@@ -70,7 +70,7 @@ def write_manifest(
         PluginError: The importer yields something else than it declares.
         StorageError: The manifest cannot be written.
     """
-    from geobind.storage import replacing
+    from geobind.utils.files import replacing
 
     if out.suffix.lower() != ".parquet":
         raise DataError(f"{out}: a manifest is written as Parquet; let its name end in .parquet")

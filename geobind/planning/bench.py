@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from lightning_fabric import Fabric
 
-from geobind import memory
 from geobind.planning.subset import Clock, some
 from geobind.training.job import Job, Outcome
 from geobind.training.stage import run_stage, workers_of
 from geobind.training.watch.held import fewer
+from geobind.utils import system
 
 _SLOW = 1e-9  # learning rate: what is measured is not to be moved
 _NEVER = 1e9  # seconds
@@ -120,11 +120,11 @@ class Bench:
 
     def _idle(self) -> int | None:
         """Give back what is not needed, and return how much is still held."""
-        memory.tidy()
+        system.tidy()
         if self.fabric.device.type == "cuda":
             torch.cuda.empty_cache()
             return torch.cuda.memory_allocated(self.fabric.device)
-        return memory.peak_bytes() if memory.reset_peak() else None
+        return system.peak_bytes() if system.reset_peak() else None
 
     @contextmanager
     def holding(self) -> Generator[list[int]]:
@@ -135,7 +135,7 @@ class Bench:
         if cuda:
             torch.cuda.reset_peak_memory_stats(self.fabric.device)
         yield found
-        peak = torch.cuda.max_memory_allocated(self.fabric.device) if cuda else memory.peak_bytes()
+        peak = torch.cuda.max_memory_allocated(self.fabric.device) if cuda else system.peak_bytes()
         if peak is not None and known:
             found.append(peak)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from geobind.errors import RecipeError
 from geobind.planning.found import StageFound
-from geobind.report.words import size
+from geobind.utils.formatting import size
 
 _TWICE = 4 / 3  # what a second forward pass makes of a step, where it was not measured
 

@@ -7,7 +7,6 @@ import time
 from contextlib import redirect_stderr
 from pathlib import Path
 
-from geobind import memory, provenance, storage
 from geobind.binder import Binder
 from geobind.data.tables.table import open_table
 from geobind.planning.bench import seconds_since
@@ -19,6 +18,7 @@ from geobind.training.outcome.ending import Measured, measure_all
 from geobind.training.outcome.measure import first_rows
 from geobind.training.outcome.results import leave
 from geobind.training.sources import Sources
+from geobind.utils import files, system
 
 _ROWS = 32, 128
 
@@ -30,8 +30,8 @@ def measure_ending(recipe: Recipe, binder: Binder, sources: Sources, folder: Pat
         GeobindError: What the recipe asks for cannot be measured.
     """
     found, measured = _evaluated(recipe, binder)
-    storage.write(folder / "recipe.yaml", dump(recipe.written).encode())
-    storage.write_json(folder / "run.json", {"recipe": recipe.name, "started": provenance.now()})
+    files.write(folder / "recipe.yaml", dump(recipe.written).encode())
+    files.write_json(folder / "run.json", {"recipe": recipe.name, "started": system.now()})
     with redirect_stderr(io.StringIO()):
         began = time.monotonic()
         leave(recipe, binder, [], sources, measured, folder)
@@ -54,7 +54,7 @@ def _evaluated(recipe: Recipe, binder: Binder) -> tuple[float, Measured | None]:
     measured = None
     for count in sorted({min(rows, some) for some in _ROWS}):
         few = options.model_copy(update={"limit": count, "calibrate": None})
-        memory.tidy()
+        system.tidy()
         with redirect_stderr(io.StringIO()):
             began = time.monotonic()
             measured = measure_all(binder, table, data, set(), few)

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from geobind import storage
 from geobind.errors import CheckpointError
+from geobind.utils import files
 
 FILE = "plan.json"
 Way = Literal["direct", "cached", "two-pass"]
@@ -105,7 +105,7 @@ def write_plan(plan: Plan, folder: Path) -> Path:
     Raises:
         StorageError: The folder cannot be written.
     """
-    storage.write_json(folder / FILE, plan.model_dump(mode="json"))
+    files.write_json(folder / FILE, plan.model_dump(mode="json"))
     return folder / FILE
 
 
@@ -115,7 +115,7 @@ def read_plan(folder: Path) -> Plan | None:
     Raises:
         CheckpointError: It is damaged.
     """
-    values = storage.read_json(folder / FILE)
+    values = files.read_json(folder / FILE)
     try:
         return Plan.model_validate(values) if values else None
     except ValidationError as error:

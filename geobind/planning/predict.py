@@ -11,10 +11,10 @@ from geobind.data.batches.mixing import Plan as RowPlan
 from geobind.planning.choose import Chosen, choose, of, step_seconds
 from geobind.planning.found import SPARE, AllFound, StageFound
 from geobind.planning.plan import Disk, Memory, Plan, Seconds, SidePlan, StagePlan, Way
-from geobind.provenance import now
 from geobind.recipe import Recipe, Stage
-from geobind.report import words
 from geobind.training.keys import stage_folders
+from geobind.utils import formatting
+from geobind.utils.system import now
 
 
 def predict(recipe: Recipe, found: AllFound) -> Plan:
@@ -142,8 +142,8 @@ def _why(
             yield f"the {side.rows:,} rows of {name}, frozen, are in the cache already"
         else:
             yield (
-                f"{name} is frozen, so its {words.count(side.missing, 'row')} are made once, in "
-                f"{words.duration(seconds.filling)}, and read in {epochs:.3g} epochs"
+                f"{name} is frozen, so its {formatting.count(side.missing, 'row')} are made once, in "
+                f"{formatting.duration(seconds.filling)}, and read in {epochs:.3g} epochs"
             )
     for name, reason in found.uncached.items():
         yield f"{name} is frozen but computed in every step{f' ({reason})' if reason else ''}"
@@ -168,7 +168,11 @@ def shortage(plan: Plan, free_bytes: int, cache_free_bytes: int) -> Sequence[str
     here = plan.disk_bytes - cache + checkpoints
     found: list[str] = []
     if here > free_bytes:
-        found.append(f"the run's folder takes {words.size(here)}, and its disk has {words.size(free_bytes)}")
+        found.append(
+            f"the run's folder takes {formatting.size(here)}, and its disk has {formatting.size(free_bytes)}"
+        )
     if cache > cache_free_bytes:
-        found.append(f"the cache takes {words.size(cache)} more; its disk has {words.size(cache_free_bytes)}")
+        found.append(
+            f"the cache takes {formatting.size(cache)} more; its disk has {formatting.size(cache_free_bytes)}"
+        )
     return found

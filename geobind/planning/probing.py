@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from lightning_fabric import Fabric
 
-from geobind import memory
 from geobind.binder import Binder
 from geobind.data.batches.mixing import Mixture
 from geobind.frozen.entry import embeddings_folder
@@ -24,9 +23,11 @@ from geobind.planning.subset import Clock
 from geobind.recipe import Recipe, Stage
 from geobind.recipe.losses import InfoNCE
 from geobind.training.job import Job
-from geobind.training.run import make_fabric, rehearse
+from geobind.training.processes.starting import make_fabric
+from geobind.training.run import rehearse
 from geobind.training.sources import Sources
 from geobind.training.steps.told import check_told
+from geobind.utils import system
 
 _MOST = 4096  # pairs that `batch_size: auto` comes to at most
 _PART = 4  # and at most this part of the rows
@@ -64,7 +65,7 @@ def probe(recipe: Recipe, folder: Path, seconds: float, limit: int | None = None
     fabrics = {precision: make_fabric(recipe.fabric, precision) for precision in wanted}
     fabric = next(iter(fabrics.values()))
     Sources(recipe)  # what is rendered or copied is there when the run begins
-    memory.tidy()
+    system.tidy()
     began = time.monotonic()
     sources = Sources(recipe)
     found = [sources.rows(stage) for stage in recipe.stages]
@@ -146,7 +147,7 @@ def _machine(
         # The weights that are there already are part of what a step takes.
         told = torch.cuda.mem_get_info(fabric.device)[0], "what the accelerator says is free"
     else:
-        free = memory.free()
+        free = system.free()
         told = (free.bytes, free.says) if free else (None, "nothing tells what is free; see --memory")
     size = sum(value.numel() * value.element_size() for value in binder.state_dict().values())
     notes = ["looking for rows that training and measuring share is not in the time"] if many else []

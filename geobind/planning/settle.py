@@ -11,7 +11,6 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
-from geobind import storage
 from geobind.planning.asking import Say, ask
 from geobind.planning.plan import FILE, Plan, read_plan, write_plan
 from geobind.planning.predict import predict
@@ -19,6 +18,7 @@ from geobind.recipe import Recipe, recipe_from
 from geobind.recipe.reading import dump
 from geobind.training.keys import stage_folders
 from geobind.training.processes.ranks import told_by_first
+from geobind.utils import files
 
 SECONDS = 12.0  # that measuring takes, about, unless told otherwise
 Numbers = Mapping[str, Mapping[str, int | None]]  # by stage, then by option
@@ -72,7 +72,7 @@ class Settling:
         numbers = told_by_first(fabric, lambda: self._numbers(recipe, folder))
         result = settled(recipe, numbers)
         if fabric.is_global_zero:
-            storage.write(folder / "recipe.yaml", dump(result.written).encode())
+            files.write(folder / "recipe.yaml", dump(result.written).encode())
         return result
 
     def _numbers(self, recipe: Recipe, folder: Path) -> Numbers:

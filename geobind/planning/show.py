@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from geobind.planning.plan import Plan
-from geobind.report.words import NBSP, count, duration, size
+from geobind.utils.formatting import NBSP, count, duration, size
 
 
 def table_of(plan: Plan) -> Table:

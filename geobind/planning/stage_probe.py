@@ -6,7 +6,6 @@ import math
 import time
 from dataclasses import dataclass
 
-from geobind import storage
 from geobind.data.batches.loading import BatchLoader
 from geobind.errors import DataError, GeobindError
 from geobind.frozen.loading import StoredLoader
@@ -18,6 +17,7 @@ from geobind.planning.subset import Clock
 from geobind.training.cached import read_from_cache
 from geobind.training.encoders.parts import in_training
 from geobind.training.stage import loader_of, workers_of
+from geobind.utils import files
 
 _FIRST = 8  # rows of the first steps
 _FEW, _MANY = 5, 30  # steps of one size
@@ -105,7 +105,7 @@ class StageProbe:
             return warm, 0, 0.0
         content = path.read_bytes()
         began = time.monotonic()
-        storage.write(path, content)
+        files.write(path, content)
         return warm, len(content), seconds_since(began)
 
     def _least(self) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from geobind.report.facts import MEASURES, WATCHED, Curve, Run
 from geobind.report.figures import DASHES, INK, SERIES, Draw, Panel
-from geobind.report.words import number
+from geobind.utils.formatting import number
 
 TITLES = {
     "loss": "loss",

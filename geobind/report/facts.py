@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from geobind import storage
 from geobind.errors import CheckpointError, DataError
 from geobind.recipe import Recipe
 from geobind.recipe.pairs import Bound, bound_pairs, names_of
 from geobind.recipe.reading import parse
 from geobind.report.left import Leak, Retrieved, StageDone
 from geobind.report.left_more import ArithmeticDone, CalibrationDone, GapDone, ProbesDone, SumDone
+from geobind.utils import files
 
 MEASURES = ("loss", "temperature", "lr", "grad_norm")  # the columns of metrics.csv that are drawn
 _OF_PAIRS = ("loss:", "temperature:", "R@")  # and of each pair, in stages that have several
@@ -92,7 +92,7 @@ def read_run(folder: Path) -> Run:
         DataError: The folder holds no run.
         CheckpointError: A file of it is damaged.
     """
-    started = storage.read_json(folder / "run.json")
+    started = files.read_json(folder / "run.json")
     recipe_file = folder / "recipe.yaml"
     if not started or not recipe_file.is_file():
         raise DataError(f"{folder}: not a run, it has no run.json and recipe.yaml; give what `--out` named")
@@ -107,7 +107,7 @@ def read_run(folder: Path) -> Run:
         recipe=recipe,
         recipe_text=text,
         started=started,
-        card=storage.read_json(folder / "bundle" / "binder.json"),
+        card=files.read_json(folder / "bundle" / "binder.json"),
         stages=tuple(checked(StageDone, path) for path in sorted(folder.glob("stages/*/stage.json"))),
         curves=_joined(read_curves(folder / "metrics.csv"), read_curves(folder / "validation.csv", _WATCHED)),
         retrieved=_there(Retrieved, folder / "retrieval.json"),
@@ -165,7 +165,7 @@ def checked(kind: type[Known], path: Path) -> Known:
         CheckpointError: It is damaged.
     """
     try:
-        return TypeAdapter(kind).validate_python(storage.read_json(path))
+        return TypeAdapter(kind).validate_python(files.read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

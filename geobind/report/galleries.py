@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from geobind.report.held_out import HeldOut, Ranked, ranked
 from geobind.report.shown import Budget, Shown, show
-from geobind.report.words import rank, short
+from geobind.utils.formatting import rank, short
 
 MOST_GALLERIES = 6
 EXAMPLES = 2  # of the best, of the median and of the worst

@@ -18,7 +18,7 @@ from geobind.evaluation import rank_counts
 from geobind.evaluation.embedded import Embedded, embed_rows
 from geobind.recipe import Recipe, recipe_from
 from geobind.scoring import cosine
-from geobind.seeds import seed_of
+from geobind.utils.hashing import seed_of
 
 MOST_ROWS = 500
 

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from geobind.report.figures import INK, MUTED, SERIES, Panel
 from geobind.report.left import Measured, PairDone, Retrieved
-from geobind.report.words import number
+from geobind.utils.formatting import number
 
 MAIN = ("R@1", "R@10", "R@1%", "median_rank", "label_mAP", "place_nDCG")
 LOWER_IS_BETTER = ("median_rank", "mean_rank")

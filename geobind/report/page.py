@@ -10,15 +10,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import geobind
-from geobind.report import words
 from geobind.report.matrix import TITLES
+from geobind.utils import formatting
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def trained(parts: Mapping[str, str]) -> str:
     """Write what a stage trained: encoders, and the part of each that is not the whole."""
-    return words.listed([name if part == "full" else f"{name} ({part})" for name, part in parts.items()])
+    return formatting.listed([name if part == "full" else f"{name} ({part})" for name, part in parts.items()])
 
 
 def cosine(similarity: float) -> str:
@@ -28,7 +28,7 @@ def cosine(similarity: float) -> str:
 
 def share(part: float) -> str:
     """Write a share in percent."""
-    return f"{100 * part:.1f}{words.NBSP}%"
+    return f"{100 * part:.1f}{formatting.NBSP}%"
 
 
 def title_of(measure: str) -> str:
@@ -42,14 +42,14 @@ def sentence(text: str) -> str:
 
 
 _FILTERS: dict[str, Callable[..., str]] = {
-    "number": words.number,
-    "signed": words.signed,
+    "number": formatting.number,
+    "signed": formatting.signed,
     "cosine": cosine,
     "share": share,
-    "duration": words.duration,
-    "size": words.size,
-    "listed": words.listed,
-    "thing": words.count,
+    "duration": formatting.duration,
+    "size": formatting.size,
+    "listed": formatting.listed,
+    "thing": formatting.count,
     "trained": trained,
     "title_of": title_of,
     "sentence": sentence,

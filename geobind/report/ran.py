@@ -11,8 +11,8 @@ from typing import Any
 from geobind.data.tables.licences import licences
 from geobind.data.tables.table import Table
 from geobind.recipe.pairs import names_of
-from geobind.report import words
 from geobind.report.facts import Run
+from geobind.utils import formatting
 
 
 def what_ran(run: Run, held_out: Table | None) -> Iterator[tuple[str, str]]:
@@ -32,18 +32,20 @@ def what_ran(run: Run, held_out: Table | None) -> Iterator[tuple[str, str]]:
     yield "seed", str(run.recipe.get("seed", 0))
     sources: dict[str, list[str]] = {}
     for stage in run.recipe["stages"]:
-        source = words.listed(list(dict.fromkeys(map(_source, _tables(run, stage)))))
+        source = formatting.listed(list(dict.fromkeys(map(_source, _tables(run, stage)))))
         split = f", split {stage['split']}" if "split" in stage else ""
         sources.setdefault(source + split, []).append(stage["name"])
     for source, stages in sources.items():
-        yield ("trained on" if len(sources) == 1 else f"data of {words.listed(stages)}"), source
+        yield ("trained on" if len(sources) == 1 else f"data of {formatting.listed(stages)}"), source
     evaluate = run.recipe.get("evaluate")
     if evaluate is not None:
         source = _source(evaluate.get("data") or run.recipe.get("data"))
         yield "measured on", f"split {evaluate.get('split', 'test')} of {source}"
     found = licences(held_out) if held_out is not None else {}
     if found:
-        counted = (f"{words.short(name, 80)} ({words.count(rows, 'row')})" for name, rows in found.items())
+        counted = (
+            f"{formatting.short(name, 80)} ({formatting.count(rows, 'row')})" for name, rows in found.items()
+        )
         yield "licences of held-out rows", ", ".join(counted)
 
 
@@ -60,11 +62,11 @@ def _spent(started: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """How long a run took, and how much memory; a run that went on tells of its last part."""
     with suppress(KeyError, TypeError, ValueError):
         times = [datetime.fromisoformat(started[name]) for name in ("started", "finished")]
-        took = words.duration((times[1] - times[0]).total_seconds())
+        took = formatting.duration((times[1] - times[0]).total_seconds())
         yield "took", f"{took}, from {times[0]:%Y-%m-%d %H:%M} UTC"
     peak = started.get("peak_memory_bytes")
     if isinstance(peak, int):
-        yield "peak memory", f"{words.size(peak)} of the machine's, by the first process"
+        yield "peak memory", f"{formatting.size(peak)} of the machine's, by the first process"
 
 
 def _source(data: Mapping[str, Any] | None) -> str:

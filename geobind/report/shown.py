@@ -17,9 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from geobind.data.reading.files import describe
-from geobind.data.reading.readers import audio_seconds, read_audio, read_image, read_text
+from geobind.data.reading.images import read_image
+from geobind.data.reading.readers import read_text
+from geobind.data.reading.sounds import audio_seconds, read_audio
 from geobind.errors import DataError
-from geobind.report.words import number, short
+from geobind.utils.formatting import number, short
 
 SIDE = 176  # pixels; a picture is shrunk to fit into this square
 CLIP_SECONDS = 3.0

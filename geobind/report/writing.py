@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from geobind import storage
 from geobind.binder import Binder
 from geobind.data.tables.table import Table
 from geobind.errors import DataError
 from geobind.evaluation import PairTable
 from geobind.evaluation.embedded import Embedded
-from geobind.report import galleries, matrix, words
+from geobind.report import galleries, matrix
 from geobind.report.curves import MOST_POINTS, stage_panels
 from geobind.report.facts import Run, read_run
 from geobind.report.figures import Panel, png, svg
@@ -24,6 +23,7 @@ from geobind.report.page import render
 from geobind.report.places import Map, rank_map
 from geobind.report.ran import what_ran
 from geobind.report.space import scatter
+from geobind.utils import files, formatting
 
 PAGE, FIGURES = "report.html", "figures"
 _MOST_BROKEN = 50  # broken samples listed for a stage
@@ -75,8 +75,8 @@ def write_report(
     values["facts"] = list(what_ran(run, held_out))
     values["sections"] = list(_sections(run, values))
     for name, (panels, columns) in pictures.items():
-        storage.write(run_folder / FIGURES / f"{name}.png", png(panels, columns))
-    storage.write(run_folder / PAGE, render("report.html", **values))
+        files.write(run_folder / FIGURES / f"{name}.png", png(panels, columns))
+    files.write(run_folder / PAGE, render("report.html", **values))
     return run_folder / PAGE
 
 
@@ -145,10 +145,10 @@ def _maps(run: Run, rows: HeldOut) -> list[Map]:
 def _summary(run: Run) -> str:
     names, width = list(run.recipe["modalities"]), run.recipe.get("width") or run.card.get("width")
     seconds = sum(stage.seconds for stage in run.stages if stage.seconds == stage.seconds)
-    over = words.count(len(run.stages), "stage")
-    took = f", trained in {words.duration(seconds)} over {over}" if run.stages else ""
+    over = formatting.count(len(run.stages), "stage")
+    took = f", trained in {formatting.duration(seconds)} over {over}" if run.stages else ""
     space = f" in one space of {width} dimensions" if width else " in one space"
-    return f"{words.listed(names)}{space}{took}."
+    return f"{formatting.listed(names)}{space}{took}."
 
 
 def _verdict(retrieved: Retrieved, measure: str) -> str:
@@ -156,7 +156,7 @@ def _verdict(retrieved: Retrieved, measure: str) -> str:
     rows = [row for row in retrieved.rows if measure in row.metrics]
     beat = [row for row in rows if matrix.beats_chance(measure, row.metrics[measure])]
     emergent = [row for row in rows if row.mark == "emergent"]
-    said = f"{len(beat)} of {words.count(len(rows), 'ordered pair')} of modalities beat chance"
+    said = f"{len(beat)} of {formatting.count(len(rows), 'ordered pair')} of modalities beat chance"
     if emergent:
         said += f", {sum(row in beat for row in emergent)} of the {len(emergent)} emergent ones among them"
     how = f"the whole {retrieved.confidence} interval of {matrix.TITLES.get(measure, measure)}"
@@ -164,7 +164,7 @@ def _verdict(retrieved: Retrieved, measure: str) -> str:
 
 
 def _broken(stage: StageDone) -> tuple[StageDone, int, list[tuple[str, str]]]:
-    shown = [(words.short(key, 120), words.short(reason, 300)) for key, reason in stage.quarantined]
+    shown = [(formatting.short(key, 120), formatting.short(reason, 300)) for key, reason in stage.quarantined]
     return stage, max(stage.broken, len(shown)), shown[:_MOST_BROKEN]
 
 

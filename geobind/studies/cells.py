@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from geobind.errors import RecipeError
 from geobind.recipe import Recipe, load_recipe
 from geobind.recipe.reading import RecipeProblems
-from geobind.seeds import fingerprint
+from geobind.utils.hashing import fingerprint
 
 MOST_CELLS = 1000
 _READABLE = 60  # letters of a folder's name that tell people what it holds

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean
 
-from geobind import storage
-from geobind.report import words
 from geobind.report.matrix import TITLES
 from geobind.studies.emergent_pairs import Emergence, Way, verdicts
 from geobind.studies.showing import Grid, dots, said, write_study
+from geobind.utils import files, formatting
 
 _NOTE = (
     "Every figure is the mean of both directions on held-out rows; ± is half of a 95 % t interval over "
@@ -24,7 +23,7 @@ def write_emergence(found: Emergence, title: str, home: Path) -> Path:
     Raises:
         StorageError: One of them cannot be written.
     """
-    storage.write_json(home / "emergence.json", found.to_dict())
+    files.write_json(home / "emergence.json", found.to_dict())
     measure = TITLES.get(found.measure, found.measure)
     series = {way.name: {"-".join(pair): figure for pair, figure in way.pairs.items()} for way in found.ways}
     panels = [dots("emergence", f"{measure} of each pair", series, found.chance, "pair of modalities")]
@@ -37,11 +36,17 @@ def ways_table(found: Emergence) -> Grid:
     """A row for each way to bind: over all pairs, over its emergent ones, and its time."""
     measure = TITLES.get(found.measure, found.measure)
     rows = [
-        [way.name, said(way.every), _emergent(way), str(way.every.runs), words.duration(way.seconds.mean)]
+        [
+            way.name,
+            said(way.every),
+            _emergent(way),
+            str(way.every.runs),
+            formatting.duration(way.seconds.mean),
+        ]
         for way in found.ways
     ]
     heads = ["bound", f"{measure}, all pairs", "its emergent pairs", "seeds", "training time"]
-    return Grid(f"Ways to bind (chance {words.number(found.chance)})", heads, rows)
+    return Grid(f"Ways to bind (chance {formatting.number(found.chance)})", heads, rows)
 
 
 def pairs_table(found: Emergence) -> Grid:
@@ -51,7 +56,7 @@ def pairs_table(found: Emergence) -> Grid:
 
 
 def _emergent(way: Way) -> str:
-    return words.number(fmean(way.pairs[pair].mean for pair in way.emergent)) if way.emergent else "none"
+    return formatting.number(fmean(way.pairs[pair].mean for pair in way.emergent)) if way.emergent else "none"
 
 
 def _cell(way: Way, pair: tuple[str, str]) -> str:

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from geobind.errors import DataError
 from geobind.report.facts import Run, read_run
 from geobind.report.matrix import LOWER_IS_BETTER
-from geobind.report.words import number
 from geobind.studies.emergence import ALL, AXIS
 from geobind.studies.outcome import SEED, Spread, measure_of, spread
 from geobind.studies.running import Ran
+from geobind.utils.formatting import number
 
 Unordered = tuple[str, str]
 

@@ -15,14 +15,13 @@ from types import FrameType
 from typing import NamedTuple
 
 import geobind
-from geobind import storage
 from geobind.recipe import Recipe
-from geobind.report import words
-from geobind.seeds import fingerprint
 from geobind.studies.cells import Cell, check
 from geobind.training.figures import take_over
 from geobind.training.guards.stopping import SIGNALS, Stopped
 from geobind.training.keys import stage_folders
+from geobind.utils import files, formatting
+from geobind.utils.hashing import fingerprint
 
 _DONE = "cell.json"  # written when a cell's run has ended well
 # Exit codes of a run that was asked to stop, by which signal: the study stops too.
@@ -58,7 +57,7 @@ def run_cells(cells: Sequence[Cell], home: Path) -> list[Ran]:
             ran.append(Ran(cell, folder, failed=False))
             continue
         shared = _share(recipe, folder, [one.folder for one in ran if not one.failed])
-        taken = f" (takes over {words.count(shared, 'finished stage')})" if shared else ""
+        taken = f" (takes over {formatting.count(shared, 'finished stage')})" if shared else ""
         _say(head + taken)
         ran.append(Ran(cell, folder, failed=not _run(cell, recipe, folder)))
     return ran
@@ -73,7 +72,7 @@ def _run(cell: Cell, recipe: Recipe, folder: Path) -> bool:
         child.began(process)
         code = process.wait()
     if code == 0:
-        storage.write_json(folder / _DONE, {"key": _key(recipe)})
+        files.write_json(folder / _DONE, {"key": _key(recipe)})
     if number := child.asked or _STOPPED.get(code):
         name = signal.Signals(number).name
         raise Stopped(
@@ -121,7 +120,7 @@ def _passing_on() -> Generator[_Child]:
 
 
 def _is_done(folder: Path, recipe: Recipe) -> bool:
-    return (folder / "bundle").is_dir() and storage.read_json(folder / _DONE).get("key") == _key(recipe)
+    return (folder / "bundle").is_dir() and files.read_json(folder / _DONE).get("key") == _key(recipe)
 
 
 def _key(recipe: Recipe) -> str:
@@ -136,11 +135,11 @@ def _share(recipe: Recipe, folder: Path, others: Sequence[Path]) -> int:
     """
     taken = 0
     for home, key in stage_folders(recipe, folder):
-        if storage.read_json(home / "stage.json").get("key") == key:
+        if files.read_json(home / "stage.json").get("key") == key:
             continue
         for other in others:
             source = other / home.relative_to(folder)
-            if storage.read_json(source / "stage.json").get("key") == key:
+            if files.read_json(source / "stage.json").get("key") == key:
                 shutil.rmtree(home, ignore_errors=True)
                 shutil.copytree(source, home, copy_function=_link)
                 take_over(folder, other, home.name[3:])

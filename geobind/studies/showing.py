@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from matplotlib.axes import Axes
 
-from geobind import storage
-from geobind.report import words
 from geobind.report.figures import INK, MARKERS, SERIES, Draw, Panel, png, svg
 from geobind.report.page import render
 from geobind.studies.outcome import Spread
+from geobind.utils import files, formatting
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,10 +41,10 @@ def write_study(
         StorageError: One of them cannot be written.
     """
     if panels:
-        storage.write(home / f"{name}.png", png(list(panels), columns=min(2, len(panels))))
+        files.write(home / f"{name}.png", png(list(panels), columns=min(2, len(panels))))
     page = home / f"{name}.html"
     drawn = [svg(panel) for panel in panels]
-    storage.write(page, render("study.html", title=title, notes=notes, tables=grids, plots=drawn))
+    files.write(page, render("study.html", title=title, notes=notes, tables=grids, plots=drawn))
     return page
 
 
@@ -65,8 +64,8 @@ def rich_table(grid: Grid) -> Table:
 def said(figure: Spread) -> str:
     """Write a mean and its interval."""
     if not math.isfinite(figure.half):
-        return words.number(figure.mean)
-    return f"{words.number(figure.mean)} ± {words.number(figure.half)}"
+        return formatting.number(figure.mean)
+    return f"{formatting.number(figure.mean)} ± {formatting.number(figure.half)}"
 
 
 def dots(name: str, title: str, series: Series, chance: float, axis: str = "") -> Panel:

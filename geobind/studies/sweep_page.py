@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from geobind import storage
-from geobind.report import words
 from geobind.report.figures import Panel
 from geobind.report.matrix import TITLES
 from geobind.studies.outcome import MARKS, Spread, Summary, table_csv
 from geobind.studies.showing import Grid, dots, said, write_study
+from geobind.utils import files, formatting
 
 _NOTE = (
     "Figures are means over the ordered pairs of modalities on held-out rows. ± is half of a 95 % t interval "
@@ -23,7 +22,7 @@ def write_sweep(summary: Summary, title: str, home: Path) -> Path:
     Raises:
         StorageError: One of them cannot be written.
     """
-    storage.write(home / "sweep.csv", table_csv(summary))
+    files.write(home / "sweep.csv", table_csv(summary))
     return write_study(home, "sweep", title, [_NOTE], [table_of(summary)], plots(summary))
 
 
@@ -36,8 +35,8 @@ def table_of(summary: Summary, title: str = "Results") -> Grid:
             *line.settings.values(),
             f"{len(line.folders)}" + (f" ({line.failed} failed)" if line.failed else ""),
             *(said(line.measured[mark]) for mark in MARKS),
-            words.number(line.chance),
-            words.duration(line.seconds.mean),
+            formatting.number(line.chance),
+            formatting.duration(line.seconds.mean),
         ]
         for line in summary.lines
     ]

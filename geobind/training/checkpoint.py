@@ -12,11 +12,11 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from geobind import storage
 from geobind.errors import CheckpointError, TrainingError
 from geobind.training.processes.ranks import from_first, on_first, tensor_from_first
 from geobind.training.processes.sharding import like
 from geobind.training.processes.whole import whole
+from geobind.utils import files
 
 _FORMAT = 2
 _Slots = dict[str, dict[str, Tensor]]  # what the optimiser keeps of each parameter, by their names
@@ -95,7 +95,7 @@ class Checkpoint:
             self._check_finite(modules, step)
             state = {"format": _FORMAT, "key": self.key, "step": step, "told": dict(told)}
             state |= {"modules": modules, "optimizer": optimizer}
-            storage.write_state(self.path, state | {"precision": self._precision().state_dict()})
+            files.write_state(self.path, state | {"precision": self._precision().state_dict()})
 
         on_first(self.fabric, write)
         self._saved = self._looked = time.monotonic()
@@ -141,7 +141,7 @@ class Checkpoint:
     def _read(self) -> tuple[dict[str, Any], str]:
         """Return the state, or nothing, and what is wrong with it, or nothing."""
         try:
-            state = storage.read_state(self.path)
+            state = files.read_state(self.path)
         except CheckpointError as error:
             return {}, str(error)
         if state is None or state.get("key") != self.key:

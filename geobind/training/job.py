@@ -14,10 +14,10 @@ from geobind.binder import Binder
 from geobind.data.batches.mixing import Mixture, Plan
 from geobind.recipe import Recipe, Stage
 from geobind.recipe.pairs import Bound
-from geobind.seeds import seed_of
 from geobind.training.losses import ContrastiveLoss
 from geobind.training.record import Metrics
 from geobind.training.steps.told import plan_of
+from geobind.utils.hashing import seed_of
 
 PairLosses = Mapping[str, ContrastiveLoss]  # by pair
 Quarantined = tuple[tuple[str, str], ...]  # key and reason

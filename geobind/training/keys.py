@@ -9,7 +9,7 @@ from typing import Any, cast
 from geobind import plugins
 from geobind.data.tables.manifest import contents_of_manifest
 from geobind.recipe import Recipe, Stage
-from geobind.seeds import fingerprint
+from geobind.utils.hashing import fingerprint
 
 # Fields that change no result, and fields younger than runs that lie on disks: those count once they are set.
 _WITHOUT_EFFECT = ("checkpoint_seconds",)

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
-from geobind import storage
 from geobind.errors import TrainingError
-from geobind.progress import PLAIN_EVERY, bar, watched
+from geobind.utils import files
+from geobind.utils.progress import PLAIN_EVERY, bar, watched
 
 _SHOW_EVERY = 0.1  # seconds; a bar is drawn no more often
 FIELDS: tuple[str, ...] = ("stage", "step", "loss", "temperature", "lr", "grad_norm", "samples_per_second")
@@ -75,7 +75,7 @@ class Metrics:
         writer = csv.DictWriter(text, self.fields, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-        storage.write(self.path, text.getvalue().encode())
+        files.write(self.path, text.getvalue().encode())
 
     def add(self, stage: str, rows: Sequence[dict[str, Any]]) -> None:
         """Append rows of a stage."""
@@ -88,7 +88,7 @@ class Metrics:
             with self.path.open("ab") as file:
                 file.write(text.getvalue().encode())
         except OSError as error:
-            raise storage.refusal(self.path, error) from error
+            raise files.refusal(self.path, error) from error
 
     def sync(self) -> None:
         """Wait until what was added is on the disk, where a power cut leaves it."""
@@ -96,7 +96,7 @@ class Metrics:
             with self.path.open("rb+") as file:
                 os.fsync(file.fileno())
         except OSError as error:
-            raise storage.refusal(self.path, error) from error
+            raise files.refusal(self.path, error) from error
 
 
 class Recorder:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from lightning_fabric import Fabric
 from torch import nn
 
-from geobind import plugins, provenance, storage
+from geobind import plugins
 from geobind.binder import Binder
-from geobind.bundles.proof import StageProof
+from geobind.bundles.stability import StageProof
 from geobind.data.batches.mixing import Mixture
 from geobind.errors import CheckpointError, RecipeError
 from geobind.evaluation import Leakage, PairTable
@@ -43,6 +43,7 @@ from geobind.training.sources import Sources
 from geobind.training.stage import run_stage
 from geobind.training.steps.told import check_told
 from geobind.training.watch.watching import remove_best
+from geobind.utils import files, system
 
 __all__ = ["Finished", "make_fabric", "rehearse", "run", "stage_folders"]
 
@@ -129,13 +130,13 @@ def _open_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
         raise RecipeError(
             f"{folder} holds a run already: go on with it (--resume), or choose another folder (--out)"
         )
-    storage.sweep(folder)
-    storage.write(folder / "recipe.yaml", dump(recipe.written).encode())
+    files.sweep(folder)
+    files.write(folder / "recipe.yaml", dump(recipe.written).encode())
     sources = {name: str(plugins.registry().plugins[name].source) for name in recipe.modalities}
     base = str(recipe.base.resolve())  # where `geobind report` finds relative manifests again
-    facts = {"recipe": recipe.name, "base": base, "versions": provenance.versions(), "plugins": sources}
-    facts |= {"hardware": provenance.hardware(), "started": provenance.now()}
-    storage.write_json(folder / "run.json", facts)
+    facts = {"recipe": recipe.name, "base": base, "versions": system.versions(), "plugins": sources}
+    facts |= {"hardware": system.hardware(), "started": system.now()}
+    files.write_json(folder / "run.json", facts)
 
 
 def rehearse(recipe: Recipe, binder: Binder, found: Sequence[Mixture]) -> None:
@@ -161,7 +162,7 @@ def _more_fields(recipe: Recipe, found: Sequence[Mixture]) -> list[str]:
 def _once(fabric: Fabric, job: Job, prover: Prover, before: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Run a stage, unless it was finished before and nothing it depends on has changed."""
     stage = job.stage
-    done = told_by_first(fabric, lambda: storage.read_json(job.folder / "stage.json"))
+    done = told_by_first(fabric, lambda: files.read_json(job.folder / "stage.json"))
     if done.get("key") == job.key:
         on_first(fabric, lambda: _load_finished(job, done))
         alike(fabric, _trained(job).state_dict().values())  # the others need not see the first one's disk
@@ -182,7 +183,7 @@ def _load_finished(job: Job, done: Mapping[str, Any]) -> None:
     path = job.folder / "trained.safetensors"
     load_strictly(_trained(job), read_weights(path), str(path))
     for name, digest in done.get("digests", {}).items():
-        if provenance.digest(job.binder.encoders[name]) != digest:
+        if system.digest(job.binder.encoders[name]) != digest:
             raise CheckpointError(
                 f"{path}: the weights of '{name}' are not those that the stage trained: the file has changed "
                 f"since; remove {job.folder} to train the stage again"
@@ -192,7 +193,7 @@ def _load_finished(job: Job, done: Mapping[str, Any]) -> None:
 
 
 def _warn_of_leaks(leaks: dict[str, Leakage], folder: Path) -> None:
-    storage.write_json(folder / "leakage.json", {name: leak.to_dict() for name, leak in leaks.items()})
+    files.write_json(folder / "leakage.json", {name: leak.to_dict() for name, leak in leaks.items()})
     for name, leak in leaks.items():
         if leak.warning:
             print(f"warning: stage '{name}': {leak.warning}", file=sys.stderr, flush=True)
@@ -218,8 +219,8 @@ def _finish(fabric: Fabric, job: Job, outcome: Outcome, proof: StageProof | None
     }
 
     def write() -> None:
-        storage.write_tensors(job.folder / "trained.safetensors", _trained(job).state_dict())
-        storage.write_json(job.folder / "stage.json", done)
+        files.write_tensors(job.folder / "trained.safetensors", _trained(job).state_dict())
+        files.write_json(job.folder / "stage.json", done)
         (job.folder / "state.ckpt").unlink(missing_ok=True)
         remove_best(job.folder)
 

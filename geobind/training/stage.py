@@ -11,11 +11,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from geobind import memory, storage
-from geobind.data.batches.loading import BatchLoader, Side, auto_workers
+from geobind.data.batches.loading import BatchLoader, Side
 from geobind.data.batches.order import seed_torch
+from geobind.data.batches.workers import auto_workers
 from geobind.frozen.loading import StoredLoader
-from geobind.seeds import seed_of
 from geobind.training.bind import About, Bind
 from geobind.training.cached import Cached, read_from_cache
 from geobind.training.checkpoint import Checkpoint
@@ -31,6 +30,8 @@ from geobind.training.steps.gradients import gradients_of, present_of, turn_of
 from geobind.training.steps.moving import set_up
 from geobind.training.steps.told import context_of
 from geobind.training.watch.watching import Watched, Watching
+from geobind.utils import files, system
+from geobind.utils.hashing import seed_of
 
 _LOOK_EVERY = 20  # steps; looking at a loss waits for the accelerator
 
@@ -45,7 +46,7 @@ def run_stage(fabric: Fabric, job: Job) -> Outcome:
     """
     started = time.monotonic()
     cuda = fabric.device.type == "cuda"
-    since = "stage" if memory.reset_peak() else "start"
+    since = "stage" if system.reset_peak() else "start"
     if cuda:
         torch.cuda.reset_peak_memory_stats(fabric.device)
     stage = job.stage
@@ -56,7 +57,7 @@ def run_stage(fabric: Fabric, job: Job) -> Outcome:
         quarantined, last, last_of, watched = _train(fabric, job, losses, cached)
         cached.close()
     if fabric.is_global_zero and (heads := uncertainties(losses)):
-        storage.write_tensors(job.folder / "uncertainty.safetensors", heads)
+        files.write_tensors(job.folder / "uncertainty.safetensors", heads)
     return Outcome(
         steps=watched.steps,
         loss=last,
@@ -75,7 +76,7 @@ def run_stage(fabric: Fabric, job: Job) -> Outcome:
         quarantined=quarantined,
         cached=tuple(cached.sides),
         filled=cached.filled._asdict(),
-        process_bytes=memory.peak_bytes(),
+        process_bytes=system.peak_bytes(),
         process_since=since,
         watched=watched.facts,
     )

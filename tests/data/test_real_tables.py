@@ -10,12 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from geobind.data.looking.checking import check_table
-from geobind.data.nearness import cells_of
 from geobind.data.options import DataOptions
-from geobind.data.reading.readers import audio_seconds, read_audio, read_image, read_text
+from geobind.data.reading.images import read_image
+from geobind.data.reading.readers import read_text
+from geobind.data.reading.sounds import audio_seconds, read_audio
 from geobind.data.shaping.packing import pack_table
 from geobind.data.shaping.splitting import SplitOptions, split_manifest
 from geobind.data.tables.table import open_table
+from geobind.utils.geo import cells_of
 
 
 def write_lines(path, rows):

@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from geobind.data.nearness import cells_of
 from geobind.errors import DataError
 from geobind.evaluation import FactOptions, Resampling, probe_facts
 from geobind.evaluation.recognising.fact_probes import _predicted
+from geobind.utils.geo import cells_of
 
 ROWS = 400
 OPTIONS = FactOptions(cell_km=300, resampling=Resampling(resamples=200))

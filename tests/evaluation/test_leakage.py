@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geobind.data.nearest import nearest_km
 from geobind.data.options import DataOptions
 from geobind.data.tables.table import open_table
 from geobind.evaluation import leakage
+from geobind.utils.geo import nearest_km
 
 EARTH_KM = 6371.0088
 

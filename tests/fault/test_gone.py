@@ -8,7 +8,8 @@ import pytest
 import toy
 
 from geobind.data.batches.loading import BatchLoader, Side
-from geobind.data.batches.mixing import Mixture, Source, TableRows
+from geobind.data.batches.mixing import Mixture, Source
+from geobind.data.batches.sourced import TableRows
 from geobind.data.options import DataOptions
 from geobind.data.tables.table import open_table
 from geobind.errors import DataError, TrainingError

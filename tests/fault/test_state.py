@@ -12,10 +12,10 @@ import fault_world
 import pytest
 from fault_moments import Moments, Target
 
-from geobind import storage
 from geobind.errors import CheckpointError, StorageError
 from geobind.training.guards.alone import LOCK, alone_in
 from geobind.training.guards.stopping import Stopped
+from geobind.utils import files
 
 FORK = multiprocessing.get_context("fork")
 
@@ -96,10 +96,10 @@ def test_a_shard_of_the_cache_with_another_bit_costs_its_rows_alone(halfway, who
 
 def test_a_state_of_an_earlier_version_without_a_hash_is_read(tmp_path):
     path = tmp_path / "state.ckpt"
-    storage.write_state(path, {"step": 3})
+    files.write_state(path, {"step": 3})
     content = path.read_bytes()
     path.write_bytes(content[: content.index(b"geobind sha256: ")])
-    assert storage.read_state(path) == {"step": 3}
+    assert files.read_state(path) == {"step": 3}
 
 
 def hold(folder, ready):

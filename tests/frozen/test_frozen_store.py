@@ -16,7 +16,6 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geobind.binder import unit
 from geobind.cli import main
 from geobind.errors import DataError, TrainingError
 from geobind.frozen import contents, entry, fill
@@ -24,6 +23,7 @@ from geobind.frozen.contents import FileHashes, Uncacheable
 from geobind.frozen.folder import entries, prune, verify
 from geobind.frozen.shards import Damaged, open_shard, write_shard
 from geobind.modality import Modality
+from geobind.scoring import unit
 
 FORK = multiprocessing.get_context("fork")  # importing torch anew takes seconds
 
@@ -131,7 +131,7 @@ def test_a_row_is_found_again_with_torchaudio_with_a_broken_one_and_without_it(m
     from importlib import metadata
 
     from geobind.frozen import address
-    from geobind.plugins import Source
+    from geobind.registering import Source
     from geobind.towers.mel import check_torchaudio
     from geobind_audio import Audio
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from geobind import plugins, provenance
+from geobind import plugins
 from geobind.errors import DataError
 from geobind.modality import Modality
+from geobind.utils import system
 
 WIDTH = 6
 
@@ -78,7 +79,7 @@ def stored(
 
     modality, encoder = modality or Note(), encoder or net()
     files = FileHashes(embeddings_folder() / "files.sqlite")
-    weights = provenance.digest(encoder)
+    weights = system.digest(encoder)
     facts = facts_of(
         modality,
         source,
@@ -97,7 +98,7 @@ def stored(
         augmented,
         views,
         Encoding(encoder, part, nullcontext, torch.device("cpu")),
-        lambda: check_frozen({"note": weights}, {"note": provenance.digest(encoder)}, "toy"),
+        lambda: check_frozen({"note": weights}, {"note": system.digest(encoder)}, "toy"),
         batch_size=more.pop("batch_size", 8),
         workers=0,
     )

@@ -2,8 +2,8 @@
 
 import pytest
 
-from geobind import memory
 from geobind.errors import DataError
+from geobind.utils import system as memory
 
 
 def system(root, cgroup="", **files):

@@ -10,7 +10,7 @@ import toy
 from click.testing import CliRunner
 from made_up import GB, all_found, filling, stage_found
 
-from geobind import report, storage
+from geobind import report
 from geobind.cli import main
 from geobind.errors import DataError, RecipeError, TrainingError
 from geobind.planning import asking, settle
@@ -21,6 +21,7 @@ from geobind.planning.probing import Doing, probe
 from geobind.planning.settle import Settling, make_plan
 from geobind.recipe.reading import parse
 from geobind.training.run import run
+from geobind.utils import files as storage
 
 pytestmark = pytest.mark.usefixtures("toys")
 # Each measurement of a size sets a stage up anew: a second of them is enough here.

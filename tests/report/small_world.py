@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from geobind import plugins
-from geobind.data.reading.readers import read_audio, read_image, read_text
+from geobind.data.reading.images import read_image
+from geobind.data.reading.readers import read_text
+from geobind.data.reading.sounds import read_audio
 from geobind.modality import Modality
 
 EVIL = "<script>alert('seen')</script>"

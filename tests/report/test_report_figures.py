@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from small_world import EVIL
 
-from geobind.binder import unit
-from geobind.report import words
 from geobind.report.curves import thinned
 from geobind.report.facts import Curve, read_curves
 from geobind.report.figures import Panel, png, svg
@@ -21,6 +19,8 @@ from geobind.report.left import Measured
 from geobind.report.matrix import beats_chance, explained
 from geobind.report.places import rank_map
 from geobind.report.space import principal, scatter
+from geobind.scoring import unit
+from geobind.utils import formatting
 
 FINITE = st.floats(-1e6, 1e6)
 
@@ -82,37 +82,37 @@ def test_metrics_are_read_up_to_a_row_that_was_cut_short(tmp_path):
 @pytest.mark.parametrize(
     ("said", "wanted"),
     [
-        (words.number(0.1234), "0.123"),
-        (words.number(12.34), "12.3"),
-        (words.number(1234.5), "1,234"),
-        (words.number(float("nan")), "–"),
-        (words.signed(-0.5), "−0.500"),
-        (words.signed(3), "+3.0"),
-        (words.duration(4.04), "4.0 s"),
-        (words.duration(59.7), "1 min 00 s"),
-        (words.duration(7260), "2 h 01 min"),
-        (words.duration(float("nan")), "–"),
-        (words.size(999), "999 bytes"),
-        (words.size(12_300), "12.3 kB"),
-        (words.size(5e9), "5.0 GB"),
-        (words.rank(1), "1st"),
-        (words.rank(112), "112th"),
-        (words.rank(1023), "1,023rd"),
-        (words.rank(2.5), "2.5th"),
-        (words.listed(["a", "b", "c"]), "a, b and c"),
-        (words.listed(["a"]), "a"),
-        (words.count(1, "row"), "1 row"),
-        (words.count(1200, "row"), "1,200 rows"),
+        (formatting.number(0.1234), "0.123"),
+        (formatting.number(12.34), "12.3"),
+        (formatting.number(1234.5), "1,234"),
+        (formatting.number(float("nan")), "–"),
+        (formatting.signed(-0.5), "−0.500"),
+        (formatting.signed(3), "+3.0"),
+        (formatting.duration(4.04), "4.0 s"),
+        (formatting.duration(59.7), "1 min 00 s"),
+        (formatting.duration(7260), "2 h 01 min"),
+        (formatting.duration(float("nan")), "–"),
+        (formatting.size(999), "999 bytes"),
+        (formatting.size(12_300), "12.3 kB"),
+        (formatting.size(5e9), "5.0 GB"),
+        (formatting.rank(1), "1st"),
+        (formatting.rank(112), "112th"),
+        (formatting.rank(1023), "1,023rd"),
+        (formatting.rank(2.5), "2.5th"),
+        (formatting.listed(["a", "b", "c"]), "a, b and c"),
+        (formatting.listed(["a"]), "a"),
+        (formatting.count(1, "row"), "1 row"),
+        (formatting.count(1200, "row"), "1,200 rows"),
     ],
 )
 def test_numbers_are_written_as_people_read_them(said, wanted):
-    assert said.replace(words.NBSP, " ") == wanted
+    assert said.replace(formatting.NBSP, " ") == wanted
 
 
 @given(st.text(max_size=80), st.integers(2, 40))
 @settings(deadline=None, max_examples=60)
 def test_a_text_is_cut_to_length(text, most):
-    assert len(words.short(text, most)) <= most
+    assert len(formatting.short(text, most)) <= most
 
 
 def test_lower_ranks_and_higher_recalls_beat_chance_and_only_as_whole_intervals():

@@ -19,8 +19,9 @@ import torch
 import toy
 from torch import nn
 
-from geobind import plugins, storage
+from geobind import plugins
 from geobind.errors import GeobindError
+from geobind.utils import files
 
 RECIPE = """\
 name: deep
@@ -102,7 +103,7 @@ def recipe(folder: Path, *overrides: str):
     plugins.registry = registry
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"deep-{os.environ.get('RANK', 0)}.yaml"
-    storage.write(path, RECIPE.encode())  # another process may be reading it
+    files.write(path, RECIPE.encode())  # another process may be reading it
     return load_recipe(path, overrides)
 
 

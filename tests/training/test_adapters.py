@@ -17,7 +17,6 @@ from torch import nn
 from geobind import plugins
 from geobind.binder import Binder
 from geobind.errors import PluginError, RecipeError
-from geobind.provenance import digest
 from geobind.recipe.parts import Head, Last, Lora
 from geobind.towers.tower import Tower
 from geobind.training import record
@@ -25,6 +24,7 @@ from geobind.training.encoders.adapters import insert, merge, take_out, target_n
 from geobind.training.encoders.freezing import frozen_digests, set_trainable
 from geobind.training.encoders.parts import check_part
 from geobind.training.run import run
+from geobind.utils.system import digest
 
 needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="adapters need peft")
 

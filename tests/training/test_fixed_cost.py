@@ -9,8 +9,9 @@ import pytest
 import torch
 import toy
 
-from geobind.data.batches.mixing import Mixture, OwnRows, Source
+from geobind.data.batches.mixing import Mixture, Source
 from geobind.data.batches.order import seed_torch
+from geobind.data.batches.sourced import OwnRows
 from geobind.training import job as jobs
 from geobind.training import record
 from geobind.training.losses import InfoNCE, softmax

@@ -14,7 +14,6 @@ from test_losses_memory import PAIRS, SQUARE, WIDTH, Live
 from torch import Tensor
 from torch.nn import functional as F
 
-from geobind import storage
 from geobind.errors import CheckpointError, DataError, RecipeError
 from geobind.training.losses import (
     PCME,
@@ -25,6 +24,7 @@ from geobind.training.losses import (
     uncertainties,
     unit_sphere,
 )
+from geobind.utils import files
 
 
 def pcme(width: int, seed: int = 0, pseudo: float = 0.1, vib: float = 1e-2, temperature: float = 0.2) -> PCME:
@@ -189,7 +189,7 @@ def test_memory_stays_far_below_the_square_of_the_batch():
 
 def test_heads_are_read_as_they_were_left(tmp_path):
     losses = {"hub-rim": pcme(4, seed=1), "hub-spoke": pcme(4, seed=2)}
-    storage.write_tensors(tmp_path / "uncertainty.safetensors", uncertainties(losses))
+    files.write_tensors(tmp_path / "uncertainty.safetensors", uncertainties(losses))
     heads = read_uncertainties(tmp_path / "uncertainty.safetensors")
     assert set(heads) == {"hub-rim.anchor", "hub-rim.other", "hub-spoke.anchor", "hub-spoke.other"}
     anchor, _ = embeddings(3, 4, dtype=torch.float32)
@@ -199,7 +199,7 @@ def test_heads_are_read_as_they_were_left(tmp_path):
 
 def test_a_file_of_other_weights_is_refused(tmp_path):
     half = {"a-b.anchor.bias_D": torch.zeros(3)}
-    storage.write_tensors(tmp_path / "half.safetensors", half)
+    files.write_tensors(tmp_path / "half.safetensors", half)
     with pytest.raises(
         CheckpointError, match=r"half\.safetensors: does not hold the uncertainties of a stage"
     ):

@@ -11,9 +11,9 @@ import toy
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from geobind import proof
 from geobind.binder import Binder
-from geobind.bundles.proof import State, difference, digest_of_embeddings
+from geobind.bundles import stability
+from geobind.bundles.stability import State, difference, digest_of_embeddings
 from geobind.cli import main
 from geobind.errors import CheckpointError, TrainingError
 from geobind.training import keys
@@ -70,7 +70,7 @@ def test_the_proof_is_of_the_embeddings_that_the_bundles_give(grown):
 
 def test_of_an_old_bundle_the_indexes_of_what_was_not_trained_stay_valid(grown):
     old, new, _ = grown
-    found = {one.modality: one for one in proof.compare(Binder.load(new), Binder.load(old))}
+    found = {one.modality: one for one in stability.compare(Binder.load(new), Binder.load(old))}
     assert {name: one.verdict for name, one in found.items()} == {
         "left": "same",
         "right": "changed",

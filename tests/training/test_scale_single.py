@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from geobind import plugins
 from geobind.binder import Binder
 from geobind.errors import RecipeError, TrainingError
-from geobind.provenance import digest
 from geobind.training.checkpoint import Checkpoint
 from geobind.training.encoders import compiling
 from geobind.training.encoders.replaying import keep_again, replay
 from geobind.training.processes import starting
+from geobind.utils.system import digest
 
 SHORT = ("stages.0.steps=4", "stages.1.steps=2")
 

@@ -15,8 +15,8 @@ from test_run import losses, same, toy_run, weights
 
 from geobind import plugins
 from geobind.binder import Binder
-from geobind.data.batches.mixing import Mixture, Source, TableRows
-from geobind.data.batches.sourced import hours_of
+from geobind.data.batches.mixing import Mixture, Source
+from geobind.data.batches.sourced import TableRows, hours_of
 from geobind.data.options import DataOptions
 from geobind.data.tables.table import open_table
 from geobind.errors import DataError
@@ -153,7 +153,7 @@ def test_places_too_scattered_are_refused_and_rather_scattered_ones_are_told(tmp
 
 
 def toy_rows(recipe):
-    from geobind.data.batches.mixing import OwnRows
+    from geobind.data.batches.sourced import OwnRows
 
     return OwnRows(recipe.built["right"].pairs("train", "left"), "left", "right")
 

@@ -163,13 +163,13 @@ def undisturbed(tmp_path_factory):
 POINTS = [
     (1, record.Recorder, "add", 9),
     (1, record.Metrics, "sync", 7),  # after an evaluation, before the checkpoint
-    (1, watching.storage, "write_tensors", 1),  # before the second best weights
-    (1, checkpoint.storage, "write_state", 3),  # after the first ones, before a checkpoint tells of them
+    (1, watching.files, "write_tensors", 1),  # before the second best weights
+    (1, checkpoint.files, "write_state", 3),  # after the first ones, before a checkpoint tells of them
     (1, watching.Watching, "finish", 0),  # after it has stopped
     (5, record.Recorder, "add", 4),
     (5, record.Recorder, "add", 9),  # two best ones later than the checkpoint
-    (5, watching.storage, "write_tensors", 0),
-    (5, checkpoint.storage, "write_state", 2),
+    (5, watching.files, "write_tensors", 0),
+    (5, checkpoint.files, "write_state", 2),
     (5, watching.Watching, "prune", 2),  # after the checkpoint, before older weights are removed
 ]
 

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from geobind import plugins, storage
+from geobind import plugins
 from geobind.errors import DataError, GeobindError
 from geobind.modality import Modality, Pair, Place
+from geobind.utils import files
 
 PAIRS = 96
 HIDDEN = 6
@@ -187,7 +188,7 @@ def recipe(folder: Path, *overrides: str, text: str = RECIPE):
 
     install()
     path = folder / "toy.yaml"
-    storage.write(path, text.encode())  # another process may be reading it
+    files.write(path, text.encode())  # another process may be reading it
     return load_recipe(path, overrides)
 
 

@@ -19,7 +19,7 @@ from geobind.data.batches.sourced import Known, OwnRows, Rows, TableRows
 from geobind.data.batches.vanishing import vanished
 from geobind.data.tables.views import Observed
 from geobind.errors import DataError
-from geobind.seeds import seed_of
+from geobind.utils.hashing import seed_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from geobind.data.nearness import EARTH_KM
+from geobind.utils.geo import EARTH_KM
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

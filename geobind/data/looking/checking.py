@@ -14,7 +14,7 @@ import numpy as np
 from geobind.data.looking.check_words import NEAR_KM, warnings
 from geobind.data.looking.columns import Seen, look, look_quickly
 from geobind.data.looking.twins import twins_across
-from geobind.data.nearest import nearest_km
+from geobind.utils.geo import nearest_km
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

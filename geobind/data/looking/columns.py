@@ -13,7 +13,7 @@ from geobind.data.looking.inspecting import Facts, inspect_raw
 from geobind.data.rasters.cells import RasterColumn
 from geobind.data.tables.columns import ArrowColumn
 from geobind.errors import DataError
-from geobind.progress import track
+from geobind.utils.progress import track
 
 if TYPE_CHECKING:
     from geobind.data.tables.table import Table

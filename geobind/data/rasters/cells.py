@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pyarrow as pa
 
-from geobind.data.arrow import mapped_table
 from geobind.data.options import RasterOptions
 from geobind.data.reading.files import Files, short
 from geobind.errors import DataError
+from geobind.utils.arrow import mapped_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -192,7 +192,7 @@ def _place(path: Path, row: int) -> tuple[float, float]:
 
 @lru_cache(maxsize=8)
 def _covered_N(column: RasterColumn) -> NDArray[np.bool_]:
-    from geobind.data.rasters.windows import covers_N
+    from geobind.data.rasters.places import covers_N
 
     table = mapped_table(column.path)
     lat_N, lon_N = (table.column(name).to_numpy() for name in ("lat", "lon"))

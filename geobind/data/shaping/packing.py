@@ -13,14 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geobind.data.arrow import mapped_table
 from geobind.data.cache import fingerprint
 from geobind.data.rasters.cells import RasterColumn
 from geobind.data.reading.files import open_binary
 from geobind.data.tables.columns import ArrowColumn, Column
 from geobind.data.tables.rows import PLACE_COLUMNS
 from geobind.errors import DataError
-from geobind.progress import track
+from geobind.utils.arrow import mapped_table
+from geobind.utils.progress import track
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,7 +61,7 @@ def pack_table(table: Table, folder: Path, *, shard_bytes: int = 200_000_000) ->
     Raises:
         DataError: A file cannot be read, or the folder holds the shards of another table.
     """
-    from geobind.storage import write
+    from geobind.utils.files import write
 
     table.check_files(2**31)
     fields = _fields(table)
@@ -112,7 +112,7 @@ def _kind(column: Column) -> pa.DataType:
 
 
 def _several(column: Column) -> bool:
-    from geobind.data.arrow import pc
+    from geobind.utils.arrow import pc
 
     field = getattr(column, "field", None)
     if field is None:

@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from geobind.data.nearest import nearest_km
-from geobind.data.nearness import cells_of
 from geobind.data.reading.files import listed
 from geobind.data.tables.manifest import manifest_files
 from geobind.data.tables.parquet import ParquetRows
 from geobind.data.tables.row_groups import undamaged
 from geobind.data.tables.rows import Rows
 from geobind.errors import DataError
-from geobind.seeds import seed_of
+from geobind.utils.geo import cells_of, nearest_km
+from geobind.utils.hashing import seed_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -123,7 +122,7 @@ def split_manifest(
     Raises:
         DataError: The manifest has no such columns, a row has no place or group, or a split would be empty.
     """
-    from geobind.storage import write
+    from geobind.utils.files import write
 
     said = {name: name for name in ("lat", "lon", "split", "group")} | dict(columns or {})
     said |= {"group": options.group} if options.group else {}

@@ -10,9 +10,9 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from geobind.data.arrow import lists_of_one, pc
 from geobind.data.rasters.cells import WINDOW, checked_window
 from geobind.data.reading.files import short
+from geobind.utils.arrow import lists_of_one, pc
 
 _JSON_LIST = re.compile(r'\s*\[\s*(["\]]|\{\s*")')  # not "[sic] a text"
 _WINDOW = re.compile(r'\s*\{.*"raster"\s*:', re.DOTALL)  # a JSON object that is a window of a raster

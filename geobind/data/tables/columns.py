@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 import pyarrow as pa
 
-from geobind.data.arrow import mapped_table
 from geobind.data.options import DataOptions, RasterOptions
 from geobind.data.rasters.cells import WINDOW, RasterColumn
 from geobind.data.reading.files import Files, listed
 from geobind.data.tables.manifest import CELL
 from geobind.errors import DataError
+from geobind.utils.arrow import mapped_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from geobind.data.arrow import mapped_table
 from geobind.data.tables.views import Lazy
 from geobind.modality import Place
+from geobind.utils.arrow import mapped_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

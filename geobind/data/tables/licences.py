@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from geobind.data.arrow import mapped_table
 from geobind.data.tables.table import Table
 from geobind.data.tables.toyearth import NAME as TOYEARTH
 from geobind.licences import GENERATED, UNSTATED
+from geobind.utils.arrow import mapped_table
 
 COLUMN = "licence"
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from geobind.data.arrow import pc
 from geobind.data.cache import build_once, cache_root, fingerprint
 from geobind.data.reading.files import listed
 from geobind.data.tables.parquet import ParquetRows
 from geobind.data.tables.rows import PLACE_COLUMNS, Rows, rows_to_arrow
 from geobind.errors import DataError
+from geobind.utils.arrow import pc
 
 CELL = "cell:"  # what the fields that hold a modality's cells begin with
 _VERSION = 3  # of the Arrow file; older ones are made again

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geobind.data.arrow import lists_of_one, pc
 from geobind.data.tables.cells import CellError, cells_to_arrow, times_to_arrow
 from geobind.data.tables.row_groups import DAMAGE, record_batches
 from geobind.data.tables.rows import PLACE_COLUMNS
 from geobind.errors import DataError
+from geobind.utils.arrow import lists_of_one, pc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

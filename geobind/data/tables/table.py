@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
-from geobind.data.arrow import mapped_table, pc
 from geobind.data.options import DataOptions
 from geobind.data.rasters.cells import RasterColumn
 from geobind.data.reading.files import Files
@@ -21,6 +20,7 @@ from geobind.data.tables.manifest import arrow_of_manifest
 from geobind.data.tables.views import Lazy, Observed
 from geobind.errors import DataError
 from geobind.modality import Pair
+from geobind.utils.arrow import mapped_table, pc
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

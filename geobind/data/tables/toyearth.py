@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from geobind.data.arrow import mapped_table
 from geobind.data.cache import build_once, cache_root, fingerprint
 from geobind.data.options import ToyEarthOptions
 from geobind.data.tables.columns import ArrayColumn, ArrowColumn, Column
 from geobind.errors import DataError
-from geobind.progress import track, watched
+from geobind.utils.arrow import mapped_table
+from geobind.utils.progress import track, watched
 
 if TYPE_CHECKING:
-    from geobind.toyearth.planet import Places
+    from geobind.toyearth.facts import Places
 
 NAME = "toyearth"
 _CHUNK = 100  # places rendered at a time
@@ -180,7 +180,7 @@ def _time(places: Places, row: int) -> datetime:
 
 def _labels(places: Places) -> list[str]:
     """Name each place by what covers most of it, or as town where it is densely built."""
-    from geobind.toyearth.planet import FACTS
+    from geobind.toyearth.facts import FACTS
 
     fact = dict(zip(FACTS, places.facts.T, strict=True))
     cover = {name: fact[name] for name in ("water", "forest", "crops", "bare")}

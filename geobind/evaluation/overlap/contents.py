@@ -20,7 +20,7 @@ from geobind.data.looking.inspecting import inspect_raw
 from geobind.data.looking.twins import twins_across
 from geobind.data.tables.table import Table
 from geobind.errors import DataError
-from geobind.progress import track
+from geobind.utils.progress import track
 
 Digest: TypeAlias = bytes
 Marked: TypeAlias = tuple[int, tuple[int, int] | None]

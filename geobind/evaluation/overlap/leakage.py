@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geobind.data.nearest import nearest_km
 from geobind.data.tables.table import Table
 from geobind.evaluation.overlap.contents import MOST_IMAGES, Copies, Looked, copies
+from geobind.utils.geo import nearest_km
 
 REACHES_KM = (1, 10, 100)
 WARN_WITHIN = {1: 0.01, 10: 0.10}  # share of test rows this near to a training row from which on it is told

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from geobind.data.nearness import cells_of
 from geobind.data.shaping.splitting import SplitOptions, split_units
 from geobind.errors import DataError
 from geobind.evaluation.ranking.resampling import Resampling, times_drawn
 from geobind.evaluation.ranking.retrieval import Metric
 from geobind.evaluation.ranking.rows import Embeddings, Rows, codes
 from geobind.evaluation.recognising.ridge import ridge
+from geobind.utils.geo import cells_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

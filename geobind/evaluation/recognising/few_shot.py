@@ -19,8 +19,8 @@ from geobind.evaluation.ranking.rows import Embeddings, Rows, same_width
 from geobind.evaluation.recognising.logistic import logistic
 from geobind.evaluation.recognising.recognition import Truth, hits_QM, measures, truth_of
 from geobind.evaluation.recognising.zero_shot import prototypes
-from geobind.progress import track
-from geobind.seeds import seed_of
+from geobind.utils.hashing import seed_of
+from geobind.utils.progress import track
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

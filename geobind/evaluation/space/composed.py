@@ -20,7 +20,7 @@ from geobind.evaluation.embedded import Embedded
 from geobind.evaluation.ranking.retrieval import Settings
 from geobind.evaluation.space.arithmetic import Arithmetic, sums_of_two_places
 from geobind.recipe.sums import Sum
-from geobind.seeds import seed_of
+from geobind.utils.hashing import seed_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from geobind.bundles.deltas import changed, factors
+from geobind.bundles.delta import changed, factors
 from geobind.errors import PluginError, RecipeError
 from geobind.extras import INSTALL
 from geobind.recipe.parts import Lora

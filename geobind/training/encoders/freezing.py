@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from geobind.errors import RecipeError, TrainingError
-from geobind.provenance import digest
 from geobind.recipe.options import AdamW
 from geobind.recipe.parts import Full, Head, Last, Lora, Part
 from geobind.training.encoders.adapters import set_adapters_trainable
 from geobind.training.encoders.depth import last_parameters
+from geobind.utils.system import digest
 
 
 def set_trainable(name: str, encoder: nn.Module, part: Part | None) -> None:

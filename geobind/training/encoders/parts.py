@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from geobind import storage
 from geobind.recipe.parts import Full, Head, Last, Lora, Part
-from geobind.seeds import seed_of
 from geobind.training.encoders.adapters import check_lora, insert, merge, take_out, tensors_of, trained_state
 from geobind.training.encoders.casting import Cast
 from geobind.training.encoders.compiling import as_written, compiling
@@ -21,6 +19,8 @@ from geobind.training.encoders.replaying import keep_again
 from geobind.training.processes.normalising import normalise_alone
 from geobind.training.processes.ranks import alike
 from geobind.training.processes.sharding import make_whole
+from geobind.utils import files
+from geobind.utils.hashing import seed_of
 
 if TYPE_CHECKING:
     from geobind.training.job import Job
@@ -88,7 +88,7 @@ def in_training(fabric: Fabric, job: Job) -> Generator[dict[str, str]]:
             head = encoders[name].state_dict() if adapted[name].head else {}
             learnt = tensors_of(change) | {k: v for k, v in head.items() if k.startswith("head.")}
             small |= {f"{name}.{key}": tensor for key, tensor in learnt.items()}
-        storage.write_tensors(job.folder / ADAPTER, small)
+        files.write_tensors(job.folder / ADAPTER, small)
 
 
 def _plain(fabric: Fabric, job: Job) -> dict[str, nn.Module]:

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from geobind import provenance, storage
 from geobind.errors import StorageError
+from geobind.utils import files, system
 
 try:
     import fcntl
@@ -35,13 +35,11 @@ def alone_in(folder: Path) -> Generator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = _locked(folder / LOCK)
     except OSError as error:
-        raise storage.refusal(folder / LOCK, error) from error
+        raise files.refusal(folder / LOCK, error) from error
     try:
         with suppress(OSError):  # a full disk costs others the name of the process
             file.truncate(0)
-            file.write(
-                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": provenance.now()})
-            )
+            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": system.now()}))
             file.flush()
         yield
     finally:

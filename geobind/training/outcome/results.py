@@ -7,16 +7,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from geobind import memory, provenance, storage
 from geobind.binder import Binder
-from geobind.bundles import folder as bundle
-from geobind.data.batches.mixing import TableRows
+from geobind.bundles import bundle
+from geobind.data.batches.sourced import TableRows
 from geobind.data.tables.licences import licences
 from geobind.data.tables.table import Table
 from geobind.recipe import Recipe
 from geobind.training.outcome.ending import Measured
 from geobind.training.outcome.proving import gathered
 from geobind.training.sources import Sources
+from geobind.utils import files, system
 
 _MOST_LICENCES = 30  # named one by one for a source; the others are counted together
 _OTHERS = "others"
@@ -53,7 +53,7 @@ def leave(
     )
     binder.save(folder / "bundle")
     for name, part in parts.items():
-        storage.write_json(folder / f"{name}.json", part)
+        files.write_json(folder / f"{name}.json", part)
     _say_finished(folder)
     from geobind.report import write_report  # matplotlib: not before it is needed
 
@@ -67,9 +67,9 @@ def leave(
 
 
 def _say_finished(folder: Path) -> None:
-    facts = storage.read_json(folder / "run.json")
-    finished = {"finished": provenance.now(), "peak_memory_bytes": memory.highest_bytes()}
-    storage.write_json(folder / "run.json", {**facts, **finished})
+    facts = files.read_json(folder / "run.json")
+    finished = {"finished": system.now(), "peak_memory_bytes": system.highest_bytes()}
+    files.write_json(folder / "run.json", {**facts, **finished})
 
 
 def data_facts(recipe: Recipe, sources: Sources, measured: Measured | None) -> Iterator[dict[str, Any]]:

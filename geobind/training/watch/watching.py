@@ -14,10 +14,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from geobind import storage
-from geobind.binder import unit
 from geobind.errors import CheckpointError, TrainingError
 from geobind.inputs import still
+from geobind.scoring import unit
 from geobind.towers.weights import read_weights
 from geobind.training.encoders.parts import states_of
 from geobind.training.losses import ContrastiveLoss
@@ -30,6 +29,7 @@ from geobind.training.watch.averaging import Average
 from geobind.training.watch.held import Facts, Inputs, Sides
 from geobind.training.watch.patience import State
 from geobind.training.watch.validation import measures
+from geobind.utils import files
 
 if TYPE_CHECKING:
     from geobind.training.job import Job
@@ -199,7 +199,7 @@ class Watching:
 
     def _write(self, steps: int) -> None:
         tensors = {name: whole(value) for name, value in self._kept().items()}  # on every rank
-        on_first(self.fabric, lambda: storage.write_tensors(self._file(steps), tensors))
+        on_first(self.fabric, lambda: files.write_tensors(self._file(steps), tensors))
 
     @torch.no_grad()
     def _read(self, steps: int) -> None:

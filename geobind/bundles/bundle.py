@@ -1,30 +1,76 @@
-"""Bundles: a binder as a folder that travels. Safetensors, JSON, a recipe and a model card; no pickle."""
+"""Bundles on disk and on the Hugging Face Hub: save, load, download, push."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from geobind import plugins, storage
+from geobind import plugins
 from geobind.bundles.card import CARD, FORMAT, Card, Origin, read_card
-from geobind.bundles.hub import fetched, publish
-from geobind.bundles.readme import model_card
-from geobind.bundles.small import DELTA, base_of, read_over, split_off
-from geobind.errors import CheckpointError, PluginError
+from geobind.bundles.delta import DELTA, base_of, read_over, split_off
+from geobind.bundles.model_card import model_card
+from geobind.errors import CheckpointError, GeobindError, PluginError
+from geobind.hub import hub_or_cache, reason_of, unreachable
 from geobind.modality import Modality
-from geobind.provenance import digest, versions
 from geobind.recipe.reading import dump
 from geobind.towers.weights import load_strictly, read_weights
+from geobind.utils import files as storage
+from geobind.utils.system import digest, versions
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+def fetched(name: str, files: Iterable[str], revision: str | None = None) -> Path:
+    """Find a folder of this name, or fetch it from the hub.
+
+    Args:
+        name: A folder, or `owner/name` of the hub.
+        files: What is fetched of it.
+        revision: A branch, tag or commit.
+
+    Raises:
+        CheckpointError: There is neither.
+    """
+    if os.path.isdir(name):
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        with hub_or_cache():
+            return Path(snapshot_download(name, revision=revision, allow_patterns=[*files]))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"no folder '{name}', and the hub gives no such bundle: {reason_of(error)}"
+        ) from error
+
+
+def publish(folder: Path, name: str, *, private: bool = False) -> str:
+    """Publish a folder as `owner/name`; returns its address.
+
+    Raises:
+        GeobindError: The hub refuses it or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        with hub_or_cache():
+            hub = HfApi()
+            hub.create_repo(name, private=private, exist_ok=True)
+            return str(hub.upload_folder(repo_id=name, folder_path=folder, commit_message="geobind bundle"))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = unreachable() or str(error).splitlines()[0]
+        raise GeobindError(f"cannot publish '{name}': {reason}") from error
+
 
 WEIGHTS, RECIPE, README = "model.safetensors", "recipe.yaml", "README.md"
 _FILES = (CARD, WEIGHTS, DELTA, RECIPE, README)
