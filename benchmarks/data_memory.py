@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from geobind.data.batches.loading import BatchLoader, Side
-from geobind.data.batches.mixing import Plan, TableRows
+from geobind.data.loader import BatchLoader, Side
 from geobind.data.options import DataOptions
-from geobind.data.tables.table import Table, open_table
+from geobind.data.sampler import Plan
+from geobind.data.sources import TableRows
+from geobind.data.table import Table, open_table
 
 
 class Bytes:

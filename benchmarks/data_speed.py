@@ -28,11 +28,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from geobind.data.batches.loading import BatchLoader, Side
-from geobind.data.batches.mixing import Plan, TableRows
+from geobind.data.loader import BatchLoader, Side
 from geobind.data.options import DataOptions
-from geobind.data.shaping.packing import pack_table
-from geobind.data.tables.table import Table, open_table
+from geobind.data.pack import pack_table
+from geobind.data.sampler import Plan
+from geobind.data.sources import TableRows
+from geobind.data.table import Table, open_table
 
 CLIP = {
     "model": {

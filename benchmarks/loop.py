@@ -34,9 +34,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from geobind import plugins
 from geobind.binder import Binder
-from geobind.data.batches.mixing import Mixture, Source
-from geobind.data.batches.order import batch_indices
-from geobind.data.batches.sourced import OwnRows
+from geobind.data.sampler import Mixture, Source, batch_indices
+from geobind.data.sources import OwnRows
 from geobind.modality import Modality, Pair
 from geobind.recipe import recipe_from
 from geobind.scoring import unit

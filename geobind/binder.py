@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from geobind import scoring
 from geobind.bundles import bundle
-from geobind.data.batches.batching import collate
+from geobind.data.loader import collate
 from geobind.errors import DataError, PluginError, RecipeError
 from geobind.inputs import class_examples, grouped, is_many, moved, of_width, prepared, still
 from geobind.modality import Modality

@@ -221,7 +221,7 @@ def _sound(kind: str, subtype: str | None = None) -> Probe:
         import numpy as np
         import soundfile
 
-        from geobind.data.reading.sounds import read_audio
+        from geobind.data.readers.audio import read_audio
 
         samples_T = 0.5 * np.sin(2 * math.pi * 440 * np.arange(24_000) / 48_000)
         stream = io.BytesIO()
@@ -239,7 +239,7 @@ def _image(kind: str) -> Probe:
         import numpy as np
         from PIL import Image
 
-        from geobind.data.reading.images import read_image
+        from geobind.data.readers.images import read_image
 
         array_HWC = np.linspace(0, 255, _SIDE * _SIDE * 3).reshape(_SIDE, _SIDE, 3).astype(np.uint8)
         stream = io.BytesIO()
@@ -260,7 +260,7 @@ def _raster(driver: str) -> Probe:
         from rasterio.transform import from_origin
 
         from geobind.data.options import RasterOptions
-        from geobind.data.rasters.windows import read_window
+        from geobind.data.rasters.window import read_window
 
         array_HW = np.arange(_SIDE * _SIDE, dtype=np.uint16).reshape(_SIDE, _SIDE)
         grid: Facts = {"crs": "EPSG:32631", "transform": from_origin(499_840, 160, 10, 10)}  # around 0 N, 3 E

@@ -69,7 +69,7 @@ class AudioYamnet(geobind.Modality):
         """
         from geobind_yamnet_network import cut, level, lowpass
 
-        from geobind.data.reading.readers import read_audio
+        from geobind.data.readers import read_audio
 
         wave_S = read_audio(raw, RATE)
         wave_S = cut(wave_S, round(self.seconds * RATE), training=training)

@@ -14,7 +14,7 @@ from geobind.cli.options import json_option, out_file
 
 if TYPE_CHECKING:
     from geobind.data.options import DataOptions
-    from geobind.data.tables.table import Table
+    from geobind.data.table import Table
 
 
 @click.group("data")
@@ -71,10 +71,10 @@ def _open(
     inline: tuple[str, ...],
     limit: int | None,
 ) -> Table:
+    from geobind.data.delimited import PLACE_COLUMNS
+    from geobind.data.manifest import manifest_columns_there
     from geobind.data.options import DataOptions
-    from geobind.data.tables.manifest import manifest_columns_there
-    from geobind.data.tables.rows import PLACE_COLUMNS
-    from geobind.data.tables.table import open_table
+    from geobind.data.table import open_table
     from geobind.errors import DataError
 
     if manifest.suffix.lower() in (".yaml", ".yml"):
@@ -93,7 +93,7 @@ def _open(
 
 
 def _open_recipe(path: Path, limit: int | None) -> Table:
-    from geobind.data.tables.table import open_table
+    from geobind.data.table import open_table
     from geobind.errors import DataError
     from geobind.recipe import load_recipe
 
@@ -115,8 +115,7 @@ def check(quick: bool, as_json: bool, **given: Any) -> None:
 
     Exits with 2 if an observation cannot be used, with 0 otherwise; warnings change nothing.
     """
-    from geobind.data.looking.check_words import lines
-    from geobind.data.looking.checking import check_table
+    from geobind.data.inspect import check_table, lines
 
     report = check_table(_open(**given), quick=quick)
     if as_json:
@@ -148,7 +147,7 @@ def split(
     manifest: Path, columns: tuple[str, ...], shares: str, names: str | None, out: Path, **options: Any
 ) -> None:
     """Write MANIFEST again with its column `split` filled, so that no block of land lies in two splits."""
-    from geobind.data.shaping.splitting import SplitOptions, split_manifest
+    from geobind.data.split import SplitOptions, split_manifest
     from geobind.errors import DataError
 
     try:
@@ -174,7 +173,7 @@ def pack(shard_mb: int, out: Path, **given: Any) -> None:
 
     Interrupted, it goes on where it stopped.
     """
-    from geobind.data.shaping.packing import pack_table
+    from geobind.data.pack import pack_table
 
     packed = pack_table(_open(**given), out, shard_bytes=shard_mb * 1_000_000)
     there = f" ({packed.kept} were there)" if packed.kept else ""
@@ -216,7 +215,7 @@ def show(
 
     named = recipe or (given["manifest"] if is_recipe(given["manifest"]) or stage_name else None)
     if named is None:
-        from geobind.data.looking.showing import sheet_of_table
+        from geobind.data.contact_sheet import sheet_of_table
 
         write(out, sheet_of_table(_open(**given), rows, seed))
     else:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from rich.table import Table as Grid
 
     from geobind.binder import Binder
-    from geobind.data.tables.table import Table
+    from geobind.data.table import Table
     from geobind.evaluation import Leakage, PairTable, Protocol, Published
-    from geobind.training.outcome.measure import Embedded
+    from geobind.evaluation.embedded import Embedded
 
 
 @click.command("eval")
@@ -67,9 +67,10 @@ def command(
     mapped = mapped_columns(columns)
 
     from geobind.binder import Binder
-    from geobind.data.tables.table import open_table
+    from geobind.data.table import open_table
     from geobind.evaluation import leakage, protocol
-    from geobind.training.outcome.measure import embed_rows, first_rows, tabulate
+    from geobind.evaluation.embedded import embed_rows
+    from geobind.training.outcome.measure import first_rows, tabulate
 
     chosen = [protocol(name) for name in dict.fromkeys(protocols) if name != "clean"]
     binder = Binder.from_pretrained(bundle)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from geobind.binder import Binder
     from geobind.data.options import DataOptions
-    from geobind.data.tables.table import Table
+    from geobind.data.table import Table
     from geobind.evaluation.embedded import Embedded
     from geobind.evaluation.ranking.retrieval import Metric
     from geobind.evaluation.space.arithmetic import Arithmetic

@@ -17,7 +17,7 @@ from geobind.utils.hashing import seed_of
 if TYPE_CHECKING:
     from geobind.binder import Binder
     from geobind.data.options import DataOptions
-    from geobind.data.tables.table import Table
+    from geobind.data.table import Table
     from geobind.evaluation import Labelled, Prototypes
 
 _FACTS = "facts"  # toy Earth's column of all facts
@@ -31,7 +31,7 @@ class Source(NamedTuple):
 
     def table(self, split: str, *names: str) -> Table:
         """Open the rows of a split with these columns; a limit takes the first."""
-        from geobind.data.tables.table import open_table
+        from geobind.data.table import open_table
         from geobind.training.outcome.measure import first_rows
 
         return first_rows(open_table(self.options, Path.cwd(), names).split(split), self.limit)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from geobind.errors import RecipeError
 
 if TYPE_CHECKING:
-    from geobind.data.looking.showing import Rows
+    from geobind.data.contact_sheet import Rows
     from geobind.data.options import DataOptions
     from geobind.recipe import Recipe, Stage
 
@@ -39,7 +39,7 @@ def stage_sheet(
         RecipeError: The recipe has mistakes, no such stage, or no rows for it.
         DataError: The rows cannot be read.
     """
-    from geobind.data.looking.showing import Side, sheet_of_stage
+    from geobind.data.contact_sheet import Side, sheet_of_stage
     from geobind.recipe import load_recipe
     from geobind.recipe.loading import is_shipped
 
@@ -63,8 +63,8 @@ def _own_rows(recipe: Recipe, stage: Stage) -> Rows:
 
 def _rows_of(recipe: Recipe, stage: Stage, given: Mapping[str, Any]) -> Rows:
     """The rows of another manifest, read as the stage's own table is, but for what is said about it."""
-    from geobind.data.batches.mixing import TableRows
-    from geobind.data.tables.table import open_table
+    from geobind.data.sources import TableRows
+    from geobind.data.table import open_table
 
     table = next(iter(recipe.tables_of(stage)), None)
     names = recipe.names_of(stage)

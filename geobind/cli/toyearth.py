@@ -15,7 +15,7 @@ import click
 def command(folder: Path, places: int, held_out: int, seed: int) -> None:
     """Write toy Earth to FOLDER as files with a manifest: tiles, photos, sounds, captions."""
     from geobind.data.options import ToyEarthOptions
-    from geobind.data.tables.toyearth import write_toyearth
+    from geobind.data.toyearth_table import write_toyearth
 
     manifest = write_toyearth(folder, ToyEarthOptions(places=places, held_out=held_out, seed=seed))
     click.echo(f"manifest: {manifest}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geobind.binder import Binder
-from geobind.data.tables.table import Table
+from geobind.data.table import Table
 
 
 class Embedded(NamedTuple):

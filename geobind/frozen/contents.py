@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL.Image import Image
 
-from geobind.data.reading.files import open_binary
+from geobind.data.readers.files import open_binary
 from geobind.errors import DataError
 
 if TYPE_CHECKING:

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from geobind.data.batches.batching import collate
-from geobind.data.batches.order import seeded
-from geobind.data.batches.vanishing import vanished
-from geobind.data.batches.workers import Failed, load
+from geobind.data.loader import Failed, collate, load
+from geobind.data.sampler import seeded
+from geobind.data.sources import vanished
 from geobind.errors import DataError
 from geobind.frozen.contents import Uncacheable
 from geobind.frozen.entry import Entry

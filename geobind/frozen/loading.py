@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from geobind.data.batches.batching import BatchMeta
-from geobind.data.batches.loading import BatchLoader, Side
-from geobind.data.batches.mixing import Mixture
-from geobind.data.batches.order import python_random
-from geobind.data.batches.sourced import Known
-from geobind.data.tables.views import Lazy
+from geobind.data.loader import BatchLoader, BatchMeta, Side
+from geobind.data.sampler import Mixture, python_random
+from geobind.data.sources import Known
+from geobind.data.table import Lazy
 from geobind.errors import DataError
 from geobind.frozen.rows import FromCache, StoredRows, without
 from geobind.frozen.sides import Picks, Stored

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from geobind.data.batches.mixing import Mixture, Source, TableRows, source_of
-from geobind.data.rasters.cells import RasterColumn
-from geobind.data.tables.views import Observed
+from geobind.data.rasters.column import RasterColumn
+from geobind.data.sampler import Mixture, Source, source_of
+from geobind.data.sources import TableRows
+from geobind.data.table import Observed
 
 if TYPE_CHECKING:
     from geobind.frozen.sides import Picks

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from geobind.data.batches.vanishing import vanished
+from geobind.data.sources import vanished
 from geobind.errors import DataError, StorageError
 from geobind.frozen.contents import MISSING, FileHashes, Uncacheable, as_words, contents_of, view_of
 from geobind.frozen.entry import Rows

@@ -12,11 +12,11 @@ from typing import Any, Literal, cast
 
 import pyarrow as pa
 
-from geobind.data.rasters.cells import WINDOW, checked_window
-from geobind.data.reading.tars import member_of
-from geobind.data.tables.cells import CellError, degrees_to_arrow, short, times_to_arrow, words_to_arrow
-from geobind.data.tables.columns import LOOK_AT, ends_like_a_file
-from geobind.data.tables.rows import PLACE_COLUMNS
+from geobind.data.columns import LOOK_AT, ends_like_a_file
+from geobind.data.delimited import PLACE_COLUMNS, CellError, degrees_to_arrow, times_to_arrow, words_to_arrow
+from geobind.data.rasters.column import WINDOW, checked_window
+from geobind.data.readers.files import short
+from geobind.data.readers.tar import member_of
 from geobind.errors import DataError, PluginError
 from geobind.importers.contract import Column, LeftOut, Row
 from geobind.importers.reading import names_in

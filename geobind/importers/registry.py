@@ -12,7 +12,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from geobind import registering
-from geobind.data.tables.rows import PLACE_COLUMNS
+from geobind.data.delimited import PLACE_COLUMNS
 from geobind.errors import DataError
 from geobind.extras import missing
 from geobind.importers.contract import Column, Importer, Kind

@@ -92,7 +92,7 @@ def write_manifest(
 
 
 def _columns(importer: Importer) -> dict[str, Column]:
-    from geobind.data.tables.rows import PLACE_COLUMNS
+    from geobind.data.delimited import PLACE_COLUMNS
 
     columns = dict(importer.contents())
     taken = sorted(set(columns) & set(PLACE_COLUMNS))
@@ -167,7 +167,7 @@ def _leaves(fld: pa.Field) -> list[str]:
 def _summary(
     out: Path, root: Path | None, columns: dict[str, Column], tally: Tally, notes: list[str]
 ) -> Summary:
-    from geobind.data.tables.columns import LOOK_AT
+    from geobind.data.columns import LOOK_AT
 
     def mixed(kind: str, like_files: bool) -> tuple[str, ...]:
         """Columns whose strings would be taken for the other, or for both."""

@@ -8,7 +8,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 from geobind.binder import Binder
-from geobind.data.tables.table import open_table
+from geobind.data.table import open_table
 from geobind.planning.bench import seconds_since
 from geobind.planning.found import EndingFound
 from geobind.planning.lines import fit

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import geobind
-from geobind.data.batches.mixing import Plan as RowPlan
+from geobind.data.sampler import Plan as RowPlan
 from geobind.planning.choose import Chosen, choose, of, step_seconds
 from geobind.planning.found import SPARE, AllFound, StageFound
 from geobind.planning.plan import Disk, Memory, Plan, Seconds, SidePlan, StagePlan, Way

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 
 from geobind.binder import Binder
-from geobind.data.batches.mixing import Mixture
+from geobind.data.sampler import Mixture
 from geobind.frozen.entry import embeddings_folder
 from geobind.planning.bench import Bench, goes_through, seconds_since
 from geobind.planning.ending_probe import measure_ending

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 
-from geobind.data.batches.loading import BatchLoader
+from geobind.data.loader import BatchLoader
 from geobind.errors import DataError, GeobindError
 from geobind.frozen.loading import StoredLoader
 from geobind.planning.bench import Bench, goes_through, seconds_since

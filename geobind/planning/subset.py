@@ -10,7 +10,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from geobind.data.batches.mixing import Mixture, OwnRows, Source, TableRows
+from geobind.data.sampler import Mixture, Source
+from geobind.data.sources import OwnRows, TableRows
 from geobind.modality import Pair
 from geobind.training.record import Metrics
 

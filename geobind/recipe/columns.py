@@ -48,8 +48,8 @@ def _mapped(recipe: Recipe, path: Path_, table: DataOptions) -> Iterator[Fault]:
     there = _columns_of(recipe, table)
     if not there or table.manifest is None:
         return
-    from geobind.data.reading.files import listed
-    from geobind.data.tables.rows import PLACE_COLUMNS
+    from geobind.data.delimited import PLACE_COLUMNS
+    from geobind.data.readers.files import listed
 
     for name, column in table.columns.items():
         if column not in there and (name in recipe.modalities or name in PLACE_COLUMNS):
@@ -90,7 +90,7 @@ def _columns_of(recipe: Recipe, table: DataOptions) -> list[str]:
     """The columns of a manifest; none where they cannot be told without reading all of it."""
     if table.manifest is None or table.manifest.suffix.lower() not in _WITH_HEADER:
         return []
-    from geobind.data.tables.manifest import manifest_columns_there
+    from geobind.data.manifest import manifest_columns_there
 
     try:
         return manifest_columns_there(recipe.base / table.manifest)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from geobind.data.batches.rings import Ring
+from geobind.data.neighbours import Ring
 
 
 class Options(BaseModel):

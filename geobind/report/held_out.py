@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geobind.binder import Binder
-from geobind.data.tables.table import Table, open_table
+from geobind.data.table import Table, open_table
 from geobind.evaluation import rank_counts
 from geobind.evaluation.embedded import Embedded, embed_rows
 from geobind.recipe import Recipe, recipe_from

@@ -8,8 +8,7 @@ from datetime import datetime
 from pathlib import PurePath
 from typing import Any
 
-from geobind.data.tables.licences import licences
-from geobind.data.tables.table import Table
+from geobind.data.table import Table, licences
 from geobind.recipe.pairs import names_of
 from geobind.report.facts import Run
 from geobind.utils import formatting

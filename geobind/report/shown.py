@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from geobind.data.reading.files import describe
-from geobind.data.reading.images import read_image
-from geobind.data.reading.readers import read_text
-from geobind.data.reading.sounds import audio_seconds, read_audio
+from geobind.data.readers.audio import audio_seconds, read_audio
+from geobind.data.readers.files import describe
+from geobind.data.readers.images import read_image
+from geobind.data.readers.text import read_text
 from geobind.errors import DataError
 from geobind.utils.formatting import number, short
 

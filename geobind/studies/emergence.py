@@ -13,8 +13,8 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from geobind.binder import Binder
-from geobind.data.batches.loading import collate
-from geobind.data.batches.mixing import Mixture
+from geobind.data.loader import collate
+from geobind.data.sampler import Mixture
 from geobind.errors import RecipeError
 from geobind.inputs import prepared
 from geobind.recipe import Recipe, Stage, load_recipe

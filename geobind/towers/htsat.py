@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geobind.data.reading.readers import read_audio
+from geobind.data.readers.audio import read_audio
 from geobind.errors import PluginError, RecipeError
 from geobind.extras import INSTALL
 from geobind.towers.audio_options import AudioAugment, HtsatOptions

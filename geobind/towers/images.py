@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from geobind.data.reading.images import decode_image
+from geobind.data.readers.images import decode_image
 from geobind.errors import DataError
 from geobind.towers.augment import augment_image, random_crop
 from geobind.towers.options import PhotoAugment

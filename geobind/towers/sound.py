@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from geobind.data.reading.readers import audio_seconds, read_audio
+from geobind.data.readers.audio import audio_seconds, read_audio
 from geobind.towers.audio_options import AudioAugment, AudioOptions
 from geobind.towers.mel import mel_spectrogram
 

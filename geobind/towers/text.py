@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geobind.data.reading.readers import read_text
+from geobind.data.readers.text import read_text
 from geobind.errors import DataError
 from geobind.towers.clip import clip_tower, config_of, name_of, tokenizer_of
 from geobind.towers.options import ClipOptions, HeadKind

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from geobind import plugins
-from geobind.data.batches.loading import BatchLoader
+from geobind.data.loader import BatchLoader
 from geobind.errors import StorageError
 from geobind.frozen.address import Part, facts_of
 from geobind.frozen.contents import FileHashes, Uncacheable

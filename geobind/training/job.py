@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from geobind.binder import Binder
-from geobind.data.batches.mixing import Mixture, Plan
+from geobind.data.sampler import Mixture, Plan
 from geobind.recipe import Recipe, Stage
 from geobind.recipe.pairs import Bound
 from geobind.training.losses import ContrastiveLoss

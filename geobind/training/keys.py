@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from geobind import plugins
-from geobind.data.tables.manifest import contents_of_manifest
+from geobind.data.manifest import contents_of_manifest
 from geobind.recipe import Recipe, Stage
 from geobind.utils.hashing import fingerprint
 

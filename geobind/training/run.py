@@ -15,7 +15,7 @@ from torch import nn
 from geobind import plugins
 from geobind.binder import Binder
 from geobind.bundles.stability import StageProof
-from geobind.data.batches.mixing import Mixture
+from geobind.data.sampler import Mixture
 from geobind.errors import CheckpointError, RecipeError
 from geobind.evaluation import Leakage, PairTable
 from geobind.recipe import Recipe

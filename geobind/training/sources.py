@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from geobind.binder import Binder
-from geobind.data.batches.mixing import Mixture, OwnRows, Source, TableRows
 from geobind.data.options import DataOptions, MixedData
-from geobind.data.tables.table import Table, open_table
+from geobind.data.sampler import Mixture, Source
+from geobind.data.sources import OwnRows, TableRows
+from geobind.data.table import Table, open_table
 from geobind.errors import DataError, RecipeError
 from geobind.evaluation import Leakage, leakage
 from geobind.evaluation.overlap.contents import Looked

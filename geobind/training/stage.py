@@ -11,9 +11,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from geobind.data.batches.loading import BatchLoader, Side
-from geobind.data.batches.order import seed_torch
-from geobind.data.batches.workers import auto_workers
+from geobind.data.loader import BatchLoader, Side, auto_workers
+from geobind.data.sampler import seed_torch
 from geobind.frozen.loading import StoredLoader
 from geobind.training.bind import About, Bind
 from geobind.training.cached import Cached, read_from_cache

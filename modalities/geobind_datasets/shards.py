@@ -141,7 +141,7 @@ class WebDataset(Importer):
 
     def _check_name(self, row: Row) -> bool:
         """Look the first member named in a shard up, as it will be when the manifest is read."""
-        from geobind.data.reading.tars import member_size
+        from geobind.data.readers.tar import member_size
 
         named = next((str(cell) for cell in row.values() if isinstance(cell, Path)), None)
         if named is None:

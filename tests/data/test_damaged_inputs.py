@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from geobind.data.looking.inspecting import inspect_raw
+from geobind.data.inspect import inspect_raw
 from geobind.data.options import DataOptions, RasterOptions
-from geobind.data.reading.files import Files, listed
-from geobind.data.reading.readers import audio_seconds, read_audio
-from geobind.data.shaping.splitting import SplitOptions, split_manifest
-from geobind.data.tables.table import open_table
+from geobind.data.readers.audio import audio_seconds, read_audio
+from geobind.data.readers.files import Files, listed
+from geobind.data.split import SplitOptions, split_manifest
+from geobind.data.table import open_table
 
 HALVES = SplitOptions(by="random", shares=(0.5, 0.5))
 
@@ -117,7 +117,7 @@ def test_looking_at_values_as_large_as_float32_holds_warns_of_nothing():
 
 def test_what_gdal_raises_at_any_touch_of_a_raster_is_told(refused):
     errors = pytest.importorskip("rasterio._err")
-    from geobind.data.rasters.geotiff import tells_damage
+    from geobind.data.rasters.window import tells_damage
 
     def touch(path, error):
         raise error
@@ -146,7 +146,7 @@ def test_a_geotransform_that_makes_no_sense_is_refused(tmp_path, refused, step):
     rasterio = pytest.importorskip("rasterio")
     from rasterio.transform import from_origin
 
-    from geobind.data.rasters.windows import read_window
+    from geobind.data.rasters.window import read_window
 
     profile = {"driver": "GTiff", "width": 8, "height": 8, "count": 1, "dtype": "uint8", "crs": "EPSG:32633"}
     with rasterio.open(

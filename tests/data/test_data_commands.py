@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from geobind.cli import main
-from geobind.data.looking.checking import check_table
-from geobind.data.looking.twins import twins_across
+from geobind.data.inspect import check_table, twins_across
 from geobind.data.options import DataOptions
-from geobind.data.shaping.packing import pack_table
-from geobind.data.shaping.splitting import SplitOptions, split_places, split_units
-from geobind.data.tables.table import open_table
+from geobind.data.pack import pack_table
+from geobind.data.split import SplitOptions, split_places, split_units
+from geobind.data.table import open_table
 from geobind.utils.geo import EARTH_KM, cells_of, nearest_km
 
 NAMES = ("sky", "ear", "words")

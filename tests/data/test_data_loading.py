@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geobind.data.batches import loading
-from geobind.data.batches.loading import BatchLoader, Side, auto_workers, collate, prepare_batches
-from geobind.data.batches.mixing import OwnRows, Plan
-from geobind.data.batches.order import batch_indices, replacement, seeded
+from geobind.data import loader as loading
+from geobind.data.loader import BatchLoader, Side, auto_workers, collate, prepare_batches
 from geobind.data.options import DataOptions
-from geobind.data.tables.table import open_table
+from geobind.data.sampler import Plan, batch_indices, replacement, seeded
+from geobind.data.sources import OwnRows
+from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.modality import Modality, Pair, Place
 

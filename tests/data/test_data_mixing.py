@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geobind.data.batches.mixing import Mixture, OwnRows, Plan, Source
-from geobind.data.batches.order import batch_indices, replacement
+from geobind.data.sampler import Mixture, Plan, Source, batch_indices, replacement
+from geobind.data.sources import OwnRows
 from geobind.errors import DataError
 from geobind.modality import Pair
 

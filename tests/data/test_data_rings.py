@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geobind.data.batches import rings
-from geobind.data.batches.mixing import Mixture, OwnRows, Source
-from geobind.data.batches.rings import Places, Ring, grouped_share, ring_batches
+from geobind.data import neighbours
+from geobind.data.neighbours import Places, Ring, grouped_share, ring_batches
+from geobind.data.sampler import Mixture, Source
+from geobind.data.sources import OwnRows
 from geobind.errors import DataError
 from geobind.modality import Pair, Place
 
@@ -37,7 +38,7 @@ def towns(rows, seed, spread_km, unknown=0.1):
 
 
 def groups(places, ring, seed=0):
-    row, group = rings._grouped(places, ring, np.random.default_rng(seed))
+    row, group = neighbours._grouped(places, ring, np.random.default_rng(seed))
     return [row[group == number] for number in range(group.max() + 1)]
 
 

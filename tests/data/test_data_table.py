@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geobind.data import delimited
 from geobind.data.options import DataOptions
-from geobind.data.tables import rows
-from geobind.data.tables.table import open_table
+from geobind.data.table import open_table
 
 NAMES = ("sky", "ear", "words")
 COLUMNS = {"sky": "tile", "ear": "sound", "words": "caption"}
@@ -292,7 +292,7 @@ def test_the_recipe_can_widen_where_files_may_lie(tmp_path):
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(st.lists(st.sampled_from(["..", ".", "a", "b", "", "link"]), max_size=6), st.booleans())
 def test_no_name_reaches_a_file_outside(tmp_path_factory, parts, absolute):
-    from geobind.data.tables.columns import Files
+    from geobind.data.readers.files import Files
     from geobind.errors import DataError
 
     root = tmp_path_factory.getbasetemp() / "fence" / "root"
@@ -341,7 +341,7 @@ def test_limit_takes_rows_from_the_top(tmp_path):
 
 
 def test_rows_of_many_chunks_keep_their_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "ROWS_PER_CHUNK", 3)
+    monkeypatch.setattr(delimited, "ROWS_PER_CHUNK", 3)
     lines = [f"{i}.png,{'' if i < 7 else f'text {i}'}" for i in range(10)]
     table = opened(tmp_path, "sky,words\n" + "\n".join(lines), columns={})
     assert [path.stem for path in table.samples("sky")] == [str(i) for i in range(10)]

@@ -5,11 +5,12 @@ import pytest
 import soundfile
 from PIL import Image
 
+from geobind.data import toyearth_table
 from geobind.data.options import DataOptions, ToyEarthOptions
-from geobind.data.reading.readers import read_audio, read_image
-from geobind.data.tables import toyearth
-from geobind.data.tables.table import open_table
-from geobind.data.tables.toyearth import write_toyearth
+from geobind.data.readers.audio import read_audio
+from geobind.data.readers.images import read_image
+from geobind.data.table import open_table
+from geobind.data.toyearth_table import write_toyearth
 
 SMALL = {
     "places": 5,
@@ -57,20 +58,20 @@ def test_toy_earth_is_a_table_of_two_splits(tmp_path):
 
 def test_it_is_rendered_once(tmp_path, monkeypatch):
     opened(tmp_path)
-    monkeypatch.setattr(toyearth, "_render", lambda *_: pytest.fail("it was rendered again"))
+    monkeypatch.setattr(toyearth_table, "_render", lambda *_: pytest.fail("it was rendered again"))
     opened(tmp_path)
 
 
 def test_places_do_not_depend_on_how_many_are_rendered_at_a_time(tmp_path, monkeypatch):
     whole = list(opened(tmp_path).samples("sky"))
     monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path))
-    monkeypatch.setattr(toyearth, "_CHUNK", 2)
+    monkeypatch.setattr(toyearth_table, "_CHUNK", 2)
     assert np.array_equal(whole, list(opened(tmp_path).samples("sky")))
 
 
 def test_new_renderers_render_anew(tmp_path, monkeypatch):
     before = open_table(DataOptions(toyearth=SMALL, columns=COLUMNS), tmp_path, NAMES).path
-    monkeypatch.setattr(toyearth, "_version_of_renderers", lambda: "other")
+    monkeypatch.setattr(toyearth_table, "_version_of_renderers", lambda: "other")
     assert opened(tmp_path).path != before
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from geobind.data.reading.files import Files
+from geobind.data.readers.files import Files
 
 
 def test_a_relative_root_is_that_of_the_folder_one_works_in(tmp_path, monkeypatch):

@@ -9,15 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geobind.data.looking.check_words import lines
-from geobind.data.looking.checking import check_table
+from geobind.data import delimited, parquet
+from geobind.data.delimited import CellError, Rows, cells_to_arrow, degrees_to_arrow, words_to_arrow
+from geobind.data.inspect import check_table, lines
 from geobind.data.options import DataOptions
-from geobind.data.shaping.packing import pack_table
-from geobind.data.shaping.splitting import SplitOptions, split_manifest
-from geobind.data.tables import cells, row_groups
-from geobind.data.tables.cells import CellError, cells_to_arrow, degrees_to_arrow, words_to_arrow
-from geobind.data.tables.rows import Rows
-from geobind.data.tables.table import open_table
+from geobind.data.pack import pack_table
+from geobind.data.split import SplitOptions, split_manifest
+from geobind.data.table import open_table
 from geobind.errors import DataError
 
 
@@ -82,7 +80,7 @@ CELL = st.text("ab \n\r\"',é", max_size=6)
 def test_the_line_of_a_row_is_the_one_it_ends_on(tmp_path_factory, rows, size):
     """Whatever lies in cells and between rows, and however many are read at a time; None is a blank line."""
     patch = pytest.MonkeyPatch()
-    patch.setattr("geobind.data.tables.rows.ROWS_PER_CHUNK", size)
+    patch.setattr("geobind.data.delimited.ROWS_PER_CHUNK", size)
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerow(("one", "two"))
     wanted = []
@@ -113,7 +111,7 @@ def test_columns_of_strings_are_read_quickly_to_the_same_end(values):
     patch = pytest.MonkeyPatch()
     for convert in (words_to_arrow, cells_to_arrow, lambda values: degrees_to_arrow(values, 90)):
         quick = result(convert, values)
-        patch.setattr(cells, "_trimmed", lambda values: None)
+        patch.setattr(delimited, "_trimmed", lambda values: None)
         slow = result(convert, values)
         patch.undo()
         assert quick == slow
@@ -131,7 +129,7 @@ def result(convert, values):
 @pytest.mark.parametrize("rows_of_group", [1, 7, 100, 10_000])
 @pytest.mark.parametrize("block", [1, 3000, 10**9])
 def test_row_groups_read_in_parallel_keep_their_order(tmp_path, monkeypatch, rows_of_group, block):
-    monkeypatch.setattr(row_groups, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(parquet, "_BLOCK_BYTES", block)
     texts = [f"a place {i}" for i in range(500)]
     pq.write_table(
         pa.table({"words": texts, "x": texts}), tmp_path / "m.parquet", row_group_size=rows_of_group
@@ -152,7 +150,7 @@ def test_work_done_ahead_is_no_more_than_there_are_threads():
         begun.append(number)
         return number
 
-    for number in row_groups.in_order(((lambda i=i: job(i)) for i in range(50)), threads=3):
+    for number in parquet.in_order(((lambda i=i: job(i)) for i in range(50)), threads=3):
         taken.append(number)
         assert len(begun) <= len(taken) + 4
     assert taken == list(range(50))

@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geobind.data.reading.loudness import PEAK, at_loudness, biquads, loudness
-from geobind.data.reading.readers import read_audio
+from geobind.data.readers.audio import PEAK, at_loudness, biquads, loudness, read_audio
 
 # BS.1770-5, annex 1, tables 1 and 2: the filters at 48 kHz.
 SHELF = (1.53512485958697, -2.69169618940638, 1.19839281085285, -1.69065929318241, 0.73248077421585)

@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from geobind.data.options import DataOptions
-from geobind.data.reading.images import read_image
-from geobind.data.tables.table import open_table
+from geobind.data.readers.images import read_image
+from geobind.data.table import open_table
 
 rasterio = pytest.importorskip("rasterio")
 from rasterio.transform import from_origin  # noqa: E402

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.data.options import RasterOptions
-from geobind.data.rasters.windows import covers_N, read_pixels, read_window
+from geobind.data.rasters.window import covers_N, read_pixels, read_window
 from geobind.errors import DataError
 
 rasterio = pytest.importorskip("rasterio")
@@ -431,7 +431,7 @@ def test_a_forked_process_opens_its_own(tmp_path):
 def test_without_rasterio_the_message_says_what_to_install(tmp_path):
     code = (
         "import sys; sys.modules['rasterio'] = None\n"
-        "from geobind.data.rasters.windows import read_pixels\n"
+        "from geobind.data.rasters.window import read_pixels\n"
         "from geobind.errors import DataError\n"
         "try: read_pixels('a.tif', 0, 0, 1, 1)\n"
         "except DataError as error: assert \"pip install 'geobind[geo]'\" in str(error), error\n"

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from geobind.data.reading import images
-from geobind.data.reading.images import decode_image
-from geobind.data.reading.readers import read_image
+from geobind.data.readers import images
+from geobind.data.readers.images import decode_image, read_image
 from geobind.errors import DataError
 
 RGB = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3) * 4

@@ -5,8 +5,9 @@ import pytest
 import soundfile
 import torch
 
-from geobind.data.reading import sounds
-from geobind.data.reading.readers import audio_seconds, read_audio, read_text
+from geobind.data.readers import audio
+from geobind.data.readers.audio import audio_seconds, read_audio
+from geobind.data.readers.text import read_text
 
 RATE = 16_000
 
@@ -64,7 +65,7 @@ def test_a_window_is_that_part_of_the_whole(tmp_path):
 def test_a_long_file_is_decoded_in_blocks(monkeypatch):
     file = encoded(tone())
     whole = read_audio(file, RATE)
-    monkeypatch.setattr(sounds, "_BLOCK", 999)
+    monkeypatch.setattr(audio, "_BLOCK", 999)
     assert torch.equal(read_audio(file, RATE), whole)
 
 

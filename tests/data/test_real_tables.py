@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from geobind.data.looking.checking import check_table
+from geobind.data.inspect import check_table
 from geobind.data.options import DataOptions
-from geobind.data.reading.images import read_image
-from geobind.data.reading.readers import read_text
-from geobind.data.reading.sounds import audio_seconds, read_audio
-from geobind.data.shaping.packing import pack_table
-from geobind.data.shaping.splitting import SplitOptions, split_manifest
-from geobind.data.tables.table import open_table
+from geobind.data.pack import pack_table
+from geobind.data.readers.audio import audio_seconds, read_audio
+from geobind.data.readers.images import read_image
+from geobind.data.readers.text import read_text
+from geobind.data.split import SplitOptions, split_manifest
+from geobind.data.table import open_table
 from geobind.utils.geo import cells_of
 
 

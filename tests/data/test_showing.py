@@ -9,10 +9,9 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from geobind.data.looking import showing
-from geobind.data.looking.drawing import draw_prepared, draw_raw, limits_of
-from geobind.data.looking.showing import Side, sheet_of_stage
-from geobind.data.tables.views import Observed
+from geobind.data import contact_sheet
+from geobind.data.contact_sheet import Side, draw_prepared, draw_raw, limits_of, sheet_of_stage
+from geobind.data.table import Observed
 from geobind.errors import DataError
 from geobind_audio import Audio
 from geobind_satellite import Satellite
@@ -102,9 +101,11 @@ class Cells(list):
     """Draw calls instead of drawings."""
 
     def __init__(self, patch):
-        patch.setattr(showing, "draw_raw", lambda axis, raw: self.append(("raw", axis.get_title(), raw)))
         patch.setattr(
-            showing,
+            contact_sheet, "draw_raw", lambda axis, raw: self.append(("raw", axis.get_title(), raw))
+        )
+        patch.setattr(
+            contact_sheet,
             "draw_prepared",
             lambda axis, prepared, raw, limits: self.append((axis.get_title(), prepared, raw)),
         )
@@ -138,7 +139,7 @@ def test_a_stages_sheet_holds_input_embedding_view_and_draws(monkeypatch):
 
 def test_the_draws_are_what_training_would_prepare(monkeypatch):
     """The same seeds, in the same order, as the loader's."""
-    from geobind.data.batches.order import seeded
+    from geobind.data.sampler import seeded
 
     cells = Cells(monkeypatch)
     tiles = Satellite(timm=RESNET, size=32, augment={"random_resized_crop": [0.3, 0.6]})
@@ -162,7 +163,7 @@ def test_a_sheet_has_room_for_so_much(asked, word):
 
 def captioned(folder, **options):
     from geobind.data.options import DataOptions
-    from geobind.data.tables.table import open_table
+    from geobind.data.table import open_table
 
     lines = [
         {"key": f"row{row}", "words": [f"{row} {word}" for word in ("one", "two", "three")]}
@@ -174,9 +175,10 @@ def captioned(folder, **options):
 
 
 def drawn(table, steps=12):
-    from geobind.data.batches.loading import BatchLoader
-    from geobind.data.batches.loading import Side as LoadedSide
-    from geobind.data.batches.mixing import Mixture, Source, TableRows
+    from geobind.data.loader import BatchLoader
+    from geobind.data.loader import Side as LoadedSide
+    from geobind.data.sampler import Mixture, Source
+    from geobind.data.sources import TableRows
 
     rows = Mixture((Source("m", TableRows(table, ("text",))),))
     by = Words()

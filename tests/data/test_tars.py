@@ -13,14 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from geobind.data.looking.checking import check_table
+from geobind.data.inspect import check_table
 from geobind.data.options import DataOptions
-from geobind.data.reading import tars
-from geobind.data.reading.files import Files, describe
-from geobind.data.reading.readers import read_audio, read_image, read_text
-from geobind.data.reading.tars import make_index, member_of, read_member
-from geobind.data.shaping.packing import pack_table
-from geobind.data.tables.table import open_table
+from geobind.data.pack import pack_table
+from geobind.data.readers import tar
+from geobind.data.readers.audio import read_audio
+from geobind.data.readers.files import Files, describe
+from geobind.data.readers.images import read_image
+from geobind.data.readers.tar import make_index, member_of, read_member
+from geobind.data.readers.text import read_text
+from geobind.data.table import open_table
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 
@@ -170,7 +172,7 @@ def test_a_member_that_is_too_large_or_cut_short_is_refused(tmp_path, refused, m
     path.write_bytes(path.read_bytes()[:6000])
     assert read_member(path, "a", "a") == bytes(3000)
     refused(lambda: read_member(path, "b", "b"), "is cut short; the tar file is damaged")
-    monkeypatch.setattr(tars, "MAX_MEMBER", 2_000_000)
+    monkeypatch.setattr(tar, "MAX_MEMBER", 2_000_000)
     path = write_tar(tmp_path / "t.tar", [("a", bytes(2_000_001))])
     refused(lambda: read_member(path, "a", "a"), "has 2 MB; at most 2 are read")
 
@@ -225,12 +227,12 @@ def test_what_is_no_tar_is_refused(tmp_path, refused, content):
 
 def test_an_index_is_made_once_and_again_when_the_tar_changes(tmp_path, monkeypatch):
     made = []
-    make = tars.make_index
-    monkeypatch.setattr(tars, "make_index", lambda path: made.append(path) or make(path))
+    make = tar.make_index
+    monkeypatch.setattr(tar, "make_index", lambda path: made.append(path) or make(path))
     path = write_tar(tmp_path / "s.tar", [("a", b"one")])
-    tars._index.cache_clear()
+    tar._index.cache_clear()
     assert read_member(path, "a", "a") == read_member(path, "a", "a") == b"one"
-    tars._index.cache_clear()  # as in another process
+    tar._index.cache_clear()  # as in another process
     assert read_member(path, "a", "a") == b"one"
     assert len(made) == 1
     write_tar(path, [("0", b"zero"), ("a", b"another")])

@@ -3,7 +3,7 @@
 import numpy as np
 
 from geobind.data.options import DataOptions, ToyEarthOptions
-from geobind.data.tables.table import open_table
+from geobind.data.table import open_table
 
 SMALL = {"places": 6, "held_out": 4, "tile_size": 16, "photo_size": 16, "seconds": 0.25, "rate": 8000}
 

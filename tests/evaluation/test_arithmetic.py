@@ -9,9 +9,8 @@ from torch import nn
 
 from geobind.binder import Binder
 from geobind.data.options import DataOptions
-from geobind.data.tables.composing import MOMENT, put_together
-from geobind.data.tables.table import open_table
-from geobind.data.tables.toyearth import places_of, render_column
+from geobind.data.table import open_table
+from geobind.data.toyearth_table import MOMENT, places_of, put_together, render_column
 from geobind.errors import DataError
 from geobind.evaluation.embedded import Embedded, embed_rows
 from geobind.evaluation.space.arithmetic import sums_of_rows, sums_of_two_places

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from geobind.data.options import DataOptions
-from geobind.data.tables.table import open_table
+from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.evaluation import evaluate_pairs, retrieval
 from geobind.evaluation.overlap.clusters import clusters_of

@@ -65,7 +65,7 @@ def test_no_block_is_cut_by_a_fold(monkeypatch):
     seen = []
 
     def spy(units, options):
-        from geobind.data.shaping.splitting import split_units
+        from geobind.data.split import split_units
 
         seen.append((list(units), split_units(units, options)))
         return seen[-1][1]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.data.options import DataOptions
-from geobind.data.tables.table import open_table
+from geobind.data.table import open_table
 from geobind.evaluation import leakage
 from geobind.utils.geo import nearest_km
 

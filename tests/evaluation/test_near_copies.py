@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from geobind.data.options import DataOptions
-from geobind.data.tables.table import open_table
+from geobind.data.table import open_table
 from geobind.evaluation import leakage
 from geobind.evaluation.overlap import contents
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from geobind.data.options import DataOptions
-from geobind.data.tables.table import open_table
+from geobind.data.table import open_table
 
 RECIPE = Path(make_manifests.__file__).with_name("recipe.yaml")
 TABLES = ("train_ground.csv", "train_audio.csv", "evaluate.csv")

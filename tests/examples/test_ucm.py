@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from geobind.data.options import DataOptions
-from geobind.data.tables.table import open_table
+from geobind.data.table import open_table
 from geobind.recipe import load_recipe
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "ucm"

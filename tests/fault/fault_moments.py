@@ -57,7 +57,7 @@ class Moments:
         """Watch this process, which is one that will be thrown away."""
         import toy
 
-        from geobind.data.batches import batching
+        from geobind.data import loader
         from geobind.training import record, stage
         from geobind.training.outcome import ending
 
@@ -67,7 +67,7 @@ class Moments:
         self._around(toy.Net, "forward", lambda _: self._computing)
         self._around(stage.Checkpoint, "restore", lambda _: "between stages")
         self._around(stage, "run_stage", lambda _: "between stages")
-        self._around(batching.Collate, "__call__", lambda _: "loading")
+        self._around(loader.Collate, "__call__", lambda _: "loading")
         self._writing()
         self._appending(record.Metrics)
         self._computing = "computing"

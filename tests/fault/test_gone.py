@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import toy
 
-from geobind.data.batches.loading import BatchLoader, Side
-from geobind.data.batches.mixing import Mixture, Source
-from geobind.data.batches.sourced import TableRows
+from geobind.data.loader import BatchLoader, Side
 from geobind.data.options import DataOptions
-from geobind.data.tables.table import open_table
+from geobind.data.sampler import Mixture, Source
+from geobind.data.sources import TableRows
+from geobind.data.table import open_table
 from geobind.errors import DataError, TrainingError
 from geobind.modality import Modality
 from geobind.training.checkpoint import Checkpoint
@@ -29,7 +29,7 @@ class Noted(Modality):
         return toy.Net(width, 0.0, True)
 
     def prepare(self, raw, *, training=False):
-        from geobind.data.reading.files import open_binary
+        from geobind.data.readers.files import open_binary
 
         with open_binary(raw) as file:
             return toy.torch.tensor([float(word) for word in file.read().split()])
@@ -100,7 +100,7 @@ def test_files_that_are_all_damaged_are_not_said_to_be_gone(notes):
 
 
 def test_a_share_that_gives_errors_when_it_is_read_ends_the_stage_at_once(notes, monkeypatch):
-    from geobind.data.reading import files
+    from geobind.data.readers import files
 
     def stale(path):
         raise DataError(f"{path}: Stale file handle")

@@ -9,7 +9,7 @@ import pytest
 import torch
 import toy
 
-from geobind.data.batches import workers
+from geobind.data import loader
 from geobind.errors import DataError, TrainingError
 from geobind.training import record
 from geobind.training.guards import failing
@@ -103,8 +103,8 @@ class Slow(torch.utils.data.Dataset):
 
 
 def test_a_loading_process_that_hangs_is_ended(monkeypatch, children):
-    monkeypatch.setattr(workers, "_PATIENCE", 1)
-    loaded = workers.load(Slow(), [[0], [1]], sum, 1)
+    monkeypatch.setattr(loader, "_PATIENCE", 1)
+    loaded = loader.load(Slow(), [[0], [1]], sum, 1)
     assert next(loaded) == 0
     started = time.monotonic()
     with pytest.raises(

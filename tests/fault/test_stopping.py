@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from geobind.cli import main
-from geobind.data.batches import workers
+from geobind.data import loader
 from geobind.training import cached, record, stage
 from geobind.training.guards import stopping
 from geobind.training.guards.stopping import Stopped, between_steps, listening
@@ -223,7 +223,7 @@ def test_processes_that_load_data_live_through_signals_sent_to_the_whole_group(
 def test_a_loading_process_heeds_the_second_sigterm_which_is_meant_for_it():
     child = os.fork()
     if not child:
-        workers._heed(0)
+        loader._heed(0)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGUSR1)

@@ -488,8 +488,8 @@ def test_a_limit_that_is_no_number_is_told(monkeypatch):
 def test_windows_of_rasters_are_told_apart_without_being_read(tmp_path):
     rasterio = pytest.importorskip("rasterio")
     from geobind.data.options import RasterOptions
-    from geobind.data.rasters.cells import WINDOW, RasterColumn
-    from geobind.data.reading.files import Files
+    from geobind.data.rasters.column import WINDOW, RasterColumn
+    from geobind.data.readers.files import Files
 
     profile = {"driver": "GTiff", "count": 1, "width": 40, "height": 40, "dtype": "uint8", "crs": "EPSG:4326"}
     transform = rasterio.transform.from_origin(3, 45, 0.001, 0.001)

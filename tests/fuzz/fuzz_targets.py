@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from geobind.data.looking.inspecting import inspect_raw
+from geobind.data.inspect import inspect_raw
+from geobind.data.manifest import manifest_columns_there
 from geobind.data.options import DataOptions, RasterOptions
-from geobind.data.rasters.geotiff import open_raster
-from geobind.data.rasters.windows import read_pixels, read_window
-from geobind.data.reading.readers import audio_seconds, read_audio, read_image
-from geobind.data.reading.tars import make_index, read_member
-from geobind.data.shaping.splitting import SplitOptions, split_manifest
-from geobind.data.tables.manifest import manifest_columns_there
-from geobind.data.tables.table import open_table
+from geobind.data.rasters.window import open_raster, read_pixels, read_window
+from geobind.data.readers.audio import audio_seconds, read_audio
+from geobind.data.readers.images import read_image
+from geobind.data.readers.tar import make_index, read_member
+from geobind.data.split import SplitOptions, split_manifest
+from geobind.data.table import open_table
 from geobind.errors import GeobindError
 
 LONGEST_REASON = 3000  # characters

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from geobind.data.options import DataOptions
-from geobind.data.tables.table import open_table
+from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.importers import LeftOut, write_manifest
 from geobind_datasets.captions import RSICD, RSITMD, SydneyCaptions, UCMCaptions
@@ -206,6 +206,6 @@ def test_the_real_captions_of_ucm_become_a_table_that_opens(real, tmp_path):
     assert table.check_files() == 2100
     pairs = table.pairs("satellite", "text")
     assert pairs[2099].other == [" ".join(text.split()) for text in items[2099]["captions"]]
-    from geobind.data.reading.readers import read_image
+    from geobind.data.readers.images import read_image
 
     assert read_image(pairs[0].anchor).shape == (3, 256, 256)

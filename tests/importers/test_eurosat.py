@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from geobind.data.options import DataOptions
-from geobind.data.tables.table import open_table
+from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.importers import LeftOut, write_manifest
 from geobind_datasets.eurosat import EuroSAT

@@ -11,7 +11,7 @@ from layouts import jpeg, put, recording, table, write_soundingearth
 
 from geobind.cli import main
 from geobind.data.options import DataOptions
-from geobind.data.tables.table import open_table
+from geobind.data.table import open_table
 from geobind.importers.registry import registry
 
 RECIPE = """

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from geobind.data.options import DataOptions
-from geobind.data.tables.table import open_table
+from geobind.data.table import open_table
 from geobind.errors import DataError, PluginError
 from geobind.importers import Column, Importer, LeftOut, write_manifest
 from geobind.importers.gathering import FILELESS

@@ -7,8 +7,8 @@ import pytest
 from layouts import imported, jpeg, shard
 
 from geobind.data.options import DataOptions
-from geobind.data.reading.readers import read_image
-from geobind.data.tables.table import open_table
+from geobind.data.readers.images import read_image
+from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind_datasets.sat2cap import Sat2Cap
 

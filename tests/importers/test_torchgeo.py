@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from geobind.data.options import DataOptions
-from geobind.data.reading.readers import read_image
-from geobind.data.tables.table import open_table
+from geobind.data.readers.images import read_image
+from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.importers import LeftOut, write_manifest
 from geobind.importers.registry import make

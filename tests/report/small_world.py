@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from geobind import plugins
-from geobind.data.reading.images import read_image
-from geobind.data.reading.readers import read_text
-from geobind.data.reading.sounds import read_audio
+from geobind.data.readers.audio import read_audio
+from geobind.data.readers.images import read_image
+from geobind.data.readers.text import read_text
 from geobind.modality import Modality
 
 EVIL = "<script>alert('seen')</script>"
@@ -137,7 +137,7 @@ def patched(cache: Path):
 def write_world(folder: Path) -> Path:
     """Toy Earth as files, its manifest with a licence, evil words, and a sound that is no sound."""
     from geobind.data.options import ToyEarthOptions
-    from geobind.data.tables.toyearth import write_toyearth
+    from geobind.data.toyearth_table import write_toyearth
 
     manifest = write_toyearth(folder, ToyEarthOptions(**OPTIONS))
     with manifest.open(newline="", encoding="utf-8") as file:

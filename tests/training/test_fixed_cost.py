@@ -9,9 +9,8 @@ import pytest
 import torch
 import toy
 
-from geobind.data.batches.mixing import Mixture, Source
-from geobind.data.batches.order import seed_torch
-from geobind.data.batches.sourced import OwnRows
+from geobind.data.sampler import Mixture, Source, seed_torch
+from geobind.data.sources import OwnRows
 from geobind.training import job as jobs
 from geobind.training import record
 from geobind.training.losses import InfoNCE, softmax

@@ -15,10 +15,10 @@ from test_run import losses, same, toy_run, weights
 
 from geobind import plugins
 from geobind.binder import Binder
-from geobind.data.batches.mixing import Mixture, Source
-from geobind.data.batches.sourced import TableRows, hours_of
 from geobind.data.options import DataOptions
-from geobind.data.tables.table import open_table
+from geobind.data.sampler import Mixture, Source
+from geobind.data.sources import TableRows, hours_of
+from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.recipe import RecipeProblems, Stage
 from geobind.training import record
@@ -153,7 +153,7 @@ def test_places_too_scattered_are_refused_and_rather_scattered_ones_are_told(tmp
 
 
 def toy_rows(recipe):
-    from geobind.data.batches.sourced import OwnRows
+    from geobind.data.sources import OwnRows
 
     return OwnRows(recipe.built["right"].pairs("train", "left"), "left", "right")
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from geobind.data.tables.table import Table
+from geobind.data.table import Table
 from geobind.errors import DataError
 from geobind.evaluation.overlap.leakage import cells_of
 

@@ -16,9 +16,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from geobind.data.looking.inspecting import inspect_raw
-from geobind.data.looking.twins import twins_across
-from geobind.data.tables.table import Table
+from geobind.data.inspect import inspect_raw, twins_across
+from geobind.data.table import Table
 from geobind.errors import DataError
 from geobind.utils.progress import track
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geobind.data.tables.table import Table
+from geobind.data.table import Table
 from geobind.evaluation.overlap.contents import MOST_IMAGES, Copies, Looked, copies
 from geobind.utils.geo import nearest_km
 

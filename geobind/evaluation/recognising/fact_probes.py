@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from geobind.data.shaping.splitting import SplitOptions, split_units
+from geobind.data.split import SplitOptions, split_units
 from geobind.errors import DataError
 from geobind.evaluation.ranking.resampling import Resampling, times_drawn
 from geobind.evaluation.ranking.retrieval import Metric

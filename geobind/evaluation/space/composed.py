@@ -12,9 +12,8 @@ import torch
 
 from geobind.binder import Binder
 from geobind.data.options import DataOptions, ToyEarthOptions
-from geobind.data.tables.composing import put_together
-from geobind.data.tables.table import Table
-from geobind.data.tables.toyearth import render_column
+from geobind.data.table import Table
+from geobind.data.toyearth_table import put_together, render_column
 from geobind.errors import DataError
 from geobind.evaluation.embedded import Embedded
 from geobind.evaluation.ranking.retrieval import Settings

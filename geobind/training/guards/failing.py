@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from geobind.data.batches.workers import WorkerDied, is_worker_death
+from geobind.data.loader import WorkerDied, is_worker_death
 from geobind.errors import DataError, TrainingError
 
 if TYPE_CHECKING:

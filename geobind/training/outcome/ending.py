@@ -8,7 +8,7 @@ from typing import Any
 
 from geobind.binder import Binder
 from geobind.data.options import DataOptions
-from geobind.data.tables.table import Table
+from geobind.data.table import Table
 from geobind.errors import DataError
 from geobind.evaluation import PairTable
 from geobind.evaluation.embedded import Embedded, embed_rows

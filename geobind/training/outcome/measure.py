@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from geobind.binder import Binder
-from geobind.data.tables.table import Table
+from geobind.data.table import Table
 from geobind.errors import DataError
 from geobind.evaluation import PairRow, PairTable, Settings, evaluate_pairs, retrieval
 from geobind.evaluation.embedded import Embedded, embed_rows
 from geobind.evaluation.overlap.clusters import ClusterBy, clusters_of
-from geobind.recipe.schema import Evaluation
+from geobind.recipe.measuring import Evaluation
 
 Trained = Collection[frozenset[str]]
 

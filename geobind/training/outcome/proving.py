@@ -16,8 +16,8 @@ from torch import nn
 
 from geobind.binder import Binder
 from geobind.bundles.stability import Proof, StageProof, State, difference, digest_of_embeddings
-from geobind.data.batches.batching import collate
-from geobind.data.tables.table import Table
+from geobind.data.loader import collate
+from geobind.data.table import Table
 from geobind.errors import DataError, TrainingError
 from geobind.frozen.rows import Cells
 from geobind.inputs import moved, still

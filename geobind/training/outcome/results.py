@@ -9,9 +9,8 @@ from typing import Any
 
 from geobind.binder import Binder
 from geobind.bundles import bundle
-from geobind.data.batches.sourced import TableRows
-from geobind.data.tables.licences import licences
-from geobind.data.tables.table import Table
+from geobind.data.sources import TableRows
+from geobind.data.table import Table, licences
 from geobind.recipe import Recipe
 from geobind.training.outcome.ending import Measured
 from geobind.training.outcome.proving import gathered

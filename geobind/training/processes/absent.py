@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from geobind.data.batches.batching import collate
+from geobind.data.loader import collate
 from geobind.errors import DataError
 from geobind.training.processes.normalising import ABSENCE, is_shared
 from geobind.training.processes.sharding import shards

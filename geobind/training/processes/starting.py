@@ -10,7 +10,7 @@ from typing import Any
 from lightning_fabric import Fabric
 from torch import distributed as dist
 
-from geobind.data.batches.mixing import Mixture
+from geobind.data.sampler import Mixture
 from geobind.errors import RecipeError
 from geobind.recipe import Recipe
 from geobind.recipe.schema import Fabric as FabricOptions

@@ -16,7 +16,7 @@ from geobind.training.steps.chunks import batch_statistics
 from geobind.training.steps.two_pass import TwoPass, apart
 
 if TYPE_CHECKING:
-    from geobind.data.batches.batching import BatchMeta
+    from geobind.data.loader import BatchMeta
     from geobind.recipe import Stage
     from geobind.training.job import Job
 

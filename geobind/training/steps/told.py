@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geobind.data.batches.rings import grouped_share
+from geobind.data.neighbours import grouped_share
 from geobind.errors import DataError
 from geobind.recipe.losses import PCME, InfoNCE, SigLIP
 from geobind.training.losses import Context, label_ids, unit_sphere
@@ -19,8 +19,8 @@ from geobind.training.losses import Context, label_ids, unit_sphere
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from geobind.data.batches.batching import BatchMeta
-    from geobind.data.batches.mixing import Mixture, Plan, Source
+    from geobind.data.loader import BatchMeta
+    from geobind.data.sampler import Mixture, Plan, Source
     from geobind.recipe import Stage
 
 Options = InfoNCE | SigLIP | PCME

@@ -15,8 +15,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from geobind.data.batches.batching import BatchMeta, collate
-from geobind.data.batches.mixing import Mixture, OwnRows, Source, TableRows
+from geobind.data.loader import BatchMeta, collate
+from geobind.data.sampler import Mixture, Source
+from geobind.data.sources import OwnRows, TableRows
 from geobind.errors import DataError
 from geobind.frozen.rows import Cells
 from geobind.inputs import moved

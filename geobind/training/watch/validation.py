@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from geobind.data.batches.mixing import Mixture
+from geobind.data.sampler import Mixture
 from geobind.errors import DataError
 from geobind.evaluation import rank_counts_both
 from geobind.inputs import still

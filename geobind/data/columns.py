@@ -1,0 +1,230 @@
+"""The columns of a table: each knows where its cells lie on disk, and makes one a raw input when asked."""
+
+# N rows
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+import pyarrow as pa
+
+from geobind.data.manifest import CELL
+from geobind.data.options import DataOptions, RasterOptions
+from geobind.data.rasters.column import WINDOW, RasterColumn
+from geobind.data.readers.files import Files, listed
+from geobind.errors import DataError
+from geobind.utils.arrow import mapped_table
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# The end of a file's name: a dot, a letter, up to four letters or digits.
+_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
+_NPY = b"\x93NUMPY"
+LOOK_AT = 100  # cells that decide whether a column holds files or text
+
+
+class Column(Protocol):
+    """One modality's cells. It is small and pickles: a worker maps the same file again."""
+
+    def __getitem__(self, row: int) -> Any:
+        """Return the raw input in this row, a list of them, or None where it is missing."""
+        ...
+
+    def present_N(self) -> NDArray[np.bool_]:
+        """Tell for every row whether the cell is there."""
+        ...
+
+
+@lru_cache(maxsize=32)
+def mapped_array(path: Path) -> NDArray[Any]:
+    """Map a .npy file into memory, once per process."""
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+@dataclass(frozen=True)
+class ArrowColumn:
+    """Cells in a memory-mapped Arrow file: lists of strings or bytes, or any other Arrow value."""
+
+    path: Path
+    field: str
+    files: Files | None = None  # set where strings name files
+    first: bool = False  # of several observations in a cell, use the first alone
+
+    def __getitem__(self, row: int) -> Any:
+        scalar = self._cells()[row]
+        if not scalar.is_valid:
+            return None
+        items = scalar.as_py()
+        if not isinstance(items, list):
+            return items
+        items = cast("list[Any]", items)
+        if not isinstance(items[0], str | bytes):
+            return _numbers(items)
+        items = items[:1] if self.first else items
+        if isinstance(items[0], bytes):
+            items = [_unpacked(item) if item.startswith(_NPY) else item for item in items]
+        if self.files is not None:
+            items = [self.files.raw(item) for item in items]
+        return items[0] if len(items) == 1 else items
+
+    def present_N(self) -> NDArray[np.bool_]:
+        """Tell for every row whether the cell is there."""
+        return self._cells().is_valid().to_numpy()
+
+    def file_names(self, rows_N: NDArray[np.int32], limit: int) -> Iterator[tuple[int, str]]:
+        """Yield the file names in these rows, each with its row, at most `limit` of them."""
+        there_N = rows_N[self.present_N()[rows_N]][:limit]
+        cells = self._cells().take(pa.array(there_N)).to_pylist()
+        return islice(
+            ((int(row), name) for row, names in zip(there_N, cells, strict=True) for name in names), limit
+        )
+
+    def _cells(self) -> pa.ChunkedArray:
+        return mapped_table(self.path).column(self.field)
+
+
+def with_first(
+    columns: Mapping[str, Column], first: Collection[str], names: Collection[str]
+) -> dict[str, Column]:
+    """Make the columns of some modalities give the first of several observations alone.
+
+    Raises:
+        DataError: No such modality is wanted of the table.
+    """
+    unknown = next((name for name in first if name not in names), None)
+    if unknown is not None:
+        raise DataError(f"first: no modality '{unknown}' here; there are {', '.join(sorted(names))}")
+    return {
+        name: replace(column, first=True) if name in first and isinstance(column, ArrowColumn) else column
+        for name, column in columns.items()
+    }
+
+
+@dataclass(frozen=True)
+class ArrayColumn:
+    """Rows of a memory-mapped array; with a rate they are sounds, `(array, rate)`."""
+
+    path: Path
+    rate: int | None = None
+
+    def __getitem__(self, row: int) -> Any:
+        array = np.array(mapped_array(self.path)[row])
+        return array if self.rate is None else (array, self.rate)
+
+    def present_N(self) -> NDArray[np.bool_]:
+        """Every row has one."""
+        return np.ones(len(mapped_array(self.path)), dtype=bool)
+
+
+def _numbers(items: list[Any]) -> NDArray[np.float32]:
+    """Return numbers in 32 bits."""
+    try:
+        with np.errstate(over="raise"):
+            return np.asarray(items, dtype=np.float32)
+    except FloatingPointError:
+        most = np.finfo(np.float32).max
+        raise DataError(f"holds a number larger than {most:.2g}, the most in 32 bits; scale it") from None
+
+
+def _unpacked(content: bytes) -> NDArray[Any]:
+    """Read an array of which a Parquet file holds the bytes of a .npy file."""
+    try:
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, OSError, EOFError, MemoryError) as error:
+        raise DataError(f"the {len(content)} bytes of a .npy file are damaged: {error}") from error
+
+
+def ends_like_a_file(cell: str) -> bool:
+    """Whether a string ends like the name of a file: what decides where a recipe does not."""
+    return _SUFFIX.search(cell) is not None
+
+
+def _holds_files(
+    cells: pa.ChunkedArray, column: str, files: Sequence[str], inline: Sequence[str], where: str
+) -> bool:
+    """Decide whether the strings of a column name files or are text.
+
+    The recipe's word decides; without one, the first hundred cells must all end like file names, or none.
+
+    Raises:
+        DataError: Some do and some do not.
+    """
+    if column in files or column in inline:
+        return column in files
+    sample: list[str] = []
+    for chunk in cells.chunks:
+        sample += chunk.drop_null()[: LOOK_AT - len(sample)].flatten().to_pylist()
+        if len(sample) >= LOOK_AT:
+            break
+    like_files = [cell for cell in sample if ends_like_a_file(cell)]
+    if like_files and len(like_files) < len(sample):
+        other = next(cell for cell in sample if not ends_like_a_file(cell))
+        raise DataError(
+            f"{where}: column '{column}' holds both {like_files[0]!r}, which looks like a file, and "
+            f"{other[:60]!r}, which does not; under `data`, say `files: [{column}]` or `inline: [{column}]`"
+        )
+    return bool(like_files)
+
+
+def _holds_windows(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) and kind.value_type == WINDOW
+
+
+def manifest_columns(
+    path: Path, options: DataOptions, names: Collection[str], files: Files, where: str
+) -> dict[str, Column]:
+    """Return the columns of a manifest's Arrow file that the modalities read, by modality.
+
+    Raises:
+        DataError: A column holds both files and text, or windows are to be cut around places there are not.
+    """
+    table = mapped_table(path)
+    columns: dict[str, Column] = {}
+    for name in names:
+        column, rasters = options.columns.get(name, name), options.rasters.get(name)
+        field = CELL + column
+        if rasters is not None and rasters.paths:
+            if "lat" not in table.column_names:
+                raise DataError(
+                    f"{where}: '{name}' is cut out of {rasters.paths[0]} around places, but there are no "
+                    "columns lat and lon; map them with `columns: {lat: COLUMN, lon: COLUMN}`"
+                )
+            columns[name] = RasterColumn(path, None, files, rasters)
+        if field not in table.column_names or name in columns:
+            continue
+        cells = table.column(field)
+        if rasters is not None or _holds_windows(cells.type):
+            columns[name] = RasterColumn(path, field, files, rasters or RasterOptions())
+            continue
+        strings = pa.types.is_list(cells.type) and pa.types.is_string(cells.type.value_type)
+        named = strings and _holds_files(cells, column, options.files, options.inline, where)
+        columns[name] = ArrowColumn(path, field, files if named else None)
+    return columns
+
+
+def chosen_columns(
+    there: Mapping[str, Column], columns: Mapping[str, str], names: Collection[str], where: str
+) -> dict[str, Column]:
+    """Pick from ready columns those that the modalities read, by modality.
+
+    Raises:
+        DataError: The recipe names a column that is not there, or none of them is.
+    """
+    chosen = {name: columns.get(name, name) for name in names}
+    unknown = [column for name, column in chosen.items() if name in columns and column not in there]
+    if unknown or not set(chosen.values()) & set(there):
+        wanted = f"'{unknown[0]}'" if unknown else f"for {', '.join(names)}"
+        raise DataError(
+            f"{where}: has no column {wanted}; its columns: {listed(there)}; map them with `columns: "
+            f"{{{next(iter(names), 'NAME')}: {next(iter(there))}}}`"
+        )
+    return {name: there[column] for name, column in chosen.items() if column in there}

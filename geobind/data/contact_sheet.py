@@ -1,0 +1,334 @@
+"""Contact sheets of raw and prepared observations."""
+
+# C channels, H height, W width, T samples, M mel bands, F frames
+
+from __future__ import annotations
+
+import io
+import random
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
+
+import numpy as np
+
+from geobind.data.inspect import kind_of
+from geobind.data.readers.files import open_binary
+from geobind.data.sampler import seeded
+from geobind.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    from geobind.data.table import Observed, Table
+    from geobind.modality import Modality
+
+
+Kind = Literal["image", "sound", "words", "numbers"]
+Limits = tuple[float, float]  # the values that are shown black and white
+
+_RATE = 16_000
+_SHORTEST = 1024  # samples that make a spectrogram
+_DECIBELS = 70  # shown below the loudest
+_LETTERS = 160
+_MOST_TOKENS = 60
+
+
+def kind_of_raw(raw: Any) -> Kind:
+    """Tell what a raw input is an observation of.
+
+    Raises:
+        DataError: It is a file that cannot be read.
+    """
+    if isinstance(raw, str):
+        return "words"
+    if isinstance(raw, Path | bytes):
+        with open_binary(raw) as file:
+            kind = kind_of(file.read(16))
+        return kind if kind != "unknown" else "words"
+    if isinstance(raw, tuple):
+        return "sound"  # samples, and their rate
+    return "image" if getattr(raw, "ndim", 3) in (2, 3) else "numbers"
+
+
+def draw_raw(axis: Axes, raw: Any) -> None:
+    """Draw a raw input; what is missing or broken is written out."""
+    try:
+        if raw is None or isinstance(raw, DataError):
+            return write(axis, "missing" if raw is None else str(raw))
+        kind = kind_of_raw(raw)
+        if kind == "words":
+            write(axis, _text(raw))
+        elif kind == "sound":
+            _draw_sound(axis, raw)
+        elif isinstance(raw, Path | bytes):
+            from geobind.data.readers.images import read_image
+
+            draw_array(axis, read_image(raw).numpy(), last=False)
+        else:
+            draw_array(axis, np.asarray(raw), last=isinstance(raw, np.ndarray))
+    except DataError as error:
+        write(axis, str(error))
+
+
+def draw_prepared(axis: Axes, prepared: Any, raw: Any, limits: Limits | None = None) -> None:
+    """Draw what `prepare` made of a raw input.
+
+    Args:
+        axis: Where to draw.
+        prepared: A tensor or a mapping of tensors, of which the largest is drawn.
+        raw: What it was made of: a sound's picture is a spectrogram, a text's tokens stand below its words.
+        limits: What to show black and white, if the values are not of 8 bits; by default the image's own,
+            which would hide a change of brightness.
+    """
+    if isinstance(prepared, DataError):
+        return write(axis, str(prepared))
+    if isinstance(prepared, Mapping):
+        prepared = max(cast("Mapping[str, Any]", prepared).values(), key=lambda tensor: tensor.numel())
+    array, kind = np.asarray(prepared), kind_of_raw(raw)
+    if kind == "sound" and array.ndim >= 2:
+        draw_spectrograms(axis, array)
+    elif kind == "words" and array.ndim == 1 and np.issubdtype(array.dtype, np.integer):
+        tokens = np.trim_zeros(array, "b")
+        write(axis, f"{_text(raw)} [{len(tokens)} tokens: {_some(tokens)}]")
+    else:
+        draw_array(axis, array, last=False, limits=limits)
+
+
+def limits_of(prepared: Any) -> Limits | None:
+    """The values between which most of an image's lie, as satellite images are shown; None for 8 bits."""
+    array = np.asarray(prepared) if not isinstance(prepared, Mapping | DataError) else np.zeros(0)
+    if array.ndim < 2 or array.dtype == np.uint8:
+        return None
+    low, high = np.percentile(array, (2, 98))
+    return float(low), float(high)
+
+
+def draw_spectrograms(axis: Axes, array: NDArray[Any]) -> None:
+    """Draw one spectrogram (M, F) or several (..., M, F), the first on top, low notes below high ones."""
+    mel_KMF = array.reshape(-1, *array.shape[-2:])
+    gap_1F = np.full((max(1, mel_KMF.shape[1] // 16), mel_KMF.shape[2]), np.nan)
+    rows = [row for mel_MF in mel_KMF[::-1] for row in (mel_MF, gap_1F)][:-1]
+    axis.imshow(np.concatenate(rows), origin="lower", aspect="auto", cmap="magma", interpolation="nearest")
+
+
+def draw_array(axis: Axes, array: NDArray[Any], *, last: bool, limits: Limits | None = None) -> None:
+    """Draw numbers by their shape alone: pictures of any number of bands, planes, curves, tokens.
+
+    Args:
+        axis: Where to draw.
+        array: (C, H, W), (H, W) or (T,); of more than three bands the first three are shown.
+        last: The channels of three axes come last, as in arrays of images; they come first in tensors.
+        limits: What to show black and white.
+    """
+    array = array[0] if array.ndim > 3 else array
+    if array.ndim == 3:
+        array = array if last else array.transpose(1, 2, 0)
+        image = array[..., :3] if array.shape[2] >= 3 else array[..., 0]
+        axis.imshow(
+            _visible(image, limits), cmap="gray", vmin=None if image.ndim == 3 else 0, vmax=_top(image)
+        )
+    elif array.ndim == 2:
+        axis.imshow(array, origin="lower", aspect="auto", cmap="magma")
+    elif np.issubdtype(array.dtype, np.integer):
+        write(axis, _some(np.trim_zeros(array.ravel(), "b")))
+    else:
+        axis.plot(np.arange(array.size), array.ravel(), linewidth=0.6)
+
+
+def write(axis: Axes, text: str) -> None:
+    """Write a text into a cell, cut where it would not fit."""
+    short = text if len(text) <= _LETTERS else text[:_LETTERS] + " ..."
+    axis.text(
+        0, 1, textwrap.fill(short, 28), fontsize=6, va="top", transform=axis.transAxes, parse_math=False
+    )
+
+
+def _draw_sound(axis: Axes, raw: Any) -> None:
+    from geobind.data.readers.audio import read_audio
+    from geobind.toyearth.sheet import spectrogram
+
+    samples_T = read_audio(raw, _RATE).numpy()
+    loud_FW = spectrogram(np.pad(samples_T, (0, max(0, _SHORTEST - len(samples_T)))))
+    axis.imshow(loud_FW, origin="lower", aspect="auto", cmap="magma", vmin=float(loud_FW.max()) - _DECIBELS)
+
+
+def _text(raw: Any) -> str:
+    from geobind.data.readers.text import read_text
+
+    return raw if isinstance(raw, str) else read_text(raw)
+
+
+def _some(tokens: NDArray[Any]) -> str:
+    more = " ..." if len(tokens) > _MOST_TOKENS else ""
+    return " ".join(map(str, tokens[:_MOST_TOKENS])) + more
+
+
+def _visible(image: NDArray[Any], limits: Limits | None) -> NDArray[Any]:
+    if image.dtype == np.uint8:
+        return image
+    low, high = limits or np.percentile(image, (2, 98))
+    return np.clip((image - low) / max(float(high - low), 1e-9), 0, 1)
+
+
+def _top(image: NDArray[Any]) -> float | None:
+    """What is white of one band: matplotlib would stretch each by its own values."""
+    return None if image.ndim == 3 else 255 if image.dtype == np.uint8 else 1
+
+
+_MOST_ROWS = 30
+_MOST_DRAWS = 8
+_SIDE = 1.7  # inches of a cell
+_FIRST = 10  # rows looked at to see whether they hold several observations
+
+
+class Side(NamedTuple):
+    """One modality of a stage's sheet: who prepares its inputs, and whether the stage trains it."""
+
+    modality: Modality
+    trained: bool
+
+
+class Rows(Protocol):
+    """What is drawn: rows of a stage."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Observed: ...
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One cell of a sheet: how it is drawn and what stands above it."""
+
+    draw: Callable[[Axes], None]
+    title: str = ""
+
+
+def sheet_of_table(table: Table, rows: int = 6, seed: int = 0) -> bytes:
+    """Draw some rows of a table, one row each: a column for each modality; PNG bytes.
+
+    Raises:
+        DataError: More than 30 rows are asked for.
+    """
+    cells: list[list[Shown]] = []
+    for row in _drawn_rows(len(table), rows, seed):
+        shown: list[Shown] = []
+        for name, column in table.columns.items():
+            try:
+                raw = _first(column[int(table.rows_N[row])])
+            except DataError as error:
+                raw = error
+            shown.append(Shown(partial(draw_raw, raw=raw), name))
+        cells.append(_keyed(shown, table.keys[row]))
+    return _sheet(cells)
+
+
+def sheet_of_stage(
+    stage_rows: Rows, sides: Mapping[str, Side], rows: int = 4, seed: int = 0, draws: int = 3
+) -> bytes:
+    """Draw what a stage sees of some rows: each raw input, as it is embedded, and as it is trained on.
+
+    Training draws are made as training makes them: one of several equally good observations, then the
+    modality's augmentations if the stage trains it. An image that is not of 8 bits is shown within the limits
+    of its plain self, so that changes of its brightness can be seen.
+
+    Args:
+        stage_rows: The rows of the stage.
+        sides: Its modalities.
+        rows: Rows to draw.
+        seed: Which rows, and which draws.
+        draws: Training draws of each modality that has any.
+
+    Returns:
+        PNG bytes.
+
+    Raises:
+        DataError: More than 30 rows are asked for, or more than 8 draws.
+    """
+    if not 0 <= draws <= _MOST_DRAWS:
+        raise DataError(f"a sheet shows 0 to {_MOST_DRAWS} draws, not {draws}")
+    chosen = _drawn_rows(len(stage_rows), rows, seed)
+    drawn = {name: draws if side.trained or _several(stage_rows, name) else 0 for name, side in sides.items()}
+    cells: list[list[Shown]] = []
+    for row in chosen:
+        observed = stage_rows[row]
+        shown: list[Shown] = []
+        for name, side in sides.items():
+            shown += _seen(name, side, observed.raws.get(name), (seed, row), drawn[name])
+        cells.append(_keyed(shown, observed.key or f"row {row}"))
+    return _sheet(cells)
+
+
+def _seen(name: str, side: Side, raw: Any, seeds: tuple[int, int], draws: int) -> list[Shown]:
+    first = _first(raw)
+    shown = [Shown(partial(draw_raw, raw=first), name)]
+    if first is None:
+        return shown + [Shown(_nothing)] * (1 + draws)
+    plain = _prepared(side.modality, first)
+    limits = limits_of(plain)
+    shown.append(Shown(partial(draw_prepared, prepared=plain, raw=first, limits=limits), "prepared"))
+    for draw in range(draws):
+        with seeded(*seeds, draw):
+            one = random.choice(cast("list[Any]", raw)) if isinstance(raw, list) else raw
+            made = _prepared(side.modality, one, training=side.trained)
+        cell = partial(draw_prepared, prepared=made, raw=one, limits=limits)
+        shown.append(Shown(cell, f"training {draw + 1}"))
+    return shown
+
+
+def _prepared(modality: Modality, raw: Any, *, training: bool = False) -> Any:
+    """What the modality makes of a raw input, or why it cannot."""
+    try:
+        return modality.prepare(raw, training=training)
+    except DataError as error:
+        return error
+
+
+def _several(stage_rows: Rows, name: str) -> bool:
+    """Whether rows hold several observations of a modality, as far as the first tell."""
+    raws = (stage_rows[row].raws.get(name) for row in range(min(_FIRST, len(stage_rows))))
+    return any(isinstance(raw, list) and len(cast("list[Any]", raw)) > 1 for raw in raws)
+
+
+def _first(raw: Any) -> Any:
+    if isinstance(raw, list):
+        items = cast("list[Any]", raw)
+        return items[0] if items else None
+    return raw
+
+
+def _keyed(shown: list[Shown], key: str) -> list[Shown]:
+    return [replace(shown[0], title=f"{shown[0].title}: {key}"), *shown[1:]] if shown else shown
+
+
+def _nothing(axis: Axes) -> None:
+    """Leave a cell empty."""
+
+
+def _drawn_rows(count: int, rows: int, seed: int) -> list[int]:
+    if not 1 <= rows <= _MOST_ROWS:
+        raise DataError(f"a sheet shows 1 to {_MOST_ROWS} rows, not {rows}")
+    return sorted(int(row) for row in np.random.default_rng(seed).permutation(count)[:rows])
+
+
+def _sheet(cells: Sequence[Sequence[Shown]]) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = len(cells[0])
+    figure = Figure(figsize=(_SIDE * columns, (_SIDE + 0.25) * len(cells)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(cells), columns, squeeze=False)
+    for row, shown in enumerate(cells):
+        for axis, cell in zip(axes[row], shown, strict=True):
+            axis.set_axis_off()
+            axis.set_title(cell.title[:40], fontsize=6)
+            cell.draw(axis)
+    target = io.BytesIO()
+    figure.savefig(target, format="png")
+    return target.getvalue()

@@ -1,0 +1,571 @@
+"""The data report: broken files, duplicates, near-duplicates, leaks between splits."""
+
+# C channels, H height, W width, N images
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations, islice, product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+
+from geobind.data.columns import ArrowColumn
+from geobind.data.rasters.column import RasterColumn
+from geobind.data.readers.files import describe, open_binary
+from geobind.errors import DataError
+from geobind.utils.geo import nearest_km
+from geobind.utils.progress import track
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from geobind.data.table import Table
+
+
+Kind = Literal["image", "sound", "words", "numbers", "unknown"]
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_JPEG_2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+_IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", *_TIFF, *_JPEG_2000)
+_SOUNDS = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"FORM", b".snd", b"RF64")
+_FLAT = 2.0  # grey levels of 255; below, an image's hash is noise
+_SILENT = 1e-4  # of full scale
+_HEAD, _PART = 16, 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of one observation; a `fault` says why it cannot be used."""
+
+    kind: Kind = "unknown"
+    fault: str | None = None
+    digest: bytes = b""  # of the content; empty if it was not read
+    size: tuple[int, int] | None = None  # width and height of an image
+    channels: int | None = None
+    rate: int | None = None
+    seconds: float | None = None
+    silent: bool = False
+    length: int | None = None  # characters of a text, numbers of a vector
+    marks: tuple[int, int] | None = None  # difference hashes of 64 and 256 bits; None of a flat image
+
+
+def inspect_raw(raw: Any) -> Facts:
+    """Decode an observation and tell what it is; what is wrong with it is told, not raised.
+
+    Args:
+        raw: A path, bytes, a string, an array of an image (H, W, C) or of numbers, as columns give them.
+    """
+    try:
+        if isinstance(raw, str):
+            return Facts("words", digest=_digest_of(raw.encode("utf-8", "replace")), length=len(raw))
+        if isinstance(raw, np.ndarray):
+            return _of_array(raw)
+        with open_binary(raw) as file:
+            head = file.read(_HEAD)
+            digest = _digest(file, head)
+        return _of_content(raw, head, digest)
+    except (DataError, OSError) as error:
+        return Facts(fault=str(error))
+
+
+def kind_of(content: bytes) -> Kind:
+    """Tell by how it begins what an encoded observation is; `unknown` may be text."""
+    if content.startswith(b"RIFF"):
+        return "image" if content[8:12] == b"WEBP" else "sound"
+    if content.startswith(_IMAGES):
+        return "image"
+    return "sound" if content.startswith(_SOUNDS) else "unknown"
+
+
+def _of_content(raw: Path | bytes, head: bytes, digest: bytes) -> Facts:
+    from geobind.data.readers.text import read_text
+
+    kind = kind_of(head)
+    try:
+        if kind == "image":
+            return _of_image(raw, head, digest)
+        if kind == "sound":
+            return _of_sound(raw, digest)
+        return Facts("words", digest=digest, length=len(read_text(raw)))
+    except DataError as error:
+        if kind == "unknown" and isinstance(error.__cause__, UnicodeDecodeError):
+            fault = f"{describe(raw)}: is no image, sound or text known here; it begins with {head[:8]!r}"
+            return Facts(fault=fault)
+        return Facts(kind, str(error), digest)
+
+
+def _of_array(array: NDArray[Any]) -> Facts:
+    digest = _digest_of(np.ascontiguousarray(array).data)
+    if array.ndim != 3:
+        fault = None if np.isfinite(array).all() else "holds numbers that are NaN or infinite"
+        return Facts("numbers", fault, digest, length=array.size)
+    height, width, channels = array.shape
+    return Facts("image", None, digest, (width, height), channels, marks=_marks(array.transpose(2, 0, 1)))
+
+
+def _of_image(raw: Path | bytes, head: bytes, digest: bytes) -> Facts:
+    from geobind.data.readers.images import read_image
+
+    try:
+        image_CHW: Tensor = read_image(raw, channels=3)
+    except DataError as photo_fault:
+        try:  # what cannot be shown as a photo may be one band of values
+            image_CHW = read_image(raw, channels=1)
+        except DataError:
+            if head.startswith(_TIFF + _JPEG_2000) and isinstance(raw, Path):
+                return _of_raster(raw, digest)
+            return Facts("image", str(photo_fault), digest)
+    channels, height, width = image_CHW.shape
+    return Facts("image", None, digest, (width, height), channels, marks=_marks(image_CHW.numpy()))
+
+
+def _of_raster(path: Path, digest: bytes) -> Facts:
+    from geobind.data.rasters.window import open_raster
+
+    dataset = open_raster(path)
+    return Facts("image", None, digest, (dataset.width, dataset.height), dataset.count)
+
+
+def _of_sound(raw: Path | bytes, digest: bytes) -> Facts:
+    from geobind.data.readers.audio import open_sound, read_audio
+
+    with open_sound(raw) as file:
+        rate, channels = file.samplerate, file.channels
+    samples_T = read_audio(raw, rate)
+    return Facts(
+        "sound",
+        None,
+        digest,
+        channels=channels,
+        rate=rate,
+        seconds=len(samples_T) / rate,
+        silent=float(samples_T.abs().max()) < _SILENT,
+    )
+
+
+def _marks(image_CHW: NDArray[Any]) -> tuple[int, int] | None:
+    """Return the difference hashes of an image: is each patch brighter than the one to its left?"""
+    import torch
+    from torch.nn.functional import adaptive_avg_pool2d
+
+    grey_11HW = torch.from_numpy(image_CHW.mean(axis=0, dtype=np.float64))[None, None]
+    coarse, fine = (adaptive_avg_pool2d(grey_11HW, (n, n + 1))[0, 0].numpy() for n in (8, 16))
+    scale = (
+        1.0
+        if image_CHW.dtype == np.uint8
+        else 255 / max(1e-9, float(image_CHW.max()) - float(image_CHW.min()))
+    )
+    if coarse.std() * scale < _FLAT:
+        return None
+    small, large = (
+        int.from_bytes(np.packbits(np.diff(patches, axis=1) > 0).tobytes(), "big")
+        for patches in (coarse, fine)
+    )
+    return small, large
+
+
+def _digest(file: BinaryIO, head: bytes) -> bytes:
+    digest = hashlib.blake2b(head, digest_size=16)
+    while part := file.read(_PART):  # a raster may be larger than memory
+        digest.update(part)
+    return digest.digest()
+
+
+def _digest_of(content: Any) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+_CHUNK = 64  # observations looked at together; those not in files of their own are held in memory
+
+
+class Seen(NamedTuple):
+    """An observation: its row, and what was found of it."""
+
+    row: int
+    facts: Facts
+
+
+def look(table: Table, name: str) -> Iterator[Seen]:
+    """Inspect every observation of a modality, a file that many rows name only once."""
+    known: dict[Path, Facts] = {}
+    rows = table.rows_with([name])
+    if not len(rows):
+        return
+    raws = _raws(table, name, track(rows, f"checking {name}", len(rows)))
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoders let other threads run
+        while chunk := list(islice(raws, _CHUNK)):
+            fresh = dict.fromkeys(raw for _, raw in chunk if isinstance(raw, Path) and raw not in known)
+            known |= zip(fresh, pool.map(inspect_raw, fresh), strict=True)
+            others = pool.map(inspect_raw, [raw for _, raw in chunk if not isinstance(raw, Path | Facts)])
+            for row, raw in chunk:
+                if isinstance(raw, Facts):
+                    yield Seen(row, raw)
+                else:
+                    yield Seen(row, known[raw] if isinstance(raw, Path) else next(others))
+
+
+def _raws(table: Table, name: str, rows: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """Yield each observation with its row, or the facts of one that cannot be had."""
+    samples = table.samples(name)
+    for row in rows:
+        try:
+            cell = samples[int(row)]
+        except DataError as error:
+            yield int(row), Facts(fault=str(error))
+            continue
+        yield from ((int(row), raw) for raw in (cell if isinstance(cell, list) else [cell]))
+
+
+def look_quickly(table: Table, name: str) -> Iterator[Seen]:
+    """See whether the files of a modality are there and not empty; nothing is decoded."""
+    column = table.columns[name]
+    number = {int(row): index for index, row in enumerate(table.rows_N)}
+    if isinstance(column, ArrowColumn) and column.files is not None:
+        for row, file in column.file_names(table.rows_N, len(table) * 1000):
+            yield Seen(number[row], Facts(fault=column.files.fault(file)))
+        return
+    if isinstance(column, RasterColumn):
+        files = column.file_names(table.rows_N, len(table))
+        faults = [(row, fault) for row, file in files if (fault := column.files.fault(file))]
+        yield from (Seen(number[row], Facts(fault=fault)) for row, fault in faults)
+        if faults:
+            return
+    yield from (Seen(int(row), Facts()) for row in table.rows_with([name]))
+
+
+SMALL, LARGE = 3, 32  # bits of 64 and of 256 by which two images that are the same may differ
+_BLOCK = 500_000  # pairs compared at a time
+STATED = (
+    f"difference hashes that differ by at most {SMALL} of 64 and {LARGE} of 256 bits: the same image saved "
+    "again or resized, not one cropped or turned"
+)
+
+
+def twins_across(
+    marks: Sequence[tuple[int, int] | None], splits: Sequence[str | None]
+) -> Iterator[tuple[int, int]]:
+    """Yield pairs of images that are nearly the same and lie in different splits, each once.
+
+    Args:
+        marks: The hashes of each image, of 64 and 256 bits; None of one that has none.
+        splits: The split of each image; those of None are left out.
+    """
+    rows = [row for row, mark in enumerate(marks) if mark is not None and splits[row] is not None]
+    small_N = np.array([_mark(marks, row)[0] for row in rows], dtype=np.uint64)
+    seen: set[tuple[int, int]] = set()
+    # Two hashes that differ in at most 3 bits agree in one of 4 parts.
+    for part in range(SMALL + 1):
+        key_N = (small_N >> np.uint64(16 * part)) & np.uint64(0xFFFF)
+        for bucket in _buckets(key_N):
+            for one, other in _pairs(bucket, [splits[rows[i]] for i in bucket], small_N):
+                pair = rows[one], rows[other]
+                if pair not in seen and _differ(marks, *pair) <= LARGE:
+                    seen.add(pair)
+                    yield pair
+
+
+def _mark(marks: Sequence[tuple[int, int] | None], row: int) -> tuple[int, int]:
+    return marks[row] or (0, 0)
+
+
+def _differ(marks: Sequence[tuple[int, int] | None], one: int, other: int) -> int:
+    return (_mark(marks, one)[1] ^ _mark(marks, other)[1]).bit_count()
+
+
+def _buckets(key_N: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
+    order = np.argsort(key_N, kind="stable")
+    edges = np.flatnonzero(np.diff(key_N[order])) + 1
+    yield from (bucket for bucket in np.split(order, edges) if len(bucket) > 1)
+
+
+def _pairs(
+    bucket: NDArray[np.int64], splits: Sequence[str | None], small_N: NDArray[np.uint64]
+) -> Iterator[tuple[int, int]]:
+    groups = {split: bucket[[s == split for s in splits]] for split in dict.fromkeys(splits)}
+    for (one, first), (other, second) in product(groups.items(), repeat=2):
+        if str(one) >= str(other):
+            continue
+        step = max(1, _BLOCK // len(second))
+        for start in range(0, len(first), step):
+            part = first[start : start + step]
+            differing = small_N[part][:, None] ^ small_N[second][None]
+            bits = np.unpackbits(differing.view(np.uint8).reshape(*differing.shape, 8), axis=-1)
+            for i, j in np.argwhere(bits.sum(axis=-1) <= SMALL):
+                yield int(part[i]), int(second[j])
+
+
+NEAR_KM = (1.0, 10.0)
+_LISTED = 5
+
+
+def warnings(report: Mapping[str, Any]) -> Iterator[str]:
+    """Say what can be used but should be known: what splits share, silence, classes never trained on."""
+    for name, told in report["modalities"].items():
+        texts = set(told["kinds"]) <= {"words"}
+        if told["repeated"]["across_splits"] and not texts:  # captions may well say the same of two places
+            yield (
+                f"{name}: {told['repeated']['across_splits']} observations are in several splits bit by bit: "
+                + "; ".join(" = ".join(pair) for pair in told["repeated"]["examples"])
+            )
+        if told["near"]["pairs"]:
+            yield (
+                f"{name}: {told['near']['pairs']} pairs of images across splits are nearly the same: "
+                + "; ".join(" ~ ".join(pair) for pair in told["near"]["examples"])
+            )
+        if told["silent"]:
+            yield f"{name}: {told['silent']} sounds are silent"
+        if len(told["sound_rates"]) > 1:
+            yield f"{name}: sounds have {len(told['sound_rates'])} sampling rates; low ones lack treble"
+    for pair in (report["places"] or {}).get("apart", []):
+        if pair["within_1_km"] or pair["least_km"] < NEAR_KM[0]:
+            yield (
+                f"places: {pair['within_1_km']:.1%} of '{pair['of']}' lie within 1 km of '{pair['from']}' "
+                f"(the nearest at {pair['least_km']:,.2f} km); split by blocks: `geobind data split`"
+            )
+    groups = report["groups"]
+    if groups and groups["across_splits"]:
+        yield (
+            f"groups: {groups['across_splits']} of {groups['groups']} have rows in several splits: "
+            f"{'; '.join(groups['examples'])}; keep them whole: `geobind data split --by group`"
+        )
+    labels = report["labels"]
+    if labels and "train" in labels["by_split"]:
+        for split, counts in labels["by_split"].items():
+            strange = sorted(set(counts) - set(labels["by_split"]["train"]))
+            if strange:
+                yield f"labels: '{split}' has classes that 'train' has not: {', '.join(strange[:10])}"
+
+
+def lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """Say what was found, line by line."""
+    yield f"{report['name']}: {report['rows']:,} rows; {_counts(report['splits'])}"
+    if report["without_split"]:
+        yield f"  {report['without_split']} rows are in no split"
+    for name, told in report["modalities"].items():
+        yield from _modality_lines(name, told)
+    if labels := report["labels"]:
+        (most, many), (least, few) = labels["largest"], labels["smallest"]
+        yield f"labels: {labels['classes']} classes, from {least} ({few} rows) to {most} ({many} rows)"
+        if labels["without"]:
+            yield f"  {labels['without']} rows have none"
+    if groups := report["groups"]:
+        yield f"groups: {groups['groups']:,}; in several splits: {groups['across_splits']:,}"
+        if groups["without"]:
+            yield f"  {groups['without']} rows have none"
+    if places := report["places"]:
+        yield f"places: {places['rows']} rows"
+        for pair in places["apart"]:
+            shares = ", ".join(f"{pair[f'within_{km:g}_km']:.1%} within {km:g} km" for km in NEAR_KM)
+            yield f"  '{pair['of']}' from '{pair['from']}': at least {pair['least_km']:,.1f} km; {shares}"
+    if any(told["near"]["pairs"] for told in report["modalities"].values()):
+        yield f"(nearly the same: {STATED})"
+    yield from (f"warning: {warning}" for warning in report["warnings"])
+
+
+def _modality_lines(name: str, told: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{name}: {told['rows']} rows; {_counts(told['by_split'])}"
+    if told["repeated"]["distinct"]:
+        yield f"  {_counts(told['kinds'])}; {told['repeated']['distinct']:,} distinct"
+    if told["image_sizes"]:
+        yield f"  pixels {_counts(told['image_sizes'])}; channels {_counts(told['image_channels'])}"
+    if told["sound_rates"]:
+        yield f"  Hz {_counts(told['sound_rates'])}; seconds {_spread_text(told['sound_seconds'])}"
+    if told["lengths"]:
+        yield f"  length {_spread_text(told['lengths'])}"
+    if told["flat"]:
+        yield f"  {told['flat']} images have no feature and were not compared"
+    if told["broken"]:
+        yield f"  {told['broken']} cannot be used:"
+        yield from (f"    {fault['row']}: {fault['reason']}" for fault in told["faults"][:_LISTED])
+        if told["broken"] > _LISTED:
+            yield f"    ... and {told['broken'] - _LISTED} more (--json lists them)"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    shown = [f"{word or 'in no split'} ({count:,})" for word, count in list(counts.items())[:_LISTED]]
+    more = len(counts) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "") if shown else "none"
+
+
+def _spread_text(values: Mapping[str, float]) -> str:
+    return f"{values['least']:.4g} to {values['most']:.4g}, median {values['median']:.4g}"
+
+
+# N rows
+
+
+_EXAMPLES = 5
+Report = dict[str, Any]
+
+
+def check_table(table: Table, *, quick: bool = False) -> Report:
+    """Look at a table and say what is in it, in values that JSON can hold.
+
+    Args:
+        table: What to look at.
+        quick: Only see whether files are there and not empty; nothing is decoded or compared.
+
+    Returns:
+        `rows`, `splits`, `modalities` (for each: rows by split, kinds, sizes, rates, repeats), `labels`,
+        `groups` (those in several splits), `places` (distances between splits), `broken` (how many
+        observations cannot be used) and `warnings` (sentences about what can be used but should be known).
+    """
+    splits = _splits(table)
+    view = look_quickly if quick else look
+    found = {name: list(view(table, name)) for name in table.columns}
+    modalities = {name: _modality(items, splits, table.keys) for name, items in found.items()}
+    report: Report = {
+        "name": table.name,
+        "rows": len(table),
+        "splits": table.splits,
+        "without_split": sum(split is None for split in splits),
+        "modalities": modalities,
+        "labels": _labels(table.labels, splits),
+        "groups": _groups(table.groups, splits),
+        "places": _places(table.places_LL, splits),
+        "broken": sum(told["broken"] for told in modalities.values()),
+    }
+    return {**report, "warnings": list(warnings(report))}
+
+
+def _splits(table: Table) -> list[str | None]:
+    splits: list[str | None] = [None] * len(table)
+    for name in table.splits:
+        for row in np.flatnonzero(np.isin(table.rows_N, table.split(name).rows_N)):
+            splits[row] = name
+    return splits
+
+
+def _modality(items: Sequence[Seen], splits: Sequence[str | None], keys: Sequence[str]) -> Report:
+    good = [item for item in items if item.facts.fault is None]
+    rows = {item.row for item in items}
+    bad = [item for item in items if item.facts.fault is not None]
+    kinds = Counter(item.facts.kind for item in good)
+    return {
+        "rows": len(rows),
+        "by_split": dict(sorted(Counter(splits[row] or "" for row in rows).items())),
+        "observations": len(items),
+        "kinds": dict(kinds.most_common()),
+        "broken": len(bad),
+        "faults": [{"row": keys[item.row], "reason": item.facts.fault} for item in bad[:1000]],
+        "image_sizes": _counted(f"{f.size[0]} x {f.size[1]}" for _, f in good if f.size),
+        "image_channels": _counted(str(f.channels) for _, f in good if f.size),
+        "sound_rates": _counted(str(f.rate) for _, f in good if f.rate),
+        "sound_seconds": _spread([f.seconds for _, f in good if f.seconds is not None]),
+        "silent": sum(f.silent for _, f in good),
+        "lengths": _spread([f.length for _, f in good if f.length is not None]),
+        "repeated": _repeated(good, splits, keys),
+        "near": _near(good, splits, keys),
+        "flat": sum(f.kind == "image" and f.size is not None and f.marks is None for _, f in good),
+    }
+
+
+def _counted(words: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(words).most_common())
+
+
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    return {
+        "least": float(min(values)),
+        "median": float(np.median(np.array(values))),
+        "most": float(max(values)),
+    }
+
+
+def _repeated(items: Sequence[Seen], splits: Sequence[str | None], keys: Sequence[str]) -> Report:
+    """Count observations whose content, bit by bit, is in several rows, and in several splits."""
+    rows: defaultdict[bytes, dict[int, None]] = defaultdict(dict)
+    for row, facts in items:
+        if facts.digest:
+            rows[facts.digest][row] = None
+    groups = [list(group) for group in rows.values() if len(group) > 1]
+    across = [group for group in groups if len({splits[row] for row in group} - {None}) > 1]
+    return {
+        "distinct": len(rows),
+        "groups": len(groups),
+        "across_splits": len(across),
+        "examples": [_named(group, splits, keys) for group in (across or groups)[:_EXAMPLES]],
+    }
+
+
+def _near(items: Sequence[Seen], splits: Sequence[str | None], keys: Sequence[str]) -> Report:
+    """Count images that are nearly the same as one in another split, but not the same bit by bit."""
+    pairs: list[tuple[int, int]] = []
+    for one, other in twins_across([f.marks for _, f in items], [splits[row] for row, _ in items]):
+        if items[one].facts.digest != items[other].facts.digest:
+            pairs.append((items[one].row, items[other].row))
+    return {
+        "pairs": len(pairs),
+        "examples": [_named(sorted(pair), splits, keys) for pair in sorted(pairs)[:_EXAMPLES]],
+    }
+
+
+def _named(rows: Iterable[int], splits: Sequence[str | None], keys: Sequence[str]) -> list[str]:
+    """Name rows with their splits, one of each split first."""
+    first: dict[str | None, int] = {}
+    for row in rows:
+        first.setdefault(splits[row], row)
+    chosen = list(first.values()) if len(first) > 1 else list(islice(rows, 2))
+    return [f"{keys[row]} ({splits[row]})" for row in chosen]
+
+
+def _labels(labels: Sequence[str | None] | None, splits: Sequence[str | None]) -> Report | None:
+    if labels is None:
+        return None
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for label, split in zip(labels, splits, strict=True):
+        if label is not None:
+            counts[split or ""][label] += 1
+    total = sum(counts.values(), Counter[str]())
+    ranked = total.most_common()
+    return {
+        "classes": len(total),
+        "without": sum(label is None for label in labels),
+        "largest": ranked[0],
+        "smallest": ranked[-1],
+        "by_split": {split: dict(count.most_common()) for split, count in sorted(counts.items())},
+    }
+
+
+def _groups(groups: Sequence[str | None] | None, splits: Sequence[str | None]) -> Report | None:
+    """Count what should not be cut, such as recordings, and what is cut all the same."""
+    if groups is None:
+        return None
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for group, split in zip(groups, splits, strict=True):
+        if group is not None:
+            found[group] |= {split} if split is not None else set()
+    across = [group for group, there in found.items() if len(there) > 1]
+    return {
+        "groups": len(found),
+        "without": sum(group is None for group in groups),
+        "across_splits": len(across),
+        "examples": [f"{group} ({', '.join(sorted(found[group]))})" for group in across[:_EXAMPLES]],
+    }
+
+
+def _places(places_NLL: NDArray[np.float64] | None, splits: Sequence[str | None]) -> Report | None:
+    """Measure how near the places of each split come to those of each other split."""
+    if places_NLL is None:
+        return None
+    known_N = np.isfinite(places_NLL).all(axis=1)
+    names = sorted({split for split in splits if split is not None})
+    split_N = np.array([split or "" for split in splits])
+    places = {name: places_NLL[known_N & (split_N == name)] for name in names}
+    apart: list[Report] = []
+    for one, other in combinations([name for name in names if len(places[name])], 2):
+        few, many = sorted((one, other), key=lambda name: len(places[name]))
+        km_N = nearest_km(places[few], places[many])
+        shares = {f"within_{limit:g}_km": float((km_N < limit).mean()) for limit in NEAR_KM}
+        apart.append({"of": few, "from": many, "least_km": float(km_N.min()), **shares})
+    return {"rows": int(known_N.sum()), "apart": apart}

@@ -1,0 +1,423 @@
+"""Batch loading: preparation, collation, worker processes, quarantine of broken samples."""
+
+# B rows of a batch on this rank, M modalities
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from geobind.data.sampler import Plan, kept, seed
+from geobind.data.sources import hours_of, vanished
+from geobind.data.table import Observed
+from geobind.errors import DataError
+from geobind.modality import Modality
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from geobind.modality import Prepared
+
+
+Fault = tuple[int, str, str]  # row, key, reason
+
+
+class BatchMeta(NamedTuple):
+    """What is known about the rows of a batch, in its order."""
+
+    keys: Sequence[str]
+    lat: NDArray[np.float64] | None  # (B,) degrees, NaN where unknown; None if no row has a place
+    lon: NDArray[np.float64] | None
+    labels: list[str | None] | None  # None if no row has one
+    present_BM: NDArray[np.bool_] | None = None  # None if every row has every modality
+    hours: NDArray[np.float64] | None = None  # (B,) since 1970 in UTC, NaN where unknown; None if of no row
+
+
+class Sample(NamedTuple):
+    """One row, prepared."""
+
+    prepared: Mapping[str, Prepared]  # by modality; what the row lacks is not in it
+    known: Observed  # without raw inputs
+    faults: list[Fault]
+
+
+def collate(samples: Sequence[Prepared]) -> Prepared:
+    """Stack prepared inputs, tensors or dicts of tensors, into a batch.
+
+    Raises:
+        DataError: There are none, or they differ in shape, type or keys.
+    """
+    if not samples:
+        raise DataError("a batch needs at least one input")
+    first = samples[0]
+    for number, sample in enumerate(samples):
+        if not _alike(sample, first):
+            raise DataError(
+                f"inputs of a batch must be prepared alike: number 0 is {_kind(first)}, "
+                f"number {number} is {_kind(sample)}"
+            )
+    return default_collate([dict(sample) if isinstance(sample, Mapping) else sample for sample in samples])
+
+
+def _alike(one: Prepared, other: Prepared) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and one.dtype == other.dtype
+    return _kind(one) == _kind(other)
+
+
+def _kind(sample: Prepared) -> str:
+    if isinstance(sample, Tensor):
+        return f"{str(sample.dtype).removeprefix('torch.')} of shape {tuple(sample.shape)}"
+    return "{" + ", ".join(f"{name}: {_kind(sample[name])}" for name in sorted(sample)) + "}"
+
+
+class Collate(NamedTuple):
+    """Puts the rows of a step together: the batch of each modality holds the rows that have it, in order."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, samples: list[Sample]) -> tuple[dict[str, Prepared], BatchMeta, list[Fault]]:
+        """Return the batch of every modality that some row has, what is known of the rows, and the faults."""
+        present_BM = np.array([[name in sample.prepared for name in self.names] for sample in samples])
+        inputs = {name: [s.prepared[name] for s in samples if name in s.prepared] for name in self.names}
+        batches = {name: collate(there) for name, there in inputs.items() if there}
+        faults = [fault for sample in samples for fault in sample.faults]
+        meta = _meta([sample.known for sample in samples])
+        return batches, meta if present_BM.all() else meta._replace(present_BM=present_BM), faults
+
+
+def _meta(rows: Sequence[Observed]) -> BatchMeta:
+    places = [row.place for row in rows]
+    lat = lon = hours = None
+    if any(place is not None for place in places):
+        lat = np.array([place.lat if place else np.nan for place in places])
+        lon = np.array([place.lon if place else np.nan for place in places])
+    if any(place is not None and place.time is not None for place in places):
+        hours = np.array([hours_of(place) for place in places])
+    labels = [row.label for row in rows]
+    known = labels if any(label is not None for label in labels) else None
+    return BatchMeta([row.key for row in rows], lat, lon, known, hours=hours)
+
+
+Workers = int | Literal["auto"]
+_FEW = 1000  # rows that are prepared before worker processes have even started
+_MOST = 8
+_PATIENCE = 1800  # seconds for one batch; whoever takes longer hangs
+_DEATHS = ("DataLoader worker", "DataLoader timed out")  # how torch begins to say so
+
+
+class WorkerDied(DataError):
+    """A process that loads data died, or hangs; the message says what to do."""
+
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        """Say it of what torch raised."""
+        if isinstance(error, cls):
+            return error
+        if str(error).startswith(_DEATHS[1]):
+            return cls(
+                f"processes that load data have brought nothing for {_PATIENCE} s: the disk or network they "
+                "read from may hang; `workers: 0` shows where"
+            )
+        return cls(
+            f"a process that loads data died ({error}); it may have had too little memory: use fewer "
+            "`workers`, or give more (in a container, also shared memory: --shm-size); "
+            "`workers: 0` shows errors of native code"
+        )
+
+
+def is_worker_death(error: Exception) -> bool:
+    """Whether torch says that a process that loads data died, or hangs."""
+    return isinstance(error, RuntimeError) and str(error).startswith(_DEATHS)
+
+
+class Failed(NamedTuple):
+    """A user's mistake on its way from a worker: torch would wrap the exception itself in a traceback."""
+
+    message: str
+
+
+def auto_workers(rows: int) -> int:
+    """Choose how many processes load data: none for few rows, else a share of the CPUs, at most 8."""
+    if rows < _FEW:
+        return 0
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(_MOST, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def load(
+    samples: Dataset[Any],
+    batches: Iterable[Any],
+    collate: Callable[[list[Any]], Any],
+    workers: int,
+) -> Iterator[Any]:
+    """Yield the batches in order.
+
+    Args:
+        samples: Returns one sample for one item of a batch, or `Failed`.
+        batches: The items of each batch.
+        collate: Makes a batch of a list of samples; may raise DataError.
+        workers: Processes; 0 does the work in this one.
+
+    Raises:
+        DataError: A sample or a batch failed.
+        WorkerDied: A process died, or hangs.
+    """
+    others = set(multiprocessing.active_children())
+    loader = DataLoader(
+        samples,
+        batch_sampler=batches,  # pyright: ignore[reportArgumentType]
+        collate_fn=_Guarded(collate),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        timeout=_PATIENCE if workers else 0,
+        worker_init_fn=_heed,
+        generator=torch.Generator(),  # or it would draw from the global one, and change what comes after
+    )
+    loaded = iter(loader)
+    try:
+        for batch in loaded:
+            if isinstance(batch, Failed):
+                raise DataError(batch.message)
+            yield batch
+    except (RuntimeError, OSError, EOFError) as error:
+        # Of one that dies while it hands over a batch torch knows only that a connection broke.
+        if not (is_worker_death(error) or (workers and isinstance(error, ConnectionError | EOFError))):
+            raise
+        with suppress(RuntimeError):  # torch tells of a death once more, at a moment of its own
+            getattr(loaded, "_shutdown_workers", lambda: None)()
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+            process.join(1)  # one that waits for a disk that hangs cannot even be killed
+        raise WorkerDied.of(error) from error
+
+
+def _heed(_: int) -> None:
+    """Leave signals that are sent to a whole group of processes to the one that trains.
+
+    It finishes its step, which takes batches, and then ends the others: in the worst case by a SIGTERM of
+    its own, which is the second.
+    """
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _heed_the_next)
+
+
+def _heed_the_next(number: int, _: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    collate: Callable[[list[Any]], Any]
+
+    def __call__(self, samples: list[Any]) -> Any:
+        failed = next((sample for sample in samples if isinstance(sample, Failed)), None)
+        if failed is not None:
+            return failed
+        try:
+            return self.collate(samples)
+        except DataError as error:
+            return Failed(str(error))
+
+
+_ATTEMPTS = 10  # replacements tried for a broken row
+_JUDGED_FROM = 1000  # rows seen before a share of broken ones means anything
+_SHOWN = 5  # broken rows listed in one message
+
+
+class Prepares(Protocol):
+    """What makes a raw input a tensor: a modality, or whatever stands in for it."""
+
+    def prepare(self, raw: Any, *, training: bool = False) -> Prepared:
+        """Turn one raw input into a tensor, or a dict of tensors."""
+        ...
+
+
+class Side(NamedTuple):
+    """One modality of a batch: who prepares its inputs, and whether they are augmented."""
+
+    by: Prepares
+    augment: bool = False
+
+
+class _Rows(Protocol):
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Observed: ...
+
+
+@dataclass
+class BatchLoader:
+    """Batches of steps `first_step` up to `last_step`: `(step, batch of each modality, BatchMeta)`.
+
+    What a step holds depends on the rows, the plan and the step alone: not on workers, nor on where the run
+    began. Rank r of `world` gets the r-th of `world` equal runs of the step's rows, so that the ranks'
+    batches put together in rank order are the batch of a single process.
+
+    Where rows may lack a modality, its batch holds those that have it, and `BatchMeta.present_BM` says
+    which. Where they may not, a missing input is broken.
+
+    A row that raises DataError is replaced by another and recorded in `quarantined`. Once 1,000 rows (or
+    all there are) have been seen on this rank, more than the share `max_broken` of them broken is an error;
+    if it is 0, any is at once. So is a row whose ten replacements are broken too, and a missing file whose
+    like are all missing: then the data are gone.
+
+    Raises:
+        DataError: The batch cannot be shared by the ranks; on the way: too much is broken.
+    """
+
+    rows: _Rows
+    sides: Mapping[str, Side]  # by modality
+    plan: Plan
+    first_step: int
+    last_step: int
+    workers: Workers = "auto"
+    rank: int = 0
+    world: int = 1
+    partial: bool = False  # whether rows may lack a modality
+    max_broken: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.plan.batch_size % self.world:
+            raise DataError(
+                f"a batch of {self.plan.batch_size} cannot be shared by {self.world} processes; "
+                f"make it a multiple"
+            )
+        self._faults: dict[int, tuple[str, str]] = {}
+        self._seen = 0
+
+    @property
+    def quarantined(self) -> list[tuple[str, str]]:
+        """The broken rows met so far on this rank: key and reason."""
+        return list(self._faults.values())
+
+    def __len__(self) -> int:
+        return max(0, self.last_step - self.first_step)
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Prepared], BatchMeta]]:
+        self._faults, self._seen = {}, 0
+        steps = range(self.first_step, self.last_step)
+        batches = ([(step, int(row)) for row in self.indices(step)] for step in steps)
+        samples, together = _Samples(self), Collate(tuple(self.sides))
+        workers = auto_workers(len(self.rows)) if self.workers == "auto" else self.workers
+        for step, loaded in zip(steps, load(samples, batches, together, workers), strict=False):
+            batch, meta, faults = loaded
+            self._judge(faults, len(meta.keys))
+            yield step, batch, meta
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """Return this rank's rows of a step."""
+        share = self.plan.batch_size // self.world
+        return self.plan.rows(step)[self.rank * share : (self.rank + 1) * share]
+
+    def _judge(self, faults: Sequence[Fault], count: int) -> None:
+        self._seen += count
+        self._faults |= {row: (key, reason) for row, key, reason in faults}
+        seen = min(self._seen, len(self.rows))
+        if seen >= min(_JUDGED_FROM, len(self.rows)) and len(self._faults) > self.max_broken * seen:
+            raise DataError(
+                f"{len(self._faults)} of {seen} rows seen cannot be used, more than max_broken "
+                f"({self.max_broken:g}) allows; mend or drop them, or raise it:{_listed(self.quarantined)}"
+            )
+
+
+def _listed(faults: Sequence[tuple[str, str]]) -> str:
+    return "".join(f"\n  {key}: {reason}" for key, reason in faults[:_SHOWN])
+
+
+class _Samples(Dataset[Any]):
+    """Prepares what a row has, or what another one has where it is broken."""
+
+    def __init__(self, loader: BatchLoader) -> None:
+        self.rows, self.sides, self.plan = loader.rows, dict(loader.sides), loader.plan
+        self.partial = loader.partial
+        self.attempts = _ATTEMPTS if loader.max_broken else 0
+
+    def __getitem__(self, index: tuple[int, int]) -> Sample | Failed:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[tuple[int, int]]) -> list[Sample | Failed]:
+        """Return the samples of a batch; torch's loader asks for them together."""
+        with kept():
+            return [self._sample(step, row) for step, row in indices]
+
+    def _sample(self, step: int, row: int) -> Sample | Failed:
+        faults: dict[int, tuple[str, str]] = {}
+        for attempt in range(self.attempts + 1):
+            drawn = row if attempt == 0 else self.plan.replacement(step, row, attempt)
+            key = f"row {drawn}"
+            try:
+                seen = self.rows[drawn]
+                key = seen.key or key
+                prepared = self._prepared(step, drawn, seen.raws)
+                told = [(broken, *fault) for broken, fault in faults.items()]
+                return Sample(prepared, seen._replace(raws={}, key=key), told)
+            except DataError as error:
+                if gone := vanished(self.rows, drawn):
+                    return Failed(gone)
+                faults[drawn] = key, str(error)
+            except Exception as error:  # a bug, not the data's fault: it ends the run, but say where
+                error.add_note(f"while preparing {key}")
+                raise
+        also = "" if self.attempts else " (max_broken is 0)"
+        return Failed(f"a row and what was drawn instead cannot be used{also}:{_listed([*faults.values()])}")
+
+    def _prepared(self, step: int, row: int, raws: Mapping[str, Any]) -> dict[str, Prepared]:
+        seed(self.plan.seed, step, row)
+        return {
+            name: side.by.prepare(_one(raws.get(name), random.randrange), training=side.augment)
+            for name, side in self.sides.items()
+            if not (self.partial and raws.get(name) is None)
+        }
+
+
+def _one(raw: Any, choose: Any) -> Any:
+    """Return one of equally good observations."""
+    if isinstance(raw, list):
+        items = cast("list[Any]", raw)
+        raw = items[choose(len(items))] if items else None
+    if raw is None:
+        raise DataError("is missing")
+    return raw
+
+
+class _Inputs(Dataset[Any]):
+    def __init__(self, modality: Modality, samples: Sequence[Any]) -> None:
+        self.modality, self.samples = modality, samples
+
+    def __getitem__(self, index: int) -> Prepared | Failed:
+        try:
+            return self.modality.prepare(_one(self.samples[index], lambda _: 0))
+        except DataError as error:
+            return Failed(f"input {index}: {error}")
+
+
+def prepare_batches(
+    modality: Modality, samples: Sequence[Any], batch_size: int, workers: Workers = "auto"
+) -> Iterator[tuple[NDArray[np.int64], Prepared]]:
+    """Prepare raw inputs for embedding, in order and without augmentation; of a list, the first item.
+
+    Yields:
+        The numbers of the inputs in the batch, and the batch; the last one may be smaller.
+
+    Raises:
+        DataError: An input cannot be prepared; the message gives its number.
+    """
+    count = len(samples)
+    batches = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+    chosen = auto_workers(count) if workers == "auto" else workers
+    for rows, batch in zip(batches, load(_Inputs(modality, samples), batches, collate, chosen), strict=True):
+        yield np.arange(rows.start, rows.stop), batch

@@ -1,0 +1,199 @@
+"""Cells that are windows of rasters: what they may say, and the column that reads them."""
+
+# N rows
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from geobind.data.options import RasterOptions
+from geobind.data.readers.files import Files, short
+from geobind.errors import DataError
+from geobind.utils.arrow import mapped_table
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_PLACE, _SIZE, _PIXELS = ("lat", "lon"), ("size_m", "gsd"), ("x", "y", "width", "height")
+WINDOW = pa.struct(
+    [
+        ("raster", pa.string()),
+        *((name, pa.float64()) for name in (*_PLACE, *_SIZE)),
+        *((name, pa.int64()) for name in _PIXELS),
+        ("bands", pa.list_(pa.int64())),
+    ]
+)
+_FIELDS = tuple(field.name for field in WINDOW)
+
+
+def checked_window(cell: dict[str, Any]) -> dict[str, Any]:
+    """Check what a cell says of a window of a raster, and return what it says.
+
+    Raises:
+        ValueError: It does not name a window.
+    """
+    said = {name: value for name, value in cell.items() if value is not None}
+    unknown = sorted(said.keys() - set(_FIELDS))
+    if unknown:
+        raise ValueError(f"a window of a raster has no {short(unknown[0])}; it may have {', '.join(_FIELDS)}")
+    if not isinstance(said.get("raster"), str) or not said["raster"].strip():
+        raise ValueError("a window of a raster must name it: `raster`")
+    numbers = {name: said[name] for name in (*_PLACE, *_SIZE, *_PIXELS) if name in said}
+    wrong = next((name for name, value in numbers.items() if not _fits(name, value)), None)
+    if wrong:
+        raise ValueError(f"'{wrong}' of a raster's window cannot be {short(numbers[wrong])}")
+    for group in (_PLACE, _PIXELS):
+        there = [name for name in group if name in said]
+        if 0 < len(there) < len(group):
+            raise ValueError(f"a raster's window has '{there[0]}' but not all of {', '.join(group)}")
+    if "x" in said and len(numbers) > len(_PIXELS):
+        raise ValueError(
+            "a raster's window is given by pixels (x, y, width, height) or by place, not by both"
+        )
+    bands = said.get("bands")
+    if bands is not None and not (isinstance(bands, list) and bands and all(map(_is_band, bands))):
+        raise ValueError(f"'bands' of a raster's window must be a list of numbers from 1, not {short(bands)}")
+    return said
+
+
+def _fits(name: str, value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    # No float holds 10 ** 400.
+    if (isinstance(value, int) and abs(value) > 2**62) or not math.isfinite(value):
+        return False
+    if name in _PLACE:
+        return abs(value) <= (90 if name == "lat" else 180)
+    if name in _SIZE:
+        return 0 < value <= 1e6
+    return value == int(value) and abs(value) < 2**31 and (value >= 1 or name in ("x", "y"))
+
+
+def _is_band(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**16
+
+
+@dataclass(frozen=True)
+class RasterColumn:
+    """Windows of rasters, which are cut out when a cell is asked for: around its row's place, or as it says.
+
+    It pickles small; each process opens the rasters for itself.
+    """
+
+    path: Path  # the Arrow file with the rows' places
+    field: str | None  # the cells: windows, or the names of rasters; None cuts around every place
+    files: Files
+    options: RasterOptions
+
+    def __getitem__(self, row: int) -> Any:
+        """Return this row's window as an (H, W, B) array, a list of them, or None where it is missing."""
+        if self.field is None:
+            return self._first(row) if self.present_N()[row] else None
+        windows = [self._read(window, row) for window in self._windows(row)]
+        return windows[0] if len(windows) == 1 else windows or None
+
+    def described(self, row: int) -> Any:
+        """Tell what this row's window is cut out of and how, without reading it; otherwise as `[row]`.
+
+        Returns:
+            A tuple of files and facts for each window: those of two windows are equal only if the windows
+            are. A virtual raster is read, since its file does not say what is in those it is made of.
+        """
+        if self.field is None:
+            there = bool(self.present_N()[row])
+            cut = [({}, [self.files(name) for name in self.options.paths])] if there else []
+        else:
+            windows = self._windows(row)
+            cut = [({**window, "raster": None}, [self.files(window["raster"])]) for window in windows]
+        if any(file.suffix.lower() == ".vrt" for _, files in cut for file in files):
+            return self[row]
+        facts = self.options.model_dump_json(), _lat_lon(self.path, row)
+        told = [((*map(_with_sidecars, files),), window, *facts) for window, files in cut]
+        return told[0] if len(told) == 1 else told or None
+
+    def present_N(self) -> NDArray[np.bool_]:
+        """Tell for every row whether it has a window; without cells, whether a raster covers its place."""
+        if self.field is None:
+            return _covered_N(self)
+        return mapped_table(self.path).column(self.field).is_valid().to_numpy()
+
+    def file_names(self, rows_N: NDArray[np.int32], limit: int) -> Iterator[tuple[int, str]]:
+        """Yield the rasters that these rows name, each with its first row, at most `limit` of them."""
+        seen: set[str] = set()
+        for row in rows_N:
+            windows = [{"raster": name} for name in self.options.paths] or self._windows(int(row))
+            fresh = [window["raster"] for window in windows if window["raster"] not in seen]
+            seen.update(fresh)
+            yield from islice(((int(row), name) for name in fresh), limit)
+            if self.field is None or len(seen) >= limit:
+                return
+
+    def _windows(self, row: int) -> list[dict[str, Any]]:
+        scalar = mapped_table(self.path).column(cast(str, self.field))[row]
+        items = cast("list[Any]", scalar.as_py() or [])
+        return [{"raster": item} if isinstance(item, str) else item for item in items]
+
+    def _read(self, window: dict[str, Any], row: int) -> NDArray[Any]:
+        from geobind.data.rasters.window import read_pixels, read_window
+
+        said = {name: value for name, value in window.items() if value is not None}
+        raster = self.files(said["raster"])
+        chosen = {name: said[name] for name in _SIZE if name in said}
+        chosen |= {"bands": tuple(said["bands"])} if "bands" in said else {}
+        options = self.options.model_copy(update=chosen)
+        if "x" in said:
+            return read_pixels(raster, said["x"], said["y"], said["width"], said["height"], options)
+        lat, lon = (said["lat"], said["lon"]) if "lat" in said else _place(self.path, row)
+        return read_window(raster, lat, lon, options)
+
+    def _first(self, row: int) -> NDArray[Any]:
+        """Read the window from the first raster that has enough of it."""
+        faults: list[DataError] = []
+        for name in self.options.paths:
+            try:
+                return self._read({"raster": name}, row)
+            except DataError as error:
+                faults.append(error)
+        raise faults[0] if len(faults) == 1 else DataError("; ".join(map(str, faults)))
+
+
+@lru_cache(maxsize=4096)
+def _with_sidecars(raster: Path) -> tuple[Path, ...]:
+    """List a raster and the files beside it that change how it is read."""
+    beside = [raster.with_name(raster.name + suffix) for suffix in (".aux.xml", ".ovr", ".msk")]
+    beside += [raster.with_suffix(suffix) for suffix in (".tfw", ".wld", ".hdr", ".prj")]
+    return (raster, *(file for file in beside if file.is_file()))
+
+
+def _lat_lon(path: Path, row: int) -> tuple[float | None, float | None]:
+    table = mapped_table(path)
+    lat, lon = (table.column(name)[row].as_py() if name in table.column_names else None for name in _PLACE)
+    return lat, lon
+
+
+def _place(path: Path, row: int) -> tuple[float, float]:
+    lat, lon = _lat_lon(path, row)
+    if lat is None or lon is None:
+        raise DataError(
+            "a raster's window has no place: fill the row's lat and lon, or those of the cell, or give "
+            "pixels: x, y, width, height"
+        )
+    return lat, lon
+
+
+@lru_cache(maxsize=8)
+def _covered_N(column: RasterColumn) -> NDArray[np.bool_]:
+    from geobind.data.rasters.window import covers_N
+
+    table = mapped_table(column.path)
+    lat_N, lon_N = (table.column(name).to_numpy() for name in ("lat", "lon"))
+    return np.any([covers_N(column.files(name), lat_N, lon_N) for name in column.options.paths], axis=0)

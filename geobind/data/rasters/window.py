@@ -1,0 +1,488 @@
+"""Windows of GeoTIFFs: places to pixels, pixels to arrays."""
+
+# B bands, H height, W width; source: the raster's own pixels, (column, row) from its upper left corner
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+
+from geobind.data.options import RasterOptions
+from geobind.data.readers.files import open_binary
+from geobind.errors import DataError
+from geobind.extras import INSTALL
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from rasterio.io import DatasetReader
+
+    Map = NDArray[np.float64]
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# How files begin, and GDAL's driver for them; others, such as VRT, read whatever file or address they name.
+_DRIVERS = {
+    "GTiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "JP2OpenJPEG": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
+}
+# No look at neighbours: a .ovr or .aux.xml can be a VRT, or name any other file.
+_ALONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
+_CACHE_BYTES = 256 * 1024**2  # GDAL would keep a twentieth of the memory, in every worker
+_MAX_BLOCK_BYTES = 1024**3
+_OPEN = 32  # rasters kept open in a process
+
+
+def require_rasterio() -> ModuleType:
+    """Return rasterio.
+
+    Raises:
+        DataError: It is not installed.
+    """
+    try:
+        import rasterio
+    except ImportError as error:
+        raise DataError(f"rasters need rasterio ({error}): {INSTALL['rasterio']}") from error
+    return rasterio
+
+
+def tells_damage(read: Callable[Concatenate[str | Path, P], R]) -> Callable[Concatenate[str | Path, P], R]:
+    """Make what GDAL raises, at whatever touch of a damaged raster, a DataError that names the file.
+
+    Its errors have no public base class, and some are raised by attributes, which read parts of a file late.
+    """
+
+    @wraps(read)
+    def told(path: str | Path, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return read(path, *args, **kwargs)
+        except Exception as error:
+            # A name in the file that is not UTF-8 is rasterio's to decode.
+            if not (isinstance(error, UnicodeDecodeError) or type(error).__module__.startswith("rasterio.")):
+                raise
+            raise DataError(f"{path}: damaged raster: {error}") from error
+
+    return told
+
+
+@tells_damage
+def open_raster(path: str | Path) -> DatasetReader:
+    """Return an open GeoTIFF or JPEG 2000; do not close it, it is kept for the next call.
+
+    Raises:
+        DataError: It is missing, no such file, damaged, or refers to other files.
+    """
+    require_rasterio()
+    try:
+        state = os.stat(path)
+    except OSError:
+        state = None  # opening says what is wrong
+    stamp = (state.st_mtime_ns, state.st_size) if state else None
+    # A handle is of use to one thread of one process alone: after a fork two would share its file position.
+    return _opened(Path(os.path.abspath(path)), stamp, os.getpid(), threading.get_ident())
+
+
+@lru_cache(maxsize=_OPEN)
+def _opened(path: Path, stamp: object, process: int, thread: int) -> DatasetReader:
+    rasterio = require_rasterio()
+    with open_binary(path) as file:
+        head = file.read(8)
+    driver = next((name for name, starts in _DRIVERS.items() if head.startswith(starts)), None)
+    if driver is None:
+        raise DataError(
+            f"{path}: is no GeoTIFF or JPEG 2000 file (it begins with {head!r}); convert it: "
+            "gdal_translate INPUT output.tif -of COG"
+        )
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, **_ALONE):
+        try:
+            dataset = rasterio.open(path, driver=driver)
+        except rasterio.errors.RasterioError as error:
+            raise DataError(f"{path}: cannot be opened as a raster: {error}") from error
+        _check(dataset, path)
+    return dataset
+
+
+def _check(dataset: DatasetReader, path: Path) -> None:
+    """Refuse what could reach beyond the file or fill the memory, before anything is read."""
+    if dataset.tags(ns="OVERVIEWS"):  # names another file that GDAL would open by whatever driver fits
+        raise DataError(f"{path}: refers to overviews in another file; write it anew with gdal_translate")
+    if not dataset.count:
+        raise DataError(f"{path}: has no bands")
+    if any(kind.startswith("complex") for kind in dataset.dtypes):
+        raise DataError(f"{path}: holds complex numbers; write their magnitude first")
+    height, width = dataset.block_shapes[0]
+    if height * width * np.dtype(dataset.dtypes[0]).itemsize > _MAX_BLOCK_BYTES:
+        raise DataError(
+            f"{path}: is stored in blocks of {height} x {width} pixels, and one must be read whole; write it "
+            "in tiles: gdal_translate INPUT output.tif -of COG"
+        )
+    dataset.overviews(1)  # found now, while neighbours are out of sight
+
+
+_MAX_SOURCE = 100_000_000  # pixels of the raster that one window may take
+_OVER = 0.1  # share of a pixel that may stick out of the raster; what is there then stands for all of it
+_MAX_VALUES = 100_000_000  # values of a window, over all bands
+
+
+class Box(NamedTuple):
+    """A rectangle of source pixels, to be read as so many pixels."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    columns: int
+    rows: int
+
+
+def read_box(
+    dataset: DatasetReader, bands: list[int], box: Box, *, smooth: bool, where: str
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Read a box: averaged where it is coarser than the raster, bilinear where finer, or the nearest pixels.
+
+    Returns:
+        (B, H, W) values, uint8 of 8-bit bands and else float32, and which of them are there.
+
+    Raises:
+        DataError: It is too large, or the file is damaged.
+    """
+    from rasterio.enums import Resampling
+    from rasterio.windows import Window
+
+    if len(bands) * box.rows * box.columns > _MAX_VALUES:
+        raise DataError(
+            f"{where} are {box.columns} x {box.rows} pixels of {len(bands)} bands, more than "
+            f"{_MAX_VALUES // 10**6} million values; make it smaller, or `gsd` coarser"
+        )
+    in_bytes = all(dataset.dtypes[band - 1] == "uint8" for band in bands)
+    values = np.zeros((len(bands), box.rows, box.columns), np.uint8 if in_bytes else np.float32)
+    valid = np.zeros(values.shape, dtype=bool)
+    across, down = box.width / box.columns, box.height / box.rows
+    left, right = _inside(box.x, across, box.columns, dataset.width)
+    top, bottom = _inside(box.y, down, box.rows, dataset.height)
+    if left >= right or top >= bottom:
+        return values, valid
+    _check_effort(dataset, (right - left) * across, (bottom - top) * down, min(across, down), where)
+    x, end = (np.clip(box.x + edge * across, 0, dataset.width) for edge in (left, right))
+    y, foot = (np.clip(box.y + edge * down, 0, dataset.height) for edge in (top, bottom))
+    window = Window(x, y, end - x, foot - y)  # pyright: ignore[reportCallIssue]
+    grows = max(across, down) <= 1 + 1e-6
+    how = (Resampling.bilinear if grows else Resampling.average) if smooth else Resampling.nearest
+    inner = np.s_[:, top:bottom, left:right]
+    options = {"window": window, "out_shape": values[inner].shape, "resampling": how}
+    values[inner], valid[inner] = _pixels(dataset, bands, values.dtype, options, where)
+    return values, valid
+
+
+def read_turned(
+    dataset: DatasetReader, bands: list[int], to_source: Map, side: int, *, smooth: bool, where: str
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Read a square whose pixels `to_source` maps to those of the raster, which may be turned or mirrored.
+
+    The box around it is read first, not quite as coarse as the square if that is coarse, then turned.
+
+    Returns:
+        (B, side, side) values and which of them are there, as `read_box`.
+
+    Raises:
+        DataError: As `read_box`.
+    """
+    from affine import Affine
+    from rasterio.enums import Resampling
+    from rasterio.warp import reproject
+
+    corners = to_source[:2] @ [[0, side, 0, side], [0, 0, side, side], [1, 1, 1, 1]]
+    most, least = np.linalg.svd(to_source[:2, :2], compute_uv=False)  # source pixels per pixel of the square
+    step = max(1.0, math.floor(least / 2)) if smooth else 1.0
+    low, high = np.floor(corners.min(axis=1)) - 2 * step, np.ceil(corners.max(axis=1)) + 2 * step
+    columns, rows = (math.ceil(length / step) for length in high - low)
+    box = Box(low[0], low[1], columns * step, rows * step, columns, rows)
+    values, valid = read_box(dataset, bands, box, smooth=smooth, where=where)
+    if values.dtype == np.uint8:  # where a band alone has the nodata value, it is a colour
+        valid = np.broadcast_to(valid.any(axis=0), valid.shape)
+    turned = np.full((len(bands), side, side), np.nan, np.float32)
+    how = (Resampling.average if most > 1 else Resampling.bilinear) if smooth else Resampling.nearest
+    reproject(
+        np.where(valid, values, np.nan).astype(np.float32),
+        turned,
+        # Both in source pixels; a metric CRS, because GDAL would take pixels for degrees of a geographic one.
+        src_transform=Affine(step, 0, low[0], 0, step, low[1]),
+        src_crs="EPSG:3857",
+        dst_transform=Affine(*to_source[:2].ravel()),
+        dst_crs="EPSG:3857",
+        src_nodata=np.nan,
+        dst_nodata=np.nan,
+        resampling=how,
+    )
+    there = np.isfinite(turned)
+    if values.dtype == np.uint8:
+        return np.where(there, np.round(turned), 0).astype(np.uint8), there
+    return turned, there
+
+
+def _pixels(
+    dataset: DatasetReader, bands: list[int], kind: np.dtype[Any], options: dict[str, Any], where: str
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    from rasterio.enums import MaskFlags
+
+    rasterio = require_rasterio()
+    try:
+        values = dataset.read(bands, out_dtype=kind.name, **options)
+        if all(flags == [MaskFlags.all_valid] for flags in dataset.mask_flag_enums):
+            valid = np.ones(values.shape, dtype=bool)
+        else:
+            with warnings.catch_warnings():  # where nodata and alpha are both there, nodata is what counts
+                warnings.simplefilter("ignore", rasterio.errors.NodataShadowWarning)
+                valid = dataset.read_masks(bands, **options) > 0
+    except (rasterio.errors.RasterioError, MemoryError) as error:
+        raise DataError(f"{where} cannot be read, the file is damaged: {error}") from error
+    return values, valid if kind == np.uint8 else valid & np.isfinite(values)
+
+
+def _inside(start: float, step: float, count: int, size: int) -> tuple[int, int]:
+    """Return the first of `count` steps that lies within 0 and `size`, and the one after the last."""
+    first = max(0, math.ceil(-start / step - _OVER))
+    return first, min(count, math.floor((size - start) / step + _OVER))
+
+
+def _check_effort(dataset: DatasetReader, width: float, height: float, scale: float, where: str) -> None:
+    overview = max((factor for factor in dataset.overviews(1) if factor <= scale), default=1)
+    pixels = width * height / overview**2
+    if pixels > _MAX_SOURCE:
+        raise DataError(
+            f"{where} are {pixels / 1e6:.0f} million pixels of the raster, more than {_MAX_SOURCE // 10**6} "
+            "million; add overviews (gdaladdo FILE.tif), or lower `size_m`"
+        )
+
+
+# N places; source: the raster's own pixels, (column, row) from its upper left corner
+
+
+_DEGREES = "EPSG:4326"
+_A, _E2 = 6378137.0, 6.69437999014e-3  # WGS 84: semi-major axis in metres, eccentricity squared
+_STEP = 10.0  # metres over which the pixels a metre are measured
+_SENSE = 1e12  # pixels, or pixels a metre; beyond, a raster is damaged and numbers overflow
+_MAX_LAT = 89.99  # nearer to a pole, east and north mean nothing
+
+
+@tells_damage
+def covers_N(path: str | Path, lat_N: NDArray[np.float64], lon_N: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Tell which places lie inside a raster; places that are NaN do not.
+
+    Raises:
+        DataError: The raster cannot be opened, or has no CRS.
+    """
+    dataset = open_raster(Path(path))
+    inside_N = np.zeros(len(lat_N), dtype=bool)
+    known = np.flatnonzero(np.isfinite(lat_N) & np.isfinite(lon_N))
+    column_K, row_K = _source_pixels(dataset, lat_N[known], lon_N[known])
+    inside_N[known] = (column_K >= 0) & (column_K < dataset.width) & (row_K >= 0) & (row_K < dataset.height)
+    return inside_N
+
+
+def pixels_by_metre(dataset: DatasetReader, lat: float, lon: float) -> Map:
+    """Return the map from metres east and north of a place to source pixels, exact at the place."""
+    if not (-_MAX_LAT <= lat <= _MAX_LAT and -180 <= lon <= 180):
+        raise DataError(
+            f"{dataset.name}: {lat:g}, {lon:g} is no place a window can be cut around: latitudes must be "
+            f"within {_MAX_LAT} degrees and longitudes within 180"
+        )
+    sine = math.sin(math.radians(lat))
+    root = math.sqrt(1 - _E2 * sine**2)
+    north = math.degrees(_STEP * root**3 / (_A * (1 - _E2)))
+    east = math.degrees(_STEP * root / (_A * math.cos(math.radians(lat))))
+    # Steps towards the middle of the map, so that none leaves it at a pole or the antimeridian.
+    south_or_north, west_or_east = -math.copysign(1, lat), -math.copysign(1, lon)
+    columns, rows = _source_pixels(
+        dataset,
+        np.array([lat, lat, lat + south_or_north * north]),
+        np.array([lon, lon + west_or_east * east, lon]),
+    )
+    if not (np.isfinite(columns).all() and np.isfinite(rows).all()):
+        raise DataError(f"{dataset.name}: {lat:g}, {lon:g} lies outside of what its CRS can express")
+    by_east, by_north = _STEP * west_or_east, _STEP * south_or_north
+    found = affine(
+        (columns[1] - columns[0]) / by_east,
+        (columns[2] - columns[0]) / by_north,
+        columns[0],
+        (rows[1] - rows[0]) / by_east,
+        (rows[2] - rows[0]) / by_north,
+        rows[0],
+    )
+    if np.abs(found).max() > _SENSE or not 1 / _SENSE < np.abs(found[:2, :2]).max():
+        raise DataError(f"{dataset.name}: its geotransform {dataset.transform[:6]} makes no sense on Earth")
+    return found
+
+
+def affine(a: float, b: float, c: float, d: float, e: float, f: float) -> Map:
+    """Make the map (x, y) -> (ax + by + c, dx + ey + f), a 3 x 3 matrix."""
+    return np.array([[a, b, c], [d, e, f], [0, 0, 1]], dtype=np.float64)
+
+
+def _source_pixels(
+    dataset: DatasetReader, lat_N: NDArray[np.float64], lon_N: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the source columns and rows of places, infinite where the CRS has none for them."""
+    from rasterio.warp import transform
+
+    rasterio = require_rasterio()
+    if dataset.crs is None or dataset.transform.is_identity:
+        lacks = "CRS" if dataset.crs is None else "geotransform"
+        raise DataError(
+            f"{dataset.name}: does not say where on Earth it lies (it has no {lacks}); write it "
+            "(gdal_edit.py -a_srs EPSG:CODE -a_ullr ...; with control points, gdalwarp), or name windows by "
+            "pixels: x, y, width, height"
+        )
+    matrix = np.array(dataset.transform).reshape(3, 3)
+    with np.errstate(over="ignore"):  # what is too large makes no sense on Earth, as is told later
+        flat = not np.linalg.det(matrix)
+    if flat:
+        raise DataError(
+            f"{dataset.name}: its geotransform {dataset.transform[:6]} maps all pixels onto a line"
+        )
+    try:
+        x_N, y_N = (np.array(axis) for axis in transform(_DEGREES, dataset.crs, lon_N, lat_N)[:2])
+    except (rasterio.errors.RasterioError, rasterio.errors.CRSError) as error:
+        raise DataError(f"{dataset.name}: its CRS cannot be used: {error}") from error
+    if dataset.crs.is_geographic:  # longitudes may run from 0 to 360, or past the antimeridian
+        middle = (matrix @ [dataset.width / 2, dataset.height / 2, 1])[0]
+        x_N = x_N - 360 * np.round((x_N - middle) / 360)
+    with np.errstate(invalid="ignore"):
+        column_N, row_N, _ = np.linalg.inv(matrix) @ np.stack([x_N, y_N, np.ones(len(x_N))])
+    return column_N, row_N
+
+
+# N places; B bands, H height, W width; source: the raster's own pixels, (column, row) from its upper left
+
+
+_TURNED = math.tan(math.radians(5))  # UTM grids turn from north by up to 3 degrees, or 5 near the poles
+_SAME = 0.5  # pixels by which a window may be off where pixels are taken as they are
+
+
+@tells_damage
+def read_window(path: str | Path, lat: float, lon: float, options: RasterOptions) -> NDArray[Any]:
+    """Read the square of `options.size_m` metres around a place as an image with north at the top.
+
+    The image is resampled to `options.gsd`: averaged where that is coarser than the raster, bilinear where it
+    is finer. Where the raster's pixels are already those asked for, they are cut out unchanged, moved by half
+    a pixel at most. Up is the raster's own up if that is within 5 degrees of north, as in UTM; the image is
+    turned otherwise.
+
+    Args:
+        path: A GeoTIFF or JPEG 2000 file.
+        lat: Degrees north (WGS 84).
+        lon: Degrees east.
+        options: The window's size, and how it is read; `path` is not used.
+
+    Returns:
+        (H, W, B) uint8 of 8-bit rasters and with `stretch`, else float32. What is missing (nodata,
+        transparent, NaN, outside the raster) is `options.fill`.
+
+    Raises:
+        DataError: The raster cannot be read, has no CRS or not these bands; too much of the window is
+            missing; or it would be too large.
+    """
+    dataset = open_raster(Path(path))
+    if options.size_m is None:
+        raise DataError(f"{path}: how large a window? give `size_m`, its side in metres")
+    to_source = pixels_by_metre(dataset, lat, lon)
+    where = f"{path}: the {options.size_m:g} m around {lat:g}, {lon:g}"
+    spacing = 1 / np.hypot(*to_source[:2, :2]).max()  # metres per pixel, along the finer axis
+    side = max(1, round(options.size_m / (options.gsd or spacing)))
+    metres = options.size_m / side
+    # From the image's pixels, counted from its upper left corner, to the raster's.
+    to_source = to_source @ affine(metres, 0, -options.size_m / 2, 0, -metres, options.size_m / 2)
+    bands, smooth = _bands(dataset, options, where)
+    (a, b), (d, e) = to_source[:2, :2]
+    if max(abs(b), abs(d)) <= _TURNED * min(a, e):
+        values, valid = read_box(dataset, bands, _upright(to_source, side), smooth=smooth, where=where)
+    else:
+        values, valid = read_turned(dataset, bands, to_source, side, smooth=smooth, where=where)
+    return _finished(values, valid, options, where)
+
+
+@tells_damage
+def read_pixels(
+    path: str | Path, x: int, y: int, width: int, height: int, options: RasterOptions | None = None
+) -> NDArray[Any]:
+    """Read a rectangle of a raster's own pixels; no CRS is needed.
+
+    Args:
+        path: A GeoTIFF or JPEG 2000 file.
+        x: Column of the rectangle's upper left pixel, from 0.
+        y: Row of it.
+        width: Columns.
+        height: Rows.
+        options: How it is read; `path`, `size_m` and `gsd` are not used.
+
+    Returns:
+        (H, W, B), as `read_window`.
+
+    Raises:
+        DataError: As `read_window`.
+    """
+    options = options or RasterOptions()
+    dataset = open_raster(Path(path))
+    where = f"{path}: the {width} x {height} pixels at {x}, {y}"
+    if width < 1 or height < 1:
+        raise DataError(f"{where}: are none; width and height must be 1 or more")
+    bands, smooth = _bands(dataset, options, where)
+    box = Box(x, y, width, height, width, height)
+    values, valid = read_box(dataset, bands, box, smooth=smooth, where=where)
+    return _finished(values, valid, options, where)
+
+
+def _bands(dataset: DatasetReader, options: RasterOptions, where: str) -> tuple[list[int], bool]:
+    """Return the bands to read, and whether their pixels may be averaged."""
+    from rasterio.enums import ColorInterp, MaskFlags
+
+    kinds = dataset.colorinterp
+    # A band called alpha may yet be a fourth colour; it is transparency if the others' mask says so.
+    masked = MaskFlags.alpha in dataset.mask_flag_enums[0]
+    seen = [band for band in dataset.indexes if not (masked and kinds[band - 1] == ColorInterp.alpha)]
+    bands = list(options.bands or seen)
+    if not bands or max(bands) > dataset.count:
+        raise DataError(f"{where}: wants bands {bands}, but the raster has bands 1 to {dataset.count}")
+    palette = any(kinds[band - 1] == ColorInterp.palette for band in bands)  # its values are names of colours
+    return bands, not (options.nearest or palette)
+
+
+def _upright(to_source: Map, side: int) -> Box:
+    """Return the box with a window's middle and size, at pixel edges if its pixels are the raster's own."""
+    x, y, _ = to_source @ [side / 2, side / 2, 1]
+    width, height = to_source[0, 0] * side, to_source[1, 1] * side
+    if max(abs(width - side), abs(height - side)) <= _SAME:
+        return Box(round(x - side / 2), round(y - side / 2), side, side, side, side)
+    return Box(x - width / 2, y - height / 2, width, height, side, side)
+
+
+def _finished(
+    values: NDArray[Any], valid: NDArray[np.bool_], options: RasterOptions, where: str
+) -> NDArray[Any]:
+    """Judge what is missing, fill it, and put the bands last."""
+    there = valid.any(axis=0)
+    if there.mean() < options.min_valid:
+        raise DataError(
+            f"{where}: {1 - there.mean():.0%} of the pixels are missing (nodata or outside the raster), more "
+            f"than min_valid ({options.min_valid:g}) allows; drop the row, or lower it"
+        )
+    # In 8 bits a band that has the nodata value while others have not is a colour, as in (0, 0, 9).
+    missing = np.broadcast_to(~there, valid.shape) if values.dtype == np.uint8 else ~valid
+    if options.stretch is not None:
+        low, high = options.stretch
+        known = np.where(missing, low, values).astype(np.float32)
+        values = np.round(np.clip((known - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    if values.dtype == np.uint8 and not 0 <= options.fill <= 255:
+        raise DataError(f"{where}: `fill` must be from 0 to 255 in an 8-bit image, not {options.fill:g}")
+    values[missing] = options.fill
+    return values.transpose(1, 2, 0)

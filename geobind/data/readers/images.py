@@ -1,0 +1,237 @@
+"""Read an image from anything that holds one."""
+
+# C channels, H height, W width
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geobind.data.readers.files import describe, open_binary
+from geobind.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+Layout = Literal["HWC", "CHW", "either"]
+
+MAX_PIXELS = 100_000_000
+MAX_SIDE = 30_000
+_LIMIT = (
+    f"at most {MAX_SIDE} a side and {MAX_PIXELS / 1e6:.0f} million in all are read; cut it into tiles first"
+)
+_LEFT = 4  # a JPEG decoded smaller still has so many times the length that is needed
+# Named, because Pillow's other decoders start programs (EPS) or are little looked after.
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "JPEG2000", "GIF", "BMP")
+_KNOWN = "JPEG, PNG, WebP, TIFF, JPEG 2000, GIF or BMP"
+_ORIENTATION = 0x0112  # the EXIF tag
+_RGB_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"}
+
+
+def read_image(raw: Any, *, channels: int = 3, needed: int | None = None) -> Tensor:
+    """Decode an image into a tensor of exactly `channels` channels.
+
+    Files of 8 bits stay uint8 in [0, 255]. With `channels=3` every kind of photo becomes RGB: grey is
+    repeated, transparency is dropped, 16-bit grey is scaled to 8 bits. With any other number the channels
+    must be there, and deeper values are kept as they are, in float32; `channels=1` of a palette image are
+    its indices, as class maps need them. Arrays keep uint8 or become float32.
+    The EXIF orientation is applied.
+
+    Args:
+        raw: A path, the bytes of a file, a PIL image, a numpy array (H, W), (H, W, C) or (C, H, W) (where
+            both fit, (H, W, C)), or a tensor (H, W) or (C, H, W).
+        channels: The number of channels wanted.
+        needed: Length to which the shorter side will be scaled down, if it will. A JPEG is then decoded at a
+            half, a quarter or an eighth of its size as long as that leaves four times what is needed, in two
+            thirds of the time; what is scaled down from it differs by 0.3 of 255 grey levels on average.
+
+    Returns:
+        (C, H, W), uint8 or float32, contiguous.
+
+    Raises:
+        DataError: The input is missing, empty, damaged, too large, not an image, holds NaN or infinity, or
+            has another number of channels.
+    """
+    return decode_image(raw, channels=channels, needed=needed).contiguous()
+
+
+def decode_image(raw: Any, *, channels: int = 3, needed: int | None = None) -> Tensor:
+    """Do as `read_image` does, but leave the pixels in the order in which they were decoded.
+
+    That is mostly pixel by pixel. Scaling such an image takes no longer, and putting its channels first,
+    which takes half as long as decoding it, can wait until it is small.
+    """
+    from PIL import Image
+
+    if isinstance(raw, str | Path | bytes | bytearray | memoryview):
+        image_CHW = _from_file(raw, channels, needed)
+    elif isinstance(raw, Image.Image):
+        image_CHW = _from_pillow(_checked_size(raw, "the image"), channels, "the image")
+    elif isinstance(raw, Tensor):
+        image_CHW = _from_array(raw.detach().cpu().numpy(), channels, "the tensor", "CHW")
+    elif isinstance(raw, np.ndarray):
+        image_CHW = _from_array(cast("NDArray[Any]", raw), channels, "the array", "either")
+    else:
+        raise DataError(
+            f"an image must be a path, bytes, a PIL image, an array or a tensor, not {describe(raw)}"
+        )
+    return image_CHW
+
+
+def _from_file(raw: str | Path | bytes | bytearray | memoryview, channels: int, needed: int | None) -> Tensor:
+    from PIL import Image, UnidentifiedImageError
+
+    name = describe(raw)
+    with open_binary(raw) as file:
+        try:
+            image = Image.open(file, formats=_FORMATS)
+        except (UnidentifiedImageError, SyntaxError) as error:
+            file.seek(0)
+            raise DataError(f"{name}: {_why_unreadable(file.read(16))}") from error
+        except Image.DecompressionBombError as error:  # its size is in its message alone
+            size = re.search(r"\((\d+) pixels\)", str(error))
+            count = f"{int(size[1]):,}" if size else "too many"
+            raise DataError(f"{name}: {count} pixels; {_LIMIT}") from error
+        except (OSError, ValueError) as error:
+            raise DataError(f"{name}: cannot be opened as an image: {error}") from error
+        _checked_size(image, name)
+        if image.format == "JPEG":
+            smaller = _smaller(image.size, needed)
+            if smaller:
+                image.draft(None, smaller)
+            elif channels == 3 and image.mode in ("RGB", "L"):
+                image_CHW = _quickly(image, file)
+                if image_CHW is not None:
+                    return image_CHW
+        return _from_pillow(image, channels, name)
+
+
+def _smaller(size: tuple[int, int], needed: int | None) -> tuple[int, int] | None:
+    """Return the size at which a JPEG is decoded if that is smaller than its own."""
+    if needed is None:
+        return None
+    factor = next((factor for factor in (8, 4, 2) if min(size) >= factor * _LEFT * needed), 1)
+    return None if factor == 1 else (-(-size[0] // factor), -(-size[1] // factor))
+
+
+def _quickly(image: Image, file: BinaryIO) -> Tensor | None:
+    """Decode an upright RGB or grey JPEG with torchvision, which gives Pillow's pixels in half of the time.
+
+    None of one that is turned or damaged: Pillow turns it, or says what is wrong.
+    """
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    width, height = image.size
+    if file.seek(0, 2) > 8 * width * height + 2**20 or _orientation(image) != 1:
+        return None
+    file.seek(0)
+    content_T = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+    try:
+        image_CHW = cast(Tensor, decode_jpeg(content_T, mode=ImageReadMode.RGB))
+    except RuntimeError:
+        return None
+    return image_CHW if image_CHW.shape == (3, height, width) else None
+
+
+def _orientation(image: Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged tags raise nearly anything
+        return 0
+
+
+def _why_unreadable(head: bytes) -> str:
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return (
+            "a TIFF with more bands or bits than a photo has; read it with rasterio (which this reader does "
+            "without) and give the array"
+        )
+    return f"not a readable {_KNOWN} image; it begins with {head!r}"
+
+
+def _checked_size(image: Image, name: str) -> Image:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise DataError(f"{name}: is empty ({width} x {height} pixels)")
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise DataError(f"{name}: {width} x {height} pixels; {_LIMIT}")
+    return image
+
+
+def _from_pillow(image: Image, channels: int, name: str) -> Tensor:
+    from PIL import ImageOps
+
+    try:
+        if image.getexif().get(_ORIENTATION, 1) != 1:  # transposing copies even what is upright
+            image = ImageOps.exif_transpose(image)
+        if channels == 3:
+            array = _as_rgb(image)
+        elif image.mode == "1":
+            array = np.asarray(image.convert("L"))
+        elif image.mode in ("P", "PA") and channels > 1:
+            array = np.asarray(image.convert("RGBA"))
+        else:
+            array = np.asarray(image)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        raise DataError(f"{name}: cannot be decoded as an image: {error}") from error
+    return _from_array(array, channels, name, "HWC")
+
+
+def _as_rgb(image: Image) -> NDArray[Any]:
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint16)
+        return np.repeat((grey // 257).astype(np.uint8)[..., None], 3, axis=2)  # 65535 / 255 = 257
+    if image.mode not in _RGB_MODES:
+        raise DataError(
+            f"pixels of mode '{image.mode}' have no range that could be shown as RGB; convert it to 8 bits, "
+            "or read it as 1 channel"
+        )
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns about palettes with transparency
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _from_array(array: NDArray[Any], channels: int, name: str, layout: Layout) -> Tensor:
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise DataError(f"{name}: shape {tuple(array.shape)} is not that of an image")
+    if array.dtype.kind not in "buif":
+        raise DataError(f"{name}: values of type {array.dtype} are not pixels")
+    array_CHW = _channels_first(array, channels, name, layout)
+    if array.dtype == np.uint8:
+        # A copy where the memory is not ours to write, so that augmentation in place harms nobody.
+        ours = array_CHW.flags.writeable and min(array_CHW.strides) > 0
+        return torch.from_numpy(array_CHW if ours else array_CHW.copy("K"))
+    with np.errstate(over="ignore"):  # an overflow to infinity is caught below
+        values_CHW = array_CHW.astype(np.float32)
+    if not np.isfinite(values_CHW).all():
+        bad = int(values_CHW.size - np.isfinite(values_CHW).sum())
+        raise DataError(
+            f"{name}: {bad} of {values_CHW.size} values are NaN or infinite; fill or drop them first"
+        )
+    return torch.from_numpy(values_CHW)
+
+
+def _channels_first(array: NDArray[Any], channels: int, name: str, layout: Layout) -> NDArray[Any]:
+    first, last = array.shape[0], array.shape[-1]
+    if array.ndim == 2:
+        array_CHW = array[None]
+    elif layout == "HWC" or (layout == "either" and (last == channels or first not in (channels, 1))):
+        array_CHW = array.transpose(2, 0, 1)
+    else:
+        array_CHW = array
+    if channels == 3 and array_CHW.shape[0] == 1:
+        array_CHW = np.repeat(array_CHW, 3, axis=0)
+    if array_CHW.shape[0] != channels:
+        found = min(first, last) if layout == "either" and array.ndim == 3 else array_CHW.shape[0]
+        raise DataError(
+            f"{name}: has {found} channels where {channels} are wanted (shape {tuple(array.shape)})"
+        )
+    return array_CHW

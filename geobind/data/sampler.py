@@ -1,0 +1,330 @@
+"""Mixtures of sources, batches as a pure function of seed and step, and random state."""
+
+# N rows of all sources, T steps
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_right
+from collections.abc import Collection, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from geobind.data.neighbours import Places, Ring, ring_batches
+from geobind.data.sources import Rows, vanished
+from geobind.data.table import Observed
+from geobind.errors import DataError
+from geobind.utils.hashing import seed_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+FEWEST = 2  # rows of a batch: one alone has nothing to be told from
+
+
+def batch_indices(n: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
+    """Return the rows of one step: each epoch is a new permutation without its incomplete last batch.
+
+    Args:
+        n: Rows there are.
+        batch_size: Rows of a step.
+        step: Counted from 0 over all epochs.
+        seed: Any whole number from 0.
+
+    Returns:
+        (batch_size,) different row numbers.
+
+    Raises:
+        DataError: There are fewer rows than a batch.
+    """
+    if not 1 <= batch_size <= n:
+        rows = "1 row" if n == 1 else f"{n} rows"
+        fix = f"set batch_size to {n} or less, or add rows" if n >= FEWEST else f"it takes {FEWEST} at least"
+        raise DataError(f"{rows} cannot fill a batch of {batch_size}; {fix}")
+    epoch, batch = divmod(step, n // batch_size)
+    return _permutation(n, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
+
+
+@lru_cache(maxsize=8)  # several sources take turns
+def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    order = np.random.default_rng([seed, epoch]).permutation(n)
+    order.flags.writeable = False  # it is cached
+    return order
+
+
+def replacement(
+    n: int,
+    batch_size: int,
+    step: int,
+    seed: int,
+    index: int,
+    attempt: int,
+    batch: NDArray[np.int64] | None = None,
+) -> int:
+    """Return the row that stands in for row `index` of a step: one not in the step, if there is any.
+
+    The step's rows are those of `batch_indices`, unless others are given.
+    """
+    rng = np.random.default_rng([seed, step, index, attempt])
+    batch = batch_indices(n, batch_size, step, seed) if batch is None else batch
+    if n == batch_size:
+        return int(rng.choice(batch[batch != index])) if n > 1 else index
+    while True:
+        row = int(rng.integers(n))
+        if row not in batch:
+            return row
+
+
+def python_random(*numbers: int) -> random.Random:
+    """Return a generator that draws what `random` draws after `seeded` with the same numbers."""
+    return random.Random(_seeds(*numbers)[1])
+
+
+def _seeds(*numbers: int) -> tuple[int, int, int]:
+    numpy_seed, python_seed, torch_seed = np.random.SeedSequence(numbers).generate_state(3)
+    return int(numpy_seed), int(python_seed), int(torch_seed)
+
+
+@contextmanager
+def seeded(*numbers: int) -> Generator[None]:
+    """Seed torch, numpy and random from these numbers, and put back what they were in the main process."""
+    with kept():
+        seed(*numbers)
+        yield
+
+
+def seed(*numbers: int) -> None:
+    """Seed torch, numpy and random from these numbers."""
+    numpy_seed, python_seed, torch_seed = _seeds(*numbers)
+    torch.default_generator.manual_seed(torch_seed)  # as `seed_torch` does it
+    np.random.seed(numpy_seed)
+    random.seed(python_seed)
+
+
+def seed_torch(device: torch.device, number: int) -> None:
+    """Seed what torch draws from on the CPU and on a device, as `torch.manual_seed` would."""
+    # torch.manual_seed notes for each kind of accelerator that has not started where it was called from.
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
+    elif device.type != "cpu":
+        torch.manual_seed(number)
+
+
+@contextmanager
+def kept() -> Generator[None]:
+    """Put back what torch, numpy and random were, in the main process.
+
+    It takes as long as a tenth of preparing an image, so do it once for many.
+    """
+    # In a worker nothing else draws, so that saving and restoring would be time lost.
+    in_worker = torch.utils.data.get_worker_info() is not None
+    saved = None if in_worker else (torch.get_rng_state(), np.random.get_state(), random.getstate())
+    try:
+        yield
+    finally:
+        if saved is not None:
+            torch.set_rng_state(saved[0])
+            np.random.set_state(saved[1])
+            random.setstate(saved[2])
+
+
+_GOLDEN = (
+    5**0.5 - 1
+) / 2  # its multiples, modulo 1, fill an interval more evenly than those of any other number
+
+
+class Source(NamedTuple):
+    """Where some of a stage's rows come from."""
+
+    name: str  # what messages call it
+    rows: Rows
+    weight: float | None = None  # how many of the rows drawn are its own; None: as many as it has
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """The rows of a stage, those of its first source first."""
+
+    sources: tuple[Source, ...]
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The number of each source's first row."""
+        return tuple(accumulate((len(source.rows) for source in self.sources), initial=0))[:-1]
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Which share of the rows drawn comes from each source."""
+        weights = [len(rows) if weight is None else weight for _, rows, weight in self.sources]
+        return tuple(weight / sum(weights) for weight in weights)
+
+    def __len__(self) -> int:
+        return sum(len(source.rows) for source in self.sources)
+
+    def __getitem__(self, row: int) -> Observed:
+        source = source_of(self.starts, row)
+        return self.sources[source].rows[row - self.starts[source]]
+
+    def vanished(self, row: int) -> str | None:
+        """Say that the data of a row's source are gone, if they are."""
+        source = source_of(self.starts, row)
+        return vanished(self.sources[source].rows, row - self.starts[source])
+
+    def name_of(self, source: int | None) -> str:
+        """Return what messages call a source; nothing of none."""
+        return "" if source is None else self.sources[source].name
+
+    def having(self, names: Collection[str]) -> int:
+        """Return how many rows have all of these modalities."""
+        return sum(len(source.rows.rows_with(names)) for source in self.sources)
+
+    @cached_property
+    def places(self) -> tuple[Places, ...]:
+        """Where the rows of each source are.
+
+        Raises:
+            DataError: None of a source's says where it is.
+        """
+        found: list[Places] = []
+        for source in self.sources:
+            known = source.rows.known()
+            if not np.isfinite(known.lat_N).any():
+                raise DataError(
+                    f"{source.name}: no row has a place, but batches of neighbours are asked for "
+                    f"(`batches.near_km`); give it columns `lat` and `lon`, or map them with `columns`"
+                )
+            found.append(Places(known.lat_N, known.lon_N))
+        return tuple(found)
+
+    def plan(self, batch_size: int, seed: int, *, mixed: bool = False, ring: Ring | None = None) -> Plan:
+        """Plan which rows each step takes.
+
+        Args:
+            batch_size: Rows of a step.
+            seed: Any whole number from 0.
+            mixed: Whether a batch holds rows of all sources.
+            ring: The neighbours that batches are to hold; None for rows drawn at random.
+
+        Raises:
+            DataError: A source has too few rows for its part of a batch, or no part in it, or no places.
+        """
+        sizes = tuple(len(source.rows) for source in self.sources)
+        plan = Plan(sizes, batch_size, seed, self.shares, mixed, ring, self.places if ring else ())
+        for source, share, wanted in zip(self.sources, self.shares, plan.wanted, strict=True):
+            if not wanted:
+                raise DataError(
+                    f"{source.name}: its share of {share:.2g} is less than a row of a batch of {batch_size}; "
+                    f"raise its weight or batch_size, or let batches take turns (`mix: batches`)"
+                )
+            try:
+                batch_indices(len(source.rows), wanted, 0, seed)
+            except DataError as error:
+                raise DataError(f"{source.name}: {error}") from error
+        return plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows each step takes: a function of the seed and the step alone.
+
+    Each source is gone through in epochs of its own, in a new order each time. Steps alternate between the
+    sources as evenly as their shares allow, or every batch holds rows of all of them.
+    """
+
+    sizes: tuple[int, ...]  # rows of each source
+    batch_size: int
+    seed: int
+    shares: tuple[float, ...] = (1.0,)  # of the rows drawn, summing to 1
+    mixed: bool = False  # whether a batch holds rows of all sources
+    ring: Ring | None = None  # the neighbours that batches hold
+    places: tuple[Places, ...] = ()  # of the rows of each source, if there is a ring
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """How many rows of each source a batch holds that holds any: whole numbers nearest to its share."""
+        if not self.mixed:
+            return (self.batch_size,) * len(self.sizes)
+        exact = np.array(self.shares) * self.batch_size
+        counts = np.floor(exact + 1e-9).astype(int)
+        short = self.batch_size - counts.sum()
+        counts[np.argsort(counts - exact, kind="stable")[:short]] += 1
+        return tuple(int(count) for count in counts)
+
+    @property
+    def epoch(self) -> int:
+        """Steps that draw as many rows as there are, less what fills no batch."""
+        if self.mixed:
+            return sum(self.sizes) // self.batch_size
+        return sum(size // self.batch_size for size in self.sizes)
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """Return the rows of one step, counted through all sources: (batch_size,)."""
+        parts = [self._start(source) + self._batch(source, *rest) for source, *rest in self._parts(step)]
+        if len(parts) == 1:
+            return parts[0]
+        # Shuffled, so that every process has rows of all sources.
+        return np.random.default_rng([self.seed, step]).permutation(np.concatenate(parts))
+
+    def source(self, step: int) -> int | None:
+        """Return which source a step's rows are of; None if there is but one, or they are of all."""
+        return None if self.mixed or len(self.sizes) == 1 else self._parts(step)[0][0]
+
+    def replacement(self, step: int, row: int, attempt: int) -> int:
+        """Return the row that stands in for a broken one: of its source, and if it can be not in the step."""
+        source = source_of(tuple(map(self._start, range(len(self.sizes)))), row)
+        count, turn = next((count, turn) for part, count, turn in self._parts(step) if part == source)
+        start = self._start(source)
+        size, seed = self.sizes[source], self._seed(source)
+        batch = self._batch(source, count, turn)
+        return start + replacement(size, count, turn, seed, row - start, attempt, batch)
+
+    def _batch(self, source: int, count: int, turn: int) -> NDArray[np.int64]:
+        """The rows of a source that its `turn`-th step takes, counted in it."""
+        size, seed = self.sizes[source], self._seed(source)
+        if self.ring is None:
+            return batch_indices(size, count, turn, seed)
+        epoch, batch = divmod(turn, size // count)
+        return ring_batches(self.places[source], self.ring, count, seed, epoch)[batch]
+
+    def _parts(self, step: int) -> list[tuple[int, int, int]]:
+        """The sources of a step, how many rows of each, and how many steps had some of it before."""
+        if len(self.sizes) == 1:
+            return [(0, self.batch_size, step)]
+        if self.mixed:
+            return [(source, count, step) for source, count in enumerate(self.wanted)]
+        source_T, turn_T = _alternation(self.shares, self.seed, 1 << max(10, (step + 1).bit_length()))
+        return [(int(source_T[step]), self.batch_size, int(turn_T[step]))]
+
+    def _start(self, source: int) -> int:
+        return sum(self.sizes[:source])
+
+    def _seed(self, source: int) -> int:
+        return self.seed if len(self.sizes) == 1 else seed_of(self.seed, "source", source)
+
+
+def source_of(starts: Sequence[int], row: int) -> int:
+    """Return which source a row is of."""
+    return bisect_right(starts, row) - 1
+
+
+@lru_cache(maxsize=4)
+def _alternation(
+    shares: tuple[float, ...], seed: int, steps: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The source of each step, and how many steps had it before."""
+    first = seed_of(seed, "mixture") / 2**63
+    edges = np.cumsum(shares)[:-1]
+    source_T = np.searchsorted(edges, (first + _GOLDEN * np.arange(steps)) % 1.0, side="right")
+    turn_T = np.zeros(steps, dtype=np.int64)
+    for source in range(len(shares)):
+        there_T = source_T == source
+        turn_T[there_T] = np.arange(np.count_nonzero(there_T))
+    return source_T, turn_T

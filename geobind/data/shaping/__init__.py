@@ -1,1 +1,0 @@
-"""Tables made from tables: cut into splits, packed into a few files."""

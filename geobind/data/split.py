@@ -1,0 +1,243 @@
+"""Cut a table into splits so that rows that belong together, by place or by group, stay together."""
+
+# N rows; U units, which are never cut
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from geobind.data.delimited import Rows
+from geobind.data.manifest import manifest_files
+from geobind.data.parquet import ParquetRows, undamaged
+from geobind.data.readers.files import listed
+from geobind.errors import DataError
+from geobind.utils.geo import cells_of, nearest_km
+from geobind.utils.hashing import seed_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+By = Literal["place", "group", "random"]
+_NAMES = {2: ("train", "test"), 3: ("train", "val", "test")}
+_KM = (1.0, 20_000.0)
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """How to cut a table into splits.
+
+    Raises:
+        DataError: The shares do not add up to 1, their names do not fit them, or a size is out of range.
+    """
+
+    by: By = "place"
+    shares: tuple[float, ...] = (0.8, 0.1, 0.1)
+    names: tuple[str, ...] = ()  # by default train and test, or train, val and test
+    seed: int = 0
+    cell_km: float = 100.0
+    buffer_km: float = 0.0  # rows of other splits nearer to the first one than this are left out
+    group: str | None = None  # the column whose values are never cut, where it is not `group`
+
+    def __post_init__(self) -> None:
+        if any(share <= 0 for share in self.shares) or abs(sum(self.shares) - 1) > 1e-6:
+            raise DataError(f"shares must be above 0 and add up to 1, not {', '.join(map(str, self.shares))}")
+        if len(self.split_names) != len(self.shares) or len(set(self.split_names)) != len(self.shares):
+            raise DataError(
+                f"{len(self.shares)} shares need as many different names of splits: --names A,B,..."
+            )
+        if not _KM[0] <= self.cell_km <= _KM[1] or not 0 <= self.buffer_km <= _KM[1]:
+            raise DataError(f"a cell must be {_KM[0]:g} to {_KM[1]:g} km wide, and a buffer not negative")
+        if self.group is not None and self.by != "group":
+            raise DataError(f"--group {self.group}: only splitting by group has one: --by group")
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The names of the splits, in the order of the shares."""
+        return self.names or _NAMES.get(len(self.shares), ())
+
+
+def split_places(places_NLL: NDArray[np.float64], options: SplitOptions) -> list[str | None]:
+    """Assign each place to a split, all places of a cell to the same.
+
+    Returns:
+        The split of each row; None of a row that lies within `buffer_km` of the first split but in another.
+    """
+    splits = split_units(cells_of(places_NLL, options.cell_km).tolist(), options)
+    if not options.buffer_km:
+        return splits
+    first_N = np.array([split == options.split_names[0] for split in splits])
+    near_N = nearest_km(places_NLL, places_NLL[first_N]) < options.buffer_km
+    return [
+        None if near and not first else split
+        for split, near, first in zip(splits, near_N, first_N, strict=True)
+    ]
+
+
+def split_units(units: Sequence[Any], options: SplitOptions) -> list[str | None]:
+    """Assign rows to splits by their units (cells, groups), as near to the shares as whole units allow.
+
+    A unit's turn depends on the seed and its name alone. Each goes to the split that lacks most rows; those
+    larger than the smallest split is meant to be come first, lest one of them overflow it.
+    """
+    count = len(units)
+    sizes: dict[Any, int] = {}
+    for unit in units:
+        sizes[unit] = sizes.get(unit, 0) + 1
+    least = min(options.shares) * count
+    turns = sorted(
+        sizes, key=lambda unit: (-sizes[unit] if sizes[unit] > least else 0, seed_of(options.seed, unit))
+    )
+    lacking = [share * count for share in options.shares]
+    chosen: dict[Any, str] = {}
+    for unit in turns:
+        most = int(np.argmax(lacking))
+        chosen[unit] = options.split_names[most]
+        lacking[most] -= sizes[unit]
+    return [chosen[unit] for unit in units]
+
+
+def split_manifest(
+    manifest: Path, target: Path, options: SplitOptions, columns: Mapping[str, str] | None = None
+) -> dict[str, int]:
+    """Write a manifest again with its column `split` filled anew; all else stays as it is.
+
+    Args:
+        manifest: A CSV, TSV, JSONL or Parquet file.
+        target: A file of the same kind.
+        options: How to split.
+        columns: The manifest's own names of lat, lon, group and split, where they differ.
+
+    Returns:
+        Rows of each split; those that are left out count as `""`.
+
+    Raises:
+        DataError: The manifest has no such columns, a row has no place or group, or a split would be empty.
+    """
+    from geobind.utils.files import write
+
+    said = {name: name for name in ("lat", "lon", "split", "group")} | dict(columns or {})
+    said |= {"group": options.group} if options.group else {}
+    if manifest.is_dir():
+        raise DataError(f"{manifest}: is a folder; split the manifest it was packed from")
+    (manifest,) = manifest_files(manifest)
+    if target.suffix.lower() != manifest.suffix.lower():
+        raise DataError(f"{target}: must end in {manifest.suffix}, as {manifest.name} does")
+    wanted = {"place": [said["lat"], said["lon"]], "group": [said["group"]], "random": []}[options.by]
+    packed = manifest.suffix.lower() in (".parquet", ".geoparquet")
+    values = _packed_values(manifest, wanted) if packed else _text_values(manifest, wanted)
+    splits = _assigned(values, options, said, manifest)
+    counts = {name: splits.count(name) for name in (*options.split_names, None) if name or None in splits}
+    empty = next((name for name in options.split_names if not counts[name]), None)
+    if empty:
+        raise DataError(
+            f"{manifest}: split '{empty}' would be empty: {len(splits)} rows are too few, or lie in too few "
+            "cells or groups; make cells smaller (--cell-km) or the share larger (--shares)"
+        )
+    encode = _packed if packed else _lines if manifest.suffix.lower() == ".jsonl" else _table
+    write(target, encode(manifest, splits, said["split"]))
+    return {name or "": count for name, count in counts.items()}
+
+
+def _assigned(
+    values: dict[str, list[Any]], options: SplitOptions, said: Mapping[str, str], manifest: Path
+) -> list[str | None]:
+    from geobind.data.delimited import CellError, degrees_to_arrow
+
+    lines = values.pop("")
+    for column, cells in values.items():
+        blank = next((line for line, cell in zip(lines, cells, strict=True) if cell in (None, "")), None)
+        if blank is not None:
+            raise DataError(
+                f"{manifest}:{blank}: has no '{column}', by which rows are split; fill it or drop the row"
+            )
+    if options.by == "random":
+        return split_units(lines, options)
+    if options.by == "group":
+        return split_units([str(cell) for cell in values[said["group"]]], options)
+    axes: list[NDArray[np.float64]] = []
+    for name, limit in (("lat", 90.0), ("lon", 180.0)):
+        try:
+            axes.append(degrees_to_arrow(values[said[name]], limit).to_numpy(zero_copy_only=False))
+        except CellError as error:
+            raise DataError(f"{manifest}:{lines[error.index]}: column '{said[name]}': {error}") from error
+    return split_places(np.stack(axes, axis=1), options)
+
+
+def _text_values(manifest: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
+    rows = Rows(manifest)
+    values: dict[str, list[Any]] = {"": [], **{column: [] for column in wanted}}
+    for lines, columns in rows:
+        values[""] += lines
+        for column in wanted:
+            values[column] += columns.get(column) or [None] * len(lines)
+    _check(rows.columns, wanted, manifest)
+    return values
+
+
+def _packed_values(manifest: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
+    rows = ParquetRows(manifest)
+    _check(rows.file.schema_arrow.names, wanted, manifest)
+    with undamaged(manifest):
+        table = rows.file.read(columns=list(wanted))
+    return {"": list(range(rows.file.metadata.num_rows)), **{c: table.column(c).to_pylist() for c in wanted}}
+
+
+def _check(there: Any, wanted: Sequence[str], manifest: Path) -> None:
+    for column in wanted:
+        if column not in there:
+            raise DataError(
+                f"{manifest}: has no column '{column}' to split by; its columns: {listed(there)}; name "
+                "another, with --column lat=COLUMN --column lon=COLUMN or --by group --group COLUMN"
+            )
+
+
+def _table(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
+    delimiter = "\t" if manifest.suffix.lower() == ".tsv" else ","
+    target = io.StringIO()
+    writer = csv.writer(target, delimiter=delimiter, lineterminator="\n")
+    rows, left = Rows(manifest), iter(splits)
+    for number, (lines, columns) in enumerate(rows):
+        columns[column] = [next(left) or "" for _ in lines]
+        if not number:
+            writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return target.getvalue().encode()
+
+
+def _lines(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
+    with open(manifest, "rb") as file:
+        texts = [line for raw in file if (line := raw.decode("utf-8-sig")).strip()]
+    rows = (
+        json.dumps({**json.loads(text), column: split}, ensure_ascii="\\u" in text)  # \\ud800 is no character
+        for text, split in zip(texts, splits, strict=True)
+    )
+    return "".join(f"{row}\n" for row in rows).encode()
+
+
+def _packed(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file, target, first = ParquetRows(manifest).file, io.BytesIO(), 0
+    schema = file.schema_arrow
+    index = schema.get_field_index(column)
+    field = pa.field(column, pa.string())
+    schema = schema.append(field) if index < 0 else schema.set(index, field)
+    with undamaged(manifest), pq.ParquetWriter(target, schema, compression="zstd") as writer:
+        for batch in file.iter_batches(1024):
+            values = pa.array(splits[first : first + batch.num_rows], pa.string())
+            table = pa.Table.from_batches([batch])
+            table = (
+                table.append_column(field, values) if index < 0 else table.set_column(index, field, values)
+            )
+            writer.write_table(table.cast(schema))
+            first += batch.num_rows
+    return target.getvalue()

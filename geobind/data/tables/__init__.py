@@ -1,1 +1,0 @@
-"""Tables of places, from manifests or toy Earth: columns whose cells are read when asked for."""

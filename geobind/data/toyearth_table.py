@@ -1,0 +1,225 @@
+"""Toy Earth as a table, rendered in memory or written as files."""
+
+# N places
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from geobind.data.cache import build_once, cache_root, fingerprint
+from geobind.data.columns import ArrayColumn, ArrowColumn, Column
+from geobind.data.options import ToyEarthOptions
+from geobind.errors import DataError
+from geobind.toyearth.facts import FACTS, Places
+from geobind.utils.arrow import mapped_table
+from geobind.utils.progress import track, watched
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+NAME = "toyearth"
+_CHUNK = 100  # places rendered at a time
+_YEAR = 2024
+_ARRAYS = ("tile", "photo", "sound", "facts")
+
+
+def open_toyearth(options: ToyEarthOptions) -> tuple[str, Path, Mapping[str, Column]]:
+    """Return toy Earth's name, the Arrow file of its places, and its columns, rendered if need be.
+
+    The columns are `tile` and `photo` (uint8 arrays), `sound` (int16 array and rate), `captions` (a list of
+    strings) and `facts` (float32 array). Its label is the land cover that most of the place has.
+    """
+    # Without rows for validation it is the planet that it was before there were any.
+    asked = options.model_dump(exclude=set() if options.validation else {"validation"})
+    made_from = (asked, _version_of_renderers())
+    folder = build_once(
+        cache_root() / NAME / fingerprint(*made_from), lambda target: _render(target, options)
+    )
+    path = folder / "rows.arrow"
+    columns: dict[str, Column] = {name: ArrayColumn(folder / f"{name}.npy") for name in _ARRAYS}
+    columns["sound"] = ArrayColumn(folder / "sound.npy", options.rate)
+    columns["captions"] = ArrowColumn(path, "captions")
+    return NAME, path, columns
+
+
+def write_toyearth(folder: Path, options: ToyEarthOptions) -> Path:
+    """Write toy Earth as PNG and WAV files with a CSV manifest, for people to look at and to edit.
+
+    Returns:
+        The manifest, `folder/manifest.csv`; its columns are key, split, lat, lon, time, label, tile, photo,
+        sound and captions.
+
+    Raises:
+        DataError: The folder cannot be written, or holds a manifest already.
+    """
+    import soundfile
+    from PIL import Image
+
+    _, path, columns = open_toyearth(options)
+    manifest = folder / "manifest.csv"
+    if manifest.exists():
+        raise DataError(f"{manifest}: is there already; choose another folder or delete it")
+    rows = mapped_table(path).drop_columns(["line"]).to_pylist()
+    try:
+        for name in ("tile", "photo", "sound"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        for row in track(range(len(rows)), "writing toy Earth", len(rows)):
+            files = {
+                name: f"{name}/{row:06d}.{'wav' if name == 'sound' else 'png'}"
+                for name in ("tile", "photo", "sound")
+            }
+            for name in ("tile", "photo"):
+                Image.fromarray(columns[name][row]).save(folder / files[name])
+            samples_T, rate = columns["sound"][row]
+            soundfile.write(folder / files["sound"], samples_T, rate, subtype="PCM_16")
+            rows[row] |= {**files, "captions": json.dumps(rows[row]["captions"])}
+        with open(manifest, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, [*rows[0]])
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise DataError(f"cannot write toy Earth to {folder}: {error.strerror or error}") from error
+    return manifest
+
+
+def places_of(options: ToyEarthOptions) -> Places:
+    """The places of toy Earth, in the order of its rows: to train on, held out, and for validation."""
+    from geobind.toyearth import Planet
+
+    count = options.places + options.held_out + options.validation
+    return Planet(options.seed).places(count, options.seed)
+
+
+def render_column(name: str, places: Places, options: ToyEarthOptions) -> Sequence[Any]:
+    """Make one column's raw inputs of any places: a tile, a photo, a sound, captions or facts of each.
+
+    Raises:
+        DataError: There is no such column.
+    """
+    from geobind.toyearth import render_photos, render_sounds, render_tiles, write_captions
+
+    if name == "tile":
+        return list(render_tiles(places, options.seed, options.tile_size, options.gsd))
+    if name == "photo":
+        return list(render_photos(places, options.seed, options.photo_size))
+    if name == "sound":
+        samples_NT = render_sounds(places, options.seed, options.seconds, options.rate)
+        sounds_NT = np.round(np.clip(samples_NT, -1, 1) * 32767).astype(np.int16)
+        return [(samples_T, options.rate) for samples_T in sounds_NT]
+    if name == "captions":
+        return write_captions(places, options.seed, options.captions)
+    if name == "facts":
+        return list(places.facts)
+    raise DataError(f"{NAME}: has no column '{name}'; its columns: {', '.join((*_ARRAYS, 'captions'))}")
+
+
+def _render(folder: Path, options: ToyEarthOptions) -> None:
+    places = places_of(options)
+    count = len(places.lat)
+    starts = range(0, count, _CHUNK)
+    if not watched() and count >= 1000:  # no bar will be seen
+        print(f"rendering toy Earth: {count} places, once, into {folder.parent}", file=sys.stderr)
+    shapes = {
+        "tile": ((options.tile_size, options.tile_size, 3), np.uint8),
+        "photo": ((options.photo_size, options.photo_size, 3), np.uint8),
+        "sound": ((round(options.seconds * options.rate),), np.int16),
+        "facts": (places.facts.shape[1:], np.float32),
+    }
+    arrays = {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (count, *shape))
+        for name, (shape, dtype) in shapes.items()
+    }
+    captions: list[list[str]] = []
+    for start in track(starts, "rendering toy Earth", len(starts)):
+        rows = slice(start, start + _CHUNK)
+        part = places.take(rows)
+        for name in _ARRAYS:
+            values = render_column(name, part, options)
+            arrays[name][rows] = [samples_T for samples_T, _ in values] if name == "sound" else values
+        captions += render_column("captions", part, options)
+    for array in arrays.values():
+        array.flush()
+    table = _rows(places, captions, options)
+    with pa.ipc.new_file(str(folder / "rows.arrow"), table.schema) as writer:
+        writer.write_table(table)
+
+
+def _rows(places: Places, captions: list[list[str]], options: ToyEarthOptions) -> pa.Table:
+    count = len(captions)
+    # Last, so that asking for them moves no other row.
+    split = ["train"] * options.places + ["test"] * options.held_out + ["val"] * options.validation
+    return pa.table(
+        {
+            "line": pa.array(range(count), pa.int64()),
+            "key": [f"{NAME}:{split[row]}:{row}" for row in range(count)],
+            "split": split,
+            "lat": places.lat,
+            "lon": places.lon,
+            "time": pa.array([_time(places, row) for row in range(count)], pa.timestamp("us")),
+            "label": _labels(places),
+            "captions": pa.array(captions, pa.list_(pa.string())),
+        }
+    )
+
+
+def _time(places: Places, row: int) -> datetime:
+    """Return the UTC of a month and an hour of local solar time."""
+    local = datetime(_YEAR, int(places.month[row]), 15) + timedelta(hours=float(places.hour[row]))
+    return local - timedelta(hours=float(places.lon[row]) / 15)
+
+
+def _labels(places: Places) -> list[str]:
+    """Name each place by what covers most of it, or as town where it is densely built."""
+    from geobind.toyearth.facts import FACTS
+
+    fact = dict(zip(FACTS, places.facts.T, strict=True))
+    cover = {name: fact[name] for name in ("water", "forest", "crops", "bare")}
+    cover["grass"] = 1 - sum(cover.values())
+    names = [*cover]
+    most_N = np.argmax(np.stack([cover[name] for name in names]), axis=0)
+    towns_N = (fact["buildings"] > 0.5) & (fact["water"] < 0.5)
+    return ["town" if town else names[most] for most, town in zip(most_N, towns_N, strict=True)]
+
+
+def _version_of_renderers() -> str:
+    """Hash the source of the renderers, so that pictures of an older version are never taken for theirs."""
+    spec = find_spec("geobind.toyearth")
+    folders = (spec and spec.submodule_search_locations) or []
+    sources = sorted(file for folder in folders for file in Path(folder).glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()
+
+
+# What passes: season, time of day and weather. The rest lies on the ground, snow with it: a tile shows it.
+MOMENT = ("summer", "spring", "daylight", "morning", "wind", "rain")
+
+
+def put_together(
+    options: ToyEarthOptions, land_N: NDArray[np.integer], moment_N: NDArray[np.integer]
+) -> Places:
+    """Make places with the land of some rows, seen at the moment of others.
+
+    Coordinates and the facts of the ground come from the one, month, hour and the facts of the moment from
+    the other, so that such a place also has its own layout, as a place has that was drawn.
+
+    Args:
+        options: Which toy Earth.
+        land_N: Rows of its table.
+        moment_N: As many rows.
+    """
+    places = places_of(options)
+    land, moment = places.take(land_N), places.take(moment_N)
+    passing_F = np.isin(FACTS, MOMENT)
+    facts_NF = np.where(passing_F, moment.facts, land.facts)
+    return Places(land.lat, land.lon, moment.month, moment.hour, facts_NF)
