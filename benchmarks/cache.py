@@ -264,8 +264,8 @@ def heads(args: argparse.Namespace) -> None:
 
 def rows(folder: Path) -> None:
     """Time the cache by itself: telling contents, writing rows, reading them in random batches."""
-    from geobind.frozen.contents import FileHashes, as_words, contents_of
-    from geobind.frozen.entry import Entry
+    from geobind.embedding_cache.keys import FileHashes, as_words, contents_of
+    from geobind.embedding_cache.store import Entry
 
     count, batches, rng = 100_000, 100, np.random.default_rng(0)
     files = FileHashes(folder / "files.sqlite")

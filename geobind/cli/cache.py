@@ -12,7 +12,7 @@ import click
 from geobind.cli.options import json_option
 
 if TYPE_CHECKING:
-    from geobind.frozen.folder import Held
+    from geobind.embedding_cache.store import Held
 
 
 @click.group("cache")
@@ -24,7 +24,7 @@ def command() -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """List the entries, the last used first: what they hold, their size, when they were used."""
-    from geobind.frozen.folder import entries, limit_bytes, rows_of
+    from geobind.embedding_cache.store import entries, limit_bytes, rows_of
 
     found = entries()
     rows: list[dict[str, Any]] = [{**_told(held), "rows": rows_of(held)} for held in found]
@@ -47,8 +47,8 @@ def list_(as_json: bool) -> None:
 @json_option
 def prune(max_gb: float | None, as_json: bool) -> None:
     """Remove the entries used longest ago until the cache is small enough; those in use stay."""
-    from geobind.frozen.folder import entries, limit_bytes
-    from geobind.frozen.folder import prune as prune_to
+    from geobind.embedding_cache.store import entries, limit_bytes
+    from geobind.embedding_cache.store import prune as prune_to
 
     gone = prune_to(limit_bytes() if max_gb is None else max_gb * 1e9)
     left = sum(held.bytes for held in entries())
@@ -65,7 +65,7 @@ def prune(max_gb: float | None, as_json: bool) -> None:
 @json_option
 def verify(keep: bool, as_json: bool) -> None:
     """Read every row and compare with what was written; damaged shards are removed, to be made again."""
-    from geobind.frozen.folder import verify as verify_all
+    from geobind.embedding_cache.store import verify as verify_all
 
     checked = list(verify_all(repair=not keep))
     faults = sum(len(one.damaged) for one in checked)

@@ -7,8 +7,8 @@ from __future__ import annotations
 import math
 import time
 
-from geobind.frozen.folder import limit_bytes
-from geobind.frozen.sides import Stored
+from geobind.embedding_cache.build import Stored
+from geobind.embedding_cache.store import limit_bytes
 from geobind.planning.bench import Bench, seconds_since
 from geobind.planning.found import Filling, Side
 from geobind.planning.lines import different, fit

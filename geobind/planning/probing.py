@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 
 from geobind.binder import Binder
 from geobind.data.sampler import Mixture
-from geobind.frozen.entry import embeddings_folder
+from geobind.embedding_cache.store import embeddings_folder
 from geobind.planning.bench import Bench, goes_through, seconds_since
 from geobind.planning.ending_probe import measure_ending
 from geobind.planning.found import SPARE, EndingFound, Machine, StageFound

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass
 
 from geobind.data.loader import BatchLoader
+from geobind.embedding_cache.loader import StoredLoader
 from geobind.errors import DataError, GeobindError
-from geobind.frozen.loading import StoredLoader
 from geobind.planning.bench import Bench, goes_through, seconds_since
 from geobind.planning.filling_probe import measure_filling
 from geobind.planning.found import StageFound, Step

@@ -14,16 +14,11 @@ from torch import nn
 
 from geobind import plugins
 from geobind.data.loader import BatchLoader
+from geobind.embedding_cache.build import Encoding, Filling, Observations, Ranks, Stored, observe, store
+from geobind.embedding_cache.keys import FileHashes, Part, Uncacheable, facts_of
+from geobind.embedding_cache.loader import Cells, StoredLoader
+from geobind.embedding_cache.store import Entry, embeddings_folder, limit_bytes, prune
 from geobind.errors import StorageError
-from geobind.frozen.address import Part, facts_of
-from geobind.frozen.contents import FileHashes, Uncacheable
-from geobind.frozen.encoding import Encoding
-from geobind.frozen.entry import Entry, embeddings_folder
-from geobind.frozen.fill import Filling
-from geobind.frozen.folder import limit_bytes, prune
-from geobind.frozen.loading import StoredLoader
-from geobind.frozen.rows import Cells
-from geobind.frozen.sides import Observations, Ranks, Stored, observe, store
 from geobind.recipe.options import Views
 from geobind.recipe.parts import Last, Lora
 from geobind.training.encoders.freezing import check_frozen, frozen_digests

@@ -13,7 +13,7 @@ from torch import nn
 
 from geobind.data.loader import BatchLoader, Side, auto_workers
 from geobind.data.sampler import seed_torch
-from geobind.frozen.loading import StoredLoader
+from geobind.embedding_cache.loader import StoredLoader
 from geobind.training.bind import About, Bind
 from geobind.training.cached import Cached, read_from_cache
 from geobind.training.checkpoint import Checkpoint

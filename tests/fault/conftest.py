@@ -13,11 +13,11 @@ import torch
 
 import geobind.report  # noqa: F401 - imported once, before processes are forked
 from geobind import plugins
-from geobind.frozen import fill
+from geobind.embedding_cache import build
 from geobind.report import writing
 from geobind.training import cached
 
-CHANGED = [(plugins, "registry"), (fill, "_SECONDS"), (cached, "_BATCH")]
+CHANGED = [(plugins, "registry"), (build, "_SECONDS"), (cached, "_BATCH")]
 CHANGED += [(writing, name) for name in ("png", "svg", "render")]
 
 

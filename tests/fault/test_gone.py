@@ -133,8 +133,8 @@ def test_a_tar_file_that_is_cut_while_it_is_read_breaks_rows_and_one_that_is_gon
 
 
 def test_data_that_go_while_the_cache_fills_are_said_to_be_gone(notes):
-    from geobind.frozen.fill import Filling, Wanted
-    from geobind.frozen.rows import Cells
+    from geobind.embedding_cache.build import Filling, Wanted
+    from geobind.embedding_cache.loader import Cells
 
     rows = rows_of(notes)
     lose(notes)

@@ -73,11 +73,11 @@ def test_a_signal_at_any_other_time_ends_the_run_at_once(home, whole, monkeypatc
 
 
 def test_what_was_made_for_the_cache_is_kept(home, monkeypatch):
-    from geobind.frozen import fill
+    from geobind.embedding_cache import build
 
-    monkeypatch.setattr(fill, "_SECONDS", 1000.0)  # nothing is written before the end
+    monkeypatch.setattr(build, "_SECONDS", 1000.0)  # nothing is written before the end
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        before(patch, fill.Filling, "_keep", signal.SIGTERM, 2)
+        before(patch, build.Filling, "_keep", signal.SIGTERM, 2)
         fault_world.train(home)
     shards = list((home / "cache" / "embeddings").rglob("*.safetensors"))
     assert len(shards) == 1

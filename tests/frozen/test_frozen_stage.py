@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from geobind import plugins, report
+from geobind.embedding_cache import loader as loading
+from geobind.embedding_cache import store
+from geobind.embedding_cache.store import entries, rows_of
 from geobind.errors import DataError
-from geobind.frozen import entry, loading
-from geobind.frozen.folder import entries, rows_of
 
 FORK = multiprocessing.get_context("fork")
 HEADS = "stages.0.train={left: head}"  # all that is computed is a head
@@ -180,7 +181,7 @@ def test_a_cache_that_cannot_be_written_costs_no_run(tmp_path, monkeypatch, caps
     notes.write_table(tmp_path)
     (tmp_path / "file").write_text("no folder")
     computed = notes.losses(notes.run_notes(tmp_path, "off", OFF))
-    monkeypatch.setattr(entry, "embeddings_folder", lambda: tmp_path / "file" / "cache")
+    monkeypatch.setattr(store, "embeddings_folder", lambda: tmp_path / "file" / "cache")
     assert notes.losses(notes.run_notes(tmp_path, "run")) == computed
     assert "one: right is not cached: cannot write" in capsys.readouterr().err
 
@@ -189,7 +190,7 @@ def test_a_run_keeps_the_cache_within_its_limit(tmp_path, monkeypatch):
     notes.write_table(tmp_path)
     notes.run_notes(tmp_path, "first")
     (old,) = entries()
-    os.utime(old.folder / entry.FACTS, (time.time() - 60,) * 2)
+    os.utime(old.folder / store.FACTS, (time.time() - 60,) * 2)
     monkeypatch.setenv("GEOBIND_CACHE_GB", str(1.5 * old.bytes / 1e9))
     notes.run_notes(tmp_path, "second", "seed=1")
     (left,) = entries()

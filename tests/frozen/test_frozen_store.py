@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.cli import main
+from geobind.embedding_cache import build, store
+from geobind.embedding_cache import keys as contents
+from geobind.embedding_cache.keys import FileHashes, Uncacheable
+from geobind.embedding_cache.store import Damaged, entries, open_shard, prune, verify, write_shard
 from geobind.errors import DataError, TrainingError
-from geobind.frozen import contents, entry, fill
-from geobind.frozen.contents import FileHashes, Uncacheable
-from geobind.frozen.folder import entries, prune, verify
-from geobind.frozen.shards import Damaged, open_shard, write_shard
 from geobind.modality import Modality
 from geobind.scoring import unit
 
@@ -119,7 +119,7 @@ def test_a_file_an_option_names_counts_with_its_content(tmp_path):
 
 
 def test_the_source_code_of_a_plugin_counts(tmp_path, monkeypatch):
-    from geobind.frozen import address
+    from geobind.embedding_cache import keys as address
 
     paths = world.note_files(tmp_path, 3)
     world.stored(paths)
@@ -130,7 +130,7 @@ def test_the_source_code_of_a_plugin_counts(tmp_path, monkeypatch):
 def test_a_row_is_found_again_with_torchaudio_with_a_broken_one_and_without_it(monkeypatch, break_torchaudio):
     from importlib import metadata
 
-    from geobind.frozen import address
+    from geobind.embedding_cache import keys as address
     from geobind.registering import Source
     from geobind.towers.mel import check_torchaudio
     from geobind_audio import Audio
@@ -168,7 +168,7 @@ def test_a_row_is_found_again_with_torchaudio_with_a_broken_one_and_without_it(m
 
 
 def test_a_plugin_that_declares_torchaudio_itself_goes_by_its_version(monkeypatch):
-    from geobind.frozen import address
+    from geobind.embedding_cache import keys as address
 
     declared = {"geobind": ["torchaudio>=2.8", "torch"], "acme": ["torchaudio"]}
     monkeypatch.setattr(address.metadata, "requires", declared.__getitem__)
@@ -334,7 +334,7 @@ def test_verify_finds_a_flipped_bit_of_a_row_and_removes_its_shard(tmp_path):
 
 
 def test_small_shards_are_merged_and_rows_kept_twice_are_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr(fill, "_SECONDS", 0.0)
+    monkeypatch.setattr(build, "_SECONDS", 0.0)
     paths = world.note_files(tmp_path, 72)
     side, held = world.stored(paths)
     (path,) = held.folder.glob("*.safetensors")
@@ -355,13 +355,13 @@ def test_pruning_takes_what_was_used_longest_ago_and_spares_what_is_open(tmp_pat
     paths = world.note_files(tmp_path, 30)
     held = [world.stored(paths, modality=world.Note(scale=scale))[1] for scale in (1.0, 2.0, 3.0)]
     for age, one in zip((300, 200, 100), held, strict=True):
-        os.utime(one.folder / entry.FACTS, (time.time() - age,) * 2)
+        os.utime(one.folder / store.FACTS, (time.time() - age,) * 2)
     sizes = {one.key: one.bytes for one in entries()}
     world.stored(paths, modality=world.Note(scale=1.0))  # used again: now the last to go
     gone = prune(sum(sizes.values()) - 1)
     assert [one.folder for one in gone] == [held[1].folder]
-    facts = json.loads((held[2].folder / entry.FACTS).read_text())
-    in_use = entry.Entry(facts)
+    facts = json.loads((held[2].folder / store.FACTS).read_text())
+    in_use = store.Entry(facts)
     assert [one.folder for one in prune(0)] == [held[0].folder]
     in_use.close()
     assert [one.folder for one in prune(0)] == [held[2].folder]

@@ -69,12 +69,9 @@ def stored(
     raws, *, modality=None, encoder=None, source=SOURCE, part="whole", augmented=False, views=0, **more
 ):
     """What a stage does to read a side from the cache; returns the side and the entry it lies in."""
-    from geobind.frozen.address import facts_of
-    from geobind.frozen.contents import FileHashes
-    from geobind.frozen.encoding import Encoding
-    from geobind.frozen.entry import Entry, embeddings_folder
-    from geobind.frozen.fill import Filling
-    from geobind.frozen.sides import observe, store
+    from geobind.embedding_cache.build import Encoding, Filling, observe, store
+    from geobind.embedding_cache.keys import FileHashes, facts_of
+    from geobind.embedding_cache.store import Entry, embeddings_folder
     from geobind.training.encoders.freezing import check_frozen
 
     modality, encoder = modality or Note(), encoder or net()
@@ -111,9 +108,10 @@ def stored(
 
 def fill_folder(folder: Path, die_after_shards: int | None = None) -> None:
     """Embed the files of a folder, a shard for every batch; to be run in a process of its own."""
-    from geobind.frozen import entry, fill
+    from geobind.embedding_cache import build
+    from geobind.embedding_cache import store as entry
 
-    fill._SECONDS = 0.0
+    build._SECONDS = 0.0
     if die_after_shards is not None:
         add, left = entry.Entry.add, iter(range(die_after_shards))
 

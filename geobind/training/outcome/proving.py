@@ -18,8 +18,8 @@ from geobind.binder import Binder
 from geobind.bundles.stability import Proof, StageProof, State, difference, digest_of_embeddings
 from geobind.data.loader import collate
 from geobind.data.table import Table
+from geobind.embedding_cache.loader import Cells
 from geobind.errors import DataError, TrainingError
-from geobind.frozen.rows import Cells
 from geobind.inputs import moved, still
 from geobind.recipe import Recipe
 from geobind.training.encoders.freezing import check_frozen

@@ -20,7 +20,7 @@ from geobind.training.processes.normalising import ABSENCE, is_shared
 from geobind.training.processes.sharding import shards
 
 if TYPE_CHECKING:
-    from geobind.frozen.sides import Stored
+    from geobind.embedding_cache.build import Stored
     from geobind.training.job import Job
 
 

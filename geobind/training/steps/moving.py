@@ -29,7 +29,7 @@ from geobind.training.steps.gradients import chunk_rows
 from geobind.training.steps.schedule import learning_rate
 
 if TYPE_CHECKING:
-    from geobind.frozen.sides import Stored
+    from geobind.embedding_cache.build import Stored
     from geobind.training.job import Job
 
 

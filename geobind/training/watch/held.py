@@ -18,8 +18,8 @@ from torch import Tensor
 from geobind.data.loader import BatchMeta, collate
 from geobind.data.sampler import Mixture, Source
 from geobind.data.sources import OwnRows, TableRows
+from geobind.embedding_cache.loader import Cells
 from geobind.errors import DataError
-from geobind.frozen.rows import Cells
 from geobind.inputs import moved
 from geobind.training.processes.ranks import Ranks, from_first
 

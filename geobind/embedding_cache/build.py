@@ -1,0 +1,480 @@
+"""Cached columns of embeddings: find the missing rows and compute them."""
+
+# B inputs of a batch, M rows, F numbers of a row, D width of the space
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from geobind.data.loader import Failed, collate, load
+from geobind.data.sampler import seeded
+from geobind.data.sources import vanished
+from geobind.embedding_cache.keys import (
+    MISSING,
+    FileHashes,
+    Part,
+    Uncacheable,
+    as_words,
+    contents_of,
+    view_of,
+)
+from geobind.embedding_cache.store import LIMIT, Entry, Rows, limit_bytes
+from geobind.errors import DataError, StorageError
+from geobind.inputs import moved, still
+from geobind.modality import Modality
+from geobind.scoring import unit
+from geobind.utils.progress import track
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from geobind.modality import Prepared
+
+
+_SECONDS = 30.0  # what an interruption loses at most
+_BYTES = 2**27  # kept in memory before they are written
+
+
+class Wanted(NamedTuple):
+    """An observation whose row is to be made."""
+
+    row: int  # of the pairs
+    item: int  # of the row's equally good observations
+    view: int  # of its augmented views
+    content: tuple[int, int]
+
+
+class _Sample(NamedTuple):
+    number: int
+    prepared: Prepared | None
+    fault: str = ""
+    drew: bool = False  # random numbers, though the result is to be the same every time
+
+
+@dataclass
+class Filling:
+    """Makes rows of one side.
+
+    Args:
+        entry: Where they go.
+        modality: Prepares the inputs.
+        raws: The raw input of each pair, or a list of equally good ones.
+        augmented: Whether to prepare them as for training.
+        views: How many augmented views there are of each; 0: preparing must give the same every time.
+        encode: From a prepared batch to float32 (B, F).
+        check: Raises TrainingError unless the encoder's weights are what the entry is named after.
+        batch_size: Inputs per forward pass.
+        workers: Processes that prepare.
+    """
+
+    entry: Entry
+    modality: Modality
+    raws: Sequence[Any]
+    augmented: bool
+    views: int
+    encode: Callable[[Any], NDArray[np.float32]]
+    check: Callable[[], None]
+    batch_size: int
+    workers: int
+    _made: list[tuple[NDArray[np.float32], list[tuple[int, int]]]] = field(default_factory=list, init=False)
+    _written: float = field(default=0.0, init=False)
+
+    def fill(self, wanted: Sequence[Wanted]) -> dict[int, str]:
+        """Make and write the rows of these observations.
+
+        Returns:
+            What is wrong with those that cannot be used, by their number in `wanted`.
+
+        Raises:
+            Uncacheable: Preparing draws random numbers, or the rows would not fit.
+            TrainingError: The encoder changes its weights while it runs.
+            StorageError: The disk is full.
+        """
+        faults: dict[int, str] = {}
+        numbers = range(len(wanted))
+        batches = [numbers[i : i + self.batch_size] for i in range(0, len(wanted), self.batch_size)]
+        samples = _Observations(self, wanted)
+        self._written = time.monotonic()
+        title = f"embedding {self.modality.name}"
+        loaded = load(samples, batches, _collate, self.workers)
+        try:
+            for good, batch, broken, drew in track(loaded, title, len(batches)):
+                if drew:
+                    raise Uncacheable(
+                        "preparing it draws random numbers; `cache: {views: K}` keeps K augmented views "
+                        "of each"
+                    )
+                faults |= broken
+                if good:
+                    self._keep(self.encode(batch), [wanted[number].content for number in good], len(wanted))
+        except KeyboardInterrupt:  # the run is asked to stop: what is made is kept
+            self._write()
+            raise
+        self._write()
+        return faults
+
+    def _keep(self, value_BF: NDArray[np.float32], contents: list[tuple[int, int]], total: int) -> None:
+        needed = total * value_BF[0].size * 2
+        if needed > limit_bytes():
+            raise Uncacheable(
+                f"{total} rows of {value_BF[0].size} numbers take {needed / 1e9:.3g} GB, more than the "
+                f"{limit_bytes() / 1e9:g} GB that {LIMIT} allows"
+            )
+        self._made.append((value_BF, contents))
+        held = sum(values.nbytes for values, _ in self._made)
+        if held >= _BYTES or time.monotonic() - self._written >= _SECONDS:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._made:
+            return
+        # Weights that drift would put rows of one encoder under the name of another.
+        self.check()
+        content_M2 = np.array(
+            [content for _, contents in self._made for content in contents], dtype=np.uint64
+        )
+        self.entry.add(content_M2, np.concatenate([values for values, _ in self._made]))
+        self._made, self._written = [], time.monotonic()
+
+
+class _Observations(Dataset[Any]):
+    """Prepares observations, and notices whether that draws random numbers."""
+
+    def __init__(self, filling: Filling, wanted: Sequence[Wanted]) -> None:
+        self.modality, self.raws, self.wanted = filling.modality, filling.raws, wanted
+        self.augmented, self.views = filling.augmented, filling.views
+
+    def __getitem__(self, number: int) -> _Sample | Failed:
+        row, item, _, content = self.wanted[number]
+        try:
+            raw = self.raws[row]
+            one = raw[item] if isinstance(raw, list) else raw
+            # The numbers of a view come from its content: it is the same in every run.
+            with seeded(*content):
+                prepared = self.modality.prepare(one, training=self.augmented)
+                after = _next_draws()
+            with seeded(*content):
+                drew = after != _next_draws()
+            return _Sample(number, prepared, drew=drew and not self.views)
+        except DataError as error:
+            if gone := vanished(self.raws, row):
+                return Failed(gone)
+            return _Sample(number, None, fault=str(error))
+        except Exception as error:  # a bug, not the data's fault: it ends the run, but say where
+            error.add_note(f"while preparing input {row} of {self.modality.name}")
+            raise
+
+
+def _next_draws() -> tuple[float, float, float]:
+    return random.random(), float(np.random.random_sample()), float(torch.rand((), dtype=torch.float64))
+
+
+def _collate(samples: list[_Sample]) -> tuple[list[int], Any, dict[int, str], bool]:
+    """Stack what could be prepared, list what could not, and tell whether any drew random numbers."""
+    good = [sample for sample in samples if sample.prepared is not None]
+    batch = collate([sample.prepared for sample in good if sample.prepared is not None]) if good else None
+    faults = {sample.number: sample.fault for sample in samples if sample.prepared is None}
+    return [sample.number for sample in good], batch, faults, any(sample.drew for sample in samples)
+
+
+# N pairs, M observations (a pair may have several), K views of each, B pairs of a batch, F numbers of a row
+
+
+Words = tuple[int, int]  # a content
+_SHOWN = 5  # broken inputs listed in a message
+
+
+class Observations(NamedTuple):
+    """What the pairs of a side hold, by content."""
+
+    first_N: NDArray[np.int64]  # (N + 1,) where the observations of each pair begin
+    listed_N: NDArray[np.bool_]  # whether the pair has a list of them, of which one is drawn
+    contents_M: list[bytes | DataError]
+
+
+class Ranks(NamedTuple):
+    """The processes that train together."""
+
+    rank: int
+    world: int
+    agree: Callable[[bool], bool]  # whether it is true on every rank; all ranks wait for each other here
+
+
+ALONE = Ranks(0, 1, bool)
+
+
+@dataclass(frozen=True, eq=False)
+class Picks:
+    """Which rows of the cache stand for each pair; small enough to go to the processes that load data."""
+
+    first_N: NDArray[np.int64]
+    listed_N: NDArray[np.bool_]
+    row_MK: NDArray[np.int64]  # rows of the cache, -1 where there is none
+    faults: Mapping[int, str]  # why, by observation
+
+    def cell(self, pair: int) -> int | list[int] | None:
+        """Return what stands for a pair's input: the number of its observation, or a list of them."""
+        start, end = int(self.first_N[pair]), int(self.first_N[pair + 1])
+        if self.listed_N[pair]:
+            return list(range(start, end))
+        return None if self.faults.get(start) == str(MISSING) else start
+
+    def row(self, item: int, draw: Callable[[int], int]) -> int:
+        """Return the row of an observation, of one of its views.
+
+        Raises:
+            DataError: It cannot be used.
+        """
+        views = self.row_MK.shape[1]
+        row = int(self.row_MK[item, draw(views) if views > 1 else 0])
+        if row < 0:
+            raise DataError(self.faults[item])
+        return row
+
+    def pick(self, pair: int, draw: Callable[[int], int]) -> int:
+        """Return the row of a pair: of one observation, drawn as the loader draws it, and of one view.
+
+        Raises:
+            DataError: The observation cannot be used.
+        """
+        start, end = int(self.first_N[pair]), int(self.first_N[pair + 1])
+        return self.row(start + (draw(end - start) if self.listed_N[pair] else 0), draw)
+
+    @property
+    def fixed_N(self) -> NDArray[np.int64]:
+        """The row of each pair that leaves no choice and is there, -1 for the others (N,)."""
+        if self.row_MK.shape[1] > 1:
+            return np.full(len(self.listed_N), -1, dtype=np.int64)
+        return np.where(self.listed_N, -1, self.row_MK[self.first_N[:-1], 0])
+
+
+class Stored(NamedTuple):
+    """One side of a stage as it is read from the cache."""
+
+    picks: Picks
+    rows: Rows
+    made: int  # rows that this process made for it
+
+    def read(self, row_B: NDArray[np.int64]) -> Tensor:
+        """Return rows as float32 (B, F)."""
+        return self.rows.read(row_B)
+
+
+def observe(raws: Sequence[Any], files: FileHashes, title: str) -> Observations:
+    """Tell the content of everything a side holds; files that are known are not read again.
+
+    Raises:
+        Uncacheable: An input is of a kind whose content cannot be told.
+    """
+    counts: list[int] = []
+    listed: list[bool] = []
+    contents: list[bytes | DataError] = []
+
+    def cells() -> Iterator[Any]:
+        for cell in track(_cells(raws), title, len(raws)):
+            listed.append(isinstance(cell, list) and len(cell) > 0)
+            yield cell
+
+    for found in contents_of(cells(), files):
+        counts.append(len(found))
+        contents += found
+    return Observations(np.cumsum([0, *counts]), np.array(listed, dtype=bool), contents)
+
+
+def store(
+    seen: Observations, filling: Filling, *, views: int, max_broken: float, ranks: Ranks = ALONE
+) -> Stored | None:
+    """Find the rows of a side, after making those that are missing, each rank its share.
+
+    Args:
+        seen: What the side holds.
+        filling: Makes rows.
+        views: How many augmented views of each observation there are; 0: each is taken as it is.
+        max_broken: Share of the observations that may be unusable.
+        ranks: The processes that share the work.
+
+    Returns:
+        The side; None if a rank could not make its rows and another has said so, or will.
+
+    Raises:
+        Uncacheable: The rows cannot be kept, or another process takes them away.
+        StorageError: The disk is full.
+        DataError: Too many observations are broken.
+    """
+    content_MK2 = _contents(seen, views)
+    faults: dict[Words, str] = {}
+    made = 0
+    # The second time is for what another machine has made on a disk of its own, and for shards lost since.
+    for step in (ranks.world, 1):
+        missing = _missing(seen, content_MK2, filling.entry.rows(), faults)
+        mine = missing[ranks.rank :: step] if step > 1 else missing
+        trouble: Exception | None = None
+        try:
+            found = filling.fill(mine) if mine else {}
+            faults |= {mine[number].content: reason for number, reason in found.items()}
+            made += len(mine) - len(found)
+        except (Uncacheable, StorageError) as error:
+            trouble = error
+        if not ranks.agree(trouble is None):
+            if trouble:
+                raise trouble
+            return None
+    if ranks.rank == 0:
+        filling.entry.merge()
+    ranks.agree(True)  # nobody looks before it is merged
+    rows = filling.entry.rows()
+    lost = _missing(seen, content_MK2, rows, faults)
+    if not ranks.agree(not lost):
+        raise Uncacheable(f"another process takes its rows away ({len(lost)} of them)")
+    picks = _picks(seen, content_MK2, rows, faults)
+    _judge(filling, seen, picks, max_broken)
+    return Stored(picks, rows, made)
+
+
+def _contents(seen: Observations, views: int) -> NDArray[np.uint64]:
+    """Return the content of each view of each observation (M, K, 2); zeros where it cannot be told."""
+    unknown = bytes(16)
+    told = (unknown if isinstance(one, DataError) else one for one in seen.contents_M)
+    if views:
+        told = (one if one == unknown else view_of(one, view) for one in told for view in range(views))
+    return as_words(told).reshape(len(seen.contents_M), max(views, 1), 2)
+
+
+def _missing(
+    seen: Observations, content_MK2: NDArray[np.uint64], rows: Rows, faults: Mapping[Words, str]
+) -> list[Wanted]:
+    """List what has no row yet, each content once; what cannot be used is left out."""
+    row_L = rows.find(content_MK2.reshape(-1, 2))
+    views = content_MK2.shape[1]
+    found: dict[Words, Wanted] = {}
+    for place in np.flatnonzero(row_L < 0):
+        item, view = divmod(int(place), views)
+        first, second = content_MK2[item, view].tolist()
+        content = first, second
+        if content in found or content in faults or isinstance(seen.contents_M[item], DataError):
+            continue
+        pair = int(np.searchsorted(seen.first_N, item, side="right")) - 1
+        found[content] = Wanted(pair, item - int(seen.first_N[pair]), view, content)
+    return list(found.values())
+
+
+def _picks(
+    seen: Observations, content_MK2: NDArray[np.uint64], rows: Rows, faults: Mapping[Words, str]
+) -> Picks:
+    row_MK = rows.find(content_MK2.reshape(-1, 2)).reshape(content_MK2.shape[:2])
+    said: dict[int, str] = {}
+    for item in np.flatnonzero((row_MK < 0).any(axis=1)).tolist():
+        error = seen.contents_M[item]
+        known = (faults[words] for view in content_MK2[item].tolist() if (words := tuple(view)) in faults)
+        said[item] = str(error) if isinstance(error, DataError) else next(known)
+    return Picks(seen.first_N, seen.listed_N, row_MK, said)
+
+
+def _judge(filling: Filling, seen: Observations, picks: Picks, most: float) -> None:
+    broken = {item: said for item, said in picks.faults.items() if seen.contents_M[item] is not MISSING}
+    count = len(picks.row_MK)
+    if len(broken) > most * count:
+        first = int(np.searchsorted(seen.first_N, next(iter(broken)), side="right")) - 1
+        if gone := vanished(filling.raws, first):
+            raise DataError(gone)
+        listed = "".join(f"\n  {reason}" for reason in [*broken.values()][:_SHOWN])
+        raise DataError(
+            f"{filling.modality.name}: {len(broken)} of {count} inputs cannot be used, more than max_broken "
+            f"({most:g}) allows; mend or drop them, or raise it:{listed}"
+        )
+
+
+def _cells(raws: Sequence[Any]) -> Iterator[Any]:
+    """Yield every cell, or the error that reading it raised."""
+    for number in range(len(raws)):
+        try:
+            yield raws[number]
+        except DataError as error:
+            yield error
+
+
+class Encoding:
+    """Runs the part of an encoder that is kept, without gradients and in eval mode.
+
+    The features of a trunk are what its encoder's `head` is called with, whatever the encoder does before.
+
+    Args:
+        encoder: The whole encoder, on its device.
+        part: The whole gives unit-length embeddings (B, D), the trunk the head's input (B, F).
+        context: The precision to compute in.
+        device: Where it computes.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        part: Part,
+        context: Callable[[], AbstractContextManager[Any]],
+        device: torch.device,
+    ) -> None:
+        self.encoder, self.part, self.context, self.device = encoder, part, context, device
+        self._trusted = False
+
+    def __call__(self, batch: Any) -> NDArray[np.float32]:
+        """Return a row for each input of a prepared batch.
+
+        Raises:
+            Uncacheable: The encoder gives more than an embedding, does more after its head, or gives the head
+                something else than features.
+        """
+        with still(self.encoder), self.context():
+            x = moved(batch, self.device)
+            if self.part == "whole":
+                output = self.encoder(x)
+                if not isinstance(output, Tensor):
+                    raise Uncacheable("its encoder gives more than an embedding")
+                value_BF = unit(output)
+            else:
+                value_BF, output_BD = self._features(x)
+                if not self._trusted:
+                    self._check(value_BF, output_BD)
+            return value_BF.float().cpu().numpy()
+
+    def _features(self, x: Any) -> tuple[Tensor, Tensor]:
+        given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def listen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given.append((args, kwargs))
+
+        hook = self._head.register_forward_pre_hook(listen, with_kwargs=True)
+        try:
+            output_BD = self.encoder(x)
+        finally:
+            hook.remove()
+        if len(given) != 1 or given[0][1] or len(given[0][0]) != 1 or not isinstance(given[0][0][0], Tensor):
+            raise Uncacheable("its head is not called once with one tensor")
+        features_BF = given[0][0][0]
+        if features_BF.ndim < 2 or len(features_BF) != len(output_BD):
+            raise Uncacheable("its head is not given one row of features for each input")
+        return features_BF, output_BD
+
+    @property
+    def _head(self) -> nn.Module:
+        head = self.encoder.head
+        return head if isinstance(head, nn.Module) else nn.Identity()
+
+    def _check(self, features_BF: Tensor, output_BD: Tensor) -> None:
+        """Check that nothing follows the head."""
+        again_BD = self._head(features_BF)
+        if not isinstance(output_BD, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise Uncacheable("its encoder gives more than an embedding")
+        if again_BD.shape != output_BD.shape or not torch.allclose(
+            again_BD.float(), output_BD.float(), rtol=1e-3, atol=1e-5, equal_nan=True
+        ):
+            raise Uncacheable("its encoder does more after its head")
+        self._trusted = True

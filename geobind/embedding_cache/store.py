@@ -1,0 +1,441 @@
+"""Cache entries on disk: shards, sizes, pruning, verification."""
+
+# M rows of a shard, F numbers of a row
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import save
+
+from geobind.data.cache import cache_root
+from geobind.embedding_cache.keys import key_of
+from geobind.errors import CheckpointError, DataError, StorageError
+from geobind.utils import files
+from geobind.utils.files import Lock
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+SUFFIX = ".safetensors"
+_MAX_HEADER = 100_000  # bytes
+_TYPES = {"content": ("U64", np.uint64), "scale": ("F32", np.float32), "row": ("F16", np.float16)}
+
+
+class Damaged(Exception):
+    """A shard cannot be read; the message says what is wrong with it."""
+
+
+class Shard(NamedTuple):
+    """Rows in a memory-mapped file."""
+
+    path: Path
+    content_M2: NDArray[np.uint64]
+    scale_M: NDArray[np.float32]  # what a row was divided by
+    row_MF: NDArray[np.float16]  # of any shape from the second axis on
+    sum: str  # SHA-256 of the rows' bytes, as it should be
+
+
+def write_shard(folder: Path, content_M2: NDArray[np.uint64], value_MF: NDArray[np.float32]) -> Path:
+    """Write rows under a name of their own; they are there whole or not at all.
+
+    Each row is divided by a power of two that brings its largest number between a half and one, so that
+    half precision keeps 11 bits of it whatever the scale of the features.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written.
+    """
+    scale_M = _scales(value_MF.reshape(len(value_MF), -1))
+    with np.errstate(over="ignore"):  # a row that holds an infinity
+        row_MF = (value_MF / spread(scale_M, value_MF)).astype(np.float16)
+    tensors = {"content": content_M2, "scale": scale_M, "row": row_MF}
+    sums = {"index": _sum(content_M2, scale_M), "rows": _sum(row_MF)}
+    path = folder / f"{uuid.uuid4().hex}{SUFFIX}"
+    files.write(path, save(tensors, metadata=sums))
+    return path
+
+
+def open_shard(path: Path) -> Shard:
+    """Map a shard into memory; its size, header and index are checked, its rows are not.
+
+    Raises:
+        Damaged: It is cut short, or not such a file.
+        FileNotFoundError: Another process has dropped or merged it.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= _MAX_HEADER:
+                raise Damaged("it has no header")
+            header = json.loads(file.read(length))
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        sums = header["__metadata__"]
+        content_M2, scale_M, row_MF = (_mapped(content, header, name, 8 + length, size) for name in _TYPES)
+        end = 8 + length + max(header[name]["data_offsets"][1] for name in _TYPES)
+        if not end == size or not len(content_M2) == len(scale_M) == len(row_MF):
+            raise Damaged("it is cut short")
+        if _sum(content_M2, scale_M) != sums["index"]:
+            raise Damaged("its index is not what was written")
+        rows = str(sums["rows"])
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise Damaged(f"it has no header that can be read ({type(error).__name__})") from error
+    if hasattr(mmap, "MADV_RANDOM"):
+        # Batches are drawn at random: what the system would read ahead is not what comes next.
+        content.madvise(mmap.MADV_RANDOM)
+    return Shard(path, content_M2, scale_M, row_MF, rows)
+
+
+def check_rows(shard: Shard) -> None:
+    """Read every row and compare with what was written.
+
+    Raises:
+        Damaged: A bit is not what it was.
+    """
+    if _sum(shard.row_MF) != shard.sum:
+        raise Damaged("its rows are not what was written")
+
+
+def spread(scale_M: NDArray[np.float32], row_MF: NDArray[Any]) -> NDArray[np.float32]:
+    """Give scales the axes of the rows they belong to."""
+    return scale_M.reshape(-1, *[1] * (row_MF.ndim - 1))
+
+
+def _mapped(content: mmap.mmap, header: dict[str, Any], name: str, base: int, size: int) -> NDArray[Any]:
+    written, kind = _TYPES[name]
+    begin, end = header[name]["data_offsets"]
+    shape = tuple(header[name]["shape"])
+    if header[name]["dtype"] != written or not 0 <= begin <= end or base + end > size:
+        raise Damaged("it is cut short")
+    count = math.prod(shape)
+    if any(length < 0 for length in shape) or count * np.dtype(kind).itemsize != end - begin:
+        raise Damaged("its header contradicts itself")
+    return np.frombuffer(content, kind, count, base + begin).reshape(shape)
+
+
+def _scales(value_MF: NDArray[np.float32]) -> NDArray[np.float32]:
+    largest_M = np.abs(value_MF).max(axis=1, initial=0.0)
+    exponent_M = np.frexp(np.where(np.isfinite(largest_M), largest_M, 0))[1]
+    return np.ldexp(np.float32(1), exponent_M.clip(-126, 127)).astype(np.float32)
+
+
+def _sum(*arrays: NDArray[np.generic]) -> str:
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
+
+
+# M rows, B rows asked for, F numbers of a row
+
+
+FACTS = "entry.json"
+LOCK = "in_use.lock"
+_SMALL = 16_384  # rows; shards of fewer are merged
+_MANY = 8  # small shards that are worth merging
+_MERGED = 65_536  # rows of a merged shard
+_STALE = 3600.0  # seconds after which nobody is writing a file any more
+
+
+def embeddings_folder() -> Path:
+    """Return where all entries lie."""
+    return cache_root() / "embeddings"
+
+
+class Entry:
+    """The rows kept under one hash of facts; while it is open, nothing prunes it.
+
+    Any number of processes may read it and add to it at the same time: a shard appears whole under a name
+    of its own, and a row that two of them made lies there twice, which harms nothing.
+    """
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        self.folder = embeddings_folder() / key_of(facts)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.folder / LOCK)
+            if not (self.folder / FACTS).exists():
+                files.write_json(self.folder / FACTS, facts)
+            os.utime(self.folder / FACTS)  # when it was last used, for pruning
+            _sweep(self.folder)
+        except OSError as error:
+            raise files.refusal(self.folder, error) from error
+
+    def close(self) -> None:
+        """Let it be pruned again; rows that were opened stay readable."""
+        self._lock.close()
+
+    def rows(self) -> Rows:
+        """Open all rows there are; a damaged shard is dropped with a warning."""
+        return Rows(open_shards(self.folder))
+
+    def add(self, content_M2: NDArray[np.uint64], value_MF: NDArray[np.float32]) -> Path:
+        """Write rows as a new shard.
+
+        Raises:
+            StorageError: The disk is full or the folder cannot be written.
+        """
+        return write_shard(self.folder, content_M2, value_MF)
+
+    def merge(self) -> None:
+        """Put small shards together, so that a batch is read from few files; rows kept twice are dropped.
+
+        Where the disk is full they stay as they are, which is slower and nothing else.
+        """
+        with suppress(OSError, StorageError), Lock(self.folder / "merge.lock", alone=True) as alone:
+            small = [shard for shard in open_shards(self.folder) if len(shard.scale_M) < _SMALL]
+            if not alone or len(small) < _MANY:
+                return
+            whole = [shard for shard in small if _is_whole(shard)]
+            group: list[Shard] = []
+            for shard in whole:
+                group.append(shard)
+                if shard is whole[-1] or sum(len(part.scale_M) for part in group) >= _MERGED:
+                    self._merge(group)
+                    group = []
+
+    def _merge(self, shards: list[Shard]) -> None:
+        content_M2 = np.concatenate([shard.content_M2 for shard in shards])
+        first_M = np.unique(content_M2, axis=0, return_index=True)[1]
+        scaled = [shard.row_MF * spread(shard.scale_M, shard.row_MF) for shard in shards]
+        self.add(content_M2[first_M], np.concatenate(scaled)[first_M])
+        for shard in shards:
+            shard.path.unlink(missing_ok=True)
+
+
+class Rows:
+    """Rows of an entry, found by content and read from memory maps."""
+
+    def __init__(self, shards: list[Shard]) -> None:
+        self._shards = shards
+        self._start_S = np.cumsum([0, *(len(shard.scale_M) for shard in shards)])
+        content_M2 = np.concatenate([np.zeros((0, 2), np.uint64), *(shard.content_M2 for shard in shards)])
+        self._order_M = np.argsort(content_M2[:, 0], kind="stable")
+        self._sorted_M2 = content_M2[self._order_M]
+
+    def __len__(self) -> int:
+        return len(self._order_M)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one row; of none, where there are no rows."""
+        return self._shards[0].row_MF.shape[1:] if self._shards else ()
+
+    def find(self, content_B2: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Return the number of the row of each content (B,), or -1 where there is none."""
+        found_B = np.full(len(content_B2), -1, dtype=np.int64)
+        if not len(self):
+            return found_B
+        at_B = np.searchsorted(self._sorted_M2[:, 0], content_B2[:, 0])
+        for step in (1, 0):  # two contents may share their first word; three do not
+            near_B = np.minimum(at_B + step, len(self) - 1)
+            same_B = (self._sorted_M2[near_B] == content_B2).all(axis=1)
+            found_B[same_B] = self._order_M[near_B[same_B]]
+        return found_B
+
+    def read(self, row_B: NDArray[np.int64]) -> Tensor:
+        """Return rows by their numbers, float32 (B, F)."""
+        import torch
+
+        if len(self._shards) == 1:
+            return _read(self._shards[0], row_B)
+        value_BF = torch.empty((len(row_B), *self.shape))
+        shard_B = np.searchsorted(self._start_S, row_B, side="right") - 1
+        for shard in np.unique(shard_B):
+            here_B = np.flatnonzero(shard_B == shard)
+            value_BF[torch.from_numpy(here_B)] = _read(
+                self._shards[shard], row_B[here_B] - self._start_S[shard]
+            )
+        return value_BF
+
+
+def open_shards(folder: Path) -> list[Shard]:
+    """Open the shards of an entry; one that is damaged, or unlike the others, is dropped with a warning."""
+    shards: list[Shard] = []
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            shard = open_shard(path)
+            if shards and shard.row_MF.shape[1:] != shards[0].row_MF.shape[1:]:
+                raise Damaged("its rows are not as long as those of the others")
+            shards.append(shard)
+        except FileNotFoundError:
+            continue  # another process has merged it; a row that is not found is made again
+        except (Damaged, OSError) as error:
+            drop(path, str(error))
+    return shards
+
+
+def drop(path: Path, reason: str) -> None:
+    """Remove a shard that cannot be used, and say so."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+    print(
+        f"warning: embedding cache: dropped {path}: {reason}; its rows are made again when they are needed",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what writes that were killed left behind, but not what may be in the middle of being written."""
+    for left in folder.glob(".*.part"):
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > _STALE:
+                left.unlink()
+
+
+def _read(shard: Shard, row_B: NDArray[np.int64]) -> Tensor:
+    import torch
+
+    half_BF = shard.row_MF[row_B]
+    # torch turns half precision into float32 1.7 times as fast as numpy.
+    return torch.from_numpy(half_BF).float().mul_(torch.from_numpy(spread(shard.scale_M[row_B], half_BF)))
+
+
+def _is_whole(shard: Shard) -> bool:
+    try:
+        check_rows(shard)
+    except Damaged as error:
+        drop(shard.path, str(error))
+        return False
+    return True
+
+
+LIMIT = "GEOBIND_CACHE_GB"
+_DEFAULT_GB = 20.0
+
+
+class Held(NamedTuple):
+    """An entry as it lies on disk."""
+
+    key: str
+    folder: Path
+    facts: dict[str, Any]  # empty where they cannot be read
+    bytes: int
+    used: float  # seconds since 1970
+
+
+class Checked(NamedTuple):
+    """What verifying an entry came to."""
+
+    key: str
+    rows: int  # that are as they were written
+    damaged: tuple[tuple[str, str], ...]  # file, what is wrong with it
+
+
+def limit_bytes() -> float:
+    """Return how large the cache may grow: `$GEOBIND_CACHE_GB` times 10^9, 20 by default.
+
+    Raises:
+        DataError: It is not a number from 0.
+    """
+    said = os.environ.get(LIMIT, "")
+    try:
+        gigabytes = float(said or _DEFAULT_GB)
+    except ValueError:
+        gigabytes = -1.0
+    if not gigabytes >= 0:
+        raise DataError(f"{LIMIT}={said}: say how many gigabytes the embedding cache may hold, such as 20")
+    return gigabytes * 1e9
+
+
+def entries() -> list[Held]:
+    """List the entries, the last used first."""
+    folders = [path for path in embeddings_folder().glob("*") if path.is_dir()]
+    return sorted(filter(None, map(_held, folders)), key=lambda held: -held.used)
+
+
+def prune(limit: float) -> list[Held]:
+    """Remove the entries that were used longest ago until the cache holds no more than `limit` bytes.
+
+    Entries that a process has open stay.
+
+    Returns:
+        What was removed.
+    """
+    there = entries()
+    total = sum(held.bytes for held in there)
+    gone: list[Held] = []
+    for held in reversed(there):
+        if total <= limit:
+            break
+        if _removed(held.folder):
+            gone.append(held)
+            total -= held.bytes
+    return gone
+
+
+def verify(*, repair: bool) -> Iterator[Checked]:
+    """Read every row of every entry and compare with what was written.
+
+    Args:
+        repair: Remove what is damaged; its rows are made again when they are needed.
+    """
+    for held in entries():
+        damaged: list[tuple[str, str]] = []
+        rows = 0
+        if not held.facts or key_of(held.facts) != held.key:
+            damaged.append((FACTS, "its facts are not those that the entry is named after"))
+            if repair:
+                _removed(held.folder)
+        for path in sorted(held.folder.glob(f"*{SUFFIX}")):
+            try:
+                shard = open_shard(path)
+                check_rows(shard)
+                rows += len(shard.scale_M)
+            except FileNotFoundError:
+                continue
+            except (Damaged, OSError) as error:
+                damaged.append((path.name, str(error)))
+                if repair:
+                    path.unlink(missing_ok=True)
+        yield Checked(held.key, rows, tuple(damaged))
+
+
+def rows_of(held: Held) -> int:
+    """Count the rows of an entry, damaged shards left out."""
+    count = 0
+    for path in held.folder.glob(f"*{SUFFIX}"):
+        with suppress(Damaged, OSError):
+            count += len(open_shard(path).scale_M)
+    return count
+
+
+def _held(folder: Path) -> Held | None:
+    try:
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        marks = [folder / name for name in (FACTS, LOCK) if (folder / name).exists()]
+        used = (marks[0] if marks else folder).stat().st_mtime
+    except OSError:  # another process is removing it
+        return None
+    try:
+        facts = files.read_json(folder / FACTS)
+    except CheckpointError:
+        facts = {}
+    return Held(folder.name, folder, facts, size, used)
+
+
+def _removed(folder: Path) -> bool:
+    """Remove an entry that no process has open."""
+    try:
+        with Lock(folder / LOCK, alone=True) as alone:
+            if alone:
+                shutil.rmtree(folder, ignore_errors=True)
+            return alone
+    except OSError:
+        return False
