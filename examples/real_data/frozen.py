@@ -24,8 +24,8 @@ from torch.nn import functional
 
 from geobind import Binder
 from geobind.evaluation import Labelled, few_shot, trunk_of
-from geobind.evaluation.recognising.few_shot import FewShotOptions
-from geobind.evaluation.recognising.logistic import logistic
+from geobind.evaluation.few_shot_curves import FewShotOptions
+from geobind.evaluation.linear import logistic
 
 TABLES = {"ground_image": "train_ground.csv", "audio_yamnet": "train_audio.csv"}
 ALIKE = ("satellite", "ground_image")  # seen through the same trunk

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from geobind.binder import Binder
     from geobind.data.options import DataOptions
     from geobind.data.table import Table
+    from geobind.evaluation.arithmetic import Arithmetic
+    from geobind.evaluation.calibration import Calibrated
     from geobind.evaluation.embedded import Embedded
-    from geobind.evaluation.ranking.retrieval import Metric
-    from geobind.evaluation.space.arithmetic import Arithmetic
-    from geobind.evaluation.space.calibration import Calibrated
-    from geobind.evaluation.space.gap import Gap
+    from geobind.evaluation.modality_gap import Gap
+    from geobind.evaluation.retrieval_metrics import Metric
 
 _MEASURES = ("R@1", "R@10", "median_rank")
 
@@ -105,7 +105,7 @@ def measure_more(
     asked: Asked,
 ) -> More:
     """Measure what is asked for; see `geobind.training.outcome.ending`."""
-    from geobind.evaluation.space.gap import modality_gap
+    from geobind.evaluation.modality_gap import modality_gap
     from geobind.recipe.sums import read_sum
     from geobind.training.outcome.ending import calibrated_on, sums_of
 

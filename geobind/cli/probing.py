@@ -52,7 +52,7 @@ def feature_binders(binder: Binder, said: Asked, beside: tuple[str, ...]) -> dic
 def probe_classes(binders: Mapping[str, Binder], said: Asked, options: FewShotOptions) -> Probes:
     """Recognise classes without examples and with some, from embeddings and from other features."""
     from geobind.evaluation import Probes, few_shot, zero_shot
-    from geobind.evaluation.recognising.recognition import truth_of
+    from geobind.evaluation.classification import truth_of
 
     source, name = said.source, said.modality
     test = source.labelled(said.split, name)

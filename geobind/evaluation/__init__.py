@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from geobind.evaluation.overlap.leakage import Leakage, leakage
+from geobind.evaluation.bootstrap import Resampling
+from geobind.evaluation.classification import Prototypes, Recognition, prototypes, prototypes_of, zero_shot
+from geobind.evaluation.few_shot_curves import (
+    Curve,
+    FewShotOptions,
+    Labelled,
+    Point,
+    Probes,
+    Trunk,
+    few_shot,
+    random_trunk,
+    trunk_of,
+)
+from geobind.evaluation.linear import Ridge, ridge
 from geobind.evaluation.pairs import PairRow, PairTable, Skipped, evaluate_pairs
-from geobind.evaluation.protocols.conventions import PROTOCOLS, Protocol, protocol
-from geobind.evaluation.protocols.published import Published, published, render_published
-from geobind.evaluation.protocols.splits import geoclap_split, psm_split, soundingearth_split
-from geobind.evaluation.ranking.expectation import Counts
-from geobind.evaluation.ranking.ranks import rank_counts, rank_counts_both
-from geobind.evaluation.ranking.resampling import Resampling
-from geobind.evaluation.ranking.retrieval import Metric, Retrieval, Settings, retrieval
-from geobind.evaluation.recognising.fact_probes import FactOptions, FactProbe, probe_facts
-from geobind.evaluation.recognising.few_shot import Curve, FewShotOptions, Labelled, Point, few_shot
-from geobind.evaluation.recognising.probe_tables import render_probes
-from geobind.evaluation.recognising.probes import Probes
-from geobind.evaluation.recognising.recognition import Recognition
-from geobind.evaluation.recognising.ridge import Ridge, ridge
-from geobind.evaluation.recognising.trunks import Trunk, random_trunk, trunk_of
-from geobind.evaluation.recognising.zero_shot import Prototypes, prototypes, prototypes_of, zero_shot
-from geobind.evaluation.table import render, summary
+from geobind.evaluation.protocols import (
+    PROTOCOLS,
+    Protocol,
+    Published,
+    geoclap_split,
+    protocol,
+    psm_split,
+    published,
+    render_published,
+    soundingearth_split,
+)
+from geobind.evaluation.ranks import Counts, rank_counts, rank_counts_both
+from geobind.evaluation.regression_probe import FactOptions, FactProbe, probe_facts
+from geobind.evaluation.retrieval_metrics import Metric, Retrieval, Settings, retrieval
+from geobind.evaluation.split_leakage import Leakage, leakage
+from geobind.evaluation.tables import render, render_probes, summary
 
 __all__ = [
     "PROTOCOLS",

@@ -13,9 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from geobind.errors import DataError
-from geobind.evaluation.ranking.retrieval import Retrieval, Settings, retrieval_both
-from geobind.evaluation.ranking.rows import Embeddings, Rows, codes
-from geobind.evaluation.ranking.truth import Truth, truth
+from geobind.evaluation.embeddings import Embeddings, Rows, Truth, codes, truth
+from geobind.evaluation.retrieval_metrics import Retrieval, Settings, retrieval_both
 
 
 @dataclass(frozen=True)

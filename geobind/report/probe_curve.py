@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from geobind.evaluation.recognising.few_shot import Curve, Point, Shots
-from geobind.evaluation.recognising.probes import Probes
+from geobind.evaluation.few_shot_curves import Curve as FewShotCurve
+from geobind.evaluation.few_shot_curves import Point, Probes, Shots
 from geobind.report.figures import DASHES, MARKERS, MUTED, SERIES, Draw, Panel
 
 _SIZE = (6.4, 4.2)  # inches
@@ -70,7 +70,9 @@ def _draw(probes: Probes) -> Draw:
     return draw
 
 
-def _line(axes: Axes, where: dict[Shots, int], curve: Curve, features: str, number: int, style: int) -> None:
+def _line(
+    axes: Axes, where: dict[Shots, int], curve: FewShotCurve, features: str, number: int, style: int
+) -> None:
     metrics = [point.metrics["accuracy"] for point in curve.points]
     place = [where[point.shots] for point in curve.points]
     colour = SERIES[number % len(SERIES)]

@@ -15,7 +15,7 @@ from geobind.data.sources import OwnRows, TableRows
 from geobind.data.table import Table, open_table
 from geobind.errors import DataError, RecipeError
 from geobind.evaluation import Leakage, leakage
-from geobind.evaluation.overlap.contents import Looked
+from geobind.evaluation.split_leakage import Looked
 from geobind.recipe import Recipe, Stage
 from geobind.training.outcome.ending import Measured, check_rows, measure_all, warned
 from geobind.training.outcome.measure import first_rows

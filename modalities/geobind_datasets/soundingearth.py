@@ -151,7 +151,7 @@ class SoundingEarth(Importer):
                 }
 
     def _packed_split(self, shard: Shard, row: dict[str, Any]) -> str:
-        from geobind.evaluation.protocols.splits import soundingearth_split
+        from geobind.evaluation.protocols import soundingearth_split
 
         if self.split == "none":
             return "train"

@@ -65,7 +65,7 @@ class Splits:
         ]
 
     def _by_number(self, row: Mapping[str, str]) -> str:
-        from geobind.evaluation.protocols.splits import soundingearth_split
+        from geobind.evaluation.protocols import soundingearth_split
 
         try:
             return str(soundingearth_split(int(row["key"])))
@@ -104,7 +104,7 @@ class Splits:
         """Repeat the steps of the published code on the table that is there."""
         import numpy as np
 
-        from geobind.evaluation.protocols.splits import SEED, geoclap_split, psm_split
+        from geobind.evaluation.protocols import SEED, geoclap_split, psm_split
 
         keys, places_NLL = self._table()
         if self.split == "geoclap":

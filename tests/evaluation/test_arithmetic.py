@@ -12,9 +12,8 @@ from geobind.data.options import DataOptions
 from geobind.data.table import open_table
 from geobind.data.toyearth_table import MOMENT, places_of, put_together, render_column
 from geobind.errors import DataError
+from geobind.evaluation.arithmetic import sums_of_rows, sums_of_two_places, sums_on_toyearth
 from geobind.evaluation.embedded import Embedded, embed_rows
-from geobind.evaluation.space.arithmetic import sums_of_rows, sums_of_two_places
-from geobind.evaluation.space.composed import sums_on_toyearth
 from geobind.modality import Modality
 from geobind.recipe.sums import read_sum
 from geobind.toyearth import FACTS

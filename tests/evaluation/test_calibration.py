@@ -9,11 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.errors import DataError
+from geobind.evaluation.bootstrap import Resampling
+from geobind.evaluation.calibration import (
+    COLDEST,
+    calibrate,
+    fitted_scales,
+    fitted_temperature,
+    measure_calibration,
+    reliability,
+    smoothed_loss,
+)
 from geobind.evaluation.embedded import Embedded, sides
-from geobind.evaluation.ranking.resampling import Resampling
-from geobind.evaluation.space.calibration import calibrate, measure_calibration
-from geobind.evaluation.space.fitting import COLDEST, fitted_scales, fitted_temperature, smoothed_loss
-from geobind.evaluation.space.reliability import reliability
 
 FEW = Resampling(200)
 

@@ -8,9 +8,8 @@ from geobind.data.options import DataOptions
 from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.evaluation import evaluate_pairs, retrieval
-from geobind.evaluation.overlap.clusters import clusters_of
-from geobind.evaluation.ranking.intervals import bootstrap
-from geobind.evaluation.ranking.resampling import Resampling
+from geobind.evaluation.bootstrap import Resampling, bootstrap
+from geobind.evaluation.split_leakage import clusters_of
 
 
 @pytest.fixture(autouse=True)

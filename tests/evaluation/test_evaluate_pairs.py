@@ -12,8 +12,7 @@ from torch.nn.functional import normalize
 
 from geobind.errors import DataError
 from geobind.evaluation import Settings, evaluate_pairs, rank_counts, render, retrieval
-from geobind.evaluation.ranking.intervals import bootstrap
-from geobind.evaluation.ranking.resampling import Resampling, by_counting
+from geobind.evaluation.bootstrap import Resampling, bootstrap, by_counting
 
 TRAINED = {frozenset({"satellite", "photo"}), frozenset({"satellite", "sound"})}
 QUICK = Settings(resamples=100)
@@ -197,7 +196,7 @@ def test_the_interval_of_a_mean_matches_the_normal_approximation():
 
 @pytest.mark.parametrize("queries", [1, 2, 5, 8, 301])
 def test_bootstrap_medians_are_those_of_the_resamples_drawn_one_by_one(queries):
-    from geobind.evaluation.ranking.intervals import _medians
+    from geobind.evaluation.bootstrap import _medians
 
     rank = np.sort(np.random.default_rng(0).integers(1, 50, queries)).astype(float)
     times = by_counting(np.random.default_rng(1), 40, queries)

@@ -5,7 +5,7 @@ import pytest
 
 from geobind.errors import DataError
 from geobind.evaluation import FactOptions, Resampling, probe_facts
-from geobind.evaluation.recognising.fact_probes import _predicted
+from geobind.evaluation.regression_probe import _predicted
 from geobind.utils.geo import cells_of
 
 ROWS = 400
@@ -60,7 +60,7 @@ def test_blocks_of_land_are_predicted_from_other_blocks():
 
 
 def test_no_block_is_cut_by_a_fold(monkeypatch):
-    from geobind.evaluation.recognising import fact_probes
+    from geobind.evaluation import regression_probe
 
     seen = []
 
@@ -70,7 +70,7 @@ def test_no_block_is_cut_by_a_fold(monkeypatch):
         seen.append((list(units), split_units(units, options)))
         return seen[-1][1]
 
-    monkeypatch.setattr(fact_probes, "split_units", spy)
+    monkeypatch.setattr(regression_probe, "split_units", spy)
     x_ND, places, _ = earth()
     block_N = cells_of(places, 2000)
     _predicted(x_ND.astype(float), places[:, :1], block_N, places, OPTIONS)

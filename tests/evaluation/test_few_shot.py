@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from geobind.errors import DataError
 from geobind.evaluation import FewShotOptions, Labelled, Resampling, few_shot
-from geobind.evaluation.recognising.logistic import logistic
+from geobind.evaluation.linear import logistic
 
 FEW = Resampling(resamples=100)
 NAMES = [f"c{c}" for c in range(5)]
@@ -85,8 +85,8 @@ def test_the_same_seed_gives_the_same_curve_and_another_seed_another():
 
 
 def test_more_shots_of_a_draw_contain_the_fewer():
-    from geobind.evaluation.recognising.few_shot import _supports
-    from geobind.evaluation.recognising.recognition import truth_of
+    from geobind.evaluation.classification import truth_of
+    from geobind.evaluation.few_shot_curves import _supports
 
     truth = truth_of(rows(100, 1, 0).labels, NAMES, 100)
     two, eight = ([set(s.tolist()) for s in _supports(truth, k, options(1))] for k in (2, 8))

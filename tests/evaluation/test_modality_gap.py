@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geobind.evaluation.bootstrap import Resampling
 from geobind.evaluation.embedded import Embedded
-from geobind.evaluation.ranking.resampling import Resampling
-from geobind.evaluation.space.gap import modality_gap, uniformity
+from geobind.evaluation.modality_gap import modality_gap, uniformity
 
 FEW = Resampling(200)
 

@@ -6,8 +6,7 @@ from PIL import Image
 
 from geobind.data.options import DataOptions
 from geobind.data.table import open_table
-from geobind.evaluation import leakage
-from geobind.evaluation.overlap import contents
+from geobind.evaluation import leakage, split_leakage
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +45,7 @@ def test_an_image_saved_again_or_resized_is_found_and_a_copy_is_counted_as_a_cop
 
 
 def test_more_images_than_the_limit_are_not_decoded_and_that_is_said(table, monkeypatch):
-    monkeypatch.setattr(contents, "_marks", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(split_leakage, "_marks", lambda *_: pytest.fail("decoded"))
     found = leakage(table.split("train"), table.split("test"), most_images=8).copies["photo"]
     assert found.near is None
     assert found.near_unseen == "9 images to decode, more than 8"
@@ -55,6 +54,6 @@ def test_more_images_than_the_limit_are_not_decoded_and_that_is_said(table, monk
 def test_images_are_decoded_once_for_all_calls(table, monkeypatch):
     looked = {}
     first = leakage(table.split("train"), table.split("test"), looked=looked)
-    monkeypatch.setattr(contents, "_are_images", lambda *_: True)
-    monkeypatch.setattr(contents, "inspect_raw", lambda _: pytest.fail("decoded again"))
+    monkeypatch.setattr(split_leakage, "_are_images", lambda *_: True)
+    monkeypatch.setattr(split_leakage, "inspect_raw", lambda _: pytest.fail("decoded again"))
     assert leakage(table.split("train"), table.split("test"), looked=looked).copies == first.copies

@@ -20,7 +20,7 @@ from geobind.evaluation import (
     render_published,
     soundingearth_split,
 )
-from geobind.evaluation.protocols.published import gallery_rows
+from geobind.evaluation.protocols import gallery_rows
 
 # A naive second opinion: each convention once more from its description alone, over whole matrices and in
 # loops. `s[i, j]` is the similarity of image i and the other modality's row j.

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.errors import DataError
-from geobind.evaluation.ranking.resampling import Resampling, spread, times_drawn
-from geobind.evaluation.recognising.recognition import confusions, hits_QM, recognition, truth_of
+from geobind.evaluation.bootstrap import Resampling, spread, times_drawn
+from geobind.evaluation.classification import confusions, hits_QM, recognition, truth_of
 
 FEW = Resampling(resamples=200)
 

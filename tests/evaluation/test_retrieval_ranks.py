@@ -10,7 +10,7 @@ from torchmetrics.retrieval import RetrievalMRR, RetrievalRecall
 
 from geobind.errors import DataError
 from geobind.evaluation import rank_counts, rank_counts_both
-from geobind.evaluation.ranking.rows import full_precision
+from geobind.evaluation.embeddings import full_precision
 
 seeds = st.integers(0, 2**31)
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.retrieval import RetrievalMAP, RetrievalNormalizedDCG
 
-from geobind.evaluation.ranking.expectation import Counts
-from geobind.evaluation.ranking.relevance import _measure, near_places, ranking_scores, same_code
-from geobind.evaluation.ranking.rows import Rows
+from geobind.evaluation.embeddings import Rows
+from geobind.evaluation.ranks import Counts
+from geobind.evaluation.retrieval_metrics import _measure, near_places, ranking_scores, same_code
 
 
 def orders_of(score):

@@ -7,7 +7,7 @@ import pytest
 from layouts import imported, jpeg, parquet, recording, sound, table, write_soundingearth
 
 from geobind.errors import DataError
-from geobind.evaluation.protocols.splits import SEED, geoclap_split, psm_split
+from geobind.evaluation.protocols import SEED, geoclap_split, psm_split
 from geobind_datasets.soundingearth import SoundingEarth
 
 

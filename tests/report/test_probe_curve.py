@@ -12,7 +12,7 @@ from geobind.evaluation import (
     render_probes,
     zero_shot,
 )
-from geobind.evaluation.recognising.probe_tables import mistaken
+from geobind.evaluation.tables import mistaken
 from geobind.report.figures import png, svg
 from geobind.report.probe_curve import places_of, probe_panel
 

@@ -10,9 +10,9 @@ from small_world import EVIL, copied
 
 from geobind.binder import Binder
 from geobind.errors import CheckpointError
+from geobind.evaluation.arithmetic import sums_of_rows
+from geobind.evaluation.calibration import calibrate, measure_calibration
 from geobind.evaluation.embedded import Embedded, embed_rows
-from geobind.evaluation.space.arithmetic import sums_of_rows
-from geobind.evaluation.space.calibration import calibrate, measure_calibration
 from geobind.recipe.sums import read_sum
 from geobind.report import write_report
 

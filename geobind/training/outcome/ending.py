@@ -11,12 +11,11 @@ from geobind.data.options import DataOptions
 from geobind.data.table import Table
 from geobind.errors import DataError
 from geobind.evaluation import PairTable
+from geobind.evaluation.arithmetic import FEWEST_PLACES, Arithmetic, sums_of_rows, sums_on_toyearth
+from geobind.evaluation.calibration import Calibrated, calibrate, measure_calibration
 from geobind.evaluation.embedded import Embedded, embed_rows
-from geobind.evaluation.overlap.clusters import clusters_of
-from geobind.evaluation.space.arithmetic import Arithmetic, sums_of_rows
-from geobind.evaluation.space.calibration import Calibrated, calibrate, measure_calibration
-from geobind.evaluation.space.composed import FEWEST_PLACES, sums_on_toyearth
-from geobind.evaluation.space.gap import Gap, modality_gap
+from geobind.evaluation.modality_gap import Gap, modality_gap
+from geobind.evaluation.split_leakage import clusters_of
 from geobind.recipe.measuring import Evaluation
 from geobind.recipe.sums import Sum, read_sum
 from geobind.training.outcome.measure import Trained, first_rows, labels_of, tabulate

@@ -18,7 +18,7 @@ from geobind.data.table import Table
 from geobind.errors import DataError
 from geobind.evaluation import PairRow, PairTable, Settings, evaluate_pairs, retrieval
 from geobind.evaluation.embedded import Embedded, embed_rows
-from geobind.evaluation.overlap.clusters import ClusterBy, clusters_of
+from geobind.evaluation.split_leakage import ClusterBy, clusters_of
 from geobind.recipe.measuring import Evaluation
 
 Trained = Collection[frozenset[str]]

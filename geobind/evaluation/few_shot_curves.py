@@ -1,6 +1,6 @@
-"""Few-shot recognition: how accuracy grows with the labelled examples of each class, up to all of them."""
+"""Few-shot curves, the results of probes, and the features of an encoder's trunk."""
 
-# N training rows, V validation rows, Q queries, C classes, D width, E draws, P penalties
+# N training rows, V validation rows, Q queries, C classes, D width, E draws, P penalties, B batch, F features
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from geobind.binder import Binder
 from geobind.errors import DataError
-from geobind.evaluation.ranking.resampling import Resampling
-from geobind.evaluation.ranking.retrieval import Metric
-from geobind.evaluation.ranking.rows import Embeddings, Rows, same_width
-from geobind.evaluation.recognising.logistic import logistic
-from geobind.evaluation.recognising.recognition import Truth, hits_QM, measures, truth_of
-from geobind.evaluation.recognising.zero_shot import prototypes
+from geobind.evaluation.bootstrap import Resampling
+from geobind.evaluation.classification import Recognition, Truth, hits_QM, measures, prototypes, truth_of
+from geobind.evaluation.embeddings import Embeddings, Rows, same_width
+from geobind.evaluation.linear import logistic
+from geobind.evaluation.regression_probe import FactProbe
+from geobind.evaluation.retrieval_metrics import Metric
+from geobind.scoring import unit
 from geobind.utils.hashing import seed_of
 from geobind.utils.progress import track
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
 
 Shots = int | Literal["all"]
 Classifier = Literal["logistic", "nearest mean"]
@@ -216,3 +219,90 @@ def _point(
     counts_C = np.bincount(known.truth.class_Q[supports[0]], minlength=len(known.truth.classes))
     deviation = float(hit_EQ.mean(1).std(ddof=1)) if len(hit_EQ) > 1 else 0.0
     return Point(shots, int(counts_C.min()), int(counts_C.sum()), len(supports), metrics, deviation, penalty)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Zero-shot and few-shot recognition of one modality, or facts read from it, beside other features."""
+
+    modality: str
+    data: str
+    split: str
+    kind: Literal["classes", "facts"]
+    classes: tuple[str, ...] = ()
+    queries: int = 0
+    majority: float = 0.0  # the accuracy of always naming the most frequent class
+    zero_shot: Mapping[str, Recognition] | None = None  # by what describes the classes
+    curves: Mapping[str, tuple[Curve, ...]] | None = None  # by features
+    facts: Mapping[str, tuple[FactProbe, ...]] | None = None  # by features
+    settings: Mapping[str, Any] | None = None
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of naming any class at random."""
+        return 1 / max(len(self.classes), 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        plain: dict[str, Any] = {
+            "modality": self.modality,
+            "data": self.data,
+            "split": self.split,
+            "kind": self.kind,
+            "settings": dict(self.settings or {}),
+        }
+        if self.kind == "facts":
+            facts = {
+                name: [probe.to_dict() for probe in probes] for name, probes in (self.facts or {}).items()
+            }
+            return {**plain, "facts": facts}
+        return {
+            **plain,
+            "classes": list(self.classes),
+            "queries": self.queries,
+            "chance": self.chance,
+            "majority": self.majority,
+            "zero_shot": {name: found.to_dict() for name, found in (self.zero_shot or {}).items()},
+            "curves": {
+                name: [curve.to_dict() for curve in curves] for name, curves in (self.curves or {}).items()
+            },
+        }
+
+
+class Trunk(Binder):
+    """One encoder without its head: `embed` gives its features, as many as there are.
+
+    A head is what the contract calls so, an attribute of the encoder that can be trained alone; an encoder
+    without one gives its embeddings.
+    """
+
+    def forward(self, name: str, batch: Any) -> Tensor:
+        """Turn a prepared batch into unit-length float32 features (B, F)."""
+        return unit(self.encoders[name](batch).flatten(1))
+
+
+def trunk_of(binder: Binder, name: str) -> Trunk:
+    """Copy an encoder as it is now, without its head; untrained, if no stage has trained the binder.
+
+    Raises:
+        PluginError: The binder has no such modality.
+    """
+    trunk = Trunk({name: binder.modality(name)}, binder.width, pretrained=False)
+    trunk.encoders[name].load_state_dict(binder.encoders[name].state_dict())
+    return _headless(trunk.to(binder.device))
+
+
+def random_trunk(binder: Binder, name: str, seed: int) -> Trunk:
+    """Build an encoder anew with random weights, without its head: what the architecture alone gives.
+
+    Raises:
+        PluginError: The binder has no such modality.
+    """
+    return _headless(Trunk({name: binder.modality(name)}, binder.width, pretrained=False, seed=seed))
+
+
+def _headless(trunk: Trunk) -> Trunk:
+    for encoder in trunk.encoders.values():
+        if isinstance(getattr(encoder, "head", None), nn.Module):
+            encoder.head = nn.Identity()
+    return trunk.eval()

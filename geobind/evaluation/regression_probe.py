@@ -12,10 +12,10 @@ import numpy as np
 
 from geobind.data.split import SplitOptions, split_units
 from geobind.errors import DataError
-from geobind.evaluation.ranking.resampling import Resampling, times_drawn
-from geobind.evaluation.ranking.retrieval import Metric
-from geobind.evaluation.ranking.rows import Embeddings, Rows, codes
-from geobind.evaluation.recognising.ridge import ridge
+from geobind.evaluation.bootstrap import Resampling, times_drawn
+from geobind.evaluation.embeddings import Embeddings, Rows, codes
+from geobind.evaluation.linear import ridge
+from geobind.evaluation.retrieval_metrics import Metric
 from geobind.utils.geo import cells_of
 
 if TYPE_CHECKING:

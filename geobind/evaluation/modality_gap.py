@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from geobind.evaluation.bootstrap import Resampling, times_drawn
 from geobind.evaluation.embedded import Embedded, sides
-from geobind.evaluation.ranking.resampling import Resampling, times_drawn
-from geobind.evaluation.ranking.retrieval import Metric
-from geobind.evaluation.recognising.ridge import ridge
+from geobind.evaluation.linear import ridge
+from geobind.evaluation.retrieval_metrics import Metric
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

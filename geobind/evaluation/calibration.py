@@ -1,0 +1,411 @@
+"""Calibration of match probabilities: fit a temperature and an offset, measure reliability."""
+
+# Q queries, G gallery items, P matches, M mismatches
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from geobind.errors import DataError
+from geobind.evaluation.bootstrap import Resampling, times_drawn
+from geobind.evaluation.embedded import Embedded, Sides, sides
+from geobind.scoring import CLIP_TEMPERATURE, Calibration, PairScales, cosine, probabilities, softmax
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+
+COLDEST, WARMEST = 1e-3, 1e2  # temperatures looked at; at either end the rows do not say more
+_GRID = 16
+_GOLDEN = (5**0.5 - 1) / 2
+_MOST_MISMATCHES = 250_000
+_STEPS = 100
+
+
+def log_loss(similarity_QG: Floats, right_QG: NDArray[np.bool_], temperature: float) -> float:
+    """Mean over queries of minus the log probability that a softmax gives to right answers, in nats."""
+    logit_QG = similarity_QG / temperature
+    logit_QG -= logit_QG.max(1, keepdims=True)
+    weight_QG = np.exp(logit_QG, out=logit_QG)
+    right_Q = (weight_QG * right_QG).sum(1)
+    return float(-np.log(np.maximum(right_Q / weight_QG.sum(1), 1e-300)).mean())
+
+
+def smoothed_loss(similarity_QG: Floats, right_QG: NDArray[np.bool_], temperature: float) -> float:
+    """The log loss where each query's right answer is, once in Q + 2 times, any item of the gallery.
+
+    It is what Platt's targets are to a single pair: without it, queries that all find their answer would have
+    probabilities of 1 and a temperature of 0, however few they are.
+    """
+    logit_QG = similarity_QG / temperature
+    top_Q = logit_QG.max(1)
+    anything = float((top_Q + np.log(np.exp(logit_QG - top_Q[:, None]).sum(1)) - logit_QG.mean(1)).mean())
+    share = 1 / (len(similarity_QG) + 2)
+    return (1 - share) * log_loss(similarity_QG, right_QG, temperature) + share * anything
+
+
+def fitted_temperature(similarity_QG: Floats, right_QG: NDArray[np.bool_]) -> float:
+    """The temperature with the least smoothed log loss: the best of a grid, then golden section around it.
+
+    With one right answer for each query the loss is convex in 1 / temperature; with several the grid keeps
+    the search from a worse valley.
+    """
+
+    def loss(at: float) -> float:
+        return smoothed_loss(similarity_QG, right_QG, float(np.exp(at)))
+
+    grid = np.linspace(np.log(COLDEST), np.log(WARMEST), _GRID).tolist()
+    best = int(np.argmin([loss(at) for at in grid]))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
+    while high - low > 1e-3:
+        one, two = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+        low, high = (low, two) if loss(one) <= loss(two) else (one, high)
+    return float(np.exp((low + high) / 2))
+
+
+def fitted_scales(match_P: Floats, mismatch_M: Floats, seed: int = 0) -> tuple[float, float]:
+    """The scale and bias of the log odds of a match (Platt scaling, 1999), both kinds weighing the same.
+
+    Targets are Platt's, a little away from 0 and 1, so that similarities which part the two kinds cleanly
+    give a finite scale.
+
+    Returns:
+        The scale, 0 where matches are not more similar than mismatches, and the bias.
+    """
+    if len(mismatch_M) > _MOST_MISMATCHES:
+        mismatch_M = np.random.default_rng(seed).choice(mismatch_M, _MOST_MISMATCHES, replace=False)
+    if match_P.mean() <= mismatch_M.mean() + 1e-9:
+        return 0.0, 0.0
+    similarity_N = np.concatenate([match_P, mismatch_M])
+    matches, mismatches = len(match_P), len(mismatch_M)
+    target_N = np.repeat([(matches + 1) / (matches + 2), 1 / (matches + 2)], [matches, mismatches])
+    weight_N = np.repeat([0.5 / matches, 0.5 / mismatches], [matches, mismatches])
+    middle, spread = float(similarity_N.mean()), max(float(similarity_N.std()), 1e-9)
+    z_N2 = np.stack([(similarity_N - middle) / spread, np.ones_like(similarity_N)], axis=1)
+    scale, bias = _newton(z_N2, target_N, weight_N)
+    return max(float(scale / spread), 0.0), float(bias - scale * middle / spread)
+
+
+def _newton(z_N2: Floats, target_N: Floats, weight_N: Floats) -> Floats:
+    """Minimise the weighted logistic loss; a step that does not lower it is halved."""
+
+    def loss(at_2: Floats) -> float:
+        logit_N = z_N2 @ at_2
+        return float((weight_N * (np.logaddexp(0, logit_N) - target_N * logit_N)).sum())
+
+    at_2, before = np.zeros(2), np.log(2)
+    for _ in range(_STEPS):
+        p_N = 1 / (1 + np.exp(-(z_N2 @ at_2)))
+        slope_2 = z_N2.T @ (weight_N * (p_N - target_N))
+        curve_22 = z_N2.T @ (z_N2 * (weight_N * p_N * (1 - p_N))[:, None]) + 1e-12 * np.eye(2)
+        step_2 = np.linalg.solve(curve_22, slope_2)
+        while (after := loss(at_2 - step_2)) > before and np.abs(step_2).max() > 1e-9:
+            step_2 = step_2 / 2
+        at_2 = at_2 - step_2
+        if np.abs(step_2).max() < 1e-8 or before - after < 1e-12:
+            break
+        before = after
+    return at_2
+
+
+# N predictions, Q rows they belong to, E bins, B resamples
+
+
+BINS = 15  # Guo et al.'s number
+_PERFECT_DRAWS = 200
+
+
+@dataclass(frozen=True)
+class Error:
+    """An expected calibration error, its interval, and what perfect probabilities would show."""
+
+    value: float
+    low: float
+    high: float
+    perfect: float  # mean of the error over outcomes drawn from the probabilities themselves
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Predictions of about the same probability."""
+
+    low: float
+    high: float
+    share: float  # of all predictions
+    predicted: float  # mean probability
+    happened: float  # share that came true
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Probabilities beside outcomes."""
+
+    predictions: int
+    predicted: float  # mean probability
+    happened: float
+    log_loss: float  # mean, in nats
+    equal_width: Error  # Guo et al.'s
+    equal_mass: Error
+    bins: tuple[Bin, ...]  # of equal width, those without a prediction left out
+
+
+def reliability(
+    p_N: Floats,
+    happened_N: Floats,
+    *,
+    row_N: NDArray[np.int64] | None = None,
+    log_loss: float | None = None,
+    bins: int = BINS,
+    options: Resampling | None = None,
+) -> Reliability:
+    """Compare probabilities with what happened.
+
+    The expected calibration error is the mean over bins, by their share of predictions, of the distance
+    between mean probability and share of outcomes (Guo et al., arXiv:1706.04599, eq. 3). Even perfect
+    probabilities show some, as outcomes scatter; resampling adds to it once more, so the interval is the
+    basic bootstrap's, which takes that off (Davison and Hinkley, 1997, eq. 5.6), and reaches down to 0 where
+    perfect probabilities would often show as much.
+
+    Args:
+        p_N: Probabilities.
+        happened_N: 1 where the event happened, else 0; between them where ties leave it open.
+        row_N: The row (0, 1, ...) that each prediction belongs to, for the resampling; default: each its own.
+        log_loss: Mean log loss, where it is not that of these events.
+        bins: How many.
+        options: How often to draw again.
+
+    Raises:
+        DataError: No predictions, or one outside [0, 1].
+    """
+    options = options or Resampling()
+    if not len(p_N) or not ((p_N >= 0) & (p_N <= 1)).all():
+        raise DataError("reliability needs probabilities, each from 0 to 1, and at least one")
+    row_N = np.arange(len(p_N)) if row_N is None else row_N
+    even_N = np.minimum((p_N * bins).astype(np.int64), bins - 1)
+    edges = np.unique(np.quantile(p_N, np.linspace(0, 1, bins + 1)[1:-1]))
+    mass_N = np.searchsorted(edges, p_N, side="right")
+    gap_N = happened_N - p_N
+    return Reliability(
+        len(p_N),
+        float(p_N.mean()),
+        float(happened_N.mean()),
+        _log_loss(p_N, happened_N) if log_loss is None else log_loss,
+        _error(p_N, gap_N, even_N, row_N, options),
+        _error(p_N, gap_N, mass_N, row_N, options),
+        tuple(_bin(p_N, happened_N, even_N == e, e, bins) for e in np.unique(even_N).tolist()),
+    )
+
+
+def _log_loss(p_N: Floats, happened_N: Floats) -> float:
+    safe_N = np.clip(p_N, 1e-12, 1 - 1e-12)
+    return float(-(happened_N * np.log(safe_N) + (1 - happened_N) * np.log(1 - safe_N)).mean())
+
+
+def _bin(p_N: Floats, happened_N: Floats, in_N: NDArray[np.bool_], number: int, bins: int) -> Bin:
+    share = float(in_N.mean())
+    return Bin(
+        number / bins, (number + 1) / bins, share, float(p_N[in_N].mean()), float(happened_N[in_N].mean())
+    )
+
+
+def _error(
+    p_N: Floats,
+    gap_N: Floats,
+    bin_N: NDArray[np.int64],
+    row_N: NDArray[np.int64],
+    options: Resampling,
+) -> Error:
+    value = float(_summed(gap_N, bin_N) / len(p_N))
+    rows, bins = int(row_N.max()) + 1, int(bin_N.max()) + 1
+    gap_QE = np.zeros((rows, bins))
+    np.add.at(gap_QE, (row_N, bin_N), gap_N)
+    size_Q = np.bincount(row_N, minlength=rows).astype(np.float64)
+    drawn = [
+        np.abs(times_BQ @ gap_QE).sum(1) / (times_BQ @ size_Q)
+        for times_BQ in times_drawn(rows, options, room=2)
+    ]
+    low, high = (2 * value - q for q in np.quantile(np.concatenate(drawn), options.bounds[::-1]))
+    random = np.random.default_rng([options.seed, 2])
+    perfect = [_summed((random.random(len(p_N)) < p_N) - p_N, bin_N) for _ in range(_PERFECT_DRAWS)]
+    perfect = np.array(perfect) / len(p_N)
+    if value <= np.quantile(perfect, options.confidence):  # it may be perfect
+        low = 0.0
+    return Error(value, max(float(low), 0.0), max(float(high), value), float(perfect.mean()))
+
+
+def _summed(gap_N: Floats, bin_N: NDArray[np.int64]) -> float:
+    return float(np.abs(np.bincount(bin_N, weights=gap_N)).sum())
+
+
+MOST_ROWS = 2000  # of a modality that scales are fitted on, and that they are measured on
+FEWEST_ROWS = 20  # with fewer, a pair is left out: one row would move its scales
+TIED = 1e-6
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Probabilities over a gallery: is the item with the largest one right?"""
+
+    query: str
+    gallery: str
+    temperature: float
+    gallery_size: int
+    fitted: Reliability
+    before: Reliability  # with CLIP's temperature instead of the fitted one
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Probabilities of single pairs: is it a match? As many mismatches as matches are asked."""
+
+    modalities: tuple[str, str]
+    scale: float
+    bias: float
+    fitted: Reliability
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Fitted scales, and how good the probabilities that they give are on other rows."""
+
+    calibration: Calibration
+    measured_on: str
+    choices: tuple[Choice, ...]
+    matchings: tuple[Matching, ...]
+    options: Resampling
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON, with the conventions that the figures follow."""
+        return {
+            "fitted_on": self.calibration.fitted_on,
+            "measured_on": self.measured_on,
+            "by": self.calibration.by,
+            "settings": {**asdict(self.options), "bins": BINS, "most_rows": MOST_ROWS},
+            "conventions": {
+                "choice": "softmax over the gallery; is the most similar item right, ties shared",
+                "match": "sigmoid(scale * cosine + bias); as many mismatches as matches",
+                "interval": "basic bootstrap over queries; perfect: what perfect probabilities would show",
+                "before": f"temperature {CLIP_TEMPERATURE:g}",
+            },
+            "scales": [pair.model_dump(mode="json") for pair in self.calibration.pairs],
+            "choices": [asdict(one) for one in self.choices],
+            "matchings": [asdict(one) for one in self.matchings],
+        }
+
+
+def calibrate(
+    found: Mapping[str, Embedded],
+    fitted_on: str,
+    labels: Sequence[Any] | None = None,
+    *,
+    most: int = MOST_ROWS,
+) -> Calibration:
+    """Fit scales for every pair of modalities on rows that no stage has trained on.
+
+    For each direction one temperature, which makes the log loss of a softmax over the gallery least
+    (temperature scaling, Guo et al., arXiv:1706.04599, section 4.2), and for both together a scale and a
+    bias of the log odds that two observations match (Platt scaling, 1999; matches and mismatches weigh the
+    same, and the scale is not negative: probabilities never turn an order round).
+
+    Args:
+        found: Embeddings by modality, of rows that are used for nothing else.
+        fitted_on: What those rows are, in words.
+        labels: A class for each row, where any row of a class is a right answer.
+        most: From more rows than this, so many are drawn.
+    """
+    pairs: list[PairScales] = []
+    for one, two in combinations(found, 2):
+        there, back = (sides(found, *names, labels, most=most) for names in ((one, two), (two, one)))
+        if there is None or back is None or len(there.query_QD) < FEWEST_ROWS:
+            continue
+        similarity_QG, right_QG = _compared(there)
+        temperature = fitted_temperature(similarity_QG, right_QG), fitted_temperature(*_compared(back))
+        scale, bias = fitted_scales(similarity_QG[right_QG], similarity_QG[~right_QG])
+        rows = len(there.query_QD)
+        pairs.append(
+            PairScales(modalities=(one, two), temperature=temperature, scale=scale, bias=bias, rows=rows)
+        )
+    by = "row" if labels is None else "label"
+    return Calibration(fitted_on=fitted_on, by=by, pairs=tuple(pairs))
+
+
+def measure_calibration(
+    calibration: Calibration,
+    found: Mapping[str, Embedded],
+    measured_on: str,
+    labels: Sequence[Any] | None = None,
+    *,
+    options: Resampling | None = None,
+    most: int = MOST_ROWS,
+) -> Calibrated:
+    """See how good fitted probabilities are on rows that they were not fitted on.
+
+    Args:
+        calibration: What was fitted.
+        found: Embeddings by modality of the other rows.
+        measured_on: What those are, in words.
+        labels: A class for each row, where any row of a class is a right answer.
+        options: How often to draw again.
+        most: From more rows than this, so many are drawn.
+    """
+    options = options or Resampling()
+    choices: list[Choice] = []
+    matchings: list[Matching] = []
+    for scales in calibration.pairs:
+        if not set(scales.modalities) <= set(found):
+            continue
+        for query, gallery in (scales.modalities, scales.modalities[::-1]):
+            there = sides(found, query, gallery, labels, most=most)
+            if there is None:
+                continue
+            choices.append(_choice(there, query, gallery, scales, options))
+            if query == scales.modalities[0]:
+                matchings.append(_matching(there, scales, options))
+    return Calibrated(calibration, measured_on, tuple(choices), tuple(matchings), options)
+
+
+def _compared(there: Sides) -> tuple[Floats, NDArray[np.bool_]]:
+    return cosine(there.query_QD, there.gallery_GD).double().numpy(), there.right_QG
+
+
+def _choice(there: Sides, query: str, gallery: str, scales: PairScales, options: Resampling) -> Choice:
+    similarity_QG, right_QG = cosine(there.query_QD, there.gallery_GD).double(), there.right_QG
+    value_QG = similarity_QG.numpy()
+    first_QG = value_QG >= value_QG.max(1, keepdims=True) - TIED
+    # Of tied items any may come first: the share of right ones is how often the first is right.
+    happened_Q = (first_QG & right_QG).sum(1) / first_QG.sum(1)
+    temperature = scales.temperature[scales.modalities.index(query)]
+
+    def with_(one: float) -> Reliability:
+        p_Q = softmax(similarity_QG, one).max(1).values.clamp(0, 1).numpy()
+        loss = log_loss(value_QG, right_QG, one)
+        return reliability(p_Q, happened_Q, log_loss=loss, options=options)
+
+    return Choice(
+        query, gallery, temperature, len(there.gallery_GD), with_(temperature), with_(CLIP_TEMPERATURE)
+    )
+
+
+def _matching(there: Sides, scales: PairScales, options: Resampling) -> Matching:
+    """Ask of each query one of its matches and one mismatch, drawn."""
+    similarity_QG, right_QG = cosine(there.query_QD, there.gallery_GD).double(), there.right_QG
+    p_QG = probabilities(similarity_QG, scales, scales.modalities[0]).numpy()
+    asked = zip(*_asked(p_QG, right_QG, options.seed), strict=True)
+    p_N, happened_N, row_N = (np.array(part) for part in asked)
+    fitted = reliability(p_N, happened_N.astype(np.float64), row_N=row_N, options=options)
+    return Matching(scales.modalities, scales.scale, scales.bias, fitted)
+
+
+def _asked(p_QG: Floats, right_QG: NDArray[np.bool_], seed: int) -> Iterator[tuple[float, bool, int]]:
+    random = np.random.default_rng([seed, 3])
+    full = [row for row, right_G in enumerate(right_QG) if right_G.any() and not right_G.all()]
+    for number, row in enumerate(full):
+        for right in (True, False):
+            yield float(p_QG[row, random.choice(np.flatnonzero(right_QG[row] == right))]), right, number

@@ -1,1 +1,0 @@
-"""What rows have in common that measures must know of: leaks between splits, clusters of queries."""

@@ -1,1 +1,0 @@
-"""Retrieval as published, quirks and all, and the splits that published figures rest on."""

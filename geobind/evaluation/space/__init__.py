@@ -1,1 +1,0 @@
-"""The shared space itself: probabilities, the gap between modalities, sums of embeddings."""

@@ -1,0 +1,379 @@
+"""Leakage between splits: shared files, near-duplicates, clusters of rows."""
+
+# N rows
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geobind.data.inspect import inspect_raw, twins_across
+from geobind.data.table import Table
+from geobind.errors import DataError
+from geobind.utils.geo import nearest_km
+from geobind.utils.progress import track
+
+Digest: TypeAlias = bytes
+Marked: TypeAlias = tuple[int, tuple[int, int] | None]
+Looked: TypeAlias = dict[tuple[str, str, bytes], list[Marked]]
+
+MOST_IMAGES = 20_000
+_CHUNK = 2**20
+_TOGETHER = 64  # images decoded together
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Test rows that have an observation of a training row, byte for byte or nearly."""
+
+    compared: int  # test rows whose observations could be read
+    rows: int
+    words: bool  # observations are strings: two places may well be described alike
+    example: str | None  # keys of two such rows
+    near: int | None = None  # rows with an image nearly a training row's; None where none was looked for
+    near_example: str | None = None
+    near_unseen: str | None = None  # why none was looked for
+
+
+def copies(train: Table, test: Table, name: str, looked: Looked, most: int | None = MOST_IMAGES) -> Copies:
+    """Looks for the test rows of one modality whose observations a training row has too.
+
+    Files are compared by content, so that copies under other names are found and only files of equal size
+    are read; lists (of captions) by each of their items. Images are compared by their difference hashes as
+    well, which finds one saved again or resized, not one cropped. What cannot be read is passed over here:
+    whoever loads it will say so.
+
+    Args:
+        train: Rows trained on.
+        test: Rows held out.
+        name: The modality.
+        looked: Hashes of what was looked at before; pass one dict to all calls.
+        most: With more images than this nearly equal ones are not looked for: all have to be decoded.
+    """
+    rows_train, rows_test = train.rows_with([name]), test.rows_with([name])
+    sizes = _sizes(test, name, rows_test) & _sizes(train, name, rows_train)
+    first = {digest: row for row, digest in _digests(train, name, rows_train, sizes)}
+    compared: set[int] = set()
+    found: dict[int, int] = {}
+    words = False
+    for row, item in _items(test, name, rows_test):
+        compared.add(row)
+        words = words or isinstance(item, str)
+        digest = _digest(item, sizes)
+        if digest in first:
+            found.setdefault(row, first[digest])
+    example = next((f"{test.keys[row]} and {train.keys[twin]}" for row, twin in found.items()), None)
+    same = Copies(len(compared), len(found), words, example)
+    if not _are_images(test, name, rows_test) or not _are_images(train, name, rows_train):
+        return same
+    if most is not None and len(rows_train) + len(rows_test) > most:
+        many = f"{len(rows_train) + len(rows_test):,} images to decode, more than {most:,}"
+        return replace(same, near_unseen=many)
+    twins = _twins(_marks(train, name, rows_train, looked), _marks(test, name, rows_test, looked))
+    twins = {row: twin for row, twin in twins.items() if row not in found}
+    example = next((f"{test.keys[row]} and {train.keys[twin]}" for row, twin in twins.items()), None)
+    return replace(same, near=len(twins), near_example=example)
+
+
+def _are_images(table: Table, name: str, rows_N: NDArray[np.int64]) -> bool:
+    first = next((item for _, item in _items(table, name, rows_N[:1])), None)
+    return first is not None and not isinstance(first, tuple) and inspect_raw(first).kind == "image"
+
+
+def _marks(table: Table, name: str, rows_N: NDArray[np.int64], looked: Looked) -> list[Marked]:
+    """The difference hashes of a modality's images, each with its row."""
+    key = str(table.path), name, table.rows_N[rows_N].tobytes()
+    if key not in looked:
+        items = track(_items(table, name, rows_N), f"looking at {name}", len(rows_N))
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoders let other threads run
+            looked[key] = [
+                (row, marks)
+                for part in _parts(items)
+                for row, marks in pool.map(lambda one: (one[0], inspect_raw(one[1]).marks), part)
+            ]
+    return looked[key]
+
+
+def _parts(items: Iterable[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
+    held = iter(items)
+    while part := list(islice(held, _TOGETHER)):
+        yield part
+
+
+def _twins(train: list[Marked], test: list[Marked]) -> dict[int, int]:
+    """For each test row that has one, a training row with nearly the same image."""
+    marked = [*train, *test]
+    side = ["a"] * len(train) + ["b"] * len(test)
+    pairs = twins_across([marks for _, marks in marked], side)
+    return {marked[two][0]: marked[one][0] for one, two in pairs}
+
+
+def _items(table: Table, name: str, rows_N: NDArray[np.int64]) -> Iterator[tuple[int, Any]]:
+    """The observations of the rows, each with its row; those that cannot be read are left out."""
+    samples = table.samples(name) if len(rows_N) else ()
+    for row in map(int, rows_N):
+        try:
+            sample = samples[row]
+        except DataError:
+            continue
+        for item in sample if isinstance(sample, list) else [sample]:
+            if isinstance(item, Path | str | bytes | np.ndarray | tuple):
+                yield row, item
+
+
+def _sizes(table: Table, name: str, rows_N: NDArray[np.int64]) -> set[int]:
+    """The sizes that the files of a column have; a column without files has none."""
+    return {size for _, item in _items_of_files(table, name, rows_N) if (size := _size(item)) is not None}
+
+
+def _items_of_files(table: Table, name: str, rows_N: NDArray[np.int64]) -> Iterator[tuple[int, Path]]:
+    for row, item in _items(table, name, rows_N):
+        if not isinstance(item, Path):
+            return
+        yield row, item
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
+def _digests(
+    table: Table, name: str, rows_N: NDArray[np.int64], sizes: Collection[int]
+) -> Iterator[tuple[int, Digest]]:
+    for row, item in _items(table, name, rows_N):
+        digest = _digest(item, sizes)
+        if digest is not None:
+            yield row, digest
+
+
+def _digest(item: Any, sizes: Collection[int]) -> Digest | None:
+    """The digest of an observation's bytes; None of a file that no file of the other table can equal."""
+    if isinstance(item, Path):
+        return _file_digest(item) if _size(item) in sizes else None
+    digest = hashlib.blake2b(digest_size=16)
+    for part in item if isinstance(item, tuple) else (item,):
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).data)
+        else:
+            digest.update(part if isinstance(part, bytes) else str(part).encode())
+    return digest.digest()
+
+
+def _file_digest(path: Path) -> Digest | None:
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError:
+        return None
+    return digest.digest()
+
+
+# N rows with a place; LL latitude and longitude in degrees
+
+
+REACHES_KM = (1, 10, 100)
+WARN_WITHIN = {1: 0.01, 10: 0.10}  # share of test rows this near to a training row from which on it is told
+
+
+@dataclass(frozen=True)
+class Near:
+    """Distances on the ground from test rows to the nearest training row."""
+
+    test_rows: int  # with a place
+    train_rows: int
+    least_km: float
+    median_km: float
+    within_km: dict[str, float]  # shares of test rows, by kilometres
+    shared_cells: int  # 1-degree cells that hold rows of both
+    in_shared_cells: float  # share of test rows
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups (recordings, say) that have rows in both splits."""
+
+    shared: int
+    test_rows: int  # rows of those groups
+    compared: int  # test rows with a group
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """What a test split shares with a training split; None where the tables do not say."""
+
+    train: str
+    test: str
+    train_rows: int
+    test_rows: int
+    near: Near | None
+    copies: dict[str, Copies]  # by modality
+    groups: Groups | None
+
+    @property
+    def faults(self) -> list[str]:
+        """What makes figures on this split look better than they are."""
+        said: list[str] = []
+        for name, found in self.copies.items():
+            if found.rows and not found.words:
+                said.append(
+                    f"{_test_rows(found.rows, 'has', 'have')} a training row's {name} ({found.example})"
+                )
+            if found.near:
+                twins = f"{_test_rows(found.near, 'has', 'have')} nearly the same {name} as a training row"
+                said.append(f"{twins} ({found.near_example})")
+        if self.groups and self.groups.shared:
+            said.append(f"{_test_rows(self.groups.test_rows, 'is', 'are')} of groups that were trained on")
+        if self.near:
+            for reach, limit in WARN_WITHIN.items():
+                share = self.near.within_km[str(reach)]
+                if share > limit:
+                    said.append(f"{share:.0%} of test rows lie within {reach} km of a training row")
+        return said
+
+    @property
+    def warning(self) -> str | None:
+        """One line for the table of figures if the split leaks, else None."""
+        return f"{self.test} leaks from {self.train}: {'; '.join(self.faults)}" if self.faults else None
+
+    def summary(self) -> str:
+        """One line for people, whether or not the split leaks."""
+        if self.warning:
+            return self.warning
+        parts = [
+            f"{name}: {found.rows:,} copies{'' if found.near is None else f', {found.near:,} near ones'}"
+            for name, found in self.copies.items()
+        ]
+        if self.near:
+            shares = ", ".join(f"{share:.0%} within {km} km" for km, share in self.near.within_km.items())
+            parts.append(f"nearest {self.near.least_km:,.2f} km, {shares}")
+        if self.groups:
+            parts.append("no shared group")
+        return f"{self.test} against {self.train}: {'; '.join(parts) or 'nothing to compare'}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {**asdict(self), "faults": self.faults}
+
+
+def leakage(
+    train: Table,
+    test: Table,
+    modalities: Collection[str] | None = None,
+    *,
+    looked: Looked | None = None,
+    most_images: int | None = MOST_IMAGES,
+) -> Leakage:
+    """Compares the rows tested on with those trained on.
+
+    Args:
+        train: Rows trained on.
+        test: Rows held out; of the same table or of another.
+        modalities: Whose contents are compared; by default all that both tables have.
+        looked: What was seen of images before; one dict passed to several calls saves decoding them again.
+        most_images: With more images of a modality than this, nearly equal ones are not looked for.
+    """
+    seen: Looked = {} if looked is None else looked
+    both = sorted(set(train.columns) & set(test.columns))
+    names = both if modalities is None else [name for name in both if name in modalities]
+    return Leakage(
+        _called(train),
+        _called(test),
+        len(train),
+        len(test),
+        _near(train.places_LL, test.places_LL),
+        {name: copies(train, test, name, seen, most_images) for name in names},
+        _groups(train, test),
+    )
+
+
+def _test_rows(count: int, one: str, many: str) -> str:
+    return f"1 test row {one}" if count == 1 else f"{count:,} test rows {many}"
+
+
+def _called(table: Table) -> str:
+    return f"split '{table.view}' of {table.name}" if table.view else table.name
+
+
+def _near(train_LL: NDArray[np.float64] | None, test_LL: NDArray[np.float64] | None) -> Near | None:
+    train_NLL, test_NLL = _known(train_LL), _known(test_LL)
+    if not len(train_NLL) or not len(test_NLL):
+        return None
+    km_N = nearest_km(test_NLL, train_NLL)
+    train_cell_N, test_cell_N = cells_of(train_NLL), cells_of(test_NLL)
+    shared_N = np.isin(test_cell_N, train_cell_N)
+    return Near(
+        len(test_NLL),
+        len(train_NLL),
+        float(km_N.min()),
+        float(np.median(km_N)),
+        {str(reach): float(np.mean(km_N <= reach)) for reach in REACHES_KM},
+        len(np.unique(test_cell_N[shared_N])),
+        float(shared_N.mean()),
+    )
+
+
+def _known(place_LL: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    if place_LL is None:
+        return np.zeros((0, 2))
+    return place_LL[np.isfinite(place_LL).all(axis=1)]
+
+
+def cells_of(place_NLL: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The number of each place's 1-degree cell; 180 degrees east is 180 degrees west."""
+    lat_N, lon_N = np.floor(place_NLL).astype(np.int64).T
+    return lat_N * 360 + (lon_N + 180) % 360
+
+
+def _groups(train: Table, test: Table) -> Groups | None:
+    train_groups, test_groups = _group_of_rows(train), _group_of_rows(test)
+    if not train_groups or not test_groups:
+        return None
+    shared = set(train_groups) & set(test_groups)
+    return Groups(len(shared), sum(group in shared for group in test_groups), len(test_groups))
+
+
+def _group_of_rows(table: Table) -> list[str]:
+    return [group for group in table.groups or () if group is not None]
+
+
+ClusterBy = Literal["cell", "group"]
+
+
+def clusters_of(table: Table, by: ClusterBy) -> Sequence[str | int | None]:
+    """The cluster of each row, None where it is in none and so counts alone.
+
+    Args:
+        table: The rows.
+        by: `cell`: the 1-degree cell of its place; `group`: the table's `group` column.
+
+    Raises:
+        DataError: No row says.
+    """
+    if by == "group":
+        if table.groups is None:
+            raise DataError(
+                f"{table.name}: intervals by group need a column `group`; map one with "
+                "`columns: {group: COLUMN}`"
+            )
+        return table.groups
+    places_LL = table.places_LL
+    if places_LL is None:
+        raise DataError(f"{table.name}: intervals by cell need columns `lat` and `lon`")
+    known_N = np.atleast_1d(np.isfinite(places_LL).all(axis=1))
+    cell_N = cells_of(np.where(known_N[:, None], places_LL, 0.0))
+    return [int(cell) if known else None for cell, known in zip(cell_N, known_N, strict=True)]

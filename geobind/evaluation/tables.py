@@ -1,0 +1,194 @@
+"""Tables of retrieval and probe results for terminals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from geobind.evaluation.classification import Recognition
+from geobind.evaluation.few_shot_curves import Curve, Point, Probes, Shots
+from geobind.evaluation.pairs import PairTable
+from geobind.evaluation.retrieval_metrics import Metric
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+SHOWN = ("R@1", "R@10", "median_rank", "label_mAP", "place_nDCG")
+
+
+def render(table: PairTable, metrics: Sequence[str] = SHOWN) -> Table:
+    """The pairs as a rich table: each figure above its interval and its chance level.
+
+    Args:
+        table: what `evaluate_pairs` returned.
+        metrics: names of the columns; those that no pair has are left out.
+    """
+    from rich.table import Table
+
+    columns = [name for name in metrics if any(name in row.retrieval.metrics for row in table.rows)]
+    grid = Table(title="Retrieval between modalities", caption=_caption(table))
+    grid.add_column("query to gallery", no_wrap=True)
+    for name in columns:
+        grid.add_column(name, justify="right", no_wrap=True)
+    for row in table.rows:
+        mark = row.mark if row.trained else f"[bold]{row.mark}[/bold]"
+        pair = f"{row.query} to {row.gallery}\n{mark}\n[dim]{row.retrieval.gallery:,} in gallery[/dim]"
+        cells = [_cell(row.retrieval.metrics.get(name)) for name in columns]
+        grid.add_row(pair, *cells, end_section=True)
+    return grid
+
+
+def summary(table: PairTable, metrics: Sequence[str] = ("R@1", "R@5", "R@10", "median_rank")) -> Table:
+    """The pairs as a rich table of one line each: trained ones, then emergent ones, chance in brackets.
+
+    Args:
+        table: what `evaluate_pairs` returned.
+        metrics: names of the columns.
+    """
+    from rich.table import Table
+
+    sizes = sorted({row.retrieval.gallery for row in table.rows})
+    gallery = " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1]))) if sizes else "0"
+    grid = Table(box=None, padding=(0, 1, 0, 0), caption_justify="left", caption=_skipped(table))
+    grid.add_column(f"gallery of {gallery}", no_wrap=True)
+    for name in metrics:
+        grid.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+    for mark in ("trained", "emergent"):
+        rows = [row for row in table.rows if row.mark == mark]
+        if rows:
+            grid.add_row(f"[bold]{mark}[/bold]")
+        for row in rows:
+            cells = [_beside_chance(row.retrieval.metrics.get(name)) for name in metrics]
+            grid.add_row(f"  {row.query} to {row.gallery}", *cells)
+    return grid
+
+
+def _beside_chance(metric: Metric | None) -> str:
+    if metric is None:
+        return "-"
+    return f"{_number(metric.value)} [dim]({_number(metric.chance).removeprefix('0')})[/dim]"
+
+
+def _skipped(table: PairTable) -> str | None:
+    lines = [f"not measured: {' and '.join(pair.modalities)}: {pair.reason}" for pair in table.skipped]
+    lines += [f"warning: {line}" for line in table.warnings]
+    return "\n".join(lines) or None
+
+
+def _cell(metric: Metric | None) -> str:
+    if metric is None:
+        return "-"
+    value, low, high, chance = (
+        _number(part) for part in (metric.value, metric.low, metric.high, metric.chance)
+    )
+    return f"{value}\n[dim]{low} to {high}\nchance {chance}[/dim]"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.1f}" if abs(value) > 1 else f"{value:.3f}"
+
+
+def _caption(table: PairTable) -> str:
+    settings = table.settings
+    lines = [f"{settings.confidence:.0%} intervals: {settings.resamples} resamples of the {table.drawn}"]
+    skipped = _skipped(table)
+    return "\n".join([*lines, *([skipped] if skipped else [])])
+
+
+_MISTAKEN = 5  # pairs of classes listed
+
+
+def render_probes(probes: Probes) -> list[Table]:
+    """The tables of what was probed: each figure above its interval."""
+    if probes.kind == "facts":
+        return [_facts(probes)]
+    tables = [_zero_shot(probes, probes.zero_shot)] if probes.zero_shot else []
+    return [*tables, _curves(probes, probes.curves)] if probes.curves else tables
+
+
+def mistaken(found: Recognition, most: int = _MISTAKEN) -> Iterator[tuple[str, str, float]]:
+    """Yield the classes mistaken for each other most often: the right one, the one given, and how often."""
+    wrong_CC = found.confusion_CC * (1 - np.eye(len(found.classes)))
+    for place in np.argsort(-wrong_CC, axis=None, kind="stable")[:most]:
+        right, given = divmod(int(place), len(found.classes))
+        if wrong_CC[right, given] >= 1:
+            yield found.classes[right], found.classes[given], float(wrong_CC[right, given])
+
+
+def _zero_shot(probes: Probes, of: Mapping[str, Recognition]) -> Table:
+    names = list(dict.fromkeys(name for found in of.values() for name in found.metrics))
+    lines = [
+        f"through {through}, mistaken most often: "
+        + ", ".join(f"{right} for {given} ({times:g})" for right, given, times in mistaken(found))
+        for through, found in of.items()
+        if any(True for _ in mistaken(found, 1))
+    ]
+    lines.append(_level(probes))
+    grid = _grid(f"Zero-shot recognition of {probes.modality}", "through", "\n".join(lines))
+    for name in names:
+        grid.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+    for through, found in of.items():
+        grid.add_row(through, *(_probe_cell(found.metrics.get(name)) for name in names), end_section=True)
+    return grid
+
+
+def _curves(probes: Probes, of: Mapping[str, tuple[Curve, ...]]) -> Table:
+    curves = [(features, curve) for features, found in of.items() for curve in found]
+    shots: list[Shots] = list(dict.fromkeys(point.shots for _, curve in curves for point in curve.points))
+    caption = f"accuracy by examples of each class, the mean over draws of them; {_level(probes)}"
+    grid = _grid(f"Few-shot recognition of {probes.modality}", "examples", caption)
+    points: list[dict[Shots, Point]] = []
+    for features, curve in curves:
+        grid.add_column(f"{features}\n[dim]{curve.classifier}[/dim]", justify="right")
+        points.append({point.shots: point for point in curve.points})
+    for k in shots:
+        cells = [_probe_cell(of[k].metrics["accuracy"]) if k in of else "-" for of in points]
+        grid.add_row(str(k), *cells, end_section=True)
+    return grid
+
+
+def _facts(probes: Probes) -> Table:
+    of = probes.facts or {}
+    first = next(iter(of.values()))
+    caption = (
+        f"R2 of a linear map on {first[0].rows:,} rows in {first[0].blocks:,} blocks of land, "
+        "each predicted from other blocks"
+    )
+    grid = _grid(f"Facts read from {probes.modality}", "fact", caption)
+    for features in of:
+        grid.add_column(features, justify="right")
+    grid.add_column("nearest place", justify="right")
+    for number, fact in enumerate(first):
+        near = "-" if fact.nearest_place is None else _decimal(fact.nearest_place)
+        cells = [_probe_cell(found[number].r2) for found in of.values()]
+        grid.add_row(fact.name, *cells, near, end_section=True)
+    return grid
+
+
+def _grid(title: str, first: str, caption: str) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    grid = Table(title=escape(title), caption=escape(caption), caption_justify="left")
+    grid.add_column(first)
+    return grid
+
+
+def _level(probes: Probes) -> str:
+    return (
+        f"{probes.queries:,} queries of {len(probes.classes)} classes: chance {_decimal(probes.chance)}, "
+        f"the most frequent class {_decimal(probes.majority)}"
+    )
+
+
+def _probe_cell(metric: Metric | None) -> str:
+    if metric is None:
+        return "-"
+    return f"{_decimal(metric.value)}\n[dim]{_decimal(metric.low)}-{_decimal(metric.high)}[/dim]"
+
+
+def _decimal(value: float) -> str:
+    return f"{value:.3f}"
