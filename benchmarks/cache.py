@@ -98,11 +98,10 @@ def recipe(kind: str, train: dict[str, str], batch: int, steps: int, cache: str)
 
 def stage(kind: str, train: dict[str, str], batch: int, cache: str) -> Callable[[int], float]:
     """Return what runs our stage for some steps and says how long that took."""
-    from geobind.training.job import Job
-    from geobind.training.processes.starting import make_fabric
-    from geobind.training.record import Metrics
-    from geobind.training.sources import Sources
-    from geobind.training.stage import run_stage
+    from geobind.training.launch import make_fabric
+    from geobind.training.metrics import Metrics
+    from geobind.training.stage import Job, run_stage
+    from geobind.training.stage_data import Sources
 
     def run(steps: int) -> float:
         made = recipe(kind, train, batch, steps, cache)

@@ -115,10 +115,9 @@ def recipe(steps: int, batch: int, cached: bool):
 
 def ours(steps: int, batch: int, cached: bool, before: Callable[[], None]) -> None:
     """Run a stage; `before` is called before each of its steps."""
-    from geobind.training.job import Job
-    from geobind.training.processes.starting import make_fabric
-    from geobind.training.record import Metrics
-    from geobind.training.stage import run_stage
+    from geobind.training.launch import make_fabric
+    from geobind.training.metrics import Metrics
+    from geobind.training.stage import Job, run_stage
 
     made = recipe(steps, batch, cached)
     binder = Binder(made.built, WIDTH, seed=0)

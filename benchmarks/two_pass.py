@@ -32,10 +32,10 @@ def setup(args: argparse.Namespace, batch: int, frozen: bool) -> Setup:
     import torch
     from lightning_fabric import Fabric
 
-    from geobind.recipe.pairs import bound_pairs
-    from geobind.training.bind import Bind
+    from geobind.recipe.schema import bound_pairs
+    from geobind.training.distributed import Ranks
     from geobind.training.losses import InfoNCE
-    from geobind.training.processes.ranks import Ranks
+    from geobind.training.module import Bind
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -61,8 +61,8 @@ def setup(args: argparse.Namespace, batch: int, frozen: bool) -> Setup:
 
 def step(made: Setup, chunk: int | None) -> float:
     """Leave the gradient of a step; return its CPU seconds."""
-    from geobind.training.bind import About
-    from geobind.training.steps.gradients import Gradients
+    from geobind.training.gradients import Gradients
+    from geobind.training.module import About
 
     made["bind"].zero_grad()
     gradients = Gradients(made["fabric"], made["bind"], made["module"], chunk)

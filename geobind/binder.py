@@ -15,7 +15,7 @@ from geobind import scoring
 from geobind.bundles import bundle
 from geobind.data.loader import collate
 from geobind.errors import DataError, PluginError, RecipeError
-from geobind.inputs import class_examples, grouped, is_many, moved, of_width, prepared, still
+from geobind.inference import class_examples, grouped, is_many, moved, of_width, prepared, still
 from geobind.modality import Modality
 from geobind.scoring import Temperature, unit
 from geobind.utils.hashing import seed_of

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from geobind.errors import DataError
-from geobind.inputs import rows_of
+from geobind.inference import rows_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,7 +13,7 @@ import toy
 import geobind
 from geobind.errors import PluginError
 from geobind.loggers import About, FabricWriter, Logger, registry
-from geobind.recipe.reading import RecipeProblems
+from geobind.recipe.parsing import RecipeProblems
 from geobind.training.run import run
 
 MODALITIES = Path(geobind.__file__).parent.parent / "modalities"
@@ -106,12 +106,12 @@ def test_pairs_have_figures_of_their_own(installed, tmp_path):
 
 
 def test_a_resumed_stage_says_from_which_step_figures_come_again(installed, tmp_path, monkeypatch):
-    from geobind.training import record
+    from geobind.training import metrics
 
     class Killed(BaseException):
         pass
 
-    real = record.Recorder.add
+    real = metrics.Recorder.add
 
     def dies(self, step, broken):
         if step.number == 4:
@@ -119,7 +119,7 @@ def test_a_resumed_stage_says_from_which_step_figures_come_again(installed, tmp_
         real(self, step, broken)
 
     with monkeypatch.context() as patch:
-        patch.setattr(record.Recorder, "add", dies)
+        patch.setattr(metrics.Recorder, "add", dies)
         with pytest.raises(Killed):
             go(tmp_path, "loggers=[notes]")
     assert Notebook.pages[0].closed

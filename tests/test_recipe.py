@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.recipe import RecipeProblems, load_recipe, recipe_from, shipped
-from geobind.recipe.reading import dump, parse
+from geobind.recipe.parsing import dump, parse
 
 GOOD = """\
 name: tiny

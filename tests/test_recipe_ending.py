@@ -3,7 +3,7 @@
 import pytest
 import toy
 
-from geobind.recipe.reading import RecipeProblems
+from geobind.recipe.parsing import RecipeProblems
 
 
 def load(tmp_path, monkeypatch, block):

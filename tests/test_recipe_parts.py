@@ -6,9 +6,8 @@ import pytest
 
 from geobind import plugins
 from geobind.recipe import RecipeProblems, load_recipe
-from geobind.recipe.describing import sentence
-from geobind.recipe.editor import editor_schema
-from geobind.recipe.parts import Full, Head, Last, Lora
+from geobind.recipe.describe import editor_schema, sentence
+from geobind.recipe.stage_options import Full, Head, Last, Lora
 
 RECIPE = """\
 name: tiny

@@ -19,7 +19,7 @@ from geobind.bundles.model_card import model_card
 from geobind.errors import CheckpointError, GeobindError, PluginError
 from geobind.hub import hub_or_cache, reason_of, unreachable
 from geobind.modality import Modality
-from geobind.recipe.reading import dump
+from geobind.recipe.parsing import dump
 from geobind.towers.weights import load_strictly, read_weights
 from geobind.utils import files as storage
 from geobind.utils.system import digest, versions

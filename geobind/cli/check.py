@@ -20,10 +20,9 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     A manifest that is not there is a mistake; but where a recipe comes with geobind, it is only said.
     """
     from geobind.recipe import RecipeProblems, load_recipe
-    from geobind.recipe.cautions import cautions
-    from geobind.recipe.checking import missing_files
-    from geobind.recipe.describing import details, facts, sentence
+    from geobind.recipe.describe import cautions, details, facts, sentence
     from geobind.recipe.loading import is_shipped
+    from geobind.recipe.validation import missing_files
 
     problems = ()
     checked = None

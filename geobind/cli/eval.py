@@ -70,7 +70,7 @@ def command(
     from geobind.data.table import open_table
     from geobind.evaluation import leakage, protocol
     from geobind.evaluation.embedded import embed_rows
-    from geobind.training.outcome.measure import first_rows, tabulate
+    from geobind.training.final_evaluation import first_rows, tabulate
 
     chosen = [protocol(name) for name in dict.fromkeys(protocols) if name != "clean"]
     binder = Binder.from_pretrained(bundle)
@@ -97,7 +97,7 @@ def command(
 
 def _trained(binder: Binder) -> list[tuple[str, str]]:
     """What was aligned, as (anchor, other), in the order of the stages."""
-    from geobind.recipe.pairs import pairs_done
+    from geobind.recipe.schema import pairs_done
 
     stages = binder.card.stages if binder.card else []
     return list(dict.fromkeys(pair for stage in stages for pair in pairs_done(stage)))

@@ -82,7 +82,7 @@ def check(asked: Asked, split: str, bundle: str, names: Mapping[str, Any]) -> No
     Raises:
         DataError: Calibrated and measured on the same rows, nowhere to keep scales, or a malformed sum.
     """
-    from geobind.recipe.sums import read_sum
+    from geobind.recipe.embedding_sum import read_sum
 
     if asked.calibrate == split:
         raise DataError(
@@ -104,10 +104,10 @@ def measure_more(
     by: str,
     asked: Asked,
 ) -> More:
-    """Measure what is asked for; see `geobind.training.outcome.ending`."""
+    """Measure what is asked for; see `geobind.training.final_evaluation`."""
     from geobind.evaluation.modality_gap import modality_gap
-    from geobind.recipe.sums import read_sum
-    from geobind.training.outcome.ending import calibrated_on, sums_of
+    from geobind.recipe.embedding_sum import read_sum
+    from geobind.training.final_evaluation import calibrated_on, sums_of
 
     calibrated = None
     if asked.calibrate is not None:

@@ -119,7 +119,7 @@ def _list(as_json: bool) -> None:
 def _show(name: str, as_json: bool) -> None:
     from geobind.importers.registry import registry
     from geobind.importers.telling import about
-    from geobind.recipe.editor import options_of
+    from geobind.recipe.describe import options_of
 
     cls = registry().get(name)
     found = registry().plugins[name]

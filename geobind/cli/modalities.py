@@ -35,7 +35,7 @@ def list_(as_json: bool) -> None:
 def show(name: str, as_json: bool) -> None:
     """Show the modality NAME: its role, what it accepts, and its options."""
     from geobind.plugins import registry
-    from geobind.recipe.editor import options_of
+    from geobind.recipe.describe import options_of
 
     cls = registry().get(name)
     plugin = registry().plugins[name]

@@ -32,7 +32,7 @@ class Source(NamedTuple):
     def table(self, split: str, *names: str) -> Table:
         """Open the rows of a split with these columns; a limit takes the first."""
         from geobind.data.table import open_table
-        from geobind.training.outcome.measure import first_rows
+        from geobind.training.final_evaluation import first_rows
 
         return first_rows(open_table(self.options, Path.cwd(), names).split(split), self.limit)
 
@@ -74,7 +74,7 @@ def reads_sentences(binder: Binder, name: str) -> bool:
 def prompted(binder: Binder, name: str, classes: Sequence[str], templates: Sequence[str]) -> Prototypes:
     """Describe classes by their names, put into every template; `_` in a name is read as a space."""
     from geobind.evaluation import prototypes
-    from geobind.inputs import class_examples
+    from geobind.inference import class_examples
 
     examples = class_examples([label.replace("_", " ") for label in classes], templates)
     return prototypes({label: binder.embed(name, of) for label, of in zip(classes, examples, strict=True)})

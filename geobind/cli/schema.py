@@ -15,6 +15,6 @@ def command() -> None:
     complete and check as you type.
     """
     from geobind.plugins import registry
-    from geobind.recipe.editor import editor_schema
+    from geobind.recipe.describe import editor_schema
 
     click.echo(json.dumps(editor_schema(registry()), indent=1))

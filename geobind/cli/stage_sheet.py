@@ -55,7 +55,7 @@ def stage_sheet(
 
 
 def _own_rows(recipe: Recipe, stage: Stage) -> Rows:
-    from geobind.training.sources import Sources
+    from geobind.training.stage_data import Sources
 
     # The data of other stages need not be there.
     return Sources(recipe.model_copy(update={"stages": [stage], "evaluate": None})).rows(stage)

@@ -30,7 +30,7 @@ from geobind.embedding_cache.keys import (
 )
 from geobind.embedding_cache.store import LIMIT, Entry, Rows, limit_bytes
 from geobind.errors import DataError, StorageError
-from geobind.inputs import moved, still
+from geobind.inference import moved, still
 from geobind.modality import Modality
 from geobind.scoring import unit
 from geobind.utils.progress import track

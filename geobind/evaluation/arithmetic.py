@@ -21,7 +21,7 @@ from geobind.errors import DataError
 from geobind.evaluation.bootstrap import Resampling, times_drawn
 from geobind.evaluation.embedded import Embedded
 from geobind.evaluation.retrieval_metrics import Metric, Retrieval, Settings, retrieval
-from geobind.recipe.sums import Sum
+from geobind.recipe.embedding_sum import Sum
 from geobind.scoring import composed, unit
 from geobind.utils.hashing import seed_of
 

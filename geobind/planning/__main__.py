@@ -23,7 +23,7 @@ def main() -> None:
         try:
             from geobind.planning.probing import Doing, probe
             from geobind.recipe import recipe_from
-            from geobind.training.guards.determinism import deterministic
+            from geobind.training.interruption import deterministic
 
             recipe = recipe_from(asked["recipe"], Path(asked["base"]), source=asked["name"])
             with deterministic(recipe.fabric.deterministic):

@@ -15,9 +15,8 @@ import torch
 from lightning_fabric import Fabric
 
 from geobind.planning.subset import Clock, some
-from geobind.training.job import Job, Outcome
-from geobind.training.stage import run_stage, workers_of
-from geobind.training.watch.held import fewer
+from geobind.training.stage import Job, Outcome, run_stage, workers_of
+from geobind.training.validation import fewer
 from geobind.utils import system
 
 _SLOW = 1e-9  # learning rate: what is measured is not to be moved

@@ -13,11 +13,10 @@ from geobind.planning.bench import seconds_since
 from geobind.planning.found import EndingFound
 from geobind.planning.lines import fit
 from geobind.recipe import Recipe
-from geobind.recipe.reading import dump
-from geobind.training.outcome.ending import Measured, measure_all
-from geobind.training.outcome.measure import first_rows
-from geobind.training.outcome.results import leave
-from geobind.training.sources import Sources
+from geobind.recipe.parsing import dump
+from geobind.training.final_evaluation import Measured, first_rows, measure_all
+from geobind.training.results import leave
+from geobind.training.stage_data import Sources
 from geobind.utils import files, system
 
 _ROWS = 32, 128

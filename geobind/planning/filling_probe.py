@@ -12,9 +12,9 @@ from geobind.embedding_cache.store import limit_bytes
 from geobind.planning.bench import Bench, seconds_since
 from geobind.planning.found import Filling, Side
 from geobind.planning.lines import different, fit
-from geobind.training.cached import Cached, read_from_cache
-from geobind.training.encoders.parts import in_training
+from geobind.training.cache import Cached, read_from_cache
 from geobind.training.stage import workers_of
+from geobind.training.trainable import in_training
 
 _WARM, _MOST = 8, 256  # rows made to warm up, and at most
 _PART = 0.3  # of a stage's time

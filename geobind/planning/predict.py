@@ -12,7 +12,7 @@ from geobind.planning.choose import Chosen, choose, of, step_seconds
 from geobind.planning.found import SPARE, AllFound, StageFound
 from geobind.planning.plan import Disk, Memory, Plan, Seconds, SidePlan, StagePlan, Way
 from geobind.recipe import Recipe, Stage
-from geobind.training.keys import stage_folders
+from geobind.training.resume import stage_folders
 from geobind.utils import formatting
 from geobind.utils.system import now
 

@@ -21,12 +21,12 @@ from geobind.planning.found import SPARE, EndingFound, Machine, StageFound
 from geobind.planning.stage_probe import StageProbe
 from geobind.planning.subset import Clock
 from geobind.recipe import Recipe, Stage
-from geobind.recipe.losses import InfoNCE
-from geobind.training.job import Job
-from geobind.training.processes.starting import make_fabric
+from geobind.recipe.stage_options import InfoNCE
+from geobind.training.launch import make_fabric
+from geobind.training.loss_inputs import check_told
 from geobind.training.run import rehearse
-from geobind.training.sources import Sources
-from geobind.training.steps.told import check_told
+from geobind.training.stage import Job
+from geobind.training.stage_data import Sources
 from geobind.utils import system
 
 _MOST = 4096  # pairs that `batch_size: auto` comes to at most

@@ -15,9 +15,9 @@ from geobind.planning.asking import Say, ask
 from geobind.planning.plan import FILE, Plan, read_plan, write_plan
 from geobind.planning.predict import predict
 from geobind.recipe import Recipe, recipe_from
-from geobind.recipe.reading import dump
-from geobind.training.keys import stage_folders
-from geobind.training.processes.ranks import told_by_first
+from geobind.recipe.parsing import dump
+from geobind.training.distributed import told_by_first
+from geobind.training.resume import stage_folders
 from geobind.utils import files
 
 SECONDS = 12.0  # that measuring takes, about, unless told otherwise

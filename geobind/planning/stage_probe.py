@@ -14,9 +14,9 @@ from geobind.planning.filling_probe import measure_filling
 from geobind.planning.found import StageFound, Step
 from geobind.planning.lines import Line, fit
 from geobind.planning.subset import Clock
-from geobind.training.cached import read_from_cache
-from geobind.training.encoders.parts import in_training
+from geobind.training.cache import read_from_cache
 from geobind.training.stage import loader_of, workers_of
+from geobind.training.trainable import in_training
 from geobind.utils import files
 
 _FIRST = 8  # rows of the first steps

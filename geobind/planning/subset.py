@@ -13,7 +13,7 @@ import numpy as np
 from geobind.data.sampler import Mixture, Source
 from geobind.data.sources import OwnRows, TableRows
 from geobind.modality import Pair
-from geobind.training.record import Metrics
+from geobind.training.metrics import Metrics
 
 
 def some(rows: Mixture, count: int) -> Mixture:

@@ -8,8 +8,8 @@ from typing import Any
 
 from geobind import plugins
 from geobind.errors import did_you_mean
-from geobind.recipe import checking
-from geobind.recipe.reading import Problem, RecipeProblems, Written, dump, parse, read
+from geobind.recipe import validation
+from geobind.recipe.parsing import Problem, RecipeProblems, Written, dump, parse, read
 from geobind.recipe.schema import Recipe
 
 # In a wheel the recipes lie inside the package; in a checkout beside it.
@@ -82,15 +82,17 @@ def recipe_from(values: Mapping[str, Any], base: Path, *, source: str, files: bo
 
 
 def _checked(written: Written, base: Path, *, files: bool, packages: bool = False) -> Recipe:
-    recipe, problems, marred = checking.check_fields(written)
-    built, more = checking.check_modalities(written, plugins.registry(), base)
+    recipe, problems, marred = validation.check_fields(written)
+    built, more = validation.check_modalities(written, plugins.registry(), base)
     problems += more
     if recipe is not None:
         recipe._written, recipe._base, recipe._built = written.values, base, built  # pyright: ignore[reportPrivateUsage]
         known = {problem.path for problem in problems}
-        problems += [p for p in checking.check_stages(written, recipe, built, marred) if p.path not in known]
-        problems += checking.check_files(written, recipe) if files else []
-        problems += checking.check_packages(written, recipe, built) if packages else []
+        problems += [
+            p for p in validation.check_stages(written, recipe, built, marred) if p.path not in known
+        ]
+        problems += validation.check_files(written, recipe) if files else []
+        problems += validation.check_packages(written, recipe, built) if packages else []
     if recipe is None or problems:
         raise RecipeProblems(problems)
     return recipe

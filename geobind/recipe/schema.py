@@ -1,18 +1,27 @@
-"""What a recipe says: the fields of a recipe and of its stages, their defaults and their limits."""
+"""The schema of a recipe: modalities, stages, data, evaluation, validation, model card."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    model_validator,
+)
 
 from geobind.data.options import DataOptions, MixedData
 from geobind.modality import Modality, Role
-from geobind.recipe.losses import PCME, InfoNCE, SigLIP
-from geobind.recipe.measuring import CardOptions, Evaluation
-from geobind.recipe.options import (
+from geobind.recipe.stage_options import (
+    PCME,
     AdamW,
     Batches,
     BatchSize,
@@ -20,12 +29,206 @@ from geobind.recipe.options import (
     Chunk,
     Constant,
     Cosine,
+    InfoNCE,
     Options,
+    Part,
+    SigLIP,
+    Train,
     WarmRestarts,
+    options_of,
 )
-from geobind.recipe.pairs import Bound, Pairing, bound_pairs, names_of
-from geobind.recipe.parts import Part, Train, options_of
-from geobind.recipe.watching import Average, Ema, Logs, Watch, average_of
+
+Pairing = Literal["anchor", "all"]
+
+
+class Bound(NamedTuple):
+    """Two modalities that a stage compares; in a loss the first is the anchor and the second the other."""
+
+    anchor: str
+    other: str
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """What recipes, metrics and messages call it."""
+        return f"{self.anchor}-{self.other}"
+
+    @property
+    def both(self) -> frozenset[str]:
+        """The two, whichever is named first."""
+        return frozenset((self.anchor, self.other))
+
+
+def bound_pairs(
+    anchor: str,
+    aligned: Sequence[str],
+    pairing: Pairing = "anchor",
+    trained: Collection[str] = (),
+    weights: Mapping[str, float] | None = None,
+) -> tuple[Bound, ...]:
+    """List the pairs of modalities that a stage compares.
+
+    Args:
+        anchor: The stage's anchor.
+        aligned: What it aligns, in its order.
+        pairing: "anchor" compares each with the anchor; "all" compares every two of them, the anchor among
+            them, save two that the stage leaves as they are, for nothing would come of it.
+        trained: The modalities in training; only "all" asks.
+        weights: How much a pair counts, by one of its `pair_words`.
+
+    Returns:
+        The pairs, those with the anchor first.
+    """
+    names = list(dict.fromkeys((anchor, *aligned)))
+    pairs = [(anchor, other) for other in names[1:]]
+    if pairing == "all":
+        pairs = [pair for pair in combinations(names, 2) if set(pair) & set(trained)]
+    said = weights or {}
+    return tuple(
+        Bound(*pair, next((said[word] for word in pair_words(*pair, anchor) if word in said), 1.0))
+        for pair in pairs
+    )
+
+
+def pair_words(one: str, two: str, anchor: str) -> tuple[str, ...]:
+    """List what a recipe can call a pair: `one-two`, `two-one`, and `two` alone with the anchor."""
+    alone = (two,) if one == anchor else (one,) if two == anchor else ()
+    return (f"{one}-{two}", f"{two}-{one}", *alone)
+
+
+def pairs_done(stage: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List what a finished stage compared, as (anchor, other), from what `stage.json` holds."""
+    told = stage.get("losses") or [{"anchor": stage["anchor"], "other": stage["align"]}]
+    return [(str(pair["anchor"]), str(pair["other"])) for pair in told]
+
+
+def names_of(aligned: str | Iterable[str]) -> tuple[str, ...]:
+    """Read `align`, which is one name or several."""
+    return (aligned,) if isinstance(aligned, str) else tuple(aligned)
+
+
+class Evaluation(Options):
+    """What is measured after the last stage: retrieval for every ordered pair of modalities."""
+
+    data: DataOptions | None = Field(default=None, description="default: the recipe's data")
+    split: str = Field(default="test", description="rows no stage has trained on")
+    by: Literal["row", "label"] = Field(
+        default="row", description="the right answer to a query: its own row, or any row of its class"
+    )
+    limit: int | None = Field(default=None, gt=1, description="at most this many rows, the first ones")
+    clusters: Literal["cell", "group"] | None = Field(
+        default=None,
+        description="rows that are no independent queries: of one cell of a degree, or of one `group`; "
+        "intervals then draw whole clusters",
+    )
+    calibrate: str | None = Field(
+        default=None,
+        description="split, neither trained nor measured on, that makes similarities probabilities",
+    )
+    sums: tuple[str, ...] = Field(
+        default=(),
+        description="embedding arithmetic, as `ONE+TWO:GALLERY`: do sums find what holds what both say?",
+    )
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if self.calibrate == self.split:
+            raise ValueError(
+                f"`calibrate` and `split` are both '{self.split}': what is fitted on the rows that it is "
+                "measured on looks better than it is; name a validation split"
+            )
+        return self
+
+
+class CardOptions(Options):
+    """What only its author can say of a model; it goes into the model card."""
+
+    use: str | None = Field(default=None, description="what the model is meant for")
+    not_for: str | None = Field(default=None, description="what it should not be used for")
+    licence: str | None = Field(
+        default=None, description="licence under which the weights are published, such as CC-BY-4.0"
+    )
+    weights: dict[str, str] = Field(
+        default_factory=dict, description="licence of the pretrained weights that a modality starts from"
+    )
+
+
+_ONE_VALUE, _BLOCK = "one value", "a block"  # no identifiers: they are left out of a mistake's path
+
+
+class Watch(Options):
+    """Evaluate a stage on held-out rows while it runs, keep the best weights, stop when none get better."""
+
+    every: int = Field(
+        gt=0, description="steps between two evaluations; there is one after the last step too"
+    )
+    split: str = Field(default="val", description="rows no stage trains on and nothing else is measured on")
+    data: DataOptions | None = Field(default=None, description="default: the stage's own data")
+    limit: int | None = Field(
+        default=500, gt=1, description="at most this many rows, taken at even distances; null: all"
+    )
+    by: Literal["row", "label"] = Field(
+        default="row", description="the right answer to a query: its own row, or any row of its class"
+    )
+    measure: Annotated[str, Field(pattern=r"^(R@[1-9][0-9]{0,4}|loss)$")] = Field(
+        default="R@10", description="what is to get better: recall, as R@1 or R@10, or the loss"
+    )
+    keep: Literal["best", "last"] = Field(
+        default="best", description="which weights the stage ends with: of the best evaluation, or the last"
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="stop after so many evaluations in a row without a gain; null: never"
+    )
+    least: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="a gain smaller than this does not count as one"
+    )
+
+    @property
+    def cutoff(self) -> int:
+        """The k of the recall that is taken."""
+        return 10 if self.measure == "loss" else int(self.measure.removeprefix("R@"))
+
+
+class Average(Options):
+    """An exponential moving average of the weights in training, which evaluations and the result take."""
+
+    decay: float = Field(gt=0, lt=1, description="share of the old average that each step keeps")
+    warmup: bool = Field(
+        default=True, description="keep less of it at first: (1 + n) / (10 + n) after n steps, up to `decay`"
+    )
+
+
+def _is_block(value: object) -> str:
+    return _BLOCK if isinstance(value, Mapping | Options) else _ONE_VALUE
+
+
+def average_of(said: float | Average | None) -> Average | None:
+    """Return the options that a number, or a block, stands for."""
+    return said if said is None or isinstance(said, Average) else Average(decay=said)
+
+
+# 0.999, or {decay: 0.999, warmup: false}
+Ema = Annotated[
+    Annotated[Annotated[float, Field(gt=0, lt=1)] | None, Tag(_ONE_VALUE)] | Annotated[Average, Tag(_BLOCK)],
+    Discriminator(_is_block),
+    AfterValidator(average_of),  # what means the same is spelt alike, so that it has the same fingerprint
+]
+
+
+class LoggerEntry(BaseModel):
+    """A logger of a recipe: its name is the core's, the rest are the logger's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+
+# tensorboard, or {name: wandb, project: sounds}
+Logs = Annotated[
+    Annotated[str, Tag(_ONE_VALUE)] | Annotated[LoggerEntry, Tag(_BLOCK)],
+    Discriminator(lambda value: _BLOCK if isinstance(value, Mapping | LoggerEntry) else _ONE_VALUE),
+]
+
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)]
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]

@@ -16,8 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from geobind.errors import CheckpointError, DataError
 from geobind.recipe import Recipe
-from geobind.recipe.pairs import Bound, bound_pairs, names_of
-from geobind.recipe.reading import parse
+from geobind.recipe.parsing import parse
+from geobind.recipe.schema import Bound, bound_pairs, names_of
 from geobind.report.left import Leak, Retrieved, StageDone
 from geobind.report.left_more import ArithmeticDone, CalibrationDone, GapDone, ProbesDone, SumDone
 from geobind.utils import files

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from geobind.data.table import Table, licences
-from geobind.recipe.pairs import names_of
+from geobind.recipe.schema import names_of
 from geobind.report.facts import Run
 from geobind.utils import formatting
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from geobind.errors import RecipeError
 from geobind.recipe import Recipe, load_recipe
-from geobind.recipe.reading import RecipeProblems
+from geobind.recipe.parsing import RecipeProblems
 from geobind.utils.hashing import fingerprint
 
 MOST_CELLS = 1000

@@ -16,13 +16,13 @@ from geobind.binder import Binder
 from geobind.data.loader import collate
 from geobind.data.sampler import Mixture
 from geobind.errors import RecipeError
-from geobind.inputs import prepared
+from geobind.inference import prepared
 from geobind.recipe import Recipe, Stage, load_recipe
-from geobind.recipe.pairs import Pairing, bound_pairs
+from geobind.recipe.schema import Pairing, bound_pairs
 from geobind.studies.cells import Axis, Cell, grid, make_axis
 from geobind.studies.compute import forward_flops, pair_flops
 from geobind.studies.outcome import SEED
-from geobind.training.sources import Sources
+from geobind.training.stage_data import Sources
 
 AS_WRITTEN, ALL = "as written", "all to all"
 AXIS = "bound"

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geobind.errors import RecipeError
 from geobind.recipe.loading import locate, shelves
-from geobind.recipe.reading import Problem, RecipeProblems, Written, parse
+from geobind.recipe.parsing import Problem, RecipeProblems, Written, parse
 from geobind.studies.cells import Axis, Cell, grid, make_axis
 from geobind.studies.outcome import SEED
 

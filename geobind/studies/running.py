@@ -17,9 +17,9 @@ from typing import NamedTuple
 import geobind
 from geobind.recipe import Recipe
 from geobind.studies.cells import Cell, check
-from geobind.training.figures import take_over
-from geobind.training.guards.stopping import SIGNALS, Stopped
-from geobind.training.keys import stage_folders
+from geobind.training.interruption import SIGNALS, Stopped
+from geobind.training.resume import stage_folders
+from geobind.training.run_loggers import take_over
 from geobind.utils import files, formatting
 from geobind.utils.hashing import fingerprint
 

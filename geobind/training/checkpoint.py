@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from geobind.errors import CheckpointError, TrainingError
-from geobind.training.processes.ranks import from_first, on_first, tensor_from_first
-from geobind.training.processes.sharding import like
-from geobind.training.processes.whole import whole
+from geobind.training.distributed import from_first, on_first, tensor_from_first, whole
+from geobind.training.fsdp import like
 from geobind.utils import files
 
 _FORMAT = 2

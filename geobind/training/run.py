@@ -1,9 +1,9 @@
-"""From a recipe to a bundle: every stage in turn, then what was measured."""
+"""Runs of a recipe: resolve open options, train every stage, write the results."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import product
 from pathlib import Path
@@ -19,33 +19,45 @@ from geobind.data.sampler import Mixture
 from geobind.errors import CheckpointError, RecipeError
 from geobind.evaluation import Leakage, PairTable
 from geobind.recipe import Recipe
-from geobind.recipe.cautions import cautions
-from geobind.recipe.describing import sentence
-from geobind.recipe.reading import dump
+from geobind.recipe.describe import cautions, sentence
+from geobind.recipe.parsing import dump
 from geobind.towers.weights import load_strictly, read_weights
-from geobind.training.closing import Settle, closed
-from geobind.training.encoders.parts import check_part
-from geobind.training.figures import figures_of
-from geobind.training.guards.alone import alone_in, begun, gone_on_with
-from geobind.training.guards.determinism import deterministic
-from geobind.training.guards.stopping import listening
-from geobind.training.job import Job, Outcome
-from geobind.training.keys import parts_of, stage_folders, why
-from geobind.training.losses.making import check_queue
-from geobind.training.outcome.ending import Measured
-from geobind.training.outcome.proving import Prover, told
-from geobind.training.outcome.results import leave
-from geobind.training.processes.parting import leave_together
-from geobind.training.processes.ranks import alike, on_first, together, told_by_first
-from geobind.training.processes.starting import check_shares, fabrics_of, make_fabric
-from geobind.training.record import pair_fields
-from geobind.training.sources import Sources
-from geobind.training.stage import run_stage
-from geobind.training.steps.told import check_told
-from geobind.training.watch.watching import remove_best
+from geobind.training.distributed import alike, leave_together, on_first, together, told_by_first
+from geobind.training.final_evaluation import Measured
+from geobind.training.interruption import deterministic, listening
+from geobind.training.launch import check_shares, fabrics_of
+from geobind.training.loss_inputs import check_told
+from geobind.training.losses.build import check_queue
+from geobind.training.metrics import pair_fields
+from geobind.training.results import leave
+from geobind.training.resume import alone_in, begun, gone_on_with, parts_of, stage_folders, why
+from geobind.training.run_loggers import figures_of
+from geobind.training.stability import Prover, told
+from geobind.training.stage import Job, Outcome, run_stage
+from geobind.training.stage_data import Sources
+from geobind.training.trainable import check_part
+from geobind.training.validation import remove_best
 from geobind.utils import files, system
 
-__all__ = ["Finished", "make_fabric", "rehearse", "run", "stage_folders"]
+# Puts numbers in the place of what is open, on every process the same; it is given the run's folder.
+Settle = Callable[[Recipe, Path, Fabric], Recipe]
+
+
+def closed(recipe: Recipe, folder: Path, fabric: Fabric, settle: Settle | None) -> Recipe:
+    """Return a recipe that leaves nothing open.
+
+    Raises:
+        RecipeError: It does, and nothing settles it.
+        GeobindError: It cannot be settled on this machine.
+    """
+    recipe = settle(recipe, folder, fabric) if settle else recipe
+    for stage in recipe.stages:
+        if stage.open:
+            raise RecipeError(
+                f"stage '{stage.name}': `{stage.open[0]}: auto` is not settled; give `run` a "
+                f"`geobind.planning.settle.Settling()`, as `geobind run` does, or write a number"
+            )
+    return recipe
 
 
 class Finished(NamedTuple):

@@ -15,7 +15,7 @@ from geobind.errors import DataError
 from geobind.evaluation.arithmetic import sums_of_rows, sums_of_two_places, sums_on_toyearth
 from geobind.evaluation.embedded import Embedded, embed_rows
 from geobind.modality import Modality
-from geobind.recipe.sums import read_sum
+from geobind.recipe.embedding_sum import read_sum
 from geobind.toyearth import FACTS
 
 NAMES = ("tile", "sound", "photo")

@@ -15,9 +15,9 @@ import geobind.report  # noqa: F401 - imported once, before processes are forked
 from geobind import plugins
 from geobind.embedding_cache import build
 from geobind.report import writing
-from geobind.training import cached
+from geobind.training import cache
 
-CHANGED = [(plugins, "registry"), (build, "_SECONDS"), (cached, "_BATCH")]
+CHANGED = [(plugins, "registry"), (build, "_SECONDS"), (cache, "_BATCH")]
 CHANGED += [(writing, name) for name in ("png", "svg", "render")]
 
 

@@ -58,8 +58,8 @@ class Moments:
         import toy
 
         from geobind.data import loader
-        from geobind.training import record, stage
-        from geobind.training.outcome import ending
+        from geobind.training import final_evaluation, stage
+        from geobind.training import metrics as record
 
         for name in ("replace", "rename", "unlink", "mkdir", "rmdir"):
             self._around(os, name, lambda args: kind_of(args[0]))
@@ -71,7 +71,7 @@ class Moments:
         self._writing()
         self._appending(record.Metrics)
         self._computing = "computing"
-        measure = ending.tabulate
+        measure = final_evaluation.tabulate
 
         def tabulate(*args: Any, **named: Any) -> Any:
             self.pass_by("evaluation")
@@ -79,14 +79,14 @@ class Moments:
             self.pass_by("evaluation")
             return found
 
-        ending.tabulate = tabulate
-        embed = ending.embed_rows
+        final_evaluation.tabulate = tabulate
+        embed = final_evaluation.embed_rows
 
         def embed_rows(*args: Any, **named: Any) -> Any:
             self._computing = "evaluation"
             return embed(*args, **named)
 
-        ending.embed_rows = embed_rows
+        final_evaluation.embed_rows = embed_rows
 
     def _around(self, owner: Any, name: str, kind: Callable[[Sequence[Any]], str]) -> None:
         """Pass by before and after a call."""

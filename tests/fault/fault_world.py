@@ -18,7 +18,7 @@ import toy
 from fault_moments import Moments
 
 from geobind.report import writing
-from geobind.training import cached
+from geobind.training import cache
 from geobind.training.run import run
 
 # Three modalities in a table, held-out rows, two stages: the second reads the first one's anchor from the
@@ -88,7 +88,7 @@ def quick(*, whole: bool = False) -> None:
     """Make runs shorter: nothing is drawn, unless the `whole` is wanted; shards are many and small."""
     torch.set_num_threads(1)
     toy.install()
-    cached._BATCH = {"cpu": 16}
+    cache._BATCH = {"cpu": 16}
     from geobind.embedding_cache import build
 
     build._SECONDS = 0.0

@@ -9,7 +9,7 @@ import pytest
 
 from geobind.cli import main
 from geobind.errors import StorageError
-from geobind.training.record import Metrics
+from geobind.training.metrics import Metrics
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

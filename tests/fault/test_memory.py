@@ -11,8 +11,7 @@ import toy
 
 from geobind.data import loader
 from geobind.errors import DataError, TrainingError
-from geobind.training import record
-from geobind.training.guards import failing
+from geobind.training import interruption, metrics
 
 
 def raising(monkeypatch, error, after=3):
@@ -55,7 +54,7 @@ def test_on_an_accelerator_half_precision_is_named_too():
     job = type("J", (), {"stage": stage, "recipe": recipe})
     with (
         pytest.raises(TrainingError, match=r"the accelerator \(cuda:1\) is full") as caught,
-        failing.explained(job, torch.device("cuda:1")),
+        interruption.explained(job, torch.device("cuda:1")),
     ):
         raise FULL["accelerator"]
     assert "`chunk: 32`" in str(caught.value) and "`precision: bf16-mixed`" in str(caught.value)
@@ -78,14 +77,14 @@ def test_a_loading_process_that_is_killed_is_named_and_the_run_goes_on(
             time.sleep(5)  # torch interrupts it
 
     with monkeypatch.context() as patch:
-        add, left = record.Recorder.add, iter(range(3))
+        add, left = metrics.Recorder.add, iter(range(3))
 
         def add_then_kill(self, *what):
             add(self, *what)
             if next(left, None) == 2:
                 kill()
 
-        patch.setattr(record.Recorder, "add", add_then_kill)
+        patch.setattr(metrics.Recorder, "add", add_then_kill)
         with pytest.raises(TrainingError) as caught:
             fault_world.train(home, "workers=1")
     said = str(caught.value)

@@ -13,8 +13,8 @@ import pytest
 from fault_moments import Moments, Target
 
 from geobind.errors import CheckpointError, StorageError
-from geobind.training.guards.alone import LOCK, alone_in
-from geobind.training.guards.stopping import Stopped
+from geobind.training.interruption import Stopped
+from geobind.training.resume import LOCK, alone_in
 from geobind.utils import files
 
 FORK = multiprocessing.get_context("fork")
@@ -163,14 +163,14 @@ def test_whoever_waited_for_a_folder_does_not_share_it(tmp_path):
 
 
 def test_without_locks_a_run_works_all_the_same(tmp_path, monkeypatch):
-    from geobind.training.guards import alone
+    from geobind.training import resume
 
     def none(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(alone.fcntl, "lockf", none)
+    monkeypatch.setattr(resume.fcntl, "lockf", none)
     with alone_in(tmp_path):
         pass
-    monkeypatch.setattr(alone, "fcntl", None)
+    monkeypatch.setattr(resume, "fcntl", None)
     with pytest.raises(Stopped), alone_in(tmp_path):
         raise Stopped(15)

@@ -11,10 +11,8 @@ import torch
 
 from geobind.cli import main
 from geobind.data import loader
-from geobind.training import cached, record, stage
-from geobind.training.guards import stopping
-from geobind.training.guards.stopping import Stopped, between_steps, listening
-from geobind.training.outcome import ending
+from geobind.training import cache, final_evaluation, interruption, metrics, stage
+from geobind.training.interruption import Stopped, between_steps, listening
 
 RARE = ("stages.0.checkpoint_seconds=600", "stages.1.checkpoint_seconds=600")
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
@@ -40,7 +38,7 @@ def test_a_signal_ends_the_step_saves_it_and_the_run_goes_on_to_the_same_end(
     home, whole, monkeypatch, capfd, number, after
 ):
     with monkeypatch.context() as patch, pytest.raises(Stopped) as caught:
-        before(patch, record.Recorder, "add", number, after)
+        before(patch, metrics.Recorder, "add", number, after)
         fault_world.train(home, *RARE)
     name, step = ("one", after) if after < 6 else ("two", after - 6)
     assert str(caught.value) == (
@@ -49,7 +47,7 @@ def test_a_signal_ends_the_step_saves_it_and_the_run_goes_on_to_the_same_end(
     assert caught.value.exit_code == CODES[number]
     assert caught.value.__notes__ == [f"what is finished lies in {home / 'run'}; --resume goes on with it"]
     assert "stopping after this step, with a checkpoint" in capfd.readouterr().err
-    assert len(record.Metrics(home / "run" / "metrics.csv")._rows()) == after + 1
+    assert len(metrics.Metrics(home / "run" / "metrics.csv")._rows()) == after + 1
     fault_world.train(home, *RARE, resume=True)
     assert fault_world.outcome(home / "run") == whole()
 
@@ -57,9 +55,9 @@ def test_a_signal_ends_the_step_saves_it_and_the_run_goes_on_to_the_same_end(
 @pytest.mark.parametrize(
     ("owner", "name", "after"),
     [
-        (cached.Entry, "add", 1),  # while the cache fills
+        (cache.Entry, "add", 1),  # while the cache fills
         (stage, "between_steps", 1),  # before the first step of the second stage
-        (ending, "tabulate", 0),
+        (final_evaluation, "tabulate", 0),
         (stage.Checkpoint, "save", 2),
     ],
 )
@@ -96,7 +94,7 @@ def test_what_a_stage_tells_at_its_end_counts_what_was_before_the_interruption(h
         return done["loss"], done["losses"], done["broken"], done["quarantined"]
 
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="after step 5 of stage 'one'"):
-        before(patch, record.Recorder, "add", signal.SIGTERM, after=5)  # the last one: all is read
+        before(patch, metrics.Recorder, "add", signal.SIGTERM, after=5)  # the last one: all is read
         fault_world.train(home, *options)
     fault_world.train(home, *options, resume=True)
     interrupted = told(home)
@@ -136,7 +134,7 @@ def test_a_signal_that_comes_by_two_ways_is_one(monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked(0).exit_code == 143
-        monkeypatch.setattr(stopping, "_TWICE_SECONDS", 0.0)
+        monkeypatch.setattr(interruption, "_TWICE_SECONDS", 0.0)
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("a second signal waited")
 
@@ -173,7 +171,7 @@ def test_all_ranks_stop_where_one_was_asked_to():
 def test_handlers_are_put_back_and_other_threads_left_alone():
     there = {number: signal.getsignal(number) for number in CODES}
     with listening():
-        assert all(signal.getsignal(number) is stopping._hear for number in CODES)
+        assert all(signal.getsignal(number) is interruption._hear for number in CODES)
         seen = []
         thread = threading.Thread(target=lambda: seen.append(listening().__enter__()))
         thread.start()
@@ -204,7 +202,7 @@ def test_processes_that_load_data_live_through_signals_sent_to_the_whole_group(
     home, whole, monkeypatch, children
 ):
     """As Ctrl-C in a terminal, and SLURM, send them; the main process alone would be too easy."""
-    add, left = record.Recorder.add, iter(range(3))
+    add, left = metrics.Recorder.add, iter(range(3))
 
     def add_then_send(self, *what):
         add(self, *what)
@@ -214,7 +212,7 @@ def test_processes_that_load_data_live_through_signals_sent_to_the_whole_group(
                 os.kill(process, signal.SIGTERM)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="after step 2 of stage 'one'"):
-        patch.setattr(record.Recorder, "add", add_then_send)
+        patch.setattr(metrics.Recorder, "add", add_then_send)
         fault_world.train(home, *RARE, "workers=1")
     fault_world.train(home, *RARE, resume=True)
     assert fault_world.outcome(home / "run") == whole()

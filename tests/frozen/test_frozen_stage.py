@@ -89,11 +89,10 @@ def test_stages_share_rows(tmp_path, capsys):
 def test_what_is_cached_is_not_computed_nor_prepared_again(tmp_path, monkeypatch):
     notes.write_table(tmp_path)
     first = notes.losses(notes.run_notes(tmp_path, "first", HEADS))
-    from geobind.training import run
-    from geobind.training.outcome import proving
+    from geobind.training import run, stability
 
     monkeypatch.setattr(run, "rehearse", lambda *_: [])
-    monkeypatch.setattr(proving, "_rows_of", lambda *_: None)  # the proof embeds the same rows each time
+    monkeypatch.setattr(stability, "_rows_of", lambda *_: None)  # the proof embeds the same rows each time
     for kind in (notes.Left, notes.Right):
         monkeypatch.setattr(kind, "prepare", lambda *_, **__: pytest.fail("it was prepared"))
     assert notes.losses(notes.run_notes(tmp_path, "second", HEADS)) == first

@@ -72,7 +72,7 @@ def stored(
     from geobind.embedding_cache.build import Encoding, Filling, observe, store
     from geobind.embedding_cache.keys import FileHashes, facts_of
     from geobind.embedding_cache.store import Entry, embeddings_folder
-    from geobind.training.encoders.freezing import check_frozen
+    from geobind.training.trainable import check_frozen
 
     modality, encoder = modality or Note(), encoder or net()
     files = FileHashes(embeddings_folder() / "files.sqlite")

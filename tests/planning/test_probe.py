@@ -19,7 +19,7 @@ from geobind.planning.found import AllFound, EndingFound, Machine, StageFound
 from geobind.planning.plan import read_plan
 from geobind.planning.probing import Doing, probe
 from geobind.planning.settle import Settling, make_plan
-from geobind.recipe.reading import parse
+from geobind.recipe.parsing import parse
 from geobind.training.run import run
 from geobind.utils import files as storage
 

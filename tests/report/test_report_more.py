@@ -13,7 +13,7 @@ from geobind.errors import CheckpointError
 from geobind.evaluation.arithmetic import sums_of_rows
 from geobind.evaluation.calibration import calibrate, measure_calibration
 from geobind.evaluation.embedded import Embedded, embed_rows
-from geobind.recipe.sums import read_sum
+from geobind.recipe.embedding_sum import read_sum
 from geobind.report import write_report
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.errors import RecipeError
-from geobind.recipe.reading import RecipeProblems
+from geobind.recipe.parsing import RecipeProblems
 from geobind.studies.cells import MOST_CELLS, Cell, check, grid, make_axis, parse_axis
 from geobind.studies.plan import read_sweeps
 

@@ -21,7 +21,7 @@ from geobind.studies.cells import Cell, grid, parse_axis
 from geobind.studies.outcome import spread, summarise
 from geobind.studies.running import Ran, run_cells
 from geobind.studies.sweep_page import write_sweep
-from geobind.training.guards.stopping import Stopped
+from geobind.training.interruption import Stopped
 
 RECIPE = """
 name: tiny

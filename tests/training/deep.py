@@ -112,10 +112,10 @@ class Halt(BaseException):
 
 
 def run_one(out: str, set: list[str] = (), resume=False, halt=None, kill=None, wheel=False) -> None:
-    from geobind.training import record
+    from geobind.training import metrics
     from geobind.training.run import run
 
-    rank, add, taken = int(os.environ.get("RANK", 0)), record.Recorder.add, iter(range(10_000))
+    rank, add, taken = int(os.environ.get("RANK", 0)), metrics.Recorder.add, iter(range(10_000))
 
     def add_then_end(self, step, broken):
         add(self, step, broken)
@@ -125,7 +125,7 @@ def run_one(out: str, set: list[str] = (), resume=False, halt=None, kill=None, w
         if number == halt:
             raise Halt
 
-    record.Recorder.add, told = add_then_end, {}
+    metrics.Recorder.add, told = add_then_end, {}
     try:
         run((toy.wheel if wheel else recipe)(Path(out), *set), Path(out) / "run", resume=resume)
     except Halt:
@@ -135,7 +135,7 @@ def run_one(out: str, set: list[str] = (), resume=False, halt=None, kill=None, w
         if isinstance(error, GeobindError) and kill:
             print(f"error: {error}", file=sys.stderr, flush=True)
     finally:
-        record.Recorder.add = add
+        metrics.Recorder.add = add
     if told:
         (Path(out) / f"told-{rank}.json").write_text(json.dumps(told))
 

@@ -15,15 +15,14 @@ from safetensors.torch import load_file
 from geobind.cli import main
 from geobind.errors import RecipeError
 from geobind.recipe import load_recipe
-from geobind.recipe.cautions import cautions
-from geobind.recipe.describing import details, facts
-from geobind.recipe.pairs import bound_pairs
-from geobind.training import record
-from geobind.training.bind import About, Bind
+from geobind.recipe.describe import cautions, details, facts
+from geobind.recipe.schema import bound_pairs
+from geobind.training import metrics
+from geobind.training.distributed import Ranks
+from geobind.training.gradients import Gradients, Turn, turn_of
 from geobind.training.losses import InfoNCE
-from geobind.training.processes.ranks import Ranks
+from geobind.training.module import About, Bind
 from geobind.training.run import run
-from geobind.training.steps.gradients import Gradients, Turn, turn_of
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
 REGISTRY = toy.plugins.registry  # of what is installed
@@ -116,7 +115,7 @@ def test_an_encoder_that_one_step_of_a_turn_trains_is_moved_and_one_that_none_do
 
 
 def test_a_killed_run_goes_on_from_a_move_and_ends_with_the_same_weights(whole, tmp_path, monkeypatch):
-    add = record.Recorder.add
+    add = metrics.Recorder.add
 
     def add_then_stop(self, step, broken):
         add(self, step, broken)
@@ -125,7 +124,7 @@ def test_a_killed_run_goes_on_from_a_move_and_ends_with_the_same_weights(whole, 
 
     options = (*THREE, "modalities.left.dropout=0.2")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(record.Recorder, "add", add_then_stop)
+        patch.setattr(metrics.Recorder, "add", add_then_stop)
         with pytest.raises(KeyboardInterrupt):
             toy_run(tmp_path, *options)
     state = torch.load(tmp_path / "run" / "stages" / "01_one" / "state.ckpt", weights_only=True)

@@ -17,13 +17,12 @@ from torch import nn
 from geobind import plugins
 from geobind.binder import Binder
 from geobind.errors import PluginError, RecipeError
-from geobind.recipe.parts import Head, Last, Lora
+from geobind.recipe.stage_options import Head, Last, Lora
 from geobind.towers.tower import Tower
-from geobind.training import record
-from geobind.training.encoders.adapters import insert, merge, take_out, target_names, trained_state
-from geobind.training.encoders.freezing import frozen_digests, set_trainable
-from geobind.training.encoders.parts import check_part
+from geobind.training import metrics
+from geobind.training.lora import insert, merge, take_out, target_names, trained_state
 from geobind.training.run import run
+from geobind.training.trainable import check_part, frozen_digests, set_trainable
 from geobind.utils.system import digest
 
 needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="adapters need peft")
@@ -220,7 +219,7 @@ def test_a_stage_leaves_plain_weights_and_a_small_adapter_and_resumes_bit_for_bi
     class Killed(Exception):
         pass
 
-    taken, add = iter(range(100)), record.Recorder.add
+    taken, add = iter(range(100)), metrics.Recorder.add
 
     def add_then_die(self, step, broken):
         add(self, step, broken)
@@ -228,7 +227,7 @@ def test_a_stage_leaves_plain_weights_and_a_small_adapter_and_resumes_bit_for_bi
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(record.Recorder, "add", add_then_die)
+        patch.setattr(metrics.Recorder, "add", add_then_die)
         toy_run(tmp_path / "killed")
     resumed = toy_run(tmp_path / "killed", resume=True)
     again = load_file(resumed / "bundle" / "model.safetensors")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from geobind.recipe.watching import Average as Options
-from geobind.training.watch.averaging import Average
+from geobind.recipe.schema import Average as Options
+from geobind.training.ema import Average
 
 
 def moved(weight, values, average):

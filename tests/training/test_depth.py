@@ -7,10 +7,10 @@ from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import nn
 
 from geobind.errors import RecipeError
-from geobind.recipe.options import AdamW
+from geobind.recipe.stage_options import AdamW
 from geobind.towers.tower import Tower
-from geobind.training.encoders.depth import block_names, depths_of, last_parameters, rate_shares
-from geobind.training.encoders.freezing import parameter_groups
+from geobind.training.blocks import block_names, depths_of, last_parameters, rate_shares
+from geobind.training.trainable import parameter_groups
 
 
 def where(encoder: nn.Module) -> dict[str, int]:

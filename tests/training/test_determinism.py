@@ -8,7 +8,7 @@ import toy
 from torch import nn
 
 from geobind.errors import TrainingError
-from geobind.training.guards.determinism import deterministic
+from geobind.training.interruption import deterministic
 from geobind.training.run import run
 
 pytestmark = pytest.mark.usefixtures("toy_registry")

@@ -11,11 +11,10 @@ import toy
 
 from geobind.data.sampler import Mixture, Source, seed_torch
 from geobind.data.sources import OwnRows
-from geobind.training import job as jobs
-from geobind.training import record
-from geobind.training.losses import InfoNCE, softmax
+from geobind.training import metrics, optimizer
+from geobind.training import stage as jobs
+from geobind.training.losses import InfoNCE, infonce
 from geobind.training.run import run
-from geobind.training.steps import moving
 
 CPU = "fabric.accelerator=cpu"
 BY_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
@@ -30,8 +29,8 @@ def test_torch_draws_what_it_would_after_its_own_manual_seed():
 
 @pytest.mark.parametrize(("pairs", "products"), [(16, 1), (512, 1), (513, 2 * 2)])
 def test_the_similarities_of_a_batch_that_is_one_tile_are_worked_out_once(monkeypatch, pairs, products):
-    made, product = [], softmax._product
-    monkeypatch.setattr(softmax, "_product", lambda *given: made.append(1) or product(*given))
+    made, product = [], infonce._product
+    monkeypatch.setattr(infonce, "_product", lambda *given: made.append(1) or product(*given))
     sides = torch.nn.functional.normalize(torch.randn(2, pairs, 8), dim=2).requires_grad_()
     InfoNCE()(*sides).backward()
     assert len(made) == products
@@ -46,7 +45,7 @@ def test_gpus_are_counted_without_nvml_where_there_is_none(tmp_path, monkeypatch
     monkeypatch.setattr("geobind.plugins.registry", toy.registry)
     monkeypatch.setattr("geobind.report.write_report", lambda *_, **__: None)
     monkeypatch.setenv(BY_NVML, "1")
-    monkeypatch.setattr(moving, "ctypes", SimpleNamespace(CDLL=load))
+    monkeypatch.setattr(optimizer, "ctypes", SimpleNamespace(CDLL=load))
     run(toy.recipe(tmp_path, CPU, text=toy.RECIPE.split("  - {name: two")[0]), tmp_path / "run")
     assert (BY_NVML in os.environ) == there and ctypes.CDLL is not load
 
@@ -64,16 +63,16 @@ def test_the_rows_of_a_stage_are_planned_once(tmp_path, monkeypatch):
 def steps(count):
     for number in range(count):
         one = torch.tensor(1.0)
-        yield record.Step(number, one, one, 0.1, {"a-b": one}, {"a-b": one}, ("x",))
+        yield metrics.Step(number, one, one, 0.1, {"a-b": one}, {"a-b": one}, ("x",))
 
 
 def test_a_bar_is_drawn_at_most_ten_times_a_second_and_at_the_end(monkeypatch):
     drawn, now = [], [0.0]
-    monkeypatch.setattr(record.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     bar = SimpleNamespace(update=lambda _, completed, status: drawn.append(completed))
-    log = record.Recorder("one", 100, 4, record.Metrics(Path(os.devnull)), every=1)
+    log = metrics.Recorder("one", 100, 4, metrics.Metrics(Path(os.devnull)), every=1)
     log._bar, log._task = bar, 0
-    monkeypatch.setattr(record.Metrics, "add", lambda *_: None)
+    monkeypatch.setattr(metrics.Metrics, "add", lambda *_: None)
     for step in steps(100):
         now[0] += 0.024
         log.add(step, 0)

@@ -18,8 +18,8 @@ from geobind.training.losses import (
     QueueOf,
     SigLIP,
     Temperature,
-    fused,
-    softmax,
+    infonce,
+    tiling,
     unit_sphere,
 )
 
@@ -56,11 +56,11 @@ def small_tiles(monkeypatch):
 def shrink_tiles(monkeypatch, rows: int = 3, columns: int = 5) -> None:
     def grid(query: Tensor, key: Tensor, own: slice | None = None) -> tuple[list[slice], list[slice]]:
         first, last = (0, len(query)) if own is None else (own.start, own.stop)
-        keys = fused.blocks(0, len(query), columns) + fused.blocks(len(query), len(key), columns)
-        return fused.blocks(first, last, rows) or [slice(first, first)], keys
+        keys = tiling.blocks(0, len(query), columns) + tiling.blocks(len(query), len(key), columns)
+        return tiling.blocks(first, last, rows) or [slice(first, first)], keys
 
-    monkeypatch.setattr(fused, "grid", grid)
-    for kernel in ("softmax", "sigmoid", "hard", "matching"):
+    monkeypatch.setattr(tiling, "grid", grid)
+    for kernel in ("infonce", "siglip", "hard_negatives", "pcme"):
         monkeypatch.setattr(f"geobind.training.losses.{kernel}.grid", grid)
 
 
@@ -200,8 +200,8 @@ def test_rows_that_would_underflow_at_a_high_scale_are_still_exact(monkeypatch):
     anchor = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     other = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     called = []
-    apart = softmax.both_ways_apart
-    monkeypatch.setattr(softmax, "both_ways_apart", lambda *given: called.append(1) or apart(*given))
+    apart = infonce.both_ways_apart
+    monkeypatch.setattr(infonce, "both_ways_apart", lambda *given: called.append(1) or apart(*given))
     value = InfoNCE("both", Temperature(0.01))(anchor, other)
     expected = dense_infonce(anchor.double(), other.double(), torch.tensor(100.0).double(), "both")
     assert called
@@ -209,7 +209,7 @@ def test_rows_that_would_underflow_at_a_high_scale_are_still_exact(monkeypatch):
 
 
 def test_ordinary_embeddings_at_the_highest_scale_keep_to_the_fast_path(monkeypatch):
-    monkeypatch.setattr(softmax, "both_ways_apart", None)
+    monkeypatch.setattr(infonce, "both_ways_apart", None)
     anchor, other = embeddings(600, 32, dtype=torch.float32)
     value = InfoNCE("both", Temperature(0.01))(anchor, other)
     expected = dense_infonce(anchor.double(), other.double(), torch.tensor(100.0).double(), "both")
@@ -248,7 +248,7 @@ def test_differentiating_twice_is_refused():
 
 @pytest.mark.parametrize("loss", [InfoNCE(), InfoNCE("other_to_anchor"), SigLIP()])
 def test_without_gradients_no_gradient_is_worked_out(loss, monkeypatch):
-    monkeypatch.setattr(fused.Gradients, "add_", None)
+    monkeypatch.setattr(tiling.Gradients, "add_", None)
     anchor, other = (part.requires_grad_() for part in embeddings(6, 4, dtype=torch.float32))
     with torch.no_grad():
         assert not loss(anchor, other).requires_grad

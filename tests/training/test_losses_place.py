@@ -85,7 +85,7 @@ def test_places_and_times_act_as_full_masks_would(
     wanted = [anchor, other, *loss.parameters()]
     with pytest.MonkeyPatch.context() as patch:
         shrink_tiles(patch, *tile)
-        patch.setattr("geobind.training.losses.tiles._COUNTED", tile[0])
+        patch.setattr("geobind.training.losses.tiling._COUNTED", tile[0])
         value = loss(anchor, other, context)
         found = torch.autograd.grad(value, wanted)
     expected = dense(loss, anchor, other, context)

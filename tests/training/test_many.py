@@ -12,13 +12,12 @@ from safetensors.torch import load_file
 from geobind import plugins
 from geobind.binder import Binder
 from geobind.errors import DataError, TrainingError
-from geobind.recipe.pairs import bound_pairs
+from geobind.recipe.schema import bound_pairs
 from geobind.report.facts import read_run
-from geobind.training import record
-from geobind.training.bind import Bind
+from geobind.training import metrics, stability
+from geobind.training.distributed import Ranks
 from geobind.training.losses import InfoNCE, Temperature
-from geobind.training.outcome import proving
-from geobind.training.processes.ranks import Ranks
+from geobind.training.module import Bind
 from geobind.training.run import run
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
@@ -182,7 +181,7 @@ def test_what_a_row_lacks_costs_no_forward_and_the_anchor_is_embedded_once(tmp_p
     train = [row for row in rows if row["split"] == "train"]
     there = {name: sum(name in row for row in train) for name in ("hub", "spoke", "rim")}
     assert there["spoke"] < there["hub"] == 72
-    more = 1 + 2 * proving.ROWS  # the rehearsal, and the proof before and after the stage
+    more = 1 + 2 * stability.ROWS  # the rehearsal, and the proof before and after the stage
     assert sorted(seen.values()) == sorted(3 * count + more for count in there.values())
 
 
@@ -311,7 +310,7 @@ def test_each_aligned_modality_has_its_own_data_by_default(tmp_path):
 
 
 def test_an_interrupted_mixture_resumes_to_the_same_weights_bit_for_bit(mixed, tmp_path, monkeypatch):
-    add = record.Recorder.add
+    add = metrics.Recorder.add
 
     def add_then_stop(self, step, broken):
         add(self, step, broken)
@@ -319,7 +318,7 @@ def test_an_interrupted_mixture_resumes_to_the_same_weights_bit_for_bit(mixed, t
             raise KeyboardInterrupt
 
     tables(tmp_path)
-    monkeypatch.setattr(record.Recorder, "add", add_then_stop)
+    monkeypatch.setattr(metrics.Recorder, "add", add_then_stop)
     with pytest.raises(KeyboardInterrupt):
         wheel_run(tmp_path, TABLES)
     monkeypatch.undo()

@@ -11,9 +11,9 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from geobind.errors import TrainingError
-from geobind.training.encoders.replaying import keep_again, replay
-from geobind.training.processes import normalising
-from geobind.training.processes.normalising import normalise_alone, normalise_together
+from geobind.training import sync_batchnorm
+from geobind.training.encoder_transforms import keep_again, replay
+from geobind.training.sync_batchnorm import normalise_alone, normalise_together
 
 
 class Group:
@@ -57,8 +57,8 @@ class Group:
 def processes(count):
     group = Group(count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(normalising, "_gathered", group.gathered)
-        patch.setattr(normalising, "_add_up", group.add_up)
+        patch.setattr(sync_batchnorm, "_gathered", group.gathered)
+        patch.setattr(sync_batchnorm, "_add_up", group.add_up)
         yield group
 
 
@@ -189,7 +189,7 @@ def test_what_is_frozen_is_let_alone_and_all_is_as_it_was_afterwards():
     net = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3).eval(), nn.GroupNorm(1, 3), BatchNormAct2d(3))
     kinds = [type(module) for module in net]
     normalise_together(net)
-    assert [normalising.is_shared(module) for module in net] == [True, False, False, True]
+    assert [sync_batchnorm.is_shared(module) for module in net] == [True, False, False, True]
     net.eval()
     net(torch.randn(2, 3, 4, 4))  # no group: nobody is asked
     normalise_alone(net)
@@ -244,7 +244,7 @@ def test_compiled_code_asks_the_others():
 
 
 def test_a_process_without_rows_takes_part_and_leaves_no_trace():
-    from geobind.training.processes.absent import absent
+    from geobind.training.sync_batchnorm import absent
 
     torch.manual_seed(0)
     layers = lambda: nn.Sequential(  # noqa: E731

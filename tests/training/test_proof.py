@@ -16,9 +16,9 @@ from geobind.bundles import stability
 from geobind.bundles.stability import State, difference, digest_of_embeddings
 from geobind.cli import main
 from geobind.errors import CheckpointError, TrainingError
-from geobind.training import keys
+from geobind.training import resume as keys
 from geobind.training import run as runs
-from geobind.training.outcome import proving
+from geobind.training import stability as proving
 from geobind.training.run import run
 
 pytestmark = pytest.mark.usefixtures("toy_registry")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from geobind import plugins
 from geobind.errors import DataError
 from geobind.recipe import RecipeProblems
-from geobind.training import record
+from geobind.training import metrics
 from geobind.training import stage as stages
 from geobind.training.losses import Context, InfoNCE, QueueOf
 
@@ -30,7 +30,7 @@ def whole(tmp_path_factory):
 
 
 def dying(step):
-    add, taken = record.Recorder.add, iter(range(10_000))
+    add, taken = metrics.Recorder.add, iter(range(10_000))
 
     def add_then_die(self, *arguments):
         add(self, *arguments)
@@ -52,7 +52,7 @@ def test_a_queue_adds_negatives_from_the_second_step_on(whole, tmp_path):
 @pytest.mark.parametrize("dies_after", [1, 7, 13])
 def test_a_killed_run_resumes_with_its_queue_bit_for_bit(whole, tmp_path, dies_after):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(record.Recorder, "add", dying(dies_after))
+        patch.setattr(metrics.Recorder, "add", dying(dies_after))
         with pytest.raises(KeyboardInterrupt):
             toy_run(tmp_path, *QUEUED)
     state = torch.load(tmp_path / "run" / "stages" / "01_one" / "state.ckpt", weights_only=True)

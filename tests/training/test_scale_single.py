@@ -13,10 +13,9 @@ from torch.nn import functional as F
 from geobind import plugins
 from geobind.binder import Binder
 from geobind.errors import RecipeError, TrainingError
+from geobind.training import encoder_transforms, launch
 from geobind.training.checkpoint import Checkpoint
-from geobind.training.encoders import compiling
-from geobind.training.encoders.replaying import keep_again, replay
-from geobind.training.processes import starting
+from geobind.training.encoder_transforms import keep_again, replay
 from geobind.utils.system import digest
 
 SHORT = ("stages.0.steps=4", "stages.1.steps=2")
@@ -99,7 +98,9 @@ def test_lora_in_bfloat16_is_merged_into_the_weights_as_they_were(tmp_path):
 def test_compiled_encoders_give_the_losses_and_names_of_plain_ones(
     plain, tmp_path, monkeypatch, backend, options
 ):
-    monkeypatch.setattr(compiling, "_BACKEND", backend)  # inductor's C++ compiler takes too long for a test
+    monkeypatch.setattr(
+        encoder_transforms, "_BACKEND", backend
+    )  # inductor's C++ compiler takes too long for a test
     compiled = deep_run(tmp_path, *SHORT, "fabric.compile=true", *options)
     assert [row[2] for row in figures(compiled)] == pytest.approx(
         [row[2] for row in figures(plain)], rel=1e-5
@@ -115,7 +116,7 @@ def test_an_encoder_that_cannot_be_compiled_is_told(tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("no compiler here")
 
-    monkeypatch.setattr(compiling, "_BACKEND", broken)
+    monkeypatch.setattr(encoder_transforms, "_BACKEND", broken)
     with pytest.raises(
         TrainingError, match=r"stage 'one': torch\.compile cannot compile.*drop `fabric\.compile`"
     ):
@@ -123,7 +124,7 @@ def test_an_encoder_that_cannot_be_compiled_is_told(tmp_path, monkeypatch):
 
 
 def test_what_is_compiled_is_gone_on_with_as_any(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(compiling, "_BACKEND", "eager")
+    monkeypatch.setattr(encoder_transforms, "_BACKEND", "eager")
     deep.run_one(str(tmp_path), [*SHORT, "fabric.compile=default"], halt=2)
     deep.run_one(str(tmp_path), SHORT, resume=True)
     whole, after = weights(plain), weights(tmp_path / "run")
@@ -181,7 +182,7 @@ def test_the_scale_of_half_precision_gradients_is_gone_on_with(tmp_path, monkeyp
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=3)
         return Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler))
 
-    monkeypatch.setattr(starting, "make_fabric", half)
+    monkeypatch.setattr(launch, "make_fabric", half)
     deep_run(tmp_path / "whole", *SHORT)
     deep.run_one(str(tmp_path / "halted"), SHORT, halt=3)
     state = torch.load(tmp_path / "halted" / "run" / "stages" / "01_one" / "state.ckpt", weights_only=True)
@@ -222,13 +223,13 @@ def test_processes_and_nodes_are_those_of_the_launcher_unless_the_recipe_says_th
 
     for name in ("SLURM_PROCID", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES", "SLURM_JOB_NAME"):
         monkeypatch.delenv(name, raising=False)
-    assert starting._launched(Fabric()) == {}
+    assert launch._launched(Fabric()) == {}
     for name, value in (("SLURM_PROCID", "3"), ("SLURM_NTASKS_PER_NODE", "4"), ("SLURM_NNODES", "2")):
         monkeypatch.setenv(name, value)
-    assert starting._launched(Fabric()) == {"devices": 4, "num_nodes": 2}
-    assert starting._launched(Fabric(devices=2, num_nodes=1)) == {}
+    assert launch._launched(Fabric()) == {"devices": 4, "num_nodes": 2}
+    assert launch._launched(Fabric(devices=2, num_nodes=1)) == {}
     monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
-    assert starting._launched(Fabric()) == {}
+    assert launch._launched(Fabric()) == {}
 
 
 def test_a_batch_or_a_stage_that_processes_cannot_share_is_told_before_training(monkeypatch, tmp_path):
@@ -239,15 +240,15 @@ def test_a_batch_or_a_stage_that_processes_cannot_share_is_told_before_training(
 
     recipe = deep.recipe(tmp_path)
     with pytest.raises(RecipeError, match=r"a batch of 16 cannot be shared by 3 processes.*such as 15"):
-        starting.check_shares(SimpleNamespace(world_size=3), recipe, [None, None])
+        launch.check_shares(SimpleNamespace(world_size=3), recipe, [None, None])
     wheel = deep.toy.wheel(tmp_path)
     lacking = Rows(range(90))
     lacking.having = lambda names: 30
-    monkeypatch.setattr(starting, "shards", lambda fabric: True)
-    starting.check_shares(SimpleNamespace(world_size=2), wheel, [lacking])
+    monkeypatch.setattr(launch, "shards", lambda fabric: True)
+    launch.check_shares(SimpleNamespace(world_size=2), wheel, [lacking])
     chunked = deep.toy.wheel(tmp_path, "stages.0.chunk=4")
     with pytest.raises(RecipeError, match=r"stage 'one': some rows lack a modality.*`chunk`.*strategy: ddp"):
-        starting.check_shares(SimpleNamespace(world_size=2), chunked, [lacking])
+        launch.check_shares(SimpleNamespace(world_size=2), chunked, [lacking])
 
 
 @pytest.mark.parametrize("word", ["fsdp", "deepspeed"])

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geobind.recipe.schema import Constant, Cosine, WarmRestarts
-from geobind.training.steps.schedule import learning_rate
+from geobind.recipe.stage_options import Constant, Cosine, WarmRestarts
+from geobind.training.optimizer import learning_rate
 
 
 def test_warm_up_climbs_in_a_straight_line_to_the_peak():

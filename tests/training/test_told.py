@@ -21,9 +21,9 @@ from geobind.data.sources import TableRows, hours_of
 from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.recipe import RecipeProblems, Stage
-from geobind.training import record
+from geobind.training import metrics
+from geobind.training.loss_inputs import check_told
 from geobind.training.losses import read_uncertainties
-from geobind.training.steps.told import check_told
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
 PROGRAM = Path(toy.__file__)
@@ -60,7 +60,7 @@ def test_each_loss_learns(whole):
 
 @pytest.mark.parametrize("dies_after", [3, 15])
 def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path, dies_after, monkeypatch):
-    add, taken = record.Recorder.add, iter(range(10_000))
+    add, taken = metrics.Recorder.add, iter(range(10_000))
 
     def add_then_die(self, *arguments):
         add(self, *arguments)
@@ -68,7 +68,7 @@ def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path, dies_after, monkeypat
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(record.Recorder, "add", add_then_die)
+        patch.setattr(metrics.Recorder, "add", add_then_die)
         with pytest.raises(KeyboardInterrupt):
             toy_run(tmp_path, *ASKED)
     toy_run(tmp_path, *ASKED, resume=True)

@@ -12,14 +12,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from geobind.errors import RecipeError
-from geobind.recipe.pairs import bound_pairs
-from geobind.training.bind import About, Bind
+from geobind.recipe.schema import bound_pairs
+from geobind.training import gradients as two_pass
+from geobind.training.distributed import Ranks
+from geobind.training.gradients import Gradients, chunk_rows, chunks, count_of, rows_of
 from geobind.training.losses import PCME, Context, InfoNCE, QueueOf, SigLIP, label_ids
-from geobind.training.processes.ranks import Ranks
+from geobind.training.module import About, Bind
 from geobind.training.run import run
-from geobind.training.steps import two_pass
-from geobind.training.steps.chunks import chunks, count_of, rows_of
-from geobind.training.steps.gradients import Gradients, chunk_rows
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
 WIDTH = 8

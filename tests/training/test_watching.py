@@ -12,15 +12,13 @@ from toy import Right
 
 from geobind.binder import Binder
 from geobind.errors import DataError, TrainingError
-from geobind.recipe.reading import RecipeProblems
-from geobind.recipe.watching import Watch
+from geobind.recipe.parsing import RecipeProblems
+from geobind.recipe.schema import Watch
 from geobind.report import writing
 from geobind.report.facts import read_run
-from geobind.training import checkpoint, record
+from geobind.training import checkpoint, metrics, validation
 from geobind.training.run import run
-from geobind.training.watch import watching
-from geobind.training.watch.held import fewer
-from geobind.training.watch.patience import State
+from geobind.training.validation import State, fewer
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
 WATCH = "stages.0.watch={every: 4, limit: 24, measure: R@1, patience: 2, least: 0.3}"
@@ -114,7 +112,7 @@ def test_a_stage_stops_when_nothing_gets_better_and_keeps_the_best(one_stage, tm
 
 def test_the_best_weights_are_those_of_their_evaluation_and_not_the_last(one_stage, tmp_path, monkeypatch):
     values = iter([0.1, 0.9, 0.3])
-    monkeypatch.setattr(watching, "measures", lambda *_: {"loss": 1.0, "R@1": next(values)})
+    monkeypatch.setattr(validation, "measures", lambda *_: {"loss": 1.0, "R@1": next(values)})
     told = toy_run(tmp_path / "kept", "stages.0.watch={every: 8, measure: R@1, limit: 24}", text=one_stage)
     assert done(told)["watched"]["kept_steps"] == 16
     weights, temperature = after(tmp_path / "stopped", 16, one_stage, monkeypatch)
@@ -125,7 +123,7 @@ def test_the_best_weights_are_those_of_their_evaluation_and_not_the_last(one_sta
 def after(folder, steps, text, monkeypatch):
     """The weights and the temperature of a run that ends after some of its steps, in a checkpoint."""
     with monkeypatch.context() as patch:
-        kill_in(patch, record.Recorder, "add", after=steps)
+        kill_in(patch, metrics.Recorder, "add", after=steps)
         with pytest.raises(Killed):
             toy_run(folder, text=text)
     state = torch.load(folder / "run" / "stages" / "01_one" / "state.ckpt", weights_only=True)
@@ -161,16 +159,16 @@ def undisturbed(tmp_path_factory):
 
 # Steps between checkpoints, and the call that is not come back from.
 POINTS = [
-    (1, record.Recorder, "add", 9),
-    (1, record.Metrics, "sync", 7),  # after an evaluation, before the checkpoint
-    (1, watching.files, "write_tensors", 1),  # before the second best weights
+    (1, metrics.Recorder, "add", 9),
+    (1, metrics.Metrics, "sync", 7),  # after an evaluation, before the checkpoint
+    (1, validation.files, "write_tensors", 1),  # before the second best weights
     (1, checkpoint.files, "write_state", 3),  # after the first ones, before a checkpoint tells of them
-    (1, watching.Watching, "finish", 0),  # after it has stopped
-    (5, record.Recorder, "add", 4),
-    (5, record.Recorder, "add", 9),  # two best ones later than the checkpoint
-    (5, watching.files, "write_tensors", 0),
+    (1, validation.Watching, "finish", 0),  # after it has stopped
+    (5, metrics.Recorder, "add", 4),
+    (5, metrics.Recorder, "add", 9),  # two best ones later than the checkpoint
+    (5, validation.files, "write_tensors", 0),
     (5, checkpoint.files, "write_state", 2),
-    (5, watching.Watching, "prune", 2),  # after the checkpoint, before older weights are removed
+    (5, validation.Watching, "prune", 2),  # after the checkpoint, before older weights are removed
 ]
 
 
@@ -192,11 +190,11 @@ def test_wherever_it_is_killed_a_watched_run_goes_on_to_the_same_bits(undisturbe
 
 def test_a_run_killed_after_its_stage_stopped_does_not_train_on(one_stage, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        kill_in(patch, watching.Watching, "finish", 0)
+        kill_in(patch, validation.Watching, "finish", 0)
         with pytest.raises(Killed):
             toy_run(tmp_path, WATCH, text=one_stage)
         before = found(tmp_path / "run")
-    kill_in(monkeypatch, record.Recorder, "add", 0)  # no step may be taken
+    kill_in(monkeypatch, metrics.Recorder, "add", 0)  # no step may be taken
     assert found(toy_run(tmp_path, WATCH, text=one_stage, resume=True)) == before
 
 
@@ -214,20 +212,20 @@ def test_the_report_draws_what_was_found_and_says_what_was_kept(undisturbed):
 
 def test_the_mean_moves_only_when_weights_do(one_stage, tmp_path, monkeypatch):
     moves = []
-    monkeypatch.setattr(watching.Average, "update", lambda self: moves.append(1))
+    monkeypatch.setattr(validation.Average, "update", lambda self: moves.append(1))
     toy_run(tmp_path, "stages.0.ema=0.9", "stages.0.accumulate=2", text=one_stage)
     assert len(moves) == 12  # of 24 steps
 
 
 def test_frozen_sides_are_embedded_once(tmp_path, monkeypatch):
     asked = []
-    real = watching.Inputs.embed
+    real = validation.Inputs.embed
 
     def counted(self, *args):
         asked.append(self.name)
         return real(self, *args)
 
-    monkeypatch.setattr(watching.Inputs, "embed", counted)
+    monkeypatch.setattr(validation.Inputs, "embed", counted)
     toy_run(tmp_path, "stages.1.watch={every: 2, limit: 24}")
     assert asked.count("cold") == 1 and asked.count("right") == 4
 
@@ -237,7 +235,7 @@ def test_heads_and_adapters_can_be_watched_and_averaged(tmp_path, part, monkeypa
     if "lora" in part:
         pytest.importorskip("peft")
     values = iter([0.9, 0.1, 0.2, 0.3])
-    monkeypatch.setattr(watching, "measures", lambda *_: {"loss": 1.0, "R@1": next(values)})
+    monkeypatch.setattr(validation, "measures", lambda *_: {"loss": 1.0, "R@1": next(values)})
     watch = "stages.1.watch={every: 2, limit: 24, measure: R@1}"
     folder = toy_run(tmp_path, watch, "stages.1.ema=0.5", f"stages.1.train={part}")
     assert done(folder, "02_two")["watched"]["kept_steps"] == 2
@@ -351,13 +349,13 @@ def test_broken_rows_are_left_out_of_the_watch_and_said(tmp_path, capsys, one_st
 
 
 def test_embeddings_that_are_not_finite_end_the_stage(one_stage, tmp_path, monkeypatch):
-    real = watching.Inputs.embed
+    real = validation.Inputs.embed
 
     def spoilt(self, *args):
         sides = real(self, *args)
         return sides._replace(embedding_ND=sides.embedding_ND / 0)
 
-    monkeypatch.setattr(watching.Inputs, "embed", spoilt)
+    monkeypatch.setattr(validation.Inputs, "embed", spoilt)
     with pytest.raises(TrainingError, match="stage 'one': 'left' embeds to values not finite after step 3"):
         toy_run(tmp_path, WATCH, text=one_stage)
 
@@ -365,7 +363,7 @@ def test_embeddings_that_are_not_finite_end_the_stage(one_stage, tmp_path, monke
 def test_rows_are_taken_at_even_distances_from_all_sources(tmp_path):
     write_table(tmp_path)
     recipe = toy.recipe(tmp_path, text=WATCHED)
-    from geobind.training.sources import Sources
+    from geobind.training.stage_data import Sources
 
     rows = Sources(recipe).rows(recipe.stages[0])
     few = fewer(rows, 10)
@@ -386,7 +384,7 @@ def test_an_average_is_what_is_evaluated_and_kept(one_stage, tmp_path):
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_evaluations_compute_in_the_precision_of_the_stage(tmp_path, one_stage, monkeypatch, precision):
-    seen, forward, embedded = {True: set(), False: set()}, toy.Net.forward, watching.Watching._embedded
+    seen, forward, embedded = {True: set(), False: set()}, toy.Net.forward, validation.Watching._embedded
     evaluating = []
 
     def noted(net, batch):
@@ -402,6 +400,6 @@ def test_evaluations_compute_in_the_precision_of_the_stage(tmp_path, one_stage, 
             evaluating.pop()
 
     monkeypatch.setattr(toy.Net, "forward", noted)
-    monkeypatch.setattr(watching.Watching, "_embedded", told)
+    monkeypatch.setattr(validation.Watching, "_embedded", told)
     toy_run(tmp_path, WATCH, f"fabric.precision={precision}", text=one_stage)
     assert seen[True] == {torch.float64 if precision == "64-true" else torch.bfloat16}

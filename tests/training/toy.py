@@ -208,19 +208,19 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    from geobind.training import record
+    from geobind.training import metrics
     from geobind.training.run import run
 
     if args.die_after_step is not None:
         taken = iter(range(10_000))
-        add = record.Recorder.add
+        add = metrics.Recorder.add
 
         def add_then_die(self, step, broken):
             add(self, step, broken)
             if next(taken) == args.die_after_step:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        record.Recorder.add = add_then_die
+        metrics.Recorder.add = add_then_die
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         make = wheel if args.wheel else recipe

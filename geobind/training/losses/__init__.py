@@ -4,13 +4,11 @@ A loss owns its temperature. It is called with the unit-length embeddings of all
 other_ND, context)`, and `loss.after_step()` follows each optimiser step. Double backward is not supported.
 """
 
-from geobind.training.losses.base import ContrastiveLoss
-from geobind.training.losses.context import Context, label_ids, unit_sphere
+from geobind.training.losses.base import Context, ContrastiveLoss, Temperature, label_ids, unit_sphere
 from geobind.training.losses.infonce import Direction, InfoNCE
 from geobind.training.losses.pcme import PCME, Uncertainty, read_uncertainties, uncertainties
 from geobind.training.losses.queue import QueueOf
 from geobind.training.losses.siglip import SigLIP
-from geobind.training.losses.temperature import Temperature
 
 __all__ = [
     "PCME",

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from geobind.errors import DataError, RecipeError
-from geobind.training.losses.context import UNLABELLED
-from geobind.training.losses.pairing import Traits
+from geobind.training.losses.base import UNLABELLED
+from geobind.training.losses.tiling import Traits
 
 if TYPE_CHECKING:
-    from geobind.training.losses.context import Context
+    from geobind.training.losses.base import Context
 
 # N pairs on all ranks, Q places in the queue, F <= Q of them filled, D width
 

@@ -1,0 +1,477 @@
+"""Checks across the fields of a recipe, and the tables and columns that its stages read."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from geobind import loggers
+from geobind.data.options import DataOptions, MixedData
+from geobind.errors import DataError, PluginError, did_you_mean
+from geobind.extras import INSTALL, missing
+from geobind.modality import Modality
+from geobind.plugins import Registry
+from geobind.recipe.embedding_sum import read_sum
+from geobind.recipe.parsing import Path_, Problem, Written, field_problems, strings, written_path
+from geobind.recipe.schema import Entry, Recipe, Stage, bound_pairs, pair_words
+from geobind.recipe.stage_options import Lora
+
+Faults = Iterator[tuple[Path_, str]]  # where inside the stage, and what to do about it
+
+
+def stage_faults(recipe: Recipe, stage: Stage, built: Mapping[str, Modality]) -> Faults:
+    """List what is wrong with a stage."""
+    if stage.anchor is not None and stage.anchor not in recipe.modalities:
+        yield ("anchor",), unknown(stage.anchor, recipe.modalities)
+    yield from _aligned(recipe, stage)
+    if all(name in recipe.modalities for name in stage.aligned):
+        yield from _rows(recipe, stage, built)
+    if (stage.epochs is None) == (stage.steps is None):
+        yield (), "say how long: give either `epochs` or `steps`"
+    if not stage.parts:
+        yield ("train",), "nothing to train: name an encoder"
+    for name in stage.parts:
+        yield from _trained(recipe, stage, name, built)
+    yield from _pairs(recipe, stage)
+    yield from _queue(recipe, stage)
+    if isinstance(recipe.fabric.devices, int):
+        ranks = recipe.fabric.devices * recipe.fabric.num_nodes
+        if "batch_size" not in stage.open and (ranks < 1 or stage.batch_size % ranks):
+            yield ("batch_size",), f"{stage.batch_size} pairs do not divide among {ranks} devices"
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """Say that a recipe has no such modality, and which was probably meant."""
+    names = sorted(known)
+    hint = did_you_mean(name, names, f"the recipe has {', '.join(names)}")
+    return f"no modality {name!r} under `modalities`; {hint}"
+
+
+def own_pairs(stage: Stage, built: Mapping[str, Modality]) -> list[str]:
+    """The aligned modalities whose plugin brings pairs of its own."""
+    return [name for name in stage.aligned if name in built and _brings_pairs(built[name])]
+
+
+def _aligned(recipe: Recipe, stage: Stage) -> Faults:
+    anchor = recipe.anchor_of(stage)
+    if not stage.aligned:
+        yield ("align",), "nothing to align: name a modality"
+    for number, name in enumerate(stage.aligned):
+        path: Path_ = ("align",) if isinstance(stage.align, str) else ("align", number)
+        if name not in recipe.modalities:
+            yield path, unknown(name, recipe.modalities)
+        elif name == anchor:
+            yield path, f"{anchor!r} is this stage's anchor: a modality is not aligned with itself"
+        elif name in stage.aligned[:number]:
+            yield path, f"{name!r} is there already; keep one"
+
+
+def _rows(recipe: Recipe, stage: Stage, built: Mapping[str, Modality]) -> Faults:
+    own = own_pairs(stage, built)
+    others = [name for name in stage.aligned if name not in own]
+    tables = recipe.tables_of(stage, others) if others else ()
+    for name in stage.aligned:
+        table = stage.data is not None or recipe.modalities[name].data or recipe.data
+        if name not in own and name != recipe.anchor_of(stage) and not table:
+            yield (), f"has no rows: give `data` to the stage, to {name!r}, or to the whole recipe"
+    if stage.data == ():
+        yield ("data",), "no table to draw from: name one"
+    weighted = [isinstance(table, MixedData) and table.weight is not None for table in tables]
+    if any(weighted) and not all(weighted):
+        absent = weighted.index(False)
+        yield ("data", absent), "has no `weight`, but another table has; give one to all of them or to none"
+    elif any(weighted) and own:
+        yield ("data",), f"{own[0]!r} brings its own pairs, which have no weight; give the tables none either"
+    if stage.mix == "rows" and len(own) + len(tables) == 1:
+        yield ("mix",), "there is one table, so that nothing is mixed; name several in `data`, or drop this"
+
+
+def _trained(recipe: Recipe, stage: Stage, name: str, built: Mapping[str, Modality]) -> Faults:
+    if name not in recipe.modalities:
+        yield ("train",), unknown(name, recipe.modalities)
+    elif name not in recipe.names_of(stage):
+        yield ("train",), f"{name!r} takes no part in this stage, so no gradient reaches it"
+    elif name in built and recipe.role(name) == "frozen":
+        yield (
+            ("train",),
+            f"{name!r} is frozen by its plugin; to train it on purpose write `{name}: {{role: trainable}}`",
+        )
+
+
+def _pairs(recipe: Recipe, stage: Stage) -> Faults:
+    anchor, pairs = recipe.anchor_of(stage), recipe.pairs_of(stage)
+    if stage.parts and set(stage.parts) <= set(recipe.names_of(stage)):
+        for pair in pairs:
+            if not pair.both & set(stage.parts):
+                fix = f"train one of the two, or do not align {pair.other!r}"
+                yield ("train",), f"nothing to train in {pair.name!r}: {fix}"
+    named: dict[str, str] = {}  # pair: the word that it was called by
+    called = {word: pair.name for pair in pairs for word in pair_words(pair.anchor, pair.other, anchor)}
+    for word in stage.weights:
+        pair = called.get(word)
+        if pair is None:
+            yield ("weights", word), _no_pair(recipe, stage, word)
+        elif pair in named:
+            yield ("weights", word), f"is the pair that {named[pair]!r} gives a weight to; keep one"
+        else:
+            named[pair] = word
+
+
+def _queue(recipe: Recipe, stage: Stage) -> Faults:
+    queued = {pair.other for pair in recipe.pairs_of(stage)} if getattr(stage.loss, "queue", None) else set()
+    for name in sorted(queued & set(stage.parts)):
+        fix = "do not train it here, or drop the queue"
+        yield ("loss", "queue"), f"{name!r} is in training, so its queued embeddings would be stale; {fix}"
+
+
+def _no_pair(recipe: Recipe, stage: Stage, word: str) -> str:
+    anchor, pairs = recipe.anchor_of(stage), recipe.pairs_of(stage)
+    every = bound_pairs(anchor, stage.aligned, "all", recipe.names_of(stage))
+    if any(word in pair_words(pair.anchor, pair.other, anchor) for pair in every):
+        if stage.pairs == "all":
+            return f"{word!r} is not compared, as neither of the two is trained; drop its weight"
+        return f"{word!r} is not compared: this stage compares with {anchor!r} alone, unless `pairs: all`"
+    words = [pair.other if pair.anchor == anchor else pair.name for pair in pairs]
+    hint = did_you_mean(word, words, f"it has {', '.join(words)}")
+    return f"no pair {word!r} in this stage; {hint}"
+
+
+def _brings_pairs(modality: Modality) -> bool:
+    return type(modality).pairs is not Modality.pairs
+
+
+_WITH_HEADER = (".csv", ".tsv", ".parquet", ".geoparquet", "")  # a row of JSONL need not name all columns
+Fault = tuple[Path_, str]  # where in the recipe, and what to do about it
+_CLUSTERS = {None: (), "cell": ("lat", "lon"), "group": ("group",)}
+
+
+def column_faults(recipe: Recipe, blocks: Iterable[tuple[Path_, DataOptions]]) -> Iterator[Fault]:
+    """List what a recipe asks of its rows that no column of a manifest says, as far as its header tells.
+
+    Manifests that are not there, or cannot be read, are left to those who say so.
+
+    Args:
+        recipe: The recipe.
+        blocks: Every `data` block of it, with its path.
+    """
+    for path, table in blocks:
+        yield from _mapped(recipe, path, table)
+    for number, stage in enumerate(recipe.stages):
+        own = own_pairs(stage, recipe.built)
+        tabled = [name for name in stage.aligned if name not in own and name in recipe.modalities]
+        tables = recipe.tables_of(stage, tabled) if tabled else ()
+        for at, columns in _asked(stage).items():
+            yield from _needed(recipe, ("stages", number, *at), columns, tables)
+        if stage.watch and stage.watch.by == "label":
+            held = tables if stage.watch.data is None else (stage.watch.data,)
+            yield from _needed(recipe, ("stages", number, "watch", "by"), ("label",), held)
+    evaluate = recipe.evaluate
+    measured = evaluate and (evaluate.data or recipe.data)
+    if evaluate and measured:
+        asked = {"by": ("label",) if evaluate.by == "label" else (), "clusters": _CLUSTERS[evaluate.clusters]}
+        for word, columns in asked.items():
+            yield from _needed(recipe, ("evaluate", word), columns, (measured,))
+
+
+def _mapped(recipe: Recipe, path: Path_, table: DataOptions) -> Iterator[Fault]:
+    """List the columns that a block maps and its manifest has not got."""
+    there = _columns_of(recipe, table)
+    if not there or table.manifest is None:
+        return
+    from geobind.data.delimited import PLACE_COLUMNS
+    from geobind.data.readers.files import listed
+
+    for name, column in table.columns.items():
+        if column not in there and (name in recipe.modalities or name in PLACE_COLUMNS):
+            hint = did_you_mean(column, there, f"its columns: {listed(there)}")
+            yield (*path, "columns", name), f"{table.manifest.name} has no column '{column}'; {hint}"
+
+
+def _needed(
+    recipe: Recipe, path: Path_, columns: Sequence[str], tables: Iterable[DataOptions]
+) -> Iterator[Fault]:
+    """List the tables that lack columns that an option needs; of those that are mapped `_mapped` tells."""
+    for table in tables if columns else ():
+        there = _columns_of(recipe, table)
+        absent = [name for name in columns if there and name not in there and name not in table.columns]
+        if absent and table.manifest is not None:
+            named = " and ".join(f"`{name}`" for name in absent)
+            message = (
+                f"needs {named} of every row, but {table.manifest.name} has no such column; add it, "
+                f"or map another with `columns: {{{absent[0]}: COLUMN}}`"
+            )
+            yield path, message
+
+
+def _asked(stage: Stage) -> dict[Path_, tuple[str, ...]]:
+    """The columns that a stage needs, by what needs them."""
+    loss, place = stage.loss, ("lat", "lon")
+    asked = {
+        ("batches",): place if stage.batches else (),
+        ("loss", "positives"): ("label",) if loss.positives == "label" else (),
+        ("loss", "same_within_m"): place if loss.same_within_m else (),
+        ("loss", "ignore_within_m"): place if loss.ignore_within_m else (),
+        ("loss", "ignore_within_hours"): (*place, "time") if loss.needs_times else (),
+    }
+    return {at: columns for at, columns in asked.items() if columns}
+
+
+def _columns_of(recipe: Recipe, table: DataOptions) -> list[str]:
+    """The columns of a manifest; none where they cannot be told without reading all of it."""
+    if table.manifest is None or table.manifest.suffix.lower() not in _WITH_HEADER:
+        return []
+    from geobind.data.manifest import manifest_columns_there
+
+    try:
+        return manifest_columns_there(recipe.base / table.manifest)
+    except (DataError, OSError):
+        return []
+
+
+def ending_faults(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
+    """List what is wrong, each with where and what to do about it."""
+    yield from ((("card", "weights", name), unknown(name, recipe.modalities)) for name in _strangers(recipe))
+    evaluate = recipe.evaluate
+    if evaluate is None:
+        return
+    if evaluate.data is None and recipe.data is None:
+        yield ("evaluate",), "has no rows: give `data` here or for the whole recipe"
+    for number, text in enumerate(evaluate.sums):
+        try:
+            read_sum(text, recipe.modalities)
+        except DataError as error:
+            yield ("evaluate", "sums", number), str(error)
+    data = evaluate.data or recipe.data
+    for stage in recipe.stages:
+        known = all(name in recipe.modalities for name in stage.aligned)
+        if stage.split == evaluate.calibrate and known and data in recipe.tables_of(stage):
+            message = f"stage {stage.name!r} trains on split {stage.split!r}: name rows that none does"
+            yield ("evaluate", "calibrate"), message
+
+
+def _strangers(recipe: Recipe) -> list[str]:
+    return [name for name in recipe.card.weights if name not in recipe.modalities]
+
+
+def watch_faults(recipe: Recipe, stage: Stage) -> Faults:
+    """List what is wrong with how a stage is watched, each with where inside the stage."""
+    watch, evaluate = stage.watch, recipe.evaluate
+    if watch is None or not all(name in recipe.modalities for name in stage.aligned):
+        return
+    mine = _tables(recipe, stage, watch.data)
+    for other in recipe.stages:
+        known = all(name in recipe.modalities for name in other.aligned)
+        if known and other.split == watch.split and any(t in mine for t in _tables(recipe, other)):
+            whose = "this stage trains" if other is stage else f"stage {other.name!r} trains"
+            yield ("watch", "split"), f"{whose} on split {watch.split!r}: name rows that none does"
+            break
+    chosen = watch.keep == "best" or watch.patience is not None
+    measured = evaluate and (evaluate.data or recipe.data)
+    if evaluate and chosen and evaluate.split == watch.split and measured and _facts(measured) in mine:
+        yield (
+            ("watch", "split"),
+            f"`evaluate` measures on split {watch.split!r} too: what is chosen on the rows that it is "
+            "measured on looks better than it is; name a validation split",
+        )
+
+
+def logger_faults(recipe: Recipe) -> Faults:
+    """List the loggers that cannot be used, and why."""
+    for number, said in enumerate(recipe.loggers):
+        try:
+            loggers.make(*named(said))
+        except PluginError as error:
+            yield ("loggers", number), str(error)
+
+
+def named(said: Any) -> tuple[str, Mapping[str, Any]]:
+    """The name and the options of a logger, however it was written."""
+    return (said, {}) if isinstance(said, str) else (said.name, dict(said.model_extra or {}))
+
+
+def _tables(recipe: Recipe, stage: Stage, other: DataOptions | None = None) -> list[dict[str, Any]]:
+    """Where the rows of a stage come from, as plain values: tables, and modalities that bring their own."""
+    if other is not None:
+        return [_facts(other)]
+    own = own_pairs(stage, recipe.built)
+    others = [name for name in stage.aligned if name not in own]
+    tables = recipe.tables_of(stage, others) if others else ()
+    return [{"pairs of": name} for name in own] + [_facts(table) for table in tables]
+
+
+def _facts(table: DataOptions) -> dict[str, Any]:
+    return table.model_dump(mode="json", exclude={"weight"})
+
+
+# What a field that must be given is taken to be when it was given wrongly, so that the rest can be checked.
+_STAND_INS: dict[str | int, Any] = {"name": "unnamed", "batch_size": 2, "period": 1, "blocks": 1}
+
+
+def check_fields(written: Written) -> tuple[Recipe | None, list[Problem], set[int]]:
+    """Check keys, types and limits.
+
+    Returns:
+        The recipe, without the values that are wrong, so that the checks that follow can still speak (None
+        when nothing is left of it); the mistakes; and the numbers of the stages that have some.
+    """
+    try:
+        return Recipe.model_validate(written.values), [], set()
+    except ValidationError as error:
+        problems = list(field_problems(written, error, (), Recipe))
+        faults = [written_path(written.values, item["loc"]) for item in error.errors()]
+    marred = {int(path[1]) for path in faults if len(path) > 1 and path[0] == "stages"}
+    try:
+        return Recipe.model_validate(_without(written.values, faults)), problems, marred
+    except ValidationError:
+        return None, problems, marred
+
+
+def _without(values: dict[str, Any], paths: Iterable[Path_]) -> dict[str, Any]:
+    pruned = copy.deepcopy(values)
+    for path in reversed(
+        dict.fromkeys(paths)
+    ):  # the last item of a list first, so that the others keep their numbers
+        node: Any = pruned
+        for word in path[:-1]:
+            node = node[word]
+        if isinstance(node, dict) and path:
+            node.pop(path[-1], None)
+            if path[-1] in _STAND_INS:
+                node[path[-1]] = _STAND_INS[path[-1]]
+            elif path[-2:-1] == ("train",):
+                node[path[-1]] = "full"  # it is to be trained, if it is not clear how
+        elif isinstance(node, list):
+            cast(list[Any], node).pop(int(path[-1]))
+    return pruned
+
+
+def check_modalities(
+    written: Written, registry: Registry, base: Path
+) -> tuple[dict[str, Modality], list[Problem]]:
+    """Construct each modality of the recipe from its options.
+
+    An option that begins with ./ or ../ is a file or folder relative to `base`, whatever the plugin: a
+    recipe must mean the same wherever it is run from.
+    """
+    built: dict[str, Modality] = {}
+    problems: list[Problem] = []
+    entries = written.values.get("modalities")
+    for name, values in entries.items() if isinstance(entries, dict) else ():
+        path: Path_ = ("modalities", str(name))
+        try:
+            cls = registry.get(str(name))
+            options = Entry.model_validate(values or {}).options
+            absent = [(at, text) for at, text in strings(options, path) if _is_path(text, base) is False]
+            problems += [
+                written.problem(at, f"no such file or folder: {text} (from {base})") for at, text in absent
+            ]
+            if not absent:
+                built[str(name)] = cls.model_validate(_located(options, base))
+        except PluginError as error:
+            problems.append(written.problem(path, str(error)))
+        except ValidationError as error:
+            # A mistake in `role` or `data` is a mistake of the recipe and was found with its fields.
+            if error.title != "Entry":
+                problems.extend(field_problems(written, error, path, registry.get(str(name))))
+    return built, problems
+
+
+def _is_path(text: str, base: Path) -> bool | None:
+    """Whether a relative path is there; None for text that is none."""
+    return (base / text).exists() if text.startswith(("./", "../")) else None
+
+
+def _located(value: Any, base: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _located(child, base) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_located(child, base) for child in value]
+    return str((base / value).resolve()) if isinstance(value, str) and _is_path(value, base) else value
+
+
+def check_stages(
+    written: Written, recipe: Recipe, built: dict[str, Modality], marred: Collection[int] = ()
+) -> list[Problem]:
+    """Check what no field can tell alone: names that must exist, roles, data, and what can be trained.
+
+    Nothing is said to be missing from a `marred` stage: it may be there, misspelt.
+    """
+    problems: list[Problem] = []
+    if recipe.anchor not in recipe.modalities:
+        problems.append(written.problem(("anchor",), unknown(recipe.anchor, recipe.modalities)))
+    names = [stage.name for stage in recipe.stages]
+    for index, stage in enumerate(recipe.stages):
+        path: Path_ = ("stages", index)
+        if stage.name in names[:index]:
+            problems.append(
+                written.problem((*path, "name"), f"stage {stage.name!r} is there already; rename one")
+            )
+        found = [
+            (at, message) for at, message in stage_faults(recipe, stage, built) if at or index not in marred
+        ]
+        found += watch_faults(recipe, stage)
+        problems.extend(written.problem((*path, *at), message) for at, message in found)
+    problems.extend(written.problem(at, message) for at, message in ending_faults(recipe))
+    return problems
+
+
+def check_packages(written: Written, recipe: Recipe, built: Mapping[str, Modality]) -> list[Problem]:
+    """Check that every optional package and logger a recipe asks for is installed; no package is imported."""
+    faults: list[tuple[Path_, str]] = [*logger_faults(recipe)]
+    for name, modality in built.items():
+        faults += [(("modalities", name), message) for message in _missing_of(modality)]
+    for path, options in data_of(recipe):
+        if options.rasters:
+            faults += [((*path, "rasters"), message) for message in missing(_install("rasterio"))]
+    for number, stage in enumerate(recipe.stages):
+        for name in (name for name, part in stage.trained.items() if isinstance(part, Lora)):
+            path = ("stages", number, "train", name)
+            faults += [(path, message) for message in missing(_install("peft"))]
+    return [written.problem(path, message) for path, message in faults]
+
+
+def _missing_of(modality: Modality) -> list[str]:
+    """Return a message for each package of a modality that is not installed, or for a fault of its plugin."""
+    try:
+        return [*missing(modality.requires())]
+    except Exception as error:  # of a plugin's own code
+        return [f"its plugin fails to name what it requires ({type(error).__name__}: {error})"]
+
+
+def _install(module: str) -> dict[str, str]:
+    return {module: INSTALL[module]}
+
+
+def check_files(written: Written, recipe: Recipe) -> list[Problem]:
+    """Check that every manifest the recipe names is there, and has the columns that stages ask for."""
+    whose = "the current folder" if recipe.base == Path() else f"the recipe's folder, {recipe.base}"
+    missing = [
+        (path, f"no such file: {manifest} (relative to {whose})") for path, manifest in missing_files(recipe)
+    ]
+    faults = column_faults(recipe, data_of(recipe))
+    return [written.problem(path, message) for path, message in [*missing, *faults]]
+
+
+def missing_files(recipe: Recipe) -> list[tuple[Path_, Path]]:
+    """List the manifests that a recipe names and that are not there, each with its path in the recipe."""
+    named = ((path, options.manifest) for path, options in data_of(recipe) if options.manifest is not None)
+    return [((*path, "manifest"), file) for path, file in named if not (recipe.base / file).exists()]
+
+
+def data_of(recipe: Recipe) -> Iterator[tuple[Path_, DataOptions]]:
+    """List every `data` block of a recipe with its path."""
+    blocks: list[tuple[Path_, DataOptions | None]] = [(("data",), recipe.data)]
+    blocks += [(("modalities", name, "data"), entry.data) for name, entry in recipe.modalities.items()]
+    for number, stage in enumerate(recipe.stages):
+        path: Path_ = ("stages", number, "data")
+        if isinstance(stage.data, tuple):
+            blocks += [((*path, place), options) for place, options in enumerate(stage.data)]
+        else:
+            blocks.append((path, stage.data))
+        blocks.append((("stages", number, "watch", "data"), stage.watch and stage.watch.data))
+    blocks.append((("evaluate", "data"), recipe.evaluate and recipe.evaluate.data))
+    return ((path, options) for path, options in blocks if options is not None)

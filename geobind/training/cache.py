@@ -1,0 +1,195 @@
+"""What a stage reads from the embedding cache: the sides that it leaves as they are, and frozen trunks."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from geobind import plugins
+from geobind.data.loader import BatchLoader
+from geobind.embedding_cache.build import Encoding, Filling, Observations, Ranks, Stored, observe, store
+from geobind.embedding_cache.keys import FileHashes, Part, Uncacheable, facts_of
+from geobind.embedding_cache.loader import Cells, StoredLoader
+from geobind.embedding_cache.store import Entry, embeddings_folder, limit_bytes, prune
+from geobind.errors import StorageError
+from geobind.recipe.stage_options import Last, Lora, Views
+from geobind.training.trainable import check_frozen, frozen_digests
+
+if TYPE_CHECKING:
+    from geobind.training.stage import Job
+
+# The others turn the encoders themselves to another precision, which is not the one their hash is of.
+_PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+_BATCH = {"cpu": 64}  # inputs per forward pass while rows are made
+_BATCH_ELSEWHERE = 256
+
+
+class Filled(NamedTuple):
+    """What this process made for the cache before the first step."""
+
+    seconds: float = 0.0  # to look for rows, and to make those that were missing
+    rows: int = 0
+    bytes: int = 0
+
+
+class Cached(NamedTuple):
+    """The sides of a stage that are read from the cache, by modality."""
+
+    sides: Mapping[str, Stored] = {}
+    entries: tuple[Entry, ...] = ()
+    filled: Filled = Filled()
+
+    def encoders(self, job: Job) -> dict[str, nn.Module]:
+        """What is left to compute of each encoder: nothing, the head, or all of it."""
+        return {name: self._left(job, name, encoder) for name, encoder in job.encoders.items()}
+
+    def _left(self, job: Job, name: str, encoder: nn.Module) -> nn.Module:
+        if name not in self.sides:
+            return encoder
+        return encoder.get_submodule("head") if name in job.stage.parts else nn.Identity()
+
+    def loader(self, job: Job, loader: BatchLoader) -> BatchLoader | StoredLoader:
+        """Read these sides where the loader would prepare them."""
+        return StoredLoader(loader, job.rows, self.sides) if self.sides else loader
+
+    def close(self) -> None:
+        """Let the entries be pruned again."""
+        for entry in self.entries:
+            entry.close()
+
+
+def read_from_cache(fabric: Fabric, job: Job, digests: Mapping[str, str], workers: int) -> Cached:
+    """Find the rows of every side that a stage does not train, or only by its head; make those missing.
+
+    With `cache: auto` a stage that does not go through its rows once is left alone: what it sees is not
+    seen again. A side that cannot be cached is computed as ever, and why is said.
+
+    Args:
+        fabric: Where the stage runs.
+        job: The stage.
+        digests: The hash of what it leaves as it is, by modality: an encoder's, or its trunk's.
+        workers: Processes that prepare inputs.
+
+    Raises:
+        TrainingError: An encoder changes its weights while it runs.
+        DataError: Too many inputs are broken.
+    """
+    wanted = job.stage.cache
+    precision = job.stage.precision or job.recipe.fabric.precision
+    if wanted == "off" or precision not in _PRECISIONS:
+        return Cached()
+    if wanted == "auto" and job.steps < job.plan.epoch:
+        return Cached()
+    views = wanted.views if isinstance(wanted, Views) else 0
+    started = time.monotonic()
+    sides: dict[str, Stored] = {}
+    entries: list[Entry] = []
+    trained = job.stage.trained
+    for name in digests:
+        if isinstance(trained.get(name), Last | Lora):
+            continue  # what they train is no head on top of a trunk
+        found = _Side(fabric, job, name, digests[name], precision, views, workers).stored()
+        if found is not None:
+            sides[name], entry = found
+            entries.append(entry)
+    if fabric.is_global_zero:
+        prune(limit_bytes())
+    made = {name: side.made for name, side in sides.items()}
+    size = sum(count * (2 * math.prod(sides[name].rows.shape) + 20) for name, count in made.items())
+    return Cached(sides, tuple(entries), Filled(time.monotonic() - started, sum(made.values()), size))
+
+
+class _Side(NamedTuple):
+    """One side of a stage on its way into the cache."""
+
+    fabric: Fabric
+    job: Job
+    name: str
+    digest: str
+    precision: str
+    views: int
+    workers: int
+
+    def stored(self) -> tuple[Stored, Entry] | None:
+        """Return its rows and where they lie, or None where they cannot be kept: the same on every rank."""
+        try:
+            entry, seen = self._opened()
+        except (Uncacheable, StorageError) as error:
+            return self._given_up(error)
+        ranks = Ranks(self.fabric.global_rank, self.fabric.world_size, self._agree)
+        try:
+            if self._agree(True):
+                views, most = self.views, self.job.recipe.max_broken
+                found = store(seen, self._filling(entry), views=views, max_broken=most, ranks=ranks)
+                if found is not None:
+                    self._say(f"{self.name}: {len(seen.contents_M)} inputs, read from the cache{_new(found)}")
+                    return found, entry
+        except (Uncacheable, StorageError) as error:
+            self._say(f"{self.name} is not cached: {error}")
+        entry.close()
+        return None
+
+    def _opened(self) -> tuple[Entry, Observations]:
+        job, modality = self.job, self.job.recipe.built[self.name]
+        files = FileHashes(embeddings_folder() / "files.sqlite")
+        facts = facts_of(
+            modality,
+            plugins.registry().plugins[self.name].source,
+            weights=self.digest,
+            part=self._part,
+            width=job.recipe.width,
+            precision=self.precision,
+            augmented=self._augmented,
+            files=files,
+        )
+        cells = Cells(job.rows, self.name, described=True)
+        return Entry(facts), observe(cells, files, f"looking at {self.name}")
+
+    def _filling(self, entry: Entry) -> Filling:
+        fabric, encoder = self.fabric, self.fabric.to_device(self.job.encoders[self.name])
+        return Filling(
+            entry,
+            self.job.recipe.built[self.name],
+            Cells(self.job.rows, self.name),
+            self._augmented,
+            self.views,
+            Encoding(encoder, self._part, fabric.autocast, fabric.device),
+            lambda: check_frozen({self.name: self.digest}, self._digests(encoder), self.job.stage.name),
+            batch_size=_BATCH.get(fabric.device.type, _BATCH_ELSEWHERE),
+            workers=self.workers,
+        )
+
+    def _digests(self, encoder: nn.Module) -> dict[str, str]:
+        return frozen_digests({self.name: encoder}, self.job.stage.trained)
+
+    @property
+    def _part(self) -> Part:
+        return "trunk" if self.name in self.job.stage.parts else "whole"
+
+    @property
+    def _augmented(self) -> bool:
+        return self.views > 0 or self._part == "trunk"
+
+    def _given_up(self, error: Exception) -> None:
+        self._agree(False)
+        self._say(f"{self.name} is not cached: {error}")
+
+    def _agree(self, here: bool) -> bool:
+        """Whether it is so on every rank; they all wait for each other."""
+        total = self.fabric.all_reduce(torch.tensor(float(here), device=self.fabric.device), reduce_op="sum")
+        return bool(torch.as_tensor(total).item() == self.fabric.world_size)
+
+    def _say(self, line: str) -> None:
+        if self.fabric.is_global_zero:
+            print(f"{self.job.stage.name}: {line}", file=sys.stderr, flush=True)
+
+
+def _new(found: Stored) -> str:
+    return f", {found.made} rows made just now" if found.made else ""

@@ -1,0 +1,213 @@
+"""Collectives over ranks, orderly shutdown, and whole tensors of sharded ones."""
+
+# B rows on this rank, R rows of all ranks
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import gc
+import os
+import sys
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch import distributed as dist
+
+from geobind.errors import GeobindError, TrainingError
+
+T = TypeVar("T")
+# A process may evaluate or write for hours while the others wait for it; if it dies, they know at once.
+_PATIENCE = timedelta(days=14)
+_SPEAK = 2  # the first processes tell of one that is lost: it may be one of them
+
+
+class Ranks(NamedTuple):
+    """The processes that train together; a call puts the rows of all, in rank order, after one another."""
+
+    all_gather: Callable[..., Any]  # Fabric's
+    world: int
+    rank: int = 0  # this one's number
+
+    def __call__(self, local_B: Tensor) -> Tensor:
+        """Concatenate a tensor (B, ...) of every rank, all of one shape, with gradients."""
+        if self.world == 1:
+            return local_B
+        # Fabric adds a leading rank axis only when there is more than one rank.
+        wanted = torch.is_grad_enabled() and local_B.requires_grad
+        return self.all_gather(local_B, sync_grads=wanted).flatten(0, 1)
+
+    def own(self, count: int, row_R: Tensor | None = None) -> slice:
+        """Tell which of all ranks' rows, or of some of them, are this rank's.
+
+        Args:
+            count: Rows of each rank, B.
+            row_R: The numbers of some rows of all ranks, in rising order.
+        """
+        first = self.rank * count
+        if row_R is None:
+            return slice(first, first + count)
+        return slice(int((row_R < first).sum()), int((row_R < first + count).sum()))
+
+
+def from_first(fabric: Fabric, value: T) -> T:
+    """Give every process the plain value that the first has, past the accelerator."""
+    if fabric.world_size == 1:
+        return value
+    box = [value if fabric.is_global_zero else None]
+    dist.broadcast_object_list(box, src=0, group=patient())
+    return box[0]  # pyright: ignore[reportReturnType]
+
+
+def tensor_from_first(fabric: Fabric, tensor: Tensor | None, like: Tensor) -> Tensor:
+    """Give every process a tensor that the first has, whole, of the shape and type of `like`."""
+    if fabric.world_size == 1:
+        return torch.empty(like.shape) if tensor is None else tensor
+    if tensor is None:
+        tensor = torch.empty(like.shape, dtype=like.dtype)
+    there = tensor.to(fabric.device, like.dtype).contiguous()
+    dist.broadcast(there, src=0)
+    return there
+
+
+def alike(fabric: Fabric, tensors: Iterable[Tensor]) -> None:
+    """Give every process the values that the first has in tensors that all have."""
+    if fabric.world_size > 1:
+        for tensor in tensors:
+            tensor.data.copy_(tensor_from_first(fabric, tensor.detach(), tensor))
+
+
+def mean_over_ranks(fabric: Fabric, tensors: list[Tensor]) -> None:
+    """Replace tensors by their means over all processes, all in one message for each type."""
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        some = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.flatten() for tensor in some])
+        dist.all_reduce(flat)
+        flat /= fabric.world_size
+        for tensor, mean in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+
+def on_first(fabric: Fabric, do: Callable[[], T]) -> T | None:
+    """Do something on the first process while the others wait; where it fails, all end at once.
+
+    Returns:
+        What came of it; None on the other processes.
+
+    Raises:
+        Exception: What was raised, on the first process; the others leave with its exit code and no word.
+    """
+    if not fabric.is_global_zero:
+        code = from_first(fabric, None)
+        return None if code is None else _leave(code)
+    try:
+        value = do()
+    except Exception as error:
+        from_first(fabric, error.exit_code if isinstance(error, GeobindError) else 1)
+        raise
+    from_first(fabric, None)
+    return value
+
+
+def told_by_first(fabric: Fabric, do: Callable[[], T]) -> T:
+    """Find something out on the first process, and tell it to all; where it fails, all end at once.
+
+    Raises:
+        Exception: As `on_first`.
+    """
+    found: Any = on_first(fabric, do)
+    return from_first(fabric, found)
+
+
+@contextmanager
+def together(fabric: Fabric) -> Generator[None]:
+    """Turn the error that a process meets when another is gone into one that says so.
+
+    Raises:
+        TrainingError: Another process ended, or the network to it broke.
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionError) as error:
+        if fabric.world_size == 1 or not _is_loss_of_another(error):
+            raise
+        if fabric.global_rank >= _SPEAK:
+            _leave(TrainingError.exit_code)
+        reason = str(error).strip().splitlines()[0]
+        raise TrainingError(
+            f"process {fabric.global_rank} of {fabric.world_size} lost another one ({reason}): "
+            f"it was killed, failed, or is out of reach; if it had a message, it stands above\n"
+            f"what is finished is kept, and so is the last checkpoint: run again with --resume, "
+            f"with any number of processes"
+        ) from error
+
+
+def _is_loss_of_another(error: Exception) -> bool:
+    known = isinstance(error, dist.DistError | ConnectionError)
+    return known or any(word in str(error) for word in ("gloo", "NCCL", "ProcessGroup", "Connection"))
+
+
+def _leave(code: int) -> NoReturn:
+    sys.stderr.flush()
+    raise SystemExit(code)
+
+
+@lru_cache
+def patient() -> dist.ProcessGroup:
+    """Return the group of all processes that has time to wait for one of them."""
+    group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    return group  # pyright: ignore[reportReturnType]
+
+
+# To close connections that nothing is on its way through takes milliseconds.
+_SECONDS = 30
+
+
+def leave_together(fabric: Fabric) -> None:
+    """Wait for each other at the end of a run, after which no process has anything to tell another.
+
+    One that leaves closes its connections, and what it sent last can be lost with them on a busy machine.
+    Here nothing is told, so that it does no harm if the others are gone.
+    """
+    if fabric.world_size > 1:
+        with suppress(RuntimeError):
+            dist.barrier(group=patient())
+
+
+@lru_cache
+def close_at_exit() -> None:
+    """See to it, once, that this process closes its connections before Python is torn down.
+
+    gloo's threads let go of tensors a little after the process that waited for them has gone on, and need
+    the interpreter for that: one that asks for it while Python ends kills the process (SIGABRT, "terminate
+    called without an active exception") or waits for ever. Closing ends those threads.
+    """
+    atexit.register(_close)
+
+
+def _close() -> None:
+    """Close all connections; end without a word if something on its way through them is not received.
+
+    That happens where an error ended this process in the midst of a step: the others wait for what it has
+    not sent, and would do so until they see it gone.
+    """
+    if not dist.is_initialized():
+        return
+    with open(os.devnull, "w") as nowhere:
+        faulthandler.dump_traceback_later(_SECONDS, exit=True, file=nowhere)
+        patient.cache_clear()
+        gc.collect()
+        dist.destroy_process_group()
+        faulthandler.cancel_dump_traceback_later()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor as a whole; every rank must ask, because those that hold a part of it send theirs."""
+    parts: Any = tensor.detach()
+    return parts.full_tensor() if hasattr(parts, "full_tensor") else parts

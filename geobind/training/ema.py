@@ -1,0 +1,83 @@
+"""An exponential moving average of the weights in training (`ema`): what evaluations and the result take."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from geobind.recipe.schema import Average as Options
+
+
+class Average(nn.Module):
+    """The mean of a stage's weights over its steps, late ones counting most (Polyak and Juditsky, 1992).
+
+    After each move of the weights w: mean = d * mean + (1 - d) * w, with d the decay, or with a warm-up
+    min(decay, (1 + n) / (10 + n)) after n moves before it. It is kept in float32, or the weights' own type
+    where that is finer, as buffers: a checkpoint that holds this module goes on with it to the bit. Buffers
+    of the encoders, such as batch statistics, are not averaged: they are means already, and the result takes
+    them as they are. What belongs to a loss, its temperature above all, is not averaged either.
+
+    Args:
+        encoders: Of the stage, by modality; all their parameters in training are averaged.
+        options: The recipe's; None: nothing is averaged, and all methods do nothing.
+    """
+
+    def __init__(self, encoders: Mapping[str, nn.Module], options: Options | None) -> None:
+        super().__init__()
+        self.options = options
+        self._weights = [*_in_training(encoders)] if options else []
+        self.register_buffer("moves", torch.zeros((), dtype=torch.int64))
+        for number, weight in enumerate(self._weights):
+            self.register_buffer(f"mean_{number}", weight.detach().clone().to(_finer(weight.dtype)))
+
+    @property
+    def means(self) -> list[Tensor]:
+        """The mean of each parameter."""
+        return [self.get_buffer(f"mean_{number}") for number in range(len(self._weights))]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the weights in, once they have moved."""
+        if self.options is None:
+            return
+        moves = int(self.get_buffer("moves"))
+        decay = self.options.decay
+        if self.options.warmup:
+            decay = min(decay, (1 + moves) / (10 + moves))
+        for mean, weight in zip(self.means, self._weights, strict=True):
+            mean.lerp_(weight.detach().to(mean.dtype), 1 - decay)
+        self.get_buffer("moves").add_(1)
+
+    @contextmanager
+    def in_place(self) -> Generator[None]:
+        """Put the mean in the place of the weights, and the weights back to the bit afterwards."""
+        kept = [weight.detach().clone() for weight in self._weights]
+        self.take()
+        try:
+            yield
+        finally:
+            _copy(kept, self._weights)
+
+    def take(self) -> None:
+        """Put the mean in the place of the weights for good."""
+        if self._weights:
+            _copy(self.means, self._weights)
+
+
+def _in_training(encoders: Mapping[str, nn.Module]) -> Iterable[nn.Parameter]:
+    found = {id(p): p for encoder in encoders.values() for p in encoder.parameters() if p.requires_grad}
+    return found.values()
+
+
+def _finer(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+@torch.no_grad()
+def _copy(values: Iterable[Tensor], targets: Iterable[nn.Parameter]) -> None:
+    # Into the same memory: optimizers, DDP and sharded modules hold on to it.
+    for value, target in zip(values, targets, strict=True):
+        target.copy_(value)

@@ -1,0 +1,115 @@
+"""torch.compile and activation checkpointing of encoders, in place and undone."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
+from torch.utils.checkpoint import checkpoint
+
+from geobind.errors import TrainingError
+from geobind.training.blocks import block_names
+from geobind.training.sync_batchnorm import ABSENCE
+
+Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+_BACKEND = "inductor"
+
+
+def compile_encoder(encoder: nn.Module, mode: Mode, *, by_block: bool) -> None:
+    """Compile an encoder when it is first called, in place.
+
+    Args:
+        encoder: The encoder.
+        mode: What torch.compile is to strive for.
+        by_block: Compile each block on its own, and nothing outside of them: what sharded blocks do before
+            and after they compute cannot be compiled.
+    """
+    if not any(True for _ in encoder.parameters()):
+        return  # nothing but what was read from the cache goes through it
+    blocks = block_names(encoder) if by_block else []
+    for module in [encoder.get_submodule(name) for name in blocks] or [encoder]:
+        module.compile(backend=_BACKEND, mode=None if mode == "default" else mode)
+
+
+def as_written(encoder: nn.Module) -> None:
+    """Let an encoder run as its Python says again."""
+    for module in encoder.modules():
+        module._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]
+
+
+@contextmanager
+def compiling(stage: str) -> Generator[None]:
+    """Say what to do where encoders cannot be compiled.
+
+    Raises:
+        TrainingError: torch.compile failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise TrainingError(
+            f"stage '{stage}': torch.compile cannot compile its encoders ({type(error).__name__}: {reason}); "
+            f"drop `fabric.compile`, or install what it misses (on a CPU a C++ compiler)"
+        ) from error
+
+
+_PLAIN = "_geobind_plain_class"
+
+
+def replay(encoder: nn.Module) -> int:
+    """Have the blocks of an encoder computed again on the way back; return how many it has.
+
+    Dropout draws the same again, and batch statistics count a batch once. Structure and names stay.
+    """
+    names = block_names(encoder)
+    for name in names:
+        block = encoder.get_submodule(name)
+        block.__class__ = _replaying(type(block))
+    return len(names)
+
+
+def keep_again(encoder: nn.Module) -> None:
+    """Let blocks keep their activations again."""
+    for module in encoder.modules():
+        plain = getattr(type(module), _PLAIN, None)
+        if plain is not None:
+            module.__class__ = plain
+
+
+@cache
+def _replaying(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return a class of blocks that does the same, but computes again what it does not keep."""
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        run = partial(kind.forward, self, **kwargs)
+        if not torch.is_grad_enabled() or ABSENCE.here:  # a row that leaves no trace would, the second time
+            return run(*args)
+        normed = any(isinstance(module, _NormBase) and module.training for module in self.modules())
+        more: Any = {"context_fn": partial(_contexts, self)} if normed else {}  # torch.compile takes none
+        return checkpoint(run, *args, use_reentrant=False, **more)
+
+    return type(kind.__name__, (kind,), {"forward": forward, _PLAIN: kind, "__module__": kind.__module__})
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What surrounds a block the first time and the second."""
+    return nullcontext(), _statistics_kept(block)
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Generator[None]:
+    """Undo what a block does to its buffers."""
+    before = [(buffer, buffer.clone()) for buffer in block.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.data.copy_(value)  # .data: what autograd has saved of it is the same as before

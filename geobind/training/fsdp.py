@@ -1,0 +1,120 @@
+"""Shard what a stage trains among its processes (FSDP2), and make whole encoders of it again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from geobind.training.blocks import block_names
+from geobind.training.distributed import whole
+
+# Of each sharded module a copy of its structure, into which the whole weights go.
+_HULLS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+
+def fsdp2() -> ModelParallelStrategy:
+    """Return the strategy that shards encoders, for Fabric."""
+    return ModelParallelStrategy(parallelize_fn=cast(Any, _shard_encoders))
+
+
+def shards(fabric: Fabric) -> bool:
+    """Whether Fabric shards what it sets up."""
+    return isinstance(fabric.strategy, ModelParallelStrategy)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor; what is done to it is done to the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def like(target: Tensor, whole: Tensor) -> Tensor:
+    """Return of a whole tensor what this process holds of `target`, which has the same shape."""
+    if not isinstance(target, DTensor):
+        return whole
+    there = whole.to(target.device)
+    # None: every process has all of it already, so that nothing is sent.
+    return distribute_tensor(there, target.device_mesh, target.placements, src_data_rank=None)
+
+
+def make_whole(encoders: nn.ModuleDict) -> None:
+    """Put plain encoders with all weights in the place of sharded ones; every process must ask."""
+    for path, module in list(_sharded(encoders)):
+        encoders.set_submodule(path, _filled(module))
+
+
+def _sharded(encoders: nn.ModuleDict) -> Iterator[tuple[str, nn.Module]]:
+    return ((path, module) for path, module in encoders.named_modules() if module in _HULLS)
+
+
+def _shard_encoders(bind: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """Shard each encoder that is trained, if only in part; the rest and the losses are on every process."""
+    encoders, losses = bind.get_submodule("encoders"), bind.get_submodule("losses")
+    # Fabric's mesh has an axis for nodes and one for their processes; shards go over all of them alike.
+    line = init_device_mesh(mesh.device_type, (mesh.size(),))
+    here = _device(mesh.device_type)
+    for encoder in encoders.children():
+        if any(parameter.requires_grad for parameter in encoder.parameters()):
+            _HULLS[encoder] = _hull(encoder)
+            _shard(encoder, line, here)
+        else:
+            encoder.to(here)
+    losses.to(here)
+    return bind
+
+
+def _shard(encoder: nn.Module, mesh: DeviceMesh, device: torch.device) -> None:
+    """Shard the blocks of an encoder one by one, then what is outside of them."""
+    plain = list(encoder.parameters())
+    whole_ones = {parameter for parameter in plain if parameter.ndim == 0}  # a number has no shards
+    for parameter in plain:
+        parameter.data = parameter.data.contiguous()
+        if parameter in whole_ones:
+            parameter.data = parameter.data.to(device)
+    for name in block_names(encoder):
+        fully_shard(encoder.get_submodule(name), mesh=mesh, ignored_params=whole_ones)
+    fully_shard(encoder, mesh=mesh, ignored_params=whole_ones)
+    _drop(plain, but=whole_ones)
+
+
+def _hull(module: nn.Module) -> nn.Module:
+    """Copy a module's structure; its parameters and buffers are those of the module."""
+    tensors: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, tensors)
+
+
+def _filled(module: nn.Module) -> nn.Module:
+    """Return the hull of a sharded module with all weights in it."""
+    hull = _HULLS[module]
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()  # after a forward pass without a backward one the outermost is not
+    with torch.no_grad():
+        for (_, sharded), (_, plain) in zip(module.named_parameters(), hull.named_parameters(), strict=True):
+            if sharded is not plain:
+                plain.data = whole(sharded)
+        for (_, live), (_, kept) in zip(module.named_buffers(), hull.named_buffers(), strict=True):
+            kept.data = live.data
+    return hull
+
+
+def _drop(parameters: Iterable[nn.Parameter], but: set[nn.Parameter]) -> None:
+    """Let go of the memory of parameters."""
+    for parameter in parameters:
+        if parameter not in but:
+            parameter.data = parameter.data.new_empty(0)
+
+
+def _device(kind: str) -> torch.device:
+    return (
+        torch.device(kind) if kind == "cpu" else torch.device(kind, torch.accelerator.current_device_index())
+    )

@@ -1,0 +1,341 @@
+"""Gradients of a step: accumulation, and gradient caching for large batches.
+
+Steps in two passes: the gradient of a large batch in the memory of a small one (arXiv:2101.06983).
+
+The first pass embeds the batch a few rows at a time and keeps nothing but the embeddings. The losses of all
+of them give the gradient of each embedding. The second pass embeds the same rows again, a few at a time, and
+goes back from those gradients. The last rows of the first pass keep what it takes to go back, so that they
+are embedded once; so do all rows where the head alone is trained, as that is little.
+"""
+
+# B rows on this rank, P of them embedded together, D width
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from geobind.training.losses import Context
+from geobind.training.module import About, Bind, Compared, Losses
+
+if TYPE_CHECKING:
+    from geobind.data.loader import BatchMeta
+    from geobind.recipe import Stage
+    from geobind.training.stage import Job
+
+
+def chunks(count: int, most: int) -> list[slice]:
+    """Cut rows into runs of at most so many, all of one length or of two that differ by one."""
+    parts = -(-count // most)
+    return [slice(part * count // parts, (part + 1) * count // parts) for part in range(parts)]
+
+
+def rows_of(batch: Any, rows: slice) -> Any:
+    """Return some rows of prepared inputs: of a tensor, or of each tensor that a structure holds."""
+    if isinstance(batch, Tensor):
+        return batch[rows] if batch.ndim else batch
+    if isinstance(batch, Mapping):
+        return {name: rows_of(part, rows) for name, part in cast("Mapping[Any, Any]", batch).items()}
+    if isinstance(batch, list | tuple):
+        parts = [rows_of(part, rows) for part in cast("list[Any]", batch)]
+        return parts if isinstance(batch, list) else tuple(parts)
+    return batch
+
+
+def count_of(batch: Any) -> int:
+    """Return how many rows prepared inputs have."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else 0
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return max((count_of(part) for part in cast("list[Any]", parts)), default=0)
+
+
+class Draws(NamedTuple):
+    """Where torch's random numbers stand, so that dropout draws the same again."""
+
+    host_S: Tensor
+    device_S: Tensor | None  # None on a CPU
+
+    @staticmethod
+    def now(device: torch.device) -> Draws:
+        """Remember where they stand."""
+        host_S = torch.get_rng_state()
+        return Draws(
+            host_S, None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
+        )
+
+    def again(self, device: torch.device) -> None:
+        """Go back to there."""
+        torch.set_rng_state(self.host_S)
+        if self.device_S is not None:
+            torch.get_device_module(device).set_rng_state(self.device_S)
+
+
+@contextmanager
+def buffers_kept(encoder: nn.Module) -> Generator[None]:
+    """Leave running statistics as they are: of what is embedded twice, the second time counts."""
+    kept = [
+        (module, name, buffer, buffer.clone())
+        for module in encoder.modules()
+        if module.training
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    yield
+    for module, name, buffer, before in kept:
+        setattr(module, name, buffer.copy_(before))
+
+
+def batch_statistics(encoders: nn.ModuleDict) -> list[str]:
+    """Name the encoders whose embeddings depend on the rows beside them: BatchNorm in training mode."""
+    return [
+        name
+        for name, encoder in encoders.items()
+        if any(isinstance(module, _BatchNorm) and module.training for module in encoder.modules())
+    ]
+
+
+def apart(fabric: Fabric, module: Any) -> AbstractContextManager[Any]:
+    """Let each rank keep the gradients that it adds up, until a backward pass outside puts them together.
+
+    Strategies that shard parameters put gradients together in every pass, for no rank has room for all.
+    """
+    return fabric.no_backward_sync(module) if _waits(fabric) else nullcontext()
+
+
+def _waits(fabric: Fabric) -> bool:
+    """Whether ranks put gradients together when each of them has the last of all."""
+    return isinstance(fabric.strategy, DDPStrategy)
+
+
+class TwoPass(NamedTuple):
+    """Leaves the gradient of a step in the parameters, with a few rows in work at a time.
+
+    All that is embedded goes through `module`, so that Fabric's precision and strategy hold, and gradients
+    come from sums of products with constants, which a gradient scaler scales as it would a loss.
+
+    Args:
+        fabric: Where the stage runs.
+        bind: What is differentiated.
+        module: The same as Fabric set it up.
+        chunk: How many rows of this rank are embedded together at most, P.
+    """
+
+    fabric: Fabric
+    bind: Bind
+    module: Any
+    chunk: int
+
+    def __call__(
+        self,
+        batches: Mapping[str, Any],
+        present_BM: Tensor | None,
+        context: Context | None,
+        *,
+        share: float = 1.0,
+        sync: bool = True,
+    ) -> Losses:
+        """Embed a batch, take the losses, embed it again and go back.
+
+        Args:
+            batches: The prepared inputs of each modality: of the rows that have it, in their order.
+            present_BM: Which rows have which modality; None: all have all.
+            context: What is known of the rows of all ranks.
+            share: What the gradient is multiplied by.
+            sync: Whether the ranks put their gradients together.
+        """
+        compared = self.bind.compared(present_BM)
+        with apart(self.fabric, self.module):
+            sides = {name: self._side(name, batches.get(name)) for name in compared.names}
+            whole = {name: side.whole_BD for name, side in sides.items()}
+            seen: _Seen = self.module(None, part=partial(_contrast, whole, compared, context, share))
+            for name, side in sides.items():
+                if side.kept_PD is not None:
+                    self.fabric.backward(_product(side.kept_PD, seen.grads[name][-len(side.kept_PD) :]))
+            for name, side in sides.items():
+                for piece in side.again:
+                    piece.draws.again(self.fabric.device)
+                    part = partial(_embed_back, name, seen.grads[name][piece.rows])
+                    self.fabric.backward(self.module(self._inputs(batches[name], piece.rows), part=part))
+        with nullcontext() if sync else apart(self.fabric, self.module):
+            zeros = _waits(self.fabric) or not compared.rows  # as a step in one pass gives
+            rest = self.module(None, part=partial(_rest, seen.of_losses, zeros))
+            if rest.requires_grad:
+                self.fabric.backward(rest)
+        return seen.losses
+
+    def _side(self, name: str, batch: Any) -> _Side:
+        """Embed the rows of a modality; those that are embedded once remember how to go back."""
+        encoder, pieces = self.bind.encoders[name], chunks(count_of(batch), self.chunk)
+        trained = [key for key, parameter in encoder.named_parameters() if parameter.requires_grad]
+        light = all(key.startswith("head.") for key in trained)
+        once = 0 if not trained else len(pieces) if light else min(1, len(pieces))
+        twice = len(pieces) - once
+        again: list[_Piece] = []
+        found = [torch.zeros(0, self.bind.width, device=self.fabric.device)]  # a rank may have no rows
+        with torch.no_grad(), buffers_kept(encoder):
+            for rows in pieces[:twice]:
+                again.append(_Piece(rows, Draws.now(self.fabric.device)))
+                found.append(self._embed(name, batch, rows))
+        kept = [self._embed(name, batch, rows) for rows in pieces[twice:]]
+        whole_BD = torch.cat([*found, *(kept_PD.detach() for kept_PD in kept)])
+        whole_BD.requires_grad_(bool(trained))
+        return _Side(whole_BD, again if trained else [], torch.cat(kept) if kept else None)
+
+    def _embed(self, name: str, batch: Any, rows: slice) -> Tensor:
+        return self.module(self._inputs(batch, rows), part=lambda bind, inputs: bind.embed(name, inputs))
+
+    def _inputs(self, batch: Any, rows: slice) -> Any:
+        return self.fabric.to_device(rows_of(batch, rows))
+
+
+class _Piece(NamedTuple):
+    """Rows that are embedded a second time."""
+
+    rows: slice
+    draws: Draws  # before the first time
+
+
+class _Side(NamedTuple):
+    """A modality after the first pass."""
+
+    whole_BD: Tensor  # its embeddings, apart from what made them
+    again: list[_Piece]  # what is embedded again
+    kept_PD: Tensor | None  # the last of its embeddings, with what made them
+
+
+class _Seen(NamedTuple):
+    """What the losses of all embeddings came to."""
+
+    losses: Losses
+    grads: dict[str, Tensor]  # of each trained modality's embeddings (B, D)
+    of_losses: list[tuple[nn.Parameter, Tensor]]  # what is trained of the losses, with its gradient
+
+
+def _contrast(
+    whole: Mapping[str, Tensor], compared: Compared, context: Context | None, share: float, bind: Bind, _: Any
+) -> _Seen:
+    """Take the losses of all embeddings, and their gradients."""
+    with torch.enable_grad():
+        found = bind.contrast(whole, compared, context)
+        sides = {name: whole_BD for name, whole_BD in whole.items() if whole_BD.requires_grad}
+        learnt = [parameter for parameter in bind.losses.parameters() if parameter.requires_grad]
+        wanted = [*sides.values(), *learnt]
+        grads = torch.autograd.grad(share * found.total, wanted, materialize_grads=True)
+    of_losses = list(zip(learnt, grads[len(sides) :], strict=True))
+    return _Seen(found._replace(total=found.total.detach()), dict(zip(sides, grads, strict=False)), of_losses)
+
+
+def _embed_back(name: str, grad_PD: Tensor, bind: Bind, inputs: Any) -> Tensor:
+    return _product(bind.embed(name, inputs), grad_PD)
+
+
+def _rest(of_losses: list[tuple[nn.Parameter, Tensor]], zeros: bool, bind: Bind, _: Any) -> Tensor:
+    """What is left to go back through: the losses' own parameters, and all others if they are given zeros."""
+    rest = [_product(parameter, grad) for parameter, grad in of_losses]
+    if zeros:
+        rest.append(bind.nothing())
+    return torch.stack(rest).sum() if rest else torch.zeros(())
+
+
+def _product(one: Tensor, other: Tensor) -> Tensor:
+    return (one * other).sum()
+
+
+class Turn(NamedTuple):
+    """Where a step stands among those that move the weights together."""
+
+    number: int = 0
+    of: int = 1
+
+    @property
+    def last(self) -> bool:
+        """Whether the weights move now."""
+        return self.number + 1 == self.of
+
+
+def turn_of(step: int, every: int, steps: int) -> Turn:
+    """Tell a step's place among the `every` that move the weights together; at the end they may be fewer."""
+    first = step - step % every
+    return Turn(step - first, min(every, steps - first))
+
+
+def chunk_rows(stage: Stage, world: int) -> int | None:
+    """Return how many rows of a process are embedded at a time; None: all that a step has."""
+    if not isinstance(stage.chunk, int) or stage.chunk * world >= stage.batch_size:
+        return None
+    return stage.chunk
+
+
+class Gradients:
+    """Leaves the gradient of a step's losses in the parameters, beside that of earlier steps in its turn.
+
+    Args:
+        fabric: Where the stage runs.
+        bind: What is differentiated.
+        module: The same as Fabric set it up.
+        chunk: How many rows are embedded at a time; None: all.
+    """
+
+    def __init__(self, fabric: Fabric, bind: Bind, module: Any, chunk: int | None = None) -> None:
+        self.fabric, self.bind, self.module = fabric, bind, module
+        self.two_pass = None if chunk is None else TwoPass(fabric, bind, module, chunk)
+        self._idle: set[str] | None = None  # what no step of this turn has trained; None: no step was taken
+
+    def __call__(
+        self, batches: Mapping[str, Any], present_BM: Tensor | None, about: About, turn: Turn | None = None
+    ) -> Losses:
+        """Embed a batch, take the losses and go back through all of it.
+
+        Args:
+            batches: The prepared inputs of each modality: of the rows that have it, in their order.
+            present_BM: Which rows have which modality; None: all have all.
+            about: What is known of the rows of all ranks.
+            turn: The step's place among those whose mean gradient moves the weights; None: it is alone.
+        """
+        turn = turn or Turn()
+        if self.two_pass is not None:
+            share = 1 / turn.of
+            found = self.two_pass(batches, present_BM, about.context, share=share, sync=turn.last)
+        else:
+            with nullcontext() if turn.last else apart(self.fabric, self.module):
+                found = self.module(self.fabric.to_device(batches), present_BM, about)
+                self.fabric.backward(found.total if turn.of == 1 else found.total / turn.of)
+        self._idle = {*found.idle} if self._idle is None else self._idle & {*found.idle}
+        if turn.last:
+            self.bind.rest(self._idle)
+            self._idle = None
+        return found
+
+
+def present_of(bind: Bind, meta: BatchMeta) -> Tensor | None:
+    """Tell which rows have which modality; None where all have all, on every rank and in every step."""
+    if not bind.partial:
+        return None
+    if meta.present_BM is None:
+        return torch.ones(len(meta.keys), len(bind.encoders), dtype=torch.bool)
+    return torch.from_numpy(meta.present_BM)
+
+
+def gradients_of(fabric: Fabric, job: Job, bind: Bind, module: Any) -> Gradients:
+    """Return what leaves the gradients of a stage's steps, and warn of what chunks change."""
+    chunk = chunk_rows(job.stage, fabric.world_size)
+    names = batch_statistics(bind.encoders) if chunk else []
+    if names and fabric.is_global_zero:
+        print(
+            f"warning: stage '{job.stage.name}': {', '.join(names)} trains BatchNorm, whose statistics with "
+            f"`chunk` are those of {chunk} rows and not of the batch, which makes another result; take a "
+            f"backbone with LayerNorm, GroupNorm or no norm, or train its `head` or `lora`, which leave "
+            f"BatchNorm as it is",
+            file=sys.stderr,
+            flush=True,
+        )
+    return Gradients(fabric, bind, module, chunk)

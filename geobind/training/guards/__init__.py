@@ -1,1 +1,0 @@
-"""What keeps a run whole: one process to a folder, signals, full memory, determinism."""

@@ -1,0 +1,239 @@
+"""Signals, failures with advice, and deterministic algorithms around training."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import torch
+from lightning_fabric import Fabric
+from torch.backends import cudnn
+
+from geobind.data.loader import WorkerDied, is_worker_death
+from geobind.errors import DataError, TrainingError
+
+if TYPE_CHECKING:
+    from geobind.training.stage import Job
+
+
+# Ctrl-C; what kill, SLURM and Kubernetes send before they end a process; what SLURM sends if it is asked to.
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+SIGNALS = tuple(
+    int(getattr(signal, name)) for name in _NAMES if hasattr(signal, name)
+)  # Windows has no SIGUSR1
+# One signal can come by two ways: schedulers send it to all processes, and launchers pass it on to theirs.
+_TWICE_SECONDS = 1.0
+_HEARD = b"\nstopping after this step, with a checkpoint; once more stops at once\n"
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has ended a run; what is finished and the last checkpoint are kept.
+
+    Args:
+        number: The signal's.
+        where: What was interrupted, and what of it is kept; nothing where another process says it.
+    """
+
+    def __init__(self, number: int, where: str = "") -> None:
+        super().__init__(where)
+        self.exit_code = 128 + number  # as shells have it
+
+
+class _Heard:
+    """What signals have asked of this process."""
+
+    number = 0  # of the signal; 0: none
+    patient = False  # whether somebody looks at the end of each step
+    at = 0.0  # when the first came
+
+
+@contextmanager
+def listening() -> Generator[None]:
+    """Answer signals as a run does, while the block lasts.
+
+    Between the steps of a stage a signal is remembered until the step is done; anywhere else, and the
+    second time, it raises Stopped where the process is. Outside the main thread nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+    _Heard.number, _Heard.patient = 0, False
+    for number in SIGNALS:
+        before[number] = signal.signal(number, _hear)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def between_steps(fabric: Fabric, stage: str, every: int) -> Generator[Callable[[int], Stopped | None]]:
+    """Let signals wait for the end of a step; the block asks whether there was one.
+
+    Args:
+        fabric: Where the stage runs. Its processes must leave their loops after the same step, so they ask
+            each other.
+        stage: Its name.
+        every: Steps after which they do: it waits for the device.
+
+    Yields:
+        A function of the step that was just taken: what to raise after a checkpoint, None to go on.
+
+    Raises:
+        Stopped: A signal came when the last step was over.
+    """
+
+    def asked(step: int) -> Stopped | None:
+        number = _Heard.number
+        if fabric.world_size > 1:
+            if (step + 1) % every:
+                return None
+            heard = torch.tensor(float(number), device=fabric.device)
+            number = int(torch.as_tensor(fabric.all_reduce(heard, reduce_op="max")).item())
+        if not number:
+            return None
+        told = f"{_name(number)}: stopped after step {step} of stage '{stage}'; a checkpoint is saved"
+        return Stopped(number, told if fabric.is_global_zero else "")
+
+    _Heard.patient = True
+    try:
+        yield asked
+    finally:
+        _Heard.patient = False
+    if _Heard.number:
+        raise Stopped(_Heard.number, f"{_name(_Heard.number)}: stopped after the steps of stage '{stage}'")
+
+
+def _hear(number: int, frame: FrameType | None) -> None:
+    first, now = not _Heard.number, time.monotonic()
+    if number == _Heard.number and now - _Heard.at < _TWICE_SECONDS:
+        return
+    _Heard.number = number
+    if first:
+        _Heard.at = now
+    if not (first and _Heard.patient):
+        raise Stopped(number, f"{_name(number)}: stopped at once")
+    with suppress(OSError):
+        os.write(2, _HEARD)  # what is buffered must not be written to from here
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name
+
+
+_FULL = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
+_GO_ON = "the last checkpoint is kept, and --resume goes on from it"
+
+
+@contextmanager
+def explained(job: Job, device: torch.device) -> Generator[None]:
+    """Say what is at fault where a stage ends for a reason that none of its parts knows.
+
+    Raises:
+        TrainingError: Memory is full, or a process that loads data died.
+        DataError: As it was raised, with the stage's name.
+    """
+    name = job.stage.name
+    try:
+        yield
+    except (WorkerDied, RuntimeError, MemoryError) as error:
+        # torch tells of a dead process wherever the main one is at that moment, not only where it loads.
+        if isinstance(error, WorkerDied) or is_worker_death(error):
+            raise TrainingError(f"stage '{name}': {WorkerDied.of(error)}\n  {_GO_ON}") from error
+        if not _is_full(error):
+            raise
+        raise TrainingError(_of_memory(job, device, str(error).partition("\n")[0])) from error
+    except DataError as error:
+        raise DataError(f"stage '{name}': {error}") from error
+
+
+def _is_full(error: Exception) -> bool:
+    said = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in said for word in _FULL)
+
+
+def _of_memory(job: Job, device: torch.device, reason: str) -> str:
+    stage, recipe = job.stage, job.recipe
+    precision = stage.precision or recipe.fabric.precision
+    fixes = [
+        f"embed fewer rows at a time: `chunk: {_fewer(stage.batch_size, stage.chunk)}`; the result stays"
+    ]
+    if device.type != "cpu" and precision.startswith("32"):
+        fixes.append("compute in half precision: `precision: bf16-mixed`")
+    if device.type == "cpu" and recipe.workers != 0:
+        fixes.append(f"use fewer processes that load data: `workers` is {recipe.workers}")
+    fixes.append(f"a smaller `batch_size` than {stage.batch_size} has fewer negatives; the stage starts anew")
+    listed = "".join(f"\n  - {fix}" for fix in fixes)
+    where = "the machine" if device.type == "cpu" else f"the accelerator ({device})"
+    return f"stage '{stage.name}': the memory of {where} is full ({reason})\n  {_GO_ON}; before that:{listed}"
+
+
+def _fewer(batch_size: int | str, chunk: int | str | None) -> int | str:
+    now = chunk if isinstance(chunk, int) else batch_size
+    return max(1, now // 2) if isinstance(now, int) else "N"
+
+
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # without it cuBLAS may take another algorithm each time
+_WORKSPACES = (":4096:8", ":16:8")  # those that torch takes for deterministic
+_NAMED = re.compile(r"^(.+?) does not have a deterministic implementation")
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Generator[None]:
+    """Allow only operations that give the same bits every time; afterwards all is as it was.
+
+    Args:
+        wanted: False does nothing.
+
+    Raises:
+        TrainingError: An operation has no deterministic implementation where it runs.
+    """
+    if not wanted:
+        yield
+        return
+    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    flags, workspace = (cudnn.deterministic, cudnn.benchmark), os.environ.get(_WORKSPACE)
+    if workspace not in _WORKSPACES:
+        os.environ[_WORKSPACE] = _WORKSPACES[0]
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    except RuntimeError as error:
+        fault = _fault(str(error))
+        if fault is None:
+            raise
+        raise TrainingError(fault) from error
+    finally:
+        torch.use_deterministic_algorithms(was[0], warn_only=was[1])
+        cudnn.deterministic, cudnn.benchmark = flags
+        if workspace is None:
+            os.environ.pop(_WORKSPACE, None)
+        else:
+            os.environ[_WORKSPACE] = workspace
+
+
+def _fault(message: str) -> str | None:
+    """Say which operation is not deterministic, and what to do; None of other errors."""
+    named = _NAMED.match(message)
+    if named:
+        return (
+            f"fabric.deterministic: the operation {named[1]} has no deterministic implementation on this "
+            f"device; use an encoder or an option that does without it, run on a CPU "
+            f"(fabric.accelerator: cpu), or drop `deterministic`"
+        )
+    if "CuBLAS" in message and _WORKSPACE in message:
+        return (
+            f"fabric.deterministic: CUDA was in use in this process before {_WORKSPACE} was set; start the "
+            f"program with {_WORKSPACE}={_WORKSPACES[0]} in its environment"
+        )
+    return None

@@ -1,0 +1,99 @@
+"""Start Lightning Fabric as a recipe asks for it, and as the launcher of this process says."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_fabric import Fabric
+from torch import distributed as dist
+
+from geobind.data.sampler import Mixture
+from geobind.errors import RecipeError
+from geobind.recipe import Recipe
+from geobind.recipe.schema import Fabric as FabricOptions
+from geobind.training.distributed import close_at_exit
+from geobind.training.fsdp import fsdp2, shards
+from geobind.training.gradients import chunk_rows
+
+# What Fabric and DDP say of themselves on every process; nothing that a user can change.
+_NOISE = (
+    r"torch\.distributed\.nn\.functional\.all_gather is deprecated",
+    "Grad strides do not match bucket view",
+)
+
+
+def fabrics_of(recipe: Recipe) -> dict[str, Fabric]:
+    """Start one Fabric for each precision that the stages ask for.
+
+    Raises:
+        RecipeError: This machine cannot run it.
+    """
+    wanted = [recipe.fabric.precision, *(stage.precision for stage in recipe.stages if stage.precision)]
+    return {precision: make_fabric(recipe.fabric, precision) for precision in dict.fromkeys(wanted)}
+
+
+def check_shares(fabric: Fabric, recipe: Recipe, found: Sequence[Mixture]) -> None:
+    """See that the processes can share every stage of a recipe, before any is trained.
+
+    Raises:
+        RecipeError: A batch does not divide among them, or rows lack modalities where they would embed them
+            a chunk at a time with sharded weights.
+    """
+    world = fabric.world_size
+    for stage, rows in zip(recipe.stages, found, strict=True):
+        if stage.batch_size % world:
+            near = max(stage.batch_size // world, 1) * world
+            raise RecipeError(
+                f"stage '{stage.name}': a batch of {stage.batch_size} cannot be shared by {world} processes; "
+                f"make it a multiple, such as {near}"
+            )
+        if not shards(fabric) or chunk_rows(stage, world) is None:
+            continue
+        if len(recipe.pairs_of(stage)) > 1 and rows.having(recipe.names_of(stage)) < len(rows):
+            raise RecipeError(
+                f"stage '{stage.name}': some rows lack a modality, so that with `chunk` processes would run "
+                f"an encoder unequally often, which sharded weights cannot; use `fabric: {{strategy: ddp}}`, "
+                f"drop `chunk`, or give each aligned modality a stage of its own"
+            )
+
+
+def make_fabric(options: FabricOptions, precision: str) -> Fabric:
+    """Start Lightning Fabric with one precision.
+
+    Raises:
+        RecipeError: This machine has no such accelerator, device or precision.
+    """
+    wanted: dict[str, Any] = options.model_dump(include={"accelerator", "devices", "num_nodes", "strategy"})
+    wanted |= {"precision": precision} | _launched(options)
+    for noise in _NOISE:
+        warnings.filterwarnings("ignore", message=noise)
+    alone = wanted["devices"] == 1 and wanted["num_nodes"] == 1
+    try:
+        if options.strategy == "fsdp2":
+            strategy: Any = "auto" if alone else fsdp2()  # alone there is nobody to share with
+            fabric = Fabric(**{**wanted, "strategy": strategy})
+        else:
+            fabric = Fabric(**wanted)
+        fabric.launch()
+    except (ValueError, RuntimeError, TypeError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"fabric {wanted} cannot run on this machine: {reason}") from error
+    if fabric.world_size > 1:
+        close_at_exit()
+    return fabric
+
+
+def _launched(options: FabricOptions) -> dict[str, int]:
+    """Processes of a node, and nodes, as torchrun or SLURM says, where the recipe leaves them open."""
+    if dist.is_available() and dist.is_torchelastic_launched():
+        names = ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
+    elif "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        names = ("SLURM_NTASKS_PER_NODE", "SLURM_NNODES")
+    else:
+        return {}
+    told = dict(zip(("devices", "num_nodes"), (os.environ.get(name, "") for name in names), strict=True))
+    free = {"devices": options.devices == "auto", "num_nodes": "num_nodes" not in options.model_fields_set}
+    return {name: int(count) for name, count in told.items() if count.isdigit() and free[name]}

@@ -1,0 +1,239 @@
+"""LoRA adapters, attached to an encoder and fused into it.
+
+LoRA (arXiv:2106.09685): small matrices beside frozen layers, put in before a stage and merged after it.
+"""
+
+# E width of the attention, R rank
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import MultiheadAttention
+from torch import Tensor, nn
+from torch.func import functional_call  # pyright: ignore[reportPrivateImportUsage]
+from torch.nn.utils.parametrize import is_parametrized
+
+from geobind.bundles.delta import changed, factors
+from geobind.errors import PluginError, RecipeError
+from geobind.extras import INSTALL
+from geobind.recipe.stage_options import Lora
+from geobind.towers.mel import hide_broken_torchaudio
+from geobind.training.blocks import block_names
+
+_NAMED = 12  # layers named in a message
+_LAYERS = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
+Change = dict[str, tuple[Tensor, Tensor]]  # by weight: (R, N) and (M, R), scaled
+
+
+def check_lora(name: str, encoder: nn.Module, options: Lora) -> None:
+    """See that an encoder can be given the adapters that a stage asks for.
+
+    Raises:
+        PluginError: peft is not installed.
+        RecipeError: The targets are not there, or do not go with dropout.
+    """
+    _peft()
+    targets = target_names(name, encoder, options)
+    fused = [n for n in targets if isinstance(encoder.get_submodule(n), nn.MultiheadAttention)]
+    if options.dropout and fused:
+        raise RecipeError(
+            f"'{name}': {fused[0]} is fused attention, which sees no dropout of adapters; "
+            f"set dropout: 0 or name other targets"
+        )
+
+
+def insert(name: str, encoder: nn.Module, options: Lora, seed: int) -> None:
+    """Put adapters into an encoder, which computes what it did until they are trained.
+
+    Args:
+        name: Its modality.
+        encoder: The encoder; its layers are wrapped in place.
+        options: Which layers, and how large the adapters are.
+        seed: Makes them the same every time.
+
+    Raises:
+        PluginError: peft is not installed.
+        RecipeError: The targets are not there.
+    """
+    check_lora(name, encoder, options)
+    peft = _peft()
+
+    targets = target_names(name, encoder, options)
+    config = peft.LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        # Of a list peft would also take the names that only end in one of it.
+        target_modules="|".join(re.escape(target) for target in targets),
+    )
+    config._register_custom_module({nn.MultiheadAttention: FusedAttention})
+    torch.manual_seed(seed)
+    peft.inject_adapter_in_model(config, encoder)
+
+
+def set_adapters_trainable(encoder: nn.Module) -> None:
+    """Make the adapters of an encoder trainable, if it has any."""
+    for _, parameter in _own_parameters(encoder):
+        parameter.requires_grad_(True)
+    for name, module in encoder.named_modules():
+        if name.endswith(".lora_dropout"):
+            module.train()
+
+
+def trained_state(encoder: nn.Module) -> nn.Module:
+    """Return the adapters, and the head if it is trained, as a module: what a checkpoint must hold."""
+    # A parameter's name cannot have dots in it.
+    adapters = nn.ParameterDict({n.replace(".", "/"): p for n, p in _own_parameters(encoder)})
+    state = nn.ModuleDict({"adapters": adapters})
+    head = getattr(encoder, "head", None)
+    if isinstance(head, nn.Module) and any(p.requires_grad for p in head.parameters()):
+        state["head"] = head
+    return state
+
+
+def _own_parameters(encoder: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((n, p) for n, p in encoder.named_parameters() if ".lora_A." in n or ".lora_B." in n)
+
+
+def take_out(encoder: nn.Module) -> Change:
+    """Take the adapters out of an encoder, which is then what it was to the bit; return their changes."""
+    from peft.tuners.lora import LoraLayer
+
+    found: Change = {}
+    layers: list[tuple[str, Any]] = [
+        (name, module) for name, module in encoder.named_modules() if isinstance(module, LoraLayer)
+    ]
+    # From the inside out: fused attention holds a wrapped projection.
+    for name, layer in reversed(layers):
+        base = layer.get_base_layer()
+        weight = "in_proj_weight" if isinstance(base, nn.MultiheadAttention) else "weight"
+        down, up = (part["default"].weight.detach().flatten(1) for part in (layer.lora_A, layer.lora_B))
+        found[f"{name.replace('.base_layer', '')}.{weight}"] = (down, up * layer.scaling["default"])
+        encoder.set_submodule(name, base)
+    return dict(reversed(found.items()))
+
+
+def merge(encoder: nn.Module, changes: Change) -> None:
+    """Add changes to the weights of an encoder."""
+    with torch.no_grad():
+        for name, (down_RN, up_MR) in changes.items():
+            parameter = encoder.get_parameter(name)
+            parameter.copy_(changed(parameter, down_RN, up_MR))
+
+
+def tensors_of(changes: Change) -> dict[str, Tensor]:
+    """Return changes as tensors to save."""
+    return {key: tensor for name, pair in changes.items() for key, tensor in factors(name, *pair).items()}
+
+
+def target_names(name: str, encoder: nn.Module, options: Lora) -> list[str]:
+    """List the layers that get an adapter.
+
+    `auto` is the linear layers and fused attentions of the blocks (attention and MLP); of an encoder that
+    has none there, its convolutions.
+
+    Raises:
+        RecipeError: There is no such layer.
+    """
+    layers = {n: layer for n, layer in _candidates(encoder) if not (options.head and _in_head(n))}
+    if options.targets == "auto":
+        found = _auto(encoder, layers)
+        if not found:
+            raise RecipeError(f"the encoder of '{name}' has no layers that LoRA can adapt; train it whole")
+        return found
+    found = {target: [n for n in layers if f".{n}".endswith(f".{target}")] for target in options.targets}
+    absent = [target for target, names in found.items() if not names]
+    if absent:
+        known = dict.fromkeys(_tail(n) for n in layers)
+        raise RecipeError(
+            f"the encoder of '{name}' has no layer {absent[0]!r} that LoRA can adapt; "
+            f"it has {_some(list(known)) or 'none: train it whole'}"
+        )
+    wanted = {n for names in found.values() for n in names}
+    return [n for n in layers if n in wanted]
+
+
+def _auto(encoder: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
+    blocks = tuple(f"{block}." for block in block_names(encoder))
+    body = {n: layer for n, layer in layers.items() if not _in_head(n)}
+    inside = {n: layer for n, layer in body.items() if not blocks or f"{n}.".startswith(blocks)}
+    for layers_of in (inside, body):
+        for kind in ((nn.Linear, nn.MultiheadAttention), nn.Conv2d):
+            found = [n for n, layer in layers_of.items() if isinstance(layer, kind)]
+            if found:
+                return found
+    return []
+
+
+def _candidates(encoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the layers to which the product of two small matrices can be added, in their order."""
+    inside: list[str] = []
+    for name, module in encoder.named_modules():
+        if name and not name.startswith(tuple(inside)) and _is_plain(module):
+            yield name, module
+        if isinstance(module, nn.MultiheadAttention):
+            inside.append(f"{name}.")  # it reads the weight of its projection, and never calls it
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a layer computes what torch's does: one that changes its weight first cannot be merged."""
+    kind = next((kind for kind in _LAYERS if isinstance(module, kind)), None)
+    if kind is None or type(module).forward is not kind.forward or is_parametrized(module):
+        return False
+    if isinstance(module, nn.MultiheadAttention):
+        return module._qkv_same_embed_dim  # pyright: ignore[reportPrivateUsage]
+    if isinstance(module, nn.Conv2d):
+        # peft's adapters know neither groups nor dilation.
+        return module.groups == 1 and set(module.dilation) == {1} and module.padding_mode == "zeros"
+    return True
+
+
+def _in_head(name: str) -> bool:
+    return f"{name}.".startswith("head.")
+
+
+def _tail(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _some(names: list[str]) -> str:
+    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + rest
+
+
+def _peft() -> Any:
+    hide_broken_torchaudio()  # peft imports transformers, which dies of it
+    try:
+        import peft
+    except ImportError as error:
+        raise PluginError(f"LoRA needs peft ({error}): {INSTALL['peft']}") from error
+    return peft
+
+
+class FusedAttention(MultiheadAttention):
+    """peft's layer for fused attention, but one that never touches the weights it adapts.
+
+    peft's own adds the change to the weights before each forward pass and subtracts it afterwards, which
+    leaves them a rounding away from what they were: no longer frozen, and different after a resume.
+    """
+
+    def forward(self, query: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Attend with the weights plus their changes."""
+        base: Any = self.get_base_layer()
+        adapted = {
+            "in_proj_weight": base.in_proj_weight + self._change(self),
+            "out_proj.base_layer.weight": base.out_proj.weight + self._change(base.out_proj),
+        }
+        return functional_call(base, adapted, (query, *args), kwargs)
+
+    def _restore_weights(self) -> None:
+        """Leave the parameters alone: nothing took them away."""
+
+    @staticmethod
+    def _change(layer: Any) -> Tensor:
+        (name,) = layer.active_adapters
+        return layer.lora_B[name].weight @ layer.lora_A[name].weight * layer.scaling[name]

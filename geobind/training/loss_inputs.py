@@ -1,0 +1,136 @@
+"""What a loss is told of a step's rows: the labels, places and times that its options ask for."""
+
+# B rows on this rank
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geobind.data.neighbours import grouped_share
+from geobind.errors import DataError
+from geobind.recipe.stage_options import PCME, InfoNCE, SigLIP
+from geobind.training.losses import Context, label_ids, unit_sphere
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from geobind.data.loader import BatchMeta
+    from geobind.data.sampler import Mixture, Plan, Source
+    from geobind.recipe import Stage
+
+Options = InfoNCE | SigLIP | PCME
+_MOST_OF = 0.9  # of the neighbours asked for: fewer are worth a warning
+
+
+def context_of(
+    gather: Callable[[Tensor], Tensor], device: torch.device, options: Options, meta: BatchMeta
+) -> Context | None:
+    """Put together what the loss asks for of the rows of all ranks; None if it asks for nothing.
+
+    Args:
+        gather: Puts the rows of all ranks after one another.
+        device: Where the loss is taken.
+        options: The loss's.
+        meta: What is known of this rank's rows.
+    """
+    labels = xyz = hours = rows = None
+    if options.positives == "label":
+        labels = gather(label_ids(meta.labels or [None] * len(meta.keys)).to(device))
+    if options.needs_places:
+        xyz = gather(unit_sphere(_known(meta.lat, meta), _known(meta.lon, meta)).to(device))
+    if options.needs_times:
+        hours = gather(_known(meta.hours, meta).to(device))
+    if isinstance(options, InfoNCE) and options.queue is not None:
+        rows = gather(label_ids(meta.keys).to(device))
+    if labels is None and xyz is None and hours is None and rows is None:
+        return None
+    return Context(
+        labels_N=labels,
+        xyz_N3=xyz,
+        hours_N=hours,
+        rows_N=rows,
+        same_within_m=options.same_within_m,
+        ignore_within_m=options.ignore_within_m,
+        ignore_within_h=options.ignore_within_hours,
+        ignore_when=options.ignore_when,
+    )
+
+
+def _known(values_B: NDArray[np.float64] | None, meta: BatchMeta) -> Tensor:
+    return torch.as_tensor(np.full(len(meta.keys), np.nan) if values_B is None else values_B)
+
+
+def plan_of(stage: Stage, rows: Mixture, seed: int) -> Plan:
+    """Plan which rows each step of a stage takes.
+
+    Raises:
+        DataError: A table has too few rows for its part of a batch, or no places for batches of neighbours.
+    """
+    ring = stage.batches.ring if stage.batches else None
+    try:
+        return rows.plan(stage.batch_size, seed, mixed=stage.mix == "rows", ring=ring)
+    except DataError as error:
+        raise DataError(f"stage '{stage.name}': {error}") from error
+
+
+def check_told(stage: Stage, rows: Mixture) -> list[str]:
+    """See that a stage's rows say what its loss and its batches ask for.
+
+    Returns:
+        Warnings about what is there, but scarce.
+
+    Raises:
+        DataError: No row of a table says it.
+    """
+    for source in rows.sources:
+        _check_source(stage, source)
+    return list(_scattered(stage, rows))
+
+
+def _check_source(stage: Stage, source: Source) -> None:
+    loss = stage.loss
+    asked = {
+        "positives: label": ("label", "`label`", loss.positives == "label"),
+        "same_within_m": ("place", "`lat` and `lon`", loss.same_within_m is not None),
+        "ignore_within_m": ("place", "`lat` and `lon`", loss.ignore_within_m is not None),
+        "ignore_within_hours": ("time and place", "`lat`, `lon` and `time`", loss.needs_times),
+    }
+    if not any(wanted for _, _, wanted in asked.values()):
+        return
+    known = source.rows.known()
+    there = {
+        "label": any(label is not None for label in known.label_N),
+        "place": bool(np.isfinite(known.lat_N).any()),
+        "time and place": bool(np.isfinite(known.hour_N).any()),
+    }
+    for option, (what, columns, wanted) in asked.items():
+        if wanted and not there[what]:
+            raise DataError(
+                f"stage '{stage.name}': no row of {source.name} has a {what}, which `{option}` asks for; "
+                f"give it {columns}, map columns with `columns`, or drop the option from `loss`"
+            )
+
+
+def _scattered(stage: Stage, rows: Mixture) -> Iterator[str]:
+    """Say of which tables places are too scattered for the neighbours that batches should hold."""
+    plan, options = plan_of(stage, rows, seed=0), stage.batches
+    if plan.ring is None or options is None:
+        return
+    asked = f"from {options.near_km[0]:g} to {options.near_km[1]:g} km of each other"
+    for source, places, count in zip(rows.sources, plan.places, plan.wanted, strict=True):
+        share = grouped_share(places, plan.ring, count, seed=0)
+        if not share:
+            raise DataError(
+                f"stage '{stage.name}': no rows of {source.name} were found {asked} that a batch of {count} "
+                f"could hold; widen `batches.near_km`, raise its share, or drop `batches`"
+            )
+        if share < _MOST_OF * options.share:
+            yield (
+                f"stage '{stage.name}': places of {source.name} are scattered: {share:.0%} of a batch are "
+                f"neighbours, not {options.share:.0%}; widen `batches.near_km`, or lower its share"
+            )

@@ -1,0 +1,44 @@
+"""The losses that a stage asks for, made."""
+
+from __future__ import annotations
+
+from geobind.errors import DataError
+from geobind.recipe.schema import Stage
+from geobind.recipe.stage_options import PCME as PCMEOptions
+from geobind.recipe.stage_options import InfoNCE as InfoNCEOptions
+from geobind.recipe.stage_options import SigLIP as SigLIPOptions
+from geobind.recipe.stage_options import Temperature as TemperatureOptions
+from geobind.training.losses import PCME, ContrastiveLoss, InfoNCE, QueueOf, SigLIP, Temperature
+
+
+def make_loss(options: InfoNCEOptions | SigLIPOptions | PCMEOptions, width: int) -> ContrastiveLoss:
+    """Build the loss a stage asks for, over embeddings of this width."""
+    temperature = _temperature(options.temperature)
+    if options.name == "siglip":
+        return SigLIP(temperature, options.bias, options.hardness, local=options.local)
+    if options.name == "pcme":
+        return PCME(width, temperature, options.shift, options.pseudo_positives, options.vib)
+    queue = None if options.queue is None else QueueOf(options.queue, width)
+    return InfoNCE(options.direction, temperature, queue, options.hardness, local=options.local)
+
+
+def check_queue(stage: Stage, rows: int) -> None:
+    """Refuse a queue that would hold the same rows more than once.
+
+    Raises:
+        DataError: It is as long as the data, or longer.
+    """
+    size = stage.loss.queue if isinstance(stage.loss, InfoNCEOptions) else None
+    most = rows - stage.batch_size
+    if size is not None and size > most:
+        fix = f"set loss.queue to {most} or less" if most > 0 else "drop loss.queue"
+        raise DataError(
+            f"stage '{stage.name}': a queue of {size} embeddings and a batch of {stage.batch_size} are more "
+            f"than the {rows} rows there are, so that it would hold some twice; {fix}"
+        )
+
+
+def _temperature(options: TemperatureOptions) -> Temperature:
+    return Temperature(
+        options.init, learn=options.learn, min_scale=1 / options.maximum, max_scale=1 / options.minimum
+    )

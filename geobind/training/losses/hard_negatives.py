@@ -1,0 +1,173 @@
+"""InfoNCE and SigLIP whose negatives count the more, the more they resemble: tile by tile, with gradients.
+
+With K negatives n of a query and their logits l, each has the weight K exp(beta l_n) / sum exp(beta l):
+importance weights for negatives drawn from a distribution tilted towards those that resemble the query
+(Robinson et al., arXiv:2010.04592, section 3, with no correction for false negatives). As in the authors'
+code, gradients flow through the weights as well, so that they are the gradients of the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from geobind.training.losses.tiling import Gradients, Outcome, Tile, Wanted, grid, length, shares
+
+if TYPE_CHECKING:
+    from geobind.training.losses.tiling import Pairing
+
+# N queries (pairs on all ranks), M >= N keys (the N pairs' own, then queued ones), D width, T x C one tile
+
+Tiles = Callable[[], Iterator[Tile]]
+
+
+def hard_softmax(
+    query_ND: Tensor, key_MD: Tensor, scale: Tensor, pairing: Pairing, wanted: Wanted, *, beta: float
+) -> Outcome:
+    """Return the mean of -l_p + log(sum exp l_p + sum w_n exp l_n) over queries, and its gradients.
+
+    p are the positives of a query, n its negatives with weights w_n; the first term is a mean over positives.
+    """
+    pairs = len(query_ND)
+    gradients = Gradients(query_ND, key_MD, scale, wanted)
+    loss_N = query_ND.new_zeros(pairs)
+    for rows, stripe in _stripes(query_ND, key_MD, scale, pairing):
+        kin_T1, tilt_T1, tilted_T1 = query_ND.new_zeros(3, length(rows), 1)
+        for part in stripe.parts():
+            if part.mask_TC is not None:
+                kin_T1 += part.of_positives(part.logits_TC - stripe.best_T1).exp_().sum(1, keepdim=True)
+            weights_TC = (part.apart_TC * beta).exp_()
+            tilt_T1 += weights_TC.sum(1, keepdim=True)
+            tilted_T1 += weights_TC.mul_(part.apart_TC.exp()).sum(1, keepdim=True)
+        tilt_T1, tilted_T1 = tilt_T1.clamp_(min=1), tilted_T1.clamp_(min=1)  # less only without negatives
+        rivals_T1 = stripe.peak_T1 + (stripe.count_T1 * tilted_T1 / tilt_T1).log()
+        total_T1 = torch.logaddexp(stripe.best_T1 + kin_T1.log(), rivals_T1)
+        loss_N[rows] = total_T1.squeeze(1) - stripe.attraction_T
+        share_T1 = (rivals_T1 - total_T1).exp_() / pairs
+        rise_T1, fall_T1 = (1 + beta) * share_T1 / tilted_T1, beta * share_T1 / tilt_T1
+        for part in stripe.parts() if gradients.any else ():
+            weights_TC = (part.apart_TC * beta).exp_()
+            weights_TC *= part.apart_TC.exp_().mul_(rise_T1).sub_(fall_T1)
+            if part.mask_TC is not None:
+                weights_TC += part.of_positives(part.logits_TC - total_T1).exp_().div_(pairs)
+            part.tile.subtract_(weights_TC, 1 / pairs)
+            gradients.add_(rows, part.columns, weights_TC, stripe.scaled_TD)
+    return gradients.outcome(loss_N.mean())
+
+
+def hard_sigmoid(
+    query_ND: Tensor,
+    key_MD: Tensor,
+    scale: Tensor,
+    pairing: Pairing,
+    wanted: Wanted,
+    *,
+    beta: float,
+    bias: Tensor,
+) -> Outcome:
+    """Return the mean of sum softplus(-l_p) + sum w_n softplus(l_n) over queries, and its gradients.
+
+    p are the positives of a query, n its negatives with weights w_n. The paper has softmax losses alone; this
+    is the same tilt for the sigmoid loss, which is a sum over negatives as well.
+    """
+    pairs = len(query_ND)
+    gradients = Gradients(query_ND, key_MD, scale, wanted)
+    loss_N, slope_N = query_ND.new_zeros(2, pairs)
+    for rows, stripe in _stripes(query_ND, key_MD, scale, pairing, bias):
+        tilt_T1, spent_T1 = query_ND.new_zeros(2, length(rows), 1)
+        for part in stripe.parts():
+            if part.mask_TC is not None:
+                loss_N[rows] += F.softplus(part.of_positives(-part.logits_TC)).sum(1)
+            weights_TC = (part.apart_TC * beta).exp_()
+            tilt_T1 += weights_TC.sum(1, keepdim=True)
+            spent_T1 += weights_TC.mul_(F.softplus(part.apart_TC + stripe.peak_T1)).sum(1, keepdim=True)
+        tilt_T1.clamp_(min=1)  # less only without negatives
+        mean_T1 = spent_T1 / tilt_T1
+        loss_N[rows] += (stripe.count_T1 * mean_T1).squeeze(1)
+        share_T1 = stripe.count_T1 / tilt_T1
+        for part in stripe.parts() if gradients.any or wanted.bias else ():
+            weights_TC = (part.apart_TC * beta).exp_()
+            logits_TC = part.apart_TC.add_(stripe.peak_T1)
+            weights_TC *= (F.softplus(logits_TC) - mean_T1).mul_(beta).add_(logits_TC.sigmoid())
+            weights_TC *= share_T1
+            if part.mask_TC is not None:
+                weights_TC -= part.of_positives(-part.logits_TC).sigmoid_()
+            slope_N[rows] += weights_TC.sum(1)
+            gradients.add_(rows, part.columns, weights_TC.div_(pairs), stripe.scaled_TD)
+    return gradients.outcome(loss_N.mean(), slope_N.mean() if wanted.bias else None)
+
+
+class _Part(NamedTuple):
+    """What a stripe holds inside one tile."""
+
+    tile: Tile
+    columns: slice
+    logits_TC: Tensor  # ignored ones are -inf
+    mask_TC: Tensor | None  # where the positives are; None if there are none
+    apart_TC: Tensor  # logits less the largest of a negative; all that is no negative is -inf
+
+    def of_positives(self, values_TC: Tensor) -> Tensor:
+        """Return values with -inf for all that are no positives."""
+        return values_TC if self.mask_TC is None else values_TC.masked_fill_(~self.mask_TC, -torch.inf)
+
+
+class _Stripe:
+    """The logits of some queries with all keys, and what is known of each query's (T, 1)."""
+
+    def __init__(
+        self, scaled_TD: Tensor, key_MD: Tensor, bias: Tensor | None, tiles: Tiles, space: Tensor
+    ) -> None:
+        self.scaled_TD, self._tiles = scaled_TD, tiles
+        self._logits_TM = space[: len(scaled_TD) * len(key_MD)].view(len(scaled_TD), len(key_MD))
+        self.attraction_T = scaled_TD.new_zeros(len(scaled_TD))  # mean positive logit
+        self.count_T1 = scaled_TD.new_zeros(len(scaled_TD), 1)  # negatives
+        self.best_T1 = torch.full_like(self.count_T1, -torch.inf)  # largest logit of a positive
+        self.peak_T1 = torch.full_like(self.count_T1, -torch.inf)  # largest of a negative; 0 without any
+        for tile in tiles():
+            logits_TC = torch.mm(scaled_TD, key_MD[tile.columns].T, out=self._logits_TM[:, tile.columns])
+            if bias is not None:
+                logits_TC += bias
+            self.attraction_T += tile.positives(logits_TC)
+            tile.drop_(logits_TC, fill=-torch.inf)
+            mask_TC = tile.positive_mask(logits_TC)
+            if mask_TC is not None:
+                best_T1 = logits_TC.masked_fill(~mask_TC, -torch.inf).amax(1, keepdim=True)
+                self.best_T1 = torch.maximum(self.best_T1, best_T1)
+                logits_TC = logits_TC.masked_fill(mask_TC, -torch.inf)
+            self.peak_T1 = torch.maximum(self.peak_T1, logits_TC.amax(1, keepdim=True))
+            self.count_T1 += (logits_TC != -torch.inf).sum(1, keepdim=True)
+        self.peak_T1.masked_fill_(self.count_T1 == 0, 0.0)
+
+    def parts(self) -> Iterator[_Part]:
+        """Go through the tiles; what a part holds, save the logits, can be overwritten."""
+        for tile in self._tiles():
+            logits_TC = self._logits_TM[:, tile.columns]
+            mask_TC = tile.positive_mask(logits_TC)
+            apart_TC = logits_TC - self.peak_T1
+            if mask_TC is not None:
+                apart_TC.masked_fill_(mask_TC, -torch.inf)
+            yield _Part(tile, tile.columns, logits_TC, mask_TC, apart_TC)
+
+
+def _stripes(
+    query_ND: Tensor, key_MD: Tensor, scale: Tensor, pairing: Pairing, bias: Tensor | None = None
+) -> Iterator[tuple[slice, _Stripe]]:
+    """Yield the logits of some queries after the other, all in the same memory."""
+    row_blocks, column_blocks = grid(query_ND, key_MD, pairing.own)
+    share_N1 = shares(pairing, query_ND)
+    space = query_ND.new_empty(length(row_blocks[0]) * len(key_MD))
+    for rows in row_blocks:
+        # Anew for each pass: a tile remembers its masks, which for all columns would be large.
+        tiles = partial(_tiles, pairing, rows, column_blocks, share_N1)
+        yield rows, _Stripe(query_ND[rows] * scale, key_MD, bias, tiles, space)
+
+
+def _tiles(
+    pairing: Pairing, rows: slice, column_blocks: list[slice], share_N1: Tensor | None
+) -> Iterator[Tile]:
+    return (Tile(pairing, rows, columns, share_N1) for columns in column_blocks)

@@ -1,0 +1,445 @@
+"""Tiles of the similarity matrix, masks of pairs, losses with their gradients.
+
+A loss is one number, so its gradients can be worked out beside it: where a tile of similarities is at hand
+anyway, using it at once saves the matrix product that recomputing it in the backward pass would cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from geobind.training.losses.base import Context
+
+
+# N queries (pairs on all ranks), M >= N keys (the N pairs' own, then queued ones), D width, T x C one tile
+
+
+class Wanted(NamedTuple):
+    """Which gradients are needed; a frozen side costs no matrix product."""
+
+    query: bool = False
+    key: bool = False
+    scale: bool = False
+    bias: bool = False
+
+    def swapped(self) -> Wanted:
+        """Return the same wish with query and key exchanged."""
+        return self._replace(query=self.key, key=self.query)
+
+
+class Outcome(NamedTuple):
+    """A loss and those of its gradients that were wanted."""
+
+    value: Tensor
+    query_ND: Tensor | None = None
+    key_MD: Tensor | None = None
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+
+    def swapped(self) -> Outcome:
+        """Return the same outcome with query and key exchanged."""
+        return self._replace(query_ND=self.key_MD, key_MD=self.query_ND)
+
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Wanted], Outcome]  # query, key, scale, bias, wanted
+
+
+class Gradients:
+    """The gradients of a loss with respect to its embeddings and scale, added up tile by tile."""
+
+    def __init__(self, query_ND: Tensor, key_MD: Tensor, scale: Tensor, wanted: Wanted) -> None:
+        """Set up zeros for what is wanted.
+
+        The scale's gradient falls out of either side's, so with both sides frozen one of them is worked out
+        for it.
+        """
+        self.query_ND, self.key_MD, self.scale, self.wanted = query_ND, key_MD, scale, wanted
+        with_query = wanted.query or (wanted.scale and not wanted.key)
+        self._query_ND = torch.zeros_like(query_ND) if with_query else None
+        self._key_MD = torch.zeros_like(key_MD) if wanted.key else None
+
+    @property
+    def any(self) -> bool:
+        """Whether any gradient needs the tiles at all."""
+        return self._query_ND is not None or self._key_MD is not None
+
+    def add_(self, rows: slice, columns: slice, weights_TC: Tensor, scaled_TD: Tensor) -> None:
+        """Add one tile, given the loss's derivatives by its logits and the queries times the scale."""
+        if self._query_ND is not None:
+            self._query_ND[rows].addmm_(weights_TC, self.key_MD[columns])
+        if self._key_MD is not None:
+            self._key_MD[columns].addmm_(weights_TC.T, scaled_TD)
+
+    def outcome(self, value: Tensor, bias: Tensor | None = None) -> Outcome:
+        """Return the loss with its finished gradients.
+
+        With logits L = s q.k and weights W = dLoss/dL, the sums so far are W k for the query (its gradient
+        still lacks s) and W^T s q for the key; the scale's gradient, the sum of W q.k, is the inner product
+        of either with q or k.
+        """
+        scale = None
+        if self.wanted.scale and self._query_ND is not None:
+            scale = _inner(self._query_ND, self.query_ND)
+        elif self.wanted.scale and self._key_MD is not None:
+            scale = _inner(self._key_MD, self.key_MD) / self.scale
+        query_ND = (
+            self._query_ND.mul_(self.scale) if self._query_ND is not None and self.wanted.query else None
+        )
+        return Outcome(value, query_ND, self._key_MD, scale, bias)
+
+
+def grid(query_ND: Tensor, key_MD: Tensor, own: slice | None = None) -> tuple[list[slice], list[slice]]:
+    """Return the row and column blocks whose tiles cover all logits; none straddles the own and queued keys.
+
+    Tiles fit the cache of a CPU core; an accelerator gets larger ones, so that each fills it. With `own` the
+    tiles cover these queries alone; there is always one block of rows, if an empty one.
+    """
+    rows_T, columns_C = (512, 1024) if query_ND.device.type == "cpu" else (2048, 4096)
+    pairs = len(query_ND)
+    first, last = (0, pairs) if own is None else (own.start, own.stop)
+    rows = blocks(first, last, rows_T) or [slice(first, first)]
+    return rows, blocks(0, pairs, columns_C) + blocks(pairs, len(key_MD), columns_C)
+
+
+def blocks(start: int, stop: int, step: int) -> list[slice]:
+    """Return the consecutive slices of at most `step` that cover start to stop."""
+    return [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
+
+
+def length(block: slice) -> int:
+    """Return how many rows or columns a block holds."""
+    return block.stop - block.start
+
+
+def evaluate(
+    kernel: Kernel, query_ND: Tensor, key_MD: Tensor, scale: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Return the kernel's loss as a differentiable scalar.
+
+    The gradients are worked out in the forward pass and handed over in the first backward pass; a further one
+    (with `retain_graph`) works them out again. Half-precision embeddings are widened to float32 and autocast
+    is off inside, so similarities, sums and gradients accumulate in float32 whatever the precision around.
+    Differentiating twice is not supported and raises.
+    """
+    bias = scale.new_zeros(()) if bias is None else bias
+    if not torch.is_grad_enabled():
+        return _run(kernel, query_ND, key_MD, scale, bias, Wanted()).value
+    return _Fused.apply(kernel, query_ND, key_MD, scale, bias)  # pyright: ignore[reportReturnType]
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, kernel: Kernel, query_ND: Tensor, key_MD: Tensor, scale: Tensor, bias: Tensor
+    ) -> Tensor:
+        ctx.kernel, ctx.wanted = kernel, Wanted(*ctx.needs_input_grad[1:])
+        ctx.save_for_backward(query_ND, key_MD, scale, bias)
+        value, *ctx.gradients = _run(kernel, query_ND, key_MD, scale, bias, ctx.wanted)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # autograd turns it on here only to build a graph of the gradients
+            raise RuntimeError("a contrastive loss cannot be differentiated twice: leave create_graph out")
+        gradients, ctx.gradients = ctx.gradients, None
+        query_ND, key_MD, scale, bias = ctx.saved_tensors
+        if gradients is None:
+            _, *gradients = _run(ctx.kernel, query_ND, key_MD, scale, bias, ctx.wanted)
+        # In place: this pass is their only owner, and a copy would double the memory. In half precision only
+        # once multiplied by what comes from upstream, where a gradient scaler acts.
+        return None, *(
+            None if gradient is None else gradient.mul_(upstream[0]).to(given.dtype)
+            for gradient, given in zip(gradients, (query_ND, key_MD, scale, bias), strict=True)
+        )
+
+
+def _run(
+    kernel: Kernel, query_ND: Tensor, key_MD: Tensor, scale: Tensor, bias: Tensor, wanted: Wanted
+) -> Outcome:
+    dtype = torch.promote_types(torch.promote_types(query_ND.dtype, key_MD.dtype), torch.float32)
+    query, key, factor, offset = (
+        given.detach().to(dtype).contiguous() for given in (query_ND, key_MD, scale, bias)
+    )
+    kind = query_ND.device.type
+    cast = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    with torch.no_grad(), cast:
+        return kernel(query, key, factor, offset, wanted)
+
+
+def _inner(one_ND: Tensor, other_ND: Tensor) -> Tensor:
+    """Return the sum of the elementwise product, without a second matrix of that size."""
+    parts = [(one_ND[part] * other_ND[part]).sum() for part in blocks(0, len(one_ND), 512)]
+    return torch.stack(parts).sum()
+
+
+# N pairs, M keys (the N pairs' own, then queued ones), T rows and C columns of a tile
+
+_COUNTED = 1024  # rows and columns of a tile in which positives are counted
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The part of a pairing inside one tile; its columns must not straddle N.
+
+    Attributes:
+        pairing: The whole it is part of.
+        rows: Its rows.
+        columns: Its columns.
+        share_N1: The weight of each positive of a row (see `shares`); None for weight 1.
+        mutual: Whether a positive's weight is the mean of its row's and its column's, for losses that look
+            from both sides at once. Only where the pairing is uneven does that make a difference.
+    """
+
+    pairing: Pairing
+    rows: slice
+    columns: slice
+    share_N1: Tensor | None = None
+    mutual: bool = False
+
+    def positive_mask(self, like_TC: Tensor) -> Tensor | None:
+        """Return where the positives are, or None if there are none in this tile."""
+        if self._positive_TC is not None or not self._holds_own:
+            return self._positive_TC
+        own_TC = torch.zeros_like(like_TC, dtype=torch.bool)
+        own_TC.diagonal(self._offset).fill_(True)
+        return own_TC
+
+    def positives(self, logits_TC: Tensor) -> Tensor:
+        """Return each row's sum of positive logits in this tile, weighted by their share."""
+        mask_TC = self._positive_TC
+        if mask_TC is not None:
+            share = self._share
+            return torch.where(mask_TC, logits_TC if share is None else logits_TC * share, 0.0).sum(1)
+        sums_T = logits_TC.new_zeros(len(logits_TC))
+        if self._holds_own:
+            own = logits_TC.diagonal(self._offset)
+            first = max(0, -self._offset)
+            sums_T[first : first + len(own)] = own
+        return sums_T
+
+    def drop_(self, values_TC: Tensor, fill: float = 0.0) -> None:
+        """Overwrite the ignored entries in place."""
+        if self._ignored_TC is not None:
+            values_TC.masked_fill_(self._ignored_TC, fill)
+
+    def subtract_(self, weights_TC: Tensor, amount: float) -> None:
+        """Subtract `amount` times its share from every positive entry, in place."""
+        mask_TC = self._positive_TC
+        if mask_TC is not None:
+            share = self._share
+            weights_TC.sub_(mask_TC.to(weights_TC.dtype).mul_(amount if share is None else share * amount))
+        elif self._holds_own:
+            weights_TC.diagonal(self._offset).sub_(amount)
+
+    @property
+    def _share(self) -> Tensor | None:
+        """The weight of each positive, one for each row or for each entry; None for weight 1."""
+        if self.share_N1 is None:
+            return None
+        row_T1 = self.share_N1[self.rows]
+        return (row_T1 + self.share_N1[self.columns, 0]) / 2 if self.mutual else row_T1
+
+    @property
+    def _offset(self) -> int:
+        """Column minus row, inside the tile, of the entries that are a pair's own."""
+        return self.rows.start - self.columns.start
+
+    @property
+    def _holds_own(self) -> bool:
+        return self.rows.start < self.columns.stop and self.columns.start < self.rows.stop
+
+    @cached_property
+    def _alike_TC(self) -> Tensor | None:
+        """True where row and column have the same group or the same place; None when no rule says so."""
+        row, column = self.pairing.row.ids, self.pairing.column.ids
+        kin_TC = None if row is None or column is None else row[self.rows, None] == column[self.columns]
+        if self.pairing.same_dot is None or self._dot_TC is None:
+            return kin_TC
+        here_TC = _either(self._dot_TC > self.pairing.same_dot, kin_TC)
+        if self._holds_own:  # itself even where its place is unknown
+            here_TC.diagonal(self._offset).fill_(True)
+        return here_TC
+
+    @cached_property
+    def _dot_TC(self) -> Tensor | None:
+        """Dot products of the places on the unit sphere; None when places are not known."""
+        row, column = self.pairing.row.xyz, self.pairing.column.xyz
+        return None if row is None or column is None else row[self.rows] @ column[self.columns].T
+
+    @property
+    def _same_TC(self) -> Tensor | None:
+        """True where row and column are the same row of the data; None when rows are not known."""
+        row, column = self.pairing.row.rows, self.pairing.column.rows
+        return None if row is None or column is None else row[self.rows, None] == column[self.columns]
+
+    @property
+    def _queued(self) -> bool:
+        return self.columns.start >= self.pairing.pairs
+
+    @property
+    def _positive_TC(self) -> Tensor | None:
+        """True where row and column belong together; None when that is at most a pair's own entry."""
+        return None if self._queued else self._alike_TC
+
+    @cached_property
+    def _ignored_TC(self) -> Tensor | None:
+        """True where an entry is neither positive nor negative; None when none is."""
+        near_TC = self._near()
+        if self._queued:  # stale keys of the row itself, or of its group, neither attract nor oppose
+            for kin_TC in (self._alike_TC, self._same_TC):
+                near_TC = near_TC if kin_TC is None else _either(kin_TC, near_TC)
+            return near_TC
+        if near_TC is not None and self._alike_TC is not None:
+            near_TC &= ~self._alike_TC
+        elif near_TC is not None and self._holds_own:
+            near_TC.diagonal(self._offset).fill_(False)
+        return near_TC
+
+    def _near(self) -> Tensor | None:
+        """True where two pairs are near by the thresholds there are; None when there is none."""
+        pairing, near_TC, soon_TC = self.pairing, None, None
+        if pairing.min_dot is not None and self._dot_TC is not None:
+            near_TC = self._dot_TC > pairing.min_dot
+        row, column = pairing.row.hours, pairing.column.hours
+        if pairing.min_hours is not None and row is not None and column is not None:
+            soon_TC = (row[self.rows, None] - column[self.columns]).abs_() < pairing.min_hours
+        if near_TC is None or soon_TC is None:
+            return soon_TC if near_TC is None else near_TC
+        return near_TC | soon_TC if pairing.either else near_TC & soon_TC
+
+
+def _either(one_TC: Tensor, other_TC: Tensor | None) -> Tensor:
+    return one_TC if other_TC is None else one_TC | other_TC
+
+
+def shares(pairing: Pairing, like_ND: Tensor) -> Tensor | None:
+    """Return one over the number of positives of each row, as (N, 1); None when each has one.
+
+    Where a pairing looks at some rows only, no others are counted.
+    """
+    if pairing.uneven:
+        parts, own = blocks(0, pairing.pairs, _COUNTED), pairing.own or slice(0, pairing.pairs)
+        count_N = like_ND.new_ones(pairing.pairs)
+        for rows in blocks(own.start, own.stop, _COUNTED):
+            count_N[rows] = _positives_of(pairing, rows, parts, like_ND)
+    elif pairing.row.ids is not None:
+        _, group_N, count_G = pairing.row.ids.unique(return_inverse=True, return_counts=True)
+        count_N = count_G[group_N].to(like_ND.dtype)
+    else:
+        return None
+    return count_N.reciprocal().unsqueeze(1)
+
+
+def _positives_of(pairing: Pairing, rows: slice, parts: list[slice], like_ND: Tensor) -> Tensor:
+    """Count the positives of some rows."""
+    count_T = like_ND.new_zeros(length(rows))
+    for columns in parts:
+        count_T += Tile(pairing, rows, columns).positives(like_ND.new_ones(length(rows), length(columns)))
+    return count_T
+
+
+# N pairs, M keys (the N pairs' own, then queued ones)
+
+EARTH_RADIUS_M = 6_371_008.8  # mean radius of WGS 84
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is known of each row or column of the similarities: group, unit-sphere point, hours, data row."""
+
+    ids: Tensor | None = None
+    xyz: Tensor | None = None
+    hours: Tensor | None = None
+    rows: Tensor | None = None
+
+    def followed_by(self, other: Traits) -> Traits:
+        """Return the traits of these rows and then of the other's; a trait only one side knows is dropped."""
+        return Traits(
+            _append(self.ids, other.ids),
+            _append(self.xyz, other.xyz),
+            _append(self.hours, other.hours),
+            _append(self.rows, other.rows),
+        )
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """How N rows relate to M >= N columns: equal indices are a pair; columns from N on are negatives only.
+
+    Attributes:
+        pairs: N.
+        row: Traits of the N rows.
+        column: Traits of the M columns.
+        same_dot: Unit-sphere dot product above which two places are the same; None for no such rule.
+        min_dot: The same above which two places are too near to oppose; None for no such rule.
+        min_hours: Time difference below which two pairs are too near to oppose; None for no such rule.
+        either: Whether one of the last two rules is enough, where there are both.
+        own: The rows that are looked at, as losses of single rows are added up over processes; None: all.
+    """
+
+    pairs: int
+    row: Traits = Traits()
+    column: Traits = Traits()
+    same_dot: float | None = None
+    min_dot: float | None = None
+    min_hours: float | None = None
+    either: bool = False
+    own: slice | None = None
+
+    @staticmethod
+    def of(
+        pairs: int,
+        context: Context | None,
+        device: torch.device,
+        queued: Traits | None = None,
+        own: slice | None = None,
+    ) -> Pairing:
+        """Return the pairing of a batch, its columns followed by those of a queue if there is one."""
+        if context is None:
+            return Pairing(pairs, own=own)
+        row = Traits(
+            None if context.labels_N is None else _own_ids(context.labels_N.to(device)),
+            None if context.xyz_N3 is None else context.xyz_N3.to(device, torch.float64),
+            None if context.hours_N is None else context.hours_N.to(device, torch.float64),
+            None if context.rows_N is None else _own_ids(context.rows_N.to(device)),
+        )
+        column = row if queued is None else row.followed_by(queued)
+        return Pairing(
+            pairs,
+            row,
+            column,
+            _dot_at(context.same_within_m),
+            _dot_at(context.ignore_within_m),
+            context.ignore_within_h,
+            context.ignore_when == "either",
+            own,
+        )
+
+    @property
+    def uneven(self) -> bool:
+        """Whether two positives of each other can have different numbers of positives."""
+        return self.same_dot is not None
+
+
+def _dot_at(metres: float | None) -> float | None:
+    """Return the dot product of two unit-sphere points this far apart along the ground."""
+    return None if metres is None else math.cos(min(metres / EARTH_RADIUS_M, math.pi))
+
+
+def _own_ids(labels_N: Tensor) -> Tensor:
+    """Give each unlabelled pair a group of its own, below -1 so that no unlabelled queued key equals it."""
+    alone_N = -2 - torch.arange(len(labels_N), device=labels_N.device)
+    return torch.where(labels_N < 0, alone_N, labels_N.long())
+
+
+def _append(own: Tensor | None, queued: Tensor | None) -> Tensor | None:
+    return None if own is None or queued is None else torch.cat([own, queued])

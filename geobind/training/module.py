@@ -1,0 +1,228 @@
+"""The encoders of a stage and the losses of its pairs as one module: what a step differentiates."""
+
+# B rows on this rank, N rows on all ranks, R of them that have both of a pair, M modalities, D width
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from geobind.recipe.schema import Bound
+from geobind.scoring import unit
+from geobind.training.distributed import Ranks
+from geobind.training.losses import Context, ContrastiveLoss
+from geobind.training.sync_batchnorm import absent
+
+_FEWEST = 2  # rows with both of a pair: one alone has nothing to be told from
+
+
+class About:
+    """What is known of a step's rows, hidden from Fabric: it casts numbers and refuses frozen values."""
+
+    def __init__(self, context: Context | None) -> None:
+        self.context = context
+
+
+class Losses(NamedTuple):
+    """What a step came to, on every rank the same."""
+
+    total: Tensor  # the sum of the pairs' losses, each times its weight
+    pairs: dict[str, Tensor]  # without gradients; pairs that fewer than two rows have are not there
+    idle: tuple[str, ...]  # what is trained, but not by this step
+
+
+class Compared(NamedTuple):
+    """What a step compares, on every rank the same but for `present_BM`."""
+
+    rows: dict[str, Tensor | None]  # rows (R,) of all ranks that have both of a pair; None: all have
+    names: tuple[str, ...]  # the modalities of those pairs; pairs that fewer than two rows have are left out
+    present_BM: Tensor | None  # which of this rank's rows have which modality; None: all have all
+
+
+class Bind(nn.Module):
+    """Embed every modality of a batch once, gather all ranks' embeddings, and take the loss of every pair.
+
+    Its parts can be called on their own: `compared` tells what a step compares, `embed` embeds inputs of one
+    modality, all or some of them, and `contrast` takes embeddings, wherever they come from. One module holds
+    all encoders because DDP refuses a module with nothing to train, which a frozen encoder alone would be.
+
+    Args:
+        encoders: By modality.
+        losses: By name of a pair. Each pair has its own, for temperatures differ between modalities.
+        pairs: What is compared.
+        ranks: The processes that train together.
+        width: Length D of an embedding.
+        partial: Whether rows may lack modalities.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        losses: Mapping[str, ContrastiveLoss],
+        pairs: Sequence[Bound],
+        ranks: Ranks,
+        width: int,
+        *,
+        partial: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(dict(encoders))
+        self.column = {name: column for column, name in enumerate(encoders)}
+        self.losses = nn.ModuleDict(dict(losses))
+        self.pairs = tuple(pairs)
+        self.ranks = ranks
+        self.width = width
+        self.partial = partial
+        self.spare: dict[str, Any] = {}  # a row for each encoder that all ranks must run, or none
+
+    def forward(
+        self,
+        batches: Any,
+        present_BM: Tensor | None = None,
+        about: About | None = None,
+        part: Callable[[Bind, Any], Any] | None = None,
+    ) -> Any:
+        """Return the losses over all ranks' rows, or what a part of a step gives.
+
+        Args:
+            batches: The prepared inputs of each modality: of the rows that have it, in their order.
+            present_BM: Which rows have which modality, in the encoders' order; needed if rows may lack some.
+            about: What is known of the rows of all ranks.
+            part: What is done instead with `batches`. What does not go through here is not under Fabric's
+                precision and strategy.
+        """
+        if part is not None:
+            return part(self, batches)
+        compared = self.compared(present_BM)
+        there = (name for name in compared.names if name in batches or name in self.spare)
+        # On all ranks in one order, for they may wait for each other inside the encoders.
+        embedded = {n: self.embed(n, batches[n]) if n in batches else self._none_of(n) for n in there}
+        return self.contrast(embedded, compared, about and about.context)
+
+    def compared(self, present_BM: Tensor | None = None) -> Compared:
+        """Tell what a step compares; every rank must ask, for they must agree."""
+        if not self.partial or present_BM is None:
+            return Compared({pair.name: None for pair in self.pairs}, tuple(self.encoders), None)
+        alone = self.ranks.world == 1  # then nothing waits for the accelerator
+        present_NM = self.ranks(present_BM if alone else present_BM.to(_device(self))).cpu()
+        rows: dict[str, Tensor | None] = {}
+        for pair in self.pairs:
+            both_N = present_NM[:, self.column[pair.anchor]] & present_NM[:, self.column[pair.other]]
+            if both_N.sum() >= _FEWEST:
+                rows[pair.name] = None if both_N.all() else both_N.nonzero().flatten()
+        wanted = {name for pair in self.pairs if pair.name in rows for name in pair.both}
+        return Compared(rows, tuple(name for name in self.encoders if name in wanted), present_BM)
+
+    def embed(self, name: str, batch: Any) -> Tensor:
+        """Embed prepared inputs of one modality as unit-length float32 (B, D)."""
+        return unit(self.encoders[name](batch))
+
+    def _none_of(self, name: str) -> Tensor:
+        """Run an encoder for the other ranks' sake; return no embeddings (0, D), which lead back to it."""
+        with absent(self.encoders[name]):
+            return self.embed(name, self.spare[name])[:0]
+
+    def contrast(
+        self, embedded: Mapping[str, Tensor], compared: Compared, context: Context | None = None
+    ) -> Losses:
+        """Return the losses of this rank's embeddings, of the rows that have them, among all ranks'."""
+        local = {name: self._local(name, embedded, compared.present_BM) for name in compared.names}
+        whole = {name: self.ranks(local_BD) for name, local_BD in local.items()}
+        found: dict[str, Tensor] = {}
+        for pair in (pair for pair in self.pairs if pair.name in compared.rows):
+            row_R, sides = compared.rows[pair.name], (whole[pair.anchor], whole[pair.other])
+            own = self.ranks.own(len(local[pair.anchor]), row_R)
+            if row_R is not None:
+                row_R = row_R.to(sides[0].device)
+                sides = (sides[0][row_R], sides[1][row_R])
+            found[pair.name] = self._loss(pair.name, sides, _of_rows(context, row_R), own)
+        idle = tuple(self._trained(but=whole.keys() | found.keys()))
+        total = self._total(found, idle)
+        return Losses(total, {name: loss.detach() for name, loss in found.items()}, idle if found else ())
+
+    def nothing(self) -> Tensor:
+        """Return zero, with a gradient of zeros for all that is trained."""
+        return torch.stack([_nothing(self._part(name)) for name in self._trained()]).sum()
+
+    def rest(self, idle: Iterable[str]) -> None:
+        """Take the zeros back that idle parts were given as gradients, so that no optimizer moves them."""
+        for name in idle:
+            for parameter in self._part(name).parameters():
+                parameter.grad = None
+
+    def _loss(self, name: str, sides: tuple[Tensor, Tensor], context: Context | None, own: slice) -> Tensor:
+        """The loss of a pair; if each rank takes a part of it, the sum of all parts."""
+        loss = self.losses[name]
+        if not loss.local or self.ranks.world == 1:
+            return loss(*sides, context)
+        part = loss(*sides, context, own)
+        # Gradients are averaged over ranks, but parts are to be added.
+        share, whole = self.ranks.world * part, self.ranks(part.detach()[None]).sum()
+        return share + (whole - share).detach()
+
+    def _local(self, name: str, embedded: Mapping[str, Tensor], present_BM: Tensor | None) -> Tensor:
+        """This rank's embeddings of a modality, zeros where a row lacks it (B, D)."""
+        if present_BM is None:
+            return embedded[name]
+        there_B = present_BM[:, self.column[name]]
+        if name in embedded and len(embedded[name]) == len(there_B):
+            return embedded[name]
+        empty_BD = torch.zeros(len(there_B), self.width, device=_device(self), dtype=torch.float32)
+        if name not in embedded:
+            # Gradients are gathered in turn, for which every rank must wait for them.
+            return empty_BD + _nothing(self.encoders[name])
+        row = there_B.nonzero().flatten().to(empty_BD.device)
+        return empty_BD.index_copy(0, row, embedded[name])
+
+    def _total(self, found: Mapping[str, Tensor], idle: Iterable[str]) -> Tensor:
+        parts = [
+            found[pair.name] if pair.weight == 1 else pair.weight * found[pair.name]
+            for pair in self.pairs
+            if pair.name in found
+        ]
+        if self.ranks.world > 1 or not parts:
+            # DDP waits for the gradient of everything it trains.
+            parts += [_nothing(self._part(name)) for name in idle]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    def _trained(self, but: Collection[str] = ()) -> list[str]:
+        return [
+            name
+            for name in (*self.encoders, *self.losses)
+            if name not in but and any(one.requires_grad for one in self._part(name).parameters())
+        ]
+
+    def _part(self, name: str) -> nn.Module:
+        # A pair's name has a dash in it, and no modality's has.
+        return self.losses[name] if name in self.losses else self.encoders[name]
+
+
+def _nothing(module: nn.Module) -> Tensor:
+    """Zero, with a gradient of zeros for all that is trained of a module."""
+    # What is sharded needs none: its gradients are put together where its module ran.
+    trained = [one for one in module.parameters() if one.requires_grad and not isinstance(one, DTensor)]
+    nothing = [parameter[None][:0].sum().float() for parameter in trained]
+    return torch.stack(nothing).sum() if nothing else torch.zeros(())
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _of_rows(context: Context | None, row_R: Tensor | None) -> Context | None:
+    """What is known of some of the rows."""
+    if context is None or row_R is None:
+        return context
+    known = {field.name: getattr(context, field.name) for field in fields(context)}
+    return replace(
+        context,
+        **{name: value[row_R] for name, value in known.items() if isinstance(value, Tensor)},
+    )

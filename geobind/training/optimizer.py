@@ -1,0 +1,182 @@
+"""Optimizer setup, learning-rate schedule and gradient clipping."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.tensor import DTensor
+
+from geobind.recipe.stage_options import Constant, Cosine, WarmRestarts
+from geobind.training.distributed import mean_over_ranks
+from geobind.training.encoder_transforms import compile_encoder, replay
+from geobind.training.fsdp import local, shards
+from geobind.training.gradients import batch_statistics, chunk_rows
+from geobind.training.module import Bind
+from geobind.training.sync_batchnorm import normalise_together, spare_rows
+from geobind.training.trainable import InFloat32, parameter_groups, precision_of, shares_of
+
+if TYPE_CHECKING:
+    from geobind.embedding_cache.build import Stored
+    from geobind.training.stage import Job
+
+
+def learning_rate(step: int, total: int, peak: float, schedule: Constant | Cosine | WarmRestarts) -> float:
+    """Return the learning rate of a step, counted from 0.
+
+    The first `warmup_steps` steps climb in a straight line to the peak. Then, with `t` the steps since the
+    warm-up (or since the last restart) and `T` the steps until the end (or of the period), the rate is
+    final + (peak - final) (1 + cos(pi t / T)) / 2 (SGDR, arXiv:1608.03983 eq. 5).
+
+    Args:
+        step: The step about to be taken.
+        total: Steps of the stage.
+        peak: Highest learning rate.
+        schedule: Its shape.
+    """
+    if step < schedule.warmup_steps:
+        return peak * (step + 1) / schedule.warmup_steps
+    if schedule.name == "constant":
+        return peak
+    since = step - schedule.warmup_steps
+    period = max(1, total - schedule.warmup_steps)
+    if schedule.name == "warm_restarts":
+        period = schedule.period
+        while since >= period:
+            since -= period
+            period *= schedule.multiplier
+            if schedule.multiplier == 1:
+                since %= period
+    lowest = schedule.final * peak
+    return lowest + (peak - lowest) * (1 + math.cos(math.pi * since / period)) / 2
+
+
+_BY_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
+
+
+class Moving(NamedTuple):
+    """A stage's module and optimiser."""
+
+    fabric: Fabric
+    job: Job
+    module: Any  # the `Bind` as Fabric set it up
+    optimizer: Any  # as Fabric set it up
+    adamw: torch.optim.Optimizer  # inside it: what a checkpoint holds the state of
+
+    def set_rate(self, step: int) -> float:
+        """Set the learning rate of a step, and return it."""
+        stage = self.job.stage
+        rate = learning_rate(step, self.job.steps, stage.optimizer.lr, stage.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["share"]
+        return rate
+
+    def step(self) -> Tensor:
+        """Clip the gradient, move the weights, and return the norm that the gradient had."""
+        self.fabric.strategy.precision.unscale_gradients(self.adamw)
+        norm = self._clipped()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def _clipped(self) -> Tensor:
+        """Return the norm of the whole gradient, after scaling it down to `clip_norm` where it is larger."""
+        grads = [p.grad for group in self.adamw.param_groups for p in group["params"] if p.grad is not None]
+        in_shards = shards(self.fabric)
+        own = [grad for grad in grads if not isinstance(grad, DTensor)] if in_shards else grads
+        if in_shards:
+            mean_over_ranks(self.fabric, own)  # nobody else does
+        # A norm that is not finite is left to the recorder, which can name step and rows.
+        norm = torch.nn.utils.get_total_norm(own).to(self.fabric.device)
+        if in_shards:
+            sharded = [grad.to_local() for grad in grads if isinstance(grad, DTensor)]
+            square = torch.nn.utils.get_total_norm(sharded).to(self.fabric.device) ** 2
+            dist.all_reduce(square)
+            norm = (norm**2 + square).sqrt()
+        most = self.job.stage.clip_norm
+        if most is not None and grads:
+            # As torch.nn.utils.clip_grads_with_norm_ does it, which does not take shards.
+            share = torch.clamp(most / (norm + 1e-6), max=1.0)
+            scale: Any = torch._foreach_mul_  # pyright: ignore
+            scale([local(grad) for grad in grads] if in_shards else grads, share)
+        return norm
+
+
+def set_up(fabric: Fabric, job: Job, bind: Bind, stored: Mapping[str, Stored]) -> Moving:
+    """Build the optimiser of what a stage trains, and set both up where the stage runs.
+
+    Args:
+        fabric: Where the stage runs.
+        job: The stage.
+        bind: What it trains.
+        stored: The modalities that are read from the embedding cache.
+    """
+    place = job.recipe.fabric
+    _look_for_nvml_once()
+    if precision_of(job).endswith("-true"):
+        bind.losses = InFloat32(dict(bind.losses.items()))
+    if fabric.world_size > 1:
+        _normalise(fabric, job, bind)
+    if place.checkpoint_activations:
+        _replay(fabric, job)
+    if place.mode:
+        for encoder in bind.encoders.values():
+            compile_encoder(encoder, place.mode, by_block=shards(fabric))
+    module: Any = fabric.setup_module(bind)
+    bind.spare.update(spare_rows(fabric, job, bind.encoders, stored))
+    options = job.stage.optimizer
+    groups = parameter_groups(bind, options, shares_of(job))  # after the module: shards are other parameters
+    # On a CPU the fused kernel goes through the weights once; elsewhere torch knows best. It refuses
+    # gradients that a scaler has scaled down before it, as their norm asks for.
+    scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+    fused = True if fabric.device.type == "cpu" and not scaled else None
+    adamw = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
+    return Moving(fabric, job, module, fabric.setup_optimizers(adamw), adamw)
+
+
+def _look_for_nvml_once() -> None:
+    """Spare the optimiser a search for a library in each step.
+
+    It asks torch for GPUs, whom Fabric tells to count them by NVML before CUDA starts. Where that cannot be
+    loaded, torch looks for it each time anew, and then counts without it.
+    """
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")  # as torch does it
+    except OSError:
+        os.environ.pop(_BY_NVML, None)
+
+
+def _replay(fabric: Fabric, job: Job) -> None:
+    for name, encoder in job.encoders.items():
+        if name in job.stage.parts and not replay(encoder) and fabric.is_global_zero:
+            print(
+                f"{job.stage.name}: the encoder of '{name}' has no blocks, so that checkpoint_activations "
+                f"saves no memory in it",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _normalise(fabric: Fabric, job: Job, bind: Bind) -> None:
+    """Have batch norms take statistics of all processes' rows, or say that each takes its own."""
+    if chunk_rows(job.stage, fabric.world_size) is not None:
+        return  # they are those of a chunk, of which the first process warns
+    if job.recipe.fabric.sync_batchnorm:
+        fused = fabric.device.type == "cuda" and not job.partial
+        for encoder in bind.encoders.values():
+            normalise_together(encoder, fused=fused)
+    elif (names := batch_statistics(bind.encoders)) and fabric.is_global_zero:
+        print(
+            f"warning: stage '{job.stage.name}': {', '.join(names)} trains BatchNorm, whose statistics are "
+            f"those of each process's own rows, so that the result depends on the number of processes",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,94 @@
+"""What a finished run leaves: the bundle, what was measured as JSON, and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from geobind.binder import Binder
+from geobind.bundles import bundle
+from geobind.data.sources import TableRows
+from geobind.data.table import Table, licences
+from geobind.recipe import Recipe
+from geobind.training.final_evaluation import Measured
+from geobind.training.stability import gathered
+from geobind.training.stage_data import Sources
+from geobind.utils import files, system
+
+_MOST_LICENCES = 30  # named one by one for a source; the others are counted together
+_OTHERS = "others"
+_ALONE = ("quarantined", "parts", "proof")  # of a stage, not told again in the bundle
+
+
+def leave(
+    recipe: Recipe,
+    binder: Binder,
+    stages: list[dict[str, Any]],
+    sources: Sources,
+    measured: Measured | None,
+    folder: Path,
+) -> None:
+    """Write the bundle, the measurements on their own, and the report.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written.
+    """
+    parts = measured.parts() if measured else {}
+    told = [{field: value for field, value in stage.items() if field not in _ALONE} for stage in stages]
+    retrieval = parts.get("retrieval", {})
+    others = {name: part for name, part in parts.items() if name != "retrieval"}
+    binder.card = bundle.card_of(
+        binder,
+        name=recipe.name,
+        recipe=recipe.written,
+        stages=told,
+        metrics={**retrieval, **others},
+        data=list(data_facts(recipe, sources, measured)),
+        author=recipe.card.model_dump(mode="json"),
+        proof=gathered(stages),
+        calibration=measured.calibrated.calibration if measured and measured.calibrated else None,
+    )
+    binder.save(folder / "bundle")
+    for name, part in parts.items():
+        files.write_json(folder / f"{name}.json", part)
+    _say_finished(folder)
+    from geobind.report import write_report  # matplotlib: not before it is needed
+
+    write_report(
+        folder,
+        binder=binder,
+        table=measured.table if measured else None,
+        held_out=measured.held_out if measured else None,
+        embedded=measured.embedded if measured else None,
+    )
+
+
+def _say_finished(folder: Path) -> None:
+    facts = files.read_json(folder / "run.json")
+    finished = {"finished": system.now(), "peak_memory_bytes": system.highest_bytes()}
+    files.write_json(folder / "run.json", {**facts, **finished})
+
+
+def data_facts(recipe: Recipe, sources: Sources, measured: Measured | None) -> Iterator[dict[str, Any]]:
+    """Yield what each set of rows was used for, how many there are, and under which licences."""
+    for stage in recipe.stages:
+        for source in sources.rows(stage).sources:
+            facts = {"used_for": "training", "stage": stage.name, "source": source.name, "split": stage.split}
+            table = source.rows.table if isinstance(source.rows, TableRows) else None
+            yield {**facts, "rows": len(source.rows), "licences": _licences(table)}
+    for use, table in (
+        ("calibrating", measured and measured.calibrating),
+        ("measuring", measured and measured.held_out),
+    ):
+        if table is not None:
+            facts = {"used_for": use, "source": table.name, "split": table.view}
+            yield {**facts, "rows": len(table), "licences": _licences(table)}
+
+
+def _licences(table: Table | None) -> dict[str, int]:
+    found = licences(table) if table else {}
+    named = dict(islice(found.items(), _MOST_LICENCES))
+    left = sum(found.values()) - sum(named.values())
+    return {**named, _OTHERS: left} if left else named

@@ -1,0 +1,198 @@
+"""Stage fingerprints, the lock of a run folder, hints on how to resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, cast
+
+from geobind import plugins
+from geobind.data.manifest import contents_of_manifest
+from geobind.errors import StorageError
+from geobind.recipe import Recipe, Stage
+from geobind.utils import files, system
+from geobind.utils.hashing import fingerprint
+
+# Fields that change no result, and fields younger than runs that lie on disks: those count once they are set.
+_WITHOUT_EFFECT = ("checkpoint_seconds",)
+_YOUNGER = ("watch", "ema", "chunk", "accumulate")
+_YOUNGER_OF_LOSS = ("local",)
+_PLAIN = "32-true"
+_ALONE = ("seed", "width", "precision")  # parts that are one value
+_MOST = 4  # reasons named in a line
+
+
+def stage_folders(recipe: Recipe, folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield each stage's folder inside a run's, and the fingerprint of all that its result depends on."""
+    key = fingerprint(recipe.seed, recipe.width)
+    for number, stage in enumerate(recipe.stages, start=1):
+        key = fingerprint(key, *_facts(recipe, stage).values())
+        yield folder / "stages" / f"{number:02d}_{stage.name}", key
+
+
+def parts_of(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """What a stage's result depends on, the stages before it named alone: the order is that of `why`."""
+    before = [one.name for one in recipe.stages[: recipe.stages.index(stage)]]
+    return {"seed": recipe.seed, "width": recipe.width, "before": before, **_facts(recipe, stage)}
+
+
+def why(done: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
+    """Say why a stage that was finished is run again.
+
+    Args:
+        done: The `stage.json` that it left.
+        parts: What `parts_of` says now.
+    """
+    was = done.get("parts")
+    if not isinstance(was, dict):
+        return "something that it depends on changed"
+    words = {"before": "the stages before it: ", "data": "the data: ", "plugins": "the plugin version of "}
+    words["contents"] = "the content of "
+    known = cast("dict[str, Any]", was)
+    found = [
+        f"{words.get(part, '')}{change}"
+        for part in dict.fromkeys((*parts, *known))
+        for change in _changes(known.get(part), parts.get(part), part if part in _ALONE else "")
+    ]
+    if not found:
+        return "a stage before it was run again"
+    return "; ".join(found[:_MOST]) + (f"; and {len(found) - _MOST} more" if len(found) > _MOST else "")
+
+
+def _facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    sides, precision = recipe.names_of(stage), stage.precision or recipe.fabric.precision
+    facts = {
+        "stage": _options(stage),
+        "modalities": {name: recipe.built[name].model_dump(mode="json") for name in sides},
+        "plugins": {name: plugins.registry().plugins[name].source.version for name in sides},
+        "data": [options.model_dump(mode="json") for options in recipe.tables_of(stage)],
+    }
+    if contents := _manifests(recipe, stage):
+        facts["contents"] = contents
+    # Only where it is not told by the stage, nor what it was before anybody asked.
+    return facts if stage.precision or precision == _PLAIN else {**facts, "precision": precision}
+
+
+def _manifests(recipe: Recipe, stage: Stage) -> dict[str, str]:
+    """What is in the manifests that a stage reads; the files that they name are not looked at."""
+    paths = {options.manifest for options in recipe.tables_of(stage) if options.manifest is not None}
+    return {str(path): contents_of_manifest(recipe.base / path)[:12] for path in sorted(paths)}
+
+
+def _options(stage: Stage) -> dict[str, Any]:
+    """The options of a stage that its result depends on."""
+    said = stage.model_dump(mode="json", exclude=set(_WITHOUT_EFFECT))
+    for options, values, younger in ((stage, said, _YOUNGER), (stage.loss, said["loss"], _YOUNGER_OF_LOSS)):
+        for name in younger:
+            field = type(options).model_fields.get(name)
+            if field is not None and getattr(options, name) == field.get_default():
+                values.pop(name, None)
+    return said
+
+
+def _changes(was: Any, now: Any, path: str) -> Iterator[str]:
+    """Yield what differs between plain values, each with where."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        there = cast("dict[str, Any]", was), cast("dict[str, Any]", now)
+        for key in dict.fromkeys((*there[0], *there[1])):
+            yield from _changes(there[0].get(key), there[1].get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        for number, (one, other) in enumerate(zip(was, now, strict=True)):
+            yield from _changes(one, other, f"{path}.{number}" if path else str(number))
+    elif was != now:
+        yield f"{path or 'it'} was {_short(was)} and is {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+try:
+    import fcntl
+except ImportError:  # then nothing is locked
+    fcntl = None
+
+LOCK = "run.lock"
+
+
+@contextmanager
+def alone_in(folder: Path) -> Generator[None]:
+    """Keep other processes out of a run's folder while the block runs.
+
+    The system lets go of the lock when the process ends, however it ends; a file that a killed process has
+    left behind is nobody's. Processes that load data inherit files but not this kind of lock.
+
+    Raises:
+        StorageError: Another process works there, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _locked(folder / LOCK)
+    except OSError as error:
+        raise files.refusal(folder / LOCK, error) from error
+    try:
+        with suppress(OSError):  # a full disk costs others the name of the process
+            file.truncate(0)
+            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": system.now()}))
+            file.flush()
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / LOCK).unlink()
+        with suppress(OSError):
+            file.close()
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run has left something in its folder that can be gone on with."""
+    made = (folder / "metrics.csv", *(folder / "stages").rglob("*"))
+    return any(path.is_file() for path in made)
+
+
+@contextmanager
+def gone_on_with(folder: Path | None) -> Generator[None]:
+    """Say of whatever ends the block early that the run in `folder` can be gone on with."""
+    try:
+        yield
+    except BaseException as error:
+        if folder is not None and begun(folder) and "--resume" not in str(error):
+            error.add_note(f"what is finished lies in {folder}; --resume goes on with it")
+        raise
+
+
+def _locked(path: Path) -> IO[str]:
+    """Open the file that stands for the folder, with a lock on it."""
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        if fcntl is None:
+            return file
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            who = _told(file.read())
+            file.close()
+            raise StorageError(
+                f"{path.parent}: {who} is running there; wait for it, end it, or choose another "
+                "folder (--out)"
+            ) from None
+        except OSError:  # some network file systems have no locks
+            return file
+        # Whoever had it before has removed the file: then this lock is on no file any more.
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        file.close()
+
+
+def _told(text: str) -> str:
+    try:
+        facts = json.loads(text)
+        return f"process {facts['pid']} on {facts['host']}, since {facts['since']},"
+    except (ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,148 @@
+"""The figures of a run: metrics.csv and validation.csv, and the loggers that the recipe names."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from geobind.loggers import About, Logger, Writer, make
+from geobind.recipe import Recipe
+from geobind.recipe.parsing import dump
+from geobind.recipe.validation import named
+from geobind.training.metrics import FIELDS, Metrics
+from geobind.training.validation import fields
+
+VALIDATION = "validation.csv"
+_FIRST = ("stage", "step")
+
+
+class Figures(NamedTuple):
+    """Where the figures of a run go."""
+
+    metrics: Metrics
+    validations: Metrics
+
+
+def take_over(folder: Path, other: Path, stage: str) -> None:
+    """Take the figures of a stage from another run's folder, in place of those that are there."""
+    for name, first in (("metrics.csv", FIELDS), (VALIDATION, _FIRST)):
+        if (other / name).exists():
+            Metrics(folder / name, first=first).take_over(Metrics(other / name, first=first), stage)
+
+
+@contextmanager
+def figures_of(recipe: Recipe, folder: Path, more: Sequence[str]) -> Generator[Figures]:
+    """Open the figures of a run; loggers are opened by the first process alone, as each stage begins.
+
+    Args:
+        recipe: Names the loggers.
+        folder: Of the run.
+        more: Columns of metrics.csv beside the usual ones.
+    """
+    loggers = Loggers(recipe, folder)
+    try:
+        yield Figures(
+            Logged(folder / "metrics.csv", more, loggers),
+            Logged(folder / VALIDATION, fields(recipe), loggers, first=_FIRST, kind="validation/"),
+        )
+    finally:
+        loggers.close()
+
+
+class Logged(Metrics):
+    """A file of figures whose rows go to the loggers too.
+
+    Args:
+        path: The file.
+        more: Its columns beside the first.
+        loggers: The loggers.
+        first: Its first columns.
+        kind: What the names of its figures begin with there.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        more: Sequence[str],
+        loggers: Loggers,
+        *,
+        first: Sequence[str] = FIELDS,
+        kind: str = "",
+    ) -> None:
+        super().__init__(path, more, first)
+        self.loggers, self.kind = loggers, kind
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Drop rows of a stage from `step` on, here and in the loggers."""
+        super().rewind(stage, step)
+        self.loggers.begin(stage, step)
+
+    def add(self, stage: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Append rows of a stage."""
+        super().add(stage, rows)
+        for row in rows:
+            self.loggers.write(_numbers(row, self.kind), int(row["step"]))
+
+
+class Loggers:
+    """The loggers of a recipe; one that fails is left out of the rest of the run, which goes on.
+
+    Args:
+        recipe: Names them.
+        folder: Of the run.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
+        self._loggers: dict[str, Logger] = {
+            name: make(name, opts) for name, opts in map(named, recipe.loggers)
+        }
+        self._writers: dict[str, Writer] = {}
+        self._stage: str | None = None
+
+    def begin(self, stage: str, first_step: int) -> None:
+        """Open the writers of a stage."""
+        if stage == self._stage:
+            return
+        self.close()
+        self._stage = stage
+        text = dump(self.recipe.written)
+        about = About(self.recipe.name, self.folder, stage, first_step, self.recipe.written, text)
+
+        def open_one(name: str) -> None:
+            self._writers[name] = self._loggers[name].open(about)
+
+        self._each(list(self._loggers), open_one)
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """Hand figures of a step to all."""
+        self._each(list(self._writers), lambda name: self._writers[name].numbers(values, step))
+
+    def close(self) -> None:
+        """Close the writers of the stage."""
+        self._each(list(self._writers), lambda name: self._writers[name].close())
+        self._writers.clear()
+
+    def _each(self, names: Sequence[str], what: Callable[[str], None]) -> None:
+        for name in names:
+            try:
+                what(name)
+            except Exception as error:  # hours of training do not end because a server is away
+                self._loggers.pop(name, None)
+                self._writers.pop(name, None)
+                reason = " ".join(str(error).split()) or type(error).__name__
+                print(
+                    f"warning: logger '{name}' failed and is left out from now on: {reason}", file=sys.stderr
+                )
+
+
+def _numbers(row: Mapping[str, Any], kind: str) -> dict[str, float]:
+    """The figures of a row; `loss:one-other`, of one of several pairs, becomes `loss/one-other`."""
+    found: dict[str, float] = {}
+    for name, value in row.items():
+        if name not in ("step", "stage", "source", "seconds") and value not in ("", None):
+            found[f"{kind}{name}".replace(":", "/")] = float(value)
+    return found

@@ -1,0 +1,222 @@
+"""Prove that a stage left the embeddings of what it does not train as they were, to the bit."""
+
+# N rows, D width
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from geobind.binder import Binder
+from geobind.bundles.stability import Proof, StageProof, State, difference, digest_of_embeddings
+from geobind.data.loader import collate
+from geobind.data.table import Table
+from geobind.embedding_cache.loader import Cells
+from geobind.errors import DataError, TrainingError
+from geobind.inference import moved, still
+from geobind.recipe import Recipe
+from geobind.training.stage_data import Sources
+from geobind.training.trainable import check_frozen
+from geobind.utils import system
+from geobind.utils.hashing import fingerprint
+
+ROWS = 32  # of each modality, in one forward pass
+_LOOKED = 2 * ROWS  # some of them may be broken
+
+
+class _Rows(NamedTuple):
+    """Rows of one modality, prepared as for evaluation."""
+
+    where: str  # the table and its split
+    keys: tuple[str, ...]
+    batch: Any
+
+    @property
+    def name(self) -> str:
+        """A hash of which rows they are."""
+        return fingerprint(self.where, list(self.keys))
+
+
+class _Left(NamedTuple):
+    """What a stage left of a modality: if it is still there to the bit, so are its embeddings."""
+
+    weights: str  # a hash
+    others: str  # a hash of the buffers that its weights' hash is not of
+    device: torch.device
+
+
+class Prover:
+    """Embeds the same rows before and after each stage, on one thread where a CPU computes.
+
+    The rows are the first that `evaluate` measures on, of a modality without such the first that a stage
+    has; so a stage at the end of a recipe changes none of them. They are prepared once. After a stage all
+    are embedded; before the next one only those whose encoder's bits are not what this process hashed then.
+
+    Args:
+        recipe: Its modalities.
+        sources: Their rows.
+        binder: Their encoders.
+    """
+
+    def __init__(self, recipe: Recipe, sources: Sources, binder: Binder) -> None:
+        self.recipe, self.sources, self.binder = recipe, sources, binder
+        self._rows: dict[str, _Rows | None] = {}
+        self._left: dict[str, tuple[_Left, State]] = {}
+
+    def states(self, fabric: Fabric) -> dict[str, State]:
+        """Return what every modality is now."""
+        with _one_thread():
+            return {name: self._state(fabric, name) for name in self.binder.modalities}
+
+    def proof(
+        self, fabric: Fabric, stage: str, trained: Sequence[str], before: Mapping[str, State]
+    ) -> StageProof:
+        """Compare every modality with what it was before a stage.
+
+        Raises:
+            TrainingError: The weights of an encoder changed that the stage does not train.
+        """
+        self._left.clear()  # what the stage has done to its encoders shows in their embeddings alone
+        after = self.states(fabric)
+        moved_ones = [n for n in after if n not in trained and after[n].weights != before[n].weights]
+        if moved_ones:
+            now = {name: after[name].weights for name in moved_ones}  # before they were embedded
+            check_frozen(now, {n: system.digest(self.binder.encoders[n]) for n in now}, stage)
+            raise TrainingError(
+                f"stage '{stage}' changed the weights of {', '.join(moved_ones)}, which it does not train; "
+                f"encoders of different modalities must not share modules"
+            )
+        return StageProof(
+            stage=stage,
+            trained=tuple(trained),
+            before=dict(before),
+            after=after,
+            keys={name: rows.keys for name, rows in self._rows.items() if rows},
+            made_by=system.versions() | {"device": str(fabric.device), "batch": str(ROWS)},
+        )
+
+    def _state(self, fabric: Fabric, name: str) -> State:
+        encoder = self.binder.encoders[name]
+        weights = system.digest(encoder)
+        if name not in self._rows:
+            self._rows[name] = _rows_of(self.recipe, self.sources, name)
+        rows = self._rows[name]
+        if rows is None:
+            return State(weights=weights)
+        now = _Left(weights, _hash_of_unsaved(encoder), fabric.device)
+        before = self._left.get(name)
+        if before is None or before[0] != now:
+            self._left[name] = now, self._embedded(fabric, name, rows, weights)
+        return self._left[name][1]
+
+    def _embedded(self, fabric: Fabric, name: str, rows: _Rows, weights: str) -> State:
+        encoder = self.binder.encoders[name]
+        home = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+        try:
+            with still(encoder.to(fabric.device)):
+                embedding_ND = self.binder(name, moved(rows.batch, fabric.device))
+        finally:
+            encoder.to(home)
+        embeddings = digest_of_embeddings(embedding_ND)
+        return State(weights=weights, rows=rows.name, count=len(rows.keys), embeddings=embeddings)
+
+
+def _hash_of_unsaved(encoder: nn.Module) -> str:
+    """Hash the buffers that are in no state dict."""
+    saved = encoder.state_dict().keys()
+    return system.digest_of({key: value for key, value in encoder.named_buffers() if key not in saved})
+
+
+def gathered(stages: Sequence[Mapping[str, Any]]) -> Proof:
+    """Put the proofs of all stages together, those of stages that were finished before included."""
+    found = [StageProof.model_validate(stage["proof"]) for stage in stages if stage.get("proof")]
+    return Proof(stages=tuple(found))
+
+
+def told(proof: StageProof, last: Mapping[str, Any] | None) -> list[str]:
+    """Say what a stage left as it was, and what became different between it and the one before it.
+
+    Args:
+        proof: Of the stage.
+        last: The `stage.json` of the one before it, if there is one.
+    """
+    lines: list[str] = []
+    same = ", ".join(f"{n} ({_count(proof.after[n])})" for n in proof.identical)
+    if same:
+        lines.append(f"bit-identical to before: {same}")
+    strays = [name for name in proof.changed if name not in proof.trained]
+    if strays:
+        lines.append(
+            f"warning: {', '.join(strays)} embed the same rows to other bits with the same weights: "
+            f"an encoder gives another result each time"
+        )
+    if last and last.get("proof"):
+        was = StageProof.model_validate(last["proof"]).after
+        for name in was:
+            if name in proof.before and (said := difference(was[name], proof.before[name])):
+                lines.append(f"warning: '{name}' is not what stage '{last['name']}' left: {said}")
+    return lines
+
+
+def _count(state: State) -> str:
+    return f"{state.count} rows embedded" if state.count else "weights; it has no rows to embed"
+
+
+def _rows_of(recipe: Recipe, sources: Sources, name: str) -> _Rows | None:
+    where, cells, keys = _found(recipe, sources, name)
+    good: list[tuple[str, Any]] = []
+    for key, cell in islice(zip(keys, cells, strict=True), _LOOKED):
+        try:
+            raw = cell()
+            good.append((key, recipe.built[name].prepare(raw[0] if isinstance(raw, list) else raw)))
+        except DataError:
+            continue  # a stage that needs it counts it as broken
+        if len(good) == ROWS:
+            break
+    if not good:
+        return None
+    return _Rows(where, tuple(key for key, _ in good), collate([prepared for _, prepared in good]))
+
+
+def _found(recipe: Recipe, sources: Sources, name: str) -> tuple[str, list[Any], list[str]]:
+    """Find rows that have a modality: where they are, what reads each, and their keys."""
+    table = sources.measured_on()
+    if table is not None and len(table.rows_with([name])):
+        return _of_table(table, name)
+    for stage in recipe.stages:
+        if name in recipe.names_of(stage):
+            rows = sources.rows(stage)
+            cells = Cells(rows, name)
+            there = [
+                s.rows.rows_with([name]) + first for s, first in zip(rows.sources, rows.starts, strict=True)
+            ]
+            picked = [int(row) for part in there for row in part[:_LOOKED]][:_LOOKED]
+            keys = [rows[row].key for row in picked]
+            where = f"split '{stage.split}' of {', '.join(s.name for s in rows.sources)}"
+            return where, [partial(cells.__getitem__, row) for row in picked], keys
+    return "", [], []
+
+
+def _of_table(table: Table, name: str) -> tuple[str, list[Any], list[str]]:
+    taken = table.take(table.rows_with([name])[:_LOOKED])
+    samples = taken.samples(name)
+    reads = [partial(samples.__getitem__, row) for row in range(len(taken))]
+    return f"split '{table.view}' of {table.name}", reads, [taken.keys[row] for row in range(len(taken))]
+
+
+@contextmanager
+def _one_thread() -> Generator[None]:
+    """Compute on one thread: how sums are shared among threads changes their last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

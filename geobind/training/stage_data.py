@@ -1,0 +1,199 @@
+"""The rows a recipe's stages read, and those it is measured on."""
+
+# R rows of a table that a stage uses
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from geobind.binder import Binder
+from geobind.data.options import DataOptions, MixedData
+from geobind.data.sampler import Mixture, Source
+from geobind.data.sources import OwnRows, TableRows
+from geobind.data.table import Table, open_table
+from geobind.errors import DataError, RecipeError
+from geobind.evaluation import Leakage, leakage
+from geobind.evaluation.split_leakage import Looked
+from geobind.recipe import Recipe, Stage
+from geobind.training.final_evaluation import Measured, check_rows, first_rows, measure_all, warned
+from geobind.training.validation import check_held, fewer
+
+_FEWEST = 2  # rows that two modalities must share to be compared
+
+
+class Sources:
+    """The tables a recipe reads, each opened once."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.tables: dict[str, Table] = {}
+        self._rows: dict[str, Mixture] = {}
+        self._held: dict[str, Mixture] = {}
+        self._leaks: dict[str, Leakage] = {}
+        self._looked: Looked = {}
+        for stage in recipe.stages:
+            for options in recipe.tables_of(stage):
+                self._open(options)
+            if stage.watch and stage.watch.data:
+                self._open(stage.watch.data)
+        self._table(self._evaluated())
+
+    def rows(self, stage: Stage) -> Mixture:
+        """The rows a stage trains on: the pairs that its modalities bring, and those of its tables.
+
+        Raises:
+            DataError: A table has no row to train on, or two modalities that are compared share no rows.
+        """
+        if stage.name not in self._rows:
+            sources = self._sources(stage)
+            names = [source.name for source in sources]
+            for number, source in enumerate(sources):
+                if names.index(source.name) < number:
+                    sources[number] = source._replace(name=f"{source.name} ({number + 1})")
+            self._rows[stage.name] = Mixture(tuple(sources))
+            self._check(stage, self._rows[stage.name])
+        return self._rows[stage.name]
+
+    def held(self, stage: Stage) -> Mixture | None:
+        """The rows a stage is watched on, None if it is not.
+
+        Raises:
+            DataError: There are none, or too few to tell good embeddings from bad ones.
+        """
+        watch = stage.watch
+        if watch is None:
+            return None
+        if stage.name not in self._held:
+            other = {"data": watch.data} if watch.data else {}
+            try:
+                asked = stage.model_copy(update={"split": watch.split, **other})
+                rows = fewer(Mixture(tuple(self._sources(asked, own=not watch.data))), watch.limit)
+            except DataError as error:
+                raise DataError(
+                    f"stage '{stage.name}' cannot be watched: {error}\n  name rows to watch it on with "
+                    f"`watch.split` and `watch.data`; toy Earth has some with `toyearth: {{validation: 500}}`"
+                ) from error
+            check_held(self.recipe, stage, rows)
+            self._held[stage.name] = rows
+        return self._held[stage.name]
+
+    def _sources(self, stage: Stage, *, own: bool = True) -> list[Source]:
+        anchor = self.recipe.anchor_of(stage)
+        found: list[Source] = []
+        others: list[str] = []
+        for name in stage.aligned:
+            brought = self.recipe.built[name].pairs(stage.split, anchor) if own else None
+            if brought is None:
+                others.append(name)
+            else:
+                found.append(Source(f"the pairs of '{name}'", OwnRows(brought, anchor, name)))
+        tables = self.recipe.tables_of(stage, others) if others else ()
+        if not found and not tables:
+            raise RecipeError(
+                f"stage '{stage.name}': '{others[0]}' brings no pairs and the recipe names no data"
+            )
+        return found + [self._source(stage, options, others) for options in tables]
+
+    def _source(self, stage: Stage, options: DataOptions, others: Sequence[str]) -> Source:
+        anchor = self.recipe.anchor_of(stage)
+        table = self._open(options).split(stage.split)
+        weight = options.weight if isinstance(options, MixedData) else None
+        if len(stage.aligned) == 1:
+            return Source(
+                table.name, TableRows(table.pairs(anchor, others[0]).table, (anchor, others[0])), weight
+            )
+        names = tuple(name for name in (anchor, *others) if name in table.columns)
+        pairs = [pair for pair in self.recipe.pairs_of(stage) if pair.both <= set(names)]
+        row_R = np.unique(np.concatenate([np.zeros(0, int), *(table.rows_with(pair.both) for pair in pairs)]))
+        if not len(row_R):
+            wanted = ", ".join(pair.name for pair in self.recipe.pairs_of(stage))
+            raise DataError(
+                f"{table.name}: no row of split '{stage.split}' has both of a pair that stage '{stage.name}' "
+                f"compares ({wanted}); its columns are read as {', '.join(table.columns)}: map others with "
+                f"`columns`, or use another table"
+            )
+        return Source(table.name, TableRows(table.take(row_R), names), weight)
+
+    def _check(self, stage: Stage, rows: Mixture) -> None:
+        pairs = self.recipe.pairs_of(stage)
+        for pair in pairs if len(pairs) > 1 else ():
+            if rows.having(pair.both) < _FEWEST:
+                where = ", ".join(source.name for source in rows.sources)
+                raise DataError(
+                    f"stage '{stage.name}': of {where} only {rows.having(pair.both)} rows have both "
+                    f"'{pair.anchor}' and '{pair.other}', and it takes {_FEWEST} to compare; give data that "
+                    f"has both, or compare less (`align`, `pairs`)"
+                )
+
+    def check(self) -> None:
+        """See that the rows to measure on have what the recipe's `evaluate` asks for.
+
+        Raises:
+            DataError: They have not.
+        """
+        options, table = self.recipe.evaluate, self._table(self._evaluated())
+        if options is not None and table is not None:
+            check_rows(table, options)
+
+    def measure(self, binder: Binder) -> Measured | None:
+        """Measure what the recipe's `evaluate` asks for."""
+        options, data = self.recipe.evaluate, self._evaluated()
+        table = self._table(data)
+        if options is None or data is None or table is None:
+            return None
+        trained = {pair.both for stage in self.recipe.stages for pair in self.recipe.pairs_of(stage)}
+        warnings = dict.fromkeys(leak.warning for leak in self.leakage().values() if leak.warning)
+        return warned(measure_all(binder, table, data, trained, options), tuple(warnings))
+
+    def measured_on(self) -> Table | None:
+        """The rows that `evaluate` measures on."""
+        options, table = self.recipe.evaluate, self._table(self._evaluated())
+        if options is None or table is None:
+            return None
+        return first_rows(table.split(options.split), options.limit)
+
+    def leakage(self) -> dict[str, Leakage]:
+        """What the rows measured on share with each stage's training rows, where both are tables."""
+        held_out = self.measured_on()
+        if held_out is None or self._leaks:
+            return self._leaks
+        for stage in self.recipe.stages:
+            self._leaks |= self._shared(stage, held_out)
+        return self._leaks
+
+    def leakage_of_watched(self) -> dict[str, Leakage]:
+        """What the rows that stages are watched on share with those they train on, where both are tables."""
+        found: dict[str, Leakage] = {}
+        for stage in self.recipe.stages:
+            held = self.held(stage)
+            for source in held.sources if held else ():
+                if isinstance(source.rows, TableRows):
+                    shared = self._shared(stage, source.rows.table)
+                    found |= {f"{name}, watched on {source.name}": leak for name, leak in shared.items()}
+        return found
+
+    def _shared(self, stage: Stage, test: Table) -> dict[str, Leakage]:
+        """What rows share with each table that a stage trains on."""
+        sources = self.rows(stage).sources
+        return {
+            stage.name if len(sources) == 1 else f"{stage.name}: {source.name}": leakage(
+                source.rows.table, test, source.rows.names, looked=self._looked
+            )
+            for source in sources
+            if isinstance(source.rows, TableRows)
+        }
+
+    def _evaluated(self) -> DataOptions | None:
+        evaluate = self.recipe.evaluate
+        return (evaluate.data or self.recipe.data) if evaluate else None
+
+    def _table(self, options: DataOptions | None) -> Table | None:
+        return None if options is None else self._open(options)
+
+    def _open(self, options: DataOptions) -> Table:
+        name = options.model_dump_json(exclude={"weight"})
+        if name not in self.tables:
+            self.tables[name] = open_table(options, self.recipe.base, tuple(self.recipe.modalities))
+        return self.tables[name]

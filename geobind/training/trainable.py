@@ -1,0 +1,310 @@
+"""Trainable parts of an encoder, parameter groups, the freezing of the rest, and precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from geobind.errors import RecipeError, TrainingError
+from geobind.recipe.stage_options import AdamW, Full, Head, Last, Lora, Part
+from geobind.training.blocks import last_parameters, rate_shares
+from geobind.training.distributed import alike
+from geobind.training.encoder_transforms import as_written, compiling, keep_again
+from geobind.training.fsdp import make_whole
+from geobind.training.lora import (
+    check_lora,
+    insert,
+    merge,
+    set_adapters_trainable,
+    take_out,
+    tensors_of,
+    trained_state,
+)
+from geobind.training.sync_batchnorm import normalise_alone
+from geobind.utils import files
+from geobind.utils.hashing import seed_of
+from geobind.utils.system import digest
+
+if TYPE_CHECKING:
+    from geobind.training.stage import Job
+
+
+def set_trainable(name: str, encoder: nn.Module, part: Part | None) -> None:
+    """Make an encoder trainable: as a whole, in part, or not at all.
+
+    What is not trained has no gradients and is in eval mode, so that neither batch statistics nor dropout
+    change it or make it noisy.
+
+    Raises:
+        RecipeError: It has no such part.
+    """
+    encoder.requires_grad_(isinstance(part, Full))
+    encoder.train(isinstance(part, Full))
+    if isinstance(part, Last):
+        for parameter in last_parameters(name, encoder, part.blocks):
+            parameter.requires_grad_(True)
+        _train_with_parameters(encoder)
+    if isinstance(part, Lora):
+        set_adapters_trainable(encoder)
+    if isinstance(part, Head) or (isinstance(part, Lora) and part.head and _has_head(encoder)):
+        head = head_of(name, encoder)
+        head.requires_grad_(True)
+        head.train()
+
+
+def head_of(name: str, encoder: nn.Module) -> nn.Module:
+    """Return the head of an encoder.
+
+    Raises:
+        RecipeError: It has none, or one without parameters.
+    """
+    if not _has_head(encoder):
+        raise RecipeError(
+            f"the encoder of '{name}' has no head with parameters to train; "
+            f"give the modality a head (for built-in ones `head: linear`) or train it whole"
+        )
+    return encoder.get_submodule("head")
+
+
+def frozen_digests(encoders: Mapping[str, nn.Module], parts: Mapping[str, Part]) -> dict[str, str]:
+    """Hash what a stage must not change, by modality; an encoder with adapters must be without them."""
+    return {
+        name: digest(encoder, but=loose_names(encoder, parts.get(name)))
+        for name, encoder in encoders.items()
+        if not isinstance(parts.get(name), Full)
+    }
+
+
+def check_frozen(before: Mapping[str, str], after: Mapping[str, str], stage: str) -> None:
+    """Check that everything frozen is bit-equal to what it was.
+
+    Raises:
+        TrainingError: An encoder changed; its plugin updates weights or buffers in its forward pass.
+    """
+    moved = [name for name in before if before[name] != after[name]]
+    if moved:
+        raise TrainingError(
+            f"stage '{stage}': frozen weights of {', '.join(moved)} changed; the plugin's encoder updates "
+            f"parameters or buffers in forward even in eval mode, which its contract forbids"
+        )
+
+
+def parameter_groups(
+    module: nn.Module, options: AdamW, shares: Mapping[nn.Parameter, float] | None = None
+) -> list[dict[str, list[Tensor] | float]]:
+    """Group what is trained for AdamW: no weight decay on biases, norms and the loss's own scalars.
+
+    Args:
+        module: What is trained.
+        options: The optimiser's.
+        shares: The share of the learning rate that a parameter gets, for those that do not get all of it.
+
+    Returns:
+        Groups as torch takes them; `share` is the group's share of the learning rate.
+    """
+    groups: dict[tuple[bool, float, bool], list[Tensor]] = {}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            share = (shares or {}).get(parameter, 1.0)
+            # torch takes no shards and whole tensors in one operation.
+            key = (parameter.ndim < 2, share, isinstance(parameter, DTensor))
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": groups[key], "weight_decay": 0.0 if key[0] else options.weight_decay, "share": key[1]}
+        for key in sorted(groups)
+    ]
+
+
+def _has_head(encoder: nn.Module) -> bool:
+    head = getattr(encoder, "head", None)
+    return isinstance(head, nn.Module) and any(True for _ in head.parameters())
+
+
+def _train_with_parameters(module: nn.Module) -> None:
+    """Put the modules in training mode whose parameters are all trained, with all that is inside."""
+    if any(True for _ in module.parameters()):
+        if all(parameter.requires_grad for parameter in module.parameters()):
+            module.train()
+        else:
+            for child in module.children():
+                _train_with_parameters(child)
+
+
+def loose_names(encoder: nn.Module, part: Part | None) -> list[str]:
+    """Name what may change of an encoder that is not trained as a whole."""
+    if isinstance(part, Last):
+        loose = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+        for name, module in encoder.named_modules():
+            if module.training:
+                loose |= {f"{name}.{buffer}" for buffer, _ in module.named_buffers(recurse=False)}
+        return sorted(loose)
+    if isinstance(part, Head) or (isinstance(part, Lora) and part.head):
+        return [key for key in encoder.state_dict() if key.startswith("head.")]
+    return []
+
+
+_TYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
+
+
+class Cast:
+    """Turns encoders to the type that a precision computes in; nothing happens if that is float32.
+
+    Args:
+        encoders: By modality; their weights change type in place.
+        parts: What is trained of each.
+        precision: As Fabric names it.
+    """
+
+    def __init__(self, encoders: Mapping[str, nn.Module], parts: Mapping[str, Part], precision: str) -> None:
+        self.type = _TYPES.get(precision)
+        self._kept: dict[str, dict[str, Tensor]] = {}  # what comes back as it was
+        self._types: dict[str, dict[str, torch.dtype]] = {}  # of what was trained
+        if self.type is None:
+            return
+        for name, encoder in encoders.items():
+            moves = _moving(encoder, parts.get(name))
+            there = dict(_floats(encoder))
+            self._kept[name] = {
+                k: t.detach().to("cpu", copy=True) for k, t in there.items() if k not in moves
+            }
+            self._types[name] = {k: t.dtype for k, t in there.items() if k in moves}
+            encoder.to(self.type)
+
+    def undo(self, encoders: Mapping[str, nn.Module]) -> None:
+        """Give frozen weights back to the bit, and trained ones in the type that they had."""
+        for name, kept in self._kept.items():
+            for key, tensor in _floats(encoders[name]):
+                there = tensor.data
+                tensor.data = kept[key].to(there.device) if key in kept else there.to(self._types[name][key])
+
+
+class InFloat32(nn.ModuleDict):
+    """Modules that stay in float32 when what they are part of is cast to another type.
+
+    A temperature in bfloat16 would not move: its steps are smaller than the type can tell apart.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def moved(tensor: Tensor) -> Tensor:
+            like = fn(tensor)
+            return tensor.to(like.device) if like.dtype != tensor.dtype else like
+
+        return super()._apply(moved, recurse)
+
+
+def _floats(encoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All floating-point parameters and buffers, those included that are not in the state dict."""
+    for key, tensor in (*encoder.named_parameters(), *encoder.named_buffers()):
+        if tensor.is_floating_point():
+            yield key, tensor
+
+
+def _moving(encoder: nn.Module, part: Part | None) -> set[str]:
+    """Name what a stage changes."""
+    return set(encoder.state_dict()) if isinstance(part, Full) else set(loose_names(encoder, part))
+
+
+ADAPTER = "adapter.safetensors"
+
+
+def check_part(name: str, encoder: nn.Module, part: Part) -> None:
+    """See that an encoder has the part that a stage is to train of it.
+
+    Raises:
+        RecipeError: It has no such head, blocks or layers.
+        PluginError: What it takes is not installed.
+    """
+    if isinstance(part, Head):
+        head_of(name, encoder)
+    elif isinstance(part, Lora):
+        check_lora(name, encoder, part)
+    elif isinstance(part, Last):
+        list(last_parameters(name, encoder, part.blocks))
+    if isinstance(part, Full | Last) and part.layer_decay < 1:
+        rate_shares(name, encoder, part.layer_decay)
+
+
+@contextmanager
+def in_training(fabric: Fabric, job: Job) -> Generator[dict[str, str]]:
+    """Make the encoders of a stage trainable as it asks.
+
+    Afterwards adapters are merged into the weights they adapt, and lie on their own beside the stage.
+
+    Yields:
+        The hash of what must not change, by modality.
+
+    Raises:
+        TrainingError: It changed.
+        RecipeError: An encoder has no such part.
+        PluginError: What it takes is not installed.
+    """
+    encoders, trained = job.encoders, job.stage.trained
+    adapted = {name: part for name, part in trained.items() if isinstance(part, Lora)}
+    for name, encoder in encoders.items():
+        set_trainable(name, encoder, trained.get(name))
+    before = held = frozen_digests(encoders, trained)
+    cast = Cast(encoders, trained, precision_of(job))
+    if cast.type is not None:
+        held = frozen_digests(encoders, trained)
+    for name, part in adapted.items():
+        insert(name, encoders[name], part, seed_of(job.recipe.seed, job.stage.name, "adapter", name))
+        set_trainable(name, encoders[name], part)
+
+    with compiling(job.stage.name):
+        yield before
+
+    encoders = _plain(fabric, job)
+    changes = {name: take_out(encoders[name]) for name in adapted}
+    check_frozen(held, frozen_digests(encoders, trained), job.stage.name)
+    cast.undo(encoders)
+    for name, change in changes.items():
+        merge(encoders[name], change)
+    for name, encoder in encoders.items():
+        set_trainable(name, encoder, None)
+    if changes and fabric.is_global_zero:
+        small: dict[str, Tensor] = {}
+        for name, change in changes.items():
+            head = encoders[name].state_dict() if adapted[name].head else {}
+            learnt = tensors_of(change) | {k: v for k, v in head.items() if k.startswith("head.")}
+            small |= {f"{name}.{key}": tensor for key, tensor in learnt.items()}
+        files.write_tensors(job.folder / ADAPTER, small)
+
+
+def _plain(fabric: Fabric, job: Job) -> dict[str, nn.Module]:
+    """Make encoders whole and plain again, with the same batch statistics on all ranks; return them."""
+    make_whole(job.binder.encoders)
+    for name, encoder in job.encoders.items():
+        as_written(encoder)
+        keep_again(encoder)
+        normalise_alone(encoder)
+        if name in job.stage.parts:
+            alike(fabric, encoder.buffers())
+    return job.encoders
+
+
+def precision_of(job: Job) -> str:
+    """Return the precision that a stage computes in, as Fabric names it."""
+    return job.stage.precision or job.recipe.fabric.precision
+
+
+def shares_of(job: Job) -> dict[nn.Parameter, float]:
+    """Return the share of the learning rate of each parameter that does not get all of it."""
+    shares: dict[nn.Parameter, float] = {}
+    for name, part in job.stage.trained.items():
+        if isinstance(part, Full | Last) and part.layer_decay < 1:
+            shares |= rate_shares(name, job.encoders[name], part.layer_decay)
+    return shares
+
+
+def states_of(job: Job) -> dict[str, nn.Module]:
+    """Return what a checkpoint must hold of each encoder in training, by modality."""
+    return {
+        name: trained_state(job.encoders[name]) if isinstance(part, Lora) else job.encoders[name]
+        for name, part in job.stage.trained.items()
+    }

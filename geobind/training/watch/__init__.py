@@ -1,1 +1,0 @@
-"""Evaluations on the way: held-out rows, the best weights, early stops, averages of weights."""
