@@ -119,8 +119,7 @@ def _shots(text: str) -> tuple[Any, ...]:
 def _write(probes: Probes, out: Path | None) -> None:
     if out is None:
         return
-    from geobind.report.figures import png
-    from geobind.report.probe_curve import probe_panel
+    from geobind.report.plots import png, probe_panel
     from geobind.utils.files import write, write_json
 
     write_json(out / "probes.json", probes.to_dict())

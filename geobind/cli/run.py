@@ -59,7 +59,7 @@ def command(
     from geobind.cli.tables import print_table
     from geobind.evaluation import summary
     from geobind.planning.settle import Settling
-    from geobind.report.writing import PAGE
+    from geobind.report.page import PAGE
     from geobind.training.run import run
     from geobind.utils.system import parse_size
 

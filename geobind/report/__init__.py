@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from geobind.report.comparing import compare, render_comparison, write_comparison
-from geobind.report.held_out import held_out_rows, open_held_out
-from geobind.report.writing import write_report
+from geobind.report.comparison import compare, render_comparison, write_comparison
+from geobind.report.examples import held_out_rows, open_held_out
+from geobind.report.page import write_report
 
 __all__ = [
     "compare",

@@ -1,17 +1,30 @@
-"""Pages from templates: everything that is put into one is escaped, and nothing in one is fetched."""
+"""The HTML report of a run and its sections."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import geobind
-from geobind.report.matrix import TITLES
-from geobind.utils import formatting
+from geobind.binder import Binder
+from geobind.data.table import Table, licences
+from geobind.errors import DataError
+from geobind.evaluation import PairTable
+from geobind.evaluation.embedded import Embedded
+from geobind.recipe.schema import names_of
+from geobind.report import examples, plots
+from geobind.report.examples import MOST_ROWS, HeldOut, Map, embed, rank_map, ranked, scatter
+from geobind.report.plots import MOST_POINTS, TITLES, Panel, png, reliability_panels, stage_panels, svg
+from geobind.report.run_files import Left, Retrieved, Run, StageDone, checked, read_run
+from geobind.utils import files, formatting
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -70,3 +83,371 @@ def render(template: str, **values: Any) -> bytes:
     shared = {"style": style, "version": geobind.__version__}
     # Half a surrogate pair in a caption is no character, and cannot be written as one.
     return environment.get_template(template).render(shared, **values).encode("utf-8", "replace")
+
+
+def what_ran(run: Run, held_out: Table | None) -> Iterator[tuple[str, str]]:
+    """Yield what is known, each with its name.
+
+    Args:
+        run: The run.
+        held_out: The rows it was measured on, where they are at hand.
+    """
+    versions = run.card.get("versions") or run.started.get("versions") or {}
+    yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
+    hardware = run.started.get("hardware")
+    if isinstance(hardware, Mapping):
+        yield "hardware", ", ".join(f"{name} {value}" for name, value in hardware.items())
+    yield from _spent(run.started)
+    yield "plugins", ", ".join(f"{name}: {plugin}" for name, plugin in run.started.get("plugins", {}).items())
+    yield "seed", str(run.recipe.get("seed", 0))
+    sources: dict[str, list[str]] = {}
+    for stage in run.recipe["stages"]:
+        source = formatting.listed(list(dict.fromkeys(map(_source, _tables(run, stage)))))
+        split = f", split {stage['split']}" if "split" in stage else ""
+        sources.setdefault(source + split, []).append(stage["name"])
+    for source, stages in sources.items():
+        yield ("trained on" if len(sources) == 1 else f"data of {formatting.listed(stages)}"), source
+    evaluate = run.recipe.get("evaluate")
+    if evaluate is not None:
+        source = _source(evaluate.get("data") or run.recipe.get("data"))
+        yield "measured on", f"split {evaluate.get('split', 'test')} of {source}"
+    found = licences(held_out) if held_out is not None else {}
+    if found:
+        counted = (
+            f"{formatting.short(name, 80)} ({formatting.count(rows, 'row')})" for name, rows in found.items()
+        )
+        yield "licences of held-out rows", ", ".join(counted)
+
+
+def _tables(run: Run, stage: Mapping[str, Any]) -> list[Mapping[str, Any] | None]:
+    """The tables that a stage draws from, as the recipe names them."""
+    said = stage.get("data")
+    if said is not None:
+        return said if isinstance(said, list) else [said]
+    own = [(run.recipe["modalities"].get(name) or {}).get("data") for name in names_of(stage["align"])]
+    return [data or run.recipe.get("data") for data in own]
+
+
+def _spent(started: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """How long a run took, and how much memory; a run that went on tells of its last part."""
+    with suppress(KeyError, TypeError, ValueError):
+        times = [datetime.fromisoformat(started[name]) for name in ("started", "finished")]
+        took = formatting.duration((times[1] - times[0]).total_seconds())
+        yield "took", f"{took}, from {times[0]:%Y-%m-%d %H:%M} UTC"
+    peak = started.get("peak_memory_bytes")
+    if isinstance(peak, int):
+        yield "peak memory", f"{formatting.size(peak)} of the machine's, by the first process"
+
+
+def _source(data: Mapping[str, Any] | None) -> str:
+    if data is None:
+        return "pairs that its modality brings"
+    if data.get("toyearth") is not None:
+        options = ", ".join(f"{name} {value}" for name, value in data["toyearth"].items())
+        return f"toy Earth{f' ({options})' if options else ''}"
+    name = str(data.get("manifest", "?"))
+    return PurePath(name).name if PurePath(name).is_absolute() else name
+
+
+class SecondsPlanned(Left):
+    """Times of a stage."""
+
+    stage: float
+
+
+class DiskPlanned(Left):
+    """What a stage leaves on disks."""
+
+    cache: int
+    trained: int
+
+
+class StagePlanned(Left):
+    """A stage of `plan.json`."""
+
+    name: str
+    batch_size: int
+    steps: int
+    why: str
+    seconds: SecondsPlanned
+    memory_bytes: int | None = None
+    disk: DiskPlanned
+
+
+class MemoryPlanned(Left):
+    """What figures of memory are about."""
+
+    kind: str
+
+
+class PlanLeft(Left):
+    """`plan.json`, which `geobind plan --out` or a run that settles something writes."""
+
+    memory: MemoryPlanned
+    opening_seconds: float
+    stages: tuple[StagePlanned, ...]
+    evaluation_seconds: float
+    memory_bytes: int | None = None
+    disk_bytes: int
+
+
+class Compared(NamedTuple):
+    """A figure as planned and as measured; None where there is none."""
+
+    planned: float | None
+    measured: float | None
+
+    @property
+    def off(self) -> str:
+        """By how much of the measured figure the planned one is off."""
+        if not self.planned or not self.measured:
+            return ""
+        share = round(100 * (self.planned / self.measured - 1))
+        return f"{share:+d}\N{NO-BREAK SPACE}%".replace("-", "−")
+
+
+class Row(NamedTuple):
+    """A stage, or the whole run."""
+
+    name: str
+    seconds: Compared
+    memory: Compared
+    disk: Compared
+    why: str
+
+
+class Planned(NamedTuple):
+    """Everything that the section shows."""
+
+    rows: tuple[Row, ...]
+    accelerator: bool  # whose memory it is
+    others: tuple[str, ...]  # stages that ran otherwise than planned
+
+
+def planned(run: Run) -> Planned | None:
+    """Set the plan of a run beside its stages; None without a plan, or before a stage is finished.
+
+    Raises:
+        CheckpointError: The plan is damaged.
+    """
+    path = run.folder / "plan.json"
+    if not path.is_file():
+        return None
+    plan = checked(PlanLeft, path)
+    accelerator = plan.memory.kind == "accelerator"
+    done = {stage.name: stage for stage in run.stages}
+    pairs = [(stage, done[stage.name]) for stage in plan.stages if stage.name in done]
+    same = [(one, two) for one, two in pairs if (one.batch_size, one.steps) == (two.batch_size, two.steps)]
+    rows = [_row(run.folder, one, two, accelerator) for one, two in same]
+    if len(rows) == len(plan.stages) and rows:
+        rows += _whole(run, plan, rows, accelerator)
+    others = tuple(one.name for one, two in pairs if (one, two) not in same)
+    return Planned(tuple(rows), accelerator, others) if pairs else None
+
+
+def _row(folder: Path, stage: StagePlanned, done: StageDone, accelerator: bool) -> Row:
+    trained = sum(path.stat().st_size for path in folder.glob(f"stages/*_{stage.name}/trained.safetensors"))
+    held = done.peak_memory_bytes if accelerator else done.process_bytes
+    return Row(
+        stage.name,
+        Compared(stage.seconds.stage, done.seconds if math.isfinite(done.seconds) else None),
+        Compared(stage.memory_bytes, held),
+        Compared(stage.disk.cache + stage.disk.trained, trained + int(done.filled.get("bytes", 0))),
+        stage.why,
+    )
+
+
+def _whole(run: Run, plan: PlanLeft, rows: list[Row], accelerator: bool) -> Iterator[Row]:
+    took = None
+    with suppress(KeyError, TypeError, ValueError):
+        times = [datetime.fromisoformat(run.started[name]) for name in ("started", "finished")]
+        took = (times[1] - times[0]).total_seconds()
+    seconds = plan.opening_seconds + sum(stage.seconds.stage for stage in plan.stages)
+    held = [row.memory.measured for row in rows if row.memory.measured is not None]
+    bundle = sum(path.stat().st_size for path in run.folder.glob("bundle/*.safetensors"))
+    written = sum(row.disk.measured or 0 for row in rows) + bundle
+    yield Row(
+        "whole run",
+        Compared(seconds + plan.evaluation_seconds, took),
+        Compared(plan.memory_bytes, max(held, default=None)),
+        Compared(plan.disk_bytes, written),
+        "",
+    )
+
+
+_MEASURES = ("R@1", "R@10", "median_rank")
+_COLUMNS = 4  # of a PNG
+
+
+def of_more(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> dict[str, Any]:
+    """What the page says of calibration, the modality gap, arithmetic and probes, where there is any."""
+    panels = reliability_panels(run.calibration) if run.calibration else []
+    if panels:
+        pictures["calibration"] = panels, min(_COLUMNS, len(panels))
+    there = {name for one in run.sums for query in one.queries for name in query.metrics}
+    return {
+        "reliability": [svg(panel) for panel in panels],
+        "planned": planned(run),
+        "sum_measures": [name for name in _MEASURES if name in there],
+    }
+
+
+PAGE, FIGURES = "report.html", "figures"
+_MOST_BROKEN = 50  # broken samples listed for a stage
+_MOST_MAPS = 4
+
+
+def write_report(
+    run_folder: Path,
+    *,
+    binder: Binder | None = None,
+    table: PairTable | None = None,
+    held_out: Table | None = None,
+    embedded: Mapping[str, Embedded] | None = None,
+    most_rows: int = MOST_ROWS,
+    why_not: str = "",
+) -> Path:
+    """Write the report of a run, finished or not: `report.html` and `figures/*.png` in its folder.
+
+    Args:
+        run_folder: What `geobind run` wrote into.
+        binder: The encoders; with them and `held_out` the page shows galleries, maps and the space.
+        table: What was measured; default: the run's `retrieval.json`.
+        held_out: The rows it was measured on.
+        embedded: Their embeddings, where they are there already; default: they are embedded.
+        most_rows: From more held-out rows than this, so many are drawn for galleries, maps and the space.
+        why_not: What the page says where galleries would be, if there are none.
+
+    Returns:
+        The page.
+
+    Raises:
+        DataError: The folder holds no run.
+        CheckpointError: A file of the run is damaged.
+        StorageError: The page cannot be written.
+    """
+    run = read_run(run_folder)
+    retrieved = Retrieved.model_validate(table.to_dict()) if table is not None else run.retrieved
+    run = replace(run, retrieved=retrieved if retrieved and retrieved.rows else None)
+    values: dict[str, Any] = {"galleries": [], "left_out": [], "maps": [], "space": None, "sample": ""}
+    pictures: dict[str, tuple[list[Panel], int]] = {}
+    if binder is not None and held_out is not None:
+        try:
+            by_label = run.by == "label"
+            rows = embed(binder, held_out, by_label=by_label, most=most_rows, embedded=embedded)
+            values |= _of_rows(run, rows, pictures)
+        except DataError as error:  # data that have moved since cost the galleries, not the report
+            why_not = f"Galleries, maps and the shared space need the held-out rows: {error}"
+    values |= _of_run(run, pictures) | of_more(run, pictures) | {"why_not": why_not, "run": run}
+    values["facts"] = list(what_ran(run, held_out))
+    values["sections"] = list(_sections(run, values))
+    for name, (panels, columns) in pictures.items():
+        files.write(run_folder / FIGURES / f"{name}.png", png(panels, columns))
+    files.write(run_folder / PAGE, render("report.html", **values))
+    return run_folder / PAGE
+
+
+def _of_run(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> dict[str, Any]:
+    """What the page says of the run's own files."""
+    stages = [(stage, panels) for stage, panels in stage_panels(run) if panels]
+    if stages:
+        widest = max(len(panels) for _, panels in stages)
+        pictures["training"] = [panel for _, panels in stages for panel in panels], widest
+    values: dict[str, Any] = {
+        "created": str(run.card.get("created", ""))[:10],
+        "summary": _summary(run),
+        "curves": [(stage, [svg(panel) for panel in panels]) for stage, panels in stages],
+        "banded": any(len(c.step_S) > MOST_POINTS for found in run.curves.values() for c in found.values()),
+        "any_memory": any(stage.peak_memory_bytes for stage in run.stages),
+        "any_device": any(stage.device for stage in run.stages),
+        "broken": [_broken(stage) for stage in run.stages if stage.broken or stage.quarantined],
+        "reaches": sorted(
+            {km for leak in run.leaks.values() if leak.near for km in leak.near.within_km}, key=float
+        ),
+        "digests": run.card.get("digests", {}),
+    }
+    if run.retrieved:
+        measure = plots.headline(run.retrieved)
+        pictures["retrieval"] = [plots.matrix_panel(run.retrieved, measure)], 1
+        there = list(dict.fromkeys(name for row in run.retrieved.rows for name in row.metrics))
+        values |= {
+            "headline": plots.explained(measure),
+            "verdict": _verdict(run.retrieved, measure),
+            "squares": plots.squares(run.retrieved, measure),
+            "measures": [name for name in plots.MAIN if name in there],
+            "more_measures": [name for name in there if name not in plots.MAIN],
+        }
+    return values
+
+
+def _of_rows(run: Run, rows: HeldOut, pictures: dict[str, tuple[list[Panel], int]]) -> dict[str, Any]:
+    """What the page shows of held-out rows: galleries, maps, the shared space."""
+    shown, left_out = examples.galleries(rows, run.anchor, run.aligned)
+    maps = _maps(run, rows)
+    if maps:
+        pictures["places"] = [item.panel for item in maps], min(len(maps), 2)
+    space = scatter(rows)
+    if space:
+        pictures["space"] = [space.panel], 1
+    count = len(rows.table)
+    sample = f"Drawn from {count:,} of the {rows.total:,} held-out rows, and ranked among those."
+    return {
+        "galleries": shown,
+        "left_out": left_out,
+        "maps": [{**item._asdict(), "drawing": svg(item.panel)} for item in maps],
+        "space": {**space._asdict(), "drawing": svg(space.panel)} if space else None,
+        "sample": sample if rows.total > count else "",
+    }
+
+
+def _maps(run: Run, rows: HeldOut) -> list[Map]:
+    """Maps of the pairs that look for the anchor's place, or of the first pairs there are."""
+    pairs = examples.ordered_pairs(rows.spaces, run.anchor)
+    toward = [pair for pair in pairs if pair[1] == run.anchor] or pairs
+    found = [ranked(rows, query, gallery) for query, gallery in toward[:_MOST_MAPS]]
+    maps = [rank_map(rows, one) for one in found if one is not None]
+    return [item for item in maps if item is not None]
+
+
+def _summary(run: Run) -> str:
+    names, width = list(run.recipe["modalities"]), run.recipe.get("width") or run.card.get("width")
+    seconds = sum(stage.seconds for stage in run.stages if stage.seconds == stage.seconds)
+    over = formatting.count(len(run.stages), "stage")
+    took = f", trained in {formatting.duration(seconds)} over {over}" if run.stages else ""
+    space = f" in one space of {width} dimensions" if width else " in one space"
+    return f"{formatting.listed(names)}{space}{took}."
+
+
+def _verdict(retrieved: Retrieved, measure: str) -> str:
+    """Count, in words, the pairs whose whole interval lies on the better side of chance."""
+    rows = [row for row in retrieved.rows if measure in row.metrics]
+    beat = [row for row in rows if plots.beats_chance(measure, row.metrics[measure])]
+    emergent = [row for row in rows if row.mark == "emergent"]
+    said = f"{len(beat)} of {formatting.count(len(rows), 'ordered pair')} of modalities beat chance"
+    if emergent:
+        said += f", {sum(row in beat for row in emergent)} of the {len(emergent)} emergent ones among them"
+    how = f"the whole {retrieved.confidence} interval of {plots.TITLES.get(measure, measure)}"
+    return f"{said}: {how} lies on the better side of what chance gives."
+
+
+def _broken(stage: StageDone) -> tuple[StageDone, int, list[tuple[str, str]]]:
+    shown = [(formatting.short(key, 120), formatting.short(reason, 300)) for key, reason in stage.quarantined]
+    return stage, max(stage.broken, len(shown)), shown[:_MOST_BROKEN]
+
+
+def _sections(run: Run, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    there = (
+        ("retrieval", "Retrieval", run.retrieved),
+        ("examples", "Examples", values["galleries"]),
+        ("places", "Where it works", values["maps"]),
+        ("space", "The shared space", values["space"]),
+        ("gap", "Modality gap", run.gap),
+        ("arithmetic", "Arithmetic", run.sums),
+        ("calibration", "Calibration", run.calibration),
+        ("probes", "Recognition", run.probes),
+        ("training", "Training", values["curves"]),
+        ("ran", "What ran", True),
+        ("planned", "Planned and measured", values["planned"]),
+        ("leakage", "Leakage", run.leaks),
+    )
+    yield from ((id_, title) for id_, title, something in there if something)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean
 
-from geobind.report.matrix import TITLES
+from geobind.report.plots import TITLES
 from geobind.studies.emergent_pairs import Emergence, Way, verdicts
 from geobind.studies.showing import Grid, dots, said, write_study
 from geobind.utils import files, formatting

@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from geobind.errors import DataError
-from geobind.report.facts import Run, read_run
-from geobind.report.matrix import LOWER_IS_BETTER
+from geobind.report.plots import LOWER_IS_BETTER
+from geobind.report.run_files import Run, read_run
 from geobind.studies.emergence import ALL, AXIS
 from geobind.studies.outcome import SEED, Spread, measure_of, spread
 from geobind.studies.running import Ran

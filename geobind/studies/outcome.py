@@ -11,9 +11,8 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 from geobind.errors import DataError
-from geobind.report.facts import Run, read_run
-from geobind.report.left import Retrieved
-from geobind.report.matrix import headline
+from geobind.report.plots import headline
+from geobind.report.run_files import Retrieved, Run, read_run
 from geobind.studies.running import Ran
 
 SEED = "seed"  # the axis whose values are repetitions, not settings

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from matplotlib.axes import Axes
 
-from geobind.report.figures import INK, MARKERS, SERIES, Draw, Panel, png, svg
 from geobind.report.page import render
+from geobind.report.plots import INK, MARKERS, SERIES, Draw, Panel, png, svg
 from geobind.studies.outcome import Spread
 from geobind.utils import files, formatting
 

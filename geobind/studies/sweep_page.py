@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from geobind.report.figures import Panel
-from geobind.report.matrix import TITLES
+from geobind.report.plots import TITLES, Panel
 from geobind.studies.outcome import MARKS, Spread, Summary, table_csv
 from geobind.studies.showing import Grid, dots, said, write_study
 from geobind.utils import files, formatting

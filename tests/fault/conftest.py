@@ -14,11 +14,11 @@ import torch
 import geobind.report  # noqa: F401 - imported once, before processes are forked
 from geobind import plugins
 from geobind.embedding_cache import build
-from geobind.report import writing
+from geobind.report import page
 from geobind.training import cache
 
 CHANGED = [(plugins, "registry"), (build, "_SECONDS"), (cache, "_BATCH")]
-CHANGED += [(writing, name) for name in ("png", "svg", "render")]
+CHANGED += [(page, name) for name in ("png", "svg", "render")]
 
 
 @pytest.fixture(scope="module", autouse=True)

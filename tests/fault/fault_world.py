@@ -17,7 +17,7 @@ import torch
 import toy
 from fault_moments import Moments
 
-from geobind.report import writing
+from geobind.report import page
 from geobind.training import cache
 from geobind.training.run import run
 
@@ -93,9 +93,9 @@ def quick(*, whole: bool = False) -> None:
 
     build._SECONDS = 0.0
     if not whole:
-        writing.png = lambda *_: b"a figure"
-        writing.svg = lambda *_: "<svg/>"
-        writing.render = lambda *_, **__: b"a page"
+        page.png = lambda *_: b"a figure"
+        page.svg = lambda *_: "<svg/>"
+        page.render = lambda *_, **__: b"a page"
 
 
 def prepare(folder: Path) -> None:

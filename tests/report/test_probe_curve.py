@@ -13,8 +13,7 @@ from geobind.evaluation import (
     zero_shot,
 )
 from geobind.evaluation.tables import mistaken
-from geobind.report.figures import png, svg
-from geobind.report.probe_curve import places_of, probe_panel
+from geobind.report.plots import places_of, png, probe_panel, svg
 
 
 def probes(shots=(1, 4, "all"), zero=True):

@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from small_world import EVIL
 
-from geobind.report.curves import thinned
-from geobind.report.facts import Curve, read_curves
-from geobind.report.figures import Panel, png, svg
-from geobind.report.galleries import ordered_pairs
-from geobind.report.held_out import embed, ranked
-from geobind.report.left import Measured
-from geobind.report.matrix import beats_chance, explained
-from geobind.report.places import rank_map
-from geobind.report.space import principal, scatter
+from geobind.report.examples import embed, ordered_pairs, principal, rank_map, ranked, scatter
+from geobind.report.plots import Panel, beats_chance, explained, png, svg, thinned
+from geobind.report.run_files import Curve, Measured, read_curves
 from geobind.scoring import unit
 from geobind.utils import formatting
 
@@ -139,7 +133,7 @@ def rows(opened):
 
 
 def test_ranks_on_the_page_are_those_that_were_measured(rows, finished):
-    from geobind.report.facts import read_run
+    from geobind.report.run_files import read_run
 
     measured = read_run(finished).retrieved
     for row in measured.rows:
@@ -164,7 +158,7 @@ def test_a_map_counts_every_place_once_and_says_so_in_words(rows):
 
 
 def test_a_map_of_near_places_shows_their_surroundings_and_one_of_far_places_the_world():
-    from geobind.report.places import _extent
+    from geobind.report.examples import _extent
 
     assert _extent(np.array([[50.0, -120.0], [-30.0, 150.0]])) == (-180, 180, -90, 90)
     west, east, south, north = _extent(np.array([[48.1, 11.5], [48.3, 11.6]]))

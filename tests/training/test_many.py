@@ -13,7 +13,7 @@ from geobind import plugins
 from geobind.binder import Binder
 from geobind.errors import DataError, TrainingError
 from geobind.recipe.schema import bound_pairs
-from geobind.report.facts import read_run
+from geobind.report.run_files import read_run
 from geobind.training import metrics, stability
 from geobind.training.distributed import Ranks
 from geobind.training.losses import InfoNCE, Temperature

@@ -14,8 +14,8 @@ from geobind.binder import Binder
 from geobind.errors import DataError, TrainingError
 from geobind.recipe.parsing import RecipeProblems
 from geobind.recipe.schema import Watch
-from geobind.report import writing
-from geobind.report.facts import read_run
+from geobind.report import page as writing
+from geobind.report.run_files import read_run
 from geobind.training import checkpoint, metrics, validation
 from geobind.training.run import run
 from geobind.training.validation import State, fewer

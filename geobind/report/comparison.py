@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geobind.errors import DataError
-from geobind.report.curves import overlaid_panels
-from geobind.report.facts import Run, read_run
-from geobind.report.figures import SERIES, svg
-from geobind.report.left import Measured, PairDone
-from geobind.report.matrix import LOWER_IS_BETTER, MAIN, TITLES, headline
 from geobind.report.page import render
+from geobind.report.plots import LOWER_IS_BETTER, MAIN, SERIES, TITLES, headline, overlaid_panels, svg
+from geobind.report.run_files import Measured, PairDone, Run, read_run
 from geobind.utils import files, formatting
 
 if TYPE_CHECKING:

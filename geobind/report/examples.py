@@ -1,0 +1,476 @@
+"""Held-out rows in a report: galleries, map, scatter of the shared space."""
+
+# N rows, Q queries, G gallery items, D width, R ranked places, LL latitude and longitude in degrees
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from math import ceil, cos, radians
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from geobind.binder import Binder
+from geobind.data.table import Table, open_table
+from geobind.evaluation import rank_counts
+from geobind.evaluation.embedded import Embedded, embed_rows
+from geobind.recipe import Recipe, recipe_from
+from geobind.report.media import Budget, Shown, show
+from geobind.report.plots import BANDS, GRID, MARKERS, MUTED, SERIES, SIGNS, Panel
+from geobind.scoring import cosine
+from geobind.utils.formatting import rank, short
+from geobind.utils.hashing import seed_of
+
+MOST_ROWS = 500
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out rows as a report uses them: all of them, or a sample when they are many."""
+
+    table: Table
+    spaces: Mapping[str, Embedded]
+    total: int  # rows before sampling
+    by_label: bool
+
+    def raw(self, name: str, row: int) -> Any:
+        """The first of a row's equally good observations in a modality."""
+        raw = self.table.samples(name)[row]
+        return raw[0] if isinstance(raw, list) else raw
+
+
+class Ranked(NamedTuple):
+    """The rank of the right answer to every query, and the similarities it comes from."""
+
+    query: str
+    gallery: str
+    query_Q: NDArray[np.int64]  # rows of the table
+    gallery_G: NDArray[np.int64]
+    rank_Q: NDArray[np.float64]
+    similarity_QG: NDArray[np.float32]
+    right_QG: NDArray[np.bool_]
+
+
+def open_held_out(folder: Path, base: Path) -> tuple[Binder, Table | None]:
+    """Open the bundle and the held-out rows of a finished run.
+
+    Args:
+        folder: The run.
+        base: Folder that the recipe's relative paths start from.
+
+    Returns:
+        The binder, and the rows its recipe is measured on: None when it is measured on nothing.
+
+    Raises:
+        GeobindError: The run is not finished, a plugin is missing, or the data are not where they were.
+    """
+    binder = Binder.load(folder / "bundle")
+    written = binder.card.recipe if binder.card else {}
+    recipe = recipe_from(written, base, source=str(folder / "bundle" / "recipe.yaml"))
+    return binder, held_out_rows(recipe)
+
+
+def held_out_rows(recipe: Recipe) -> Table | None:
+    """Open the rows that a recipe is measured on, or None when it is measured on nothing.
+
+    Raises:
+        DataError: They are not there, or the table is malformed.
+    """
+    options = recipe.evaluate
+    data = (options.data or recipe.data) if options else None
+    if options is None or data is None:
+        return None
+    table = open_table(data, recipe.base, tuple(recipe.modalities)).split(options.split)
+    return table if options.limit is None else table.take(np.arange(min(options.limit, len(table))))
+
+
+def embed(
+    binder: Binder,
+    table: Table,
+    *,
+    by_label: bool,
+    most: int = MOST_ROWS,
+    embedded: Mapping[str, Embedded] | None = None,
+) -> HeldOut:
+    """Embed held-out rows with every modality they have.
+
+    Args:
+        binder: The encoders.
+        table: Held-out rows.
+        by_label: Whether any row of a query's class is a right answer.
+        most: From more rows than this, so many are drawn.
+        embedded: Embeddings of all the rows, where they are there already.
+
+    Raises:
+        DataError: An input cannot be read.
+    """
+    total = len(table)
+    rows_N = np.arange(total)
+    if total > most:
+        drawn = np.random.default_rng(seed_of(0, "report")).choice(total, most, replace=False)
+        rows_N = np.sort(drawn)
+        table = table.take(rows_N)
+    if embedded is None:
+        return HeldOut(table, embed_rows(binder, table), total, by_label)
+    spaces = {name: _among(one, rows_N) for name, one in embedded.items()}
+    return HeldOut(table, {name: one for name, one in spaces.items() if len(one.rows_Q)}, total, by_label)
+
+
+def _among(one: Embedded, rows_N: NDArray[np.int64]) -> Embedded:
+    """The embeddings of those rows that are among `rows_N`, numbered as they are there."""
+    kept_Q = np.isin(one.rows_Q, rows_N)
+    return Embedded(np.searchsorted(rows_N, one.rows_Q[kept_Q]), one.of(one.rows_Q[kept_Q]))
+
+
+def ranked(held_out: HeldOut, query: str, gallery: str) -> Ranked | None:
+    """Rank the gallery for every query that has a right answer in it; None when fewer than two have."""
+    query_Q, gallery_G = held_out.spaces[query].rows_Q, held_out.spaces[gallery].rows_Q
+    if not held_out.by_label:  # as the measured tables do: both sides hold the rows that have both
+        query_Q = gallery_G = np.intersect1d(query_Q, gallery_G)
+    id_N = _ids(held_out)
+    query_Q = query_Q[np.isin(id_N[query_Q], id_N[gallery_G]) & (id_N[query_Q] >= 0)]
+    if len(query_Q) < 2 or len(gallery_G) < 2:
+        return None
+    query_QD = held_out.spaces[query].of(query_Q)
+    gallery_GD = held_out.spaces[gallery].of(gallery_G)
+    counts = rank_counts(query_QD, gallery_GD, query_ids=id_N[query_Q], gallery_ids=id_N[gallery_G])
+    return Ranked(
+        query,
+        gallery,
+        query_Q,
+        gallery_G,
+        counts.rank_Q,
+        cosine(query_QD, gallery_GD).numpy(),
+        id_N[query_Q, None] == id_N[gallery_G],
+    )
+
+
+def _ids(held_out: HeldOut) -> NDArray[np.int64]:
+    """A number for each row that its right answers share; -1 where it has none."""
+    labels = held_out.table.labels if held_out.by_label else None
+    if labels is None:
+        return np.arange(len(held_out.table))
+    known = {
+        label: number for number, label in enumerate(sorted({word for word in labels if word is not None}))
+    }
+    return np.array([-1 if label is None else known[label] for label in labels])
+
+
+MOST_GALLERIES = 6
+EXAMPLES = 2  # of the best, of the median and of the worst
+FOUND = 3  # gallery items shown for a query
+PICTURE_BYTES = 2_000_000
+SOUND_BYTES = 3_600_000
+
+
+class Item(NamedTuple):
+    """One observation on the page."""
+
+    shown: Shown
+    key: str
+    label: str
+    similarity: float
+    place: str  # "1st", or the rank of the right answer
+    right: bool
+
+
+class Example(NamedTuple):
+    """A query, the first it found, and its right answer where that is not among them."""
+
+    query: Item
+    found: list[Item]
+    answer: Item | None
+    rank: str
+
+
+class Gallery(NamedTuple):
+    """The examples of one pair."""
+
+    query: str
+    gallery: str
+    trained: bool
+    size: int
+    groups: list[tuple[str, list[Example]]]
+
+
+def ordered_pairs(names: Collection[str], anchor: str | None) -> list[tuple[str, str]]:
+    """One direction of every pair: from an observation to the anchor's first, then among the others."""
+    pairs = [(two, one) if one == anchor else (one, two) for one, two in combinations(names, 2)]
+    return sorted(pairs, key=lambda pair: pair[1] != anchor)
+
+
+def galleries(
+    held_out: HeldOut, anchor: str | None, trained: Collection[frozenset[str]]
+) -> tuple[list[Gallery], list[str]]:
+    """Make the galleries of a page.
+
+    Returns:
+        The galleries, and what had to be left out.
+    """
+    pairs = ordered_pairs(held_out.spaces, anchor)
+    budget = Budget(PICTURE_BYTES, SOUND_BYTES, min(len(pairs), MOST_GALLERIES))
+    made: list[Gallery] = []
+    for query, gallery in pairs[:MOST_GALLERIES]:
+        budget.next_part()
+        found = ranked(held_out, query, gallery)
+        if found is not None:
+            made.append(_gallery(held_out, found, frozenset((query, gallery)) in trained, budget))
+    left_out = [f"{q} to {g}" for q, g in pairs[MOST_GALLERIES:]]
+    notes = [f"Pairs left out to keep the page small: {', '.join(left_out)}."] if left_out else []
+    if budget.left_out:
+        notes.append(f"{budget.left_out} pictures or players were left out to keep the page small.")
+    return made, notes
+
+
+def _gallery(held_out: HeldOut, found: Ranked, trained: bool, budget: Budget) -> Gallery:
+    groups = [
+        (title, [_example(held_out, found, int(query), budget) for query in queries])
+        for title, queries in _chosen(found)
+    ]
+    return Gallery(found.query, found.gallery, trained, len(found.gallery_G), groups)
+
+
+def _chosen(found: Ranked) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Pick queries from the top, the middle and the bottom of the ranks, none twice."""
+    answer_Q = np.where(found.right_QG, found.similarity_QG, -np.inf).max(axis=1)
+    rival_Q = np.where(found.right_QG, -np.inf, found.similarity_QG).max(axis=1)
+    order_Q = np.lexsort((rival_Q - answer_Q, found.rank_Q))  # of one rank, the clearest first
+    count = len(order_Q)
+    many = min(EXAMPLES, max(1, count // 3))
+    middle = min(max(count // 2 - many // 2, many), max(count - 2 * many, many))
+    yield "Best", order_Q[:many]
+    if count >= 2 * many + 1:
+        yield "Median", order_Q[middle : min(middle + many, count - many)]
+    if count > many:
+        yield "Worst", order_Q[-many:]
+
+
+def _example(held_out: HeldOut, found: Ranked, query: int, budget: Budget) -> Example:
+    similarity_G, right_G = found.similarity_QG[query], found.right_QG[query]
+    first = np.argsort(-similarity_G, kind="stable")[:FOUND]
+    ranked_as = rank(float(found.rank_Q[query]))
+
+    def item(name: str, row: int, similarity: float, place: str, right: bool) -> Item:
+        shown = budget.admit(show(held_out.raw(name, row)))
+        label = (held_out.table.labels or [None] * len(held_out.table))[row]
+        key = short(held_out.table.keys[row], 48)
+        return Item(shown, key, short(label or "", 40), similarity, place, right)
+
+    def hit(at: int, place: str) -> Item:
+        row, similarity = int(found.gallery_G[at]), float(similarity_G[at])
+        return item(found.gallery, row, similarity, place, bool(right_G[at]))
+
+    asked = item(found.query, int(found.query_Q[query]), 1.0, "", right=False)
+    shown = [hit(int(at), rank(place)) for place, at in enumerate(first, start=1)]
+    best = int(np.where(right_G, similarity_G, -np.inf).argmax())
+    return Example(asked, shown, None if any(i.right for i in shown) else hit(best, ranked_as), ranked_as)
+
+
+_SHAPES = ("o", "s", "^", "x")
+_SIGNS = ("●", "■", "▲", "✕")
+_WIDTH = 5.4  # inches
+_WIDE = 100.0  # degrees; places spread over more than this are shown on the whole world
+
+
+class Band(NamedTuple):
+    """Queries whose right answer came about equally far up the list."""
+
+    sign: str
+    colour: int  # number of the page's band colour
+    words: str
+    queries: int
+    share: float
+
+
+class Map(NamedTuple):
+    """A map of one pair, with its key in words."""
+
+    query: str
+    gallery: str
+    panel: Panel
+    bands: list[Band]
+
+
+def rank_map(held_out: HeldOut, found: Ranked) -> Map | None:
+    """Draw the places of the queries, by the rank of their right answer; None where no place is known."""
+    places_LL = held_out.table.places_LL
+    if places_LL is None:
+        return None
+    at_R2 = places_LL[found.query_Q].astype(float)
+    known_R = np.isfinite(at_R2).all(axis=1)
+    if not known_R.any():
+        return None
+    edges = _edges(len(found.gallery_G))
+    words = ["found first", f"in the first {edges[1]}", f"in the first {edges[2]}", "further down"]
+    band_R = np.searchsorted(edges, found.rank_Q[known_R], side="left")
+    bands = [
+        Band(_SIGNS[band], band, words[band], int((band_R == band).sum()), float((band_R == band).mean()))
+        for band in range(len(words))
+    ]
+    said = "; ".join(f"{band.queries} {band.words}" for band in bands)
+    alt = f"map of {int(known_R.sum())} places by the rank at which {found.query} finds its {found.gallery}"
+    extent = _extent(at_R2[known_R])
+    west, east, south, north = extent
+    height = min(max(_WIDTH * (north - south) / (east - west) * _stretch(*extent), 1.8), _WIDTH) + 0.25
+    panel = Panel(
+        f"map-{found.query}-{found.gallery}",
+        lambda axes: _draw(axes, at_R2[known_R], band_R, words, extent),
+        _WIDTH,
+        height,
+        f"{alt}: {said}",
+        title=f"{found.query} → {found.gallery}",
+        legend=True,
+    )
+    return Map(found.query, found.gallery, panel, bands)
+
+
+def _edges(gallery: int) -> tuple[int, int, int]:
+    """The last ranks of the first three bands: first, the first hundredth, the first tenth."""
+    near = max(2, ceil(gallery / 100))
+    return 1, near, max(near + 1, ceil(gallery / 10))
+
+
+def _extent(at_R2: NDArray[np.float64]) -> tuple[float, float, float, float]:
+    """West, east, south and north of the map: the whole world, or what the places need of it."""
+    (south, west), (north, east) = at_R2.min(axis=0), at_R2.max(axis=0)
+    if east - west > _WIDE or north - south > _WIDE / 2:
+        return -180.0, 180.0, -90.0, 90.0
+    wide = max(east - west, (north - south) * 0.8, 0.02)
+    high = max(north - south, wide * 0.4)
+    middle_x, middle_y = (west + east) / 2, (south + north) / 2
+    return (
+        middle_x - 0.55 * wide,
+        middle_x + 0.55 * wide,
+        max(middle_y - 0.55 * high, -90.0),
+        min(middle_y + 0.55 * high, 90.0),
+    )
+
+
+def _zoomed(west: float, east: float) -> bool:
+    return east - west < 360
+
+
+def _stretch(west: float, east: float, south: float, north: float) -> float:
+    """How much longer a degree of latitude is drawn than one of longitude: as on the ground, if zoomed in."""
+    return 1 / cos(radians((south + north) / 2)) if _zoomed(west, east) else 1.0
+
+
+def _draw(
+    axes: Axes,
+    at_R2: NDArray[np.float64],
+    band_R: NDArray[np.int64],
+    words: list[str],
+    extent: tuple[float, float, float, float],
+) -> None:
+    west, east, south, north = extent
+    for band in reversed(range(len(BANDS))):  # what was found lies on top
+        at_B2 = at_R2[band_R == band]
+        shape = _SHAPES[band]
+        points = axes.scatter(at_B2[:, 1], at_B2[:, 0], s=15, c=BANDS[band], marker=shape, label=words[band])
+        points.set_linewidth(1.1 if shape == "x" else 0)
+    axes.set(xlim=(west, east), ylim=(south, north))
+    if _zoomed(west, east):
+        axes.set_aspect(_stretch(*extent))
+        axes.locator_params(nbins=5)
+    else:
+        axes.set_aspect("equal")
+        axes.set_xticks(range(-120, 121, 60))
+        axes.set_yticks(range(-60, 61, 30))
+        for line in (23.44, -23.44):
+            axes.axhline(line, color=GRID, lw=0.6, ls=":")
+    axes.xaxis.set_major_formatter(lambda degrees, _: _degrees(degrees, "EW"))
+    axes.yaxis.set_major_formatter(lambda degrees, _: _degrees(degrees, "NS"))
+    axes.tick_params(labelsize=10)  # legible on a phone, where a map is shrunk
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=MUTED, lw=0.6)
+
+
+def _degrees(value: float, letters: str) -> str:
+    return f"{abs(value):g}°{'' if value in (0, 180, -180) else letters[int(value < 0)]}"
+
+
+# N embeddings of all modalities, D width
+
+
+MOST_POINTS = 250  # of a modality
+LINES = 12  # places whose observations are joined
+
+
+def principal(embedding_ND: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Project onto the two directions of largest variance.
+
+    Returns:
+        The projections (N, 2), and the share of the variance along each direction (2,).
+    """
+    centred_ND = embedding_ND - embedding_ND.mean(axis=0)
+    _, size_K, direction_KD = np.linalg.svd(centred_ND, full_matrices=False)
+    # The sign of a direction is arbitrary; the largest component positive makes it the same everywhere.
+    largest = np.abs(direction_KD[:2]).argmax(axis=1)
+    sign_2 = np.sign(direction_KD[np.arange(2), largest])
+    return (
+        centred_ND @ (direction_KD[:2] * sign_2[:, None]).T,
+        size_K[:2] ** 2 / max(float((size_K**2).sum()), 1e-30),
+    )
+
+
+class Scatter(NamedTuple):
+    """The drawing, and what its key and its caption say."""
+
+    panel: Panel
+    key: list[tuple[str, int, str]]  # sign, number of the page's series colour, modality
+    shares: NDArray[np.float64]  # of the variance, along the two directions
+    places: int  # whose observations are joined
+
+
+def scatter(held_out: HeldOut) -> Scatter | None:
+    """Draw the embeddings of all modalities, and lines between those of the same place for a few places."""
+    names = list(held_out.spaces)
+    chosen = {name: _spread(len(space.rows_Q)) for name, space in held_out.spaces.items()}
+    parts = [held_out.spaces[name].embedding_QD.numpy()[chosen[name]] for name in names]
+    if sum(map(len, parts)) < 3:
+        return None
+    at_N2, share_2 = principal(np.concatenate(parts).astype(np.float64))
+    where = dict(zip(names, np.split(at_N2, np.cumsum([len(part) for part in parts])[:-1]), strict=True))
+    places = _joined({name: held_out.spaces[name].rows_Q[chosen[name]] for name in names}, where)
+
+    def draw(axes: Axes) -> None:
+        for line in places:
+            axes.plot(line[:, 0], line[:, 1], color=MUTED, lw=0.8, alpha=0.75, zorder=3)
+        for place, name in enumerate(names):
+            look = {"marker": MARKERS[place % len(MARKERS)], "c": SERIES[place % len(SERIES)]}
+            axes.scatter(*where[name].T, s=13, alpha=0.75, linewidths=0, label=name, **look)
+        axes.tick_params(labelbottom=False, labelleft=False)
+        axes.grid(visible=False)
+        axes.set_aspect("equal", adjustable="datalim")  # or distances would lie
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+
+    alt = (
+        f"scatter of {sum(map(len, parts))} embeddings of {', '.join(names)} in the two directions of "
+        f"largest variance, with lines between the observations of {len(places)} places"
+    )
+    key = [(SIGNS[n % len(SIGNS)], n % len(SERIES), name) for n, name in enumerate(names)]
+    return Scatter(Panel("space", draw, 5.4, 4.0, alt, legend=True), key, share_2, len(places))
+
+
+def _spread(count: int) -> NDArray[np.int64]:
+    """At most `MOST_POINTS` numbers, evenly spread over the rows."""
+    return np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(np.int64))
+
+
+def _joined(
+    rows: dict[str, NDArray[np.int64]], where: dict[str, NDArray[np.float64]]
+) -> list[NDArray[np.float64]]:
+    """For a few rows that have several modalities, the points of their embeddings."""
+    held: dict[int, list[NDArray[np.float64]]] = {}
+    for name, there in rows.items():
+        for place, row in enumerate(there):
+            held.setdefault(int(row), []).append(where[name][place])
+    several = [np.stack(points) for _, points in sorted(held.items()) if len(points) > 1]
+    step = max(1, len(several) // LINES)
+    return several[::step][:LINES]

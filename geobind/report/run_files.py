@@ -1,0 +1,515 @@
+"""The files of a run folder, read for reports."""
+
+# S steps looked at
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from geobind.errors import CheckpointError, DataError
+from geobind.recipe import Recipe
+from geobind.recipe.parsing import parse
+from geobind.recipe.schema import Bound, bound_pairs, names_of
+from geobind.utils import files
+
+
+class Left(BaseModel):
+    """A part of what a run left; fields this version does not know are passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class PairLoss(Left):
+    """What two modalities that a stage compared came to."""
+
+    anchor: str
+    other: str
+    loss: float | None = None
+    temperature: float = math.nan
+
+
+class WatchDone(Left):
+    """What evaluations on the way of a stage found."""
+
+    split: str
+    measure: str
+    evaluations: int = 0
+    best: float = math.nan
+    best_steps: int = 0
+    kept_steps: int = 0
+    planned_steps: int = 0
+    stopped_early: bool = False
+
+
+class StageDone(Left):
+    """A finished stage: its `stage.json`."""
+
+    name: str
+    anchor: str
+    align: str | tuple[str, ...]
+    losses: tuple[PairLoss, ...] = ()
+    train: dict[str, str] = {}
+    pairs: int = 0
+    batch_size: int = 0
+    steps: int = 0
+    loss: float = math.nan
+    temperature: float | None = None  # None if several pairs have one each
+    seconds: float = math.nan
+    quarantined: tuple[tuple[str, str], ...] = ()
+    broken: int = 0
+    device: str | None = None
+    peak_memory_bytes: int | None = None
+    process_bytes: int | None = None
+    filled: dict[str, float] = {}
+    watched: WatchDone | None = None
+
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        """What it aligned: with its anchor, or if there are pairs without it all with each other."""
+        names = (self.align,) if isinstance(self.align, str) else self.align
+        return names if all(pair.anchor == self.anchor for pair in self.losses) else (self.anchor, *names)
+
+    @property
+    def temperatures(self) -> str:
+        """The temperature that each pair ended with."""
+        if len(self.losses) < 2:
+            return "–" if self.temperature is None else f"{self.temperature:.4f}"
+        return ", ".join(f"{pair.anchor}-{pair.other} {pair.temperature:.4f}" for pair in self.losses)
+
+
+class Measured(Left):
+    """One figure, its chance level, and the bounds of its interval."""
+
+    value: float
+    chance: float
+    low: float
+    high: float
+
+
+class PairDone(Left):
+    """Retrieval from one modality to another."""
+
+    query: str
+    gallery: str
+    mark: str
+    queries: int
+    gallery_size: int
+    metrics: dict[str, Measured]
+
+
+class SkippedPair(Left):
+    """Two modalities that were not compared."""
+
+    modalities: tuple[str, str]
+    reason: str
+
+
+class Retrieved(Left):
+    """`retrieval.json`: every ordered pair of modalities."""
+
+    settings: dict[str, Any] = {}
+    rows: tuple[PairDone, ...]
+    skipped: tuple[SkippedPair, ...] = ()
+    clusters: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def drawn(self) -> str:
+        """What the bootstrap drew again."""
+        return "queries" if self.clusters is None else f"whole clusters of queries, by {self.clusters}"
+
+    @property
+    def modalities(self) -> list[str]:
+        """The modalities, in the order they were measured in."""
+        return list(dict.fromkeys(name for row in self.rows for name in (row.query, row.gallery)))
+
+    @property
+    def confidence(self) -> str:
+        """What the intervals cover, as in `95 %`."""
+        return f"{100 * float(self.settings.get('confidence', 0.95)):g} %"
+
+
+class NearDone(Left):
+    """Distances from held-out rows to the nearest row trained on."""
+
+    least_km: float = math.nan
+    median_km: float = math.nan
+    within_km: dict[str, float] = {}
+    in_shared_cells: float = math.nan
+
+
+class CopiesDone(Left):
+    """Held-out rows with an observation that was trained on, byte for byte."""
+
+    compared: int = 0
+    rows: int = 0
+    near: int | None = None
+    near_unseen: str | None = None
+
+
+class GroupsDone(Left):
+    """Groups with rows on both sides."""
+
+    shared: int = 0
+    test_rows: int = 0
+
+
+class Leak(Left):
+    """One stage's training rows against the held-out rows."""
+
+    train_rows: int = 0
+    test_rows: int = 0
+    near: NearDone | None = None
+    copies: dict[str, CopiesDone] = {}
+    groups: GroupsDone | None = None
+    faults: tuple[str, ...] = ()
+
+
+class ErrorDone(Left):
+    """An expected calibration error."""
+
+    value: float
+    low: float
+    high: float
+    perfect: float
+
+
+class BinDone(Left):
+    """Predictions of about the same probability."""
+
+    low: float
+    high: float
+    share: float
+    predicted: float
+    happened: float
+
+
+class ReliabilityDone(Left):
+    """Probabilities beside outcomes."""
+
+    predictions: int
+    predicted: float
+    happened: float
+    log_loss: float
+    equal_width: ErrorDone
+    equal_mass: ErrorDone
+    bins: tuple[BinDone, ...] = ()
+
+
+class ChoiceDone(Left):
+    """Probabilities over a gallery."""
+
+    query: str
+    gallery: str
+    temperature: float
+    gallery_size: int
+    fitted: ReliabilityDone
+    before: ReliabilityDone
+
+
+class MatchingDone(Left):
+    """Probabilities of single pairs."""
+
+    modalities: tuple[str, str]
+    scale: float
+    bias: float
+    fitted: ReliabilityDone
+
+
+class CalibrationDone(Left):
+    """`calibration.json`."""
+
+    fitted_on: str
+    measured_on: str
+    choices: tuple[ChoiceDone, ...] = ()
+    matchings: tuple[MatchingDone, ...] = ()
+
+
+class PairGapDone(Left):
+    """How two modalities lie to each other."""
+
+    modalities: tuple[str, str]
+    rows: int
+    distance: Measured
+    separable: Measured
+    alignment: Measured
+
+
+class SpreadDone(Left):
+    """How evenly a modality fills the sphere."""
+
+    modality: str
+    rows: int
+    uniformity: Measured
+
+
+class GapDone(Left):
+    """`gap.json`."""
+
+    pairs: tuple[PairGapDone, ...] = ()
+    spreads: tuple[SpreadDone, ...] = ()
+
+
+class SumQueryDone(Left):
+    """What a sum, or one of its parts, finds."""
+
+    name: str
+    queries: int
+    gallery_size: int
+    metrics: dict[str, Measured]
+    preferred: dict[str, Measured] = Field(default_factory=dict)
+
+
+class SumDone(Left):
+    """A sum beside its parts."""
+
+    parts: dict[str, float]
+    gallery: str
+    truth: str
+    says: str
+    queries: tuple[SumQueryDone, ...]
+
+    @property
+    def title(self) -> str:
+        """The sum as a heading."""
+        return f"{self.queries[0].name} → {self.gallery}"
+
+
+class ArithmeticDone(Left):
+    """`arithmetic.json`."""
+
+    sums: tuple[SumDone, ...] = ()
+
+
+class ProbeMetric(Left):
+    """A figure of a probe; what it leaves out is not shown."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    chance: float = math.nan
+
+
+class ZeroShotDone(Left):
+    """Recognition without examples."""
+
+    metrics: dict[str, ProbeMetric] = Field(default_factory=dict)
+
+
+class PointDone(Left):
+    """Recognition with some examples of each class."""
+
+    shots: int | str
+    metrics: dict[str, ProbeMetric] = Field(default_factory=dict)
+
+
+class CurveDone(Left):
+    """A classifier at several numbers of examples."""
+
+    classifier: str
+    points: tuple[PointDone, ...] = ()
+
+
+class FactDone(Left):
+    """A number of each place, read off embeddings."""
+
+    name: str
+    rows: int = 0
+    r2: ProbeMetric
+    nearest_place: float | None = None
+    error: float = math.nan
+
+
+class ProbesDone(Left):
+    """`probes.json`, which `geobind probe --out` writes."""
+
+    modality: str
+    data: str = ""
+    split: str = ""
+    kind: str = "classes"
+    classes: tuple[str, ...] = ()
+    queries: int = 0
+    majority: float = math.nan
+    zero_shot: dict[str, ZeroShotDone] = Field(default_factory=dict)
+    curves: dict[str, tuple[CurveDone, ...]] = Field(default_factory=dict)
+    facts: dict[str, tuple[FactDone, ...]] = Field(default_factory=dict)
+
+    @property
+    def shots(self) -> list[int | str]:
+        """The numbers of examples that some curve has."""
+        points = (point for curves in self.curves.values() for curve in curves for point in curve.points)
+        return list(dict.fromkeys(point.shots for point in points))
+
+
+MEASURES = ("loss", "temperature", "lr", "grad_norm")  # the columns of metrics.csv that are drawn
+_OF_PAIRS = ("loss:", "temperature:", "R@")  # and of each pair, in stages that have several
+WATCHED = "validation"  # what the names of curves of validation.csv begin with
+_WATCHED = ("loss",)
+_MAX_RECIPE = 1_000_000  # bytes
+Known = TypeVar("Known")
+
+
+class Curve(NamedTuple):
+    """One measure of a stage over its steps."""
+
+    step_S: NDArray[np.int64]
+    value_S: NDArray[np.float64]
+
+
+Curves = Mapping[str, Mapping[str, Curve]]  # by stage, then by measure
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a report says about a run."""
+
+    folder: Path
+    name: str
+    recipe: Mapping[str, Any]
+    recipe_text: str
+    started: Mapping[str, Any]  # run.json
+    card: Mapping[str, Any]  # binder.json of the bundle; empty while the run is not finished
+    stages: tuple[StageDone, ...]
+    curves: Curves
+    retrieved: Retrieved | None
+    leaks: Mapping[str, Leak]  # by stage
+    gap: GapDone | None = None
+    calibration: CalibrationDone | None = None
+    sums: tuple[SumDone, ...] = ()
+    probes: ProbesDone | None = None
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Stages of the recipe that have not been finished."""
+        done = {stage.name for stage in self.stages}
+        return [name for name in (stage["name"] for stage in self.recipe["stages"]) if name not in done]
+
+    @property
+    def by(self) -> str:
+        """What the right answer to a query is: `row` or `label`."""
+        return (self.recipe.get("evaluate") or {}).get("by", "row")
+
+    @property
+    def anchor(self) -> str:
+        """The modality that stages align with unless they say otherwise."""
+        return self.recipe.get("anchor", Recipe.model_fields["anchor"].default)
+
+    @property
+    def aligned(self) -> set[frozenset[str]]:
+        """The pairs of modalities that some stage aligns."""
+        return {pair.both for stage in self.recipe["stages"] for pair in self._bound(stage)}
+
+    def _bound(self, stage: Mapping[str, Any]) -> tuple[Bound, ...]:
+        anchor, aligned = stage.get("anchor") or self.anchor, names_of(stage["align"])
+        return bound_pairs(anchor, aligned, stage.get("pairs", "anchor"), stage["train"])
+
+
+def read_run(folder: Path) -> Run:
+    """Read what a run left in its folder, finished or not.
+
+    Raises:
+        DataError: The folder holds no run.
+        CheckpointError: A file of it is damaged.
+    """
+    started = files.read_json(folder / "run.json")
+    recipe_file = folder / "recipe.yaml"
+    if not started or not recipe_file.is_file():
+        raise DataError(f"{folder}: not a run, it has no run.json and recipe.yaml; give what `--out` named")
+    text = _text(recipe_file)
+    recipe, _ = parse(text, str(recipe_file))
+    if not isinstance(recipe.get("stages"), list) or not isinstance(recipe.get("modalities"), dict):
+        raise CheckpointError(f"{recipe_file}: has no stages or no modalities; it is not the recipe of a run")
+    arithmetic = _there(ArithmeticDone, folder / "arithmetic.json")
+    return Run(
+        folder=folder,
+        name=str(recipe.get("name") or started.get("recipe") or folder.name),
+        recipe=recipe,
+        recipe_text=text,
+        started=started,
+        card=files.read_json(folder / "bundle" / "binder.json"),
+        stages=tuple(checked(StageDone, path) for path in sorted(folder.glob("stages/*/stage.json"))),
+        curves=_joined(read_curves(folder / "metrics.csv"), read_curves(folder / "validation.csv", _WATCHED)),
+        retrieved=_there(Retrieved, folder / "retrieval.json"),
+        leaks=checked(dict[str, Leak], folder / "leakage.json"),
+        gap=_there(GapDone, folder / "gap.json"),
+        calibration=_there(CalibrationDone, folder / "calibration.json"),
+        sums=arithmetic.sums if arithmetic else (),
+        probes=_there(ProbesDone, folder / "probes.json"),
+    )
+
+
+def _joined(curves: Curves, watched: Curves) -> Curves:
+    """Add what stages were watched by to what they told themselves."""
+    return {
+        stage: {**found, **{f"{WATCHED}:{name}": curve for name, curve in watched.get(stage, {}).items()}}
+        for stage, found in curves.items()
+    }
+
+
+def read_curves(path: Path, measures: tuple[str, ...] = MEASURES) -> Curves:
+    """Read metrics.csv, or a file like it, without measures that no step has and rows that were cut short.
+
+    Raises:
+        CheckpointError: It cannot be read as such a file.
+    """
+    if not path.is_file():
+        return {}
+    points: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for stage, step, measure, value in _points(csv.DictReader(file), measures):
+                points.setdefault(stage, {}).setdefault(measure, []).append((step, value))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CheckpointError(f"{path}: not readable as metrics ({error})") from error
+    return {
+        stage: {measure: Curve(*map(np.array, zip(*found, strict=True))) for measure, found in there.items()}
+        for stage, there in points.items()
+    }
+
+
+def _points(rows: csv.DictReader[str], measures: tuple[str, ...]) -> Iterator[tuple[str, int, str, float]]:
+    more = [name for name in rows.fieldnames or () if name.startswith(_OF_PAIRS)]
+    for row in rows:
+        for measure in (*measures, *more):
+            try:
+                yield row["stage"], int(row["step"]), measure, float(row[measure])
+            except (KeyError, TypeError, ValueError):  # a measure the stage has not, or a row half written
+                continue
+
+
+def checked(kind: type[Known], path: Path) -> Known:
+    """Return what a file of a run holds.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(files.read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise CheckpointError(
+            f"{path}: {where}: {first['msg']}; run again with --resume to mend it"
+        ) from None
+
+
+def _there(kind: type[Known], path: Path) -> Known | None:
+    return checked(kind, path) if path.is_file() else None
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_RECIPE:
+            raise CheckpointError(f"{path}: larger than {_MAX_RECIPE} bytes; not a recipe")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
