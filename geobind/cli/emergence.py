@@ -54,10 +54,9 @@ def command(
 
     from geobind.cli.sweep import tell_failures
     from geobind.studies import emergence
-    from geobind.studies.emergence_page import pairs_table, ways_table, write_emergence
-    from geobind.studies.emergent_pairs import find, verdicts
-    from geobind.studies.running import run_cells
-    from geobind.studies.showing import rich_table
+    from geobind.studies.emergence import find, pairs_table, verdicts, ways_table, write_emergence
+    from geobind.studies.runner import run_cells
+    from geobind.studies.summary import rich_table
 
     setting = emergence.plan(recipe, overrides, anchors=anchors, seeds=seeds, steps=steps)
     cells = emergence.cells_of(setting)

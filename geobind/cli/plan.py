@@ -52,9 +52,9 @@ def command(
     from rich.console import Console
 
     from geobind.data.cache import cache_root
-    from geobind.planning.plan import write_plan
+    from geobind.planning.auto import make_plan
+    from geobind.planning.models import write_plan
     from geobind.planning.predict import shortage
-    from geobind.planning.settle import make_plan
     from geobind.planning.show import lines_of, table_of
 
     with _progress() as say:

@@ -58,7 +58,7 @@ def command(
 
     from geobind.cli.tables import print_table
     from geobind.evaluation import summary
-    from geobind.planning.settle import Settling
+    from geobind.planning.auto import Settling
     from geobind.report.page import PAGE
     from geobind.training.run import run
     from geobind.utils.system import parse_size
@@ -87,7 +87,7 @@ def _words(
 
 def _sweep(recipe: str, overrides: tuple[str, ...], out: Path | None, swept: tuple[str, ...]) -> None:
     from geobind.cli.sweep import run_study
-    from geobind.studies.cells import grid, parse_axis
+    from geobind.studies.grid import grid, parse_axis
 
     axes = [parse_axis(text) for text in swept]
     title = f"{Path(recipe).stem} by {' and '.join(axis.name for axis in axes)}"

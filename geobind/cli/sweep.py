@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from geobind.studies.cells import Cell
-    from geobind.studies.running import Ran
+    from geobind.studies.grid import Cell
+    from geobind.studies.runner import Ran
 
 
 @click.command("sweep")
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--measure", metavar="NAME", help="A measure for the table, such as R@1; default: R@10.")
 def command(names: tuple[str, ...], out: Path | None, measure: str | None) -> None:
     """Run NAMES: sweep files, folders of them, or shipped ones such as ablations/temperature."""
-    from geobind.studies.plan import read_sweeps
+    from geobind.studies.sweep_file import read_sweeps
 
     failed = 0
     for sweep in [sweep for name in names for sweep in read_sweeps(name)]:
@@ -33,10 +33,8 @@ def run_study(cells: Sequence[Cell], home: Path, title: str, measure: str | None
     """Run the cells, print their table, write their page; return how many failed."""
     from rich.console import Console
 
-    from geobind.studies.outcome import summarise
-    from geobind.studies.running import run_cells
-    from geobind.studies.showing import rich_table
-    from geobind.studies.sweep_page import table_of, write_sweep
+    from geobind.studies.runner import run_cells
+    from geobind.studies.summary import rich_table, summarise, table_of, write_sweep
 
     click.echo(f"{len(cells)} runs; results go to {home}", err=True)
     ran = run_cells(cells, home)

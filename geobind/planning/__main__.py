@@ -21,7 +21,7 @@ def main() -> None:
             print(json.dumps([kind, values]), file=out, flush=True)
 
         try:
-            from geobind.planning.probing import Doing, probe
+            from geobind.planning.probe import Doing, probe
             from geobind.recipe import recipe_from
             from geobind.training.interruption import deterministic
 

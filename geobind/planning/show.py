@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from geobind.planning.plan import Plan
+from geobind.planning.models import Plan
 from geobind.utils.formatting import NBSP, count, duration, size
 
 

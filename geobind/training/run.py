@@ -55,7 +55,7 @@ def closed(recipe: Recipe, folder: Path, fabric: Fabric, settle: Settle | None) 
         if stage.open:
             raise RecipeError(
                 f"stage '{stage.name}': `{stage.open[0]}: auto` is not settled; give `run` a "
-                f"`geobind.planning.settle.Settling()`, as `geobind run` does, or write a number"
+                f"`geobind.planning.auto.Settling()`, as `geobind run` does, or write a number"
             )
     return recipe
 

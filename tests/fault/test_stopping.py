@@ -105,7 +105,7 @@ def test_what_a_stage_tells_at_its_end_counts_what_was_before_the_interruption(h
 
 
 def test_a_study_stops_where_a_cell_was_asked_to(home, monkeypatch):
-    from geobind.studies import running
+    from geobind.studies import runner
 
     class Ended:
         def __init__(self, *_, **__): ...
@@ -116,10 +116,10 @@ def test_a_study_stops_where_a_cell_was_asked_to(home, monkeypatch):
         def wait(self):
             return 143
 
-    monkeypatch.setattr(running.subprocess, "Popen", Ended)
+    monkeypatch.setattr(runner.subprocess, "Popen", Ended)
     cell = type("Cell", (), {"overrides": (), "recipe": "x.yaml", "title": "seed=1"})
     with pytest.raises(Stopped, match="SIGTERM: the study stops after 'seed=1'; the same command") as caught:
-        running._run(cell, None, home)
+        runner._run(cell, None, home)
     assert caught.value.exit_code == 143
 
 

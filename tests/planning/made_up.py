@@ -1,6 +1,6 @@
 """Measurements that are made up, so that what follows from them is known."""
 
-from geobind.planning.found import AllFound, EndingFound, Filling, Machine, Side, StageFound, Step
+from geobind.planning.models import AllFound, EndingFound, Filling, Machine, Side, StageFound, Step
 
 GB = 10**9
 

@@ -8,10 +8,8 @@ from hypothesis import strategies as st
 from made_up import GB, all_found, filling, stage_found
 
 from geobind.errors import RecipeError
-from geobind.planning.choose import choose, needed, step_seconds
-from geobind.planning.found import Step
-from geobind.planning.lines import different, fit
-from geobind.planning.predict import plan_stage, predict, shortage
+from geobind.planning.models import Step, different, fit
+from geobind.planning.predict import choose, needed, plan_stage, predict, shortage, step_seconds
 from geobind.recipe import recipe_from
 
 values = st.floats(0, 1e12, allow_nan=False)

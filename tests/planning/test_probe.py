@@ -13,12 +13,11 @@ from made_up import GB, all_found, filling, stage_found
 from geobind import report
 from geobind.cli import main
 from geobind.errors import DataError, RecipeError, TrainingError
-from geobind.planning import asking, settle
+from geobind.planning import auto
+from geobind.planning.auto import Settling, make_plan
 from geobind.planning.bench import Bench
-from geobind.planning.found import AllFound, EndingFound, Machine, StageFound
-from geobind.planning.plan import read_plan
-from geobind.planning.probing import Doing, probe
-from geobind.planning.settle import Settling, make_plan
+from geobind.planning.models import AllFound, EndingFound, Machine, StageFound, read_plan
+from geobind.planning.probe import Doing, probe
 from geobind.recipe.parsing import parse
 from geobind.training.run import run
 from geobind.utils import files as storage
@@ -65,7 +64,7 @@ def here(monkeypatch, tmp_path):
         machine = found[recipe.name].machine.model_copy(update={"available": limit})
         return found[recipe.name].model_copy(update={"machine": machine})
 
-    monkeypatch.setattr(settle, "ask", ask)
+    monkeypatch.setattr(auto, "ask", ask)
     return asked
 
 
@@ -226,14 +225,14 @@ def test_a_measuring_process_that_dies_is_told_with_what_it_was_doing(
     script = tmp_path / "python"
     script.write_text(f"#!{sys.executable}\n{program}\n")
     script.chmod(0o755)
-    monkeypatch.setattr(asking.sys, "executable", str(script))
+    monkeypatch.setattr(auto.sys, "executable", str(script))
     with pytest.raises((TrainingError, DataError), match=message):
         make_plan(toy.recipe(tmp_path), say=lambda _: None)
 
 
 def test_a_table_for_people_fits_a_terminal(monkeypatch, tmp_path):
     stages = stage_found("one"), stage_found("two", filling=filling(), most=64)
-    monkeypatch.setattr(settle, "ask", lambda *_, **options: all_found(*stages, available=options["limit"]))
+    monkeypatch.setattr(auto, "ask", lambda *_, **options: all_found(*stages, available=options["limit"]))
     toy.recipe(tmp_path)
     result = CliRunner().invoke(main, ["plan", str(tmp_path / "toy.yaml"), "--memory", "1TB"])
     assert result.exit_code == 0, result.output

@@ -7,10 +7,9 @@ from statistics import mean, stdev
 import pytest
 
 from geobind.errors import DataError
-from geobind.studies.cells import Cell
-from geobind.studies.emergence import ALL, AXIS, around
-from geobind.studies.emergent_pairs import find, verdicts
-from geobind.studies.running import Ran
+from geobind.studies.emergence import ALL, AXIS, around, find, verdicts
+from geobind.studies.grid import Cell
+from geobind.studies.runner import Ran
 
 NAMES = ("a", "b", "c")
 PAIRS = [("a", "b"), ("a", "c"), ("b", "c")]

@@ -6,9 +6,18 @@ from torch import nn
 
 from geobind.errors import RecipeError
 from geobind.recipe import load_recipe
-from geobind.studies.cells import check
-from geobind.studies.compute import forward_flops, pair_flops
-from geobind.studies.emergence import ALL, AS_WRITTEN, AXIS, around, cells_of, equal_steps, plan
+from geobind.studies.emergence import (
+    ALL,
+    AS_WRITTEN,
+    AXIS,
+    around,
+    cells_of,
+    equal_steps,
+    forward_flops,
+    pair_flops,
+    plan,
+)
+from geobind.studies.grid import check
 
 SIZES = [f"stages.{i}.batch_size=16" for i in range(3)]
 SMALL = ("data.toyearth.places=48", "data.toyearth.held_out=16", *SIZES)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from geobind.errors import RecipeError
 from geobind.recipe.parsing import RecipeProblems
-from geobind.studies.cells import MOST_CELLS, Cell, check, grid, make_axis, parse_axis
-from geobind.studies.plan import read_sweeps
+from geobind.studies.grid import MOST_CELLS, Cell, check, grid, make_axis, parse_axis
+from geobind.studies.sweep_file import read_sweeps
 
 VALUES = st.one_of(
     st.integers(-1000, 1000),

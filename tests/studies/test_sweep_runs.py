@@ -16,11 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.errors import DataError
-from geobind.studies import running
-from geobind.studies.cells import Cell, grid, parse_axis
-from geobind.studies.outcome import spread, summarise
-from geobind.studies.running import Ran, run_cells
-from geobind.studies.sweep_page import write_sweep
+from geobind.studies import runner
+from geobind.studies.grid import Cell, grid, parse_axis
+from geobind.studies.runner import Ran, run_cells
+from geobind.studies.summary import spread, summarise, write_sweep
 from geobind.training.interruption import Stopped
 
 RECIPE = """
@@ -114,7 +113,7 @@ def test_a_study_that_is_asked_to_stop_asks_its_cell_and_waits_for_it(tmp_path, 
     program, number = tmp_path / "cell", signal.Signals[f"SIG{name}"]
     program.write_text(CELL.format(home=tmp_path, name=name))
     program.chmod(0o755)
-    monkeypatch.setattr(running.sys, "executable", str(program))
+    monkeypatch.setattr(runner.sys, "executable", str(program))
 
     def ask():
         while not (tmp_path / "up").exists():
@@ -125,7 +124,7 @@ def test_a_study_that_is_asked_to_stop_asks_its_cell_and_waits_for_it(tmp_path, 
     asking.start()
     cell = Cell("tiny.yaml", (), {"seed": "1"})
     with pytest.raises(Stopped, match=f"{number.name}: the study stops after") as caught:
-        running._run(cell, None, tmp_path)
+        runner._run(cell, None, tmp_path)
     asking.join()
     assert (tmp_path / "heard").read_text() == "asked\n"  # and it has ended, as the next line is reached
     assert caught.value.exit_code == 128 + number

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from geobind.errors import RecipeError
 from geobind.recipe.loading import locate, shelves
 from geobind.recipe.parsing import Problem, RecipeProblems, Written, parse
-from geobind.studies.cells import Axis, Cell, grid, make_axis
-from geobind.studies.outcome import SEED
+from geobind.studies.grid import Axis, Cell, grid, make_axis
+from geobind.studies.summary import SEED
 
 _MAX_BYTES = 1_000_000
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import geobind
 from geobind.recipe import Recipe
-from geobind.studies.cells import Cell, check
+from geobind.studies.grid import Cell, check
 from geobind.training.interruption import SIGNALS, Stopped
 from geobind.training.resume import stage_folders
 from geobind.training.run_loggers import take_over

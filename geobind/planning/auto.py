@@ -1,0 +1,207 @@
+"""The resolution of `auto` options, and the probe process behind it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import IO, Any, cast
+
+from lightning_fabric import Fabric
+
+from geobind import errors
+from geobind.errors import GeobindError, RecipeError, TrainingError
+from geobind.planning.models import (
+    FILE,
+    AllFound,
+    EndingFound,
+    Machine,
+    Plan,
+    StageFound,
+    read_plan,
+    write_plan,
+)
+from geobind.planning.predict import predict
+from geobind.recipe import Recipe, recipe_from
+from geobind.recipe.parsing import dump
+from geobind.training.distributed import told_by_first
+from geobind.training.resume import stage_folders
+from geobind.utils import files
+
+Say = Callable[[str], None]
+# What tells a process that it is one of several: the one that measures is alone.
+_OF_MANY = re.compile(r"(LOCAL_|NODE_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_.*|SLURM_.*|TORCHELASTIC_.*")
+_LAST = 15  # lines of what a process said before it died
+
+
+def ask(recipe: Recipe, *, seconds: float, limit: int | None, say: Say) -> AllFound:
+    """Measure a recipe in another process.
+
+    Args:
+        recipe: A checked recipe.
+        seconds: How long steps and rows may take to measure, about; starting comes on top.
+        limit: Bytes of memory there are; None: what is free.
+        say: Told what is being done.
+
+    Raises:
+        GeobindError: The recipe cannot run, with the message of the run; or the process died.
+    """
+    began = time.monotonic()
+    machine: Machine | None = None
+    ending: EndingFound | None = None
+    stages: list[StageFound] = []
+    for kind, values in _events(recipe, seconds, limit, say):
+        if kind == "Machine":
+            machine = Machine.model_validate(values)
+        elif kind == "StageFound":
+            stages.append(StageFound.model_validate(values))
+        elif kind == "EndingFound":
+            ending = EndingFound.model_validate(values)
+    if machine is None or len(stages) < len(recipe.stages):
+        raise TrainingError("the process that measures ended before it had measured everything")
+    return AllFound(machine=machine, stages=tuple(stages), ending=ending, seconds=time.monotonic() - began)
+
+
+def _events(recipe: Recipe, seconds: float, limit: int | None, say: Say) -> Iterator[tuple[str, Any]]:
+    asked = {"recipe": recipe.written, "base": str(recipe.base), "name": recipe.name}
+    alone = {name: value for name, value in os.environ.items() if not _OF_MANY.fullmatch(name)}
+    doing = "starting"
+    with (
+        # Here and not over there: a process that is killed clears nothing away.
+        TemporaryDirectory(prefix="geobind-plan-", ignore_cleanup_errors=True) as folder,
+        TemporaryFile("w+", encoding="utf-8", errors="replace") as heard,
+        subprocess.Popen(
+            [sys.executable, "-m", "geobind.planning"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=heard,
+            env=alone,
+            encoding="utf-8",
+        ) as process,
+    ):
+        try:
+            say(doing)
+            with suppress(BrokenPipeError), cast("IO[str]", process.stdin) as there:
+                json.dump({**asked, "folder": folder, "seconds": seconds, "limit": limit}, there)
+            for line in cast("IO[str]", process.stdout):
+                kind, values = json.loads(line)
+                if kind == "Doing":
+                    doing = values
+                    say(doing)
+                elif kind == "error":
+                    raise _error(*values)
+                else:
+                    yield kind, values
+        except BaseException:
+            process.kill()
+            raise
+        code = process.wait()
+        if code:
+            heard.seek(0)
+            raise _died(code, doing, heard.read())
+
+
+def _error(name: str, message: str) -> GeobindError:
+    kind = getattr(errors, name, RecipeError)  # RecipeProblems is none of the errors there
+    return kind(message)
+
+
+def _died(code: int, doing: str, heard: str) -> GeobindError:
+    if code == -9:
+        return TrainingError(
+            f"the process that measures was killed ({doing}), as the system does when memory is full; end "
+            f"other programs, say how much there is with --memory, or take a smaller batch"
+        )
+    last = "\n".join(f"  {line}" for line in heard.splitlines()[-_LAST:])
+    return TrainingError(f"the process that measures failed ({doing}; exit code {code}):\n{last}")
+
+
+SECONDS = 12.0  # that measuring takes, about, unless told otherwise
+Numbers = Mapping[str, Mapping[str, int | None]]  # by stage, then by option
+
+
+def make_plan(recipe: Recipe, *, seconds: float = SECONDS, limit: int | None = None, say: Say) -> Plan:
+    """Measure a recipe and say what its run will take; nothing of the run's folder or the cache changes.
+
+    Args:
+        recipe: A checked recipe.
+        seconds: How long steps and rows may take to measure, about.
+        limit: Bytes of memory there are; None: what is free.
+        say: Told what is being done.
+
+    Raises:
+        GeobindError: The recipe cannot run, or what it leaves open cannot be settled.
+    """
+    return predict(recipe, ask(recipe, seconds=seconds, limit=limit, say=say))
+
+
+def settled(recipe: Recipe, numbers: Numbers) -> Recipe:
+    """Return the recipe with numbers where it left something open."""
+    values: dict[str, Any] = copy.deepcopy(recipe.written)
+    for stage, written in zip(recipe.stages, values["stages"], strict=True):
+        written.update({name: numbers[stage.name][name] for name in stage.open})
+    return recipe_from(values, recipe.base, source=recipe.name)
+
+
+@dataclass(frozen=True)
+class Settling:
+    """Settles a recipe at the start of its run: by the plan in the run's folder, else by a new one.
+
+    Args:
+        always: Whether to make a plan, where there is none, of a recipe that leaves nothing open.
+        limit: Bytes of memory there are; None: what is free.
+        seconds: How long steps and rows may take to measure, about.
+    """
+
+    always: bool = False
+    limit: int | None = None
+    seconds: float = SECONDS
+
+    def __call__(self, recipe: Recipe, folder: Path, fabric: Fabric) -> Recipe:
+        """Return the recipe as it is run; `plan.json` and `recipe.yaml` in the run's folder say so too.
+
+        Raises:
+            GeobindError: It cannot be settled on this machine.
+        """
+        if not self.always and not any(stage.open for stage in recipe.stages):
+            return recipe
+        numbers = told_by_first(fabric, lambda: self._numbers(recipe, folder))
+        result = settled(recipe, numbers)
+        if fabric.is_global_zero:
+            files.write(folder / "recipe.yaml", dump(result.written).encode())
+        return result
+
+    def _numbers(self, recipe: Recipe, folder: Path) -> Numbers:
+        plan = read_plan(folder)
+        if plan is not None and _is_of(plan, recipe, every=self.always):
+            where = f"as planned before, in {folder / FILE}"
+        else:
+            plan = make_plan(recipe, seconds=self.seconds, limit=self.limit, say=_say)
+            write_plan(plan, folder)
+            where = f"by what fits in memory, measured just now; kept in {folder / FILE}"
+        for stage in plan.stages:
+            said = ", ".join(f"{name} {value or 'none'}" for name, value in stage.settled.items())
+            if said:
+                _say(f"{stage.name}: {said} ({where}); {stage.why}")
+        return {stage.name: stage.settled for stage in plan.stages}
+
+
+def _is_of(plan: Plan, recipe: Recipe, *, every: bool) -> bool:
+    """Whether a plan was made of this recipe, in the stages that leave something open or in all."""
+    planned = {stage.name: stage.key for stage in plan.stages}
+    keys = (key for _, key in stage_folders(recipe, Path()))
+    wanted = {stage.name: key for stage, key in zip(recipe.stages, keys, strict=True) if every or stage.open}
+    return all(planned.get(name) == key for name, key in wanted.items())
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,543 @@
+"""Measurements of real steps: training, filling the cache, evaluation."""
+
+# M observations, K views of each
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from lightning_fabric import Fabric
+
+from geobind.binder import Binder
+from geobind.data.loader import BatchLoader
+from geobind.data.sampler import Mixture
+from geobind.data.table import open_table
+from geobind.embedding_cache.build import Stored
+from geobind.embedding_cache.loader import StoredLoader
+from geobind.embedding_cache.store import embeddings_folder, limit_bytes
+from geobind.errors import DataError, GeobindError
+from geobind.planning.bench import Bench, Clock, goes_through, seconds_since
+from geobind.planning.models import (
+    SPARE,
+    EndingFound,
+    Filling,
+    Line,
+    Machine,
+    Side,
+    StageFound,
+    Step,
+    different,
+    fit,
+)
+from geobind.recipe import Recipe, Stage
+from geobind.recipe.parsing import dump
+from geobind.recipe.stage_options import InfoNCE
+from geobind.training.cache import Cached, read_from_cache
+from geobind.training.final_evaluation import Measured, first_rows, measure_all
+from geobind.training.launch import make_fabric
+from geobind.training.loss_inputs import check_told
+from geobind.training.results import leave
+from geobind.training.run import rehearse
+from geobind.training.stage import Job, loader_of, workers_of
+from geobind.training.stage_data import Sources
+from geobind.training.trainable import in_training
+from geobind.utils import files, system
+
+_WARM, _MOST_ROWS = 8, 256  # rows made to warm up, and at most
+_PART_OF_TIME = 0.3  # of a stage's time
+_ALWAYS = 10**9  # steps; more than an epoch of anything
+
+
+def measure_filling(bench: Bench, seconds: float) -> tuple[Filling | None, tuple[str, ...], float]:
+    """Make some rows of the frozen sides in the scratch cache, and see how long it takes.
+
+    Where the cache may not hold them all, the bench goes on without it, as the stage will.
+
+    Args:
+        bench: Where; `ready` says how many rows are made afterwards.
+        seconds: How long the whole stage may be measured.
+
+    Returns:
+        What all rows take, None where nothing is cached; the frozen sides; the seconds of one row more.
+    """
+    rows = len(bench.job.rows)
+    looked = min(_WARM, rows)
+    began = time.monotonic()
+    frozen, _ = _fill(bench, looked)
+    if not frozen or not bench.caches:
+        return None, frozen, 0.0
+    afford = max(1, int(_PART_OF_TIME * seconds * looked / seconds_since(began)))
+    points: list[tuple[float, float]] = []
+    sides: dict[str, Side] = {}
+    unlike, most = 1.0, 0
+    for more in (min(_MOST_ROWS // 4, max(1, afford // 4)), min(_MOST_ROWS, afford)):
+        before, looked = looked, min(rows, looked + more)
+        if looked == before and points:
+            break
+        with bench.holding() as held:
+            _, cached = _fill(bench, looked)
+        points.append((looked - before, cached.filled.seconds))
+        sides = {name: side_of(stored, before, looked, rows) for name, stored in cached.sides.items()}
+        unlike, most = _unlike(cached, sides, rows / looked), max(most, *held, 0)
+    needed = sum(side.inputs * side.row_bytes for side in sides.values())
+    if needed > limit_bytes():
+        bench.caches = False
+        reason = f"its {needed / 1e9:.3g} GB of rows are more than the cache may hold"
+        bench.said += [f"{bench.job.stage.name}: {name} is not cached: {reason}" for name in sides]
+        return None, frozen, 0.0
+    bench.ready, line = looked, fit(points)
+    return Filling(seconds=line(rows * unlike), bytes=most or None, sides=sides), frozen, line.slope
+
+
+def side_of(stored: Stored, before: int, looked: int, rows: int) -> Side:
+    """Say of all rows what was found of a side in some.
+
+    Args:
+        stored: The side, in the rows looked at.
+        before: Of these, how many were made already.
+        looked: How many they are.
+        rows: How many there are.
+    """
+    row_MK = stored.picks.row_MK
+    found = len(set(row_MK[row_MK >= 0].tolist()))
+    inputs = different(found, row_MK.size, round(row_MK.size * rows / looked))
+    new = max(1.0, found * (1 - before / looked))
+    missing = inputs * min(1.0, stored.made / new)
+    return Side(inputs=inputs, missing=missing, row_bytes=2 * math.prod(stored.rows.shape) + 20)
+
+
+def _fill(bench: Bench, rows: int) -> tuple[tuple[str, ...], Cached]:
+    job = bench.at(2, _ALWAYS, rows)
+    with bench.quiet(), in_training(bench.fabric, job) as frozen:
+        cached = read_from_cache(bench.fabric, job, frozen, workers_of(bench.fabric, job))
+        cached.close()
+    return tuple(frozen), cached
+
+
+def _unlike(cached: Cached, sides: dict[str, Side], share: float) -> float:
+    """Return the part of the inputs of all rows that are not like another."""
+    found = [side.inputs / (share * cached.sides[name].picks.row_MK.size) for name, side in sides.items()]
+    return min(1.0, *found, 1.0)
+
+
+_FIRST = 8  # rows of the first steps
+_FEW_STEPS, _MANY_STEPS = 5, 30  # steps of one size
+_HELD = 64  # rows to watch it on
+
+
+@dataclass
+class StageProbe:
+    """Measures one stage.
+
+    Args:
+        bench: Where.
+        ranks: Devices that will share a batch.
+        usable: Bytes that a step may take; None where nothing tells.
+        seconds: How long it may take, about.
+        most: No larger batch makes sense, and why.
+    """
+
+    bench: Bench
+    ranks: int
+    usable: float | None
+    seconds: float
+    most: tuple[int, str]
+
+    def __post_init__(self) -> None:
+        self._began = time.monotonic()
+        self._steps: list[Step] = []
+        self._a_row = 0.0  # seconds that the frozen sides of a row take
+        self._other = 0.0
+        self._idle: int | None = None
+
+    def measure(self) -> StageFound:
+        """Measure everything.
+
+        Raises:
+            GeobindError: The stage cannot run, not even with the fewest rows.
+        """
+        job = self.bench.job
+        filling, frozen, self._a_row = measure_filling(self.bench, self.seconds)
+        warm, checkpoint_bytes, checkpoint_seconds = self._warm_up()
+        failed = self._sizes(warm)
+        two_pass = None if failed else self._two_pass()
+        watching = self._watching()
+        cached = filling.sides if filling else {}
+        return StageFound(
+            name=job.stage.name,
+            rows=len(job.rows),
+            sources=tuple(len(source.rows) for source in job.rows.sources),
+            most=self.most[0],
+            most_why=self.most[1],
+            steps=tuple(self._steps),
+            loading_a_row=self._loading(),
+            two_pass=two_pass,
+            filling=filling if cached else None,
+            uncached={name: self._why_not(name) for name in frozen if name not in cached},
+            frozen=frozen,
+            other_seconds=self._other,
+            checkpoint_bytes=checkpoint_bytes,
+            checkpoint_seconds=checkpoint_seconds,
+            trained_bytes=sum(
+                value.numel() * value.element_size()
+                for name in job.stage.parts
+                for value in job.encoders[name].state_dict().values()
+            ),
+            watching_seconds=watching,
+            failed=failed,
+        )
+
+    @property
+    def _left(self) -> float:
+        return self.seconds - seconds_since(self._began)
+
+    @property
+    def _target(self) -> int:
+        return max(2, self.bench.job.stage.batch_size // self.ranks)
+
+    def _warm_up(self) -> tuple[Step, int, float]:
+        """Take the first, slow steps; return them, and what a checkpoint takes in bytes and seconds."""
+        size = self._least()
+        began = time.monotonic()
+        ran = self.bench.run(size, 2, saves=True)
+        warm = Step(rows=size, seconds=seconds_since(began) / 2, bytes=None)
+        path = ran.job.folder / "state.ckpt"
+        if not path.is_file():
+            return warm, 0, 0.0
+        content = path.read_bytes()
+        began = time.monotonic()
+        files.write(path, content)
+        return warm, len(content), seconds_since(began)
+
+    def _least(self) -> int:
+        """Return the fewest rows, of those tried, that make a batch."""
+        size = min(_FIRST, self._target)
+        while size < self._target and not self._makes_a_batch(size):
+            size = min(2 * size, self._target)
+        return size
+
+    def _why_not(self, name: str) -> str:
+        """Return why a frozen side is not read from the cache."""
+        stage = self.bench.job.stage
+        if stage.cache == "off":
+            return "cache: off"
+        short = stage.cache == "auto" and not goes_through(self.bench.job)
+        return "the stage does not go through its rows once" if short else self.bench.why_not(name)
+
+    def _makes_a_batch(self, size: int) -> bool:
+        try:
+            _ = self.bench.at(size, 2, size).plan
+        except DataError:  # a table's share would be less than a row
+            return False
+        return True
+
+    def _sizes(self, warm: Step) -> str:
+        """Take steps of two sizes or three; return why it ended before the stage's own."""
+        guess, size = fit([(0, 0.0), (warm.rows, warm.seconds)]), self._first(warm)
+        while True:
+            last = size >= self._target
+            steps = (
+                int(min(_MANY_STEPS, max(_FEW_STEPS, 0.4 * self._left / max(guess(size), 1e-6))))
+                if last
+                else _FEW_STEPS
+            )
+            try:
+                ran = self.bench.run(size, steps)
+            except GeobindError as error:
+                if not self._steps:
+                    raise
+                return str(error).partition("\n")[0]
+            self._idle, self._other = ran.idle, ran.other
+            self._steps.append(Step(rows=size, seconds=ran.seconds, bytes=ran.bytes))
+            known = [(step.rows, step.seconds) for step in self._steps]
+            guess = fit(known if len(known) > 1 else [(0, 0.0), *known])
+            larger = None if last else self._larger(size, guess)
+            if larger is None:
+                return ""
+            size = larger
+
+    def _first(self, warm: Step) -> int:
+        """Return the first size whose steps count: a quarter of the last one, if that is not too slow."""
+        quarter = 2 ** int(math.log2(max(2, self._target // 4)))
+        slow = warm.seconds / warm.rows  # more than it is from the second step on
+        while quarter > warm.rows and 0.25 * _FEW_STEPS * quarter * slow > 0.3 * self._left:
+            quarter //= 2
+        if warm.rows < self._target:
+            return max(warm.rows, quarter)
+        return quarter if self._makes_a_batch(quarter) else self._target
+
+    def _larger(self, size: int, guess: Line) -> int | None:
+        """Return the next size; None where what is left of the time, or the memory, does not allow it."""
+        target = self._target
+        for one in (target, *(2**power for power in range(int(math.log2(target)), 0, -1))):
+            if one <= size or not self._fits(one):
+                continue
+            more = max(0, one - self.bench.ready) * self._a_row if self.bench.caches else 0.0
+            line_lacks_a_point = len(self._steps) == 1 and one <= 2 * size
+            if line_lacks_a_point or _FEW_STEPS * guess(one) + more < 0.6 * self._left:
+                return one
+        return None
+
+    def _fits(self, size: int) -> bool:
+        known = [(step.rows, step.bytes) for step in self._steps if step.bytes is not None]
+        if len(known) == 1 and self._idle is not None:
+            known.append((0, min(self._idle, known[0][1])))
+        return self.usable is None or not known or fit(known)(size) <= self.usable
+
+    def _two_pass(self) -> Step | None:
+        """Take steps in two passes if the stage may need them, of twice the rows that one pass took."""
+        asked, largest = self.bench.job.stage.chunk, self._steps[-1].rows
+        if asked is None or (asked == "auto" and (largest >= self._target or self._fits(self._target))):
+            return None
+        chunk = min(asked, largest) if isinstance(asked, int) else largest
+        size = min(2 * chunk, self._target)
+        if size <= chunk:
+            size, chunk = self._target, max(2, self._target // 2)
+        # The first steps of a size take new memory, which slows them.
+        guess = 2 * fit((step.rows, step.seconds) for step in self._steps)(size)
+        ran = self.bench.run(
+            size, int(min(_MANY_STEPS, max(2 * _FEW_STEPS, 0.4 * self._left / guess))), chunk=chunk
+        )
+        return Step(rows=size, seconds=ran.seconds, bytes=ran.bytes, chunk=chunk)
+
+    def _watching(self) -> float:
+        """Return the seconds of an evaluation on the way; getting ready for them counts as other."""
+        job = self.bench.job
+        if job.stage.watch is None or job.held is None:
+            return 0.0
+        rows = min(_HELD, len(job.held))
+        size = self._steps[0].rows
+        plain, ran = self.bench.run(size, 2), self.bench.run(size, 2, held=rows)
+        told = ran.job.validations.rows if isinstance(ran.job.validations, Clock) else []
+        each = [float(row["seconds"]) for row in told]
+        more = len(job.held) / rows
+        if not each:
+            return 0.0
+        self._other += max(0.0, ran.other - plain.other - sum(each)) * more
+        return each[-1] * more
+
+    def _loading(self) -> float:
+        """Return the seconds that a row of a batch takes if nothing else is done."""
+        bench, size = self.bench, self._steps[-1].rows
+        job = bench.at(size, _FEW_STEPS, max(size, bench.ready) if bench.caches else size * _FEW_STEPS)
+        with bench.quiet(), in_training(bench.fabric, job) as frozen:
+            cached = read_from_cache(bench.fabric, job, frozen, workers_of(bench.fabric, job))
+            at = _times(cached.loader(job, loader_of(bench.fabric, job, first_step=0)))
+            cached.close()
+        return (at[-1] - at[1]) / (len(at) - 2) / size if len(at) > 2 else 0.0
+
+
+def _times(loader: BatchLoader | StoredLoader) -> list[float]:
+    return [time.monotonic() for _ in loader]
+
+
+_ROWS = 32, 128
+
+
+def measure_ending(recipe: Recipe, binder: Binder, sources: Sources, folder: Path) -> EndingFound:
+    """Measure a few held-out rows, and write what a run leaves of them into a scratch folder.
+
+    Raises:
+        GeobindError: What the recipe asks for cannot be measured.
+    """
+    found, measured = _evaluated(recipe, binder)
+    files.write(folder / "recipe.yaml", dump(recipe.written).encode())
+    files.write_json(folder / "run.json", {"recipe": recipe.name, "started": system.now()})
+    with redirect_stderr(io.StringIO()):
+        began = time.monotonic()
+        leave(recipe, binder, [], sources, measured, folder)
+        whole = seconds_since(began)
+        began = time.monotonic()
+        binder.save(folder / "again")
+        bundle = seconds_since(began)
+    return EndingFound(seconds=found + bundle, report_seconds=max(0.0, whole - bundle))
+
+
+def _evaluated(recipe: Recipe, binder: Binder) -> tuple[float, Measured | None]:
+    """Return the seconds that measuring will take, and what was measured of a few rows."""
+    options = recipe.evaluate
+    data = (options.data or recipe.data) if options else None
+    if options is None or data is None:
+        return 0.0, None
+    table = open_table(data, recipe.base, tuple(recipe.modalities))
+    rows = len(first_rows(table.split(options.split), options.limit))
+    points: list[tuple[float, float]] = []
+    measured = None
+    for count in sorted({min(rows, some) for some in _ROWS}):
+        few = options.model_copy(update={"limit": count, "calibrate": None})
+        system.tidy()
+        with redirect_stderr(io.StringIO()):
+            began = time.monotonic()
+            measured = measure_all(binder, table, data, set(), few)
+            points.append((count, seconds_since(began)))
+    line = fit(points)
+    calibrating = len(table.split(options.calibrate)) if options.calibrate else 0
+    return line(rows) + line.slope * calibrating, measured
+
+
+_MOST = 4096  # pairs that `batch_size: auto` comes to at most
+_PART = 4  # and at most this part of the rows
+_FEW = 64  # pairs that an open batch is taken to have in the checks before the first stage
+_MANY = 50_000  # rows from which on looking for leaks is left out of what is measured
+
+
+class Doing(NamedTuple):
+    """What a probe is about to do."""
+
+    what: str
+
+
+Event = Doing | Machine | StageFound | EndingFound
+
+
+def probe(recipe: Recipe, folder: Path, seconds: float, limit: int | None = None) -> Iterator[Event]:
+    """Measure a recipe; the recipe, the run's folder and the embedding cache stay as they are.
+
+    Args:
+        recipe: A checked recipe.
+        folder: Scratch, empty.
+        seconds: How long steps and rows may take to measure, about.
+        limit: Bytes of memory there are; default: what is free.
+
+    Raises:
+        GeobindError: The recipe cannot run; the message is that of the run.
+    """
+    yield Doing("opening tables, building encoders")
+    devices = _devices(recipe)
+    ranks = devices * recipe.fabric.num_nodes
+    alone = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    recipe = recipe.model_copy(update={"fabric": recipe.fabric.model_copy(update=alone)})
+    wanted = dict.fromkeys(stage.precision or recipe.fabric.precision for stage in recipe.stages)
+    fabrics = {precision: make_fabric(recipe.fabric, precision) for precision in wanted}
+    fabric = next(iter(fabrics.values()))
+    Sources(recipe)  # what is rendered or copied is there when the run begins
+    system.tidy()
+    began = time.monotonic()
+    sources = Sources(recipe)
+    found = [sources.rows(stage) for stage in recipe.stages]
+    tried: list[Stage] = []
+    for stage, rows in zip(recipe.stages, found, strict=True):
+        tried.append(_closed(stage, min(_FEW, _most(recipe, stage, rows)[0])))
+        check_told(tried[-1], rows)
+    binder = Binder(recipe.built, recipe.width, seed=recipe.seed)
+    rehearse(recipe.model_copy(update={"stages": tried}), binder, found)
+    sources.check()
+    for stage in recipe.stages:
+        sources.held(stage)
+    many = sum(map(len, found)) > _MANY
+    if not many:
+        sources.leakage()
+    machine = _machine(fabric, binder, ranks, limit, seconds_since(began), many)
+    if machine.memory == "process" and machine.available is not None and devices > 1:
+        shared = {"available": machine.available // devices, "says": f"{machine.says}, for each of {devices}"}
+        machine = machine.model_copy(update=shared)
+    yield machine
+    usable = None if machine.available is None else SPARE * machine.available
+    ends = time.monotonic() + seconds
+    with _scratch_cache(folder):
+        for number, (stage, rows) in enumerate(zip(recipe.stages, found, strict=True)):
+            yield Doing(f"stage {stage.name}")
+            most = _most(recipe, stage, rows, ranks)
+            size = most[0] if "batch_size" in stage.open else stage.batch_size
+            whole = stage.model_copy(update={"batch_size": size})
+            clock = Clock(folder)
+            job = Job(recipe, whole, binder, rows, folder, clock, "probe", held=sources.held(stage))
+            bench = Bench(fabrics[stage.precision or recipe.fabric.precision], job, folder, _caches(job))
+            share = max(0.0, ends - time.monotonic()) / (len(found) - number)
+            yield StageProbe(bench, ranks, usable, share, most).measure()
+        yield Doing("measuring held-out rows, bundle and report")
+        yield measure_ending(recipe, binder, sources, folder / "ending")
+
+
+def _devices(recipe: Recipe) -> int:
+    """Return how many devices of this machine share a batch."""
+    options = recipe.fabric
+    if isinstance(options.devices, int):
+        return options.devices
+    on_cuda = torch.cuda.is_available() and options.accelerator in ("auto", "gpu", "cuda")
+    return torch.cuda.device_count() if on_cuda else 1
+
+
+def _closed(stage: Stage, size: int) -> Stage:
+    """Return a stage with a number for what it left open, for the checks that every stage passes."""
+    changes = {"batch_size": size, "chunk": None}
+    return stage.model_copy(update={name: changes[name] for name in stage.open})
+
+
+def _most(recipe: Recipe, stage: Stage, rows: Mixture, ranks: int = 1) -> tuple[int, str]:
+    """Return the largest batch that makes sense, and why no larger one does."""
+    limits = {f"{_MOST:,} pairs": _MOST, f"a quarter of its {len(rows):,} rows": len(rows) // _PART}
+    if stage.mix == "batches" and len(rows.sources) > 1:
+        limits["the rows of its smallest table"] = min(len(source.rows) for source in rows.sources)
+    queue = stage.loss.queue if isinstance(stage.loss, InfoNCE) else None
+    if queue is not None:
+        both = min(rows.having(pair.both) for pair in recipe.pairs_of(stage))
+        limits["the rows that its queue leaves"] = both - queue
+    why = min(limits, key=lambda name: limits[name])
+    power = max(2, limits[why] // ranks).bit_length() - 1
+    return ranks * 2**power, why
+
+
+def _caches(job: Job) -> bool:
+    wanted = job.stage.cache
+    return wanted != "off" and (wanted != "auto" or goes_through(job))
+
+
+def _machine(
+    fabric: Fabric, binder: Binder, ranks: int, limit: int | None, opening: float, many: bool
+) -> Machine:
+    cuda = fabric.device.type == "cuda"
+    if limit is not None:
+        told: tuple[int | None, str] = limit, "--memory"
+    elif cuda:
+        # The weights that are there already are part of what a step takes.
+        told = torch.cuda.mem_get_info(fabric.device)[0], "what the accelerator says is free"
+    else:
+        free = system.free()
+        told = (free.bytes, free.says) if free else (None, "nothing tells what is free; see --memory")
+    size = sum(value.numel() * value.element_size() for value in binder.state_dict().values())
+    notes = ["looking for rows that training and measuring share is not in the time"] if many else []
+    if ranks > 1:
+        notes.append(f"measured on one device of {ranks}: what passes between them is not in the time")
+    return Machine(
+        device=torch.cuda.get_device_name(fabric.device) if cuda else "cpu",
+        memory="accelerator" if cuda else "process",
+        available=told[0],
+        says=told[1],
+        ranks=ranks,
+        opening_seconds=opening,
+        bundle_bytes=size,
+        notes=tuple(notes),
+    )
+
+
+@contextmanager
+def _scratch_cache(folder: Path) -> Generator[None]:
+    """Let embeddings be read from the cache there is, through links, and be written into a scratch folder.
+
+    Tables and what else lies in the cache was opened before.
+    """
+    there = embeddings_folder()
+    for shard in there.glob("*/*"):
+        home = folder / "cache" / "embeddings" / shard.parent.name
+        if shard.suffix == ".safetensors":
+            home.mkdir(parents=True, exist_ok=True)
+            os.symlink(shard, home / shard.name)
+    before = os.environ.get("GEOBIND_CACHE")
+    os.environ["GEOBIND_CACHE"] = str(folder / "cache")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["GEOBIND_CACHE"]
+        else:
+            os.environ["GEOBIND_CACHE"] = before

@@ -1,0 +1,308 @@
+"""Summaries of studies: tables, plots, the page of a sweep."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from matplotlib.axes import Axes
+
+from geobind.errors import DataError
+from geobind.report.page import render
+from geobind.report.plots import INK, MARKERS, SERIES, TITLES, Draw, Panel, headline, png, svg
+from geobind.report.run_files import Retrieved, Run, read_run
+from geobind.studies.runner import Ran
+from geobind.utils import files, formatting
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+SEED = "seed"  # the axis whose values are repetitions, not settings
+MARKS = ("trained", "emergent")
+# Student's t for a two-sided 95 % interval, by degrees of freedom from 1.
+_T95 = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+)
+
+
+class Spread(NamedTuple):
+    """A mean over runs, and half the width of its 95 % interval: NaN for a single run."""
+
+    mean: float
+    half: float
+    runs: int
+
+
+class Line(NamedTuple):
+    """One setting of a study."""
+
+    settings: Mapping[str, str]  # without the seed
+    folders: tuple[Path, ...]
+    failed: int
+    measured: Mapping[str, Spread]  # by kind of pair: trained, emergent
+    chance: float
+    seconds: Spread
+
+
+class Summary(NamedTuple):
+    """A study's result."""
+
+    measure: str  # such as R@10
+    axes: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and 95 % t interval of a few repetitions (Student 1908); NaN values are left out."""
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return Spread(math.nan, math.nan, 0)
+    if len(known) == 1:
+        return Spread(known[0], math.nan, 1)
+    t = _T95[len(known) - 2] if len(known) - 2 < len(_T95) else 1.96 + 2.6 / (len(known) - 1)
+    return Spread(fmean(known), t * stdev(known) / math.sqrt(len(known)), len(known))
+
+
+def summarise(ran: Sequence[Ran], measure: str | None = None) -> Summary:
+    """Read what the cells left and take the seeds of each setting together.
+
+    Args:
+        ran: The cells.
+        measure: A measure of `retrieval.json`; default: recall@10, or recall@1 in small galleries.
+
+    Raises:
+        DataError: No cell was finished, or none has the measure.
+    """
+    runs = {one.folder: read_run(one.folder) for one in ran if not one.failed}
+    tables = [run.retrieved for run in runs.values() if run.retrieved and run.retrieved.rows]
+    if not tables:
+        raise DataError(
+            "no run of the study has measured anything; give the recipe an `evaluate:` block, "
+            "or look at what the failed runs said"
+        )
+    chosen = measure_of(tables[0], measure)
+    axes = tuple(name for name in ran[0].cell.settings if name != SEED)
+    groups: dict[tuple[str, ...], list[Ran]] = {}
+    for one in ran:
+        groups.setdefault(tuple(one.cell.settings[axis] for axis in axes), []).append(one)
+    lines = [_line(dict(zip(axes, key, strict=True)), group, runs, chosen) for key, group in groups.items()]
+    return Summary(chosen, axes, tuple(lines))
+
+
+def measure_of(table: Retrieved, wanted: str | None) -> str:
+    """The measure to show: the one wanted, or else the headline.
+
+    Raises:
+        DataError: The table has no such measure.
+    """
+    chosen, there = wanted or headline(table), table.rows[0].metrics
+    if chosen not in there:
+        raise DataError(f"no measure '{chosen}'; the runs have {', '.join(there)}")
+    return chosen
+
+
+def mean_of(run: Run, measure: str, mark: str | None = None) -> tuple[float, float]:
+    """The mean of a measure over the ordered pairs with a mark (all without one), and that of its chance."""
+    rows = [row for row in (run.retrieved.rows if run.retrieved else ()) if mark in (None, row.mark)]
+    found = [row.metrics[measure] for row in rows if measure in row.metrics]
+    if not found:
+        return math.nan, math.nan
+    return fmean(one.value for one in found), fmean(one.chance for one in found)
+
+
+def table_csv(summary: Summary) -> bytes:
+    """The lines as CSV, shares as numbers from 0 to 1."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    figures = [f"{summary.measure} {mark}{part}" for mark in MARKS for part in ("", " ±")]
+    writer.writerow([*summary.axes, "runs", "failed", *figures, "chance", "seconds"])
+    for line in summary.lines:
+        values = [_plain(value) for mark in MARKS for value in line.measured[mark][:2]]
+        ends = (_plain(line.chance), _plain(line.seconds.mean))
+        writer.writerow([*line.settings.values(), len(line.folders), line.failed, *values, *ends])
+    return text.getvalue().encode()
+
+
+def _line(settings: Mapping[str, str], group: Sequence[Ran], runs: Mapping[Path, Run], measure: str) -> Line:
+    done = [runs[one.folder] for one in group if one.folder in runs]
+    return Line(
+        settings,
+        tuple(run.folder for run in done),
+        len(group) - len(done),
+        {mark: spread([mean_of(run, measure, mark)[0] for run in done]) for mark in MARKS},
+        spread([mean_of(run, measure)[1] for run in done]).mean,
+        spread([sum(stage.seconds for stage in run.stages) for run in done]),
+    )
+
+
+def _plain(value: float) -> str:
+    return f"{value:.6g}" if math.isfinite(value) else ""
+
+
+_WIDTH, _HEIGHT = 4.6, 3.0  # inches of a panel
+_APART = 0.5  # how far the marks at one place of the x axis are spread, in its units
+
+
+class Grid(NamedTuple):
+    """A table, as text."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+Series = Mapping[str, Mapping[str, Spread]]  # what a mark stands for -> place on the x axis -> figure
+
+
+def write_study(
+    home: Path, name: str, title: str, notes: Sequence[str], grids: Sequence[Grid], panels: Sequence[Panel]
+) -> Path:
+    """Write NAME.html and NAME.png into the study's folder; return the page.
+
+    Raises:
+        StorageError: One of them cannot be written.
+    """
+    if panels:
+        files.write(home / f"{name}.png", png(list(panels), columns=min(2, len(panels))))
+    page = home / f"{name}.html"
+    drawn = [svg(panel) for panel in panels]
+    files.write(page, render("study.html", title=title, notes=notes, tables=grids, plots=drawn))
+    return page
+
+
+def rich_table(grid: Grid) -> Table:
+    """The table for the terminal."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(grid.title))
+    for head in grid.heads:
+        table.add_column(escape(head), overflow="fold")
+    for row in grid.rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def said(figure: Spread) -> str:
+    """Write a mean and its interval."""
+    if not math.isfinite(figure.half):
+        return formatting.number(figure.mean)
+    return f"{formatting.number(figure.mean)} ± {formatting.number(figure.half)}"
+
+
+def dots(name: str, title: str, series: Series, chance: float, axis: str = "") -> Panel:
+    """A panel with a mark and its interval for each figure, and chance as a dotted line.
+
+    Args:
+        name: Unique in a page.
+        title: What is measured.
+        series: The figures.
+        chance: Its chance level; NaN draws no line.
+        axis: What the places on the x axis are.
+    """
+    places = list(dict.fromkeys(place for figures in series.values() for place in figures))
+    told = [
+        f"{', '.join(filter(None, (label, place)))}: {said(figure)}"
+        for label, figures in series.items()
+        for place, figure in figures.items()
+    ]
+    return Panel(
+        name,
+        _draw(series, places, chance, axis),
+        max(_WIDTH, 0.75 * len(places) + 1),
+        _HEIGHT + 0.2 * (len(series) > 1) * -(-len(series) // 3),
+        f"{title} by {axis or 'setting'}: {'; '.join(told)}",
+        title=title,
+    )
+
+
+def _draw(series: Series, places: Sequence[str], chance: float, axis: str) -> Draw:
+    def draw(axes: Axes) -> None:
+        step = _APART / max(len(series), 1)
+        for number, (label, figures) in enumerate(series.items()):
+            x = [places.index(place) + (number - (len(series) - 1) / 2) * step for place in figures]
+            halves = [figure.half if math.isfinite(figure.half) else 0.0 for figure in figures.values()]
+            marker, colour = MARKERS[number % len(MARKERS)], SERIES[number % len(SERIES)]
+            means = [figure.mean for figure in figures.values()]
+            axes.errorbar(x, means, halves, fmt=marker, color=colour, label=label or None, capsize=2)
+        if math.isfinite(chance):
+            axes.axhline(chance, color=INK, linewidth=0.8, linestyle=":")
+            axes.annotate("chance", (len(places) - 0.5, chance), ha="right", va="bottom", fontsize=7.5)
+        long = max(map(len, places), default=0) * len(places) > 60
+        turned: dict[str, Any] = {"rotation": 25, "ha": "right"} if long else {}
+        axes.set_xticks(range(len(places)), places, **turned)
+        axes.set_xlim(-0.5, len(places) - 0.5)
+        axes.set_xlabel(axis)
+        if len(series) > 1:
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=3)
+
+    return draw
+
+
+_NOTE = (
+    "Figures are means over the ordered pairs of modalities on held-out rows. ± is half of a 95 % t interval "
+    "over seeds; without it there was one seed, and a small difference means nothing."
+)
+
+
+def write_sweep(summary: Summary, title: str, home: Path) -> Path:
+    """Write sweep.csv, sweep.png and sweep.html into the study's folder; return the page.
+
+    Raises:
+        StorageError: One of them cannot be written.
+    """
+    files.write(home / "sweep.csv", table_csv(summary))
+    return write_study(home, "sweep", title, [_NOTE], [table_of(summary)], plots(summary))
+
+
+def table_of(summary: Summary, title: str = "Results") -> Grid:
+    """The table: a row for each setting."""
+    measure = TITLES.get(summary.measure, summary.measure)
+    heads = [*summary.axes, "runs", *(f"{measure} {mark}" for mark in MARKS), "chance", "training time"]
+    rows = [
+        [
+            *line.settings.values(),
+            f"{len(line.folders)}" + (f" ({line.failed} failed)" if line.failed else ""),
+            *(said(line.measured[mark]) for mark in MARKS),
+            formatting.number(line.chance),
+            formatting.duration(line.seconds.mean),
+        ]
+        for line in summary.lines
+    ]
+    return Grid(title, heads, rows)
+
+
+def plots(summary: Summary) -> list[Panel]:
+    """A panel for each kind of pair: the first axis from left to right, a mark for each other setting."""
+    there = [mark for mark in MARKS if any(line.measured[mark].runs for line in summary.lines)]
+    return [_panel(summary, mark) for mark in there]
+
+
+def _panel(summary: Summary, mark: str) -> Panel:
+    measure = TITLES.get(summary.measure, summary.measure)
+    first, *others = summary.axes or ("",)
+    series: dict[str, dict[str, Spread]] = {}
+    for line in summary.lines:
+        label = ", ".join(line.settings[axis] for axis in others)
+        series.setdefault(label, {})[line.settings.get(first, "run")] = line.measured[mark]
+    return dots(f"sweep-{mark}", f"{measure}, {mark} pairs", series, summary.lines[0].chance, first)
