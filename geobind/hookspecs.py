@@ -10,7 +10,7 @@ from geobind.modality import Modality
 
 if TYPE_CHECKING:
     from geobind.importers.contract import Importer
-    from geobind.loggers.contract import Logger
+    from geobind.loggers import Logger
 
 hookspec = pluggy.HookspecMarker("geobind")
 hookimpl = pluggy.HookimplMarker("geobind")

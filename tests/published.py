@@ -76,7 +76,7 @@ IMPORTER = Kind(
 )
 LOGGER = Kind(
     "logger",
-    import_module("geobind.loggers.registry"),
+    import_module("geobind.loggers"),
     "geobind.loggers.Logger",
     "geobind_loggers",
     "open",

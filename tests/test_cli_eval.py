@@ -60,7 +60,7 @@ class Third(Left):
 def registry(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path_factory.mktemp("cache")))
     known = {c.name: plugins.Plugin(c, plugins.Source(c.name, "tiny", "1.0")) for c in (Left, Right, Third)}
-    monkeypatch.setattr(plugins, "registry", lambda: plugins.Registry(known, ()))
+    monkeypatch.setattr(plugins, "registry", lambda: plugins.ModalityRegistry(known, ()))
 
 
 @pytest.fixture
@@ -229,5 +229,5 @@ def test_the_help_names_every_protocol():
 
 
 def test_importing_the_command_does_not_import_torch():
-    code = "import geobind.cli.eval, sys; sys.exit('torch' in sys.modules)"
+    code = "import geobind.cli.evaluate, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

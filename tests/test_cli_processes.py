@@ -4,12 +4,12 @@ from datetime import timedelta
 
 import pytest
 
-from geobind.cli import processes
+from geobind.cli import run
 
 
 def test_several_processes_run_the_command_and_a_mistake_ends_them_with_its_code(capfd):
     with pytest.raises(SystemExit) as ended:
-        processes.launch(2, ["run", "no_such_recipe"])
+        run.launch(2, ["run", "no_such_recipe"])
     assert ended.value.code == 2
     said = capfd.readouterr().err
     assert said.count("error: ") == 1  # though both met it
@@ -22,27 +22,27 @@ def several(monkeypatch):
     from torch.distributed import HashStore
 
     store = HashStore()
-    monkeypatch.setattr(processes, "_store", lambda: store)
-    monkeypatch.setattr(processes, "_LISTEN", timedelta(seconds=0.1))
+    monkeypatch.setattr(run, "_store", lambda: store)
+    monkeypatch.setattr(run, "_LISTEN", timedelta(seconds=0.1))
     monkeypatch.setenv("WORLD_SIZE", "4")
     return lambda rank: monkeypatch.setenv("RANK", str(rank))
 
 
 def test_of_an_error_that_all_meet_the_first_process_alone_tells(several):
     several(0)
-    assert processes.tells("no rows") == "no rows"
+    assert run.tells("no rows") == "no rows"
     several(2)
-    assert processes.tells("no rows") is None
+    assert run.tells("no rows") is None
 
 
 def test_an_error_of_one_process_has_its_number(several):
     several(2)
-    assert processes.tells("no rows") == "process 2: no rows"
+    assert run.tells("no rows") == "process 2: no rows"
     several(0)
-    assert processes.tells("no columns") == "no columns"
+    assert run.tells("no columns") == "no columns"
     several(1)
-    assert processes.tells("no rows") == "process 1: no rows"
-    assert processes.tells("process 1 of 4 lost another one") == "process 1 of 4 lost another one"
+    assert run.tells("no rows") == "process 1: no rows"
+    assert run.tells("process 1 of 4 lost another one") == "process 1 of 4 lost another one"
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_an_error_of_one_process_has_its_number(several):
 )
 def test_a_process_that_failed_is_told_last_with_what_to_do(capsys, code, told, exit_code):
     with pytest.raises(SystemExit) as ended:
-        processes._end(1, code)
+        run._end(1, code)
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert told in last
     assert last.endswith("run again with --resume")
@@ -64,8 +64,8 @@ def test_a_process_that_failed_is_told_last_with_what_to_do(capsys, code, told, 
 def test_the_first_process_is_the_one_its_launcher_says(monkeypatch):
     for name in ("RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
-    assert processes.is_first()
+    assert run.is_first()
     monkeypatch.setenv("SLURM_PROCID", "1")
-    assert not processes.is_first()
+    assert not run.is_first()
     monkeypatch.setenv("RANK", "0")
-    assert processes.is_first()
+    assert run.is_first()

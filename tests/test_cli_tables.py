@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from geobind.cli.tables import print_table
+from geobind.cli.options import print_table
 
 
 def test_a_table_wider_than_the_terminal_keeps_its_figures(monkeypatch, capsys):

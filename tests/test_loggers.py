@@ -62,14 +62,14 @@ class Absent(Logger):
 @pytest.fixture
 def installed(monkeypatch):
     """Loggers as if their plugins were installed, beside the toy modalities."""
-    from geobind.registering import Plugin, Source
+    from geobind.plugins import Plugin, Source
 
     monkeypatch.setattr("geobind.plugins.registry", toy.registry)
     monkeypatch.setattr("geobind.report.write_report", lambda *_, **__: None)
     built_in = load_built_in(monkeypatch)
     classes = (Notes, Torn, Absent, *built_in)
     known = {cls.name: Plugin(cls, Source(cls.name, "toy", "1.0")) for cls in classes}
-    made = sys.modules["geobind.loggers.registry"]
+    made = sys.modules["geobind.loggers"]
     monkeypatch.setattr(made, "registry", lambda: made.Registry(known, ()))
     monkeypatch.setattr(Notebook, "pages", [])
     torch.set_num_threads(1)
@@ -78,7 +78,7 @@ def installed(monkeypatch):
 def load_built_in(monkeypatch):
     monkeypatch.syspath_prepend(str(MODALITIES))
     entry = EntryPoint("loggers", "geobind_logging", "geobind")
-    return sys.modules["geobind.loggers.registry"].load(entry)
+    return sys.modules["geobind.loggers"].load(entry)
 
 
 def go(folder, *overrides, resume=False):

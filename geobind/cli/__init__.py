@@ -1,4 +1,4 @@
-"""The command line. Each command lies in a file of its own and is imported when it is asked for."""
+"""The command line. A command is imported when it is asked for."""
 
 from __future__ import annotations
 
@@ -21,30 +21,54 @@ from geobind.errors import GeobindError, did_you_mean
 # This must be said before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# command -> (module, one line for --help); commands import heavy libraries inside their functions.
+# command -> (module:attribute, one line for --help); commands import heavy libraries inside their functions.
 COMMANDS = {
-    "run": ("geobind.cli.run", "Run a recipe: train its stages, measure, save a bundle."),
-    "plan": ("geobind.cli.plan", "Predict what a run takes of time, memory and disk."),
-    "sweep": ("geobind.cli.sweep", "Run a recipe with many settings: one table, one plot."),
-    "emergence": ("geobind.cli.emergence", "Compare anchors with all to all, on your data, with equal work."),
-    "check": ("geobind.cli.check", "Find every mistake of a recipe without running it."),
-    "schema": ("geobind.cli.schema", "Print the JSON schema of recipes, for editors."),
-    "recipes": ("geobind.cli.recipes", "List the recipes that come with geobind."),
-    "import": ("geobind.cli.importing", "Turn a public dataset, as distributed, into a manifest."),
-    "data": ("geobind.cli.data", "Look at a manifest, split it by place, pack it, draw it."),
-    "modalities": ("geobind.cli.modalities", "List the installed modalities, or show one."),
-    "eval": ("geobind.cli.eval", "Measure a bundle on held-out rows, by clean and published conventions."),
-    "probe": ("geobind.cli.probe", "Recognise classes from a few examples or none; read facts of places."),
-    "embed": ("geobind.cli.embed", "Embed files with a bundle."),
+    "run": ("geobind.cli.run:run_command", "Run a recipe: train its stages, measure, save a bundle."),
+    "plan": ("geobind.cli.plan:plan_command", "Predict what a run takes of time, memory and disk."),
+    "sweep": ("geobind.cli.studies:sweep_command", "Run a recipe with many settings: one table, one plot."),
+    "emergence": (
+        "geobind.cli.studies:emergence_command",
+        "Compare anchors with all to all, on your data, with equal work.",
+    ),
+    "check": ("geobind.cli.recipe:check_command", "Find every mistake of a recipe without running it."),
+    "schema": ("geobind.cli.recipe:schema_command", "Print the JSON schema of recipes, for editors."),
+    "recipes": ("geobind.cli.recipe:recipes_command", "List the recipes that come with geobind."),
+    "import": (
+        "geobind.cli.importing:import_command",
+        "Turn a public dataset, as distributed, into a manifest.",
+    ),
+    "data": ("geobind.cli.data:data_command", "Look at a manifest, split it by place, pack it, draw it."),
+    "modalities": ("geobind.cli.plugins:modalities_command", "List the installed modalities, or show one."),
+    "eval": (
+        "geobind.cli.evaluate:eval_command",
+        "Measure a bundle on held-out rows, by clean and published conventions.",
+    ),
+    "probe": (
+        "geobind.cli.probe:probe_command",
+        "Recognise classes from a few examples or none; read facts of places.",
+    ),
+    "embed": ("geobind.cli.bundle:embed_command", "Embed files with a bundle."),
     "verify": (
-        "geobind.cli.verify",
+        "geobind.cli.bundle:verify_command",
         "See that a bundle is whole, and which indexes of an older one hold.",
     ),
-    "report": ("geobind.cli.report", "Write the report of a run again."),
-    "compare": ("geobind.cli.compare", "Set runs side by side: what differs, and what it changed."),
-    "cache": ("geobind.cli.cache", "List, prune or verify the embeddings kept of frozen encoders."),
-    "doctor": ("geobind.cli.doctor", "Check this installation, and name what mends each fault."),
-    "toyearth": ("geobind.cli.toyearth", "Write toy Earth as files: tiles, photos, sounds, captions."),
+    "report": ("geobind.cli.bundle:report_command", "Write the report of a run again."),
+    "compare": (
+        "geobind.cli.bundle:compare_command",
+        "Set runs side by side: what differs, and what it changed.",
+    ),
+    "cache": (
+        "geobind.cli.plugins:cache_command",
+        "List, prune or verify the embeddings kept of frozen encoders.",
+    ),
+    "doctor": (
+        "geobind.cli.doctor:doctor_command",
+        "Check this installation, and name what mends each fault.",
+    ),
+    "toyearth": (
+        "geobind.cli.data:toyearth_command",
+        "Write toy Earth as files: tiles, photos, sounds, captions.",
+    ),
 }
 
 
@@ -59,8 +83,8 @@ class Lazy(click.Group):
         """Import a command."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(COMMANDS[cmd_name][0])
-        return module.command
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        return getattr(importlib.import_module(module), attribute)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -82,7 +106,7 @@ class Lazy(click.Group):
             with _plain_warnings():
                 return super().invoke(ctx)
         except GeobindError as error:
-            from geobind.cli.processes import tells
+            from geobind.cli.run import tells
 
             if (message := tells(str(error))) is not None:
                 _say("error: ", error, message)

@@ -1,24 +1,27 @@
-"""geobind data."""
+"""`geobind data` and `geobind toyearth`."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from geobind.cli.options import json_option, out_file
+from geobind.errors import RecipeError
 
 if TYPE_CHECKING:
+    from geobind.data.contact_sheet import Rows
     from geobind.data.options import DataOptions
     from geobind.data.table import Table
+    from geobind.recipe import Recipe, Stage
 
 
 @click.group("data")
-def command() -> None:
+def data_command() -> None:
     """Look at manifests, split them, pack them.
 
     A MANIFEST is a CSV, TSV, JSONL or Parquet file, a folder of Parquet files, or a recipe, whose `data` is
@@ -106,7 +109,7 @@ def _open_recipe(path: Path, limit: int | None) -> Table:
     )
 
 
-@command.command("check")
+@data_command.command("check")
 @_table_options
 @click.option("--quick", is_flag=True, help="Only see whether files are there; decode and compare nothing.")
 @json_option
@@ -126,7 +129,7 @@ def check(quick: bool, as_json: bool, **given: Any) -> None:
     sys.exit(2 if report["broken"] else 0)
 
 
-@command.command("split")
+@data_command.command("split")
 @click.argument("manifest", type=click.Path(path_type=Path))
 @_columns_option
 @click.option("--by", type=click.Choice(["place", "group", "random"]), default="place", show_default=True)
@@ -164,7 +167,7 @@ def split(
         click.echo(f"file names in it are relative to {manifest.parent}: say so with `root`", err=True)
 
 
-@command.command("pack")
+@data_command.command("pack")
 @_table_options
 @click.option("--shard-mb", type=click.IntRange(1, 2000), default=200, show_default=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The folder to fill.")
@@ -184,7 +187,7 @@ def pack(shard_mb: int, out: Path, **given: Any) -> None:
         click.echo(f"left out: {len(packed.faults) - 5} more", err=True)
 
 
-@command.command("show")
+@data_command.command("show")
 @_table_options
 @click.option(
     "--recipe",
@@ -210,7 +213,6 @@ def show(
     What a stage sees is each raw input, what is made of it to embed it, and several of the draws that
     training makes of it.
     """
-    from geobind.cli.stage_sheet import is_recipe, stage_sheet
     from geobind.utils.files import write
 
     named = recipe or (given["manifest"] if is_recipe(given["manifest"]) or stage_name else None)
@@ -222,3 +224,88 @@ def show(
         said = {**given, "columns": _named(given["columns"])}
         write(out, stage_sheet(named, stage_name, said, rows=rows, seed=seed, draws=draws))
     click.echo(f"sheet: {out}")
+
+
+def is_recipe(name: Path) -> bool:
+    """Whether this is a recipe's file, or the bare name of one that comes with geobind."""
+    from geobind.recipe.loading import is_shipped
+
+    return name.suffix.lower() in (".yaml", ".yml") or is_shipped(name)
+
+
+def stage_sheet(
+    name: Path, stage_name: str | None, given: Mapping[str, Any], *, rows: int, seed: int, draws: int
+) -> bytes:
+    """Draw what a stage of a recipe sees; PNG bytes.
+
+    Args:
+        name: The recipe.
+        stage_name: The stage, by default the first.
+        given: The manifest whose rows are drawn, with what was said about it (columns by name, root, files,
+            inline, limit); the recipe itself as the manifest means its own rows.
+        rows: How many rows.
+        seed: Which rows, and which draws.
+        draws: Training draws of each.
+
+    Raises:
+        RecipeError: The recipe has mistakes, no such stage, or no rows for it.
+        DataError: The rows cannot be read.
+    """
+    from geobind.data.contact_sheet import Side, sheet_of_stage
+    from geobind.recipe import load_recipe
+    from geobind.recipe.loading import is_shipped
+
+    own = given["manifest"] == name
+    recipe = load_recipe(name, files=own and not is_shipped(name))
+    stages = {stage.name: stage for stage in recipe.stages}
+    stage = stages.get(stage_name or recipe.stages[0].name)
+    if stage is None:
+        raise RecipeError(f"{name}: has no stage '{stage_name}'; its stages: {', '.join(stages)}")
+    stage_rows = _own_rows(recipe, stage) if own else _rows_of(recipe, stage, given)
+    sides = {side: Side(recipe.built[side], side in stage.parts) for side in recipe.names_of(stage)}
+    return sheet_of_stage(stage_rows, sides, rows, seed, draws)
+
+
+def _own_rows(recipe: Recipe, stage: Stage) -> Rows:
+    from geobind.training.stage_data import Sources
+
+    # The data of other stages need not be there.
+    return Sources(recipe.model_copy(update={"stages": [stage], "evaluate": None})).rows(stage)
+
+
+def _rows_of(recipe: Recipe, stage: Stage, given: Mapping[str, Any]) -> Rows:
+    """The rows of another manifest, read as the stage's own table is, but for what is said about it."""
+    from geobind.data.sources import TableRows
+    from geobind.data.table import open_table
+
+    table = next(iter(recipe.tables_of(stage)), None)
+    names = recipe.names_of(stage)
+    found = open_table(_replaced(table, given), recipe.base, tuple(recipe.modalities)).split(stage.split)
+    there = tuple(name for name in names if name in found.columns)
+    return TableRows(found.take(found.rows_with(there)), there)
+
+
+def _replaced(data: DataOptions | None, given: Mapping[str, Any]) -> DataOptions:
+    from geobind.data.options import DataOptions
+
+    kept = data.model_dump(exclude={"weight"}) if data is not None and data.manifest else {}
+    said = {
+        **given,
+        "manifest": given["manifest"].resolve(),
+        "root": given["root"] and given["root"].resolve(),
+    }
+    return DataOptions.model_validate({**kept, "root": None, **{k: v for k, v in said.items() if v}})
+
+
+@click.command("toyearth")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--places", type=click.IntRange(1, 100_000), default=100, show_default=True)
+@click.option("--held-out", type=click.IntRange(0, 100_000), default=20, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
+def toyearth_command(folder: Path, places: int, held_out: int, seed: int) -> None:
+    """Write toy Earth to FOLDER as files with a manifest: tiles, photos, sounds, captions."""
+    from geobind.data.options import ToyEarthOptions
+    from geobind.data.toyearth_table import write_toyearth
+
+    manifest = write_toyearth(folder, ToyEarthOptions(places=places, held_out=held_out, seed=seed))
+    click.echo(f"manifest: {manifest}")

@@ -1,15 +1,24 @@
-"""Options that several commands share."""
+"""Options, arguments and output shared by commands."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from geobind.errors import CheckpointError
+from geobind.errors import CheckpointError, DataError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from geobind.binder import Binder
+    from geobind.data.options import DataOptions
+    from geobind.plugins import C, Plugin, Registry
+
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -48,3 +57,77 @@ def out_file(*names: str, about: str) -> Callable[[Command], Command]:
     """Return the option that says which file a command writes; a folder is refused before any work."""
     kind = click.Path(path_type=Path, dir_okay=False)
     return click.option(*names, type=kind, required=True, help=about)
+
+
+TOYEARTH = "toyearth"
+
+
+def mapped_columns(columns: tuple[str, ...]) -> dict[str, str]:
+    """Read `--column MODALITY=COLUMN`.
+
+    Raises:
+        DataError: One is not of that form.
+    """
+    wrong = [text for text in columns if not all(text.partition("="))]
+    if wrong:
+        raise DataError(f"--column {wrong[0]}: write MODALITY=COLUMN, such as --column label=class")
+    return dict(text.split("=", 1) for text in columns)
+
+
+def asked_data(binder: Binder, data: str, columns: Mapping[str, str], root: Path | None) -> DataOptions:
+    """Return the `data` block that `--data`, `--column` and `--root` stand for."""
+    from geobind.data.options import DataOptions, ToyEarthOptions
+
+    if data != TOYEARTH:
+        return DataOptions(manifest=Path(data), columns=dict(columns), root=root)
+    for said in _of_recipe(binder):
+        if isinstance(said, Mapping) and TOYEARTH in said:
+            known = DataOptions.model_validate(said)
+            return known.model_copy(update={"columns": {**known.columns, **columns}})
+    return DataOptions(toyearth=ToyEarthOptions(), columns=dict(columns))
+
+
+def _of_recipe(binder: Binder) -> list[Any]:
+    """The `data` blocks of the recipe a bundle was made with, what it was measured on first."""
+    recipe: Mapping[str, Any] = binder.card.recipe if binder.card else {}
+    evaluate = recipe.get("evaluate")
+    return [evaluate.get("data") if isinstance(evaluate, Mapping) else None, recipe.get("data")]
+
+
+def list_plugins(
+    found: Registry[C],
+    key: str,
+    row_of: Callable[[Plugin[C]], dict[str, Any]],
+    line_of: Callable[[dict[str, Any]], str],
+    as_json: bool,
+) -> None:
+    """Print all of a registry.
+
+    Args:
+        found: The registry.
+        key: What its rows are called in JSON.
+        row_of: What is told of one plugin; its `name` among it.
+        line_of: What of a row stands beside its name where people read it.
+        as_json: For programs.
+    """
+    rows = [row_of(plugin) for plugin in found.plugins.values()]
+    broken = [{"plugin": str(one.source), "reason": one.reason} for one in found.broken]
+    if as_json:
+        click.echo(json.dumps({key: rows, "broken": broken}, indent=1))
+        return
+    wide = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        click.echo(f"{row['name']:{wide}}  {line_of(row)}")
+    if not rows:
+        click.echo(f"no {found.kind} is installed; is geobind itself? pip install -e .")
+    for one in broken:
+        click.echo(f"failed to load: {one['plugin']}: {one['reason']}", err=True)
+
+
+def print_table(table: Table) -> None:
+    """Print a table with every figure whole: lines too long for the terminal go on in its next line."""
+    from rich.console import Console
+
+    console = Console()
+    wanted = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    Console(width=max(console.width, wanted)).print(table)

@@ -1,17 +1,20 @@
-"""geobind plan."""
+"""`geobind plan` and its table."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
+from rich.table import Table
 
 from geobind.cli.options import json_option, memory_option, overrides_option, recipe_argument
+from geobind.planning.models import Plan
+from geobind.utils.formatting import NBSP, count, duration, size
 
 
 @click.command("plan")
@@ -31,7 +34,7 @@ from geobind.cli.options import json_option, memory_option, overrides_option, re
     help="Folder of the run to come: it takes the plan's numbers, and its report compares.",
 )
 @json_option
-def command(
+def plan_command(
     recipe: str,
     overrides: tuple[str, ...],
     seconds: float,
@@ -55,7 +58,6 @@ def command(
     from geobind.planning.auto import make_plan
     from geobind.planning.models import write_plan
     from geobind.planning.predict import shortage
-    from geobind.planning.show import lines_of, table_of
 
     with _progress() as say:
         plan = make_plan(checked, seconds=seconds, limit=limit, say=say)
@@ -89,3 +91,60 @@ def _free(folder: Path) -> int:
     """Return the bytes free on the disk of a folder, there or not."""
     there = next((one for one in (folder.absolute(), *folder.absolute().parents) if one.exists()), Path("/"))
     return shutil.disk_usage(there).free
+
+
+def table_of(plan: Plan) -> Table:
+    """Return the stages of a plan, and the whole run, as a table."""
+    title = f"{plan.recipe}: what it takes on {plan.device}"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column("stage", no_wrap=True)
+    for head in ("batch", "steps", "step", "epoch", "cache", "whole", "memory", "disk"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for stage in plan.stages:
+        table.add_row(
+            stage.name,
+            f"{stage.batch_size:,}" + (f" by {stage.chunk:,}" if stage.chunk else ""),
+            f"{stage.steps:,}",
+            _short(stage.seconds.step),
+            duration(stage.seconds.epoch),
+            duration(stage.seconds.filling) if stage.cached else "–",
+            duration(stage.seconds.stage),
+            size(stage.memory_bytes) if stage.memory_bytes is not None else "–",
+            size(stage.disk.cache + stage.disk.trained),
+        )
+    opening, blank = duration(plan.opening_seconds), [""] * 5
+    table.add_row("opening", *blank, opening, "", "")
+    table.add_row("evaluation", *blank, duration(plan.evaluation_seconds), "",
+                  size(plan.bundle_bytes))  # fmt: skip
+    table.add_row("report", *blank, duration(plan.report_seconds), "", "")
+    most = size(plan.memory_bytes) if plan.memory_bytes is not None else "–"
+    table.add_section()
+    table.add_row("whole run", *blank, duration(plan.seconds), most, size(plan.disk_bytes), style="bold")
+    return table
+
+
+def lines_of(plan: Plan) -> Iterator[str]:
+    """Yield why each stage is computed as it is, what was settled, and warnings."""
+    for stage in plan.stages:
+        yield f"{stage.name}: {stage.why}"
+        if stage.settled:
+            said = ", ".join(f"{name}: {value or 'none'}" for name, value in stage.settled.items())
+            yield f"  left open and settled: {said}"
+        for warning in stage.warnings:
+            yield f"  warning: {warning}"
+    memory = plan.memory
+    if memory.available_bytes is not None and memory.usable_bytes is not None:
+        yield (
+            f"memory: {size(memory.available_bytes)} ({memory.says}), "
+            f"of which {size(memory.usable_bytes)} are counted on"
+        )
+    else:
+        yield f"memory: {memory.says}"
+    checkpoint = max((stage.disk.checkpoint for stage in plan.stages), default=0)
+    yield f"while a stage runs, its checkpoint takes {size(checkpoint)}, and twice that while it is replaced"
+    yield from plan.notes
+    yield f"measured in {duration(plan.probe_seconds)} on {count(plan.devices, 'device')}"
+
+
+def _short(seconds: float) -> str:
+    return duration(seconds) if seconds >= 1 else f"{1000 * seconds:.0f}{NBSP}ms"

@@ -29,7 +29,7 @@ from PIL.Image import Image
 from geobind.data.readers.files import open_binary
 from geobind.errors import DataError
 from geobind.modality import Modality
-from geobind.registering import Source
+from geobind.plugins import Source
 from geobind.utils.hashing import fingerprint
 
 if TYPE_CHECKING:

@@ -11,17 +11,17 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from geobind import registering
+from geobind import plugins
 from geobind.data.delimited import PLACE_COLUMNS
 from geobind.errors import DataError
 from geobind.extras import missing
 from geobind.importers.contract import Column, Importer, Kind
-from geobind.registering import fault_of, find, gather, open_plugin, provided, unknown_option
+from geobind.plugins import fault_of, find, gather, open_plugin, provided, unknown_option
 
 _TOLD = ("title", "home", "licence", "citation", "layout")
 
 
-class Registry(registering.Registry[Importer]):
+class Registry(plugins.Registry[Importer]):
     """Every importer on this machine."""
 
     kind = "importer"

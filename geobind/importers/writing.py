@@ -1,23 +1,228 @@
-"""Write what an importer reads as a Parquet manifest, row by row."""
+"""Manifests written from an importer's rows."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from geobind.data.columns import LOOK_AT, ends_like_a_file
+from geobind.data.delimited import PLACE_COLUMNS, CellError, degrees_to_arrow, times_to_arrow, words_to_arrow
+from geobind.data.rasters.column import WINDOW, checked_window
+from geobind.data.readers.files import short
+from geobind.data.readers.tar import member_of
 from geobind.errors import DataError, PluginError
 from geobind.importers.contract import Column, Importer, LeftOut, Row
-from geobind.importers.gathering import Gatherer, Missing, Tally, schema_of
 from geobind.importers.reading import by_stem, names_in
 from geobind.utils.progress import track
+
+Missing = Literal["skip", "keep"]
+Convert = Callable[[list[Any]], pa.Array]
+FILELESS = "none of its files is there"
+_ROWS = 16_384  # rows of a group without bytes
+_PACKED_ROWS = 100  # with bytes: what a reader decodes at a time
+_PACKED_BYTES = 64_000_000
+_NUMBERS = {"lat": pa.float64(), "lon": pa.float64(), "time": pa.timestamp("us", "UTC")}
+_PLACE = {name: _NUMBERS.get(name, pa.string()) for name in PLACE_COLUMNS}
+_KINDS = {"file": pa.string(), "string": pa.list_(pa.string()), "bytes": pa.binary(), "window": WINDOW}
+# Faults of data, not of importers: such a row is left out and counted.
+_DOUBTFUL: dict[str, tuple[Convert, str]] = {
+    "lat": (lambda values: degrees_to_arrow(values, 90.0), "its latitude is not degrees from -90 to 90"),
+    "lon": (lambda values: degrees_to_arrow(values, 180.0), "its longitude is not degrees from -180 to 180"),
+    "time": (times_to_arrow, "its time is not ISO 8601"),
+}
+
+
+@dataclass
+class Tally:
+    """What was counted on the way."""
+
+    rows: int = 0
+    splits: Counter[str] = field(default_factory=lambda: Counter[str]())  # "" counts rows of no split
+    filled: Counter[str] = field(default_factory=lambda: Counter[str]())  # cells by column
+    missing: Counter[str] = field(default_factory=lambda: Counter[str]())  # files not there, by column
+    absent: str = ""  # one of them
+    left_out: Counter[str] = field(default_factory=lambda: Counter[str]())  # by reason
+    like_files: Counter[str] = field(default_factory=lambda: Counter[str]())  # of a column's first cells
+
+
+def schema_of(columns: Mapping[str, Column]) -> pa.Schema:
+    """Return the columns of a manifest."""
+    kinds = {
+        name: pa.list_(pa.string()) if column.several else _KINDS[column.kind]
+        for name, column in columns.items()
+    }
+    return pa.schema([pa.field(name, kind) for name, kind in {**_PLACE, **kinds}.items()])
+
+
+@dataclass
+class Gatherer:
+    """Turns rows into tables of one schema, a group of rows each, and counts.
+
+    Args:
+        name: The importer's, for messages.
+        columns: What it fills.
+        base: The folder that file names are relative to, absolute.
+        missing: Leave cells whose file is not there empty ("skip"), or name it all the same ("keep").
+    """
+
+    name: str
+    columns: Mapping[str, Column]
+    base: Path
+    missing: Missing
+    tally: Tally = field(default_factory=Tally)
+
+    def tables(self, rows: Iterator[Row | LeftOut], limit: int | None = None) -> Iterator[pa.Table]:
+        """Yield tables of the rows, at most `limit` of them.
+
+        Raises:
+            DataError: A file lies outside of the base.
+            PluginError: A row is not what its columns say.
+        """
+        schema = schema_of(self.columns)
+        most = _PACKED_ROWS if pa.binary() in schema.types else _ROWS
+        chunk: list[Row] = []
+        size = 0
+        for row in rows:
+            if isinstance(row, LeftOut):
+                self.tally.left_out[row.reason] += 1
+                continue
+            chunk.append(row)
+            size += sum(len(cell) for cell in row.values() if isinstance(cell, bytes))
+            room = most if limit is None else min(most, limit - self.tally.rows)
+            if len(chunk) >= room or size > _PACKED_BYTES:
+                yield self._table(chunk, schema)
+                chunk, size = [], 0
+                if self.tally.rows == limit:
+                    return
+        if chunk:
+            yield self._table(chunk, schema)
+
+    def _table(self, rows: list[Row], schema: pa.Schema) -> pa.Table:
+        strange = next((name for row in rows for name in row if name not in schema.names), None)
+        if strange:
+            raise PluginError(f"importer '{self.name}' fills '{strange}', which is none of its columns")
+        for name in _DOUBTFUL:
+            rows = self._without_wrong(name, rows)
+        rows = [row for row in map(self._resolved, rows) if row is not None]
+        if not rows:
+            return schema.empty_table()
+        self._count(rows)
+        return pa.table([self._array(rows, fld) for fld in schema], schema=schema)
+
+    def _without_wrong(self, name: str, rows: list[Row]) -> list[Row]:
+        convert, reason = _DOUBTFUL[name]
+        if _converts(convert, [row.get(name) for row in rows]):
+            return rows
+        kept = [row for row in rows if _converts(convert, [row.get(name)])]
+        self.tally.left_out[reason] += len(rows) - len(kept)
+        return kept
+
+    def _resolved(self, row: Row) -> Row | None:
+        """The row with its cells as they are written, or None, counted, if all of its files are missing."""
+        absent: list[tuple[str, str]] = []
+        cells = {name: self._cell(name, row, absent) for name in self.columns}
+        for column, file in absent:
+            self.tally.missing[column] += 1
+            self.tally.absent = self.tally.absent or file
+        if absent and all(
+            cell is None or self.columns[name].kind == "string" for name, cell in cells.items()
+        ):
+            self.tally.left_out[FILELESS] += 1
+            return None
+        place = {name: row.get(name) for name in _PLACE} | {"split": row.get("split", "train")}
+        if place["lat"] in (None, "") or place["lon"] in (None, ""):
+            place |= {"lat": None, "lon": None}
+        return place | cells
+
+    def _cell(self, name: str, row: Row, absent: list[tuple[str, str]]) -> Any:
+        cell, column = row.get(name), self.columns[name]
+        if cell is None:
+            return None
+        if column.kind == "file":
+            items: list[Any] = cast("list[Any]", cell) if isinstance(cell, list) else [cell]
+            if all(isinstance(item, Path) for item in items) and (column.several or len(items) == 1):
+                names = [file for item in items if (file := self._named(item, name, absent))]
+                return (names if column.several else names[0]) if names else None
+        elif column.kind == "string":
+            texts: list[Any] = cast("list[Any]", cell) if isinstance(cell, list) else [cell]
+            if all(isinstance(text, str) for text in texts):
+                return [text.strip() for text in texts if text.strip()] or None
+        elif column.kind == "bytes" and isinstance(cell, bytes):
+            return cell or None
+        elif column.kind == "window" and isinstance(cell, dict) and isinstance(cell.get("raster"), Path):
+            raster = self._named(cell["raster"], name, absent)
+            return checked_window({**cast("Row", cell), "raster": raster}) if raster else None
+        raise PluginError(
+            f"importer '{self.name}': row {row.get('key')}: {short(cell)} in column '{name}', "
+            f"which is of kind {column.kind}{' and holds one' if column.kind == 'file' else ''}"
+        )
+
+    @cached_property
+    def _prefix(self) -> str:
+        """What the files of the dataset begin with; paths are made of strings here, being many."""
+        return os.path.join(self.base, "")
+
+    def _named(self, path: Path, column: str, absent: list[tuple[str, str]]) -> str | None:
+        """A file's name relative to the base, or None where it is missing and to be skipped."""
+        member = member_of(str(path))
+        absolute = os.path.abspath(member.tar if member else path)
+        folder, name = os.path.split(absolute)
+        if not absolute.startswith(self._prefix):
+            raise DataError(
+                f"{path}: lies outside of {self.base}, which file names are relative to; "
+                "name a folder above both with --root"
+            )
+        if name not in names_in(folder):
+            absent.append((column, absolute))
+            if self.missing == "skip":
+                return None
+        inside = absolute[len(self._prefix) :].replace(os.sep, "/")
+        return f"{inside}::{member.name}" if member else inside
+
+    def _count(self, rows: list[Row]) -> None:
+        self.tally.rows += len(rows)
+        for row in rows:
+            self.tally.splits[str(row["split"] or "").strip()] += 1
+            for name, column in self.columns.items():
+                cell = row[name]
+                if cell is None:
+                    continue
+                if self.tally.filled[name] < LOOK_AT and column.kind in ("file", "string"):
+                    like = map(ends_like_a_file, [cell] if isinstance(cell, str) else cell)
+                    self.tally.like_files[name] += all(like) if column.kind == "file" else any(like)
+                self.tally.filled[name] += 1
+
+    def _array(self, rows: list[Row], fld: pa.Field) -> pa.Array:
+        values = [row[fld.name] for row in rows]
+        if fld.name in _DOUBTFUL:
+            return _DOUBTFUL[fld.name][0](values).cast(fld.type)
+        if fld.name not in _PLACE:
+            return pa.array(values, fld.type)
+        try:
+            return words_to_arrow(values)
+        except CellError as error:
+            raise PluginError(
+                f"importer '{self.name}': row {rows[error.index]['key']}: '{fld.name}': {error}"
+            ) from error
+
+
+def _converts(convert: Convert, values: list[Any]) -> bool:
+    try:
+        convert(values)
+    except CellError:
+        return False
+    return True
+
 
 MADE_BY = b"geobind.importer"  # where a manifest says what it was imported from
 _SHOWN = 3  # reasons in the message of an import that left nothing

@@ -7,7 +7,7 @@ import reprlib
 import sys
 from unittest import SkipTest
 
-from geobind import plugins, registering
+from geobind import plugins
 from geobind.errors import GeobindError
 from geobind.testing.instruments import difference, imports_torch, layout, prepare_in_a_worker
 from geobind.testing.subject import Subject, fail
@@ -24,7 +24,7 @@ class InputContract(Subject):
         if not self.entry_point:
             raise SkipTest("entry_point = False")
         registry = plugins.collect(plugins.find())
-        line = f'[project.entry-points.{registering.GROUP}] {cls.name} = "{cls.__module__}"'
+        line = f'[project.entry-points.{plugins.GROUP}] {cls.name} = "{cls.__module__}"'
         if cls.name not in registry.plugins:
             fail(registry.explain(cls.name), f"add {line} to pyproject.toml, and install it again")
         found, source = registry.plugins[cls.name]

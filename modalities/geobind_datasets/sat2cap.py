@@ -11,8 +11,7 @@ from pydantic import Field
 
 from geobind.errors import DataError
 from geobind.importers.contract import Column, Importer, LeftOut, Row
-from geobind.importers.reading import moment
-from geobind.importers.tars import Sample, read_shard, shards_in
+from geobind.importers.reading import Sample, moment, read_shard, shards_in
 
 _TOLD = "metadata.json"
 _FILES = {"satellite": "overhead.jpg", "ground_image": "groundlevel.jpg"}

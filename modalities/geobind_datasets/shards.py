@@ -12,7 +12,7 @@ from pydantic import Field
 
 from geobind.errors import DataError
 from geobind.importers.contract import Column, Importer, LeftOut, Row
-from geobind.importers.tars import SUFFIXES, Sample, read_shard, shards_in
+from geobind.importers.reading import SUFFIXES, Sample, read_shard, shards_in
 
 _TEXTS = frozenset({"txt", "text", "caption", "captions", "transcript"})
 _CLASS = "cls"

@@ -123,7 +123,7 @@ def test_a_full_disk_wherever_else_it_is_met_is_said_without_a_traceback(monkeyp
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "x.csv")
 
-    monkeypatch.setattr(data.command, "invoke", full)
+    monkeypatch.setattr(data.data_command, "invoke", full)
     with pytest.raises(SystemExit) as caught:
         main(["data", "show", "x"], standalone_mode=False)
     assert caught.value.code == 1

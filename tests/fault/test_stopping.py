@@ -188,7 +188,7 @@ def test_the_command_line_says_how_to_go_on_and_exits_as_shells_expect(monkeypat
         error.add_note("what is finished lies in runs/x; --resume goes on with it")
         raise error
 
-    monkeypatch.setattr(data.command, "invoke", stop)
+    monkeypatch.setattr(data.data_command, "invoke", stop)
     with pytest.raises(SystemExit) as caught:
         main(["data", "show", "x"], standalone_mode=False)
     assert caught.value.code == 143

@@ -35,9 +35,9 @@ class Third(world.Note):
     role = "trainable"
 
 
-def registry() -> plugins.Registry:
+def registry() -> plugins.ModalityRegistry:
     classes: tuple[type[Modality], ...] = (Left, Right, Third)
-    return plugins.Registry(
+    return plugins.ModalityRegistry(
         {c.name: plugins.Plugin(c, world.SOURCE._replace(entry_point=c.name)) for c in classes}, ()
     )
 

@@ -131,7 +131,7 @@ def test_a_row_is_found_again_with_torchaudio_with_a_broken_one_and_without_it(m
     from importlib import metadata
 
     from geobind.embedding_cache import keys as address
-    from geobind.registering import Source
+    from geobind.plugins import Source
     from geobind.towers.mel import check_torchaudio
     from geobind_audio import Audio
 

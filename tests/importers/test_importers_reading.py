@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from geobind.errors import DataError
 from geobind.importers import reading
-from geobind.importers.reading import inner, moment, read_csv, read_json, stream_json
-from geobind.importers.tars import read_shard, shards_in
+from geobind.importers.reading import inner, moment, read_csv, read_json, read_shard, shards_in, stream_json
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

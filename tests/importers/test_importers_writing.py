@@ -12,7 +12,7 @@ from geobind.data.options import DataOptions
 from geobind.data.table import open_table
 from geobind.errors import DataError, PluginError
 from geobind.importers import Column, Importer, LeftOut, write_manifest
-from geobind.importers.gathering import FILELESS
+from geobind.importers.writing import FILELESS
 
 PLACE = ["key", "split", "label", "group", "licence", "lat", "lon", "time"]
 ROWS: list = []

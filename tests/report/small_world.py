@@ -110,9 +110,9 @@ evaluate: {{split: test}}
 """
 
 
-def registry() -> plugins.Registry:
+def registry() -> plugins.ModalityRegistry:
     classes = (Tile, Photo, Words, Sound)
-    return plugins.Registry(
+    return plugins.ModalityRegistry(
         {c.name: plugins.Plugin(c, plugins.Source(c.name, "small", "1.0")) for c in classes}, ()
     )
 

@@ -172,9 +172,9 @@ stages:
 """
 
 
-def registry() -> plugins.Registry:
+def registry() -> plugins.ModalityRegistry:
     classes = (Left, Right, Cold, Hub, Spoke, Rim)
-    return plugins.Registry(
+    return plugins.ModalityRegistry(
         {c.name: plugins.Plugin(c, plugins.Source(c.name, "toy", "1.0")) for c in classes}, ()
     )
 

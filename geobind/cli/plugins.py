@@ -1,4 +1,4 @@
-"""geobind cache."""
+"""`geobind modalities` and `geobind cache`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,74 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geobind.cli.options import json_option
+from geobind.cli.options import json_option, list_plugins
 
 if TYPE_CHECKING:
     from geobind.embedding_cache.store import Held
+    from geobind.modality import Modality
+    from geobind.plugins import Plugin
+
+
+@click.group("modalities")
+def modalities_command() -> None:
+    """List the installed modalities, or show one."""
+
+
+@modalities_command.command("list")
+@json_option
+def list_modalities(as_json: bool) -> None:
+    """List the installed modalities, and plugins that failed to load with their reason."""
+    from geobind.plugins import registry
+
+    list_plugins(registry(), "modalities", _row, lambda row: f"{row['role']:9}  {row['plugin']}", as_json)
+
+
+@modalities_command.command("show")
+@click.argument("name")
+@json_option
+def show_modality(name: str, as_json: bool) -> None:
+    """Show the modality NAME: its role, what it accepts, and its options."""
+    from geobind.plugins import registry
+    from geobind.recipe.describe import options_of
+
+    cls = registry().get(name)
+    plugin = registry().plugins[name]
+    options = options_of(cls)
+    if as_json:
+        click.echo(json.dumps({**_row(plugin), "accepts": cls.accepts, "options": options}, indent=1))
+        return
+    click.echo(f"{name}: {(cls.__doc__ or '').strip().splitlines()[0] if cls.__doc__ else ''}")
+    click.echo(f"  plugin   {plugin.source}")
+    click.echo(f"  role     {cls.role}")
+    click.echo(f"  accepts  {cls.accepts or 'not stated'}")
+    click.echo("  options")
+    for option in options:
+        shift = "  " * option["path"].count(".")
+        default = "must be given" if option["required"] else f"default {json.dumps(option['default'])}"
+        click.echo(f"    {shift}{option['path'].split('.')[-1]}: {option['type']}, {default}")
+        if option["help"]:
+            click.echo(f"    {shift}    {option['help']}")
+
+
+def _row(plugin: Plugin[Modality]) -> dict[str, Any]:
+    source = plugin.source
+    return {
+        "name": plugin.cls.name,
+        "role": plugin.cls.role,
+        "plugin": str(source),
+        "distribution": source.distribution,
+        "version": source.version,
+    }
 
 
 @click.group("cache")
-def command() -> None:
+def cache_command() -> None:
     """List, prune or verify the cache of embeddings that frozen encoders have made."""
 
 
-@command.command("list")
+@cache_command.command("list")
 @json_option
-def list_(as_json: bool) -> None:
+def list_entries(as_json: bool) -> None:
     """List the entries, the last used first: what they hold, their size, when they were used."""
     from geobind.embedding_cache.store import entries, limit_bytes, rows_of
 
@@ -40,12 +94,12 @@ def list_(as_json: bool) -> None:
     click.echo(f"{len(rows)} entries, {total / 1e9:.3g} GB of at most {limit_bytes() / 1e9:g} GB")
 
 
-@command.command("prune")
+@cache_command.command("prune")
 @click.option(
     "--max-gb", type=click.FloatRange(0), help="Keep at most this much; default: the cache's limit."
 )
 @json_option
-def prune(max_gb: float | None, as_json: bool) -> None:
+def prune_entries(max_gb: float | None, as_json: bool) -> None:
     """Remove the entries used longest ago until the cache is small enough; those in use stay."""
     from geobind.embedding_cache.store import entries, limit_bytes
     from geobind.embedding_cache.store import prune as prune_to
@@ -60,10 +114,10 @@ def prune(max_gb: float | None, as_json: bool) -> None:
     click.echo(f"{left / 1e9:.3g} GB left")
 
 
-@command.command("verify")
+@cache_command.command("verify")
 @click.option("--keep", is_flag=True, help="Only tell what is damaged; do not remove it.")
 @json_option
-def verify(keep: bool, as_json: bool) -> None:
+def verify_entries(keep: bool, as_json: bool) -> None:
     """Read every row and compare with what was written; damaged shards are removed, to be made again."""
     from geobind.embedding_cache.store import verify as verify_all
 

@@ -1,4 +1,4 @@
-"""geobind check."""
+"""`geobind check`, `geobind schema` and `geobind recipes`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from geobind.cli.options import json_option, overrides_option, recipe_argument
 @recipe_argument
 @overrides_option
 @json_option
-def command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def check_command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Find every mistake of RECIPE, with file, line, column and the fix, without running it.
 
     A manifest that is not there is a mistake; but where a recipe comes with geobind, it is only said.
@@ -49,3 +49,35 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
                 click.echo(f"    warning: {line}")
         for path, manifest in missing_files(checked):
             click.echo(f"  not here yet: {manifest} (--set {'.'.join(map(str, path))}=FILE names another)")
+
+
+@click.command("schema")
+def schema_command() -> None:
+    """Print the JSON schema of recipes, options of every installed modality included.
+
+    Save it and start a recipe with `# yaml-language-server: $schema=recipe.schema.json`: editors then
+    complete and check as you type.
+    """
+    from geobind.plugins import registry
+    from geobind.recipe.describe import editor_schema
+
+    click.echo(json.dumps(editor_schema(registry()), indent=1))
+
+
+@click.command("recipes")
+@json_option
+def recipes_command(as_json: bool) -> None:
+    """List the recipes that come with geobind; `geobind run NAME` runs one."""
+    from geobind.recipe import shipped
+
+    found = {name: _first_comment(path.read_text(encoding="utf-8")) for name, path in shipped().items()}
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        for name, line in found.items():
+            click.echo(f"{name}  {line}")
+
+
+def _first_comment(text: str) -> str:
+    first = text.splitlines()[0] if text else ""
+    return first.lstrip("# ") if first.startswith("#") else ""

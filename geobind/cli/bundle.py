@@ -1,0 +1,127 @@
+"""`geobind embed`, `geobind verify`, `geobind report` and `geobind compare`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from geobind.cli.options import bundle_argument, json_option, out_file
+
+
+@click.command("embed")
+@bundle_argument
+@click.argument("modality")
+@click.argument("inputs", nargs=-1, required=True)
+@out_file("--out", about="A .npy file for the embeddings.")
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
+def embed_command(bundle: str, modality: str, inputs: tuple[str, ...], out: Path, batch_size: int) -> None:
+    """Embed INPUTS (files, or sentences for a text modality) with BUNDLE, a folder or a hub id."""
+    import io
+
+    import numpy as np
+
+    from geobind.binder import Binder
+    from geobind.utils.files import write
+
+    embedding_ND = Binder.from_pretrained(bundle).embed(
+        modality, list(inputs), batch_size=batch_size, numpy=True
+    )
+    buffer = io.BytesIO()
+    np.save(buffer, embedding_ND, allow_pickle=False)
+    write(out, buffer.getvalue())
+    click.echo(f"{out}: {embedding_ND.shape[0]} x {embedding_ND.shape[1]} float32, unit length")
+
+
+@click.command("verify")
+@bundle_argument
+@click.option("--against", metavar="OLD", help="An earlier bundle: which of its indexes stay valid?")
+@json_option
+def verify_command(bundle: str, against: str | None, as_json: bool) -> None:
+    """See that BUNDLE, a folder or owner/name on the hub, is what its card says.
+
+    With --against each modality is told to embed as it did in OLD, bit for bit, or not. Ends with code 1 if
+    the bundle was changed, or if an index of OLD's embeddings may not be used on.
+    """
+    from geobind.binder import Binder
+    from geobind.bundles import stability
+
+    binder = Binder.from_pretrained(bundle)
+    faults = stability.faults(binder)
+    found = stability.compare(binder, Binder.from_pretrained(against)) if against else []
+    if as_json:
+        told = [{**one.model_dump(), "index_is_valid": one.index_is_valid} for one in found]
+        click.echo(json.dumps({"bundle": bundle, "faults": faults, "against": against, "modalities": told}))
+    else:
+        for line in faults:
+            click.echo(f"changed: {line}")
+        if not faults:
+            click.echo(f"{bundle}: weights and proof are what its card says")
+        for one in found:
+            click.echo(f"{one.verdict:8} {one.modality}: {one.reason}")
+    lost = [one for one in found if one.verdict in ("changed", "unsure", "gone")]
+    sys.exit(1 if faults or lost else 0)
+
+
+@click.command("report")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="Folder that the recipe's relative paths start from; default: where the recipe lay, or here.",
+)
+@click.option(
+    "--rows", type=click.IntRange(2), default=500, show_default=True, help="Draw from at most so many rows."
+)
+@click.option("--galleries/--no-galleries", default=True, help="Embed held-out rows and show what they find.")
+def report_command(run: Path, base: Path | None, rows: int, galleries: bool) -> None:
+    """Write the report of RUN, the folder of a run, again: one HTML page, and its figures as PNG."""
+    from geobind.errors import DataError, GeobindError
+    from geobind.report import open_held_out, write_report
+    from geobind.utils.files import read_json
+
+    binder = held_out = None
+    why_not = ""
+    if galleries and (run / "bundle").is_dir():
+        start = base or Path(str(read_json(run / "run.json").get("base", ".")))
+        try:
+            binder, held_out = open_held_out(run, start)
+        except GeobindError as error:
+            why_not = f"Galleries, maps and the shared space need the bundle and its held-out rows. {error}"
+            hint = "\n  name the recipe's folder with --base" if isinstance(error, DataError) else ""
+            click.echo(f"no galleries: {error}{hint}", err=True)
+    page = write_report(run, binder=binder, held_out=held_out, most_rows=rows, why_not=why_not)
+    click.echo(f"report: {page}")
+
+
+@click.command("compare")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("compare.html"),
+    show_default=True,
+    help="The page to write.",
+)
+@click.option(
+    "--measure",
+    "measures",
+    multiple=True,
+    metavar="NAME",
+    help="A measure for the table here, such as R@1 or mean_rank; repeatable.",
+)
+def compare_command(runs: tuple[Path, ...], out: Path, measures: tuple[str, ...]) -> None:
+    """Set RUNS, the folders of two or more runs, side by side: a table here, and an HTML page."""
+    from rich.console import Console
+
+    from geobind.report import compare, render_comparison, write_comparison
+
+    comparison = compare(runs, measures)
+    shown = comparison if measures else comparison._replace(tables=comparison.tables[:1])
+    for table in render_comparison(shown):
+        Console().print(table)
+    if shown.tables:
+        click.echo("* the intervals of the two runs do not overlap")
+    click.echo(f"page: {write_comparison(comparison, out)}")
