@@ -10,12 +10,12 @@ from pydantic import Field
 
 import geobind
 from geobind.modality import Modality, Role
-from geobind.towers.audio_options import AudioAugment, AudioOptions
+from geobind.towers.options import AudioAugment, AudioOptions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from geobind.towers.sound import SoundSpec
+    from geobind.towers.audio import SoundSpec
 
 
 class Audio(AudioOptions, Modality):
@@ -32,14 +32,14 @@ class Audio(AudioOptions, Modality):
     @cached_property
     def spec(self) -> SoundSpec:
         """What the tower hears."""
-        from geobind.towers.sound import sound_spec
+        from geobind.towers.audio import sound_spec
 
         return sound_spec(self)
 
     def encoder(self, width: int, *, pretrained: bool = True) -> nn.Module:
         """Build CLAP's audio tower, or a timm backbone that sees the spectrogram."""
         from geobind.towers.htsat import htsat_encoder
-        from geobind.towers.listening import mel_encoder
+        from geobind.towers.tower import mel_encoder
 
         if self.htsat is not None:
             return htsat_encoder(self.htsat, width, head=self.head, pretrained=pretrained)
@@ -50,8 +50,8 @@ class Audio(AudioOptions, Modality):
 
         Several `crops` are (crops, 1, mels, frames) where nothing is trained; a fused HTSAT gets a dict.
         """
+        from geobind.towers.audio import prepare_sound
         from geobind.towers.htsat import prepare_fused
-        from geobind.towers.sound import prepare_sound
 
         augment = self.augment if training else None
         if self.htsat is not None and self.htsat.fused:

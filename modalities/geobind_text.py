@@ -32,13 +32,13 @@ class Text(Modality):
 
     def encoder(self, width: int, *, pretrained: bool = True) -> nn.Module:
         """Build the text tower of a CLIP."""
-        from geobind.towers.text import text_encoder
+        from geobind.towers.clip import text_encoder
 
         return text_encoder(self.clip, width, head=self.head, pretrained=pretrained, new_head=False)
 
     def prepare(self, raw: Any, *, training: bool = False) -> Tensor:
         """Turn a text into the token ids of CLIP, (context length,)."""
-        from geobind.towers.text import prepare_text
+        from geobind.towers.clip import prepare_text
 
         return prepare_text(raw, self.clip)
 

@@ -43,8 +43,8 @@ NAMED = {
     ("recipe/schema.py", "satellite"): "the default anchor",
     ("binder.py", "text"): "the default modality that describes classes",
     ("towers/clip.py", "text"): "open_clip's word for a tower",
-    ("towers/text.py", "text"): "open_clip's word for a tower",
-    ("towers/converting.py", "text"): "open_clip's word for a tower",
+    ("towers/clip.py", "text"): "open_clip's word for a tower",
+    ("towers/clip.py", "text"): "open_clip's word for a tower",
 }
 
 FILES = [path.relative_to(CORE).as_posix() for path in sorted(CORE.rglob("*.py"))]

@@ -1,25 +1,184 @@
-"""The two towers of a CLIP, one at a time, from open_clip."""
+"""CLIP towers: images, text, and weights in several layouts."""
+
+# B batch, L tokens of the longest text in the batch, D shared width
 
 from __future__ import annotations
 
 import copy
+import json
+import re
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import open_clip
 import torch
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
+from torch import Tensor, nn
 
-from geobind.errors import CheckpointError, RecipeError, did_you_mean
+from geobind.data.readers.text import read_text
+from geobind.errors import CheckpointError, DataError, RecipeError, did_you_mean
 from geobind.hub import hub_or_cache, no_weights
-from geobind.towers.converting import Part, load_clip
 from geobind.towers.mel import hide_broken_torchaudio
-from geobind.towers.options import ClipOptions
-from geobind.towers.weights import file_of
+from geobind.towers.options import ClipOptions, HeadKind
+from geobind.towers.tower import Tower, make_head
+from geobind.towers.weights import file_of, load_strictly, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import nn
+
+Part = Literal["visual", "text"]
+
+# What only one tower of transformers has, what it is called there, and where its projection lies beside it.
+_MARKS = {"visual": "embeddings.class_embedding", "text": "embeddings.token_embedding.weight"}
+_BODIES = {
+    "visual": ("vision_model.", "visual_projection.weight"),
+    "text": ("text_model.", "text_projection.weight"),
+}
+_PROJECTIONS = {"visual": "proj", "text": "text_projection"}
+_NAMES = (
+    (r"^embeddings\.position_embedding\.weight$", "positional_embedding"),
+    (r"^embeddings\.patch_embedding\.", "conv1."),
+    (r"^embeddings\.", ""),  # class_embedding, token_embedding
+    (r"^pre_layrnorm\.", "ln_pre."),
+    (r"^post_layernorm\.", "ln_post."),
+    (r"^final_layer_norm\.", "ln_final."),
+    (r"^encoder\.layers\.", "transformer.resblocks."),
+    (r"\.layer_norm(\d)\.", r".ln_\1."),
+    (r"\.self_attn\.", ".attn."),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+)
+_THIRD = re.compile(r"(.*\.attn\.)([qkv])_proj\.(weight|bias)")
+_SHOWN = 6  # beginnings of keys listed in a message
+
+
+def load_clip(
+    model: nn.Module, part: Part, options: ClipOptions, config: Mapping[str, Any], file: Path
+) -> None:
+    """Load the weights of one tower into a model of open_clip.
+
+    Args:
+        model: What holds the tower, under the name of `part`.
+        part: Which tower.
+        options: Where in the file it lies, and whether its projection is wanted.
+        config: The model's architecture, as open_clip spells it.
+        file: The weights, or their folder.
+
+    Raises:
+        CheckpointError: The file holds no such tower, several, or another model's.
+    """
+    prefix = f"{options.prefix.removesuffix('.')}." if options.prefix else ""
+    held = read_weights(file)
+    given = {key: value for key, value in held.items() if key.startswith(prefix)}
+    own = from_transformers(given, part, str(file))
+    if own is not None:
+        _check_told(file, part, options, config)
+    else:
+        bare = {key.removeprefix(prefix): value for key, value in given.items()}
+        theirs: dict[str, Tensor] = convert_to_custom_text_state_dict(bare)
+        own = {key.removeprefix(f"{part}."): theirs[key] for key in theirs if key.startswith(f"{part}.")}
+    if not own:
+        behind = f" behind '{prefix}'" if prefix else ""
+        raise CheckpointError(
+            f"{file}: no {part} tower of a CLIP in it{behind}; its keys begin with {_beginnings(held)}; what "
+            f"fits is open_clip's '{part}.', or transformers' '{_BODIES[part][0]}', also behind another name"
+        )
+    tower, projection = getattr(model, part), _PROJECTIONS[part]
+    if projection in tower.state_dict() and projection not in own:
+        raise CheckpointError(
+            f"{file}: its tower has no projection to the shared space, as transformers' CLIPVisionModel: "
+            "write `projection: false` under `clip` and `head: linear` (or mlp), and train it"
+        )
+    if not options.projection:
+        own.pop(projection, None)
+    if part == "visual":
+        resized = {f"{part}.{key}": value for key, value in own.items()}
+        resize_pos_embed(resized, model)
+        own = {key.removeprefix(f"{part}."): value for key, value in resized.items()}
+    load_strictly(tower, own, str(file))
+
+
+def from_transformers(tensors: Mapping[str, Tensor], part: Part, source: str) -> dict[str, Tensor] | None:
+    """Rename one tower of transformers' CLIP, wherever in a checkpoint it lies, as open_clip calls it.
+
+    `CLIPVisionModel` and `CLIPTextModel` have no projection, their `...WithProjection` and `CLIPModel` have;
+    a Lightning module that holds one puts its own name before the keys.
+
+    Returns:
+        The tower's weights; None if the tensors are not transformers'.
+
+    Raises:
+        CheckpointError: There are several such towers.
+    """
+    mark = _MARKS[part]
+    tops = sorted(key.removesuffix(mark) for key in tensors if key.endswith(mark))
+    if not tops:
+        return None
+    body, projection = _BODIES[part]
+    if len(tops) > 1:
+        names = [top.removesuffix(body).removesuffix(".") or top for top in tops]
+        raise CheckpointError(
+            f"{source}: holds {len(tops)} such towers, {', '.join(names)}: name the one that is meant, such "
+            f"as `prefix: {names[-1]}`, under `clip`"
+        )
+    (top,) = tops
+    renamed, thirds = dict[str, Tensor](), dict[str, dict[str, Tensor]]()
+    for key, value in tensors.items():
+        name = key.removeprefix(top)
+        if not key.startswith(top) or name in (projection, "embeddings.position_ids"):
+            continue
+        for pattern, ours in _NAMES:
+            name = re.sub(pattern, ours, name)
+        third = _THIRD.fullmatch(name)
+        if third:  # open_clip keeps query, key and value as one
+            thirds.setdefault(f"{third[1]}in_proj_{third[3]}", {})[third[2]] = value
+        else:
+            renamed[name] = value
+    renamed |= {
+        name: torch.cat([of[letter] for letter in "qkv"]) for name, of in thirds.items() if len(of) == 3
+    }
+    weight = tensors.get(top.removesuffix(body) + projection)
+    if weight is not None:
+        renamed[_PROJECTIONS[part]] = weight.T.contiguous()
+    return renamed
+
+
+def _check_told(file: Path, part: Part, options: ClipOptions, config: Mapping[str, Any]) -> None:
+    """Compare the model with what transformers' config.json beside the weights says of theirs.
+
+    Activation and heads leave no trace in the weights: with the wrong ones they load, and mean nothing.
+    """
+    path = (file if file.is_dir() else file.parent) / "config.json"
+    try:
+        whole: Any = json.loads(path.read_text(encoding="utf-8"))
+        told: Any = whole.get("vision_config" if part == "visual" else "text_config") or whole
+        activation, theirs = told.get("hidden_act"), told.get("num_attention_heads")
+    except (OSError, ValueError, AttributeError):
+        return
+    quick = bool(config.get("quick_gelu", False))
+    if activation in ("gelu", "quick_gelu") and (activation == "quick_gelu") != quick:
+        fix = f"write quick_gelu: {str(not quick).lower()}"
+        if isinstance(options.model, str):
+            base = options.model.removesuffix("-quickgelu")
+            fix = f"write model: {base if quick else base + '-quickgelu'}"
+        raise CheckpointError(f"{path}: its weights were trained with {activation}: {fix}")
+    section = config["vision_cfg" if part == "visual" else "text_cfg"]
+    wide = section.get("width", 768) // section.get("head_width", 64)
+    heads = wide if part == "visual" else section.get("heads", 8)
+    if isinstance(theirs, int) and theirs != heads:
+        raise CheckpointError(
+            f"{path}: its tower has {theirs} attention heads, the model asked for has {heads}: choose its own"
+        )
+
+
+def _beginnings(tensors: Mapping[str, Tensor]) -> str:
+    found = list(dict.fromkeys(".".join(key.split(".")[:2]) for key in tensors))
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ", ".join(f"'{name}'" for name in found[:_SHOWN]) + more
+
 
 # open_clip builds both towers: the one that is thrown away is made as small as it goes.
 _NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 4, "heads": 1, "layers": 1}
@@ -222,3 +381,63 @@ def _bpe(clean: str) -> Callable[[str], list[int]]:
         return [token for token in tokenizer.encode(text) if token < _BPE_SIZE - 2]
 
     return encode
+
+
+_START, _END = 49_406, 49_407  # of CLIP's vocabulary
+_STEP = 8  # token counts are rounded up to this, so that a GPU meets few shapes
+
+
+def text_encoder(
+    options: ClipOptions, width: int, *, head: HeadKind, pretrained: bool, new_head: bool = True
+) -> Tower:
+    """Build the text tower of a CLIP, with a head where the widths differ; as `image_encoder`."""
+    trunk = TextTrunk(clip_tower(options, "text", pretrained=pretrained))
+    features = int(config_of(options)["embed_dim"])
+    new = new_head or options.pretrained is False or not pretrained
+    return Tower(trunk, make_head(head, features, width, what=name_of(options), new_allowed=new))
+
+
+def prepare_text(raw: Any, options: ClipOptions) -> Tensor:
+    """Turn a text into (context length,) token ids: start, words, end, then zeros.
+
+    A text that is too long loses its last words, never the end mark: CLIP reads its embedding there.
+
+    Raises:
+        DataError: There is no text, or none that the tokenizer keeps.
+    """
+    encode, length = tokenizer_of(options)
+    text = read_text(raw)
+    words = encode(text)[: length - 2]
+    if not words:
+        raise DataError(f"the text {text[:40]!r} has no words that CLIP's tokenizer knows; leave the row out")
+    tokens = torch.zeros(length, dtype=torch.long)
+    tokens[: len(words) + 2] = torch.tensor([_START, *words, _END])
+    return tokens
+
+
+class TextTrunk(nn.Module):
+    """open_clip's text tower, which does not compute the padding behind the longest text of a batch."""
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__()
+        self.tower = tower
+        # Cutting is exact only where no token looks ahead and the embedding is read at the end mark.
+        self.cuts = tower.pool_type == "argmax" and tower.attn_mask is not None and tower.cls_emb is None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Encode (B, context length) tokens to (B, features)."""
+        if not self.cuts:
+            return self.tower(tokens)
+        ends_B = tokens.argmax(dim=-1)
+        length = min(-(-(int(ends_B.max()) + 1) // _STEP) * _STEP, tokens.shape[1])
+        tower = self.tower
+        dtype = tower.transformer.get_cast_dtype()
+        x_BLF = tower.token_embedding(tokens[:, :length]).to(dtype) + tower.positional_embedding[:length].to(
+            dtype
+        )
+        x_BLF = tower.ln_final(tower.transformer(x_BLF, attn_mask=tower.attn_mask[:length, :length]))
+        x_BF = x_BLF[torch.arange(len(tokens), device=tokens.device), ends_B]
+        projection = tower.text_projection
+        if projection is None:
+            return x_BF
+        return projection(x_BF) if isinstance(projection, nn.Module) else x_BF @ projection

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from geobind.data.readers.audio import read_audio
 from geobind.errors import PluginError, RecipeError
 from geobind.extras import INSTALL
-from geobind.towers.audio_options import AudioAugment, HtsatOptions
+from geobind.towers.audio import SoundSpec, augment_samples, fit, log_mel, mask
 from geobind.towers.mel import check_torchaudio
-from geobind.towers.options import HeadKind
-from geobind.towers.sound import SoundSpec, augment_samples, fit, log_mel, mask
+from geobind.towers.options import AudioAugment, HeadKind, HtsatOptions
 from geobind.towers.tower import CropsTower, Tower, make_head
 from geobind.towers.weights import file_of, load_strictly, read_weights
 

@@ -1,9 +1,10 @@
-"""Images to tensors of one shape, 8-bit where they were; the tower normalises them.
+"""Image preparation and augmentation: 8-bit where images were, normalised by the tower.
 
 This module imports neither open_clip nor timm: a worker that was spawned starts seconds sooner.
 """
 
 # C channels, H height, W width
+
 from __future__ import annotations
 
 import math
@@ -11,13 +12,75 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as transforms
 
 from geobind.data.readers.images import decode_image
 from geobind.errors import DataError
-from geobind.towers.augment import augment_image, random_crop
-from geobind.towers.options import PhotoAugment
+from geobind.towers.options import PhotoAugment, TileAugment
+
+
+def random_crop(
+    image_CHW: Tensor, scale: tuple[float, float], size: list[int], how: InterpolationMode
+) -> Tensor:
+    """Cut out a random part of between `scale` of the area, and scale it (antialiased) to `size`."""
+    return v2.RandomResizedCrop(size, scale=scale, interpolation=how, antialias=True)(image_CHW)
+
+
+def augment_image(image_CHW: Tensor, augment: PhotoAugment) -> Tensor:
+    """Mirror, turn and recolour a square image at random; dtype and shape stay.
+
+    Raises:
+        DataError: RandAugment is asked for an image that is not 8-bit RGB.
+    """
+    if augment.hflip and _coin():
+        image_CHW = image_CHW.flip(-1)
+    if isinstance(augment, TileAugment):
+        image_CHW = _augment_tile(image_CHW, augment)
+    if augment.jitter:
+        image_CHW = _jitter(image_CHW, augment.jitter)
+    return image_CHW.contiguous()
+
+
+def _augment_tile(image_CHW: Tensor, augment: TileAugment) -> Tensor:
+    if augment.vflip and _coin():
+        image_CHW = image_CHW.flip(-2)
+    if augment.rotations:
+        image_CHW = image_CHW.rot90(int(torch.randint(4, ())), (-2, -1))
+    if augment.randaugment:
+        if image_CHW.dtype != torch.uint8 or image_CHW.shape[0] != 3:
+            raise DataError(
+                f"randaugment works on 8-bit RGB, not on {image_CHW.shape[0]} bands of {image_CHW.dtype}: "
+                "use jitter and band_jitter"
+            )
+        operations = v2.RandAugment(augment.randaugment, interpolation=InterpolationMode.BILINEAR)
+        image_CHW = operations(image_CHW)
+    if augment.band_jitter:
+        gain_C11 = 1 + augment.band_jitter * _plus_minus(image_CHW.shape[0], 1, 1)
+        image_CHW = _as(image_CHW.float() * gain_C11, image_CHW.dtype)
+    return image_CHW
+
+
+def _jitter(image_CHW: Tensor, strength: float) -> Tensor:
+    """Change brightness, contrast and saturation; torchvision's refuses any but 1 or 3 bands."""
+    brightness, contrast, saturation = (1 + strength * _plus_minus(3)).tolist()
+    values_CHW = image_CHW.float() * brightness
+    mean = values_CHW.mean()
+    values_CHW = mean + contrast * (values_CHW - mean)
+    grey_1HW = values_CHW.mean(0, keepdim=True)
+    return _as(grey_1HW + saturation * (values_CHW - grey_1HW), image_CHW.dtype)
+
+
+def _as(values_CHW: Tensor, dtype: torch.dtype) -> Tensor:
+    return values_CHW.round().clamp(0, 255).to(torch.uint8) if dtype == torch.uint8 else values_CHW.to(dtype)
+
+
+def _coin() -> bool:
+    return bool(torch.rand(()) < 0.5)
+
+
+def _plus_minus(*shape: int) -> Tensor:
+    return 2 * torch.rand(shape) - 1
 
 
 class ImageSpec(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 if TYPE_CHECKING:
-    from geobind.towers.sound import SoundSpec
+    from geobind.towers.audio import SoundSpec
 
 _log = logging.getLogger(__name__)
 

@@ -1,6 +1,10 @@
-"""A trunk that sees, and a head that speaks the language of the shared space."""
+"""A backbone plus a projection head into the shared space, for images and spectrograms.
+
+A tower that sees spectrograms as images of one band, as ImageBind's does (arXiv:2305.05665).
+"""
 
 # B batch, C channels, H height, W width, F features of the trunk, D shared width
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -10,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from geobind.errors import RecipeError
-from geobind.towers.options import HeadKind
+from geobind.towers.audio import sound_spec
+from geobind.towers.mel import check_torchaudio
+from geobind.towers.options import AudioOptions, HeadKind
+from geobind.towers.timm import backbone, features_of
 
 
 class Tower(nn.Module):
@@ -112,3 +119,31 @@ def make_head(kind: HeadKind, features: int, width: int, *, what: str, new_allow
     if kind == "mlp":
         return nn.Sequential(nn.Linear(features, features), nn.GELU(), nn.Linear(features, width))
     return nn.Linear(features, width)
+
+
+# AudioSet's log-mel statistics (AST, arXiv:2104.01778: -4.27 and 4.57 in natural logarithms), in decibels.
+MEAN_DB, STD_DB = -18.5, 19.8
+
+
+class ListeningTower(NormalisingTower):
+    """A tower that takes one spectrogram of each recording, or several crops of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode (batch, 1, bands, frames), or (batch, crops, 1, bands, frames), to (batch, width)."""
+        return mean_of_crops(super().forward, x)
+
+
+def mel_encoder(options: AudioOptions, width: int, *, pretrained: bool) -> ListeningTower:
+    """Build the timm backbone that sees spectrograms: (batch, 1, mel bands, frames) to (batch, width).
+
+    Raises:
+        RecipeError: The options do not fit each other, the model or the width.
+        CheckpointError: The weights cannot be had, or are another model's.
+    """
+    chosen, spec = options.timm, sound_spec(options)
+    if chosen is None:
+        raise RecipeError("a tower that sees spectrograms needs the option timm")
+    check_torchaudio()  # warns before loaders start
+    trunk = backbone(chosen, channels=1, size=(spec.mels, spec.frames), pretrained=pretrained)
+    head = make_head(options.head, features_of(trunk), width, what=chosen.model)
+    return ListeningTower(trunk, head, (MEAN_DB,), (STD_DB,))

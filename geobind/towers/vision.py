@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from geobind.towers.backbones import backbone, backbone_config, features_of
 from geobind.towers.clip import clip_features, clip_tower, name_of, preparation
 from geobind.towers.images import ImageSpec
 from geobind.towers.options import ClipOptions, ImageOptions
+from geobind.towers.timm import backbone, backbone_config, features_of
 from geobind.towers.tower import NormalisingTower, make_head
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import geobind
 from geobind.importers.contract import Importer
 from geobind_datasets.captions import RSICD, RSITMD, SydneyCaptions, UCMCaptions
-from geobind_datasets.cross_view import CVUSA, VIGOR
-from geobind_datasets.cvact import CVACT
+from geobind_datasets.cross_view import CVACT, CVUSA, VIGOR
 from geobind_datasets.eurosat import EuroSAT
 from geobind_datasets.geosound import GeoSound
 from geobind_datasets.image_folder import ImageFolder
 from geobind_datasets.sat2cap import Sat2Cap
-from geobind_datasets.shards import WebDataset
 from geobind_datasets.soundingearth import SoundingEarth
 from geobind_datasets.species import ISatNat, ISoundNat, TaxaBench
 from geobind_datasets.stac import Stac
 from geobind_datasets.torchgeo import TorchGeo
+from geobind_datasets.webdataset import WebDataset
 
 
 @geobind.hookimpl

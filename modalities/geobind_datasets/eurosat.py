@@ -173,7 +173,7 @@ def _first(item: Any, path: Path) -> str:
 
 def _window(patch: Path) -> Row | LeftOut:
     """A whole GeoTIFF as a window, and the place of its middle."""
-    from geobind_datasets.places import of_raster
+    from geobind_datasets.common import of_raster
 
     try:
         width, height, place = of_raster(patch)

@@ -14,7 +14,7 @@ from pydantic import Field
 from geobind.errors import DataError
 from geobind.importers.contract import Column, Importer, LeftOut, Row
 from geobind.importers.reading import first_there, inner, moment, read_csv
-from geobind_datasets.packed import Shard, packed_columns, rows_of, shards_of
+from geobind_datasets.common import Shard, packed_columns, rows_of, shards_of
 
 _SPLITS = ("train", "val", "test")
 _NEEDED = ("sample_id", "latitude", "longitude", "date", "text")

@@ -10,8 +10,7 @@ from geobind.data.options import DataOptions
 from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.importers import LeftOut, write_manifest
-from geobind_datasets.cross_view import CVUSA, VIGOR
-from geobind_datasets.cvact import CVACT, degrees_of_utm
+from geobind_datasets.cross_view import CVACT, CVUSA, VIGOR, degrees_of_utm
 
 CITIES = ("Chicago", "NewYork", "SanFrancisco", "Seattle")
 

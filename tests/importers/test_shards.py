@@ -14,7 +14,7 @@ from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.importers import LeftOut, write_manifest
 from geobind.importers.registry import make
-from geobind_datasets.shards import WebDataset
+from geobind_datasets.webdataset import WebDataset
 
 MEMBERS = {"satellite": "overhead.jpg|overhead.png", "text": "txt"}
 

@@ -14,7 +14,7 @@ from geobind.data.options import DataOptions
 from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.importers import LeftOut, write_manifest
-from geobind_datasets.places import box_of_wkb, middle
+from geobind_datasets.common import box_of_wkb, middle
 from geobind_datasets.stac import Stac
 
 TIFF = "image/tiff; application=geotiff; profile=cloud-optimized"

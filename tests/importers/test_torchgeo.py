@@ -264,4 +264,4 @@ def test_an_unknown_crs_is_told(tmp_path):
 def test_importing_the_importer_does_not_import_torchgeo(monkeypatch):
     for name in ("torchgeo", "torchgeo.datasets", "torchgeo.samplers"):
         monkeypatch.setitem(sys.modules, name, None)
-    importlib.reload(importlib.import_module("geobind_datasets.samples"))
+    importlib.reload(importlib.import_module("geobind_datasets.torchgeo"))

@@ -10,9 +10,8 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from geobind.errors import CheckpointError, DataError, RecipeError
-from geobind.towers.clip import clip_tower, config_of, preparation
+from geobind.towers.clip import TextTrunk, clip_tower, config_of, preparation, prepare_text, text_encoder
 from geobind.towers.options import ClipOptions
-from geobind.towers.text import TextTrunk, prepare_text, text_encoder
 
 CAPTIONS = ["a quiet river", "a harbour with many small boats, seen from the pier in the morning", "x"]
 

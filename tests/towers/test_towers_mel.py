@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from geobind import Binder
 from geobind.errors import CheckpointError
-from geobind.towers.audio_options import AudioOptions
+from geobind.towers.audio import SoundSpec, prepare_sound, sound_spec
 from geobind.towers.clip import clip_tower
 from geobind.towers.mel import (
     check_torchaudio,
@@ -23,8 +23,7 @@ from geobind.towers.mel import (
     torch_mel,
     torchaudio_mel,
 )
-from geobind.towers.options import ClipOptions
-from geobind.towers.sound import SoundSpec, prepare_sound, sound_spec
+from geobind.towers.options import AudioOptions, ClipOptions
 from geobind_audio import Audio
 
 TIMM = {"model": "test_resnet", "pretrained": False}

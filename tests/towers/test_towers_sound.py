@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from geobind.errors import CheckpointError, DataError, PluginError, RecipeError
-from geobind.towers.audio_options import AudioAugment, AudioOptions, HtsatOptions
+from geobind.towers.audio import fit, log_mel, mask, prepare_sound, sound_spec
 from geobind.towers.htsat import htsat_encoder, prepare_fused
-from geobind.towers.listening import mel_encoder
 from geobind.towers.mel import hide_broken_torchaudio
-from geobind.towers.sound import fit, log_mel, mask, prepare_sound, sound_spec
+from geobind.towers.options import AudioAugment, AudioOptions, HtsatOptions
+from geobind.towers.tower import mel_encoder
 
 hide_broken_torchaudio()  # transformers would die of it
 transformers = pytest.importorskip("transformers")

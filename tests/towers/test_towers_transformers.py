@@ -9,10 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from geobind.errors import CheckpointError, RecipeError
 from geobind.modality import Modality
-from geobind.towers.clip import clip_features, clip_tower
+from geobind.towers.clip import clip_features, clip_tower, prepare_text, text_encoder
 from geobind.towers.mel import hide_broken_torchaudio
 from geobind.towers.options import ClipOptions
-from geobind.towers.text import prepare_text, text_encoder
 from geobind_ground_image import GroundImage
 from geobind_satellite import Satellite
 

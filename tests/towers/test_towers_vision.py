@@ -12,10 +12,9 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from geobind.errors import CheckpointError, DataError, RecipeError
-from geobind.towers.augment import augment_image
-from geobind.towers.backbones import backbone, features_of
-from geobind.towers.images import prepare_image
+from geobind.towers.images import augment_image, prepare_image
 from geobind.towers.options import ImageOptions, PhotoAugment, TileAugment, TimmOptions
+from geobind.towers.timm import backbone, features_of
 from geobind.towers.tower import channels_last, make_head
 from geobind.towers.vision import image_encoder, image_spec
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from geobind.data.readers.audio import audio_seconds, read_audio
-from geobind.towers.audio_options import AudioAugment, AudioOptions
 from geobind.towers.mel import mel_spectrogram
+from geobind.towers.options import AudioAugment, AudioOptions
 
 _FLOOR = 1e-10  # power taken for silence: -100 dB
 
