@@ -1,9 +1,11 @@
 """The rules of the house: imports go down, the core knows no modality by name, and it starts quickly."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,17 +18,16 @@ CORE = ROOT / "geobind"
 # From the ground up: a module imports from lines above its own, never from its own line or below it.
 LAYERS = """
 errors
-memory extras
-modality progress provenance seeds storage toyearth licences hub
+utils extras
+modality toyearth licences hub
 hookspecs data
-registering
 plugins
 loggers
-inputs recipe towers importers
+inference recipe towers importers
 scoring
 bundles
 binder
-evaluation frozen proof
+evaluation embedding_cache
 report
 training
 planning
@@ -38,12 +39,35 @@ __main__
 """.split("\n")[1:-1]
 LAYER = {module: height for height, line in enumerate(LAYERS) for module in line.split()}
 
+# The same inside training: losses, the trained module, its gradients, the optimizer, a stage, a run.
+TRAINING_LAYERS = """
+interruption metrics ema final_evaluation blocks resume distributed losses
+fsdp
+checkpoint lora sync_batchnorm
+encoder_transforms
+trainable
+cache loss_inputs module
+gradients
+optimizer launch
+validation
+stage stage_data run_loggers
+stability
+results
+run
+""".split("\n")[1:-1]
+
+# Files of over 700 lines, and why each is one subject.
+LONG = {}
+
+# Modules of under 60 lines with one importer, in their own package, and why each stands alone.
+SMALL = {
+    "hookspecs.py": "what plugin authors read and import",
+}
+
 # Strings in code that are the name of a built-in modality, and why each may be.
 NAMED = {
     ("recipe/schema.py", "satellite"): "the default anchor",
     ("binder.py", "text"): "the default modality that describes classes",
-    ("towers/clip.py", "text"): "open_clip's word for a tower",
-    ("towers/clip.py", "text"): "open_clip's word for a tower",
     ("towers/clip.py", "text"): "open_clip's word for a tower",
 }
 
@@ -95,12 +119,6 @@ def built_ins():
     found = plugins.registry().plugins.items()
     names = {name for name, plugin in found if plugin.source.distribution == "geobind"}
     return names, {entry.value for entry in plugins.find() if entry.dist.name == "geobind"}
-
-
-def lines(function):
-    """Lines of a function without its docstring."""
-    first = function.body[1] if ast.get_docstring(function) and len(function.body) > 1 else function.body[0]
-    return function.end_lineno - first.lineno + 1
 
 
 def found_in(files, find):
@@ -172,16 +190,60 @@ def test_every_hook_has_a_section_in_the_documentation():
     assert headings == [name for name, hook in vars(hookspecs).items() if hasattr(hook, marker)]
 
 
-def test_files_are_short_enough_to_read():
-    assert found_in(FILES, lambda name: max(0, TEXTS[name].count("\n") - 250)) == {}
+def test_imports_inside_training_go_down():
+    height = {module: n for n, line in enumerate(TRAINING_LAYERS) for module in line.split()}
+    files = [name for name in FILES if name.startswith("training/") and name != "training/__init__.py"]
+    place = {name: name.split("/")[1].removesuffix(".py") for name in files}
+
+    def upward(name):
+        here = place[name]
+        paths = (path.split(".") for path in imports(TREES[name]))
+        imported = {path[2] for path in paths if path[:2] == ["geobind", "training"]} - {here}
+        return {there for there in imported if height[there] >= height[here]}
+
+    assert set(place.values()) == set(height)
+    assert found_in(files, upward) == {}
 
 
-def test_functions_are_short_enough_to_read():
-    def long(name):
-        functions = [node for node in ast.walk(TREES[name]) if isinstance(node, ast.FunctionDef)]
-        return {node.name: lines(node) for node in functions if lines(node) > 45}
+def imported_files(name):
+    """Files of the core that a file imports, also inside functions."""
+    found = set()
+    for path in imports(TREES[name]):
+        words = path.split(".")
+        tries = ["/".join(words[1:end]) for end in (len(words), len(words) - 1) if words[0] == "geobind"]
+        files = (file for stem in tries for file in (f"{stem}.py", f"{stem}/__init__.py") if file in TEXTS)
+        found |= {next(files, name)}  # `from geobind.a import b` is the file a/b.py where there is one
+    return found - {name}
 
-    assert found_in(FILES, long) == {}
+
+def test_no_file_imports_itself_through_others():
+    graphlib.TopologicalSorter({name: imported_files(name) for name in FILES}).prepare()
+
+
+def test_long_files_have_a_reason():
+    assert {name for name in FILES if TEXTS[name].count("\n") > 700} == set(LONG)
+
+
+def test_small_modules_with_one_reader_in_their_package_have_a_reason():
+    readers = {name: {file for file in FILES if name in imported_files(file)} for name in FILES}
+
+    def small(name):
+        alone = len(readers[name]) == 1 and Path(*readers[name]).parent == Path(name).parent
+        return alone and TEXTS[name].count("\n") < 60 and not Path(name).name.startswith("__")
+
+    assert {name for name in FILES if small(name)} == set(SMALL)
+
+
+def test_every_package_is_distributed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    roots = {ROOT: "geobind", ROOT / "modalities": ""}
+    there = {
+        ".".join(path.parent.relative_to(root).parts)
+        for root, top in roots.items()
+        for path in (root / top).rglob("__init__.py")
+    }
+    assert set(listed["packages"]) == there | {"geobind.recipes"}
+    assert set(listed["py-modules"]) == {path.stem for path in (ROOT / "modalities").glob("*.py")}
 
 
 def test_no_assert_stands_between_a_user_and_a_message():

@@ -21,7 +21,7 @@ from geobind.data.cache import build_once, cache_root, fingerprint
 from geobind.data.columns import ArrayColumn, ArrowColumn, Column
 from geobind.data.options import ToyEarthOptions
 from geobind.errors import DataError
-from geobind.toyearth.facts import FACTS, Places
+from geobind.toyearth.planet import FACTS, Places
 from geobind.utils.arrow import mapped_table
 from geobind.utils.progress import track, watched
 
@@ -182,7 +182,7 @@ def _time(places: Places, row: int) -> datetime:
 
 def _labels(places: Places) -> list[str]:
     """Name each place by what covers most of it, or as town where it is densely built."""
-    from geobind.toyearth.facts import FACTS
+    from geobind.toyearth.planet import FACTS
 
     fact = dict(zip(FACTS, places.facts.T, strict=True))
     cover = {name: fact[name] for name in ("water", "forest", "crops", "bare")}

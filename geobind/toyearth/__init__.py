@@ -7,9 +7,8 @@ a figure measured on it says nothing of the Earth.
 from __future__ import annotations
 
 from geobind.toyearth.captions import write_captions
-from geobind.toyearth.facts import FACT_NOTES, FACTS, Places
 from geobind.toyearth.photos import render_photos
-from geobind.toyearth.planet import Planet
+from geobind.toyearth.planet import FACT_NOTES, FACTS, Places, Planet
 from geobind.toyearth.sounds import render_sounds
 from geobind.toyearth.tiles import render_tiles
 

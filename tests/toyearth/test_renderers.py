@@ -75,7 +75,7 @@ def test_captions_and_sounds_are_the_same_in_another_process(rendered):
 
 def test_no_two_modalities_share_random_numbers():
     from geobind.toyearth.canvas import banks
-    from geobind.toyearth.nuisance import draw, place_keys
+    from geobind.toyearth.planet import draw, place_keys
 
     places = Planet(0).places(2000)
     drawn = {
@@ -145,7 +145,7 @@ def test_unusable_arguments_are_named(call, message, places):
 
 
 def test_the_contact_sheet_is_a_small_png():
-    from geobind.toyearth.sheet import contact_sheet, typical_places
+    from geobind.toyearth.contact_sheet import contact_sheet, typical_places
 
     png = contact_sheet(typical_places().take(slice(0, 3)))
     assert png.startswith(b"\x89PNG") and len(png) < 400_000
@@ -154,6 +154,6 @@ def test_the_contact_sheet_is_a_small_png():
 
 
 def test_the_wishes_for_typical_places_name_facts():
-    from geobind.toyearth.sheet import typical_places
+    from geobind.toyearth.contact_sheet import typical_places
 
     assert typical_places().facts.shape == (8, len(FACTS))

@@ -11,9 +11,8 @@ import numpy as np
 
 from geobind.errors import DataError
 from geobind.toyearth.captions import write_captions
-from geobind.toyearth.facts import FACTS, Places
 from geobind.toyearth.photos import render_photos
-from geobind.toyearth.planet import Planet
+from geobind.toyearth.planet import FACTS, Places, Planet
 from geobind.toyearth.sounds import render_sounds
 from geobind.toyearth.tiles import render_tiles
 
