@@ -25,7 +25,7 @@ _COLOURS = {"ok": "green", "note": "yellow", "fault": "red"}  # click leaves the
 
 @click.command("doctor")
 @json_option
-def command(as_json: bool) -> None:
+def doctor_command(as_json: bool) -> None:
     """Check this installation, and name the command that mends each fault.
 
     Exit code 0: all that geobind needs works, though notes may say what else does not. 1: it does not.
