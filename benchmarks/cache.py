@@ -29,11 +29,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from geobind import plugins
-from geobind.binder import Binder
-from geobind.modality import Modality, Pair
+from geobind import Binder, Modality, Pair, plugins
+from geobind.evaluation import unit
 from geobind.recipe import recipe_from
-from geobind.scoring import unit
 
 WIDTH = 512
 EPOCH = 2  # steps

@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from geobind.data.readers import audio_seconds, read_audio, read_image
+from geobind.data import audio_seconds, read_audio, read_image
 from geobind.data.readers.images import decode_image
 
 Calls = dict[str, Callable[[], object]]

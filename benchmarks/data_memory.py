@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from geobind.data import DataOptions, Table, open_table
 from geobind.data.loader import BatchLoader, Side
-from geobind.data.options import DataOptions
 from geobind.data.sampler import Plan
 from geobind.data.sources import TableRows
-from geobind.data.table import Table, open_table
 
 
 class Bytes:

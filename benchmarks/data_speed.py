@@ -28,12 +28,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
+from geobind.data import DataOptions, Table, open_table, pack_table
 from geobind.data.loader import BatchLoader, Side
-from geobind.data.options import DataOptions
-from geobind.data.pack import pack_table
 from geobind.data.sampler import Plan
 from geobind.data.sources import TableRows
-from geobind.data.table import Table, open_table
 
 CLIP = {
     "model": {

@@ -19,9 +19,9 @@ import torch
 from paired import ratio
 from PIL import Image
 
-from geobind.binder import Binder
+from geobind import Binder
+from geobind.evaluation import unit
 from geobind.plugins import registry
-from geobind.scoring import unit
 
 
 def write_images(folder: Path, count: int) -> list[Path]:

@@ -32,13 +32,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from geobind import plugins
-from geobind.binder import Binder
+from geobind import Binder, Modality, Pair, plugins
 from geobind.data.sampler import Mixture, Source, batch_indices
 from geobind.data.sources import OwnRows
-from geobind.modality import Modality, Pair
+from geobind.evaluation import unit
 from geobind.recipe import recipe_from
-from geobind.scoring import unit
 from geobind.utils.hashing import seed_of
 
 WIDTH = 128

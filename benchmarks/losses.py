@@ -23,7 +23,7 @@ import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch.nn import functional as F
 
-from geobind.training.losses import PCME, Context, InfoNCE, SigLIP, Temperature, unit_sphere
+from geobind.losses import PCME, Context, InfoNCE, SigLIP, Temperature, unit_sphere
 
 # N pairs, D width
 

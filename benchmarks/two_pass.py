@@ -32,9 +32,9 @@ def setup(args: argparse.Namespace, batch: int, frozen: bool) -> Setup:
     import torch
     from lightning_fabric import Fabric
 
+    from geobind.losses import InfoNCE
     from geobind.recipe.schema import bound_pairs
     from geobind.training.distributed import Ranks
-    from geobind.training.losses import InfoNCE
     from geobind.training.module import Bind
 
     torch.set_num_threads(1)
@@ -129,7 +129,7 @@ def local(args: argparse.Namespace) -> None:
     """Print what the loss costs a process that takes the part of its own rows."""
     import torch
 
-    from geobind.training.losses import InfoNCE, SigLIP
+    from geobind.losses import InfoNCE, SigLIP
 
     torch.set_num_threads(1)
     count, width = 8192, 512

@@ -13,12 +13,12 @@ from pydantic import Field
 
 import geobind
 from geobind.errors import RecipeError
-from geobind.towers.options import HeadKind
+from geobind.towers import HeadKind
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from geobind.modality import Role
+    from geobind import Role
 
 RATE = 16_000  # samples a second
 WINDOW_SECONDS = 0.975  # YAMNet sees so much at once
@@ -50,7 +50,7 @@ class AudioYamnet(geobind.Modality):
         """
         from geobind_yamnet_network import ClipTrunk, build_head, load_weights
 
-        from geobind.towers.tower import Tower
+        from geobind.towers import Tower
 
         trunk = ClipTrunk()
         if pretrained:
@@ -69,7 +69,7 @@ class AudioYamnet(geobind.Modality):
         """
         from geobind_yamnet_network import cut, level, lowpass
 
-        from geobind.data.readers import read_audio
+        from geobind.data import read_audio
 
         wave_S = read_audio(raw, RATE)
         wave_S = cut(wave_S, round(self.seconds * RATE), training=training)

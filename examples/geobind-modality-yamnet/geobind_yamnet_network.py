@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from geobind.towers.options import HeadKind
-from geobind.towers.tower import make_head
-from geobind.towers.weights import load_strictly, read_weights
+from geobind.towers import HeadKind, load_strictly, make_head, read_weights
 
 RATE = 16_000  # samples a second
 WINDOW = 15_600  # samples in one window: 96 frames of 400 samples every 160

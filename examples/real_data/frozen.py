@@ -23,9 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from geobind import Binder
-from geobind.evaluation import Labelled, few_shot, trunk_of
-from geobind.evaluation.few_shot_curves import FewShotOptions
-from geobind.evaluation.linear import logistic
+from geobind.evaluation import FewShotOptions, Labelled, few_shot, logistic, trunk_of
 
 TABLES = {"ground_image": "train_ground.csv", "audio_yamnet": "train_audio.csv"}
 ALIKE = ("satellite", "ground_image")  # seen through the same trunk

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from geobind.evaluation.arithmetic import Arithmetic
     from geobind.evaluation.calibration import Calibrated
     from geobind.evaluation.embedded import Embedded
-    from geobind.evaluation.modality_gap import Gap
+    from geobind.evaluation.gap import Gap
     from geobind.evaluation.retrieval_metrics import Metric
 
 
@@ -110,7 +110,7 @@ def measure_more(
     asked: Asked,
 ) -> More:
     """Measure what is asked for; see `geobind.training.final_evaluation`."""
-    from geobind.evaluation.modality_gap import modality_gap
+    from geobind.evaluation.gap import modality_gap
     from geobind.recipe.embedding_sum import read_sum
     from geobind.training.final_evaluation import calibrated_on, sums_of
 

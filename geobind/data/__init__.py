@@ -1,1 +1,40 @@
-"""Where observations come from: tables of places, readers of files, and loaders of batches."""
+"""Tables of places, readers of files, windows of rasters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from geobind.utils.faces import lazy_names
+
+if TYPE_CHECKING:
+    from geobind.data.options import DataOptions as DataOptions
+    from geobind.data.options import RasterOptions as RasterOptions
+    from geobind.data.pack import pack_table as pack_table
+    from geobind.data.rasters.window import read_pixels as read_pixels
+    from geobind.data.rasters.window import read_window as read_window
+    from geobind.data.readers import audio_seconds as audio_seconds
+    from geobind.data.readers import read_audio as read_audio
+    from geobind.data.readers import read_image as read_image
+    from geobind.data.readers import read_text as read_text
+    from geobind.data.readers.audio import loudness as loudness
+    from geobind.data.sampler import batch_indices as batch_indices
+    from geobind.data.table import Table as Table
+    from geobind.data.table import open_table as open_table
+
+_HOMES = {
+    "DataOptions": "geobind.data.options",
+    "RasterOptions": "geobind.data.options",
+    "Table": "geobind.data.table",
+    "audio_seconds": "geobind.data.readers",
+    "batch_indices": "geobind.data.sampler",
+    "loudness": "geobind.data.readers.audio",
+    "open_table": "geobind.data.table",
+    "pack_table": "geobind.data.pack",
+    "read_audio": "geobind.data.readers",
+    "read_image": "geobind.data.readers",
+    "read_pixels": "geobind.data.rasters.window",
+    "read_text": "geobind.data.readers",
+    "read_window": "geobind.data.rasters.window",
+}
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

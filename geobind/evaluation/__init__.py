@@ -1,9 +1,12 @@
-"""How well the modalities find each other: exact ranks, measures beside chance and interval, every pair."""
+"""Measures of an embedding space: retrieval, recognition, probes, calibration, modality gap, arithmetic."""
 
 from __future__ import annotations
 
+from geobind.evaluation.arithmetic import sums_of_rows
 from geobind.evaluation.bootstrap import Resampling
+from geobind.evaluation.calibration import calibrate, measure_calibration
 from geobind.evaluation.classification import Prototypes, Recognition, prototypes, prototypes_of, zero_shot
+from geobind.evaluation.embedded import Embedded
 from geobind.evaluation.few_shot_curves import (
     Curve,
     FewShotOptions,
@@ -15,7 +18,8 @@ from geobind.evaluation.few_shot_curves import (
     random_trunk,
     trunk_of,
 )
-from geobind.evaluation.linear import Ridge, ridge
+from geobind.evaluation.gap import modality_gap
+from geobind.evaluation.linear import Ridge, logistic, ridge
 from geobind.evaluation.pairs import PairRow, PairTable, Skipped, evaluate_pairs
 from geobind.evaluation.protocols import (
     PROTOCOLS,
@@ -33,11 +37,14 @@ from geobind.evaluation.regression_probe import FactOptions, FactProbe, probe_fa
 from geobind.evaluation.retrieval_metrics import Metric, Retrieval, Settings, retrieval
 from geobind.evaluation.split_leakage import Leakage, leakage
 from geobind.evaluation.tables import render, render_probes, summary
+from geobind.scoring import Calibration, cosine, probabilities, unit
 
 __all__ = [
     "PROTOCOLS",
+    "Calibration",
     "Counts",
     "Curve",
+    "Embedded",
     "FactOptions",
     "FactProbe",
     "FewShotOptions",
@@ -58,10 +65,16 @@ __all__ = [
     "Settings",
     "Skipped",
     "Trunk",
+    "calibrate",
+    "cosine",
     "evaluate_pairs",
     "few_shot",
     "geoclap_split",
     "leakage",
+    "logistic",
+    "measure_calibration",
+    "modality_gap",
+    "probabilities",
     "probe_facts",
     "protocol",
     "prototypes",
@@ -78,6 +91,8 @@ __all__ = [
     "ridge",
     "soundingearth_split",
     "summary",
+    "sums_of_rows",
     "trunk_of",
+    "unit",
     "zero_shot",
 ]

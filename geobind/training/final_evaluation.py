@@ -21,7 +21,7 @@ from geobind.evaluation import PairRow, PairTable, Settings, evaluate_pairs, ret
 from geobind.evaluation.arithmetic import FEWEST_PLACES, Arithmetic, sums_of_rows, sums_on_toyearth
 from geobind.evaluation.calibration import Calibrated, calibrate, measure_calibration
 from geobind.evaluation.embedded import Embedded, embed_rows
-from geobind.evaluation.modality_gap import Gap, modality_gap
+from geobind.evaluation.gap import Gap, modality_gap
 from geobind.evaluation.split_leakage import ClusterBy, clusters_of
 from geobind.recipe.embedding_sum import Sum, read_sum
 from geobind.recipe.schema import Evaluation

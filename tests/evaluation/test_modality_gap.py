@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from geobind.evaluation.bootstrap import Resampling
 from geobind.evaluation.embedded import Embedded
-from geobind.evaluation.modality_gap import modality_gap, uniformity
+from geobind.evaluation.gap import modality_gap, uniformity
 
 FEW = Resampling(200)
 
