@@ -19,7 +19,7 @@ CORE = ROOT / "geobind"
 LAYERS = """
 errors
 utils extras
-modality toyearth licences hub
+modality licences hub
 hookspecs data
 plugins
 loggers

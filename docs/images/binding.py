@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from PIL import Image
 
-from geobind.toyearth import render_photos, render_sounds, render_tiles, write_captions
-from geobind.toyearth.contact_sheet import spectrogram, typical_places
+from geobind_toyearth import render_photos, render_sounds, render_tiles, write_captions
+from geobind_toyearth.contact_sheet import spectrogram, typical_places
 
 NAMES = ("text", "ground_image", "satellite", "audio")
 INK, EMERGENT = "#1b1f24", "#b3420a"

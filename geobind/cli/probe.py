@@ -134,7 +134,7 @@ def facts_of(
 
 
 def _toy_facts(table: Table, targets: Sequence[str]) -> Mapping[str, Any]:
-    from geobind.toyearth import FACTS
+    from geobind_toyearth import FACTS
 
     wanted = list(FACTS) if _FACTS in targets else list(targets)
     if unknown := [target for target in wanted if target not in FACTS]:

@@ -150,7 +150,7 @@ def write(axis: Axes, text: str) -> None:
 
 def _draw_sound(axis: Axes, raw: Any) -> None:
     from geobind.data.readers.audio import read_audio
-    from geobind.toyearth.contact_sheet import spectrogram
+    from geobind_toyearth.contact_sheet import spectrogram
 
     samples_T = read_audio(raw, _RATE).numpy()
     loud_FW = spectrogram(np.pad(samples_T, (0, max(0, _SHORTEST - len(samples_T)))))

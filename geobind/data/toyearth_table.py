@@ -21,9 +21,9 @@ from geobind.data.cache import build_once, cache_root, fingerprint
 from geobind.data.columns import ArrayColumn, ArrowColumn, Column
 from geobind.data.options import ToyEarthOptions
 from geobind.errors import DataError
-from geobind.toyearth.planet import FACTS, Places
 from geobind.utils.arrow import mapped_table
 from geobind.utils.progress import track, watched
+from geobind_toyearth.planet import FACTS, Places
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -96,7 +96,7 @@ def write_toyearth(folder: Path, options: ToyEarthOptions) -> Path:
 
 def places_of(options: ToyEarthOptions) -> Places:
     """The places of toy Earth, in the order of its rows: to train on, held out, and for validation."""
-    from geobind.toyearth import Planet
+    from geobind_toyearth import Planet
 
     count = options.places + options.held_out + options.validation
     return Planet(options.seed).places(count, options.seed)
@@ -108,7 +108,7 @@ def render_column(name: str, places: Places, options: ToyEarthOptions) -> Sequen
     Raises:
         DataError: There is no such column.
     """
-    from geobind.toyearth import render_photos, render_sounds, render_tiles, write_captions
+    from geobind_toyearth import render_photos, render_sounds, render_tiles, write_captions
 
     if name == "tile":
         return list(render_tiles(places, options.seed, options.tile_size, options.gsd))
@@ -182,7 +182,7 @@ def _time(places: Places, row: int) -> datetime:
 
 def _labels(places: Places) -> list[str]:
     """Name each place by what covers most of it, or as town where it is densely built."""
-    from geobind.toyearth.planet import FACTS
+    from geobind_toyearth.planet import FACTS
 
     fact = dict(zip(FACTS, places.facts.T, strict=True))
     cover = {name: fact[name] for name in ("water", "forest", "crops", "bare")}
@@ -195,7 +195,7 @@ def _labels(places: Places) -> list[str]:
 
 def _version_of_renderers() -> str:
     """Hash the source of the renderers, so that pictures of an older version are never taken for theirs."""
-    spec = find_spec("geobind.toyearth")
+    spec = find_spec("geobind_toyearth")
     folders = (spec and spec.submodule_search_locations) or []
     sources = sorted(file for folder in folders for file in Path(folder).glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()

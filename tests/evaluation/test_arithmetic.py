@@ -16,7 +16,7 @@ from geobind.evaluation.arithmetic import sums_of_rows, sums_of_two_places, sums
 from geobind.evaluation.embedded import Embedded, embed_rows
 from geobind.modality import Modality
 from geobind.recipe.embedding_sum import read_sum
-from geobind.toyearth import FACTS
+from geobind_toyearth import FACTS
 
 NAMES = ("tile", "sound", "photo")
 OPTIONS = DataOptions(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from geobind.toyearth import FACTS, Places, Planet
+from geobind_toyearth import FACTS, Places, Planet
 
 CALM_DAY = {
     "water": 0.0,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from geobind.toyearth import FACTS, render_photos, render_sounds, render_tiles, write_captions
-from geobind.toyearth.captions import cover_of
+from geobind_toyearth import FACTS, render_photos, render_sounds, render_tiles, write_captions
+from geobind_toyearth.captions import cover_of
 
 RATE = 16000
 

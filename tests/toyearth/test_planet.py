@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.errors import DataError
-from geobind.toyearth import FACT_NOTES, FACTS, Places, Planet
+from geobind_toyearth import FACT_NOTES, FACTS, Places, Planet
 
 AT = {name: i for i, name in enumerate(FACTS)}
 HASH = """
 import hashlib, numpy as np
-from geobind.toyearth import Planet
+from geobind_toyearth import Planet
 facts = Planet(3).places(64, seed=5).facts.astype(np.float64)
 print(hashlib.sha256((np.round(facts, 3) + 0.0).astype("<f8").tobytes()).hexdigest())
 """
@@ -30,7 +30,7 @@ def test_every_fact_is_documented():
 
 def test_importing_the_toy_earth_imports_no_heavy_package():
     heavy = "{'torch', 'scipy', 'PIL', 'matplotlib'}"
-    code = f"import sys, geobind.toyearth; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, geobind_toyearth; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from geobind.errors import DataError
-from geobind.toyearth import FACTS, Planet, render_photos, render_sounds, render_tiles, write_captions
+from geobind_toyearth import (
+    FACTS,
+    Planet,
+    render_photos,
+    render_sounds,
+    render_tiles,
+    write_captions,
+)
 
 RENDERERS = {"tile": render_tiles, "photo": render_photos, "sound": render_sounds, "caption": write_captions}
 MODALITIES = pytest.mark.parametrize("modality", RENDERERS)
@@ -61,7 +68,7 @@ def test_the_seed_changes_the_rendering(modality, places, rendered):
 
 def test_captions_and_sounds_are_the_same_in_another_process(rendered):
     code = (
-        "import hashlib; from geobind.toyearth import *; p = Planet(0).places(48, seed=4);"
+        "import hashlib; from geobind_toyearth import *; p = Planet(0).places(48, seed=4);"
         "h = hashlib.sha256(repr(write_captions(p, 0)).encode());"
         "[h.update(render(p, 0).tobytes()) for render in (render_tiles, render_photos, render_sounds)];"
         "print(h.hexdigest())"
@@ -74,8 +81,8 @@ def test_captions_and_sounds_are_the_same_in_another_process(rendered):
 
 
 def test_no_two_modalities_share_random_numbers():
-    from geobind.toyearth.canvas import banks
-    from geobind.toyearth.planet import draw, place_keys
+    from geobind_toyearth.canvas import banks
+    from geobind_toyearth.planet import draw, place_keys
 
     places = Planet(0).places(2000)
     drawn = {
@@ -145,7 +152,7 @@ def test_unusable_arguments_are_named(call, message, places):
 
 
 def test_the_contact_sheet_is_a_small_png():
-    from geobind.toyearth.contact_sheet import contact_sheet, typical_places
+    from geobind_toyearth.contact_sheet import contact_sheet, typical_places
 
     png = contact_sheet(typical_places().take(slice(0, 3)))
     assert png.startswith(b"\x89PNG") and len(png) < 400_000
@@ -154,6 +161,6 @@ def test_the_contact_sheet_is_a_small_png():
 
 
 def test_the_wishes_for_typical_places_name_facts():
-    from geobind.toyearth.contact_sheet import typical_places
+    from geobind_toyearth.contact_sheet import typical_places
 
     assert typical_places().facts.shape == (8, len(FACTS))

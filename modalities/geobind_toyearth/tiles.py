@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from geobind.toyearth.canvas import (
+from geobind_toyearth.canvas import (
     Banks,
     banks,
     cell_number,
@@ -21,7 +21,7 @@ from geobind.toyearth.canvas import (
     smooth_noise,
     soft,
 )
-from geobind.toyearth.planet import Places, check_number, check_places, check_seed, draw, place_keys
+from geobind_toyearth.planet import Places, check_number, check_places, check_seed, draw, place_keys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from geobind.toyearth.planet import FACTS, Places
+from geobind_toyearth.planet import FACTS, Places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from geobind.toyearth.planet import FACTS, Places, check_number, check_places, check_seed, draw, place_keys
+from geobind_toyearth.planet import (
+    FACTS,
+    Places,
+    check_number,
+    check_places,
+    check_seed,
+    draw,
+    place_keys,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

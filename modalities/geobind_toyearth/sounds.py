@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from geobind.toyearth.planet import FACTS, Places, check_number, check_places, check_seed, draw, place_keys
+from geobind_toyearth.planet import (
+    FACTS,
+    Places,
+    check_number,
+    check_places,
+    check_seed,
+    draw,
+    place_keys,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

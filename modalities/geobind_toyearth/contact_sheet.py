@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from geobind.errors import DataError
-from geobind.toyearth.captions import write_captions
-from geobind.toyearth.photos import render_photos
-from geobind.toyearth.planet import FACTS, Places, Planet
-from geobind.toyearth.sounds import render_sounds
-from geobind.toyearth.tiles import render_tiles
+from geobind_toyearth.captions import write_captions
+from geobind_toyearth.photos import render_photos
+from geobind_toyearth.planet import FACTS, Places, Planet
+from geobind_toyearth.sounds import render_sounds
+from geobind_toyearth.tiles import render_tiles
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

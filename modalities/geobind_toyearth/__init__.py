@@ -6,11 +6,11 @@ a figure measured on it says nothing of the Earth.
 
 from __future__ import annotations
 
-from geobind.toyearth.captions import write_captions
-from geobind.toyearth.photos import render_photos
-from geobind.toyearth.planet import FACT_NOTES, FACTS, Places, Planet
-from geobind.toyearth.sounds import render_sounds
-from geobind.toyearth.tiles import render_tiles
+from geobind_toyearth.captions import write_captions
+from geobind_toyearth.photos import render_photos
+from geobind_toyearth.planet import FACT_NOTES, FACTS, Places, Planet
+from geobind_toyearth.sounds import render_sounds
+from geobind_toyearth.tiles import render_tiles
 
 __all__ = [
     "FACTS",
