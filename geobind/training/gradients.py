@@ -217,7 +217,7 @@ class _Seen(NamedTuple):
 
     losses: Losses
     grads: dict[str, Tensor]  # of each trained modality's embeddings (B, D)
-    of_losses: list[tuple[nn.Parameter, Tensor]]  # what is trained of the losses, with its gradient
+    of_losses: list[Tensor]  # of each parameter of `_learnt`; Fabric would hook the parameters themselves
 
 
 def _contrast(
@@ -227,20 +227,24 @@ def _contrast(
     with torch.enable_grad():
         found = bind.contrast(whole, compared, context)
         sides = {name: whole_BD for name, whole_BD in whole.items() if whole_BD.requires_grad}
-        learnt = [parameter for parameter in bind.losses.parameters() if parameter.requires_grad]
-        wanted = [*sides.values(), *learnt]
+        wanted = [*sides.values(), *_learnt(bind)]
         grads = torch.autograd.grad(share * found.total, wanted, materialize_grads=True)
-    of_losses = list(zip(learnt, grads[len(sides) :], strict=True))
-    return _Seen(found._replace(total=found.total.detach()), dict(zip(sides, grads, strict=False)), of_losses)
+    of_sides, of_losses = dict(zip(sides, grads, strict=False)), list(grads[len(sides) :])
+    return _Seen(found._replace(total=found.total.detach()), of_sides, of_losses)
+
+
+def _learnt(bind: Bind) -> list[nn.Parameter]:
+    """Return what is trained of the losses."""
+    return [parameter for parameter in bind.losses.parameters() if parameter.requires_grad]
 
 
 def _embed_back(name: str, grad_PD: Tensor, bind: Bind, inputs: Any) -> Tensor:
     return _product(bind.embed(name, inputs), grad_PD)
 
 
-def _rest(of_losses: list[tuple[nn.Parameter, Tensor]], zeros: bool, bind: Bind, _: Any) -> Tensor:
+def _rest(of_losses: list[Tensor], zeros: bool, bind: Bind, _: Any) -> Tensor:
     """What is left to go back through: the losses' own parameters, and all others if they are given zeros."""
-    rest = [_product(parameter, grad) for parameter, grad in of_losses]
+    rest = [_product(parameter, grad) for parameter, grad in zip(_learnt(bind), of_losses, strict=True)]
     if zeros:
         rest.append(bind.nothing())
     return torch.stack(rest).sum() if rest else torch.zeros(())

@@ -217,6 +217,16 @@ def test_half_precision_scales_and_casts_as_a_step_in_one_pass_does():
         assert alike(expected, gradients(setup, batches, 5)[1], rel)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_second_step_of_one_module_is_as_the_first(precision):
+    # Fabric hooks what a module returns: a parameter of a loss would keep the hook, and refuse the next step.
+    setup, batches = made(encoders(), precision=precision), rows()
+    _, expected = gradients(setup, batches, 5)
+    _, again = gradients(setup, batches, 5)
+    assert alike(expected, again, 0.0)
+    assert not any(parameter._backward_hooks for parameter in setup[0].parameters())
+
+
 def test_a_gradient_scaler_scales_once():
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     setup = made(encoders(), precision=MixedPrecision("16-mixed", "cpu", scaler))
