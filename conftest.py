@@ -13,7 +13,7 @@ from sybil.parsers.markdown import CodeBlockParser
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Files whose tests run in one process: documents, and tests that start processes once and look at them often.
-TOGETHER = (".md", "_ranks.py", "_runs.py")
+TOGETHER = (".md", "_ranks.py", "_runs.py", "test_accelerator.py")
 
 # Three stages of a moment each: what the README's first command makes, small.
 QUICK = ["data.toyearth.places=48", "data.toyearth.held_out=16"]

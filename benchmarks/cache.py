@@ -19,7 +19,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,7 +148,7 @@ def bare(kind: str, batch: int, both: bool) -> Callable[[int], float]:
 
 
 class Clip(nn.Module):
-    """Both towers, as open_clip's loop calls a model."""
+    """Both towers, the second in eval mode, as open_clip's loop calls a model."""
 
     def __init__(self, trained: nn.Module, frozen: nn.Module) -> None:
         super().__init__()
@@ -171,25 +171,39 @@ class Batches(list):
     num_batches = num_samples = 0
 
 
+def open_clip_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[torch.Tensor],
+    loss: nn.Module,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> None:
+    """Train a model for an epoch of these batches, each of which both towers see, by open_clip's own loop."""
+    from open_clip_train.train import train_one_epoch
+
+    args = SimpleNamespace(device=device, precision=precision, accum_freq=1, distill=False)
+    args.__dict__.update(skip_scheduler=True, log_every_n_steps=100, log_local=False, wandb=False)
+    args.__dict__.update(grad_clip_norm=1.0, rank=0, local_rank=0, world_size=1, horovod=False)
+    args.batch_size = len(batches[0])
+    epoch = Batches((batch, batch) for batch in batches)
+    epoch.num_batches, epoch.num_samples = len(batches), len(batches) * args.batch_size
+    data = {"train": SimpleNamespace(dataloader=epoch, set_epoch=lambda number: None)}
+    train_one_epoch(model, data, loss, 0, optimizer, None, None, None, args)
+
+
 def open_clip_loop(kind: str, batch: int) -> Callable[[int], float]:
     """Return what runs open_clip's own loop over the same towers."""
     from open_clip.loss import ClipLoss
-    from open_clip_train.train import train_one_epoch
-
-    args = SimpleNamespace(device="cpu", precision="fp32", accum_freq=1, distill=False, skip_scheduler=True)
-    args.__dict__.update(grad_clip_norm=1.0, rank=0, local_rank=0, log_every_n_steps=100, log_local=False)
-    args.__dict__.update(batch_size=batch, world_size=1, wandb=False, horovod=False)
 
     def run(steps: int) -> float:
         trained, frozen, batches = towers(kind, batch)
         model = Clip(trained, frozen)
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
-        epoch = Batches((batches[step % EPOCH], batches[step % EPOCH]) for step in range(steps))
-        epoch.num_batches, epoch.num_samples = steps, steps * batch
-        data = {"train": SimpleNamespace(dataloader=epoch, set_epoch=lambda number: None)}
         start = time.process_time()
-        train_one_epoch(model, data, ClipLoss(), 0, optimizer, None, None, None, args)
+        open_clip_epoch(model, optimizer, [batches[step % EPOCH] for step in range(steps)], ClipLoss())
         return time.process_time() - start
 
     return run

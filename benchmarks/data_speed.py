@@ -113,14 +113,17 @@ def write_shards(folder: Path, per_shard: int = 500) -> list[str]:
     return shards
 
 
-def ours(manifest: Path, sides: dict[str, Any], batch: int) -> Batches:
+def ours(
+    manifest: Path, sides: dict[str, Any], batch: int, workers: int = 0, steps: int | None = None
+) -> Batches:
+    """Return what yields `(step, batches, meta)`: the steps of an epoch, or `steps` of them."""
     table = opened(manifest, sides)
     rows = TableRows(table, tuple(sides))
     given = {name: Side(modality, augment=name != "text") for name, modality in sides.items()}
-    steps = len(rows) // batch
+    last = len(rows) // batch if steps is None else steps
 
     def batches(seed: int) -> Iterator[Any]:
-        yield from BatchLoader(rows, given, Plan((len(rows),), batch, seed), 0, steps, workers=0)
+        yield from BatchLoader(rows, given, Plan((len(rows),), batch, seed), 0, last, workers=workers)
 
     return batches
 

@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+
+
+class Interval(NamedTuple):
+    """A median, and where 95 % of such medians lie."""
+
+    median: float
+    low: float
+    high: float
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Return the median of values with its bootstrap interval."""
+    value_N = np.asarray(values, dtype=float)
+    drawn = np.random.default_rng(0).integers(len(value_N), size=(4000, len(value_N)))
+    low, high = np.quantile(np.median(value_N[drawn], axis=1), (0.025, 0.975))
+    return Interval(float(np.median(value_N)), float(low), float(high))
 
 
 def ratio(one: Sequence[float], other: Sequence[float]) -> str:
@@ -18,6 +35,4 @@ def difference(one: Sequence[float], other: Sequence[float], unit: float = 1.0) 
 
 
 def _told(value_N: np.ndarray, form: str) -> str:
-    drawn = np.random.default_rng(0).integers(len(value_N), size=(4000, len(value_N)))
-    low, high = np.quantile(np.median(value_N[drawn], axis=1), (0.025, 0.975))
-    return f"{form} (95 %: {form} to {form})".format(np.median(value_N), low, high)
+    return f"{form} (95 %: {form} to {form})".format(*interval(value_N.tolist()))
