@@ -53,6 +53,15 @@ def thermal(thermal_site, monkeypatch):
 
 
 @pytest.fixture
+def logged(capsys):
+    """A function that returns what was logged, or printed on standard error, since its last call."""
+    from geobind.utils.logs import log_to_stderr
+
+    with log_to_stderr():
+        yield lambda: capsys.readouterr().err
+
+
+@pytest.fixture
 def no_hub(monkeypatch, tmp_path):
     """The address of a hub that nobody serves, on a closed port of this machine, with an empty cache."""
     import socket

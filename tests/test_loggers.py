@@ -128,17 +128,17 @@ def test_a_resumed_stage_says_from_which_step_figures_come_again(installed, tmp_
     assert [step for step, _ in Notebook.pages[1].rows] == [4, 5]
 
 
-def test_a_logger_that_fails_is_left_out_and_the_run_goes_on(installed, tmp_path, capsys):
+def test_a_logger_that_fails_is_left_out_and_the_run_goes_on(installed, tmp_path, logged):
     folder = go(tmp_path, "loggers=[torn, notes]")
-    said = capsys.readouterr().err
+    said = logged()
     assert said.count("warning: logger 'torn' failed and is left out from now on: no route to host") == 1
     assert (folder / "bundle").is_dir() and len(Notebook.pages) == 2
 
 
-def test_loggers_do_not_change_what_is_trained_nor_make_a_stage_run_again(installed, tmp_path, capsys):
+def test_loggers_do_not_change_what_is_trained_nor_make_a_stage_run_again(installed, tmp_path, logged):
     go(tmp_path)
     go(tmp_path, "loggers=[notes]", resume=True)
-    assert capsys.readouterr().err.count("finished before, unchanged; not run again") == 2
+    assert logged().count("finished before, unchanged; not run again") == 2
     assert Notebook.pages == []
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,8 @@ from geobind.recipe.parsing import dump
 from geobind.towers.weights import load_strictly, read_weights
 from geobind.utils import files as storage
 from geobind.utils.system import digest, versions
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -221,9 +223,7 @@ def _modality(card: Card, name: str, options: Mapping[str, Any], folder: Path) -
         origin.distribution,
         origin.version,
     ):
-        warnings.warn(
-            f"{folder}: '{name}' was made with {made_with}; installed is {plugin.source}", stacklevel=4
-        )
+        _log.warning("%s: '%s' was made with %s; installed is %s", folder, name, made_with, plugin.source)
     try:
         return plugin.cls.model_validate(options)
     except ValidationError as error:

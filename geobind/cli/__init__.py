@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import os
 import sys
-import warnings
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, TextIO
+from contextlib import suppress
+from typing import Any
 
 import click
 
 import geobind
 from geobind.errors import GeobindError, did_you_mean
+from geobind.utils.logs import log_to_stderr, set_level
 
 # Threads that spin while they wait for each other lose the cores they need wherever another program runs too.
 # This must be said before torch is imported.
@@ -84,7 +83,9 @@ class Lazy(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        command = getattr(importlib.import_module(module), attribute)
+        _add_level_options(command)
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -103,7 +104,7 @@ class Lazy(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what a user can mend becomes a message and an exit code."""
         try:
-            with _plain_warnings():
+            with log_to_stderr(_level(quiet=ctx.params["quiet"], verbose=ctx.params["verbose"])):
                 return super().invoke(ctx)
         except GeobindError as error:
             from geobind.cli.run import tells
@@ -129,30 +130,36 @@ def _say(start: str, error: BaseException, message: str | None = None) -> None:
             click.echo("\n".join([start + told, *getattr(error, "__notes__", [])]), err=True)
 
 
-@contextmanager
-def _plain_warnings() -> Generator[None]:
-    """Print what geobind itself warns of as one line, without the line of code that says so."""
-    with warnings.catch_warnings():
-        usual = warnings.showwarning
+_QUIET, _VERBOSE = "Print warnings and errors, no progress.", "Print debug messages, with times and modules."
 
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
-            if category is UserWarning and Path(filename).is_relative_to(Path(geobind.__file__).parent):
-                click.echo(f"warning: {message}", err=True)
-            else:
-                usual(message, category, filename, lineno, file, line)
 
-        warnings.showwarning = show
-        yield
+def _add_level_options(command: click.Command) -> None:
+    """Let --quiet and --verbose stand after a command's name too."""
+
+    def change(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value:
+            set_level(_level(quiet=param.name == "quiet", verbose=param.name == "verbose"))
+
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            _add_level_options(inner)
+    elif not any(param.name == "quiet" for param in command.params):
+        for letter, name, text in (("-q", "--quiet", _QUIET), ("-v", "--verbose", _VERBOSE)):
+            option = click.Option(
+                [letter, name], is_flag=True, expose_value=False, callback=change, help=text
+            )
+            command.params.append(option)
+
+
+def _level(*, quiet: bool, verbose: bool) -> int:
+    if quiet and verbose:
+        raise click.UsageError("--quiet and --verbose exclude each other")
+    return logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
 
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(geobind.__version__, "--version")
-def main() -> None:
+@click.option("-q", "--quiet", is_flag=True, help=_QUIET)
+@click.option("-v", "--verbose", is_flag=True, help=_VERBOSE)
+def main(quiet: bool, verbose: bool) -> None:  # Lazy.invoke reads both
     """Bind any kind of observation of a place to satellite imagery, in one embedding space."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from geobind.cli.options import json_option
 
 if TYPE_CHECKING:
     from geobind.doctor import Finding
+
+_log = logging.getLogger(__name__)
 
 _WIDTH = 80  # columns of a terminal
 _NAME = 17  # columns of a part's name
@@ -33,7 +36,7 @@ def doctor_command(as_json: bool) -> None:
     from geobind.doctor import examine
 
     if not as_json and sys.stderr.isatty():
-        click.echo("loading each part, which takes some seconds", err=True)
+        _log.info("loading each part, which takes some seconds")
     findings = examine()
     faults = sum(finding.state == "fault" for finding in findings)
     notes = sum(finding.state == "note" for finding in findings)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +15,9 @@ from rich.table import Table
 from geobind.cli.options import json_option, memory_option, overrides_option, recipe_argument
 from geobind.planning.models import Plan
 from geobind.utils.formatting import NBSP, count, duration, size
+from geobind.utils.progress import watched
+
+_log = logging.getLogger(__name__)
 
 
 @click.command("plan")
@@ -78,8 +81,8 @@ def plan_command(
 @contextmanager
 def _progress() -> Generator[Callable[[str], None]]:
     """Show what is being measured, on a terminal in place, elsewhere line by line."""
-    if not sys.stderr.isatty():
-        yield lambda what: click.echo(f"measuring: {what}", err=True)
+    if not watched():
+        yield lambda what: _log.info("measuring: %s", what)
         return
     from rich.console import Console
 

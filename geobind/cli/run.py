@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import uuid
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from geobind.cli.options import memory_option, overrides_option, recipe_argument
+from geobind.utils.logs import level_options
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
+_log = logging.getLogger(__name__)
 
 _ERROR = "geobind/error"
 _LISTEN = timedelta(seconds=10)  # others may be a little behind
@@ -156,7 +159,7 @@ def run_command(
     checked = load_recipe(recipe, overrides)
     folder = out or Path("runs") / checked.name
     if is_first():
-        click.echo(f"{checked.name}: {len(checked.stages)} stages; results go to {folder}", err=True)
+        _log.info("%s: %d stages; results go to %s", checked.name, len(checked.stages), folder)
 
     from geobind.cli.options import print_table
     from geobind.evaluation import summary
@@ -184,6 +187,7 @@ def _words(
     words = ["run", recipe, *(word for change in overrides for word in ("--set", change))]
     words += ["--out", str(out)] if out else []
     words += ["--memory", memory] if memory else []
+    words += level_options()
     return words + ["--resume"] * resume + ["--plan"] * plan
 
 

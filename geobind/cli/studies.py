@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from geobind.cli.options import overrides_option, recipe_argument
 if TYPE_CHECKING:
     from geobind.studies.grid import Cell
     from geobind.studies.runner import Ran
+
+_log = logging.getLogger(__name__)
 
 
 @click.command("sweep")
@@ -38,7 +41,7 @@ def run_study(cells: Sequence[Cell], home: Path, title: str, measure: str | None
     from geobind.studies.runner import run_cells
     from geobind.studies.summary import rich_table, summarise, table_of, write_sweep
 
-    click.echo(f"{len(cells)} runs; results go to {home}", err=True)
+    _log.info("%d runs; results go to %s", len(cells), home)
     ran = run_cells(cells, home)
     summary = summarise(ran, measure)
     Console().print(rich_table(table_of(summary, title)))
@@ -104,7 +107,7 @@ def emergence_command(
     setting = emergence.plan(recipe, overrides, anchors=anchors, seeds=seeds, steps=steps)
     cells = emergence.cells_of(setting)
     home = out or Path("runs") / f"{Path(recipe).stem}-emergence"
-    click.echo(f"{len(cells)} runs, joint ones of {setting.steps} steps; results go to {home}", err=True)
+    _log.info("%d runs, joint ones of %s steps; results go to %s", len(cells), setting.steps, home)
     ran = run_cells(cells, home)
     found = find(ran, measure)
     for table in (ways_table(found), pairs_table(found)):

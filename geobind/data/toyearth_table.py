@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import sys
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from importlib.util import find_spec
@@ -24,6 +24,8 @@ from geobind.errors import DataError
 from geobind.utils.arrow import mapped_table
 from geobind.utils.progress import track, watched
 from geobind_toyearth.planet import FACTS, Places
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -130,7 +132,7 @@ def _render(folder: Path, options: ToyEarthOptions) -> None:
     count = len(places.lat)
     starts = range(0, count, _CHUNK)
     if not watched() and count >= 1000:  # no bar will be seen
-        print(f"rendering toy Earth: {count} places, once, into {folder.parent}", file=sys.stderr)
+        _log.info("rendering toy Earth: %d places, once, into %s", count, folder.parent)
     shapes = {
         "tile": ((options.tile_size, options.tile_size, 3), np.uint8),
         "photo": ((options.photo_size, options.photo_size, 3), np.uint8),

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import mmap
 import os
 import shutil
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -26,6 +26,8 @@ from geobind.embedding_cache.keys import key_of
 from geobind.errors import CheckpointError, DataError, StorageError
 from geobind.utils import files
 from geobind.utils.files import Lock
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -284,10 +286,8 @@ def drop(path: Path, reason: str) -> None:
     """Remove a shard that cannot be used, and say so."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
-    print(
-        f"warning: embedding cache: dropped {path}: {reason}; its rows are made again when they are needed",
-        file=sys.stderr,
-        flush=True,
+    _log.warning(
+        "embedding cache: dropped %s: %s; its rows are made again when they are needed", path, reason
     )
 
 

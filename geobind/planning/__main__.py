@@ -24,9 +24,10 @@ def main() -> None:
             from geobind.planning.probe import Doing, probe
             from geobind.recipe import recipe_from
             from geobind.training.interruption import deterministic
+            from geobind.utils.logs import log_to_stderr
 
             recipe = recipe_from(asked["recipe"], Path(asked["base"]), source=asked["name"])
-            with deterministic(recipe.fabric.deterministic):
+            with log_to_stderr(), deterministic(recipe.fabric.deterministic):
                 for event in probe(recipe, Path(asked["folder"]), asked["seconds"], asked["limit"]):
                     said = event.what if isinstance(event, Doing) else event.model_dump(mode="json")
                     tell(type(event).__name__, said)

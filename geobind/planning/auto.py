@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import re
 import subprocess
@@ -36,6 +37,8 @@ from geobind.recipe.parsing import dump
 from geobind.training.distributed import told_by_first
 from geobind.training.resume import stage_folders
 from geobind.utils import files
+
+_log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 # What tells a process that it is one of several: the one that measures is alone.
@@ -185,13 +188,13 @@ class Settling:
         if plan is not None and _is_of(plan, recipe, every=self.always):
             where = f"as planned before, in {folder / FILE}"
         else:
-            plan = make_plan(recipe, seconds=self.seconds, limit=self.limit, say=_say)
+            plan = make_plan(recipe, seconds=self.seconds, limit=self.limit, say=_log.info)
             write_plan(plan, folder)
             where = f"by what fits in memory, measured just now; kept in {folder / FILE}"
         for stage in plan.stages:
             said = ", ".join(f"{name} {value or 'none'}" for name, value in stage.settled.items())
             if said:
-                _say(f"{stage.name}: {said} ({where}); {stage.why}")
+                _log.info("%s: %s (%s); %s", stage.name, said, where, stage.why)
         return {stage.name: stage.settled for stage in plan.stages}
 
 
@@ -201,7 +204,3 @@ def _is_of(plan: Plan, recipe: Recipe, *, every: bool) -> bool:
     keys = (key for _, key in stage_folders(recipe, Path()))
     wanted = {stage.name: key for stage, key in zip(recipe.stages, keys, strict=True) if every or stage.open}
     return all(planned.get(name) == key for name, key in wanted.items())
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -22,6 +23,9 @@ from geobind.training.resume import stage_folders
 from geobind.training.run_loggers import take_over
 from geobind.utils import files, formatting
 from geobind.utils.hashing import fingerprint
+from geobind.utils.logs import level_options
+
+_log = logging.getLogger(__name__)
 
 _DONE = "cell.json"  # written when a cell's run has ended well
 # Exit codes of a run that was asked to stop, by which signal: the study stops too.
@@ -53,12 +57,12 @@ def run_cells(cells: Sequence[Cell], home: Path) -> list[Ran]:
         folder = home / cell.name
         head = f"[{number} of {len(cells)}] {cell.title}"
         if _is_done(folder, recipe):
-            _say(f"{head}: finished before, unchanged; not run again")
+            _log.info("%s: finished before, unchanged; not run again", head)
             ran.append(Ran(cell, folder, failed=False))
             continue
         shared = _share(recipe, folder, [one.folder for one in ran if not one.failed])
         taken = f" (takes over {formatting.count(shared, 'finished stage')})" if shared else ""
-        _say(head + taken)
+        _log.info("%s%s", head, taken)
         ran.append(Ran(cell, folder, failed=not _run(cell, recipe, folder)))
     return ran
 
@@ -67,6 +71,7 @@ def _run(cell: Cell, recipe: Recipe, folder: Path) -> bool:
     """Run one cell in a process of its own, so that neither memory nor a crash reaches the others."""
     sets = [word for change in cell.overrides for word in ("--set", change)]
     command = [sys.executable, "-m", "geobind", "run", cell.recipe, *sets, "--out", str(folder), "--resume"]
+    command += level_options()
     # What a run prints on its standard output is its table, which the study shows once for all.
     with _passing_on() as child, subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         child.began(process)
@@ -155,7 +160,3 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
         return
     shutil.copy2(source, target)  # another disk, or a file system without links
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +20,9 @@ from geobind.embedding_cache.store import Entry, embeddings_folder, limit_bytes,
 from geobind.errors import StorageError
 from geobind.recipe.stage_options import Last, Lora, Views
 from geobind.training.trainable import check_frozen, frozen_digests
+from geobind.utils.logs import rank_zero_logger
+
+_log = rank_zero_logger(__name__)
 
 if TYPE_CHECKING:
     from geobind.training.stage import Job
@@ -129,10 +131,11 @@ class _Side(NamedTuple):
                 views, most = self.views, self.job.recipe.max_broken
                 found = store(seen, self._filling(entry), views=views, max_broken=most, ranks=ranks)
                 if found is not None:
-                    self._say(f"{self.name}: {len(seen.contents_M)} inputs, read from the cache{_new(found)}")
+                    inputs, made = len(seen.contents_M), _new(found)
+                    _log.info("%s: %s: %d inputs, read from the cache%s", *self._names, inputs, made)
                     return found, entry
         except (Uncacheable, StorageError) as error:
-            self._say(f"{self.name} is not cached: {error}")
+            _log.info("%s: %s is not cached: %s", *self._names, error)
         entry.close()
         return None
 
@@ -179,16 +182,16 @@ class _Side(NamedTuple):
 
     def _given_up(self, error: Exception) -> None:
         self._agree(False)
-        self._say(f"{self.name} is not cached: {error}")
+        _log.info("%s: %s is not cached: %s", *self._names, error)
 
     def _agree(self, here: bool) -> bool:
         """Whether it is so on every rank; they all wait for each other."""
         total = self.fabric.all_reduce(torch.tensor(float(here), device=self.fabric.device), reduce_op="sum")
         return bool(torch.as_tensor(total).item() == self.fabric.world_size)
 
-    def _say(self, line: str) -> None:
-        if self.fabric.is_global_zero:
-            print(f"{self.job.stage.name}: {line}", file=sys.stderr, flush=True)
+    @property
+    def _names(self) -> tuple[str, str]:
+        return self.job.stage.name, self.name
 
 
 def _new(found: Stored) -> str:

@@ -12,7 +12,6 @@ are embedded once; so do all rows where the head alone is trained, as that is li
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -26,6 +25,9 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from geobind.training.losses import Context
 from geobind.training.module import About, Bind, Compared, Losses
+from geobind.utils.logs import rank_zero_logger
+
+_log = rank_zero_logger(__name__)
 
 if TYPE_CHECKING:
     from geobind.data.loader import BatchMeta
@@ -333,13 +335,13 @@ def gradients_of(fabric: Fabric, job: Job, bind: Bind, module: Any) -> Gradients
     """Return what leaves the gradients of a stage's steps, and warn of what chunks change."""
     chunk = chunk_rows(job.stage, fabric.world_size)
     names = batch_statistics(bind.encoders) if chunk else []
-    if names and fabric.is_global_zero:
-        print(
-            f"warning: stage '{job.stage.name}': {', '.join(names)} trains BatchNorm, whose statistics with "
-            f"`chunk` are those of {chunk} rows and not of the batch, which makes another result; take a "
-            f"backbone with LayerNorm, GroupNorm or no norm, or train its `head` or `lora`, which leave "
-            f"BatchNorm as it is",
-            file=sys.stderr,
-            flush=True,
+    if names:
+        _log.warning(
+            "stage '%s': %s trains BatchNorm, whose statistics with `chunk` are those of %s rows and not of "
+            "the batch, which makes another result; take a backbone with LayerNorm, GroupNorm or no norm, or "
+            "train its `head` or `lora`, which leave BatchNorm as it is",
+            job.stage.name,
+            ", ".join(names),
+            chunk,
         )
     return Gradients(fabric, bind, module, chunk)

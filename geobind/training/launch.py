@@ -17,6 +17,7 @@ from geobind.recipe.schema import Fabric as FabricOptions
 from geobind.training.distributed import close_at_exit
 from geobind.training.fsdp import fsdp2, shards
 from geobind.training.gradients import chunk_rows
+from geobind.utils.logs import set_rank
 
 # What Fabric and DDP say of themselves on every process; nothing that a user can change.
 _NOISE = (
@@ -81,6 +82,7 @@ def make_fabric(options: FabricOptions, precision: str) -> Fabric:
     except (ValueError, RuntimeError, TypeError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise RecipeError(f"fabric {wanted} cannot run on this machine: {reason}") from error
+    set_rank(fabric.global_rank)
     if fabric.world_size > 1:
         close_at_exit()
     return fabric

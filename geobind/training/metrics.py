@@ -6,7 +6,6 @@ import csv
 import io
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,10 @@ from torch import Tensor
 
 from geobind.errors import TrainingError
 from geobind.utils import files
+from geobind.utils.logs import rank_zero_logger
 from geobind.utils.progress import PLAIN_EVERY, bar, watched
+
+_log = rank_zero_logger(__name__)
 
 _SHOW_EVERY = 0.1  # seconds; a bar is drawn no more often
 FIELDS: tuple[str, ...] = ("stage", "step", "loss", "temperature", "lr", "grad_norm", "samples_per_second")
@@ -217,9 +219,8 @@ class Recorder:
             self._bar.update(self._task, completed=step.number + 1, status=status)
         else:
             left = (self.total - step.number - 1) * self.batch_size / max(rate, 1e-9)
-            print(
-                f"{self.stage}: step {step.number + 1}/{self.total}  {status}  {left:.0f} s left",
-                file=sys.stderr,
+            _log.info(
+                "%s: step %d/%d  %s  %.0f s left", self.stage, step.number + 1, self.total, status, left
             )
 
 

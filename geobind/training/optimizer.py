@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +22,9 @@ from geobind.training.gradients import batch_statistics, chunk_rows
 from geobind.training.module import Bind
 from geobind.training.sync_batchnorm import normalise_together, spare_rows
 from geobind.training.trainable import InFloat32, parameter_groups, precision_of, shares_of
+from geobind.utils.logs import rank_zero_logger
+
+_log = rank_zero_logger(__name__)
 
 if TYPE_CHECKING:
     from geobind.embedding_cache.build import Stored
@@ -126,7 +128,7 @@ def set_up(fabric: Fabric, job: Job, bind: Bind, stored: Mapping[str, Stored]) -
     if fabric.world_size > 1:
         _normalise(fabric, job, bind)
     if place.checkpoint_activations:
-        _replay(fabric, job)
+        _replay(job)
     if place.mode:
         for encoder in bind.encoders.values():
             compile_encoder(encoder, place.mode, by_block=shards(fabric))
@@ -154,14 +156,13 @@ def _look_for_nvml_once() -> None:
         os.environ.pop(_BY_NVML, None)
 
 
-def _replay(fabric: Fabric, job: Job) -> None:
+def _replay(job: Job) -> None:
     for name, encoder in job.encoders.items():
-        if name in job.stage.parts and not replay(encoder) and fabric.is_global_zero:
-            print(
-                f"{job.stage.name}: the encoder of '{name}' has no blocks, so that checkpoint_activations "
-                f"saves no memory in it",
-                file=sys.stderr,
-                flush=True,
+        if name in job.stage.parts and not replay(encoder):
+            _log.info(
+                "%s: the encoder of '%s' has no blocks, so that checkpoint_activations saves no memory in it",
+                job.stage.name,
+                name,
             )
 
 
@@ -173,10 +174,10 @@ def _normalise(fabric: Fabric, job: Job, bind: Bind) -> None:
         fused = fabric.device.type == "cuda" and not job.partial
         for encoder in bind.encoders.values():
             normalise_together(encoder, fused=fused)
-    elif (names := batch_statistics(bind.encoders)) and fabric.is_global_zero:
-        print(
-            f"warning: stage '{job.stage.name}': {', '.join(names)} trains BatchNorm, whose statistics are "
-            f"those of each process's own rows, so that the result depends on the number of processes",
-            file=sys.stderr,
-            flush=True,
+    elif names := batch_statistics(bind.encoders):
+        _log.warning(
+            "stage '%s': %s trains BatchNorm, whose statistics are those of each process's own rows, so that "
+            "the result depends on the number of processes",
+            job.stage.name,
+            ", ".join(names),
         )

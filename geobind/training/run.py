@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import product
@@ -38,6 +37,9 @@ from geobind.training.stage_data import Sources
 from geobind.training.trainable import check_part
 from geobind.training.validation import remove_best
 from geobind.utils import files, system
+from geobind.utils.logs import rank_zero_logger
+
+_log = rank_zero_logger(__name__)
 
 # Puts numbers in the place of what is open, on every process the same; it is given the run's folder.
 Settle = Callable[[Recipe, Path, Fabric], Recipe]
@@ -114,9 +116,8 @@ def _through(recipe: Recipe, folder: Path, fabrics: dict[str, Fabric]) -> Finish
     for stage in recipe.stages:
         sources.held(stage)
     on_first(fabric, lambda: _warn_of_leaks({**sources.leakage(), **sources.leakage_of_watched()}, folder))
-    if fabric.is_global_zero:
-        for line in warned:
-            print(f"warning: {line}", file=sys.stderr, flush=True)
+    for line in warned:
+        _log.warning("%s", line)
 
     stages: list[dict[str, Any]] = []
     prover = Prover(recipe, sources, binder)
@@ -178,15 +179,15 @@ def _once(fabric: Fabric, job: Job, prover: Prover, before: Sequence[Mapping[str
     if done.get("key") == job.key:
         on_first(fabric, lambda: _load_finished(job, done))
         alike(fabric, _trained(job).state_dict().values())  # the others need not see the first one's disk
-        _say(fabric, f"{stage.name}: finished before, unchanged; not run again")
+        _log.info("%s: finished before, unchanged; not run again", stage.name)
         return done
     again = f" (run again: {why(done, parts_of(job.recipe, stage))})" if done else ""
-    _say(fabric, f"{stage.name}: {sentence(job.recipe, stage)}{again}")
+    _log.info("%s: %s%s", stage.name, sentence(job.recipe, stage), again)
     states = on_first(fabric, lambda: prover.states(fabric))
     outcome = run_stage(fabric, job)
     proof = on_first(fabric, lambda: prover.proof(fabric, stage.name, tuple(stage.parts), states or {}))
     for line in told(proof, before[-1] if before else None) if proof else ():
-        _say(fabric, f"{stage.name}: {line}")
+        _log.info("%s: %s", stage.name, line)
     return _finish(fabric, job, outcome, proof)
 
 
@@ -208,7 +209,7 @@ def _warn_of_leaks(leaks: dict[str, Leakage], folder: Path) -> None:
     files.write_json(folder / "leakage.json", {name: leak.to_dict() for name, leak in leaks.items()})
     for name, leak in leaks.items():
         if leak.warning:
-            print(f"warning: stage '{name}': {leak.warning}", file=sys.stderr, flush=True)
+            _log.warning("stage '%s': %s", name, leak.warning)
 
 
 def _finish(fabric: Fabric, job: Job, outcome: Outcome, proof: StageProof | None) -> dict[str, Any]:
@@ -247,8 +248,3 @@ def _sources(rows: Mixture) -> list[dict[str, Any]]:
 
 def _trained(job: Job) -> nn.ModuleDict:
     return nn.ModuleDict({name: job.binder.encoders[name] for name in job.stage.parts})
-
-
-def _say(fabric: Fabric, line: str) -> None:
-    if fabric.is_global_zero:
-        print(line, file=sys.stderr, flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,9 @@ from geobind.recipe.parsing import dump
 from geobind.recipe.validation import named
 from geobind.training.metrics import FIELDS, Metrics
 from geobind.training.validation import fields
+from geobind.utils.logs import rank_zero_logger
+
+_log = rank_zero_logger(__name__)
 
 VALIDATION = "validation.csv"
 _FIRST = ("stage", "step")
@@ -134,9 +136,7 @@ class Loggers:
                 self._loggers.pop(name, None)
                 self._writers.pop(name, None)
                 reason = " ".join(str(error).split()) or type(error).__name__
-                print(
-                    f"warning: logger '{name}' failed and is left out from now on: {reason}", file=sys.stderr
-                )
+                _log.warning("logger '%s' failed and is left out from now on: %s", name, reason)
 
 
 def _numbers(row: Mapping[str, Any], kind: str) -> dict[str, float]:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -38,6 +37,9 @@ from geobind.training.metrics import Recorder
 from geobind.training.optimizer import Moving
 from geobind.training.trainable import states_of
 from geobind.utils import files
+from geobind.utils.logs import rank_zero_logger
+
+_log = rank_zero_logger(__name__)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -162,8 +164,7 @@ class Inputs:
             raise DataError(
                 f"{said}, more than max_broken ({most:g}) allows; mend or drop them, or raise it:{listed}"
             )
-        if self.fabric.is_global_zero:
-            print(f"warning: {said}; they are left out:{listed}", file=sys.stderr, flush=True)
+        _log.warning("%s; they are left out:%s", said, listed)
 
 
 class Facts(NamedTuple):
@@ -537,13 +538,11 @@ class Watching:
         return self.job.folder / _BEST.replace("*", f"{steps:08d}")
 
     def _say(self, facts: Mapping[str, Any]) -> None:
-        if not self.fabric.is_global_zero:
-            return
         early = f"stopped after {self._taken} of {self.job.steps} steps, " if self.over else ""
         told = f"{early}weights after {facts['kept_steps']} steps kept"
-        print(
-            f"{self.job.stage.name}: {told} (best {facts['measure']} on split '{facts['split']}': "
-            f"{facts['best']:.4g}, after {facts['best_steps']})",
-            file=sys.stderr,
-            flush=True,
+        _log.info(
+            "%s: %s (best %s on split '%s': %.4g, after %s)",
+            self.job.stage.name,
+            told,
+            *(facts[name] for name in ("measure", "split", "best", "best_steps")),
         )

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
+from geobind.utils.logs import is_quiet
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -16,8 +18,8 @@ PLAIN_EVERY = 10.0  # seconds between lines where no terminal is
 
 
 def watched() -> bool:
-    """Whether a person sees standard error."""
-    return sys.stderr.isatty()
+    """Return whether a person sees standard error and wants progress."""
+    return sys.stderr.isatty() and not is_quiet()
 
 
 def bar(*columns: str) -> Progress:

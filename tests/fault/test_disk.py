@@ -103,10 +103,10 @@ def test_whatever_is_written_when_the_disk_is_full_the_run_goes_on_to_the_same_e
     assert fault_world.outcome(home / "run") == whole()
 
 
-def test_a_full_disk_under_the_embedding_cache_costs_the_cache_alone(home, disk, whole, capsys):
+def test_a_full_disk_under_the_embedding_cache_costs_the_cache_alone(home, disk, whole, logged):
     disk.fill("embeddings/")
     fault_world.train(home)
-    assert "two: hub is not cached: cannot write" in capsys.readouterr().err
+    assert "two: hub is not cached: cannot write" in logged()
     assert fault_world.outcome(home / "run") == whole("stages.1.cache=off")
 
 

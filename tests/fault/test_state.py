@@ -85,12 +85,12 @@ def test_a_cut_row_of_metrics_is_made_again(halfway, whole):
     assert fault_world.outcome(halfway / "run").weights == whole().weights
 
 
-def test_a_shard_of_the_cache_with_another_bit_costs_its_rows_alone(halfway, whole, capsys):
+def test_a_shard_of_the_cache_with_another_bit_costs_its_rows_alone(halfway, whole, logged):
     for shard in (halfway / "cache" / "embeddings").rglob("*.safetensors"):
         flip(shard, 0.2)  # of the index, which is looked at whenever it is opened
     os.environ["GEOBIND_CACHE"] = str(halfway / "cache")
     fault_world.train(halfway, resume=True)
-    assert "warning: embedding cache: dropped" in capsys.readouterr().err
+    assert "warning: embedding cache: dropped" in logged()
     assert fault_world.outcome(halfway / "run") == whole()
 
 

@@ -70,20 +70,20 @@ def test_losses_with_the_cache_are_those_without_it_to_float16_rounding(tmp_path
     assert told(tmp_path)["broken"] == told(tmp_path, "off")["broken"] == len(table.get("broken", ()))
 
 
-def test_a_second_run_makes_nothing_and_gets_the_very_same_losses(tmp_path, capsys):
+def test_a_second_run_makes_nothing_and_gets_the_very_same_losses(tmp_path, logged):
     notes.write_table(tmp_path)
     first = notes.losses(notes.run_notes(tmp_path, "first"))
-    assert "one: right: 48 inputs, read from the cache, 48 rows made just now" in capsys.readouterr().err
+    assert "one: right: 48 inputs, read from the cache, 48 rows made just now" in logged()
     assert notes.losses(notes.run_notes(tmp_path, "second")) == first
-    assert "one: right: 48 inputs, read from the cache\n" in capsys.readouterr().err
+    assert "one: right: 48 inputs, read from the cache\n" in logged()
 
 
-def test_stages_share_rows(tmp_path, capsys):
+def test_stages_share_rows(tmp_path, logged):
     notes.write_table(tmp_path)
     stage = "{name: two, align: third, anchor: right, train: [third], batch_size: 8, epochs: 1}"
     first = "{name: one, align: right, train: [left], batch_size: 8, epochs: 1}"
     notes.run_notes(tmp_path, "run", f"stages=[{first}, {stage}]")
-    assert "two: right: 48 inputs, read from the cache\n" in capsys.readouterr().err
+    assert "two: right: 48 inputs, read from the cache\n" in logged()
 
 
 def test_what_is_cached_is_not_computed_nor_prepared_again(tmp_path, monkeypatch):
@@ -126,19 +126,19 @@ def test_lookups_give_what_the_loader_gives(tmp_path, monkeypatch, table):
             assert np.array_equal(known, other, equal_nan=known is not None and not isinstance(known[0], str))
 
 
-def test_a_changed_cell_is_embedded_again_and_no_other(tmp_path, capsys):
+def test_a_changed_cell_is_embedded_again_and_no_other(tmp_path, logged):
     notes.write_table(tmp_path)
     notes.run_notes(tmp_path, "first")
     table = tmp_path / "notes.csv"
     table.write_text(table.read_text().replace(notes.note(7, 2), "9 9 9 9"))
     notes.run_notes(tmp_path, "second")
-    assert "read from the cache, 1 rows made just now" in capsys.readouterr().err
+    assert "read from the cache, 1 rows made just now" in logged()
 
 
-def test_auto_leaves_a_stage_alone_that_does_not_see_its_rows_once(tmp_path, capsys):
+def test_auto_leaves_a_stage_alone_that_does_not_see_its_rows_once(tmp_path, logged):
     notes.write_table(tmp_path)
     notes.run_notes(tmp_path, "run", "stages.0.epochs=null", "stages.0.steps=5")
-    assert entries() == [] and "cache" not in capsys.readouterr().err
+    assert entries() == [] and "cache" not in logged()
 
 
 def test_off_and_whole_precisions_cache_nothing(tmp_path):
@@ -147,15 +147,12 @@ def test_off_and_whole_precisions_cache_nothing(tmp_path):
     assert entries() == []
 
 
-def test_augmentation_of_a_trunk_is_not_lost_silently(tmp_path, capsys):
+def test_augmentation_of_a_trunk_is_not_lost_silently(tmp_path, logged):
     notes.write_table(tmp_path)
     noisy = ("modalities.left.noise=0.1", HEADS)
     cached, computed = pair(tmp_path, *noisy)
     assert cached == pytest.approx(computed, abs=ROUNDING)
-    assert (
-        "one: left is not cached: preparing it draws random numbers; `cache: {views: K}`"
-        in capsys.readouterr().err
-    )
+    assert "one: left is not cached: preparing it draws random numbers; `cache: {views: K}`" in logged()
 
 
 def test_views_augment_what_is_frozen(tmp_path):
@@ -176,13 +173,13 @@ def test_too_many_broken_inputs_stop_the_stage(tmp_path):
         notes.run_notes(tmp_path, "run")
 
 
-def test_a_cache_that_cannot_be_written_costs_no_run(tmp_path, monkeypatch, capsys):
+def test_a_cache_that_cannot_be_written_costs_no_run(tmp_path, monkeypatch, logged):
     notes.write_table(tmp_path)
     (tmp_path / "file").write_text("no folder")
     computed = notes.losses(notes.run_notes(tmp_path, "off", OFF))
     monkeypatch.setattr(store, "embeddings_folder", lambda: tmp_path / "file" / "cache")
     assert notes.losses(notes.run_notes(tmp_path, "run")) == computed
-    assert "one: right is not cached: cannot write" in capsys.readouterr().err
+    assert "one: right is not cached: cannot write" in logged()
 
 
 def test_a_run_keeps_the_cache_within_its_limit(tmp_path, monkeypatch):

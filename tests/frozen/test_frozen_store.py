@@ -301,7 +301,7 @@ def test_processes_that_fill_at_the_same_time_harm_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "header", "index"])
-def test_a_damaged_shard_is_dropped_with_a_warning_and_made_again(tmp_path, capsys, damage):
+def test_a_damaged_shard_is_dropped_with_a_warning_and_made_again(tmp_path, logged, damage):
     paths = world.note_files(tmp_path, 12)
     _, held = world.stored(paths)
     (path,) = held.folder.glob("*.safetensors")
@@ -314,7 +314,7 @@ def test_a_damaged_shard_is_dropped_with_a_warning_and_made_again(tmp_path, caps
     path.write_bytes(content)
     side, _ = world.stored(paths)
     assert side.made == 12
-    assert f"warning: embedding cache: dropped {path}" in capsys.readouterr().err
+    assert f"warning: embedding cache: dropped {path}" in logged()
     assert torch.allclose(rows(side), embedded(paths), atol=2**-12, rtol=2**-11)
 
 

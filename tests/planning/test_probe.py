@@ -125,7 +125,7 @@ def test_why_a_frozen_side_is_not_cached_is_told(tmp_path):
 
 
 def test_an_open_batch_is_settled_written_down_and_kept_when_the_run_goes_on(
-    here, write_report, tmp_path, capsys
+    here, write_report, tmp_path, logged
 ):
     recipe = toy.recipe(tmp_path, "stages.0.batch_size=auto", "stages.1.chunk=auto")
     folder = run(recipe, tmp_path / "run", settle=Settling(limit=2**40)).folder
@@ -138,12 +138,12 @@ def test_an_open_batch_is_settled_written_down_and_kept_when_the_run_goes_on(
 
     run(recipe, folder, resume=True, settle=Settling(limit=2**40 + 1))
     assert here == [2**40], "the plan that lies there is not made again"
-    said = capsys.readouterr().err
+    said = logged()
     assert "one: batch_size 16 (as planned before" in said
     assert "one: finished before, unchanged; not run again" in said
     # A number written by hand is the same stage: the fingerprint is that of the settled value.
     run(toy.recipe(tmp_path, "stages.0.batch_size=16"), folder, resume=True)
-    assert "one: finished before, unchanged; not run again" in capsys.readouterr().err
+    assert "one: finished before, unchanged; not run again" in logged()
 
     text = write_report(folder).read_text()
     assert "Planned and measured" in text and "direct: 16 pairs at once" in text

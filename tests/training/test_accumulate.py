@@ -181,7 +181,7 @@ def test_what_changes_nothing_is_said(tmp_path):
     assert said(tmp_path, "stages.0.chunk=8") == said(tmp_path, "stages.0.chunk=auto") == ""
 
 
-def test_check_and_run_warn(tmp_path, capsys):
+def test_check_and_run_warn(tmp_path, logged):
     recipe = toy.recipe(tmp_path, "stages.0.accumulate=2", "stages.0.chunk=4")
     told = list(details(recipe, recipe.stages[0]))
     assert told == [
@@ -195,7 +195,7 @@ def test_check_and_run_warn(tmp_path, capsys):
     found = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).output)
     assert [len(stage["warnings"]) for stage in found["stages"]] == [1, 0]
     toy_run(tmp_path, "stages.0.accumulate=2", "stages.0.steps=2", "stages.0.epochs=null", "stages.1.steps=1")
-    assert "warning: stage 'one': accumulate: 2 steps to a move add no negatives" in capsys.readouterr().err
+    assert "warning: stage 'one': accumulate: 2 steps to a move add no negatives" in logged()
 
 
 @pytest.mark.parametrize("word", ["0", "-1", "1.5", "auto"])

@@ -37,11 +37,11 @@ def go(folder, text, *overrides, resume=False):
 
 
 @pytest.fixture
-def grown(tmp_path, capsys):
+def grown(tmp_path, logged):
     """A run, its bundle as it was, and the bundle after a stage more."""
     old = go(tmp_path, FIRST).rename(tmp_path / "old")
-    capsys.readouterr()
-    return old, go(tmp_path, GROWN, resume=True), capsys.readouterr().err
+    logged()
+    return old, go(tmp_path, GROWN, resume=True), logged()
 
 
 def test_a_new_stage_leaves_what_it_does_not_train_bit_identical_and_says_so(grown):
@@ -124,14 +124,14 @@ def test_a_stage_that_changes_what_it_does_not_train_is_stopped(tmp_path, monkey
         go(tmp_path, FIRST)
 
 
-def test_an_encoder_that_gives_another_result_each_time_is_told(tmp_path, monkeypatch, capsys):
+def test_an_encoder_that_gives_another_result_each_time_is_told(tmp_path, monkeypatch, logged):
     def forward(self, x_BF):
         return self.head(self.trunk(x_BF)) + 1e-3 * torch.rand(1)
 
     monkeypatch.setattr(toy.Net, "forward", forward)
     go(tmp_path, FIRST)
     go(tmp_path, GROWN, "stages.1.cache=off", resume=True)
-    said = capsys.readouterr().err
+    said = logged()
     assert "two: warning: left, cold embed the same rows to other bits with the same weights" in said
     assert "two: warning: 'left' is not what stage 'one' left: its weights are the same, but it" in said
 
@@ -192,19 +192,19 @@ def test_another_library_between_two_stages_is_told_from_other_weights():
         (["stages.one.watch={every: 3, limit: 20}"], "watch was not set and is {'every': 3"),
     ],
 )
-def test_a_stage_that_is_run_again_says_why(tmp_path, capsys, overrides, said):
+def test_a_stage_that_is_run_again_says_why(tmp_path, logged, overrides, said):
     go(tmp_path, FIRST)
-    capsys.readouterr()
+    logged()
     go(tmp_path, FIRST, *overrides, resume=True)
-    assert f"one: align right with left, train left, right (run again: {said}" in capsys.readouterr().err
+    assert f"one: align right with left, train left, right (run again: {said}" in logged()
 
 
-def test_what_follows_a_changed_stage_says_that_it_does(tmp_path, capsys):
+def test_what_follows_a_changed_stage_says_that_it_does(tmp_path, logged):
     go(tmp_path, GROWN)
-    capsys.readouterr()
+    logged()
     go(tmp_path, GROWN, "stages.one.optimizer.lr=0.02", resume=True)
     assert "two: align right with cold, train right (run again: a stage before it was run again)" in (
-        capsys.readouterr().err
+        logged()
     )
 
 

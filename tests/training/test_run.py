@@ -123,10 +123,10 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(whole, tmp_path, d
     assert ("one: finished before, unchanged; not run again" in resumed.stderr) == (dies_after >= 18)
 
 
-def test_a_changed_stage_is_run_again_and_those_before_it_are_not(tmp_path, capsys):
+def test_a_changed_stage_is_run_again_and_those_before_it_are_not(tmp_path, logged):
     toy_run(tmp_path)
     toy_run(tmp_path, "stages.two.steps=3", resume=True)
-    said = capsys.readouterr().err
+    said = logged()
     assert "one: finished before, unchanged; not run again" in said
     assert "two: align right with cold, train right" in said.split("not run again")[1]
     assert [step for stage, step, _ in losses(tmp_path / "run") if stage == "two"] == [0, 1, 2]

@@ -310,11 +310,11 @@ def test_a_run_in_chunks_gives_the_losses_and_weights_of_one_without(tmp_path):
     assert all(torch.allclose(one[key], two[key], atol=1e-4) for key in one)
 
 
-def test_batch_norm_in_training_is_warned_of_once_and_by_name(tmp_path, capsys):
+def test_batch_norm_in_training_is_warned_of_once_and_by_name(tmp_path, logged):
     toy_run(
         tmp_path, "modalities.right.norm=false", "stages.0.chunk=4", "stages.1.chunk=4", "stages.1.steps=1"
     )
-    said = capsys.readouterr().err
+    said = logged()
     assert said.count("BatchNorm") == 2  # in the one line
     assert (
         "warning: stage 'one': left trains BatchNorm, whose statistics with `chunk` are those of 4 rows"

@@ -100,13 +100,13 @@ def test_the_loss_is_that_of_batches_as_large_as_those_of_training(one_stage, tm
     assert float(found(folder)[-1]["loss"]) == pytest.approx(np.mean(losses), rel=1e-4)
 
 
-def test_a_stage_stops_when_nothing_gets_better_and_keeps_the_best(one_stage, tmp_path, capsys):
+def test_a_stage_stops_when_nothing_gets_better_and_keeps_the_best(one_stage, tmp_path, logged):
     folder = toy_run(tmp_path, WATCH, text=one_stage)
     told, rows = done(folder)["watched"], found(folder)
     assert told["stopped_early"] and done(folder)["steps"] == 4 * len(rows) < told["planned_steps"] == 24
     best = max(rows, key=lambda row: float(row["R@1"]))
     assert told["kept_steps"] == int(best["step"]) + 1
-    assert f"one: stopped after {4 * len(rows)} of 24 steps, weights after" in capsys.readouterr().err
+    assert f"one: stopped after {4 * len(rows)} of 24 steps, weights after" in logged()
     assert not list((folder / "stages" / "01_one").glob("best-*"))
 
 
@@ -330,7 +330,7 @@ def test_mistakes_of_a_watch_are_found_with_the_recipe(tmp_path, change, said):
     assert said in str(caught.value)
 
 
-def test_broken_rows_are_left_out_of_the_watch_and_said(tmp_path, capsys, one_stage, monkeypatch):
+def test_broken_rows_are_left_out_of_the_watch_and_said(tmp_path, logged, one_stage, monkeypatch):
     def broken(self, split, anchor):
         pairs = real(self, split, anchor)
         return [p._replace(other=(1.0,)) if split == "val" and n == 4 else p for n, p in enumerate(pairs)]
@@ -340,7 +340,7 @@ def test_broken_rows_are_left_out_of_the_watch_and_said(tmp_path, capsys, one_st
     watch = "stages.0.watch={every: 30, limit: 24, measure: R@1}"
     folder = toy_run(tmp_path / "few", watch, "max_broken=0.05", text=one_stage)
     assert "1 of 24 rows to watch it on have no usable 'right'; they are left out:\n  ten numbers" in (
-        capsys.readouterr().err
+        logged()
     )
     hits = 2 * 23 * float(found(folder)[-1]["R@1"])  # of 23 rows, both ways
     assert hits == pytest.approx(round(hits), abs=1e-3)

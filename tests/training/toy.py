@@ -21,6 +21,7 @@ from geobind import plugins
 from geobind.errors import DataError, GeobindError
 from geobind.modality import Modality, Pair, Place
 from geobind.utils import files
+from geobind.utils.logs import log_to_stderr
 
 PAIRS = 96
 HIDDEN = 6
@@ -224,7 +225,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         make = wheel if args.wheel else recipe
-        run(make(args.out, *args.set), args.out / "run", resume=args.resume)
+        with log_to_stderr():
+            run(make(args.out, *args.set), args.out / "run", resume=args.resume)
     except GeobindError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
