@@ -41,7 +41,7 @@ LAYER = {module: height for height, line in enumerate(LAYERS) for module in line
 
 # The same inside training: losses, the trained module, its gradients, the optimizer, a stage, a run.
 TRAINING_LAYERS = """
-interruption metrics ema final_evaluation blocks resume distributed losses
+interruption metrics ema blocks resume distributed losses
 fsdp
 checkpoint lora sync_batchnorm
 encoder_transforms

@@ -109,10 +109,10 @@ def measure_more(
     by: str,
     asked: Asked,
 ) -> More:
-    """Measure what is asked for; see `geobind.training.final_evaluation`."""
+    """Measure what is asked for; see `geobind.evaluation.held_out`."""
     from geobind.evaluation.gap import modality_gap
+    from geobind.evaluation.held_out import calibrated_on, sums_of
     from geobind.recipe.embedding_sum import read_sum
-    from geobind.training.final_evaluation import calibrated_on, sums_of
 
     calibrated = None
     if asked.calibrate is not None:
@@ -256,7 +256,7 @@ def eval_command(
     from geobind.data.table import open_table
     from geobind.evaluation import leakage, protocol
     from geobind.evaluation.embedded import embed_rows
-    from geobind.training.final_evaluation import first_rows, tabulate
+    from geobind.evaluation.held_out import first_rows, tabulate
 
     chosen = [protocol(name) for name in dict.fromkeys(protocols) if name != "clean"]
     binder = Binder.from_pretrained(bundle)

@@ -19,8 +19,16 @@ from geobind.evaluation.few_shot_curves import (
     trunk_of,
 )
 from geobind.evaluation.gap import modality_gap
+from geobind.evaluation.held_out import EvaluationResults, measure, measure_all
 from geobind.evaluation.linear import Ridge, logistic, ridge
 from geobind.evaluation.pairs import PairRow, PairTable, Skipped, evaluate_pairs
+from geobind.evaluation.probing import (
+    ProbeRequest,
+    ProbeSource,
+    build_feature_binders,
+    probe_classes,
+    probe_targets,
+)
 from geobind.evaluation.protocols import (
     PROTOCOLS,
     Protocol,
@@ -45,6 +53,7 @@ __all__ = [
     "Counts",
     "Curve",
     "Embedded",
+    "EvaluationResults",
     "FactOptions",
     "FactProbe",
     "FewShotOptions",
@@ -54,6 +63,8 @@ __all__ = [
     "PairRow",
     "PairTable",
     "Point",
+    "ProbeRequest",
+    "ProbeSource",
     "Probes",
     "Protocol",
     "Prototypes",
@@ -65,6 +76,7 @@ __all__ = [
     "Settings",
     "Skipped",
     "Trunk",
+    "build_feature_binders",
     "calibrate",
     "cosine",
     "evaluate_pairs",
@@ -72,10 +84,14 @@ __all__ = [
     "geoclap_split",
     "leakage",
     "logistic",
+    "measure",
+    "measure_all",
     "measure_calibration",
     "modality_gap",
     "probabilities",
+    "probe_classes",
     "probe_facts",
+    "probe_targets",
     "protocol",
     "prototypes",
     "prototypes_of",

@@ -25,6 +25,7 @@ from geobind.embedding_cache.build import Stored
 from geobind.embedding_cache.loader import StoredLoader
 from geobind.embedding_cache.store import embeddings_folder, limit_bytes
 from geobind.errors import DataError, GeobindError
+from geobind.evaluation.held_out import EvaluationResults, first_rows, measure_all
 from geobind.planning.bench import Bench, Clock, goes_through, seconds_since
 from geobind.planning.models import (
     SPARE,
@@ -42,7 +43,6 @@ from geobind.recipe import Recipe, Stage
 from geobind.recipe.parsing import dump
 from geobind.recipe.stage_options import InfoNCE
 from geobind.training.cache import Cached, read_from_cache
-from geobind.training.final_evaluation import Measured, first_rows, measure_all
 from geobind.training.launch import make_fabric
 from geobind.training.loss_inputs import check_told
 from geobind.training.results import leave
@@ -362,7 +362,7 @@ def measure_ending(recipe: Recipe, binder: Binder, sources: Sources, folder: Pat
     return EndingFound(seconds=found + bundle, report_seconds=max(0.0, whole - bundle))
 
 
-def _evaluated(recipe: Recipe, binder: Binder) -> tuple[float, Measured | None]:
+def _evaluated(recipe: Recipe, binder: Binder) -> tuple[float, EvaluationResults | None]:
     """Return the seconds that measuring will take, and what was measured of a few rows."""
     options = recipe.evaluate
     data = (options.data or recipe.data) if options else None

@@ -11,8 +11,8 @@ from geobind.binder import Binder
 from geobind.bundles import bundle
 from geobind.data.sources import TableRows
 from geobind.data.table import Table, licences
+from geobind.evaluation.held_out import EvaluationResults
 from geobind.recipe import Recipe
-from geobind.training.final_evaluation import Measured
 from geobind.training.stability import gathered
 from geobind.training.stage_data import Sources
 from geobind.utils import files, system
@@ -27,7 +27,7 @@ def leave(
     binder: Binder,
     stages: list[dict[str, Any]],
     sources: Sources,
-    measured: Measured | None,
+    measured: EvaluationResults | None,
     folder: Path,
 ) -> None:
     """Write the bundle, the measurements on their own, and the report.
@@ -71,7 +71,9 @@ def _say_finished(folder: Path) -> None:
     files.write_json(folder / "run.json", {**facts, **finished})
 
 
-def data_facts(recipe: Recipe, sources: Sources, measured: Measured | None) -> Iterator[dict[str, Any]]:
+def data_facts(
+    recipe: Recipe, sources: Sources, measured: EvaluationResults | None
+) -> Iterator[dict[str, Any]]:
     """Yield what each set of rows was used for, how many there are, and under which licences."""
     for stage in recipe.stages:
         for source in sources.rows(stage).sources:

@@ -17,12 +17,12 @@ from geobind.bundles.stability import StageProof
 from geobind.data.sampler import Mixture
 from geobind.errors import CheckpointError, RecipeError
 from geobind.evaluation import Leakage, PairTable
+from geobind.evaluation.held_out import EvaluationResults
 from geobind.recipe import Recipe
 from geobind.recipe.describe import cautions, sentence
 from geobind.recipe.parsing import dump
 from geobind.towers.weights import load_strictly, read_weights
 from geobind.training.distributed import alike, leave_together, on_first, together, told_by_first
-from geobind.training.final_evaluation import Measured
 from geobind.training.interruption import deterministic, listening
 from geobind.training.launch import check_shares, fabrics_of
 from geobind.training.loss_inputs import check_told
@@ -128,7 +128,7 @@ def _through(recipe: Recipe, folder: Path, fabrics: dict[str, Fabric]) -> Finish
             job = Job(recipe, stage, binder, rows, home, metrics, key, held=held, validations=validations)
             stages.append(_once(fabrics[stage.precision or recipe.fabric.precision], job, prover, stages))
 
-    def measure_and_leave() -> Measured | None:
+    def measure_and_leave() -> EvaluationResults | None:
         measured = sources.measure(binder)
         leave(recipe, binder, stages, sources, measured, folder)
         return measured

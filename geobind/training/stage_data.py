@@ -15,9 +15,9 @@ from geobind.data.sources import OwnRows, TableRows
 from geobind.data.table import Table, open_table
 from geobind.errors import DataError, RecipeError
 from geobind.evaluation import Leakage, leakage
+from geobind.evaluation.held_out import EvaluationResults, check_rows, first_rows, measure_all, warned
 from geobind.evaluation.split_leakage import Looked
 from geobind.recipe import Recipe, Stage
-from geobind.training.final_evaluation import Measured, check_rows, first_rows, measure_all, warned
 from geobind.training.validation import check_held, fewer
 
 _FEWEST = 2  # rows that two modalities must share to be compared
@@ -137,7 +137,7 @@ class Sources:
         if options is not None and table is not None:
             check_rows(table, options)
 
-    def measure(self, binder: Binder) -> Measured | None:
+    def measure(self, binder: Binder) -> EvaluationResults | None:
         """Measure what the recipe's `evaluate` asks for."""
         options, data = self.recipe.evaluate, self._evaluated()
         table = self._table(data)

@@ -58,8 +58,9 @@ class Moments:
         import toy
 
         from geobind.data import loader
-        from geobind.training import final_evaluation, stage
+        from geobind.evaluation import held_out
         from geobind.training import metrics as record
+        from geobind.training import stage
 
         for name in ("replace", "rename", "unlink", "mkdir", "rmdir"):
             self._around(os, name, lambda args: kind_of(args[0]))
@@ -71,7 +72,7 @@ class Moments:
         self._writing()
         self._appending(record.Metrics)
         self._computing = "computing"
-        measure = final_evaluation.tabulate
+        measure = held_out.tabulate
 
         def tabulate(*args: Any, **named: Any) -> Any:
             self.pass_by("evaluation")
@@ -79,14 +80,14 @@ class Moments:
             self.pass_by("evaluation")
             return found
 
-        final_evaluation.tabulate = tabulate
-        embed = final_evaluation.embed_rows
+        held_out.tabulate = tabulate
+        embed = held_out.embed_rows
 
         def embed_rows(*args: Any, **named: Any) -> Any:
             self._computing = "evaluation"
             return embed(*args, **named)
 
-        final_evaluation.embed_rows = embed_rows
+        held_out.embed_rows = embed_rows
 
     def _around(self, owner: Any, name: str, kind: Callable[[Sequence[Any]], str]) -> None:
         """Pass by before and after a call."""

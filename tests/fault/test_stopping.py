@@ -11,7 +11,8 @@ import torch
 
 from geobind.cli import main
 from geobind.data import loader
-from geobind.training import cache, final_evaluation, interruption, metrics, stage
+from geobind.evaluation import held_out
+from geobind.training import cache, interruption, metrics, stage
 from geobind.training.interruption import Stopped, between_steps, listening
 
 RARE = ("stages.0.checkpoint_seconds=600", "stages.1.checkpoint_seconds=600")
@@ -57,7 +58,7 @@ def test_a_signal_ends_the_step_saves_it_and_the_run_goes_on_to_the_same_end(
     [
         (cache.Entry, "add", 1),  # while the cache fills
         (stage, "between_steps", 1),  # before the first step of the second stage
-        (final_evaluation, "tabulate", 0),
+        (held_out, "tabulate", 0),
         (stage.Checkpoint, "save", 2),
     ],
 )

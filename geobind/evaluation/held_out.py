@@ -1,4 +1,4 @@
-"""Evaluation after the last stage: retrieval, calibration, modality gap, arithmetic."""
+"""Evaluation on held-out rows: retrieval, calibration, modality gap, arithmetic."""
 
 # N rows of the table, Q of them with one modality, D width
 
@@ -17,11 +17,12 @@ from geobind.binder import Binder
 from geobind.data.options import DataOptions
 from geobind.data.table import Table
 from geobind.errors import DataError
-from geobind.evaluation import PairRow, PairTable, Settings, evaluate_pairs, retrieval
 from geobind.evaluation.arithmetic import FEWEST_PLACES, Arithmetic, sums_of_rows, sums_on_toyearth
 from geobind.evaluation.calibration import Calibrated, calibrate, measure_calibration
 from geobind.evaluation.embedded import Embedded, embed_rows
 from geobind.evaluation.gap import Gap, modality_gap
+from geobind.evaluation.pairs import PairRow, PairTable, evaluate_pairs
+from geobind.evaluation.retrieval_metrics import Settings, retrieval
 from geobind.evaluation.split_leakage import ClusterBy, clusters_of
 from geobind.recipe.embedding_sum import Sum, read_sum
 from geobind.recipe.schema import Evaluation
@@ -125,7 +126,7 @@ def _label_rows(
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvaluationResults:
     """All that was measured on held-out rows, and the embeddings that it was measured from."""
 
     held_out: Table
@@ -169,7 +170,7 @@ def check_rows(table: Table, options: Evaluation) -> None:
 
 def measure_all(
     binder: Binder, table: Table, data: DataOptions, trained: Trained, options: Evaluation
-) -> Measured:
+) -> EvaluationResults:
     """Measure all that `evaluate` asks for; every row is embedded once.
 
     Args:
@@ -194,7 +195,7 @@ def measure_all(
         for text in options.sums
         for one in sums_of(binder, held_out, data, found, read_sum(text, found), options.by)
     )
-    return Measured(held_out, found, measured, modality_gap(found), calibrated, calibrating, sums)
+    return EvaluationResults(held_out, found, measured, modality_gap(found), calibrated, calibrating, sums)
 
 
 def calibrated_on(
@@ -226,6 +227,6 @@ def sums_of(
     return measured
 
 
-def warned(measured: Measured, warnings: tuple[str, ...]) -> Measured:
+def warned(measured: EvaluationResults, warnings: tuple[str, ...]) -> EvaluationResults:
     """The same, with warnings in its table."""
     return replace(measured, table=replace(measured.table, warnings=warnings))

@@ -1,0 +1,259 @@
+"""Probes of one modality: zero-shot and few-shot recognition, and numbers read off embeddings."""
+
+# N rows, T facts
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from geobind.binder import Binder
+from geobind.data.options import DataOptions
+from geobind.data.table import Table, open_table
+from geobind.errors import DataError, GeobindError
+from geobind.evaluation.classification import Prototypes, prototypes, truth_of, zero_shot
+from geobind.evaluation.embedded import embed_rows
+from geobind.evaluation.few_shot_curves import (
+    FewShotOptions,
+    Labelled,
+    Probes,
+    few_shot,
+    random_trunk,
+    trunk_of,
+)
+from geobind.evaluation.held_out import first_rows
+from geobind.evaluation.regression_probe import FactOptions, probe_facts
+from geobind.inference import class_examples
+from geobind.recipe import load_recipe
+from geobind.utils.hashing import seed_of
+
+_FACTS = "facts"  # toy Earth's column of all facts
+
+
+class ProbeSource(NamedTuple):
+    """Where rows come from: the table, how many of them, and which split."""
+
+    options: DataOptions
+    limit: int | None
+
+    def table(self, split: str, *names: str) -> Table:
+        """Open the rows of a split with these columns; a limit takes the first."""
+        return first_rows(open_table(self.options, Path.cwd(), names).split(split), self.limit)
+
+    def labelled(self, split: str, name: str) -> Table:
+        """Open the rows of a split that have a label and this modality.
+
+        Raises:
+            DataError: There are none.
+        """
+        table = self.table(split, name)
+        labels = table.labels
+        if labels is None:
+            raise DataError(
+                f"{table.name}: no row of split '{split}' has a label; name the column of classes (--labels)"
+            )
+        kept = [row for row in table.rows_with([name]) if labels[row] is not None]
+        if not kept:
+            raise DataError(f"{table.name}: no row of split '{split}' has both a label and '{name}'")
+        return table.take(kept)
+
+
+def embed_labelled(binder: Binder, table: Table, name: str) -> Labelled:
+    """Embed rows that all have the modality and a label."""
+    return Labelled(embed_rows(binder, table)[name].embedding_QD, table.labels, table.groups)
+
+
+def accepts_sentences(binder: Binder, name: str) -> bool:
+    """Whether a modality takes a sentence as it is: such a one describes classes by prompts."""
+    try:
+        binder.modality(name).prepare("a place")
+    except GeobindError:  # it is no name of a file either
+        return False
+    return True
+
+
+def prototypes_from_prompts(
+    binder: Binder, name: str, classes: Sequence[str], templates: Sequence[str]
+) -> Prototypes:
+    """Describe classes by their names, put into every template; `_` in a name is read as a space."""
+    examples = class_examples([label.replace("_", " ") for label in classes], templates)
+    return prototypes({label: binder.embed(name, of) for label, of in zip(classes, examples, strict=True)})
+
+
+def prototypes_from_examples(
+    binder: Binder, table: Table, name: str, classes: Sequence[str], most: int, seed: int
+) -> Prototypes:
+    """Describe classes by rows of theirs, at most so many of each, drawn by the seed.
+
+    Raises:
+        DataError: A class has no row with the modality.
+    """
+    labels = np.array(table.labels, dtype=object)
+    chosen: dict[str, list[int]] = {}
+    for label in classes:
+        random = np.random.default_rng(seed_of(seed, "examples", name, label))
+        chosen[label] = random.permutation(np.flatnonzero(labels == label))[:most].tolist()
+        if not chosen[label]:
+            raise DataError(
+                f"{table.name}: no row of split '{table.view}' shows class '{label}' in '{name}'; describe "
+                "the classes through another modality (--through)"
+            )
+    rows = [row for of in chosen.values() for row in of]
+    embedding_ND = embed_rows(binder, table.take(rows))[name].embedding_QD
+    ends = np.cumsum([len(of) for of in chosen.values()])[:-1].tolist()
+    parts = np.split(np.arange(len(rows)), ends)
+    return prototypes({label: embedding_ND[part] for label, part in zip(classes, parts, strict=True)})
+
+
+def read_targets(
+    source: ProbeSource, split: str, name: str, targets: Sequence[str]
+) -> tuple[Table, Mapping[str, Any]]:
+    """Open the rows that have a modality, and read numbers of them by the names of their columns.
+
+    Of toy Earth a target is the name of a fact, or `facts` for all.
+
+    Raises:
+        DataError: A target is no column, or a cell is no number.
+    """
+    toyearth = source.options.toyearth is not None
+    columns = (_FACTS,) if toyearth else tuple(targets)
+    table = source.table(split, name, *columns)
+    table = table.take(table.rows_with([name]))
+    if toyearth:
+        return table, _toyearth_facts(table, targets)
+    for target in targets:
+        if target not in table.columns:
+            raise DataError(f"{table.name}: has no column '{target}' (--target)")
+    return table, {target: _numbers(table, target) for target in targets}
+
+
+def _toyearth_facts(table: Table, targets: Sequence[str]) -> Mapping[str, Any]:
+    from geobind_toyearth import FACTS
+
+    wanted = list(FACTS) if _FACTS in targets else list(targets)
+    if unknown := [target for target in wanted if target not in FACTS]:
+        raise DataError(f"toyearth: has no fact '{unknown[0]}'; its facts: {', '.join(FACTS)}")
+    fact_NT = np.stack([np.asarray(row) for row in table.samples(_FACTS)])
+    return {target: fact_NT[:, FACTS.index(target)] for target in wanted}
+
+
+def _numbers(table: Table, target: str) -> list[float | None]:
+    numbers: list[float | None] = []
+    for row, cell in enumerate(table.samples(target)):
+        try:
+            numbers.append(None if cell is None else float(np.asarray(cell).reshape(()).item()))
+        except (TypeError, ValueError):
+            raise DataError(
+                f"{table.keys[row]}: column '{target}' (--target) is {cell!r}, not a number"
+            ) from None
+    return numbers
+
+
+class ProbeRequest(NamedTuple):
+    """What to probe, on which rows, beside which descriptions of the classes."""
+
+    source: ProbeSource
+    modality: str
+    split: str
+    train_split: str
+    val_split: str | None
+    through: tuple[str, ...]
+    templates: tuple[str, ...]
+    examples: int
+    seed: int
+
+
+def build_feature_binders(binder: Binder, said: ProbeRequest, beside: tuple[str, ...]) -> dict[str, Binder]:
+    """The binder whose embeddings are probed, then those of other features, by what tables call them."""
+    name = said.modality
+    found: dict[str, Binder] = {name: binder}
+    for word in dict.fromkeys(beside):
+        if word == "trunk":
+            found["its trunk"] = trunk_of(binder, name)
+        elif word == "random":
+            found["random trunk"] = random_trunk(binder, name, said.seed).to(binder.device)
+        else:
+            recipe = load_recipe(word)
+            if name not in recipe.built:
+                raise DataError(f"--beside {word}: that recipe has no modality '{name}'")
+            fresh = Binder({name: recipe.built[name]}, recipe.width, seed=recipe.seed)
+            found[f"trunk of {recipe.name}, untrained"] = trunk_of(fresh, name).to(binder.device)
+    return found
+
+
+def probe_classes(binders: Mapping[str, Binder], said: ProbeRequest, options: FewShotOptions) -> Probes:
+    """Recognise classes without examples and with some, from embeddings and from other features."""
+    source, name = said.source, said.modality
+    test = source.labelled(said.split, name)
+    train = source.labelled(said.train_split, name)
+    val = source.labelled(said.val_split, name) if said.val_split else None
+    classes = sorted({label for label in (*(test.labels or ()), *(train.labels or ())) if label is not None})
+    truth = truth_of(test.labels, classes, len(test))
+    binder = binders[name]
+    queries = embed_labelled(binder, test, name)
+    zero = {
+        word: zero_shot(
+            queries.embeddings, queries.labels, found, groups=queries.groups, options=options.resampling
+        )
+        for word, found in ((word, _described(binder, said, word, classes)) for word in said.through)
+    }
+    curves: dict[str, Any] = {}
+    for features, of in binders.items() if options.shots else ():
+        sides = embed_labelled(of, train, name), queries if of is binder else embed_labelled(of, test, name)
+        held = embed_labelled(of, val, name) if val else None
+        curves[features] = few_shot(*sides, validation=held, options=options)
+    settings = {"train_split": said.train_split, "val_split": said.val_split, "draws": options.draws}
+    settings |= {"templates": list(said.templates), "examples": said.examples, "seed": said.seed}
+    return Probes(
+        name,
+        test.name,
+        said.split,
+        "classes",
+        truth.classes,
+        len(test),
+        truth.majority,
+        zero,
+        curves,
+        settings=settings,
+    )
+
+
+def _described(binder: Binder, said: ProbeRequest, through: str, classes: list[str]) -> Prototypes:
+    binder.modality(through)
+    if accepts_sentences(binder, through):
+        return prototypes_from_prompts(binder, through, classes, said.templates)
+    table = said.source.labelled(said.train_split, through)
+    return prototypes_from_examples(binder, table, through, classes, said.examples, said.seed)
+
+
+def probe_targets(
+    binders: Mapping[str, Binder],
+    said: ProbeRequest,
+    targets: tuple[str, ...],
+    options: FactOptions,
+) -> Probes:
+    """Read numbers of places off the embeddings of one modality, and off other features of it."""
+    table, facts = read_targets(said.source, said.split, said.modality, targets)
+    places = table.places_LL
+    if places is not None and not np.isfinite(places).all():
+        raise DataError(
+            f"{table.name}: some rows have no lat and lon, by which folds are cut; fill them or drop the rows"
+        )
+    # Without places, rows of a group stay together.
+    blocks = None if places is not None else table.groups
+    found = {
+        features: probe_facts(
+            embed_rows(of, table)[said.modality].embedding_QD,
+            facts,
+            places=places,
+            blocks=blocks,
+            options=options,
+        )
+        for features, of in binders.items()
+    }
+    settings: dict[str, Any] = {"folds": options.folds, "cell_km": options.cell_km, "seed": said.seed}
+    settings["blocks"] = "cells" if places is not None else "rows" if blocks is None else "groups"
+    return Probes(said.modality, table.name, said.split, "facts", facts=found, settings=settings)
