@@ -251,3 +251,20 @@ def test_no_assert_stands_between_a_user_and_a_message():
         found_in(FILES, lambda name: [n.lineno for n in ast.walk(TREES[name]) if isinstance(n, ast.Assert)])
         == {}
     )
+
+
+def test_no_test_module_imports_another():
+    tests = sorted((ROOT / "tests").rglob("test_*.py"))
+    names = {path.stem for path in tests}
+
+    def borrowed(path):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        return {
+            name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for name in [node.module]
+            if name in names
+        }
+
+    assert {path.name: found for path in tests if (found := borrowed(path))} == {}

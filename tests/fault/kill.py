@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent.parent / "training"))  # toy.py
+sys.path.append(str(Path(__file__).parent.parent / "helpers"))
 
 import fault_kills
 import fault_world

@@ -1,12 +1,6 @@
 """One real run on files of toy Earth, with texts that try to break out of a page, and one broken sound."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
-
 import small_world
 
 

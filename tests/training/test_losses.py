@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_cases import DIRECTIONS, embeddings, shrink_tiles
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,18 +23,6 @@ from geobind.training.losses import (
     tiling,
     unit_sphere,
 )
-
-DIRECTIONS = ["both", "anchor_to_other", "other_to_anchor"]
-
-
-def embeddings(
-    pairs: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> tuple[Tensor, Tensor]:
-    """Two unit-length matrices whose rows are related, as after some training."""
-    generator = torch.Generator().manual_seed(seed)
-    anchor = torch.randn(pairs, width, generator=generator, dtype=torch.float64)
-    other = anchor + torch.randn(pairs, width, generator=generator, dtype=torch.float64)
-    return F.normalize(anchor, dim=1).to(dtype), F.normalize(other, dim=1).to(dtype)
 
 
 def dense_infonce(anchor: Tensor, other: Tensor, scale: Tensor, direction: str) -> Tensor:
@@ -51,17 +40,6 @@ def dense_siglip(anchor: Tensor, other: Tensor, scale: Tensor, bias: Tensor) -> 
 def small_tiles(monkeypatch):
     """Tiles of 3 x 5, so that small batches have whole, cut and off-diagonal tiles."""
     shrink_tiles(monkeypatch)
-
-
-def shrink_tiles(monkeypatch, rows: int = 3, columns: int = 5) -> None:
-    def grid(query: Tensor, key: Tensor, own: slice | None = None) -> tuple[list[slice], list[slice]]:
-        first, last = (0, len(query)) if own is None else (own.start, own.stop)
-        keys = tiling.blocks(0, len(query), columns) + tiling.blocks(len(query), len(key), columns)
-        return tiling.blocks(first, last, rows) or [slice(first, first)], keys
-
-    monkeypatch.setattr(tiling, "grid", grid)
-    for kernel in ("infonce", "siglip", "hard_negatives", "pcme"):
-        monkeypatch.setattr(f"geobind.training.losses.{kernel}.grid", grid)
 
 
 class Products(TorchDispatchMode):

@@ -6,39 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_losses import DIRECTIONS, embeddings, shrink_tiles
+from loss_cases import DIRECTIONS, EARTH_RADIUS_M, context_of, dense_one_way, embeddings, masks, shrink_tiles
 from torch import Tensor
 from torch.nn import functional as F
 
 from geobind.errors import DataError, RecipeError
 from geobind.training.losses import Context, InfoNCE, QueueOf, SigLIP, label_ids, unit_sphere
-
-EARTH_RADIUS_M = 6_371_008.8
-
-
-def masks(context: Context) -> tuple[Tensor, Tensor]:
-    """The N x N matrices of positive and of ignored pairs, by haversine rather than by chord."""
-    count = len(context.xyz_N3)
-    labels, hours, xyz = context.labels_N, context.hours_N, context.xyz_N3
-    positive = torch.eye(count, dtype=torch.bool)
-    if labels is not None:
-        positive |= (labels[:, None] == labels) & (labels >= 0)
-    angle = 2 * torch.asin(
-        (torch.cdist(xyz, xyz, compute_mode="donot_use_mm_for_euclid_dist") / 2).clamp(max=1)
-    )
-    near = torch.ones(count, count, dtype=torch.bool)
-    if context.ignore_within_m is not None:
-        near &= angle * EARTH_RADIUS_M < context.ignore_within_m
-    if context.ignore_within_h is not None:
-        near &= (hours[:, None] - hours).abs() < context.ignore_within_h
-    if context.ignore_within_m is None and context.ignore_within_h is None:
-        near &= False
-    return positive, near & ~positive
-
-
-def dense_one_way(logits: Tensor, positive: Tensor, ignored: Tensor) -> Tensor:
-    log_probability = logits - logits.masked_fill(ignored, -math.inf).logsumexp(1, keepdim=True)
-    return -(log_probability.where(positive, 0).sum(1) / positive.sum(1)).mean()
 
 
 def dense_infonce(anchor: Tensor, other: Tensor, scale: Tensor, direction: str, context: Context) -> Tensor:
@@ -52,25 +25,6 @@ def dense_siglip(anchor: Tensor, other: Tensor, scale: Tensor, bias: Tensor, con
     positive, ignored = masks(context)
     terms = -F.logsigmoid((2.0 * positive - 1) * (scale * anchor @ other.T + bias))
     return terms.masked_fill(ignored, 0).sum() / len(anchor)
-
-
-def context_of(
-    pairs: int, seed: int, *, labelled: bool, metres: float | None, hours: float | None
-) -> Context:
-    """Pairs in a few towns, days and classes, some with label or time unknown."""
-    generator = torch.Generator().manual_seed(seed)
-    town = torch.randint(0, 3, (pairs,), generator=generator) * 10.0
-    street = torch.rand(2, pairs, generator=generator, dtype=torch.float64) * 2e-3  # up to about 200 m
-    labels = torch.randint(-1, 3, (pairs,), generator=generator)
-    time = torch.rand(pairs, generator=generator, dtype=torch.float64) * 48 + 490_000
-    time[torch.rand(pairs, generator=generator) < 0.1] = math.nan
-    return Context(
-        labels_N=labels if labelled else None,
-        xyz_N3=unit_sphere(town + street[0], town + street[1]),
-        hours_N=time,
-        ignore_within_m=metres,
-        ignore_within_h=hours,
-    )
 
 
 @settings(deadline=None, max_examples=120)

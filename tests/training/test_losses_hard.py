@@ -8,9 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_losses import DIRECTIONS, embeddings, shrink_tiles
-from test_losses_context import context_of, masks
-from test_losses_memory import PAIRS, SQUARE, WIDTH, Live
+from loss_cases import DIRECTIONS, PAIRS, SQUARE, WIDTH, Live, context_of, embeddings, masks, shrink_tiles
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -2,39 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_losses import embeddings
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from loss_cases import PAIRS, SQUARE, WIDTH, Live, embeddings
 
 from geobind.training.losses import Context, InfoNCE, SigLIP, unit_sphere
-
-PAIRS, WIDTH = 8192, 16
-SQUARE = PAIRS * PAIRS * 4  # bytes of one N x N matrix of similarities
-
-
-class Live(TorchDispatchMode):
-    """Counts the bytes of the tensors alive that were made inside it, and their peak."""
-
-    def __init__(self):
-        super().__init__()
-        self.sizes, self.peak, self.largest = {}, 0, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
-            if isinstance(leaf, torch.Tensor):
-                self._note(leaf.untyped_storage())
-        return made
-
-    def _note(self, storage):
-        self.sizes = {key: value for key, value in self.sizes.items() if not value[0].expired()}
-        self.sizes[storage._cdata] = (
-            torch.multiprocessing.reductions.StorageWeakRef(storage),
-            storage.nbytes(),
-        )
-        self.peak = max(self.peak, sum(size for _, size in self.sizes.values()))
-        self.largest = max(self.largest, storage.nbytes())
-
 
 CASES = {
     "both": (InfoNCE(), False),

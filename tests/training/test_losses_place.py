@@ -8,9 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_losses import DIRECTIONS, embeddings, shrink_tiles
-from test_losses_context import EARTH_RADIUS_M, dense_one_way
-from test_losses_memory import PAIRS, SQUARE, WIDTH, Live
+from loss_cases import (
+    DIRECTIONS,
+    EARTH_RADIUS_M,
+    PAIRS,
+    SQUARE,
+    WIDTH,
+    Live,
+    dense_one_way,
+    embeddings,
+    shrink_tiles,
+)
 from torch import Tensor
 from torch.nn import functional as F
 

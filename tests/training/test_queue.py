@@ -6,8 +6,8 @@ import pytest
 import torch
 import toy
 from safetensors.torch import load_file
-from test_run import losses, same, toy_run, weights
 from torch.nn import functional as F
+from toy_runs import losses, same, toy_run, weights
 
 from geobind import plugins
 from geobind.errors import DataError

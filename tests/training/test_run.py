@@ -1,6 +1,5 @@
 """Whole runs of two tiny modalities: what is trained, what stays frozen, what survives being killed."""
 
-import csv
 import json
 import shutil
 import signal
@@ -12,32 +11,13 @@ import pytest
 import torch
 import toy
 from safetensors.torch import load_file
+from toy_runs import PROGRAM, losses, same, toy_run, weights
 
 from geobind import plugins
 from geobind.binder import Binder
 from geobind.errors import DataError, GeobindError, PluginError, RecipeError, StorageError, TrainingError
-from geobind.training.run import run
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
-PROGRAM = Path(toy.__file__)
-
-
-def toy_run(folder: Path, *overrides: str, resume: bool = False) -> Path:
-    folder.mkdir(exist_ok=True)
-    return run(toy.recipe(folder, *overrides), folder / "run", resume=resume).folder
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "bundle" / "model.safetensors")
-
-
-def losses(folder: Path) -> list[tuple[str, int, float]]:
-    with (folder / "metrics.csv").open() as file:
-        return [(row["stage"], int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 import toy
 import yaml
 from safetensors.torch import load_file
-from test_run import losses, same, toy_run, weights
+from toy_runs import losses, same, toy_run, weights
 
 from geobind import plugins
 from geobind.binder import Binder

@@ -140,5 +140,5 @@ def test_a_folder_that_is_not_there_yet_is_tried_where_it_would_be_made(tmp_path
 
 
 def test_the_form_for_a_bug_asks_for_the_report():
-    form = Path(__file__).parent.parent / ".github" / "ISSUE_TEMPLATE" / "bug_report.md"
+    form = Path(__file__).parents[2] / ".github" / "ISSUE_TEMPLATE" / "bug_report.md"
     assert "geobind doctor" in form.read_text(encoding="utf-8")

@@ -289,7 +289,7 @@ def test_shipped_recipes_are_good():
 
 
 def test_the_recipes_on_the_page_about_them_are_good(tmp_path):
-    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
     blocks = [text for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if text.startswith("name:")]
     assert len(blocks) >= 2
     for text in blocks:
