@@ -1,6 +1,7 @@
 """The rules of the house: imports go down, the core knows no modality by name, and it starts quickly."""
 
 import ast
+import functools
 import graphlib
 import re
 import subprocess
@@ -205,6 +206,7 @@ def test_imports_inside_training_go_down():
     assert found_in(files, upward) == {}
 
 
+@functools.cache
 def imported_files(name):
     """Files of the core that a file imports, also inside functions."""
     found = set()
