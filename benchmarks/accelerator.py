@@ -111,7 +111,7 @@ def _facts(small: bool) -> Found:
 
     from geobind.utils import system
 
-    facts: dict[str, Any] = {**system.hardware(), **system.versions()}
+    facts: dict[str, Any] = {**system.describe_hardware(), **system.collect_versions()}
     facts |= {name: version(name) for name in ("torchvision", "open_clip_torch", "lightning-fabric")}
     facts["threads"] = 1 if small else torch.get_num_threads()
     facts["cuda"] = torch.cuda.is_available() and not small

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from geobind.data import DataOptions, Table, open_table
-from geobind.data.loader import BatchLoader, Side
-from geobind.data.sampler import Plan
+from geobind.data.loader import BatchLoader, ModalityInput
+from geobind.data.sampler import BatchSampler
 from geobind.data.sources import TableRows
 
 
@@ -58,7 +58,7 @@ def epoch(folder: Path, rows: int, batch: int) -> None:
     satellite = Satellite(
         timm={"model": "test_resnet", "pretrained": False}, size=48, augment={"random_resized_crop": [0.5, 1]}
     )
-    sides = {"satellite": Side(satellite, augment=True), "text": Side(Bytes())}
+    sides = {"satellite": ModalityInput(satellite, augment=True), "text": ModalityInput(Bytes())}
     print(f"{rows:,} rows, batches of {batch}; MB of this process: in all, not of files")
     for step, _, _ in loader(table, sides, batch):
         if step % max(1, rows // batch // 10) == 0 or step + 1 == rows // batch:
@@ -68,11 +68,11 @@ def epoch(folder: Path, rows: int, batch: int) -> None:
 
 
 def loader(
-    table: Table, sides: dict[str, Side], batch: int, workers: int = 0, steps: int | None = None
+    table: Table, sides: dict[str, ModalityInput], batch: int, workers: int = 0, steps: int | None = None
 ) -> BatchLoader:
     rows = TableRows(table, tuple(sides))
     return BatchLoader(
-        rows, sides, Plan((len(rows),), batch, 0), 0, steps or len(rows) // batch, workers=workers
+        rows, sides, BatchSampler((len(rows),), batch, 0), 0, steps or len(rows) // batch, workers=workers
     )
 
 
@@ -101,7 +101,7 @@ def million(folder: Path, rows: int, batch: int) -> None:
     table = timed("opened the first time (checked, and written to the cache)", lambda: opened(large, names))
     table = timed("opened again", lambda: opened(large, names))
     train = timed("the rows of a split", lambda: table.split("train"))
-    plan = Plan((len(train),), batch, 0)
+    plan = BatchSampler((len(train),), batch, 0)
     timed("shuffled: the first step's rows", lambda: plan.rows(0))
     timed("the same step of the next epoch", lambda: plan.rows(plan.epoch))
     samples = train.samples("text")
@@ -136,7 +136,7 @@ def workers_alone(manifest: Path, names: list[str], batch: int, workers: int) ->
     """Return the memory that a worker shares with no other process, in MB (mean), after 100 batches each."""
     steps = 100 * workers
     # Fetching a batch makes a path of each file's name, and does not open it.
-    sides = {name: Side(Bytes()) for name in names}
+    sides = {name: ModalityInput(Bytes()) for name in names}
     for step, _, _ in loader(opened(manifest, names), sides, batch, workers, steps):
         if step == steps - workers:
             alone = [status(process)["alone"] for process in children()]

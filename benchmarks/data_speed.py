@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from geobind.data import DataOptions, Table, open_table, pack_table
-from geobind.data.loader import BatchLoader, Side
-from geobind.data.sampler import Plan
+from geobind.data.loader import BatchLoader, ModalityInput
+from geobind.data.sampler import BatchSampler
 from geobind.data.sources import TableRows
 
 CLIP = {
@@ -119,11 +119,11 @@ def ours(
     """Return what yields `(step, batches, meta)`: the steps of an epoch, or `steps` of them."""
     table = opened(manifest, sides)
     rows = TableRows(table, tuple(sides))
-    given = {name: Side(modality, augment=name != "text") for name, modality in sides.items()}
+    given = {name: ModalityInput(modality, augment=name != "text") for name, modality in sides.items()}
     last = len(rows) // batch if steps is None else steps
 
     def batches(seed: int) -> Iterator[Any]:
-        yield from BatchLoader(rows, given, Plan((len(rows),), batch, seed), 0, last, workers=workers)
+        yield from BatchLoader(rows, given, BatchSampler((len(rows),), batch, seed), 0, last, workers=workers)
 
     return batches
 

@@ -33,11 +33,11 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from geobind import Binder, Modality, Pair, plugins
-from geobind.data.sampler import Mixture, Source, batch_indices
-from geobind.data.sources import OwnRows
+from geobind.data.sampler import MixedDataset, WeightedSource, batch_indices
+from geobind.data.sources import PluginPairs
 from geobind.evaluation import unit
 from geobind.recipe import recipe_from
-from geobind.utils.hashing import seed_of
+from geobind.utils.hashing import derive_seed
 
 WIDTH = 128
 EPOCH = 8  # steps, where embeddings are cached
@@ -120,7 +120,9 @@ def ours(steps: int, batch: int, cached: bool, before: Callable[[], None]) -> No
     made = recipe(steps, batch, cached)
     binder = Binder(made.built, WIDTH, seed=0)
     binder.encoders["one"].before = before
-    rows = Mixture((Source("two", OwnRows(made.built["two"].pairs("train", "one"), "one", "two")),))
+    rows = MixedDataset(
+        (WeightedSource("two", PluginPairs(made.built["two"].pairs("train", "one"), "one", "two")),)
+    )
     with tempfile.TemporaryDirectory() as folder:
         metrics = Metrics(Path(folder) / "m.csv")
         job = Job(made, made.stages[0], binder, rows, Path(folder), metrics, "key")
@@ -137,7 +139,7 @@ def bare(steps: int, batch: int, cached: bool) -> Iterator[None]:
         [*trained.parameters(), scale], lr=5e-4, betas=(0.9, 0.98), eps=1e-6, fused=True
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    seed = seed_of(0, "s", "data")
+    seed = derive_seed(0, "s", "data")
     order = [i for step in range(steps) for i in batch_indices(rows, batch, step, seed).tolist()]
     kept = embedded(frozen, rows) if cached else None
     yield

@@ -18,7 +18,7 @@ from geobind.errors import DataError, PluginError, RecipeError
 from geobind.inference import class_examples, grouped, is_many, moved, of_width, prepared, still
 from geobind.modality import Modality
 from geobind.scoring import Temperature, unit
-from geobind.utils.hashing import seed_of
+from geobind.utils.hashing import derive_seed
 from geobind.utils.progress import track
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Binder(nn.Module):
         for name, modality in modalities.items():
             if seed is not None:
                 # Seeded one by one: a further modality leaves the others' random weights as they were.
-                torch.manual_seed(seed_of(seed, "encoder", name))
+                torch.manual_seed(derive_seed(seed, "encoder", name))
             try:
                 self.encoders[name] = modality.encoder(width, pretrained=pretrained)
             except RecipeError as error:

@@ -210,7 +210,7 @@ def _system() -> Finding:
 
 
 def _memory() -> Finding:
-    free = system.free()
+    free = system.available_memory()
     if free is None:
         return Finding("machine", "memory", "ok", "the system does not tell")
     told, facts = f"{_size(free.bytes)} free: {free.says}", {"free_bytes": free.bytes}

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from geobind.cli import main
 from geobind.utils import logs
-from geobind.utils.progress import watched
+from geobind.utils.progress import is_interactive
 
 ours, theirs = logging.getLogger("geobind.training.run"), logging.getLogger("another.library")
 
@@ -97,9 +97,9 @@ def test_only_rank_zero_passes_what_all_ranks_say(caplog):
 
 def test_quiet_hides_progress_bars(monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert watched()
+    assert is_interactive()
     with logs.log_to_stderr(logging.WARNING):
-        assert not watched()
+        assert not is_interactive()
 
 
 def test_a_standard_error_that_cannot_be_written_ends_nothing(monkeypatch):

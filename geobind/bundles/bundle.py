@@ -22,7 +22,7 @@ from geobind.modality import Modality
 from geobind.recipe.parsing import dump
 from geobind.towers.weights import load_strictly, read_weights
 from geobind.utils import files as storage
-from geobind.utils.system import digest, versions
+from geobind.utils.system import collect_versions, hash_module
 
 _log = logging.getLogger(__name__)
 
@@ -99,8 +99,8 @@ def card_of(binder: Bound, **facts: Any) -> Card:
         "width": binder.width,
         "modalities": options,
         "plugins": {name: _origin(name) for name in binder.modalities},
-        "digests": {name: digest(encoder) for name, encoder in binder.encoders.items()},
-        "versions": versions(),
+        "digests": {name: hash_module(encoder) for name, encoder in binder.encoders.items()},
+        "versions": collect_versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if known.get("digests") != fresh["digests"]:
@@ -129,11 +129,11 @@ def save(binder: Bound, folder: Path, *, over: str | Path | None = None) -> Path
         card = card.model_copy(update={"over": told, "digests": digests})
         kept = (DELTA, WEIGHTS)
     if card.recipe:
-        storage.write(folder / RECIPE, dump(card.recipe).encode())
-    storage.write(folder / README, model_card(card.model_dump()).encode())
+        storage.write_atomic(folder / RECIPE, dump(card.recipe).encode())
+    storage.write_atomic(folder / README, model_card(card.model_dump()).encode())
     (folder / kept[1]).unlink(missing_ok=True)
     storage.write_tensors(folder / kept[0], tensors)
-    storage.write(folder / CARD, card.model_dump_json(indent=1).encode())
+    storage.write_atomic(folder / CARD, card.model_dump_json(indent=1).encode())
     return folder
 
 
@@ -145,8 +145,8 @@ def save_card(binder: Bound, folder: Path, **facts: Any) -> None:
         StorageError: It cannot be written.
     """
     card = Card.model_validate({**read_card(folder).model_dump(), **facts})
-    storage.write(folder / README, model_card(card.model_dump()).encode())
-    storage.write(folder / CARD, card.model_dump_json(indent=1).encode())
+    storage.write_atomic(folder / README, model_card(card.model_dump()).encode())
+    storage.write_atomic(folder / CARD, card.model_dump_json(indent=1).encode())
     binder.card = card
 
 

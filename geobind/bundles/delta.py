@@ -14,7 +14,7 @@ from torch import Tensor
 
 from geobind.errors import CheckpointError
 from geobind.towers.weights import read_weights
-from geobind.utils.system import digest_of
+from geobind.utils.system import hash_tensors
 
 DOWN, UP = ".lora_A", ".lora_B"  # what stands after a weight's name; the field's names for the factors
 _SAVES = 0.5  # factors larger than this share of their weight are not worth it
@@ -195,4 +195,4 @@ def _by_encoder(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _digests(encoders: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
-    return {name: digest_of(tensors) for name, tensors in encoders.items()}
+    return {name: hash_tensors(tensors) for name, tensors in encoders.items()}

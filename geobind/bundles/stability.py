@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from geobind.utils.system import digest
+from geobind.utils.system import hash_module
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,7 +126,7 @@ def _found(name: str, new: Binder, old: Binder) -> Finding:
         return found("new", "the old bundle has no such modality")
     if new.width != old.width:
         return found("changed", f"embeddings are {new.width} wide and were {old.width}")
-    if digest(new.encoders[name]) != digest(old.encoders[name]):
+    if hash_module(new.encoders[name]) != hash_module(old.encoders[name]):
         return found("changed", "the weights of its encoder are others")
     shown = _last(new, name), _last(old, name)
     if shown[0] and shown[1] and shown[0].rows == shown[1].rows and shown[0].rows:
@@ -154,7 +154,7 @@ def faults(binder: Binder) -> list[str]:
     found = [
         f"'{name}': its weights are not those that the card names; the file was changed"
         for name, known in binder.card.digests.items()
-        if name in binder.modalities and digest(binder.encoders[name]) != known
+        if name in binder.modalities and hash_module(binder.encoders[name]) != known
     ]
     return found + (binder.card.proof.breaks() if binder.card.proof else [])
 
@@ -163,7 +163,7 @@ def _last(binder: Binder, name: str) -> State | None:
     """What the last stage left of a modality, if these are still its weights."""
     proof = binder.card.proof if binder.card else None
     state = proof.stages[-1].after.get(name) if proof and proof.stages else None
-    return state if state and state.weights == digest(binder.encoders[name]) else None
+    return state if state and state.weights == hash_module(binder.encoders[name]) else None
 
 
 def _made_by(binder: Binder) -> str:

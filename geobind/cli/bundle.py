@@ -24,14 +24,14 @@ def embed_command(bundle: str, modality: str, inputs: tuple[str, ...], out: Path
     import numpy as np
 
     from geobind.binder import Binder
-    from geobind.utils.files import write
+    from geobind.utils.files import write_atomic
 
     embedding_ND = Binder.from_pretrained(bundle).embed(
         modality, list(inputs), batch_size=batch_size, numpy=True
     )
     buffer = io.BytesIO()
     np.save(buffer, embedding_ND, allow_pickle=False)
-    write(out, buffer.getvalue())
+    write_atomic(out, buffer.getvalue())
     click.echo(f"{out}: {embedding_ND.shape[0]} x {embedding_ND.shape[1]} float32, unit length")
 
 

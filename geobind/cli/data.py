@@ -75,7 +75,7 @@ def _open(
     limit: int | None,
 ) -> Table:
     from geobind.data.delimited import PLACE_COLUMNS
-    from geobind.data.manifest import manifest_columns_there
+    from geobind.data.manifest import list_manifest_columns
     from geobind.data.options import DataOptions
     from geobind.data.table import open_table
     from geobind.errors import DataError
@@ -89,7 +89,7 @@ def _open(
     names = [name for name in said if name not in PLACE_COLUMNS]
     if not names:
         taken = {said.get(name, name) for name in PLACE_COLUMNS} | {"geometry"}
-        names = [column for column in manifest_columns_there(manifest) if column not in taken]
+        names = [column for column in list_manifest_columns(manifest) if column not in taken]
     if not names:
         raise DataError(f"{manifest}: has no column of observations")
     return open_table(options, Path(), names)
@@ -118,13 +118,13 @@ def check(quick: bool, as_json: bool, **given: Any) -> None:
 
     Exits with 2 if an observation cannot be used, with 0 otherwise; warnings change nothing.
     """
-    from geobind.data.inspect import check_table, lines
+    from geobind.data.inspect import format_report, inspect_table
 
-    report = check_table(_open(**given), quick=quick)
+    report = inspect_table(_open(**given), quick=quick)
     if as_json:
         click.echo(json.dumps(report, indent=1))
     else:
-        for line in lines(report):
+        for line in format_report(report):
             click.echo(line)
     sys.exit(2 if report["broken"] else 0)
 
@@ -213,16 +213,16 @@ def show(
     What a stage sees is each raw input, what is made of it to embed it, and several of the draws that
     training makes of it.
     """
-    from geobind.utils.files import write
+    from geobind.utils.files import write_atomic
 
     named = recipe or (given["manifest"] if is_recipe(given["manifest"]) or stage_name else None)
     if named is None:
-        from geobind.data.contact_sheet import sheet_of_table
+        from geobind.data.contact_sheet import draw_table_sheet
 
-        write(out, sheet_of_table(_open(**given), rows, seed))
+        write_atomic(out, draw_table_sheet(_open(**given), rows, seed))
     else:
         said = {**given, "columns": _named(given["columns"])}
-        write(out, stage_sheet(named, stage_name, said, rows=rows, seed=seed, draws=draws))
+        write_atomic(out, stage_sheet(named, stage_name, said, rows=rows, seed=seed, draws=draws))
     click.echo(f"sheet: {out}")
 
 
@@ -251,7 +251,7 @@ def stage_sheet(
         RecipeError: The recipe has mistakes, no such stage, or no rows for it.
         DataError: The rows cannot be read.
     """
-    from geobind.data.contact_sheet import Side, sheet_of_stage
+    from geobind.data.contact_sheet import SheetModality, draw_stage_sheet
     from geobind.recipe import load_recipe
     from geobind.recipe.loading import is_shipped
 
@@ -262,8 +262,8 @@ def stage_sheet(
     if stage is None:
         raise RecipeError(f"{name}: has no stage '{stage_name}'; its stages: {', '.join(stages)}")
     stage_rows = _own_rows(recipe, stage) if own else _rows_of(recipe, stage, given)
-    sides = {side: Side(recipe.built[side], side in stage.parts) for side in recipe.names_of(stage)}
-    return sheet_of_stage(stage_rows, sides, rows, seed, draws)
+    sides = {side: SheetModality(recipe.built[side], side in stage.parts) for side in recipe.names_of(stage)}
+    return draw_stage_sheet(stage_rows, sides, rows, seed, draws)
 
 
 def _own_rows(recipe: Recipe, stage: Stage) -> Rows:

@@ -13,7 +13,7 @@ import click
 
 from geobind.cli.options import json_option, list_plugins
 from geobind.importers.contract import Importer
-from geobind.importers.writing import Summary
+from geobind.importers.writing import ImportSummary
 from geobind.plugins import Source
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _row(found: Plugin[Importer]) -> dict[str, Any]:
     return {**row, "plugin": str(found.source)}
 
 
-def summary_lines(summary: Summary) -> Iterator[str]:
+def summary_lines(summary: ImportSummary) -> Iterator[str]:
     """Yield what an import made, for people."""
     told = ", ".join(f"{split or 'in no split'} {count}" for split, count in summary.splits.items())
     yield f"{summary.manifest}: {summary.rows} rows ({told})"
@@ -155,7 +155,7 @@ def summary_lines(summary: Summary) -> Iterator[str]:
         yield f"  note: {note}"
 
 
-def summary_values(summary: Summary, modalities: Collection[str]) -> dict[str, Any]:
+def summary_values(summary: ImportSummary, modalities: Collection[str]) -> dict[str, Any]:
     """Return what an import made, for programs."""
     return {
         "manifest": str(summary.manifest),
@@ -172,7 +172,7 @@ def summary_values(summary: Summary, modalities: Collection[str]) -> dict[str, A
     }
 
 
-def data_values(summary: Summary, modalities: Collection[str]) -> dict[str, Any]:
+def data_values(summary: ImportSummary, modalities: Collection[str]) -> dict[str, Any]:
     """Return what a recipe in the working folder says under `data` to use the manifest.
 
     Args:
@@ -187,7 +187,7 @@ def data_values(summary: Summary, modalities: Collection[str]) -> dict[str, Any]
     return values | {word: value for word, value in optional.items() if value}
 
 
-def data_block(summary: Summary, modalities: Collection[str]) -> str:
+def data_block(summary: ImportSummary, modalities: Collection[str]) -> str:
     """Return the lines of a recipe that use the manifest, as YAML."""
     import yaml
 
@@ -210,7 +210,7 @@ def _from_here(path: Path) -> str:
     return min(os.path.relpath(path), os.path.abspath(path), key=len)
 
 
-def _unmapped(summary: Summary, modalities: Collection[str]) -> list[str]:
+def _unmapped(summary: ImportSummary, modalities: Collection[str]) -> list[str]:
     return [name for name in summary.columns if name not in modalities]
 
 

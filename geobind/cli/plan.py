@@ -14,8 +14,8 @@ from rich.table import Table
 
 from geobind.cli.options import json_option, memory_option, overrides_option, recipe_argument
 from geobind.planning.models import Plan
-from geobind.utils.formatting import NBSP, count, duration, size
-from geobind.utils.progress import watched
+from geobind.utils.formatting import NBSP, format_count, format_duration, format_size
+from geobind.utils.progress import is_interactive
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def plan_command(
 @contextmanager
 def _progress() -> Generator[Callable[[str], None]]:
     """Show what is being measured, on a terminal in place, elsewhere line by line."""
-    if not watched():
+    if not is_interactive():
         yield lambda what: _log.info("measuring: %s", what)
         return
     from rich.console import Console
@@ -109,20 +109,22 @@ def table_of(plan: Plan) -> Table:
             f"{stage.batch_size:,}" + (f" by {stage.chunk:,}" if stage.chunk else ""),
             f"{stage.steps:,}",
             _short(stage.seconds.step),
-            duration(stage.seconds.epoch),
-            duration(stage.seconds.filling) if stage.cached else "–",
-            duration(stage.seconds.stage),
-            size(stage.memory_bytes) if stage.memory_bytes is not None else "–",
-            size(stage.disk.cache + stage.disk.trained),
+            format_duration(stage.seconds.epoch),
+            format_duration(stage.seconds.filling) if stage.cached else "–",
+            format_duration(stage.seconds.stage),
+            format_size(stage.memory_bytes) if stage.memory_bytes is not None else "–",
+            format_size(stage.disk.cache + stage.disk.trained),
         )
-    opening, blank = duration(plan.opening_seconds), [""] * 5
+    opening, blank = format_duration(plan.opening_seconds), [""] * 5
     table.add_row("opening", *blank, opening, "", "")
-    table.add_row("evaluation", *blank, duration(plan.evaluation_seconds), "",
-                  size(plan.bundle_bytes))  # fmt: skip
-    table.add_row("report", *blank, duration(plan.report_seconds), "", "")
-    most = size(plan.memory_bytes) if plan.memory_bytes is not None else "–"
+    table.add_row("evaluation", *blank, format_duration(plan.evaluation_seconds), "",
+                  format_size(plan.bundle_bytes))  # fmt: skip
+    table.add_row("report", *blank, format_duration(plan.report_seconds), "", "")
+    most = format_size(plan.memory_bytes) if plan.memory_bytes is not None else "–"
     table.add_section()
-    table.add_row("whole run", *blank, duration(plan.seconds), most, size(plan.disk_bytes), style="bold")
+    table.add_row(
+        "whole run", *blank, format_duration(plan.seconds), most, format_size(plan.disk_bytes), style="bold"
+    )
     return table
 
 
@@ -138,16 +140,17 @@ def lines_of(plan: Plan) -> Iterator[str]:
     memory = plan.memory
     if memory.available_bytes is not None and memory.usable_bytes is not None:
         yield (
-            f"memory: {size(memory.available_bytes)} ({memory.says}), "
-            f"of which {size(memory.usable_bytes)} are counted on"
+            f"memory: {format_size(memory.available_bytes)} ({memory.says}), "
+            f"of which {format_size(memory.usable_bytes)} are counted on"
         )
     else:
         yield f"memory: {memory.says}"
     checkpoint = max((stage.disk.checkpoint for stage in plan.stages), default=0)
-    yield f"while a stage runs, its checkpoint takes {size(checkpoint)}, and twice that while it is replaced"
+    taken = format_size(checkpoint)
+    yield f"while a stage runs, its checkpoint takes {taken}, and twice that while it is replaced"
     yield from plan.notes
-    yield f"measured in {duration(plan.probe_seconds)} on {count(plan.devices, 'device')}"
+    yield f"measured in {format_duration(plan.probe_seconds)} on {format_count(plan.devices, 'device')}"
 
 
 def _short(seconds: float) -> str:
-    return duration(seconds) if seconds >= 1 else f"{1000 * seconds:.0f}{NBSP}ms"
+    return format_duration(seconds) if seconds >= 1 else f"{1000 * seconds:.0f}{NBSP}ms"

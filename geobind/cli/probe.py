@@ -119,11 +119,11 @@ def _write(probes: Probes, out: Path | None) -> None:
     if out is None:
         return
     from geobind.report.plots import png, probe_panel
-    from geobind.utils.files import write, write_json
+    from geobind.utils.files import write_atomic, write_json
 
     write_json(out / "probes.json", probes.to_dict())
     if probes.curves:
-        write(out / "few_shot.png", png([probe_panel(probes)], 1))
+        write_atomic(out / "few_shot.png", png([probe_panel(probes)], 1))
 
 
 def _show(probes: Probes, as_json: bool) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from geobind.data.readers import read_audio as read_audio
     from geobind.data.readers import read_image as read_image
     from geobind.data.readers import read_text as read_text
-    from geobind.data.readers.audio import loudness as loudness
+    from geobind.data.readers.audio import measure_loudness as measure_loudness
     from geobind.data.sampler import batch_indices as batch_indices
     from geobind.data.table import Table as Table
     from geobind.data.table import open_table as open_table
@@ -27,7 +27,7 @@ _HOMES = {
     "Table": "geobind.data.table",
     "audio_seconds": "geobind.data.readers",
     "batch_indices": "geobind.data.sampler",
-    "loudness": "geobind.data.readers.audio",
+    "measure_loudness": "geobind.data.readers.audio",
     "open_table": "geobind.data.table",
     "pack_table": "geobind.data.pack",
     "read_audio": "geobind.data.readers",

@@ -19,9 +19,9 @@ import pyarrow as pa
 from geobind.data.manifest import CELL
 from geobind.data.options import DataOptions, RasterOptions
 from geobind.data.rasters.column import WINDOW, RasterColumn
-from geobind.data.readers.files import Files, listed
+from geobind.data.readers.files import FileResolver, join_names
 from geobind.errors import DataError
-from geobind.utils.arrow import mapped_table
+from geobind.utils.arrow import map_arrow_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 # The end of a file's name: a dot, a letter, up to four letters or digits.
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
 _NPY = b"\x93NUMPY"
-LOOK_AT = 100  # cells that decide whether a column holds files or text
+SAMPLED_CELLS = 100  # cells that decide whether a column holds files or text
 
 
-class Column(Protocol):
+class TableColumn(Protocol):
     """One modality's cells. It is small and pickles: a worker maps the same file again."""
 
     def __getitem__(self, row: int) -> Any:
@@ -45,7 +45,7 @@ class Column(Protocol):
 
 
 @lru_cache(maxsize=32)
-def mapped_array(path: Path) -> NDArray[Any]:
+def map_array(path: Path) -> NDArray[Any]:
     """Map a .npy file into memory, once per process."""
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
@@ -56,7 +56,7 @@ class ArrowColumn:
 
     path: Path
     field: str
-    files: Files | None = None  # set where strings name files
+    files: FileResolver | None = None  # set where strings name files
     first: bool = False  # of several observations in a cell, use the first alone
 
     def __getitem__(self, row: int) -> Any:
@@ -68,10 +68,10 @@ class ArrowColumn:
             return items
         items = cast("list[Any]", items)
         if not isinstance(items[0], str | bytes):
-            return _numbers(items)
+            return _to_float32(items)
         items = items[:1] if self.first else items
         if isinstance(items[0], bytes):
-            items = [_unpacked(item) if item.startswith(_NPY) else item for item in items]
+            items = [_decode_npy(item) if item.startswith(_NPY) else item for item in items]
         if self.files is not None:
             items = [self.files.raw(item) for item in items]
         return items[0] if len(items) == 1 else items
@@ -89,12 +89,12 @@ class ArrowColumn:
         )
 
     def _cells(self) -> pa.ChunkedArray:
-        return mapped_table(self.path).column(self.field)
+        return map_arrow_table(self.path).column(self.field)
 
 
-def with_first(
-    columns: Mapping[str, Column], first: Collection[str], names: Collection[str]
-) -> dict[str, Column]:
+def keep_first_observations(
+    columns: Mapping[str, TableColumn], first: Collection[str], names: Collection[str]
+) -> dict[str, TableColumn]:
     """Make the columns of some modalities give the first of several observations alone.
 
     Raises:
@@ -117,15 +117,15 @@ class ArrayColumn:
     rate: int | None = None
 
     def __getitem__(self, row: int) -> Any:
-        array = np.array(mapped_array(self.path)[row])
+        array = np.array(map_array(self.path)[row])
         return array if self.rate is None else (array, self.rate)
 
     def present_N(self) -> NDArray[np.bool_]:
         """Every row has one."""
-        return np.ones(len(mapped_array(self.path)), dtype=bool)
+        return np.ones(len(map_array(self.path)), dtype=bool)
 
 
-def _numbers(items: list[Any]) -> NDArray[np.float32]:
+def _to_float32(items: list[Any]) -> NDArray[np.float32]:
     """Return numbers in 32 bits."""
     try:
         with np.errstate(over="raise"):
@@ -135,7 +135,7 @@ def _numbers(items: list[Any]) -> NDArray[np.float32]:
         raise DataError(f"holds a number larger than {most:.2g}, the most in 32 bits; scale it") from None
 
 
-def _unpacked(content: bytes) -> NDArray[Any]:
+def _decode_npy(content: bytes) -> NDArray[Any]:
     """Read an array of which a Parquet file holds the bytes of a .npy file."""
     try:
         return np.load(io.BytesIO(content), allow_pickle=False)
@@ -143,7 +143,7 @@ def _unpacked(content: bytes) -> NDArray[Any]:
         raise DataError(f"the {len(content)} bytes of a .npy file are damaged: {error}") from error
 
 
-def ends_like_a_file(cell: str) -> bool:
+def looks_like_file_name(cell: str) -> bool:
     """Whether a string ends like the name of a file: what decides where a recipe does not."""
     return _SUFFIX.search(cell) is not None
 
@@ -162,12 +162,12 @@ def _holds_files(
         return column in files
     sample: list[str] = []
     for chunk in cells.chunks:
-        sample += chunk.drop_null()[: LOOK_AT - len(sample)].flatten().to_pylist()
-        if len(sample) >= LOOK_AT:
+        sample += chunk.drop_null()[: SAMPLED_CELLS - len(sample)].flatten().to_pylist()
+        if len(sample) >= SAMPLED_CELLS:
             break
-    like_files = [cell for cell in sample if ends_like_a_file(cell)]
+    like_files = [cell for cell in sample if looks_like_file_name(cell)]
     if like_files and len(like_files) < len(sample):
-        other = next(cell for cell in sample if not ends_like_a_file(cell))
+        other = next(cell for cell in sample if not looks_like_file_name(cell))
         raise DataError(
             f"{where}: column '{column}' holds both {like_files[0]!r}, which looks like a file, and "
             f"{other[:60]!r}, which does not; under `data`, say `files: [{column}]` or `inline: [{column}]`"
@@ -179,16 +179,16 @@ def _holds_windows(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) and kind.value_type == WINDOW
 
 
-def manifest_columns(
-    path: Path, options: DataOptions, names: Collection[str], files: Files, where: str
-) -> dict[str, Column]:
+def open_manifest_columns(
+    path: Path, options: DataOptions, names: Collection[str], files: FileResolver, where: str
+) -> dict[str, TableColumn]:
     """Return the columns of a manifest's Arrow file that the modalities read, by modality.
 
     Raises:
         DataError: A column holds both files and text, or windows are to be cut around places there are not.
     """
-    table = mapped_table(path)
-    columns: dict[str, Column] = {}
+    table = map_arrow_table(path)
+    columns: dict[str, TableColumn] = {}
     for name in names:
         column, rasters = options.columns.get(name, name), options.rasters.get(name)
         field = CELL + column
@@ -211,9 +211,9 @@ def manifest_columns(
     return columns
 
 
-def chosen_columns(
-    there: Mapping[str, Column], columns: Mapping[str, str], names: Collection[str], where: str
-) -> dict[str, Column]:
+def select_columns(
+    there: Mapping[str, TableColumn], columns: Mapping[str, str], names: Collection[str], where: str
+) -> dict[str, TableColumn]:
     """Pick from ready columns those that the modalities read, by modality.
 
     Raises:
@@ -224,7 +224,7 @@ def chosen_columns(
     if unknown or not set(chosen.values()) & set(there):
         wanted = f"'{unknown[0]}'" if unknown else f"for {', '.join(names)}"
         raise DataError(
-            f"{where}: has no column {wanted}; its columns: {listed(there)}; map them with `columns: "
+            f"{where}: has no column {wanted}; its columns: {join_names(there)}; map them with `columns: "
             f"{{{next(iter(names), 'NAME')}: {next(iter(there))}}}`"
         )
     return {name: there[column] for name, column in chosen.items() if column in there}

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from geobind.data.inspect import kind_of
+from geobind.data.inspect import detect_kind
 from geobind.data.readers.files import open_binary
-from geobind.data.sampler import seeded
+from geobind.data.sampler import seeded_rng
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from geobind.data.table import Observed, Table
+    from geobind.data.table import Row, Table
     from geobind.modality import Modality
 
 
@@ -38,7 +38,7 @@ _LETTERS = 160
 _MOST_TOKENS = 60
 
 
-def kind_of_raw(raw: Any) -> Kind:
+def detect_raw_kind(raw: Any) -> Kind:
     """Tell what a raw input is an observation of.
 
     Raises:
@@ -48,7 +48,7 @@ def kind_of_raw(raw: Any) -> Kind:
         return "words"
     if isinstance(raw, Path | bytes):
         with open_binary(raw) as file:
-            kind = kind_of(file.read(16))
+            kind = detect_kind(file.read(16))
         return kind if kind != "unknown" else "words"
     if isinstance(raw, tuple):
         return "sound"  # samples, and their rate
@@ -59,10 +59,10 @@ def draw_raw(axis: Axes, raw: Any) -> None:
     """Draw a raw input; what is missing or broken is written out."""
     try:
         if raw is None or isinstance(raw, DataError):
-            return write(axis, "missing" if raw is None else str(raw))
-        kind = kind_of_raw(raw)
+            return write_text(axis, "missing" if raw is None else str(raw))
+        kind = detect_raw_kind(raw)
         if kind == "words":
-            write(axis, _text(raw))
+            write_text(axis, _read_text(raw))
         elif kind == "sound":
             _draw_sound(axis, raw)
         elif isinstance(raw, Path | bytes):
@@ -72,7 +72,7 @@ def draw_raw(axis: Axes, raw: Any) -> None:
         else:
             draw_array(axis, np.asarray(raw), last=isinstance(raw, np.ndarray))
     except DataError as error:
-        write(axis, str(error))
+        write_text(axis, str(error))
 
 
 def draw_prepared(axis: Axes, prepared: Any, raw: Any, limits: Limits | None = None) -> None:
@@ -86,20 +86,20 @@ def draw_prepared(axis: Axes, prepared: Any, raw: Any, limits: Limits | None = N
             which would hide a change of brightness.
     """
     if isinstance(prepared, DataError):
-        return write(axis, str(prepared))
+        return write_text(axis, str(prepared))
     if isinstance(prepared, Mapping):
         prepared = max(cast("Mapping[str, Any]", prepared).values(), key=lambda tensor: tensor.numel())
-    array, kind = np.asarray(prepared), kind_of_raw(raw)
+    array, kind = np.asarray(prepared), detect_raw_kind(raw)
     if kind == "sound" and array.ndim >= 2:
         draw_spectrograms(axis, array)
     elif kind == "words" and array.ndim == 1 and np.issubdtype(array.dtype, np.integer):
         tokens = np.trim_zeros(array, "b")
-        write(axis, f"{_text(raw)} [{len(tokens)} tokens: {_some(tokens)}]")
+        write_text(axis, f"{_read_text(raw)} [{len(tokens)} tokens: {_format_tokens(tokens)}]")
     else:
         draw_array(axis, array, last=False, limits=limits)
 
 
-def limits_of(prepared: Any) -> Limits | None:
+def compute_limits(prepared: Any) -> Limits | None:
     """The values between which most of an image's lie, as satellite images are shown; None for 8 bits."""
     array = np.asarray(prepared) if not isinstance(prepared, Mapping | DataError) else np.zeros(0)
     if array.ndim < 2 or array.dtype == np.uint8:
@@ -135,12 +135,12 @@ def draw_array(axis: Axes, array: NDArray[Any], *, last: bool, limits: Limits | 
     elif array.ndim == 2:
         axis.imshow(array, origin="lower", aspect="auto", cmap="magma")
     elif np.issubdtype(array.dtype, np.integer):
-        write(axis, _some(np.trim_zeros(array.ravel(), "b")))
+        write_text(axis, _format_tokens(np.trim_zeros(array.ravel(), "b")))
     else:
         axis.plot(np.arange(array.size), array.ravel(), linewidth=0.6)
 
 
-def write(axis: Axes, text: str) -> None:
+def write_text(axis: Axes, text: str) -> None:
     """Write a text into a cell, cut where it would not fit."""
     short = text if len(text) <= _LETTERS else text[:_LETTERS] + " ..."
     axis.text(
@@ -157,13 +157,13 @@ def _draw_sound(axis: Axes, raw: Any) -> None:
     axis.imshow(loud_FW, origin="lower", aspect="auto", cmap="magma", vmin=float(loud_FW.max()) - _DECIBELS)
 
 
-def _text(raw: Any) -> str:
+def _read_text(raw: Any) -> str:
     from geobind.data.readers.text import read_text
 
     return raw if isinstance(raw, str) else read_text(raw)
 
 
-def _some(tokens: NDArray[Any]) -> str:
+def _format_tokens(tokens: NDArray[Any]) -> str:
     more = " ..." if len(tokens) > _MOST_TOKENS else ""
     return " ".join(map(str, tokens[:_MOST_TOKENS])) + more
 
@@ -186,7 +186,7 @@ _SIDE = 1.7  # inches of a cell
 _FIRST = 10  # rows looked at to see whether they hold several observations
 
 
-class Side(NamedTuple):
+class SheetModality(NamedTuple):
     """One modality of a stage's sheet: who prepares its inputs, and whether the stage trains it."""
 
     modality: Modality
@@ -198,38 +198,38 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Observed: ...
+    def __getitem__(self, index: int, /) -> Row: ...
 
 
 @dataclass(frozen=True)
-class Shown:
+class SheetCell:
     """One cell of a sheet: how it is drawn and what stands above it."""
 
     draw: Callable[[Axes], None]
     title: str = ""
 
 
-def sheet_of_table(table: Table, rows: int = 6, seed: int = 0) -> bytes:
+def draw_table_sheet(table: Table, rows: int = 6, seed: int = 0) -> bytes:
     """Draw some rows of a table, one row each: a column for each modality; PNG bytes.
 
     Raises:
         DataError: More than 30 rows are asked for.
     """
-    cells: list[list[Shown]] = []
-    for row in _drawn_rows(len(table), rows, seed):
-        shown: list[Shown] = []
+    cells: list[list[SheetCell]] = []
+    for row in _choose_rows(len(table), rows, seed):
+        shown: list[SheetCell] = []
         for name, column in table.columns.items():
             try:
                 raw = _first(column[int(table.rows_N[row])])
             except DataError as error:
                 raw = error
-            shown.append(Shown(partial(draw_raw, raw=raw), name))
-        cells.append(_keyed(shown, table.keys[row]))
-    return _sheet(cells)
+            shown.append(SheetCell(partial(draw_raw, raw=raw), name))
+        cells.append(_add_key(shown, table.keys[row]))
+    return _render_sheet(cells)
 
 
-def sheet_of_stage(
-    stage_rows: Rows, sides: Mapping[str, Side], rows: int = 4, seed: int = 0, draws: int = 3
+def draw_stage_sheet(
+    stage_rows: Rows, sides: Mapping[str, SheetModality], rows: int = 4, seed: int = 0, draws: int = 3
 ) -> bytes:
     """Draw what a stage sees of some rows: each raw input, as it is embedded, and as it is trained on.
 
@@ -252,32 +252,36 @@ def sheet_of_stage(
     """
     if not 0 <= draws <= _MOST_DRAWS:
         raise DataError(f"a sheet shows 0 to {_MOST_DRAWS} draws, not {draws}")
-    chosen = _drawn_rows(len(stage_rows), rows, seed)
-    drawn = {name: draws if side.trained or _several(stage_rows, name) else 0 for name, side in sides.items()}
-    cells: list[list[Shown]] = []
+    chosen = _choose_rows(len(stage_rows), rows, seed)
+    drawn = {
+        name: draws if side.trained or _has_several(stage_rows, name) else 0 for name, side in sides.items()
+    }
+    cells: list[list[SheetCell]] = []
     for row in chosen:
         observed = stage_rows[row]
-        shown: list[Shown] = []
+        shown: list[SheetCell] = []
         for name, side in sides.items():
-            shown += _seen(name, side, observed.raws.get(name), (seed, row), drawn[name])
-        cells.append(_keyed(shown, observed.key or f"row {row}"))
-    return _sheet(cells)
+            shown += _draw_modality(name, side, observed.raws.get(name), (seed, row), drawn[name])
+        cells.append(_add_key(shown, observed.key or f"row {row}"))
+    return _render_sheet(cells)
 
 
-def _seen(name: str, side: Side, raw: Any, seeds: tuple[int, int], draws: int) -> list[Shown]:
+def _draw_modality(
+    name: str, side: SheetModality, raw: Any, seeds: tuple[int, int], draws: int
+) -> list[SheetCell]:
     first = _first(raw)
-    shown = [Shown(partial(draw_raw, raw=first), name)]
+    shown = [SheetCell(partial(draw_raw, raw=first), name)]
     if first is None:
-        return shown + [Shown(_nothing)] * (1 + draws)
+        return shown + [SheetCell(_leave_empty)] * (1 + draws)
     plain = _prepared(side.modality, first)
-    limits = limits_of(plain)
-    shown.append(Shown(partial(draw_prepared, prepared=plain, raw=first, limits=limits), "prepared"))
+    limits = compute_limits(plain)
+    shown.append(SheetCell(partial(draw_prepared, prepared=plain, raw=first, limits=limits), "prepared"))
     for draw in range(draws):
-        with seeded(*seeds, draw):
+        with seeded_rng(*seeds, draw):
             one = random.choice(cast("list[Any]", raw)) if isinstance(raw, list) else raw
             made = _prepared(side.modality, one, training=side.trained)
         cell = partial(draw_prepared, prepared=made, raw=one, limits=limits)
-        shown.append(Shown(cell, f"training {draw + 1}"))
+        shown.append(SheetCell(cell, f"training {draw + 1}"))
     return shown
 
 
@@ -289,7 +293,7 @@ def _prepared(modality: Modality, raw: Any, *, training: bool = False) -> Any:
         return error
 
 
-def _several(stage_rows: Rows, name: str) -> bool:
+def _has_several(stage_rows: Rows, name: str) -> bool:
     """Whether rows hold several observations of a modality, as far as the first tell."""
     raws = (stage_rows[row].raws.get(name) for row in range(min(_FIRST, len(stage_rows))))
     return any(isinstance(raw, list) and len(cast("list[Any]", raw)) > 1 for raw in raws)
@@ -302,21 +306,21 @@ def _first(raw: Any) -> Any:
     return raw
 
 
-def _keyed(shown: list[Shown], key: str) -> list[Shown]:
+def _add_key(shown: list[SheetCell], key: str) -> list[SheetCell]:
     return [replace(shown[0], title=f"{shown[0].title}: {key}"), *shown[1:]] if shown else shown
 
 
-def _nothing(axis: Axes) -> None:
+def _leave_empty(axis: Axes) -> None:
     """Leave a cell empty."""
 
 
-def _drawn_rows(count: int, rows: int, seed: int) -> list[int]:
+def _choose_rows(count: int, rows: int, seed: int) -> list[int]:
     if not 1 <= rows <= _MOST_ROWS:
         raise DataError(f"a sheet shows 1 to {_MOST_ROWS} rows, not {rows}")
     return sorted(int(row) for row in np.random.default_rng(seed).permutation(count)[:rows])
 
 
-def _sheet(cells: Sequence[Sequence[Shown]]) -> bytes:
+def _render_sheet(cells: Sequence[Sequence[SheetCell]]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -14,10 +14,10 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import pyarrow as pa
 
-from geobind.data.rasters.column import WINDOW, checked_window
-from geobind.data.readers.files import listed, short
+from geobind.data.rasters.column import WINDOW, check_window
+from geobind.data.readers.files import join_names, shorten
 from geobind.errors import DataError
-from geobind.utils.arrow import lists_of_one, pc
+from geobind.utils.arrow import pc, wrap_in_lists
 
 _JSON_LIST = re.compile(r'\s*\[\s*(["\]]|\{\s*")')  # not "[sic] a text"
 _WINDOW = re.compile(r'\s*\{.*"raster"\s*:', re.DOTALL)  # a JSON object that is a window of a raster
@@ -31,18 +31,18 @@ class CellError(ValueError):
         self.index = index
 
 
-def words_to_arrow(values: list[Any]) -> pa.Array:
+def strings_to_arrow(values: list[Any]) -> pa.Array:
     """Strings or numbers as strings; blank ones are missing.
 
     Raises:
         CellError: One is neither.
     """
-    plain = _trimmed(values)
+    plain = _trim_strings(values)
     if plain is not None:
         return plain
     for index, value in enumerate(values):
         if not isinstance(value, str | int | float | None):
-            raise CellError(index, f"{short(value)} is not a string")
+            raise CellError(index, f"{shorten(value)} is not a string")
     return pa.array([None if value is None else str(value).strip() or None for value in values], pa.string())
 
 
@@ -52,7 +52,7 @@ def degrees_to_arrow(values: list[Any], limit: float) -> pa.Array:
     Raises:
         CellError: One is no number, or out of range.
     """
-    quick = _numbers(values)
+    quick = _parse_numbers(values)
     if quick is not None and pc.all(pc.less_equal(pc.abs(quick), limit)).as_py() is not False:
         return quick
     there = [value is not None and not (isinstance(value, str) and not value.strip()) for value in values]
@@ -62,11 +62,13 @@ def degrees_to_arrow(values: list[Any], limit: float) -> pa.Array:
         )
     except (TypeError, ValueError, OverflowError):
         index = next(i for i, value in enumerate(values) if there[i] and not _is_number(value))
-        raise CellError(index, f"{short(values[index])} is not a number of degrees") from None
+        raise CellError(index, f"{shorten(values[index])} is not a number of degrees") from None
     wrong_N = ~(np.abs(degrees_N) <= limit)  # NaN is wrong too
     if wrong_N.any():
         index = int(np.argmax(wrong_N))
-        raise CellError(index, f"{short(values[index])} is not degrees between -{limit:.0f} and {limit:.0f}")
+        raise CellError(
+            index, f"{shorten(values[index])} is not degrees between -{limit:.0f} and {limit:.0f}"
+        )
     return pa.array(degrees_N, mask=~np.array(there))
 
 
@@ -85,7 +87,7 @@ def times_to_arrow(values: list[Any]) -> pa.Array:
             time = datetime.fromisoformat(str(value).strip())
             times.append(time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time)
         except (ValueError, OverflowError):
-            raise CellError(index, f"{short(value)} is not a time such as 2024-06-01T14:30:00Z") from None
+            raise CellError(index, f"{shorten(value)} is not a time such as 2024-06-01T14:30:00Z") from None
     return pa.array(times, pa.timestamp("us"))
 
 
@@ -98,24 +100,24 @@ def cells_to_arrow(values: list[Any]) -> pa.Array:
         CellError: One is neither a string, nor a list of strings or of numbers, nor JSON of such a list, nor
             a window or a list of them; or some are windows and others not.
     """
-    plain = _trimmed(values)
+    plain = _trim_strings(values)
     if (
         plain is not None and not pc.any(pc.match_substring_regex(plain, r"[\[{]")).as_py()
     ):  # nearly all columns
-        return lists_of_one(plain)
-    items = [_items(value, index) for index, value in enumerate(values)]
+        return wrap_in_lists(plain)
+    items = [_parse_items(value, index) for index, value in enumerate(values)]
     windows = [cell is not None and isinstance(cell[0], dict) for cell in items]
     if not any(windows):
         return pa.array(items)
     for index, cell in enumerate(items):
         if cell is not None and not windows[index]:
             raise CellError(
-                index, f"{short(values[index])} is no window of a raster, but others in this column are"
+                index, f"{shorten(values[index])} is no window of a raster, but others in this column are"
             )
     return pa.array(items, pa.list_(WINDOW))
 
 
-def _trimmed(values: list[Any]) -> pa.Array | None:
+def _trim_strings(values: list[Any]) -> pa.Array | None:
     """Strings without white space around them, blank ones missing; None if some are no strings."""
     try:
         strings = pc.utf8_trim_whitespace(pa.array(values, pa.string()))
@@ -124,9 +126,9 @@ def _trimmed(values: list[Any]) -> pa.Array | None:
     return pc.if_else(pc.equal(pc.binary_length(strings), 0), pa.scalar(None, pa.string()), strings)
 
 
-def _numbers(values: list[Any]) -> pa.Array | None:
+def _parse_numbers(values: list[Any]) -> pa.Array | None:
     """Numbers in strings, blank ones missing; None if some are none, or look unlike what Arrow reads."""
-    strings = _trimmed(values)
+    strings = _trim_strings(values)
     if strings is None:
         return None
     try:
@@ -136,14 +138,14 @@ def _numbers(values: list[Any]) -> pa.Array | None:
     return None if pc.any(pc.is_nan(numbers)).as_py() else numbers
 
 
-def _items(value: Any, index: int) -> list[str] | list[float] | list[dict[str, Any]] | None:
+def _parse_items(value: Any, index: int) -> list[str] | list[float] | list[dict[str, Any]] | None:
     if isinstance(value, str) and (_JSON_LIST.match(value) or _WINDOW.match(value)):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             kind = "list" if value.lstrip().startswith("[") else "object"
             raise CellError(
-                index, f"{short(value)} begins like a JSON {kind} but is not one: {error}"
+                index, f"{shorten(value)} begins like a JSON {kind} but is not one: {error}"
             ) from error
     if value is None:
         return None
@@ -152,17 +154,17 @@ def _items(value: Any, index: int) -> list[str] | list[float] | list[dict[str, A
         return [item.strip() for item in items if item.strip()] or None
     if items and all(isinstance(item, dict) and "raster" in item for item in items):
         try:
-            return [checked_window(item) for item in items]
+            return [check_window(item) for item in items]
         except ValueError as error:
             raise CellError(index, str(error)) from error
     if all(isinstance(item, int | float) and not isinstance(item, bool) for item in items):
         try:
             return [float(item) for item in items]
         except OverflowError as error:
-            raise CellError(index, f"{short(cast(Any, value))} holds a number that is too large") from error
+            raise CellError(index, f"{shorten(cast(Any, value))} holds a number that is too large") from error
     raise CellError(
         index,
-        f"{short(cast(Any, value))} must be a string, strings, numbers, or a window such as "
+        f"{shorten(cast(Any, value))} must be a string, strings, numbers, or a window such as "
         '{"raster": "scene.tif", "size_m": 480}',
     )
 
@@ -179,11 +181,11 @@ ROWS_PER_CHUNK = 2048  # more take longer: Python's garbage collector goes throu
 MAX_LINE = 10_000_000  # bytes
 T = TypeVar("T")
 _CONVERTERS: dict[str, Callable[[list[Any]], pa.Array]] = {
-    "key": words_to_arrow,
-    "split": words_to_arrow,
-    "label": words_to_arrow,
-    "group": words_to_arrow,
-    "licence": words_to_arrow,
+    "key": strings_to_arrow,
+    "split": strings_to_arrow,
+    "label": strings_to_arrow,
+    "group": strings_to_arrow,
+    "licence": strings_to_arrow,
     "lat": lambda values: degrees_to_arrow(values, 90.0),
     "lon": lambda values: degrees_to_arrow(values, 180.0),
     "time": times_to_arrow,
@@ -192,7 +194,7 @@ PLACE_COLUMNS = tuple(_CONVERTERS)
 Chunk = tuple[list[int], dict[str, list[Any]]]  # lines, and the values of each column
 
 
-class Rows:
+class DelimitedFile:
     """The rows of a CSV or JSONL file in chunks; going through them fills `columns`, the columns there are.
 
     Raises (on the way):
@@ -208,16 +210,16 @@ class Rows:
         return self._jsonl() if suffix == ".jsonl" else self._csv("\t" if suffix == ".tsv" else ",")
 
     def _csv(self, delimiter: str) -> Iterator[Chunk]:
-        reader = csv.reader(_lines(self.path), delimiter=delimiter, strict=True)
+        reader = csv.reader(_read_lines(self.path), delimiter=delimiter, strict=True)
         try:
-            header = _checked_header(next(reader, []), self.path)
+            header = _check_header(next(reader, []), self.path)
             self.columns |= dict.fromkeys(header)
             before = reader.line_num
             while cells := list(islice(reader, ROWS_PER_CHUNK)):
-                lines = _lines_of(cells, before, reader.line_num)
+                lines = _number_lines(cells, before, reader.line_num)
                 before = reader.line_num
                 if not all(cells):  # a blank line has none
-                    lines, cells = _without_blanks(lines, cells)
+                    lines, cells = _drop_blank_rows(lines, cells)
                 if cells:
                     self._check_lengths(lines, cells, header)
                     yield lines, dict(zip(header, map(list, zip(*cells, strict=True)), strict=True))
@@ -230,18 +232,18 @@ class Rows:
         if wrong is not None:
             raise DataError(
                 f"{self.path}:{lines[wrong]}: {len(rows[wrong])} cells, but the header has {count} columns "
-                f"({listed(header)}); quote texts that hold commas"
+                f"({join_names(header)}); quote texts that hold commas"
             )
 
     def _jsonl(self) -> Iterator[Chunk]:
-        texts = ((line, text) for line, text in enumerate(_lines(self.path), start=1) if text.strip())
-        for numbered in _chunks(texts):
-            rows = [_json_object(text, f"{self.path}:{line}") for line, text in numbered]
+        texts = ((line, text) for line, text in enumerate(_read_lines(self.path), start=1) if text.strip())
+        for numbered in _split_into_chunks(texts):
+            rows = [_parse_json_object(text, f"{self.path}:{line}") for line, text in numbered]
             self.columns |= dict.fromkeys(column for row in rows for column in row)
             yield [line for line, _ in numbered], {c: [row.get(c) for row in rows] for c in self.columns}
 
 
-def rows_to_arrow(rows: Rows, fields: Mapping[str, str], limit: int | None) -> Iterator[pa.Table]:
+def rows_to_arrow(rows: DelimitedFile, fields: Mapping[str, str], limit: int | None) -> Iterator[pa.Table]:
     """Check rows and gather them into Arrow tables of `line` and those of the given fields that are there.
 
     Args:
@@ -271,7 +273,7 @@ def rows_to_arrow(rows: Rows, fields: Mapping[str, str], limit: int | None) -> I
             break
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _read_lines(path: Path) -> Iterator[str]:
     line = 0
     try:
         file = open(path, "rb")
@@ -292,19 +294,19 @@ def _lines(path: Path) -> Iterator[str]:
                 ) from error
 
 
-def _lines_of(rows: list[list[str]], before: int, after: int) -> list[int]:
+def _number_lines(rows: list[list[str]], before: int, after: int) -> list[int]:
     """Return the line on which each row ends, given the lines read before and after them."""
     if after - before == len(rows):
         return list(range(before + 1, after + 1))
     return list(accumulate((1 + sum(cell.count("\n") for cell in row) for row in rows), initial=before))[1:]
 
 
-def _without_blanks(lines: list[int], rows: list[list[str]]) -> tuple[list[int], list[list[str]]]:
+def _drop_blank_rows(lines: list[int], rows: list[list[str]]) -> tuple[list[int], list[list[str]]]:
     kept = [number for number, row in enumerate(rows) if row]
     return [lines[number] for number in kept], [rows[number] for number in kept]
 
 
-def _checked_header(cells: list[str], path: Path) -> list[str]:
+def _check_header(cells: list[str], path: Path) -> list[str]:
     header = [cell.strip() for cell in cells]
     for position, column in enumerate(header, start=1):
         if not column:
@@ -314,7 +316,7 @@ def _checked_header(cells: list[str], path: Path) -> list[str]:
     return header
 
 
-def _json_object(text: str, where: str) -> dict[str, Any]:
+def _parse_json_object(text: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -324,6 +326,6 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
     return cast("dict[str, Any]", row)
 
 
-def _chunks(items: Iterator[tuple[int, T]]) -> Iterator[list[tuple[int, T]]]:
+def _split_into_chunks(items: Iterator[tuple[int, T]]) -> Iterator[list[tuple[int, T]]]:
     while chunk := list(islice(items, ROWS_PER_CHUNK)):
         yield chunk

@@ -42,7 +42,7 @@ _HEAD, _PART = 16, 2**20  # bytes
 
 
 @dataclass(frozen=True)
-class Facts:
+class ObservationFacts:
     """What is known of one observation; a `fault` says why it cannot be used."""
 
     kind: Kind = "unknown"
@@ -57,7 +57,7 @@ class Facts:
     marks: tuple[int, int] | None = None  # difference hashes of 64 and 256 bits; None of a flat image
 
 
-def inspect_raw(raw: Any) -> Facts:
+def inspect_raw(raw: Any) -> ObservationFacts:
     """Decode an observation and tell what it is; what is wrong with it is told, not raised.
 
     Args:
@@ -65,18 +65,20 @@ def inspect_raw(raw: Any) -> Facts:
     """
     try:
         if isinstance(raw, str):
-            return Facts("words", digest=_digest_of(raw.encode("utf-8", "replace")), length=len(raw))
+            return ObservationFacts(
+                "words", digest=_hash_bytes(raw.encode("utf-8", "replace")), length=len(raw)
+            )
         if isinstance(raw, np.ndarray):
-            return _of_array(raw)
+            return _inspect_array(raw)
         with open_binary(raw) as file:
             head = file.read(_HEAD)
-            digest = _digest(file, head)
-        return _of_content(raw, head, digest)
+            digest = _hash_stream(file, head)
+        return _inspect_content(raw, head, digest)
     except (DataError, OSError) as error:
-        return Facts(fault=str(error))
+        return ObservationFacts(fault=str(error))
 
 
-def kind_of(content: bytes) -> Kind:
+def detect_kind(content: bytes) -> Kind:
     """Tell by how it begins what an encoded observation is; `unknown` may be text."""
     if content.startswith(b"RIFF"):
         return "image" if content[8:12] == b"WEBP" else "sound"
@@ -85,33 +87,35 @@ def kind_of(content: bytes) -> Kind:
     return "sound" if content.startswith(_SOUNDS) else "unknown"
 
 
-def _of_content(raw: Path | bytes, head: bytes, digest: bytes) -> Facts:
+def _inspect_content(raw: Path | bytes, head: bytes, digest: bytes) -> ObservationFacts:
     from geobind.data.readers.text import read_text
 
-    kind = kind_of(head)
+    kind = detect_kind(head)
     try:
         if kind == "image":
-            return _of_image(raw, head, digest)
+            return _inspect_image(raw, head, digest)
         if kind == "sound":
-            return _of_sound(raw, digest)
-        return Facts("words", digest=digest, length=len(read_text(raw)))
+            return _inspect_sound(raw, digest)
+        return ObservationFacts("words", digest=digest, length=len(read_text(raw)))
     except DataError as error:
         if kind == "unknown" and isinstance(error.__cause__, UnicodeDecodeError):
             fault = f"{describe(raw)}: is no image, sound or text known here; it begins with {head[:8]!r}"
-            return Facts(fault=fault)
-        return Facts(kind, str(error), digest)
+            return ObservationFacts(fault=fault)
+        return ObservationFacts(kind, str(error), digest)
 
 
-def _of_array(array: NDArray[Any]) -> Facts:
-    digest = _digest_of(np.ascontiguousarray(array).data)
+def _inspect_array(array: NDArray[Any]) -> ObservationFacts:
+    digest = _hash_bytes(np.ascontiguousarray(array).data)
     if array.ndim != 3:
         fault = None if np.isfinite(array).all() else "holds numbers that are NaN or infinite"
-        return Facts("numbers", fault, digest, length=array.size)
+        return ObservationFacts("numbers", fault, digest, length=array.size)
     height, width, channels = array.shape
-    return Facts("image", None, digest, (width, height), channels, marks=_marks(array.transpose(2, 0, 1)))
+    return ObservationFacts(
+        "image", None, digest, (width, height), channels, marks=_compute_hashes(array.transpose(2, 0, 1))
+    )
 
 
-def _of_image(raw: Path | bytes, head: bytes, digest: bytes) -> Facts:
+def _inspect_image(raw: Path | bytes, head: bytes, digest: bytes) -> ObservationFacts:
     from geobind.data.readers.images import read_image
 
     try:
@@ -121,26 +125,28 @@ def _of_image(raw: Path | bytes, head: bytes, digest: bytes) -> Facts:
             image_CHW = read_image(raw, channels=1)
         except DataError:
             if head.startswith(_TIFF + _JPEG_2000) and isinstance(raw, Path):
-                return _of_raster(raw, digest)
-            return Facts("image", str(photo_fault), digest)
+                return _inspect_raster(raw, digest)
+            return ObservationFacts("image", str(photo_fault), digest)
     channels, height, width = image_CHW.shape
-    return Facts("image", None, digest, (width, height), channels, marks=_marks(image_CHW.numpy()))
+    return ObservationFacts(
+        "image", None, digest, (width, height), channels, marks=_compute_hashes(image_CHW.numpy())
+    )
 
 
-def _of_raster(path: Path, digest: bytes) -> Facts:
+def _inspect_raster(path: Path, digest: bytes) -> ObservationFacts:
     from geobind.data.rasters.window import open_raster
 
     dataset = open_raster(path)
-    return Facts("image", None, digest, (dataset.width, dataset.height), dataset.count)
+    return ObservationFacts("image", None, digest, (dataset.width, dataset.height), dataset.count)
 
 
-def _of_sound(raw: Path | bytes, digest: bytes) -> Facts:
+def _inspect_sound(raw: Path | bytes, digest: bytes) -> ObservationFacts:
     from geobind.data.readers.audio import open_sound, read_audio
 
     with open_sound(raw) as file:
         rate, channels = file.samplerate, file.channels
     samples_T = read_audio(raw, rate)
-    return Facts(
+    return ObservationFacts(
         "sound",
         None,
         digest,
@@ -151,7 +157,7 @@ def _of_sound(raw: Path | bytes, digest: bytes) -> Facts:
     )
 
 
-def _marks(image_CHW: NDArray[Any]) -> tuple[int, int] | None:
+def _compute_hashes(image_CHW: NDArray[Any]) -> tuple[int, int] | None:
     """Return the difference hashes of an image: is each patch brighter than the one to its left?"""
     import torch
     from torch.nn.functional import adaptive_avg_pool2d
@@ -172,30 +178,30 @@ def _marks(image_CHW: NDArray[Any]) -> tuple[int, int] | None:
     return small, large
 
 
-def _digest(file: BinaryIO, head: bytes) -> bytes:
+def _hash_stream(file: BinaryIO, head: bytes) -> bytes:
     digest = hashlib.blake2b(head, digest_size=16)
     while part := file.read(_PART):  # a raster may be larger than memory
         digest.update(part)
     return digest.digest()
 
 
-def _digest_of(content: Any) -> bytes:
+def _hash_bytes(content: Any) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
 _CHUNK = 64  # observations looked at together; those not in files of their own are held in memory
 
 
-class Seen(NamedTuple):
+class InspectedObservation(NamedTuple):
     """An observation: its row, and what was found of it."""
 
     row: int
-    facts: Facts
+    facts: ObservationFacts
 
 
-def look(table: Table, name: str) -> Iterator[Seen]:
+def inspect_column(table: Table, name: str) -> Iterator[InspectedObservation]:
     """Inspect every observation of a modality, a file that many rows name only once."""
-    known: dict[Path, Facts] = {}
+    known: dict[Path, ObservationFacts] = {}
     rows = table.rows_with([name])
     if not len(rows):
         return
@@ -204,12 +210,14 @@ def look(table: Table, name: str) -> Iterator[Seen]:
         while chunk := list(islice(raws, _CHUNK)):
             fresh = dict.fromkeys(raw for _, raw in chunk if isinstance(raw, Path) and raw not in known)
             known |= zip(fresh, pool.map(inspect_raw, fresh), strict=True)
-            others = pool.map(inspect_raw, [raw for _, raw in chunk if not isinstance(raw, Path | Facts)])
+            others = pool.map(
+                inspect_raw, [raw for _, raw in chunk if not isinstance(raw, Path | ObservationFacts)]
+            )
             for row, raw in chunk:
-                if isinstance(raw, Facts):
-                    yield Seen(row, raw)
+                if isinstance(raw, ObservationFacts):
+                    yield InspectedObservation(row, raw)
                 else:
-                    yield Seen(row, known[raw] if isinstance(raw, Path) else next(others))
+                    yield InspectedObservation(row, known[raw] if isinstance(raw, Path) else next(others))
 
 
 def _raws(table: Table, name: str, rows: Iterable[Any]) -> Iterator[tuple[int, Any]]:
@@ -219,26 +227,26 @@ def _raws(table: Table, name: str, rows: Iterable[Any]) -> Iterator[tuple[int, A
         try:
             cell = samples[int(row)]
         except DataError as error:
-            yield int(row), Facts(fault=str(error))
+            yield int(row), ObservationFacts(fault=str(error))
             continue
         yield from ((int(row), raw) for raw in (cell if isinstance(cell, list) else [cell]))
 
 
-def look_quickly(table: Table, name: str) -> Iterator[Seen]:
+def check_column_files(table: Table, name: str) -> Iterator[InspectedObservation]:
     """See whether the files of a modality are there and not empty; nothing is decoded."""
     column = table.columns[name]
     number = {int(row): index for index, row in enumerate(table.rows_N)}
     if isinstance(column, ArrowColumn) and column.files is not None:
         for row, file in column.file_names(table.rows_N, len(table) * 1000):
-            yield Seen(number[row], Facts(fault=column.files.fault(file)))
+            yield InspectedObservation(number[row], ObservationFacts(fault=column.files.fault(file)))
         return
     if isinstance(column, RasterColumn):
         files = column.file_names(table.rows_N, len(table))
         faults = [(row, fault) for row, file in files if (fault := column.files.fault(file))]
-        yield from (Seen(number[row], Facts(fault=fault)) for row, fault in faults)
+        yield from (InspectedObservation(number[row], ObservationFacts(fault=fault)) for row, fault in faults)
         if faults:
             return
-    yield from (Seen(int(row), Facts()) for row in table.rows_with([name]))
+    yield from (InspectedObservation(int(row), ObservationFacts()) for row in table.rows_with([name]))
 
 
 SMALL, LARGE = 3, 32  # bits of 64 and of 256 by which two images that are the same may differ
@@ -249,7 +257,7 @@ STATED = (
 )
 
 
-def twins_across(
+def find_near_duplicates(
     marks: Sequence[tuple[int, int] | None], splits: Sequence[str | None]
 ) -> Iterator[tuple[int, int]]:
     """Yield pairs of images that are nearly the same and lie in different splits, each once.
@@ -306,7 +314,7 @@ NEAR_KM = (1.0, 10.0)
 _LISTED = 5
 
 
-def warnings(report: Mapping[str, Any]) -> Iterator[str]:
+def list_warnings(report: Mapping[str, Any]) -> Iterator[str]:
     """Say what can be used but should be known: what splits share, silence, classes never trained on."""
     for name, told in report["modalities"].items():
         texts = set(told["kinds"]) <= {"words"}
@@ -344,7 +352,7 @@ def warnings(report: Mapping[str, Any]) -> Iterator[str]:
                 yield f"labels: '{split}' has classes that 'train' has not: {', '.join(strange[:10])}"
 
 
-def lines(report: Mapping[str, Any]) -> Iterator[str]:
+def format_report(report: Mapping[str, Any]) -> Iterator[str]:
     """Say what was found, line by line."""
     yield f"{report['name']}: {report['rows']:,} rows; {_counts(report['splits'])}"
     if report["without_split"]:
@@ -406,7 +414,7 @@ _EXAMPLES = 5
 Report = dict[str, Any]
 
 
-def check_table(table: Table, *, quick: bool = False) -> Report:
+def inspect_table(table: Table, *, quick: bool = False) -> Report:
     """Look at a table and say what is in it, in values that JSON can hold.
 
     Args:
@@ -419,7 +427,7 @@ def check_table(table: Table, *, quick: bool = False) -> Report:
         observations cannot be used) and `warnings` (sentences about what can be used but should be known).
     """
     splits = _splits(table)
-    view = look_quickly if quick else look
+    view = check_column_files if quick else inspect_column
     found = {name: list(view(table, name)) for name in table.columns}
     modalities = {name: _modality(items, splits, table.keys) for name, items in found.items()}
     report: Report = {
@@ -433,7 +441,7 @@ def check_table(table: Table, *, quick: bool = False) -> Report:
         "places": _places(table.places_LL, splits),
         "broken": sum(told["broken"] for told in modalities.values()),
     }
-    return {**report, "warnings": list(warnings(report))}
+    return {**report, "warnings": list(list_warnings(report))}
 
 
 def _splits(table: Table) -> list[str | None]:
@@ -444,7 +452,9 @@ def _splits(table: Table) -> list[str | None]:
     return splits
 
 
-def _modality(items: Sequence[Seen], splits: Sequence[str | None], keys: Sequence[str]) -> Report:
+def _modality(
+    items: Sequence[InspectedObservation], splits: Sequence[str | None], keys: Sequence[str]
+) -> Report:
     good = [item for item in items if item.facts.fault is None]
     rows = {item.row for item in items}
     bad = [item for item in items if item.facts.fault is not None]
@@ -482,7 +492,9 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
     }
 
 
-def _repeated(items: Sequence[Seen], splits: Sequence[str | None], keys: Sequence[str]) -> Report:
+def _repeated(
+    items: Sequence[InspectedObservation], splits: Sequence[str | None], keys: Sequence[str]
+) -> Report:
     """Count observations whose content, bit by bit, is in several rows, and in several splits."""
     rows: defaultdict[bytes, dict[int, None]] = defaultdict(dict)
     for row, facts in items:
@@ -498,10 +510,10 @@ def _repeated(items: Sequence[Seen], splits: Sequence[str | None], keys: Sequenc
     }
 
 
-def _near(items: Sequence[Seen], splits: Sequence[str | None], keys: Sequence[str]) -> Report:
+def _near(items: Sequence[InspectedObservation], splits: Sequence[str | None], keys: Sequence[str]) -> Report:
     """Count images that are nearly the same as one in another split, but not the same bit by bit."""
     pairs: list[tuple[int, int]] = []
-    for one, other in twins_across([f.marks for _, f in items], [splits[row] for row, _ in items]):
+    for one, other in find_near_duplicates([f.marks for _, f in items], [splits[row] for row, _ in items]):
         if items[one].facts.digest != items[other].facts.digest:
             pairs.append((items[one].row, items[other].row))
     return {

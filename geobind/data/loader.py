@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from geobind.data.sampler import Plan, kept, seed
-from geobind.data.sources import hours_of, vanished
-from geobind.data.table import Observed
+from geobind.data.sampler import BatchSampler, preserve_rng, seed_rng
+from geobind.data.sources import find_missing_storage, hours_since_1970
+from geobind.data.table import Row
 from geobind.errors import DataError
 from geobind.modality import Modality
 
@@ -45,11 +45,11 @@ class BatchMeta(NamedTuple):
     hours: NDArray[np.float64] | None = None  # (B,) since 1970 in UTC, NaN where unknown; None if of no row
 
 
-class Sample(NamedTuple):
+class PreparedRow(NamedTuple):
     """One row, prepared."""
 
     prepared: Mapping[str, Prepared]  # by modality; what the row lacks is not in it
-    known: Observed  # without raw inputs
+    known: Row  # without raw inputs
     faults: list[Fault]
 
 
@@ -63,32 +63,32 @@ def collate(samples: Sequence[Prepared]) -> Prepared:
         raise DataError("a batch needs at least one input")
     first = samples[0]
     for number, sample in enumerate(samples):
-        if not _alike(sample, first):
+        if not _match(sample, first):
             raise DataError(
-                f"inputs of a batch must be prepared alike: number 0 is {_kind(first)}, "
-                f"number {number} is {_kind(sample)}"
+                f"inputs of a batch must be prepared alike: number 0 is {_describe_prepared(first)}, "
+                f"number {number} is {_describe_prepared(sample)}"
             )
     return default_collate([dict(sample) if isinstance(sample, Mapping) else sample for sample in samples])
 
 
-def _alike(one: Prepared, other: Prepared) -> bool:
+def _match(one: Prepared, other: Prepared) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.shape == other.shape and one.dtype == other.dtype
-    return _kind(one) == _kind(other)
+    return _describe_prepared(one) == _describe_prepared(other)
 
 
-def _kind(sample: Prepared) -> str:
+def _describe_prepared(sample: Prepared) -> str:
     if isinstance(sample, Tensor):
         return f"{str(sample.dtype).removeprefix('torch.')} of shape {tuple(sample.shape)}"
-    return "{" + ", ".join(f"{name}: {_kind(sample[name])}" for name in sorted(sample)) + "}"
+    return "{" + ", ".join(f"{name}: {_describe_prepared(sample[name])}" for name in sorted(sample)) + "}"
 
 
-class Collate(NamedTuple):
+class Collator(NamedTuple):
     """Puts the rows of a step together: the batch of each modality holds the rows that have it, in order."""
 
     names: tuple[str, ...]
 
-    def __call__(self, samples: list[Sample]) -> tuple[dict[str, Prepared], BatchMeta, list[Fault]]:
+    def __call__(self, samples: list[PreparedRow]) -> tuple[dict[str, Prepared], BatchMeta, list[Fault]]:
         """Return the batch of every modality that some row has, what is known of the rows, and the faults."""
         present_BM = np.array([[name in sample.prepared for name in self.names] for sample in samples])
         inputs = {name: [s.prepared[name] for s in samples if name in s.prepared] for name in self.names}
@@ -98,14 +98,14 @@ class Collate(NamedTuple):
         return batches, meta if present_BM.all() else meta._replace(present_BM=present_BM), faults
 
 
-def _meta(rows: Sequence[Observed]) -> BatchMeta:
+def _meta(rows: Sequence[Row]) -> BatchMeta:
     places = [row.place for row in rows]
     lat = lon = hours = None
     if any(place is not None for place in places):
         lat = np.array([place.lat if place else np.nan for place in places])
         lon = np.array([place.lon if place else np.nan for place in places])
     if any(place is not None and place.time is not None for place in places):
-        hours = np.array([hours_of(place) for place in places])
+        hours = np.array([hours_since_1970(place) for place in places])
     labels = [row.label for row in rows]
     known = labels if any(label is not None for label in labels) else None
     return BatchMeta([row.key for row in rows], lat, lon, known, hours=hours)
@@ -143,13 +143,13 @@ def is_worker_death(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith(_DEATHS)
 
 
-class Failed(NamedTuple):
+class Failure(NamedTuple):
     """A user's mistake on its way from a worker: torch would wrap the exception itself in a traceback."""
 
     message: str
 
 
-def auto_workers(rows: int) -> int:
+def choose_workers(rows: int) -> int:
     """Choose how many processes load data: none for few rows, else a share of the CPUs, at most 8."""
     if rows < _FEW:
         return 0
@@ -157,7 +157,7 @@ def auto_workers(rows: int) -> int:
     return max(1, min(_MOST, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def load(
+def load_batches(
     samples: Dataset[Any],
     batches: Iterable[Any],
     collate: Callable[[list[Any]], Any],
@@ -166,7 +166,7 @@ def load(
     """Yield the batches in order.
 
     Args:
-        samples: Returns one sample for one item of a batch, or `Failed`.
+        samples: Returns one sample for one item of a batch, or `Failure`.
         batches: The items of each batch.
         collate: Makes a batch of a list of samples; may raise DataError.
         workers: Processes; 0 does the work in this one.
@@ -183,13 +183,13 @@ def load(
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         timeout=_PATIENCE if workers else 0,
-        worker_init_fn=_heed,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # or it would draw from the global one, and change what comes after
     )
     loaded = iter(loader)
     try:
         for batch in loaded:
-            if isinstance(batch, Failed):
+            if isinstance(batch, Failure):
                 raise DataError(batch.message)
             yield batch
     except (RuntimeError, OSError, EOFError) as error:
@@ -204,7 +204,7 @@ def load(
         raise WorkerDied.of(error) from error
 
 
-def _heed(_: int) -> None:
+def _ignore_signals(_: int) -> None:
     """Leave signals that are sent to a whole group of processes to the one that trains.
 
     It finishes its step, which takes batches, and then ends the others: in the worst case by a SIGTERM of
@@ -213,10 +213,10 @@ def _heed(_: int) -> None:
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _heed_the_next)
+    signal.signal(signal.SIGTERM, _restore_signal)
 
 
-def _heed_the_next(number: int, _: FrameType | None) -> None:
+def _restore_signal(number: int, _: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
 
 
@@ -225,13 +225,13 @@ class _Guarded:
     collate: Callable[[list[Any]], Any]
 
     def __call__(self, samples: list[Any]) -> Any:
-        failed = next((sample for sample in samples if isinstance(sample, Failed)), None)
+        failed = next((sample for sample in samples if isinstance(sample, Failure)), None)
         if failed is not None:
             return failed
         try:
             return self.collate(samples)
         except DataError as error:
-            return Failed(str(error))
+            return Failure(str(error))
 
 
 _ATTEMPTS = 10  # replacements tried for a broken row
@@ -239,7 +239,7 @@ _JUDGED_FROM = 1000  # rows seen before a share of broken ones means anything
 _SHOWN = 5  # broken rows listed in one message
 
 
-class Prepares(Protocol):
+class Preparer(Protocol):
     """What makes a raw input a tensor: a modality, or whatever stands in for it."""
 
     def prepare(self, raw: Any, *, training: bool = False) -> Prepared:
@@ -247,16 +247,16 @@ class Prepares(Protocol):
         ...
 
 
-class Side(NamedTuple):
+class ModalityInput(NamedTuple):
     """One modality of a batch: who prepares its inputs, and whether they are augmented."""
 
-    by: Prepares
+    by: Preparer
     augment: bool = False
 
 
 class _Rows(Protocol):
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Observed: ...
+    def __getitem__(self, index: int, /) -> Row: ...
 
 
 @dataclass
@@ -280,8 +280,8 @@ class BatchLoader:
     """
 
     rows: _Rows
-    sides: Mapping[str, Side]  # by modality
-    plan: Plan
+    sides: Mapping[str, ModalityInput]  # by modality
+    plan: BatchSampler
     first_step: int
     last_step: int
     workers: Workers = "auto"
@@ -311,9 +311,9 @@ class BatchLoader:
         self._faults, self._seen = {}, 0
         steps = range(self.first_step, self.last_step)
         batches = ([(step, int(row)) for row in self.indices(step)] for step in steps)
-        samples, together = _Samples(self), Collate(tuple(self.sides))
-        workers = auto_workers(len(self.rows)) if self.workers == "auto" else self.workers
-        for step, loaded in zip(steps, load(samples, batches, together, workers), strict=False):
+        samples, together = _Samples(self), Collator(tuple(self.sides))
+        workers = choose_workers(len(self.rows)) if self.workers == "auto" else self.workers
+        for step, loaded in zip(steps, load_batches(samples, batches, together, workers), strict=False):
             batch, meta, faults = loaded
             self._judge(faults, len(meta.keys))
             yield step, batch, meta
@@ -330,11 +330,12 @@ class BatchLoader:
         if seen >= min(_JUDGED_FROM, len(self.rows)) and len(self._faults) > self.max_broken * seen:
             raise DataError(
                 f"{len(self._faults)} of {seen} rows seen cannot be used, more than max_broken "
-                f"({self.max_broken:g}) allows; mend or drop them, or raise it:{_listed(self.quarantined)}"
+                f"({self.max_broken:g}) allows; mend or drop them, or raise it:"
+                f"{_list_faults(self.quarantined)}"
             )
 
 
-def _listed(faults: Sequence[tuple[str, str]]) -> str:
+def _list_faults(faults: Sequence[tuple[str, str]]) -> str:
     return "".join(f"\n  {key}: {reason}" for key, reason in faults[:_SHOWN])
 
 
@@ -346,15 +347,15 @@ class _Samples(Dataset[Any]):
         self.partial = loader.partial
         self.attempts = _ATTEMPTS if loader.max_broken else 0
 
-    def __getitem__(self, index: tuple[int, int]) -> Sample | Failed:
+    def __getitem__(self, index: tuple[int, int]) -> PreparedRow | Failure:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[tuple[int, int]]) -> list[Sample | Failed]:
+    def __getitems__(self, indices: Sequence[tuple[int, int]]) -> list[PreparedRow | Failure]:
         """Return the samples of a batch; torch's loader asks for them together."""
-        with kept():
+        with preserve_rng():
             return [self._sample(step, row) for step, row in indices]
 
-    def _sample(self, step: int, row: int) -> Sample | Failed:
+    def _sample(self, step: int, row: int) -> PreparedRow | Failure:
         faults: dict[int, tuple[str, str]] = {}
         for attempt in range(self.attempts + 1):
             drawn = row if attempt == 0 else self.plan.replacement(step, row, attempt)
@@ -364,27 +365,31 @@ class _Samples(Dataset[Any]):
                 key = seen.key or key
                 prepared = self._prepared(step, drawn, seen.raws)
                 told = [(broken, *fault) for broken, fault in faults.items()]
-                return Sample(prepared, seen._replace(raws={}, key=key), told)
+                return PreparedRow(prepared, seen._replace(raws={}, key=key), told)
             except DataError as error:
-                if gone := vanished(self.rows, drawn):
-                    return Failed(gone)
+                if gone := find_missing_storage(self.rows, drawn):
+                    return Failure(gone)
                 faults[drawn] = key, str(error)
             except Exception as error:  # a bug, not the data's fault: it ends the run, but say where
                 error.add_note(f"while preparing {key}")
                 raise
         also = "" if self.attempts else " (max_broken is 0)"
-        return Failed(f"a row and what was drawn instead cannot be used{also}:{_listed([*faults.values()])}")
+        return Failure(
+            f"a row and what was drawn instead cannot be used{also}:{_list_faults([*faults.values()])}"
+        )
 
     def _prepared(self, step: int, row: int, raws: Mapping[str, Any]) -> dict[str, Prepared]:
-        seed(self.plan.seed, step, row)
+        seed_rng(self.plan.seed, step, row)
         return {
-            name: side.by.prepare(_one(raws.get(name), random.randrange), training=side.augment)
+            name: side.by.prepare(
+                _choose_observation(raws.get(name), random.randrange), training=side.augment
+            )
             for name, side in self.sides.items()
             if not (self.partial and raws.get(name) is None)
         }
 
 
-def _one(raw: Any, choose: Any) -> Any:
+def _choose_observation(raw: Any, choose: Any) -> Any:
     """Return one of equally good observations."""
     if isinstance(raw, list):
         items = cast("list[Any]", raw)
@@ -398,11 +403,11 @@ class _Inputs(Dataset[Any]):
     def __init__(self, modality: Modality, samples: Sequence[Any]) -> None:
         self.modality, self.samples = modality, samples
 
-    def __getitem__(self, index: int) -> Prepared | Failed:
+    def __getitem__(self, index: int) -> Prepared | Failure:
         try:
-            return self.modality.prepare(_one(self.samples[index], lambda _: 0))
+            return self.modality.prepare(_choose_observation(self.samples[index], lambda _: 0))
         except DataError as error:
-            return Failed(f"input {index}: {error}")
+            return Failure(f"input {index}: {error}")
 
 
 def prepare_batches(
@@ -418,6 +423,8 @@ def prepare_batches(
     """
     count = len(samples)
     batches = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-    chosen = auto_workers(count) if workers == "auto" else workers
-    for rows, batch in zip(batches, load(_Inputs(modality, samples), batches, collate, chosen), strict=True):
+    chosen = choose_workers(count) if workers == "auto" else workers
+    for rows, batch in zip(
+        batches, load_batches(_Inputs(modality, samples), batches, collate, chosen), strict=True
+    ):
         yield np.arange(rows.start, rows.stop), batch

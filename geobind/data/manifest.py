@@ -11,9 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from geobind.data.cache import build_once, cache_root, fingerprint
-from geobind.data.delimited import PLACE_COLUMNS, Rows, rows_to_arrow
-from geobind.data.parquet import ParquetRows
-from geobind.data.readers.files import listed
+from geobind.data.delimited import PLACE_COLUMNS, DelimitedFile, rows_to_arrow
+from geobind.data.parquet import ParquetManifest
+from geobind.data.readers.files import join_names
 from geobind.errors import DataError
 from geobind.utils.arrow import pc
 
@@ -26,7 +26,7 @@ _TEXT_KINDS = (".csv", ".tsv", ".jsonl")
 _PACKED_KINDS = (".parquet", ".geoparquet")
 
 
-def arrow_of_manifest(
+def convert_manifest(
     path: Path, columns: Mapping[str, str], names: Collection[str], limit: int | None
 ) -> Path:
     """Return the Arrow file of a manifest, making it if this version of the manifest has none yet.
@@ -44,7 +44,9 @@ def arrow_of_manifest(
     Raises:
         DataError: The manifest is missing, of another kind, or has a mistake.
     """
-    shards = [(shard.name, shard.stat().st_mtime_ns, shard.stat().st_size) for shard in manifest_files(path)]
+    shards = [
+        (shard.name, shard.stat().st_mtime_ns, shard.stat().st_size) for shard in list_manifest_files(path)
+    ]
     wanted = {name: columns.get(name, name) for name in sorted({*names, *PLACE_COLUMNS})}
     explicit = sorted(wanted.keys() & columns.keys())
     made_from = (str(path.resolve()), shards, wanted, explicit, limit, _VERSION)
@@ -55,18 +57,18 @@ def arrow_of_manifest(
     return folder / "rows.arrow"
 
 
-def contents_of_manifest(path: Path) -> str:
+def hash_manifest(path: Path) -> str:
     """Fingerprint what is in a manifest, wherever it lies; of Parquet its end, which tells of all the rest.
 
     Raises:
         DataError: It is missing, of another kind, or cannot be read.
     """
-    found = [(shard, shard.stat()) for shard in manifest_files(path)]
-    return fingerprint([_contents(shard, state.st_size, state.st_mtime_ns) for shard, state in found])
+    found = [(shard, shard.stat()) for shard in list_manifest_files(path)]
+    return fingerprint([_hash_file(shard, state.st_size, state.st_mtime_ns) for shard, state in found])
 
 
 @lru_cache(maxsize=256)
-def _contents(path: Path, size: int, changed: int) -> tuple[str, int]:
+def _hash_file(path: Path, size: int, changed: int) -> tuple[str, int]:
     """Hash a file that had this size and was changed then."""
     try:
         with path.open("rb") as file:
@@ -77,7 +79,7 @@ def _contents(path: Path, size: int, changed: int) -> tuple[str, int]:
         raise DataError(f"manifest {path}: {error.strerror or error}") from error
 
 
-def manifest_files(path: Path) -> list[Path]:
+def list_manifest_files(path: Path) -> list[Path]:
     """Return the files of a manifest: itself, or the Parquet shards of a folder in the order of their names.
 
     Raises:
@@ -98,16 +100,16 @@ def manifest_files(path: Path) -> list[Path]:
     return [path]
 
 
-def manifest_columns_there(path: Path) -> list[str]:
+def list_manifest_columns(path: Path) -> list[str]:
     """Return the names of a manifest's columns, as far as its first rows tell.
 
     Raises:
         DataError: It cannot be read.
     """
-    first = manifest_files(path)[0]
+    first = list_manifest_files(path)[0]
     if first.suffix.lower() in _PACKED_KINDS:
-        return list(ParquetRows(first).columns)
-    rows = Rows(first)
+        return list(ParquetManifest(first).columns)
+    rows = DelimitedFile(first)
     next(iter(rows), None)
     return list(rows.columns)
 
@@ -118,12 +120,12 @@ def _write(
 
     fields = {name if name in PLACE_COLUMNS else CELL + column: column for name, column in wanted.items()}
     if path.is_dir() or path.suffix.lower() in _PACKED_KINDS:
-        shards = [ParquetRows(shard) for shard in manifest_files(path)]
+        shards = [ParquetManifest(shard) for shard in list_manifest_files(path)]
         for shard in shards:
             _check_columns(shard.columns, wanted, explicit, shard.path)
         tables = _batches(shards, fields, limit)
     else:
-        rows = Rows(path)
+        rows = DelimitedFile(path)
         gathered = list(rows_to_arrow(rows, fields, limit))
         if not gathered:
             raise DataError(f"{path}: has no rows")
@@ -141,7 +143,9 @@ def _in_large_chunks(table: pa.Table) -> Iterator[pa.Table]:
         yield table.slice(start, _CHUNK).combine_chunks()
 
 
-def _batches(shards: list[ParquetRows], fields: Mapping[str, str], limit: int | None) -> Iterator[pa.Table]:
+def _batches(
+    shards: list[ParquetManifest], fields: Mapping[str, str], limit: int | None
+) -> Iterator[pa.Table]:
     """Yield the checked rows of Parquet files one after the other, numbered through."""
     before, schema = 0, None
     for shard in shards:
@@ -194,7 +198,7 @@ def _with_splits(table: pa.Table, path: Path) -> pa.Table:
 def _check_columns(
     found: Collection[str], wanted: Mapping[str, str], explicit: Collection[str], path: Path
 ) -> None:
-    there = listed(found)
+    there = join_names(found)
     for name in explicit:
         if wanted[name] not in found:
             raise DataError(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _ROUNDS = 3  # times that cells are laid over the places still in no group
 
 
-class Ring(NamedTuple):
+class NeighbourOptions(NamedTuple):
     """What is asked of batches: groups of rows whose places are all this far from each other."""
 
     least_km: float
@@ -31,7 +31,7 @@ class Ring(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Places:
+class Coordinates:
     """Where rows are, in degrees; NaN where that is unknown."""
 
     lat_N: Floats
@@ -42,7 +42,9 @@ class Places:
 
 
 @lru_cache(maxsize=8)  # several sources take turns
-def ring_batches(places: Places, ring: Ring, batch_size: int, seed: int, epoch: int) -> Ints:
+def neighbour_batches(
+    places: Coordinates, ring: NeighbourOptions, batch_size: int, seed: int, epoch: int
+) -> Ints:
     """Return the rows of every step of an epoch, as (T, B): each row once, but those that fill no batch.
 
     A group has two to `ring.together` rows, every two of them at least `least_km` and at most `most_km`
@@ -51,9 +53,9 @@ def ring_batches(places: Places, ring: Ring, batch_size: int, seed: int, epoch: 
     """
     count, steps = len(places), len(places) // batch_size
     rng = np.random.default_rng([seed, epoch])
-    row_N, group_N = _grouped(places, ring, rng)
+    row_N, group_N = _form_groups(places, ring, rng)
     size_C = np.bincount(group_N[group_N >= 0])
-    step_C = _dealt(size_C, steps, batch_size, min(batch_size, round(ring.share * batch_size)), rng)
+    step_C = _deal_groups(size_C, steps, batch_size, min(batch_size, round(ring.share * batch_size)), rng)
     in_group = group_N >= 0
     step_N = np.where(in_group, step_C[group_N] if len(step_C) else -1, -1)
     free_T = batch_size - np.bincount(step_N[step_N >= 0], minlength=steps)
@@ -67,17 +69,17 @@ def ring_batches(places: Places, ring: Ring, batch_size: int, seed: int, epoch: 
     return batches_TB
 
 
-def grouped_share(places: Places, ring: Ring, batch_size: int, seed: int) -> float:
+def compute_grouped_share(places: Coordinates, ring: NeighbourOptions, batch_size: int, seed: int) -> float:
     """Return which share of the first epoch's rows comes in groups."""
     rng = np.random.default_rng([seed, 0])
-    _, group_N = _grouped(places, ring, rng)
+    _, group_N = _form_groups(places, ring, rng)
     size_C, steps = np.bincount(group_N[group_N >= 0]), len(places) // batch_size
     wanted = min(batch_size, round(ring.share * batch_size))
-    kept_C = _dealt(size_C, steps, batch_size, wanted, rng) >= 0
+    kept_C = _deal_groups(size_C, steps, batch_size, wanted, rng) >= 0
     return float(size_C[kept_C].sum() / (steps * batch_size)) if len(size_C) else 0.0
 
 
-def _dealt(size_C: Ints, steps: int, batch_size: int, wanted: int, rng: np.random.Generator) -> Ints:
+def _deal_groups(size_C: Ints, steps: int, batch_size: int, wanted: int, rng: np.random.Generator) -> Ints:
     """Deal groups to the steps as evenly as they go, `wanted` rows to each; -1 for those left over."""
     step_C = np.full(len(size_C), -1)
     order_C = rng.permutation(len(size_C))
@@ -94,7 +96,7 @@ def _dealt(size_C: Ints, steps: int, batch_size: int, wanted: int, rng: np.rando
     return step_C
 
 
-def _grouped(places: Places, ring: Ring, rng: np.random.Generator) -> tuple[Ints, Ints]:
+def _form_groups(places: Coordinates, ring: NeighbourOptions, rng: np.random.Generator) -> tuple[Ints, Ints]:
     """Group rows, and return them in random order with the group of each, -1 for those in none.
 
     What is cut apart by the edges of cells is tried again with cells that lie elsewhere.
@@ -106,38 +108,38 @@ def _grouped(places: Places, ring: Ring, rng: np.random.Generator) -> tuple[Ints
         left_K = np.flatnonzero(known_N & (group_N < 0))
         if len(left_K) < 2:
             break
-        group_K = _cut(places.lat_N[row_N[left_K]], places.lon_N[row_N[left_K]], ring, rng)
+        group_K = _group_by_cells(places.lat_N[row_N[left_K]], places.lon_N[row_N[left_K]], ring, rng)
         group_N[left_K[group_K >= 0]] = group_K[group_K >= 0] + group_N.max() + 1
     return row_N, group_N
 
 
-def _cut(lat_K: Floats, lon_K: Floats, ring: Ring, rng: np.random.Generator) -> Ints:
+def _group_by_cells(lat_K: Floats, lon_K: Floats, ring: NeighbourOptions, rng: np.random.Generator) -> Ints:
     """Group places by cells, and return the group of each, -1 for those in none.
 
     Places of one large cell are near enough. Small cells are coloured like a chessboard of four colours: two
     places in different small cells of one colour have a whole cell between them. So places of one large cell
     and one colour, at most one from each small cell, are also far enough from each other.
     """
-    lat_K, lon_K = _turned(lat_K, lon_K, rng)
+    lat_K, lon_K = _rotate_sphere(lat_K, lon_K, rng)
     chord = 2 * np.sin(min(ring.most_km / EARTH_KM, np.pi) / 2)
-    large_K = _number(*_wide_cells(lat_K, lon_K, chord / np.sqrt(2)))
+    large_K = _number_combinations(*_near_cells(lat_K, lon_K, chord / np.sqrt(2)))
     turn_K = colour_K = np.zeros(len(lat_K), dtype=np.int64)
     if ring.least_km:
-        band_K, column_K = _apart_cells(lat_K, lon_K, ring.least_km / EARTH_KM)
+        band_K, column_K = _distant_cells(lat_K, lon_K, ring.least_km / EARTH_KM)
         colour_K = band_K % 2 * 2 + column_K % 2
-        turn_K = _place_in(_number(large_K, band_K, column_K))
-    class_K = _number(large_K, colour_K, turn_K)
+        turn_K = _rank_in_class(_number_combinations(large_K, band_K, column_K))
+    class_K = _number_combinations(large_K, colour_K, turn_K)
     size_C = np.bincount(class_K)
     parts_C = -(-size_C // ring.together)  # of equal size, but for one
     first_C = np.cumsum(parts_C) - parts_C
-    part_K = first_C[class_K] + _place_in(class_K) * parts_C[class_K] // size_C[class_K]
+    part_K = first_C[class_K] + _rank_in_class(class_K) * parts_C[class_K] // size_C[class_K]
     several_K = np.bincount(part_K)[part_K] > 1
     group_K = np.full(len(lat_K), -1)
-    group_K[several_K] = _number(part_K[several_K])
+    group_K[several_K] = _number_combinations(part_K[several_K])
     return group_K
 
 
-def _turned(lat_K: Floats, lon_K: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
+def _rotate_sphere(lat_K: Floats, lon_K: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Turn the Earth at random, so that cells lie elsewhere each time; in radians, longitudes from 0."""
     lat_K, lon_K = np.radians(lat_K), np.radians(lon_K)
     at_K3 = np.stack([np.cos(lat_K) * np.cos(lon_K), np.cos(lat_K) * np.sin(lon_K), np.sin(lat_K)], axis=1)
@@ -145,36 +147,36 @@ def _turned(lat_K: Floats, lon_K: Floats, rng: np.random.Generator) -> tuple[Flo
     return np.arcsin(np.clip(z_K, -1, 1)), np.arctan2(y_K, x_K) + np.pi
 
 
-def _wide_cells(lat_K: Floats, lon_K: Floats, side: float) -> tuple[Ints, Ints]:
+def _near_cells(lat_K: Floats, lon_K: Floats, side: float) -> tuple[Ints, Ints]:
     """Cells, as band and column, at most `side` high and wide, measured straight through the Earth."""
     bands = int(np.ceil(np.pi / side))
-    band_K, south_K, north_K = _bands(lat_K, bands)
+    band_K, south_K, north_K = _assign_bands(lat_K, bands)
     widest_K = np.cos(np.where(south_K * north_K < 0, 0, np.minimum(np.abs(south_K), np.abs(north_K))))
     half_K = np.arcsin(np.minimum(1, side / (2 * np.maximum(widest_K, 1e-9))))
-    return band_K, _columns(lon_K, np.ceil(np.pi / half_K).astype(np.int64))
+    return band_K, _assign_columns(lon_K, np.ceil(np.pi / half_K).astype(np.int64))
 
 
-def _apart_cells(lat_K: Floats, lon_K: Floats, angle: float) -> tuple[Ints, Ints]:
+def _distant_cells(lat_K: Floats, lon_K: Floats, angle: float) -> tuple[Ints, Ints]:
     """Cells, as band and column, at least `angle` high and wide; the columns of a band are even in number."""
     bands = max(1, int(np.pi / angle))
-    band_K, south_K, north_K = _bands(lat_K, bands)
+    band_K, south_K, north_K = _assign_bands(lat_K, bands)
     narrowest_K = np.cos(np.maximum(np.abs(south_K), np.abs(north_K)))
     half_K = np.arcsin(np.minimum(1, np.sin(min(angle, np.pi) / 2) / np.maximum(narrowest_K, 1e-9)))
     count_K = np.maximum(2, (np.pi / half_K).astype(np.int64) // 2 * 2)
-    return band_K, _columns(lon_K, count_K)
+    return band_K, _assign_columns(lon_K, count_K)
 
 
-def _bands(lat_K: Floats, bands: int) -> tuple[Ints, Floats, Floats]:
+def _assign_bands(lat_K: Floats, bands: int) -> tuple[Ints, Floats, Floats]:
     """The band of each latitude, and where it begins and ends."""
     band_K = np.clip(((lat_K / np.pi + 0.5) * bands).astype(np.int64), 0, bands - 1)
     return band_K, (band_K / bands - 0.5) * np.pi, ((band_K + 1) / bands - 0.5) * np.pi
 
 
-def _columns(lon_K: Floats, count_K: Ints) -> Ints:
+def _assign_columns(lon_K: Floats, count_K: Ints) -> Ints:
     return (lon_K / (2 * np.pi) * count_K).astype(np.int64) % count_K
 
 
-def _number(*keys_K: Ints) -> Ints:
+def _number_combinations(*keys_K: Ints) -> Ints:
     """Number the different combinations from 0."""
     order_K = np.lexsort(keys_K)
     new_K = np.zeros(len(order_K), dtype=bool)
@@ -185,7 +187,7 @@ def _number(*keys_K: Ints) -> Ints:
     return number_K
 
 
-def _place_in(class_K: Ints) -> Ints:
+def _rank_in_class(class_K: Ints) -> Ints:
     """How many rows of its class stand before each row."""
     order_K = np.argsort(class_K, kind="stable")
     size_C = np.bincount(class_K)

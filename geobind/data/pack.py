@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geobind.data.cache import fingerprint
-from geobind.data.columns import ArrowColumn, Column
+from geobind.data.columns import ArrowColumn, TableColumn
 from geobind.data.delimited import PLACE_COLUMNS
 from geobind.data.rasters.column import RasterColumn
 from geobind.data.readers.files import open_binary
 from geobind.errors import DataError
-from geobind.utils.arrow import mapped_table
+from geobind.utils.arrow import map_arrow_table
 from geobind.utils.progress import track
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _KINDS = {**_WORDS, "lat": pa.float64(), "lon": pa.float64(), "time": pa.timesta
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackResult:
     """What packing made."""
 
     shards: int
@@ -46,7 +46,7 @@ class Packed:
     faults: tuple[str, ...]  # observations that cannot be had, and are missing there
 
 
-def pack_table(table: Table, folder: Path, *, shard_bytes: int = 200_000_000) -> Packed:
+def pack_table(table: Table, folder: Path, *, shard_bytes: int = 200_000_000) -> PackResult:
     """Write a table as Parquet shards that open as a manifest; interrupted, it goes on where it stopped.
 
     Columns keep the names of the modalities. Files become their bytes, windows of rasters PNG (or NumPy's
@@ -61,12 +61,12 @@ def pack_table(table: Table, folder: Path, *, shard_bytes: int = 200_000_000) ->
     Raises:
         DataError: A file cannot be read, or the folder holds the shards of another table.
     """
-    from geobind.utils.files import write
+    from geobind.utils.files import write_atomic
 
     table.check_files(2**31)
-    fields = _fields(table)
-    sizes_N = _sizes(table)
-    edges = _edges(sizes_N, shard_bytes)
+    fields = _build_fields(table)
+    sizes_N = _estimate_sizes(table)
+    edges = _find_shard_edges(sizes_N, shard_bytes)
     stamp = fingerprint(
         _VERSION, str(table.path), table.rows_N.tolist(), table.view, edges, sizes_N.tolist(), str(fields)
     ).encode()
@@ -80,9 +80,9 @@ def pack_table(table: Table, folder: Path, *, shard_bytes: int = 200_000_000) ->
         if path.exists():
             kept += 1
         else:
-            write(path, _shard(table, range(edges[shard], edges[shard + 1]), schema, faults))
+            write_atomic(path, _encode_shard(table, range(edges[shard], edges[shard + 1]), schema, faults))
         size += path.stat().st_size
-    return Packed(len(shards), len(table), size, kept, tuple(faults))
+    return PackResult(len(shards), len(table), size, kept, tuple(faults))
 
 
 def _stem(table: Table) -> str:
@@ -90,38 +90,38 @@ def _stem(table: Table) -> str:
     return f"{stem}-{table.view}" if table.view else stem
 
 
-def _fields(table: Table) -> dict[str, pa.Field]:
+def _build_fields(table: Table) -> dict[str, pa.Field]:
     """Return the columns of a shard, the same in all of them."""
-    there = mapped_table(table.path).column_names
+    there = map_arrow_table(table.path).column_names
     fields = {name: pa.field(name, _KINDS[name]) for name in PLACE_COLUMNS if name in there or name == "key"}
     for name, column in table.columns.items():
         if name in fields:
             raise DataError(f"{table.name}: '{name}' is a column of places and cannot name a modality too")
-        fields[name] = pa.field(name, _kind(column))
+        fields[name] = pa.field(name, _arrow_type(column))
     return fields
 
 
-def _kind(column: Column) -> pa.DataType:
+def _arrow_type(column: TableColumn) -> pa.DataType:
     if not isinstance(column, ArrowColumn):
-        return pa.list_(pa.binary()) if _several(column) else pa.binary()
-    kind = mapped_table(column.path).column(column.field).type
+        return pa.list_(pa.binary()) if _holds_several(column) else pa.binary()
+    kind = map_arrow_table(column.path).column(column.field).type
     if column.files is None and not (pa.types.is_list(kind) and pa.types.is_string(kind.value_type)):
         return kind
     item = pa.string() if column.files is None else pa.binary()
-    return pa.list_(item) if _several(column) else item
+    return pa.list_(item) if _holds_several(column) else item
 
 
-def _several(column: Column) -> bool:
+def _holds_several(column: TableColumn) -> bool:
     from geobind.utils.arrow import pc
 
     field = getattr(column, "field", None)
     if field is None:
         return False
-    lengths = pc.list_value_length(mapped_table(cast(ArrowColumn, column).path).column(field))
+    lengths = pc.list_value_length(map_arrow_table(cast(ArrowColumn, column).path).column(field))
     return bool((pc.max(lengths).as_py() or 0) > 1)
 
 
-def _sizes(table: Table) -> NDArray[np.int64]:
+def _estimate_sizes(table: Table) -> NDArray[np.int64]:
     """Return about how many bytes each row will take."""
     size_N = np.full(len(table), 200, dtype=np.int64)
     number = {int(row): index for index, row in enumerate(table.rows_N)}
@@ -130,14 +130,14 @@ def _sizes(table: Table) -> NDArray[np.int64]:
             for row, file in column.file_names(table.rows_N, 2**31):
                 size_N[number[row]] += column.files.size(file)
         elif isinstance(column, ArrowColumn):
-            cells = mapped_table(column.path).column(column.field)
+            cells = map_arrow_table(column.path).column(column.field)
             size_N += cells.nbytes // max(1, len(cells))
         else:
             size_N[table.rows_with([name])] += _WINDOW_BYTES
     return size_N
 
 
-def _edges(size_N: NDArray[np.int64], shard_bytes: int) -> list[int]:
+def _find_shard_edges(size_N: NDArray[np.int64], shard_bytes: int) -> list[int]:
     """Return where shards begin, and the end: each holds as many rows as come nearest to the size."""
     shard_N = (np.cumsum(size_N) - size_N // 2) // max(1, shard_bytes)
     starts = np.flatnonzero(np.diff(shard_N, prepend=-1))
@@ -157,7 +157,7 @@ def _check_folder(folder: Path, stamp: bytes, count: int) -> None:
             )
 
 
-def _shard(table: Table, rows: range, schema: pa.Schema, faults: list[str]) -> bytes:
+def _encode_shard(table: Table, rows: range, schema: pa.Schema, faults: list[str]) -> bytes:
     target = io.BytesIO()
     plain = [field.name for field in schema if not _is_bytes(field.type)]
     with pq.ParquetWriter(
@@ -169,7 +169,7 @@ def _shard(table: Table, rows: range, schema: pa.Schema, faults: list[str]) -> b
     ) as writer:
         for start in range(rows.start, rows.stop, _GROUP_ROWS):
             group = range(start, min(start + _GROUP_ROWS, rows.stop))
-            arrays = [_cells(table, group, field, faults) for field in schema]
+            arrays = [_pack_cells(table, group, field, faults) for field in schema]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=len(group))
     return target.getvalue()
 
@@ -183,12 +183,14 @@ def _leaf(field: pa.Field) -> str:
     return f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
 
 
-def _cells(table: Table, rows: range, field: pa.Field, faults: list[str]) -> pa.Array:
+def _pack_cells(table: Table, rows: range, field: pa.Field, faults: list[str]) -> pa.Array:
     if field.name == "key":
         return pa.array([table.keys[row] for row in rows], field.type)
     if field.name not in table.columns:
         taken = (
-            mapped_table(table.path).column(field.name).take(pa.array(table.rows_N[rows.start : rows.stop]))
+            map_arrow_table(table.path)
+            .column(field.name)
+            .take(pa.array(table.rows_N[rows.start : rows.stop]))
         )
         return (
             pa.concat_arrays(taken.chunks).cast(field.type) if taken.num_chunks else pa.nulls(0, field.type)
@@ -197,7 +199,7 @@ def _cells(table: Table, rows: range, field: pa.Field, faults: list[str]) -> pa.
     values: list[Any] = []
     for row in rows:
         try:
-            values.append(_packed(column[int(table.rows_N[row])], field.type))
+            values.append(_pack_cell(column[int(table.rows_N[row])], field.type))
         except DataError as error:
             if not isinstance(column, RasterColumn):
                 raise DataError(f"{table.keys[row]}: {field.name}: {error}") from error
@@ -206,17 +208,17 @@ def _cells(table: Table, rows: range, field: pa.Field, faults: list[str]) -> pa.
     return pa.array(values, field.type)
 
 
-def _packed(cell: Any, kind: pa.DataType) -> Any:
+def _pack_cell(cell: Any, kind: pa.DataType) -> Any:
     if cell is None:
         return None
     if not _is_bytes(kind):
         several = pa.types.is_list(kind) and not isinstance(cell, list | np.ndarray)
         return [cell] if several else cell
-    items = [_encoded(item) for item in (cast("list[Any]", cell) if isinstance(cell, list) else [cell])]
+    items = [_encode(item) for item in (cast("list[Any]", cell) if isinstance(cell, list) else [cell])]
     return items if pa.types.is_list(kind) else items[0]
 
 
-def _encoded(item: Any) -> bytes:
+def _encode(item: Any) -> bytes:
     if isinstance(item, bytes):
         return item
     if isinstance(item, Path):
@@ -224,7 +226,7 @@ def _encoded(item: Any) -> bytes:
             return file.read()
     target = io.BytesIO()
     if isinstance(item, np.ndarray):
-        return _encoded_array(item, target)
+        return _encode_array(item, target)
     array, rate = item
     import soundfile
 
@@ -232,7 +234,7 @@ def _encoded(item: Any) -> bytes:
     return target.getvalue()
 
 
-def _encoded_array(array: NDArray[Any], target: io.BytesIO) -> bytes:
+def _encode_array(array: NDArray[Any], target: io.BytesIO) -> bytes:
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] in (1, 3, 4):
         from PIL import Image
 

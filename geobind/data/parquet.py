@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from geobind.data.delimited import PLACE_COLUMNS, CellError, cells_to_arrow, times_to_arrow
 from geobind.errors import DataError
-from geobind.utils.arrow import lists_of_one, pc
+from geobind.utils.arrow import pc, wrap_in_lists
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +31,7 @@ _BLOCK_BYTES, _BLOCK_ROWS = 32 * 1024**2, 65_536  # of row groups that are read 
 _THREADS = 4
 
 
-def record_batches(path: Path, file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def read_record_batches(path: Path, file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Yield a file's rows in order: row groups that are small in parallel, others piece by piece.
 
     Threads took two thirds of the time on two cores. What is held in memory is a few blocks of 32 MB.
@@ -48,11 +48,11 @@ def record_batches(path: Path, file: pq.ParquetFile, columns: list[str]) -> Iter
         blocks[-1].append(number)
         size += group.total_byte_size
     jobs = (partial(_read, path, file, block, columns) for block in blocks if block)
-    for table in in_order(jobs, min(_THREADS, os.cpu_count() or 1)):
+    for table in run_in_order(jobs, min(_THREADS, os.cpu_count() or 1)):
         yield from table.combine_chunks().to_batches()
 
 
-def in_order(jobs: Iterable[Callable[[], T]], threads: int) -> Iterator[T]:
+def run_in_order(jobs: Iterable[Callable[[], T]], threads: int) -> Iterator[T]:
     """Run jobs in threads and yield their results in order; only so many wait to be taken."""
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Future[T]] = deque()
@@ -65,7 +65,7 @@ def in_order(jobs: Iterable[Callable[[], T]], threads: int) -> Iterator[T]:
 
 
 @contextmanager
-def undamaged(path: Path) -> Generator[None]:
+def report_damage(path: Path) -> Generator[None]:
     """Say that a Parquet file is damaged where reading it fails.
 
     Raises:
@@ -85,7 +85,7 @@ def _read(path: Path, file: pq.ParquetFile, numbers: list[int], columns: list[st
 _GEOMETRY = "geometry"
 
 
-class ParquetRows:
+class ParquetManifest:
     """The rows of a Parquet file.
 
     Raises:
@@ -118,7 +118,7 @@ class ParquetRows:
             read.add(self.geometry)
         first = 0
         try:
-            for batch in record_batches(self.path, self.file, sorted(read)):
+            for batch in read_record_batches(self.path, self.file, sorted(read)):
                 batch = batch if limit is None else batch.slice(0, limit - first)
                 if not batch.num_rows:
                     break
@@ -246,7 +246,7 @@ def _cells(array: pa.Array) -> pa.Array:
     empty = pc.equal(pc.binary_length(array), 0)
     if pc.any(empty).as_py():  # else a copy, of images perhaps, for nothing
         array = pc.if_else(empty, pa.scalar(None, kind), array)
-    return lists_of_one(array)
+    return wrap_in_lists(array)
 
 
 def _is_window(kind: pa.DataType) -> bool:

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from geobind.data.neighbours import Places, Ring, ring_batches
-from geobind.data.sources import Rows, vanished
-from geobind.data.table import Observed
+from geobind.data.neighbours import Coordinates, NeighbourOptions, neighbour_batches
+from geobind.data.sources import RowSource, find_missing_storage
+from geobind.data.table import Row
 from geobind.errors import DataError
-from geobind.utils.hashing import seed_of
+from geobind.utils.hashing import derive_seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-FEWEST = 2  # rows of a batch: one alone has nothing to be told from
+MIN_BATCH_ROWS = 2  # rows of a batch: one alone has nothing to be told from
 
 
 def batch_indices(n: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
@@ -46,7 +46,11 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int) -> NDArray[np.i
     """
     if not 1 <= batch_size <= n:
         rows = "1 row" if n == 1 else f"{n} rows"
-        fix = f"set batch_size to {n} or less, or add rows" if n >= FEWEST else f"it takes {FEWEST} at least"
+        fix = (
+            f"set batch_size to {n} or less, or add rows"
+            if n >= MIN_BATCH_ROWS
+            else f"it takes {MIN_BATCH_ROWS} at least"
+        )
         raise DataError(f"{rows} cannot fill a batch of {batch_size}; {fix}")
     epoch, batch = divmod(step, n // batch_size)
     return _permutation(n, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
@@ -59,7 +63,7 @@ def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return order
 
 
-def replacement(
+def draw_replacement(
     n: int,
     batch_size: int,
     step: int,
@@ -83,26 +87,26 @@ def replacement(
 
 
 def python_random(*numbers: int) -> random.Random:
-    """Return a generator that draws what `random` draws after `seeded` with the same numbers."""
-    return random.Random(_seeds(*numbers)[1])
+    """Return a generator that draws what `random` draws after `seeded_rng` with the same numbers."""
+    return random.Random(_derive_seeds(*numbers)[1])
 
 
-def _seeds(*numbers: int) -> tuple[int, int, int]:
+def _derive_seeds(*numbers: int) -> tuple[int, int, int]:
     numpy_seed, python_seed, torch_seed = np.random.SeedSequence(numbers).generate_state(3)
     return int(numpy_seed), int(python_seed), int(torch_seed)
 
 
 @contextmanager
-def seeded(*numbers: int) -> Generator[None]:
+def seeded_rng(*numbers: int) -> Generator[None]:
     """Seed torch, numpy and random from these numbers, and put back what they were in the main process."""
-    with kept():
-        seed(*numbers)
+    with preserve_rng():
+        seed_rng(*numbers)
         yield
 
 
-def seed(*numbers: int) -> None:
+def seed_rng(*numbers: int) -> None:
     """Seed torch, numpy and random from these numbers."""
-    numpy_seed, python_seed, torch_seed = _seeds(*numbers)
+    numpy_seed, python_seed, torch_seed = _derive_seeds(*numbers)
     torch.default_generator.manual_seed(torch_seed)  # as `seed_torch` does it
     np.random.seed(numpy_seed)
     random.seed(python_seed)
@@ -119,7 +123,7 @@ def seed_torch(device: torch.device, number: int) -> None:
 
 
 @contextmanager
-def kept() -> Generator[None]:
+def preserve_rng() -> Generator[None]:
     """Put back what torch, numpy and random were, in the main process.
 
     It takes as long as a tenth of preparing an image, so do it once for many.
@@ -141,19 +145,19 @@ _GOLDEN = (
 ) / 2  # its multiples, modulo 1, fill an interval more evenly than those of any other number
 
 
-class Source(NamedTuple):
+class WeightedSource(NamedTuple):
     """Where some of a stage's rows come from."""
 
     name: str  # what messages call it
-    rows: Rows
+    rows: RowSource
     weight: float | None = None  # how many of the rows drawn are its own; None: as many as it has
 
 
 @dataclass(frozen=True, eq=False)
-class Mixture:
+class MixedDataset:
     """The rows of a stage, those of its first source first."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[WeightedSource, ...]
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
@@ -169,14 +173,14 @@ class Mixture:
     def __len__(self) -> int:
         return sum(len(source.rows) for source in self.sources)
 
-    def __getitem__(self, row: int) -> Observed:
-        source = source_of(self.starts, row)
+    def __getitem__(self, row: int) -> Row:
+        source = find_source(self.starts, row)
         return self.sources[source].rows[row - self.starts[source]]
 
     def vanished(self, row: int) -> str | None:
         """Say that the data of a row's source are gone, if they are."""
-        source = source_of(self.starts, row)
-        return vanished(self.sources[source].rows, row - self.starts[source])
+        source = find_source(self.starts, row)
+        return find_missing_storage(self.sources[source].rows, row - self.starts[source])
 
     def name_of(self, source: int | None) -> str:
         """Return what messages call a source; nothing of none."""
@@ -187,13 +191,13 @@ class Mixture:
         return sum(len(source.rows.rows_with(names)) for source in self.sources)
 
     @cached_property
-    def places(self) -> tuple[Places, ...]:
+    def places(self) -> tuple[Coordinates, ...]:
         """Where the rows of each source are.
 
         Raises:
             DataError: None of a source's says where it is.
         """
-        found: list[Places] = []
+        found: list[Coordinates] = []
         for source in self.sources:
             known = source.rows.known()
             if not np.isfinite(known.lat_N).any():
@@ -201,10 +205,12 @@ class Mixture:
                     f"{source.name}: no row has a place, but batches of neighbours are asked for "
                     f"(`batches.near_km`); give it columns `lat` and `lon`, or map them with `columns`"
                 )
-            found.append(Places(known.lat_N, known.lon_N))
+            found.append(Coordinates(known.lat_N, known.lon_N))
         return tuple(found)
 
-    def plan(self, batch_size: int, seed: int, *, mixed: bool = False, ring: Ring | None = None) -> Plan:
+    def plan(
+        self, batch_size: int, seed: int, *, mixed: bool = False, ring: NeighbourOptions | None = None
+    ) -> BatchSampler:
         """Plan which rows each step takes.
 
         Args:
@@ -217,7 +223,7 @@ class Mixture:
             DataError: A source has too few rows for its part of a batch, or no part in it, or no places.
         """
         sizes = tuple(len(source.rows) for source in self.sources)
-        plan = Plan(sizes, batch_size, seed, self.shares, mixed, ring, self.places if ring else ())
+        plan = BatchSampler(sizes, batch_size, seed, self.shares, mixed, ring, self.places if ring else ())
         for source, share, wanted in zip(self.sources, self.shares, plan.wanted, strict=True):
             if not wanted:
                 raise DataError(
@@ -232,7 +238,7 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchSampler:
     """Which rows each step takes: a function of the seed and the step alone.
 
     Each source is gone through in epochs of its own, in a new order each time. Steps alternate between the
@@ -244,8 +250,8 @@ class Plan:
     seed: int
     shares: tuple[float, ...] = (1.0,)  # of the rows drawn, summing to 1
     mixed: bool = False  # whether a batch holds rows of all sources
-    ring: Ring | None = None  # the neighbours that batches hold
-    places: tuple[Places, ...] = ()  # of the rows of each source, if there is a ring
+    ring: NeighbourOptions | None = None  # the neighbours that batches hold
+    places: tuple[Coordinates, ...] = ()  # of the rows of each source, if there is a ring
 
     @property
     def wanted(self) -> tuple[int, ...]:
@@ -279,12 +285,12 @@ class Plan:
 
     def replacement(self, step: int, row: int, attempt: int) -> int:
         """Return the row that stands in for a broken one: of its source, and if it can be not in the step."""
-        source = source_of(tuple(map(self._start, range(len(self.sizes)))), row)
+        source = find_source(tuple(map(self._start, range(len(self.sizes)))), row)
         count, turn = next((count, turn) for part, count, turn in self._parts(step) if part == source)
         start = self._start(source)
         size, seed = self.sizes[source], self._seed(source)
         batch = self._batch(source, count, turn)
-        return start + replacement(size, count, turn, seed, row - start, attempt, batch)
+        return start + draw_replacement(size, count, turn, seed, row - start, attempt, batch)
 
     def _batch(self, source: int, count: int, turn: int) -> NDArray[np.int64]:
         """The rows of a source that its `turn`-th step takes, counted in it."""
@@ -292,7 +298,7 @@ class Plan:
         if self.ring is None:
             return batch_indices(size, count, turn, seed)
         epoch, batch = divmod(turn, size // count)
-        return ring_batches(self.places[source], self.ring, count, seed, epoch)[batch]
+        return neighbour_batches(self.places[source], self.ring, count, seed, epoch)[batch]
 
     def _parts(self, step: int) -> list[tuple[int, int, int]]:
         """The sources of a step, how many rows of each, and how many steps had some of it before."""
@@ -300,27 +306,27 @@ class Plan:
             return [(0, self.batch_size, step)]
         if self.mixed:
             return [(source, count, step) for source, count in enumerate(self.wanted)]
-        source_T, turn_T = _alternation(self.shares, self.seed, 1 << max(10, (step + 1).bit_length()))
+        source_T, turn_T = _alternate_sources(self.shares, self.seed, 1 << max(10, (step + 1).bit_length()))
         return [(int(source_T[step]), self.batch_size, int(turn_T[step]))]
 
     def _start(self, source: int) -> int:
         return sum(self.sizes[:source])
 
     def _seed(self, source: int) -> int:
-        return self.seed if len(self.sizes) == 1 else seed_of(self.seed, "source", source)
+        return self.seed if len(self.sizes) == 1 else derive_seed(self.seed, "source", source)
 
 
-def source_of(starts: Sequence[int], row: int) -> int:
+def find_source(starts: Sequence[int], row: int) -> int:
     """Return which source a row is of."""
     return bisect_right(starts, row) - 1
 
 
 @lru_cache(maxsize=4)
-def _alternation(
+def _alternate_sources(
     shares: tuple[float, ...], seed: int, steps: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The source of each step, and how many steps had it before."""
-    first = seed_of(seed, "mixture") / 2**63
+    first = derive_seed(seed, "mixture") / 2**63
     edges = np.cumsum(shares)[:-1]
     source_T = np.searchsorted(edges, (first + _GOLDEN * np.arange(steps)) % 1.0, side="right")
     turn_T = np.zeros(steps, dtype=np.int64)

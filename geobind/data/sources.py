@@ -15,9 +15,9 @@ import numpy as np
 
 from geobind.data.columns import ArrowColumn
 from geobind.data.rasters.column import RasterColumn
-from geobind.data.readers.files import Files
-from geobind.data.readers.tar import member_of
-from geobind.data.table import Observed
+from geobind.data.readers.files import FileResolver
+from geobind.data.readers.tar import parse_member
+from geobind.data.table import Row
 from geobind.errors import DataError
 from geobind.modality import Pair, Place
 
@@ -31,7 +31,7 @@ _OTHERS = 8  # files of other rows that are looked for before all are said to be
 
 
 @runtime_checkable
-class CanVanish(Protocol):
+class DetectsMissingStorage(Protocol):
     """Rows whose files can go away."""
 
     def vanished(self, row: int) -> str | None:
@@ -39,12 +39,12 @@ class CanVanish(Protocol):
         ...
 
 
-def vanished(rows: object, row: int) -> str | None:
+def find_missing_storage(rows: object, row: int) -> str | None:
     """Say that data are gone, once a row of them cannot be used; None if only this row is at fault."""
-    return rows.vanished(row) if isinstance(rows, CanVanish) else None
+    return rows.vanished(row) if isinstance(rows, DetectsMissingStorage) else None
 
 
-def vanished_of(table: Table, index: int) -> str | None:
+def find_missing_files(table: Table, index: int) -> str | None:
     """Say that the files of a table are gone: that of a row, and those of all other rows looked at.
 
     Args:
@@ -57,13 +57,15 @@ def vanished_of(table: Table, index: int) -> str | None:
         if not isinstance(column, ArrowColumn | RasterColumn) or column.files is None:
             continue
         files = column.files
-        own = _missing(files, _names(column, int(table.rows_N[index])))
+        own = _find_missing_file(files, _list_file_names(column, int(table.rows_N[index])))
         if own is None:
             continue
-        rest = [_missing(files, names) for row in others if (names := _names(column, row))]
+        rest = [
+            _find_missing_file(files, names) for row in others if (names := _list_file_names(column, row))
+        ]
         if not rest or None in rest:
             continue
-        folder, reason = _gone(own)
+        folder, reason = _find_missing_folder(own)
         return (
             f"{table.name}: the files of '{name}' are gone: {own} and {len(rest)} of {len(rest)} others "
             f"looked for are not there ({folder}: {reason}); mount or restore that and go on with --resume"
@@ -71,15 +73,15 @@ def vanished_of(table: Table, index: int) -> str | None:
     return None
 
 
-def _names(column: ArrowColumn | RasterColumn, row: int) -> list[str]:
+def _list_file_names(column: ArrowColumn | RasterColumn, row: int) -> list[str]:
     return [name for _, name in column.file_names(np.array([row], dtype=np.int32), 1)]
 
 
-def _missing(files: Files, names: list[str]) -> Path | None:
+def _find_missing_file(files: FileResolver, names: list[str]) -> Path | None:
     """Return the file on disk that is to be read and is not there."""
     for name in names:
         try:
-            member = member_of(name)
+            member = parse_member(name)
             path = files(name if member is None else member.tar)
         except DataError:
             return None  # a name that is wrong says nothing about others
@@ -90,7 +92,7 @@ def _missing(files: Files, names: list[str]) -> Path | None:
     return None
 
 
-def _gone(path: Path) -> tuple[Path, str]:
+def _find_missing_folder(path: Path) -> tuple[Path, str]:
     """Find the topmost folder that is missing, out of reach, or an empty mount point; say which it is."""
     found = path, "no such file"
     for folder in path.parents:
@@ -107,23 +109,23 @@ def _gone(path: Path) -> tuple[Path, str]:
 _HOUR = 3600 * 1_000_000  # microseconds
 
 
-class Rows(Protocol):
+class RowSource(Protocol):
     """Rows of one source. They pickle small: every process that loads data has them."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Observed: ...
+    def __getitem__(self, index: int, /) -> Row: ...
 
     def rows_with(self, names: Collection[str]) -> NDArray[np.int64]:
         """Return the numbers of the rows that have all of these modalities."""
         ...
 
-    def known(self) -> Known:
+    def known(self) -> RowMetadata:
         """Return what is known about all rows."""
         ...
 
 
-class Known(NamedTuple):
+class RowMetadata(NamedTuple):
     """What is known about rows, as arrays (N,): NaN, or None, where it is not."""
 
     lat_N: NDArray[np.float64]
@@ -142,18 +144,18 @@ class TableRows:
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, index: int) -> Observed:
+    def __getitem__(self, index: int) -> Row:
         return self.table.observed(index, self.names)
 
     def vanished(self, row: int) -> str | None:
         """Say that the data are gone if this row's file is not there, nor those of other rows."""
-        return vanished_of(self.table, row)
+        return find_missing_files(self.table, row)
 
     def rows_with(self, names: Collection[str]) -> NDArray[np.int64]:
         """Return the numbers of the rows that have all of these modalities."""
         return self.table.rows_with(names)
 
-    def known(self) -> Known:
+    def known(self) -> RowMetadata:
         """Return what is known about all rows."""
         count, table = len(self), self.table
         lat_N, lon_N = (np.full(count, np.nan) if part is None else part for part in (table.lat, table.lon))
@@ -162,11 +164,11 @@ class TableRows:
             since_N = (table.time - np.datetime64(0, "us")).astype("timedelta64[us]")
             there_N = ~np.isnat(since_N) & np.isfinite(lat_N)
             hour_N[there_N] = since_N[there_N].astype(np.int64) / _HOUR
-        return Known(lat_N, lon_N, hour_N, np.array(table.labels or [None] * count, dtype=object))
+        return RowMetadata(lat_N, lon_N, hour_N, np.array(table.labels or [None] * count, dtype=object))
 
 
 @dataclass(frozen=True, eq=False)
-class OwnRows:
+class PluginPairs:
     """The pairs that a plugin brings, as rows."""
 
     pairs: Sequence[Pair]
@@ -176,25 +178,25 @@ class OwnRows:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> Observed:
+    def __getitem__(self, index: int) -> Row:
         pair = self.pairs[index]
         raws = {self.anchor: pair.anchor, self.other: pair.other}
-        return Observed(raws, pair.key, pair.place, pair.label)
+        return Row(raws, pair.key, pair.place, pair.label)
 
     def rows_with(self, names: Collection[str]) -> NDArray[np.int64]:
         """Return all rows, or none: each has the two modalities and no other."""
         return np.arange(len(self.pairs) if set(names) <= {self.anchor, self.other} else 0)
 
-    def known(self) -> Known:
+    def known(self) -> RowMetadata:
         """Return what is known about all rows."""
         pairs = [self.pairs[row] for row in range(len(self))]
         places = [pair.place or Place(np.nan, np.nan) for pair in pairs]
-        found_N3 = np.array([(at.lat, at.lon, hours_of(at)) for at in places], dtype=np.float64)
+        found_N3 = np.array([(at.lat, at.lon, hours_since_1970(at)) for at in places], dtype=np.float64)
         lat_N, lon_N, hour_N = found_N3.reshape(len(pairs), 3).T
-        return Known(lat_N, lon_N, hour_N, np.array([pair.label for pair in pairs], dtype=object))
+        return RowMetadata(lat_N, lon_N, hour_N, np.array([pair.label for pair in pairs], dtype=object))
 
 
-def hours_of(place: Place | None) -> float:
+def hours_since_1970(place: Place | None) -> float:
     """Return when something was observed, in hours since 1970; NaN if that is unknown.
 
     A time that names no zone is UTC, as in tables.

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from geobind.data.delimited import Rows
-from geobind.data.manifest import manifest_files
-from geobind.data.parquet import ParquetRows, undamaged
-from geobind.data.readers.files import listed
+from geobind.data.delimited import DelimitedFile
+from geobind.data.manifest import list_manifest_files
+from geobind.data.parquet import ParquetManifest, report_damage
+from geobind.data.readers.files import join_names
 from geobind.errors import DataError
-from geobind.utils.geo import cells_of, nearest_km
-from geobind.utils.hashing import seed_of
+from geobind.utils.geo import assign_cells, nearest_km
+from geobind.utils.hashing import derive_seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +70,7 @@ def split_places(places_NLL: NDArray[np.float64], options: SplitOptions) -> list
     Returns:
         The split of each row; None of a row that lies within `buffer_km` of the first split but in another.
     """
-    splits = split_units(cells_of(places_NLL, options.cell_km).tolist(), options)
+    splits = split_units(assign_cells(places_NLL, options.cell_km).tolist(), options)
     if not options.buffer_km:
         return splits
     first_N = np.array([split == options.split_names[0] for split in splits])
@@ -93,7 +93,7 @@ def split_units(units: Sequence[Any], options: SplitOptions) -> list[str | None]
         sizes[unit] = sizes.get(unit, 0) + 1
     least = min(options.shares) * count
     turns = sorted(
-        sizes, key=lambda unit: (-sizes[unit] if sizes[unit] > least else 0, seed_of(options.seed, unit))
+        sizes, key=lambda unit: (-sizes[unit] if sizes[unit] > least else 0, derive_seed(options.seed, unit))
     )
     lacking = [share * count for share in options.shares]
     chosen: dict[Any, str] = {}
@@ -121,19 +121,19 @@ def split_manifest(
     Raises:
         DataError: The manifest has no such columns, a row has no place or group, or a split would be empty.
     """
-    from geobind.utils.files import write
+    from geobind.utils.files import write_atomic
 
     said = {name: name for name in ("lat", "lon", "split", "group")} | dict(columns or {})
     said |= {"group": options.group} if options.group else {}
     if manifest.is_dir():
         raise DataError(f"{manifest}: is a folder; split the manifest it was packed from")
-    (manifest,) = manifest_files(manifest)
+    (manifest,) = list_manifest_files(manifest)
     if target.suffix.lower() != manifest.suffix.lower():
         raise DataError(f"{target}: must end in {manifest.suffix}, as {manifest.name} does")
     wanted = {"place": [said["lat"], said["lon"]], "group": [said["group"]], "random": []}[options.by]
     packed = manifest.suffix.lower() in (".parquet", ".geoparquet")
-    values = _packed_values(manifest, wanted) if packed else _text_values(manifest, wanted)
-    splits = _assigned(values, options, said, manifest)
+    values = _read_parquet_values(manifest, wanted) if packed else _read_text_values(manifest, wanted)
+    splits = _assign_splits(values, options, said, manifest)
     counts = {name: splits.count(name) for name in (*options.split_names, None) if name or None in splits}
     empty = next((name for name in options.split_names if not counts[name]), None)
     if empty:
@@ -141,12 +141,18 @@ def split_manifest(
             f"{manifest}: split '{empty}' would be empty: {len(splits)} rows are too few, or lie in too few "
             "cells or groups; make cells smaller (--cell-km) or the share larger (--shares)"
         )
-    encode = _packed if packed else _lines if manifest.suffix.lower() == ".jsonl" else _table
-    write(target, encode(manifest, splits, said["split"]))
+    encode = (
+        _encode_parquet
+        if packed
+        else _encode_jsonl
+        if manifest.suffix.lower() == ".jsonl"
+        else _encode_delimited
+    )
+    write_atomic(target, encode(manifest, splits, said["split"]))
     return {name or "": count for name, count in counts.items()}
 
 
-def _assigned(
+def _assign_splits(
     values: dict[str, list[Any]], options: SplitOptions, said: Mapping[str, str], manifest: Path
 ) -> list[str | None]:
     from geobind.data.delimited import CellError, degrees_to_arrow
@@ -171,8 +177,8 @@ def _assigned(
     return split_places(np.stack(axes, axis=1), options)
 
 
-def _text_values(manifest: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
-    rows = Rows(manifest)
+def _read_text_values(manifest: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
+    rows = DelimitedFile(manifest)
     values: dict[str, list[Any]] = {"": [], **{column: [] for column in wanted}}
     for lines, columns in rows:
         values[""] += lines
@@ -182,10 +188,10 @@ def _text_values(manifest: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
     return values
 
 
-def _packed_values(manifest: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
-    rows = ParquetRows(manifest)
+def _read_parquet_values(manifest: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
+    rows = ParquetManifest(manifest)
     _check(rows.file.schema_arrow.names, wanted, manifest)
-    with undamaged(manifest):
+    with report_damage(manifest):
         table = rows.file.read(columns=list(wanted))
     return {"": list(range(rows.file.metadata.num_rows)), **{c: table.column(c).to_pylist() for c in wanted}}
 
@@ -194,16 +200,16 @@ def _check(there: Any, wanted: Sequence[str], manifest: Path) -> None:
     for column in wanted:
         if column not in there:
             raise DataError(
-                f"{manifest}: has no column '{column}' to split by; its columns: {listed(there)}; name "
+                f"{manifest}: has no column '{column}' to split by; its columns: {join_names(there)}; name "
                 "another, with --column lat=COLUMN --column lon=COLUMN or --by group --group COLUMN"
             )
 
 
-def _table(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
+def _encode_delimited(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
     delimiter = "\t" if manifest.suffix.lower() == ".tsv" else ","
     target = io.StringIO()
     writer = csv.writer(target, delimiter=delimiter, lineterminator="\n")
-    rows, left = Rows(manifest), iter(splits)
+    rows, left = DelimitedFile(manifest), iter(splits)
     for number, (lines, columns) in enumerate(rows):
         columns[column] = [next(left) or "" for _ in lines]
         if not number:
@@ -212,7 +218,7 @@ def _table(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
     return target.getvalue().encode()
 
 
-def _lines(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
+def _encode_jsonl(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
     with open(manifest, "rb") as file:
         texts = [line for raw in file if (line := raw.decode("utf-8-sig")).strip()]
     rows = (
@@ -222,16 +228,16 @@ def _lines(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
     return "".join(f"{row}\n" for row in rows).encode()
 
 
-def _packed(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
+def _encode_parquet(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file, target, first = ParquetRows(manifest).file, io.BytesIO(), 0
+    file, target, first = ParquetManifest(manifest).file, io.BytesIO(), 0
     schema = file.schema_arrow
     index = schema.get_field_index(column)
     field = pa.field(column, pa.string())
     schema = schema.append(field) if index < 0 else schema.set(index, field)
-    with undamaged(manifest), pq.ParquetWriter(target, schema, compression="zstd") as writer:
+    with report_damage(manifest), pq.ParquetWriter(target, schema, compression="zstd") as writer:
         for batch in file.iter_batches(1024):
             values = pa.array(splits[first : first + batch.num_rows], pa.string())
             table = pa.Table.from_batches([batch])

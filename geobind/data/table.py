@@ -14,16 +14,22 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overl
 import numpy as np
 import pyarrow as pa
 
-from geobind.data.columns import ArrowColumn, Column, chosen_columns, manifest_columns, with_first
-from geobind.data.manifest import arrow_of_manifest
+from geobind.data.columns import (
+    ArrowColumn,
+    TableColumn,
+    keep_first_observations,
+    open_manifest_columns,
+    select_columns,
+)
+from geobind.data.manifest import convert_manifest
 from geobind.data.options import DataOptions
 from geobind.data.rasters.column import RasterColumn
-from geobind.data.readers.files import Files
+from geobind.data.readers.files import FileResolver
 from geobind.data.toyearth_table import NAME as TOYEARTH
 from geobind.errors import DataError
 from geobind.licences import GENERATED, UNSTATED
 from geobind.modality import Pair, Place
-from geobind.utils.arrow import mapped_table, pc
+from geobind.utils.arrow import map_arrow_table, pc
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -32,7 +38,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Observed(NamedTuple):
+class Row(NamedTuple):
     """What was observed of one place, by modality, and what is known about it."""
 
     raws: Mapping[str, Any]  # raw inputs, or lists of equally good ones; None where it is missing
@@ -42,7 +48,7 @@ class Observed(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Lazy(Sequence[T], Generic[T]):
+class LazySequence(Sequence[T], Generic[T]):
     """A sequence whose items are made when asked for; a slice is such a sequence again."""
 
     rows_N: NDArray[np.int32]
@@ -54,8 +60,8 @@ class Lazy(Sequence[T], Generic[T]):
     @overload
     def __getitem__(self, index: int) -> T: ...
     @overload
-    def __getitem__(self, index: slice) -> Lazy[T]: ...
-    def __getitem__(self, index: int | slice) -> T | Lazy[T]:
+    def __getitem__(self, index: slice) -> LazySequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | LazySequence[T]:
         if isinstance(index, slice):
             return replace(self, rows_N=self.rows_N[index])
         return self.make(int(self.rows_N[index]))
@@ -75,7 +81,7 @@ class Known:
     @property
     def keys(self) -> Sequence[str]:
         """What names each row in messages: column `key`, or else the file and line."""
-        return Lazy(self.rows_N, self._key)
+        return LazySequence(self.rows_N, self._key)
 
     @property
     def splits(self) -> dict[str, int]:
@@ -115,7 +121,7 @@ class Known:
         return self._array("time")
 
     def _cell(self, field: str, row: int) -> Any:
-        table = mapped_table(self.path)
+        table = map_arrow_table(self.path)
         return table.column(field)[row].as_py() if field in table.column_names else None
 
     def _key(self, row: int) -> str:
@@ -126,7 +132,7 @@ class Known:
         return None if lat is None else Place(lat, self._cell("lon", row), time and time.replace(tzinfo=UTC))
 
     def _taken(self, field: str) -> pa.ChunkedArray | None:
-        table = mapped_table(self.path)
+        table = map_arrow_table(self.path)
         if field not in table.column_names:
             return None
         values = table.column(field).take(pa.array(self.rows_N))
@@ -151,7 +157,7 @@ class Table(Known):
     It pickles small, because the cells lie in memory-mapped files that every process shares.
     """
 
-    columns: Mapping[str, Column]  # by modality
+    columns: Mapping[str, TableColumn]  # by modality
     view: str = ""  # the split, if it is one
 
     def split(self, name: str) -> Table:
@@ -160,7 +166,7 @@ class Table(Known):
         Raises:
             DataError: There are none; the message lists the splits there are.
         """
-        words = mapped_table(self.path).column("split")
+        words = map_arrow_table(self.path).column("split")
         chosen_N = pc.fill_null(pc.equal(words, name), False).to_numpy()
         rows_N = self.rows_N[chosen_N[self.rows_N]]
         if not len(rows_N):
@@ -187,9 +193,9 @@ class Table(Known):
         """
         if not self._present_N(name).any():
             raise DataError(f"{self.name}: has nothing for '{name}'{self._of_view()}; {self._advice(name)}")
-        return Lazy(self.rows_N, self.columns[name].__getitem__)
+        return LazySequence(self.rows_N, self.columns[name].__getitem__)
 
-    def pairs(self, anchor: str, other: str) -> Pairs:
+    def pairs(self, anchor: str, other: str) -> TablePairs:
         """Return the rows that have both modalities as pairs, whose cells are read when asked for.
 
         Raises:
@@ -203,9 +209,9 @@ class Table(Known):
                 f"{self.name}: no row{self._of_view()} has both '{anchor}' and '{other}': of {len(self)} "
                 f"rows, {' and '.join(counts)}; {self._advice(lacking)}"
             )
-        return Pairs(table, anchor, other)
+        return TablePairs(table, anchor, other)
 
-    def observed(self, index: int, names: Collection[str]) -> Observed:
+    def observed(self, index: int, names: Collection[str]) -> Row:
         """Return raw inputs of one row (counted in this table), and what is known about it."""
         row = int(self.rows_N[index])
         key = self._key(row)
@@ -213,7 +219,7 @@ class Table(Known):
             raws = {name: self.columns[name][row] for name in names}
         except DataError as error:
             raise DataError(f"{key}: {error}") from error
-        return Observed(raws, key, self._place(row), self._cell("label", row))
+        return Row(raws, key, self._place(row), self._cell("label", row))
 
     def check_files(self, limit: int = 100_000) -> int:
         """Check that the files named are there, lie where they may, and are not empty.
@@ -259,7 +265,7 @@ class Table(Known):
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs(Sequence[Pair]):
+class TablePairs(Sequence[Pair]):
     """The pairs of two modalities, one for each row of `table`; a slice is such a sequence again."""
 
     table: Table  # only rows that have both
@@ -272,8 +278,8 @@ class Pairs(Sequence[Pair]):
     @overload
     def __getitem__(self, index: int) -> Pair: ...
     @overload
-    def __getitem__(self, index: slice) -> Pairs: ...
-    def __getitem__(self, index: int | slice) -> Pair | Pairs:
+    def __getitem__(self, index: slice) -> TablePairs: ...
+    def __getitem__(self, index: int | slice) -> Pair | TablePairs:
         if isinstance(index, slice):
             return replace(self, table=self.table.take(np.arange(len(self))[index]))
         raws, key, place, label = self.table.observed(index, (self.anchor, self.other))
@@ -295,26 +301,28 @@ def open_table(options: DataOptions, base: Path, names: Collection[str]) -> Tabl
         from geobind.data.toyearth_table import open_toyearth
 
         name, path, there = open_toyearth(options.toyearth)
-        columns = chosen_columns(there, options.columns, names, name)
+        columns = select_columns(there, options.columns, names, name)
     else:
         manifest = base / cast(Path, options.manifest)
         name = manifest.name
         held = [name for name in names if name not in options.rasters or not options.rasters[name].paths]
-        path = arrow_of_manifest(manifest, options.columns, held, options.limit)
+        path = convert_manifest(manifest, options.columns, held, options.limit)
         folder = manifest if manifest.is_dir() else manifest.parent
-        files = Files(base / options.root if options.root else folder, tuple(base / f for f in options.links))
-        columns = manifest_columns(path, options, names, files, name)
-    count = mapped_table(path).num_rows
-    columns = with_first(columns, options.first, names)
+        files = FileResolver(
+            base / options.root if options.root else folder, tuple(base / f for f in options.links)
+        )
+        columns = open_manifest_columns(path, options, names, files, name)
+    count = map_arrow_table(path).num_rows
+    columns = keep_first_observations(columns, options.first, names)
     return Table(name, path, np.arange(min(count, options.limit or count), dtype=np.int32), columns)
 
 
 COLUMN = "licence"
 
 
-def licences(table: Table) -> dict[str, int]:
+def count_licences(table: Table) -> dict[str, int]:
     """Count a table's rows by their `licence`, the most frequent first; empty when it has no such column."""
-    rows = mapped_table(table.path)
+    rows = map_arrow_table(table.path)
     if COLUMN not in rows.column_names:
         return {GENERATED: len(table)} if table.name == TOYEARTH else {}
     words: Sequence[str | None] = rows.column(COLUMN).take(table.rows_N).to_pylist()

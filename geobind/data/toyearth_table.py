@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 
 from geobind.data.cache import build_once, cache_root, fingerprint
-from geobind.data.columns import ArrayColumn, ArrowColumn, Column
+from geobind.data.columns import ArrayColumn, ArrowColumn, TableColumn
 from geobind.data.options import ToyEarthOptions
 from geobind.errors import DataError
-from geobind.utils.arrow import mapped_table
-from geobind.utils.progress import track, watched
+from geobind.utils.arrow import map_arrow_table
+from geobind.utils.progress import is_interactive, track
 from geobind_toyearth.planet import FACTS, Places
 
 _log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _YEAR = 2024
 _ARRAYS = ("tile", "photo", "sound", "facts")
 
 
-def open_toyearth(options: ToyEarthOptions) -> tuple[str, Path, Mapping[str, Column]]:
+def open_toyearth(options: ToyEarthOptions) -> tuple[str, Path, Mapping[str, TableColumn]]:
     """Return toy Earth's name, the Arrow file of its places, and its columns, rendered if need be.
 
     The columns are `tile` and `photo` (uint8 arrays), `sound` (int16 array and rate), `captions` (a list of
@@ -45,12 +45,12 @@ def open_toyearth(options: ToyEarthOptions) -> tuple[str, Path, Mapping[str, Col
     """
     # Without rows for validation it is the planet that it was before there were any.
     asked = options.model_dump(exclude=set() if options.validation else {"validation"})
-    made_from = (asked, _version_of_renderers())
+    made_from = (asked, _hash_renderers())
     folder = build_once(
         cache_root() / NAME / fingerprint(*made_from), lambda target: _render(target, options)
     )
     path = folder / "rows.arrow"
-    columns: dict[str, Column] = {name: ArrayColumn(folder / f"{name}.npy") for name in _ARRAYS}
+    columns: dict[str, TableColumn] = {name: ArrayColumn(folder / f"{name}.npy") for name in _ARRAYS}
     columns["sound"] = ArrayColumn(folder / "sound.npy", options.rate)
     columns["captions"] = ArrowColumn(path, "captions")
     return NAME, path, columns
@@ -73,7 +73,7 @@ def write_toyearth(folder: Path, options: ToyEarthOptions) -> Path:
     manifest = folder / "manifest.csv"
     if manifest.exists():
         raise DataError(f"{manifest}: is there already; choose another folder or delete it")
-    rows = mapped_table(path).drop_columns(["line"]).to_pylist()
+    rows = map_arrow_table(path).drop_columns(["line"]).to_pylist()
     try:
         for name in ("tile", "photo", "sound"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def write_toyearth(folder: Path, options: ToyEarthOptions) -> Path:
     return manifest
 
 
-def places_of(options: ToyEarthOptions) -> Places:
+def list_places(options: ToyEarthOptions) -> Places:
     """The places of toy Earth, in the order of its rows: to train on, held out, and for validation."""
     from geobind_toyearth import Planet
 
@@ -128,10 +128,10 @@ def render_column(name: str, places: Places, options: ToyEarthOptions) -> Sequen
 
 
 def _render(folder: Path, options: ToyEarthOptions) -> None:
-    places = places_of(options)
+    places = list_places(options)
     count = len(places.lat)
     starts = range(0, count, _CHUNK)
-    if not watched() and count >= 1000:  # no bar will be seen
+    if not is_interactive() and count >= 1000:  # no bar will be seen
         _log.info("rendering toy Earth: %d places, once, into %s", count, folder.parent)
     shapes = {
         "tile": ((options.tile_size, options.tile_size, 3), np.uint8),
@@ -195,7 +195,7 @@ def _labels(places: Places) -> list[str]:
     return ["town" if town else names[most] for most, town in zip(most_N, towns_N, strict=True)]
 
 
-def _version_of_renderers() -> str:
+def _hash_renderers() -> str:
     """Hash the source of the renderers, so that pictures of an older version are never taken for theirs."""
     spec = find_spec("geobind_toyearth")
     folders = (spec and spec.submodule_search_locations) or []
@@ -207,7 +207,7 @@ def _version_of_renderers() -> str:
 MOMENT = ("summer", "spring", "daylight", "morning", "wind", "rain")
 
 
-def put_together(
+def combine_places(
     options: ToyEarthOptions, land_N: NDArray[np.integer], moment_N: NDArray[np.integer]
 ) -> Places:
     """Make places with the land of some rows, seen at the moment of others.
@@ -220,7 +220,7 @@ def put_together(
         land_N: Rows of its table.
         moment_N: As many rows.
     """
-    places = places_of(options)
+    places = list_places(options)
     land, moment = places.take(land_N), places.take(moment_N)
     passing_F = np.isin(FACTS, MOMENT)
     facts_NF = np.where(passing_F, moment.facts, land.facts)

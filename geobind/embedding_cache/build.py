@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from geobind.data.loader import Failed, collate, load
-from geobind.data.sampler import seeded
-from geobind.data.sources import vanished
+from geobind.data.loader import Failure, collate, load_batches
+from geobind.data.sampler import seeded_rng
+from geobind.data.sources import find_missing_storage
 from geobind.embedding_cache.keys import (
     MISSING,
     FileHashes,
@@ -106,7 +106,7 @@ class Filling:
         samples = _Observations(self, wanted)
         self._written = time.monotonic()
         title = f"embedding {self.modality.name}"
-        loaded = load(samples, batches, _collate, self.workers)
+        loaded = load_batches(samples, batches, _collate, self.workers)
         try:
             for good, batch, broken, drew in track(loaded, title, len(batches)):
                 if drew:
@@ -154,21 +154,21 @@ class _Observations(Dataset[Any]):
         self.modality, self.raws, self.wanted = filling.modality, filling.raws, wanted
         self.augmented, self.views = filling.augmented, filling.views
 
-    def __getitem__(self, number: int) -> _Sample | Failed:
+    def __getitem__(self, number: int) -> _Sample | Failure:
         row, item, _, content = self.wanted[number]
         try:
             raw = self.raws[row]
             one = raw[item] if isinstance(raw, list) else raw
             # The numbers of a view come from its content: it is the same in every run.
-            with seeded(*content):
+            with seeded_rng(*content):
                 prepared = self.modality.prepare(one, training=self.augmented)
                 after = _next_draws()
-            with seeded(*content):
+            with seeded_rng(*content):
                 drew = after != _next_draws()
             return _Sample(number, prepared, drew=drew and not self.views)
         except DataError as error:
-            if gone := vanished(self.raws, row):
-                return Failed(gone)
+            if gone := find_missing_storage(self.raws, row):
+                return Failure(gone)
             return _Sample(number, None, fault=str(error))
         except Exception as error:  # a bug, not the data's fault: it ends the run, but say where
             error.add_note(f"while preparing input {row} of {self.modality.name}")
@@ -385,7 +385,7 @@ def _judge(filling: Filling, seen: Observations, picks: Picks, most: float) -> N
     count = len(picks.row_MK)
     if len(broken) > most * count:
         first = int(np.searchsorted(seen.first_N, next(iter(broken)), side="right")) - 1
-        if gone := vanished(filling.raws, first):
+        if gone := find_missing_storage(filling.raws, first):
             raise DataError(gone)
         listed = "".join(f"\n  {reason}" for reason in [*broken.values()][:_SHOWN])
         raise DataError(

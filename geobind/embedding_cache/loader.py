@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geobind.data.loader import BatchLoader, BatchMeta, Side
+from geobind.data.loader import BatchLoader, BatchMeta, ModalityInput
 from geobind.data.rasters.column import RasterColumn
-from geobind.data.sampler import Mixture, Source, python_random, source_of
-from geobind.data.sources import Known, TableRows
-from geobind.data.table import Lazy, Observed
+from geobind.data.sampler import MixedDataset, WeightedSource, find_source, python_random
+from geobind.data.sources import RowMetadata, TableRows
+from geobind.data.table import LazySequence, Row
 from geobind.embedding_cache.build import Picks, Stored
 from geobind.errors import DataError
 
@@ -35,7 +35,7 @@ class Cells(Sequence[Any]):
         described: Whether to tell what a window of a raster is cut out of, instead of reading it.
     """
 
-    rows: Mixture
+    rows: MixedDataset
     name: str
     described: bool = False
 
@@ -43,7 +43,7 @@ class Cells(Sequence[Any]):
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
-        source = source_of(self.rows.starts, index)
+        source = find_source(self.rows.starts, index)
         there, row = self.rows.sources[source].rows, index - self.rows.starts[source]
         if not isinstance(there, TableRows):
             return there[row].raws.get(self.name)
@@ -63,13 +63,13 @@ class Cells(Sequence[Any]):
 class StoredRows:
     """Rows whose cells, of the modalities that are read from the cache, are numbers of observations."""
 
-    rows: Mixture  # of the other modalities
+    rows: MixedDataset  # of the other modalities
     picks: Mapping[str, Picks]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, row: int) -> Observed:
+    def __getitem__(self, row: int) -> Row:
         seen = self.rows[row]
         return seen._replace(
             raws={**seen.raws, **{name: picks.cell(row) for name, picks in self.picks.items()}}
@@ -80,16 +80,16 @@ class StoredRows:
         return self.rows.vanished(row)
 
 
-def without(rows: Mixture, names: Mapping[str, Any]) -> Mixture:
+def without(rows: MixedDataset, names: Mapping[str, Any]) -> MixedDataset:
     """Return the same rows without some modalities, whose cells are then not read."""
 
-    def less(source: Source) -> Source:
+    def less(source: WeightedSource) -> WeightedSource:
         if not isinstance(source.rows, TableRows):
             return source
         kept = tuple(name for name in source.rows.names if name not in names)
         return source._replace(rows=replace(source.rows, names=kept))
 
-    return Mixture(tuple(map(less, rows.sources)))
+    return MixedDataset(tuple(map(less, rows.sources)))
 
 
 class FromCache:
@@ -117,12 +117,12 @@ class _Known(NamedTuple):
     """What is known about the rows of a stage, so that a step need not look at them one by one."""
 
     key_of: Callable[[int], str]
-    columns: Known
+    columns: RowMetadata
 
     @staticmethod
-    def of(rows: Mixture) -> _Known:
+    def of(rows: MixedDataset) -> _Known:
         parts = [source.rows.known() for source in rows.sources]
-        columns = Known(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        columns = RowMetadata(*(np.concatenate(column) for column in zip(*parts, strict=True)))
         return _Known(lambda row: rows[row].key or f"row {row}", columns)
 
     def meta(self, row_B: NDArray[np.int64]) -> BatchMeta:
@@ -133,7 +133,7 @@ class _Known(NamedTuple):
         placed, timed = not np.isnan(lat_B).all(), not np.isnan(hour_B).all()
         labels = label_B.tolist() if any(label is not None for label in label_B) else None
         return BatchMeta(
-            Lazy(row_B.astype(np.int32), self.key_of),
+            LazySequence(row_B.astype(np.int32), self.key_of),
             lat_B if placed else None,
             lon_B if placed else None,
             labels,
@@ -153,10 +153,10 @@ class StoredLoader:
         stored: What is read from the cache, by modality.
     """
 
-    def __init__(self, loader: BatchLoader, rows: Mixture, stored: Mapping[str, Stored]) -> None:
+    def __init__(self, loader: BatchLoader, rows: MixedDataset, stored: Mapping[str, Stored]) -> None:
         self.stored = dict(stored)
         self._picks: dict[str, Picks] = {name: side.picks for name, side in stored.items()}
-        sides = {name: Side(FromCache(picks)) for name, picks in self._picks.items()}
+        sides = {name: ModalityInput(FromCache(picks)) for name, picks in self._picks.items()}
         self.loader = replace(
             loader, rows=StoredRows(without(rows, stored), self._picks), sides={**loader.sides, **sides}
         )

@@ -25,7 +25,7 @@ from geobind.data.cache import cache_root
 from geobind.embedding_cache.keys import key_of
 from geobind.errors import CheckpointError, DataError, StorageError
 from geobind.utils import files
-from geobind.utils.files import Lock
+from geobind.utils.files import FileLock
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def write_shard(folder: Path, content_M2: NDArray[np.uint64], value_MF: NDArray[
     tensors = {"content": content_M2, "scale": scale_M, "row": row_MF}
     sums = {"index": _sum(content_M2, scale_M), "rows": _sum(row_MF)}
     path = folder / f"{uuid.uuid4().hex}{SUFFIX}"
-    files.write(path, save(tensors, metadata=sums))
+    files.write_atomic(path, save(tensors, metadata=sums))
     return path
 
 
@@ -170,13 +170,13 @@ class Entry:
         self.folder = embeddings_folder() / key_of(facts)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(self.folder / LOCK)
+            self._lock = FileLock(self.folder / LOCK)
             if not (self.folder / FACTS).exists():
                 files.write_json(self.folder / FACTS, facts)
             os.utime(self.folder / FACTS)  # when it was last used, for pruning
             _sweep(self.folder)
         except OSError as error:
-            raise files.refusal(self.folder, error) from error
+            raise files.explain_write_error(self.folder, error) from error
 
     def close(self) -> None:
         """Let it be pruned again; rows that were opened stay readable."""
@@ -199,7 +199,7 @@ class Entry:
 
         Where the disk is full they stay as they are, which is slower and nothing else.
         """
-        with suppress(OSError, StorageError), Lock(self.folder / "merge.lock", alone=True) as alone:
+        with suppress(OSError, StorageError), FileLock(self.folder / "merge.lock", alone=True) as alone:
             small = [shard for shard in open_shards(self.folder) if len(shard.scale_M) < _SMALL]
             if not alone or len(small) < _MANY:
                 return
@@ -433,7 +433,7 @@ def _held(folder: Path) -> Held | None:
 def _removed(folder: Path) -> bool:
     """Remove an entry that no process has open."""
     try:
-        with Lock(folder / LOCK, alone=True) as alone:
+        with FileLock(folder / LOCK, alone=True) as alone:
             if alone:
                 shutil.rmtree(folder, ignore_errors=True)
             return alone

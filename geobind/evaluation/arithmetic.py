@@ -16,14 +16,14 @@ from torch import Tensor
 from geobind.binder import Binder
 from geobind.data.options import DataOptions, ToyEarthOptions
 from geobind.data.table import Table
-from geobind.data.toyearth_table import put_together, render_column
+from geobind.data.toyearth_table import combine_places, render_column
 from geobind.errors import DataError
 from geobind.evaluation.bootstrap import Resampling, times_drawn
 from geobind.evaluation.embedded import Embedded
 from geobind.evaluation.retrieval_metrics import Metric, Retrieval, Settings, retrieval
 from geobind.recipe.embedding_sum import Sum
 from geobind.scoring import composed, unit
-from geobind.utils.hashing import seed_of
+from geobind.utils.hashing import derive_seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -208,7 +208,7 @@ def sums_on_toyearth(
         DataError: The rows are not toy Earth's, there are too few, or the sum is not of two parts.
     """
     toyearth = _checked(table, options, wanted)
-    random = np.random.default_rng(seed_of(0, "sums"))
+    random = np.random.default_rng(derive_seed(0, "sums"))
     land_Q = random.permutation(len(table))[:most]
     # Shifts along one shuffled circle, such that no two kinds of rival are the same picture.
     moment_Q, third_Q = np.roll(land_Q, -1), np.roll(land_Q, -3)
@@ -252,7 +252,7 @@ def _rendered(
     toyearth: ToyEarthOptions, column: str, land_Q: NDArray[np.int32], moment_Q: NDArray[np.int32]
 ) -> Iterator[Any]:
     """What a column shows of the land of some rows at the moments of others, rendered as it is asked for."""
-    places = put_together(toyearth, land_Q, moment_Q)
+    places = combine_places(toyearth, land_Q, moment_Q)
     for start in range(0, len(land_Q), _CHUNK):
         for raw in render_column(column, places.take(slice(start, start + _CHUNK)), toyearth):
             yield _first(raw)

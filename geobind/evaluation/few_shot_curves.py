@@ -21,7 +21,7 @@ from geobind.evaluation.linear import logistic
 from geobind.evaluation.regression_probe import FactProbe
 from geobind.evaluation.retrieval_metrics import Metric
 from geobind.scoring import unit
-from geobind.utils.hashing import seed_of
+from geobind.utils.hashing import derive_seed
 from geobind.utils.progress import track
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _supports(truth: Truth, shots: Shots, options: FewShotOptions) -> Iterator[N
 
 def _order(rows: NDArray[np.int64], seed: int, draw: int, name: str) -> NDArray[np.int64]:
     """The order in which a class gives its rows: more shots of one draw contain the fewer."""
-    return np.random.default_rng(seed_of(seed, "support", draw, name)).permutation(rows)
+    return np.random.default_rng(derive_seed(seed, "support", draw, name)).permutation(rows)
 
 
 def _logistic_point(

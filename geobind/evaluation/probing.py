@@ -28,7 +28,7 @@ from geobind.evaluation.held_out import first_rows
 from geobind.evaluation.regression_probe import FactOptions, probe_facts
 from geobind.inference import class_examples
 from geobind.recipe import load_recipe
-from geobind.utils.hashing import seed_of
+from geobind.utils.hashing import derive_seed
 
 _FACTS = "facts"  # toy Earth's column of all facts
 
@@ -94,7 +94,7 @@ def prototypes_from_examples(
     labels = np.array(table.labels, dtype=object)
     chosen: dict[str, list[int]] = {}
     for label in classes:
-        random = np.random.default_rng(seed_of(seed, "examples", name, label))
+        random = np.random.default_rng(derive_seed(seed, "examples", name, label))
         chosen[label] = random.permutation(np.flatnonzero(labels == label))[:most].tolist()
         if not chosen[label]:
             raise DataError(

@@ -16,7 +16,7 @@ from geobind.evaluation.bootstrap import Resampling, times_drawn
 from geobind.evaluation.embeddings import Embeddings, Rows, codes
 from geobind.evaluation.linear import ridge
 from geobind.evaluation.retrieval_metrics import Metric
-from geobind.utils.geo import cells_of
+from geobind.utils.geo import assign_cells
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -138,7 +138,7 @@ def _blocks(place_NLL: Floats | None, blocks: Any, rows: int, options: FactOptio
         return codes(blocks, rows, "blocks")
     if place_NLL is None:
         return np.arange(rows)
-    return codes(cells_of(place_NLL, options.cell_km), rows, "cells")
+    return codes(assign_cells(place_NLL, options.cell_km), rows, "cells")
 
 
 def _alike(fact_NT: Floats) -> Iterator[tuple[list[int], NDArray[np.bool_]]]:

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from geobind.data.inspect import inspect_raw, twins_across
+from geobind.data.inspect import find_near_duplicates, inspect_raw
 from geobind.data.table import Table
 from geobind.errors import DataError
 from geobind.utils.geo import nearest_km
@@ -113,7 +113,7 @@ def _twins(train: list[Marked], test: list[Marked]) -> dict[int, int]:
     """For each test row that has one, a training row with nearly the same image."""
     marked = [*train, *test]
     side = ["a"] * len(train) + ["b"] * len(test)
-    pairs = twins_across([marks for _, marks in marked], side)
+    pairs = find_near_duplicates([marks for _, marks in marked], side)
     return {marked[two][0]: marked[one][0] for one, two in pairs}
 
 

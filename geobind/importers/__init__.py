@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from geobind.importers.contract import Column, Importer, LeftOut, Row
 
 if TYPE_CHECKING:
-    from geobind.importers.writing import Summary, write_manifest
+    from geobind.importers.writing import ImportSummary, write_manifest
 
-__all__ = ["Column", "Importer", "LeftOut", "Row", "Summary", "write_manifest"]
+__all__ = ["Column", "ImportSummary", "Importer", "LeftOut", "Row", "write_manifest"]
 
 
 def __getattr__(name: str) -> Any:
     # Plugins import this package to derive their classes, and should not pay for Arrow then.
-    if name in ("Summary", "write_manifest"):
+    if name in ("ImportSummary", "write_manifest"):
         from geobind.importers import writing
 
         return getattr(writing, name)

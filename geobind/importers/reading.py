@@ -84,7 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=20_000)  # of folders: datasets of species have one for each
-def names_in(folder: Path | str) -> frozenset[str]:
+def list_names(folder: Path | str) -> frozenset[str]:
     """The names in a folder, looked up once: a million single look-ups take minutes."""
     try:
         return frozenset(os.listdir(folder))
@@ -93,12 +93,12 @@ def names_in(folder: Path | str) -> frozenset[str]:
 
 
 @lru_cache(maxsize=16)
-def by_stem(folder: Path) -> dict[str, str]:
+def list_by_stem(folder: Path) -> dict[str, str]:
     """The files of a folder by their name up to the first dot or underscore."""
-    return {name.split(".")[0].split("_")[0]: name for name in sorted(names_in(folder), reverse=True)}
+    return {name.split(".")[0].split("_")[0]: name for name in sorted(list_names(folder), reverse=True)}
 
 
-def inner(folder: Path, name: str, where: str) -> Path:
+def resolve_inside(folder: Path, name: str, where: str) -> Path:
     """A file that a dataset names, inside its folder.
 
     Raises:
@@ -110,7 +110,7 @@ def inner(folder: Path, name: str, where: str) -> Path:
     return folder / pure
 
 
-def first_there(folder: Path, names: Collection[str]) -> Path | None:
+def find_first(folder: Path, names: Collection[str]) -> Path | None:
     """The first of the named files or folders that exists; an empty name is the folder itself."""
     return next((folder / name for name in names if (folder / name).exists()), None)
 
@@ -205,7 +205,7 @@ class _Scanner:
         return bool(block)
 
 
-def moment(text: str, *formats: str) -> datetime | None:
+def parse_time(text: str, *formats: str) -> datetime | None:
     """The time that a text tells, ISO 8601 or of one of the formats of `strptime`; None where it is none."""
     text = text.strip()
     for read in (datetime.fromisoformat, *(partial(_strptime, form) for form in formats)):
@@ -224,14 +224,14 @@ MAX_MEMBER = 256 * 1024**2  # bytes
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
-class Sample(NamedTuple):
+class ShardSample(NamedTuple):
     """The members of a shard that share a name."""
 
     key: str
     members: dict[str, bytes]  # by what follows the first dot, lower-case: `overhead.jpg`
 
 
-def shards_in(sources: tuple[Path, ...]) -> list[Path]:
+def find_shards(sources: tuple[Path, ...]) -> list[Path]:
     """The shards given, and those in the folders given (at any depth), in order of their names."""
     found: list[Path] = []
     for source in sources:
@@ -240,7 +240,7 @@ def shards_in(sources: tuple[Path, ...]) -> list[Path]:
     return found
 
 
-def read_shard(path: Path, wanted: frozenset[str], max_member: int = MAX_MEMBER) -> Iterator[Sample]:
+def read_shard(path: Path, wanted: frozenset[str], max_member: int = MAX_MEMBER) -> Iterator[ShardSample]:
     """Yield the samples of a shard in order.
 
     Args:
@@ -260,10 +260,10 @@ def read_shard(path: Path, wanted: frozenset[str], max_member: int = MAX_MEMBER)
             for member in archive:
                 if member.isdir():
                     continue
-                its_key, extension = _parts(member, path)
+                its_key, extension = _split_name(member, path)
                 if its_key != key:
                     if members:
-                        yield Sample(key, members)
+                        yield ShardSample(key, members)
                     key, members = its_key, {}
                 if extension in members:
                     raise DataError(f"{path}: '{key}' has '{extension}' twice")
@@ -271,16 +271,16 @@ def read_shard(path: Path, wanted: frozenset[str], max_member: int = MAX_MEMBER)
                     raise DataError(
                         f"{path}: {member.name}: {member.size} bytes, more than the {max_member} allowed"
                     )
-                members[extension] = _content(archive, member, path) if extension in wanted else b""
+                members[extension] = _read_content(archive, member, path) if extension in wanted else b""
                 archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  # else every header is kept
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         after = f" after '{key}'" if key else ""
         raise DataError(f"{path}: not a tar file that can be read{after}: {error}") from error
     if members:
-        yield Sample(key, members)
+        yield ShardSample(key, members)
 
 
-def _parts(member: tarfile.TarInfo, path: Path) -> tuple[str, str]:
+def _split_name(member: tarfile.TarInfo, path: Path) -> tuple[str, str]:
     """A member's key and extension."""
     if not member.isreg():
         raise DataError(f"{path}: {member.name}: is a link or a device; shards hold plain files")
@@ -291,7 +291,7 @@ def _parts(member: tarfile.TarInfo, path: Path) -> tuple[str, str]:
     return str(name.with_name(stem)) if stem else name.name, extension.lower()
 
 
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:
+def _read_content(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:
     file = archive.extractfile(member)
     content = file.read() if file else b""
     if len(content) != member.size:

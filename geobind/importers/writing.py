@@ -15,14 +15,20 @@ from typing import Any, Literal, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geobind.data.columns import LOOK_AT, ends_like_a_file
-from geobind.data.delimited import PLACE_COLUMNS, CellError, degrees_to_arrow, times_to_arrow, words_to_arrow
-from geobind.data.rasters.column import WINDOW, checked_window
-from geobind.data.readers.files import short
-from geobind.data.readers.tar import member_of
+from geobind.data.columns import SAMPLED_CELLS, looks_like_file_name
+from geobind.data.delimited import (
+    PLACE_COLUMNS,
+    CellError,
+    degrees_to_arrow,
+    strings_to_arrow,
+    times_to_arrow,
+)
+from geobind.data.rasters.column import WINDOW, check_window
+from geobind.data.readers.files import shorten
+from geobind.data.readers.tar import parse_member
 from geobind.errors import DataError, PluginError
 from geobind.importers.contract import Column, Importer, LeftOut, Row
-from geobind.importers.reading import by_stem, names_in
+from geobind.importers.reading import list_by_stem, list_names
 from geobind.utils.progress import track
 
 Missing = Literal["skip", "keep"]
@@ -43,7 +49,7 @@ _DOUBTFUL: dict[str, tuple[Convert, str]] = {
 
 
 @dataclass
-class Tally:
+class ImportCounts:
     """What was counted on the way."""
 
     rows: int = 0
@@ -55,7 +61,7 @@ class Tally:
     like_files: Counter[str] = field(default_factory=lambda: Counter[str]())  # of a column's first cells
 
 
-def schema_of(columns: Mapping[str, Column]) -> pa.Schema:
+def build_schema(columns: Mapping[str, Column]) -> pa.Schema:
     """Return the columns of a manifest."""
     kinds = {
         name: pa.list_(pa.string()) if column.several else _KINDS[column.kind]
@@ -65,7 +71,7 @@ def schema_of(columns: Mapping[str, Column]) -> pa.Schema:
 
 
 @dataclass
-class Gatherer:
+class ManifestBuilder:
     """Turns rows into tables of one schema, a group of rows each, and counts.
 
     Args:
@@ -79,7 +85,7 @@ class Gatherer:
     columns: Mapping[str, Column]
     base: Path
     missing: Missing
-    tally: Tally = field(default_factory=Tally)
+    tally: ImportCounts = field(default_factory=ImportCounts)
 
     def tables(self, rows: Iterator[Row | LeftOut], limit: int | None = None) -> Iterator[pa.Table]:
         """Yield tables of the rows, at most `limit` of them.
@@ -88,7 +94,7 @@ class Gatherer:
             DataError: A file lies outside of the base.
             PluginError: A row is not what its columns say.
         """
-        schema = schema_of(self.columns)
+        schema = build_schema(self.columns)
         most = _PACKED_ROWS if pa.binary() in schema.types else _ROWS
         chunk: list[Row] = []
         size = 0
@@ -121,9 +127,9 @@ class Gatherer:
 
     def _without_wrong(self, name: str, rows: list[Row]) -> list[Row]:
         convert, reason = _DOUBTFUL[name]
-        if _converts(convert, [row.get(name) for row in rows]):
+        if _can_convert(convert, [row.get(name) for row in rows]):
             return rows
-        kept = [row for row in rows if _converts(convert, [row.get(name)])]
+        kept = [row for row in rows if _can_convert(convert, [row.get(name)])]
         self.tally.left_out[reason] += len(rows) - len(kept)
         return kept
 
@@ -161,9 +167,9 @@ class Gatherer:
             return cell or None
         elif column.kind == "window" and isinstance(cell, dict) and isinstance(cell.get("raster"), Path):
             raster = self._named(cell["raster"], name, absent)
-            return checked_window({**cast("Row", cell), "raster": raster}) if raster else None
+            return check_window({**cast("Row", cell), "raster": raster}) if raster else None
         raise PluginError(
-            f"importer '{self.name}': row {row.get('key')}: {short(cell)} in column '{name}', "
+            f"importer '{self.name}': row {row.get('key')}: {shorten(cell)} in column '{name}', "
             f"which is of kind {column.kind}{' and holds one' if column.kind == 'file' else ''}"
         )
 
@@ -174,7 +180,7 @@ class Gatherer:
 
     def _named(self, path: Path, column: str, absent: list[tuple[str, str]]) -> str | None:
         """A file's name relative to the base, or None where it is missing and to be skipped."""
-        member = member_of(str(path))
+        member = parse_member(str(path))
         absolute = os.path.abspath(member.tar if member else path)
         folder, name = os.path.split(absolute)
         if not absolute.startswith(self._prefix):
@@ -182,7 +188,7 @@ class Gatherer:
                 f"{path}: lies outside of {self.base}, which file names are relative to; "
                 "name a folder above both with --root"
             )
-        if name not in names_in(folder):
+        if name not in list_names(folder):
             absent.append((column, absolute))
             if self.missing == "skip":
                 return None
@@ -197,8 +203,8 @@ class Gatherer:
                 cell = row[name]
                 if cell is None:
                     continue
-                if self.tally.filled[name] < LOOK_AT and column.kind in ("file", "string"):
-                    like = map(ends_like_a_file, [cell] if isinstance(cell, str) else cell)
+                if self.tally.filled[name] < SAMPLED_CELLS and column.kind in ("file", "string"):
+                    like = map(looks_like_file_name, [cell] if isinstance(cell, str) else cell)
                     self.tally.like_files[name] += all(like) if column.kind == "file" else any(like)
                 self.tally.filled[name] += 1
 
@@ -209,14 +215,14 @@ class Gatherer:
         if fld.name not in _PLACE:
             return pa.array(values, fld.type)
         try:
-            return words_to_arrow(values)
+            return strings_to_arrow(values)
         except CellError as error:
             raise PluginError(
                 f"importer '{self.name}': row {rows[error.index]['key']}: '{fld.name}': {error}"
             ) from error
 
 
-def _converts(convert: Convert, values: list[Any]) -> bool:
+def _can_convert(convert: Convert, values: list[Any]) -> bool:
     try:
         convert(values)
     except CellError:
@@ -229,7 +235,7 @@ _SHOWN = 3  # reasons in the message of an import that left nothing
 
 
 @dataclass(frozen=True)
-class Summary:
+class ImportSummary:
     """What an import made."""
 
     manifest: Path
@@ -254,7 +260,7 @@ def write_manifest(
     root: Path | None = None,
     limit: int | None = None,
     show: bool | None = None,
-) -> Summary:
+) -> ImportSummary:
     """Write a dataset's manifest; it is there whole or not at all.
 
     Args:
@@ -275,22 +281,25 @@ def write_manifest(
         PluginError: The importer yields something else than it declares.
         StorageError: The manifest cannot be written.
     """
-    from geobind.utils.files import replacing
+    from geobind.utils.files import replace_atomic
 
     if out.suffix.lower() != ".parquet":
         raise DataError(f"{out}: a manifest is written as Parquet; let its name end in .parquet")
-    for cached in (names_in, by_stem):
+    for cached in (list_names, list_by_stem):
         cached.cache_clear()  # files may have come since
     columns = _columns(importer)
-    base, named_root = _base(importer, columns, out, root)
-    gatherer = Gatherer(importer.name, columns, base, missing)
-    tables = gatherer.tables(_reading(importer, show), limit)
+    base, named_root = _choose_base(importer, columns, out, root)
+    gatherer = ManifestBuilder(importer.name, columns, base, missing)
+    tables = gatherer.tables(_read_rows(importer, show), limit)
     filled = (table for table in tables if table.num_rows)
     first = next(filled, None)
     if first is None:
-        raise _nothing(importer, gatherer.tally)
-    schema = schema_of(columns).with_metadata({MADE_BY: json.dumps(_origin(importer)).encode()})
-    with replacing(out) as temporary, pq.ParquetWriter(temporary, schema, **_format(schema)) as writer:
+        raise _explain_empty_import(importer, gatherer.tally)
+    schema = build_schema(columns).with_metadata({MADE_BY: json.dumps(_describe_origin(importer)).encode()})
+    with (
+        replace_atomic(out) as temporary,
+        pq.ParquetWriter(temporary, schema, **_choose_compression(schema)) as writer,
+    ):
         for table in chain([first], filled):
             writer.write_table(table.replace_schema_metadata(schema.metadata))
     return _summary(out, named_root, columns, gatherer.tally, importer.notes())
@@ -307,7 +316,7 @@ def _columns(importer: Importer) -> dict[str, Column]:
     return columns
 
 
-def _base(
+def _choose_base(
     importer: Importer, columns: dict[str, Column], out: Path, root: Path | None
 ) -> tuple[Path, Path | None]:
     """The folder that names are relative to, and what a recipe has to say of it."""
@@ -329,7 +338,7 @@ def _base(
     return common, common
 
 
-def _reading(importer: Importer, show: bool | None) -> Iterator[Row | LeftOut]:
+def _read_rows(importer: Importer, show: bool | None) -> Iterator[Row | LeftOut]:
     """The importer's rows, with progress; what the system cannot read is the dataset's fault."""
     try:
         yield from track(importer.rows(), f"reading {importer.name}", show=show)
@@ -337,20 +346,20 @@ def _reading(importer: Importer, show: bool | None) -> Iterator[Row | LeftOut]:
         raise DataError(f"{error.filename or importer.name}: {error.strerror or error}") from error
 
 
-def _nothing(importer: Importer, tally: Tally) -> DataError:
+def _explain_empty_import(importer: Importer, tally: ImportCounts) -> DataError:
     reasons = [f"{count} left out: {reason}" for reason, count in tally.left_out.most_common(_SHOWN)]
     if tally.absent:
         reasons.append(f"{sum(tally.missing.values())} files are not there, such as {tally.absent}")
     return importer.misplaced("not a row could be written: " + ("; ".join(reasons) or "there is none"))
 
 
-def _origin(importer: Importer) -> dict[str, Any]:
+def _describe_origin(importer: Importer) -> dict[str, Any]:
     options = importer.model_dump(mode="json", exclude={"sources"})
     told = ("name", "title", "home", "licence", "citation")
     return {**{word: getattr(importer, word) for word in told}, "options": options}
 
 
-def _format(schema: pa.Schema) -> dict[str, Any]:
+def _choose_compression(schema: pa.Schema) -> dict[str, Any]:
     """How columns are compressed: encoded images and sounds would not shrink."""
     packed = {fld.name for fld in schema if fld.type == pa.binary()}
     if not packed:
@@ -370,9 +379,9 @@ def _leaves(fld: pa.Field) -> list[str]:
 
 
 def _summary(
-    out: Path, root: Path | None, columns: dict[str, Column], tally: Tally, notes: list[str]
-) -> Summary:
-    from geobind.data.columns import LOOK_AT
+    out: Path, root: Path | None, columns: dict[str, Column], tally: ImportCounts, notes: list[str]
+) -> ImportSummary:
+    from geobind.data.columns import SAMPLED_CELLS
 
     def mixed(kind: str, like_files: bool) -> tuple[str, ...]:
         """Columns whose strings would be taken for the other, or for both."""
@@ -380,10 +389,10 @@ def _summary(
             name
             for name, column in columns.items()
             if column.kind == kind
-            and (0 if like_files else min(tally.filled[name], LOOK_AT)) != tally.like_files[name]
+            and (0 if like_files else min(tally.filled[name], SAMPLED_CELLS)) != tally.like_files[name]
         )
 
-    return Summary(
+    return ImportSummary(
         manifest=out,
         root=root,
         columns=columns,

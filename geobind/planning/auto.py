@@ -180,7 +180,7 @@ class Settling:
         numbers = told_by_first(fabric, lambda: self._numbers(recipe, folder))
         result = settled(recipe, numbers)
         if fabric.is_global_zero:
-            files.write(folder / "recipe.yaml", dump(result.written).encode())
+            files.write_atomic(folder / "recipe.yaml", dump(result.written).encode())
         return result
 
     def _numbers(self, recipe: Recipe, folder: Path) -> Numbers:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from geobind.data.sampler import Mixture, Source
-from geobind.data.sources import OwnRows, TableRows
+from geobind.data.sampler import MixedDataset, WeightedSource
+from geobind.data.sources import PluginPairs, TableRows
 from geobind.modality import Pair
 from geobind.training.metrics import Metrics
 from geobind.training.stage import Job, Outcome, run_stage, workers_of
@@ -24,17 +24,17 @@ from geobind.training.validation import fewer
 from geobind.utils import system
 
 
-def some(rows: Mixture, count: int) -> Mixture:
+def some(rows: MixedDataset, count: int) -> MixedDataset:
     """Return at most `count` rows of each source, drawn once for all: fewer are among more."""
-    return Mixture(tuple(_some(source, count) for source in rows.sources))
+    return MixedDataset(tuple(_some(source, count) for source in rows.sources))
 
 
-def _some(source: Source, count: int) -> Source:
+def _some(source: WeightedSource, count: int) -> WeightedSource:
     there, size = source.rows, len(source.rows)
     chosen = np.sort(np.random.default_rng(0).permutation(size)[:count])
     if isinstance(there, TableRows):
         return source._replace(rows=replace(there, table=there.table.take(chosen)))
-    if isinstance(there, OwnRows):
+    if isinstance(there, PluginPairs):
         return source._replace(rows=replace(there, pairs=_Some(there.pairs, chosen.tolist())))
     return source
 
@@ -187,7 +187,7 @@ class Bench:
 
     def _idle(self) -> int | None:
         """Give back what is not needed, and return how much is still held."""
-        system.tidy()
+        system.release_memory()
         if self.fabric.device.type == "cuda":
             torch.cuda.empty_cache()
             return torch.cuda.memory_allocated(self.fabric.device)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import geobind
-from geobind.data.sampler import Plan as RowPlan
+from geobind.data.sampler import BatchSampler
 from geobind.errors import RecipeError
 from geobind.planning.models import (
     SPARE,
@@ -25,8 +25,8 @@ from geobind.planning.models import (
 from geobind.recipe import Recipe, Stage
 from geobind.training.resume import stage_folders
 from geobind.utils import formatting
-from geobind.utils.formatting import size
-from geobind.utils.system import now
+from geobind.utils.formatting import format_size
+from geobind.utils.system import utc_now
 
 _TWICE = 4 / 3  # what a second forward pass makes of a step, where it was not measured
 
@@ -115,7 +115,7 @@ def of(taken: float | None, usable: float | None) -> str:
     """Say what something takes of the memory that it may take."""
     if taken is None:
         return "memory that this system does not tell of"
-    return size(taken) if usable is None else f"{size(taken)} of {size(usable)}"
+    return format_size(taken) if usable is None else f"{format_size(taken)} of {format_size(usable)}"
 
 
 def _largest(found: StageFound, chunk: int | None, ranks: int, usable: float | None) -> tuple[int, str]:
@@ -163,7 +163,7 @@ def predict(recipe: Recipe, found: AllFound) -> Plan:
     held = [stage.memory_bytes for stage in stages if stage.memory_bytes is not None]
     return Plan(
         recipe=recipe.name,
-        made=now(),
+        made=utc_now(),
         version=geobind.__version__,
         device=machine.device,
         devices=machine.ranks,
@@ -204,7 +204,7 @@ def plan_stage(
     asked = None if "batch_size" in stage.open else stage.batch_size
     chosen = choose(found, batch_size=asked, chunk=stage.chunk, ranks=ranks, usable=usable)
     shares = tuple(size / max(1, sum(found.sources)) for size in found.sources)
-    epoch = RowPlan(found.sources, chosen.batch_size, 0, shares, stage.mix == "rows").epoch
+    epoch = BatchSampler(found.sources, chosen.batch_size, 0, shares, stage.mix == "rows").epoch
     steps = stage.steps if stage.steps is not None else (stage.epochs or 0) * epoch
     seconds = _seconds(stage, found, chosen, steps, epoch, max(1, chosen.batch_size // ranks))
     sides = found.filling.sides if found.filling else {}
@@ -270,8 +270,8 @@ def _why(
             yield f"the {side.rows:,} rows of {name}, frozen, are in the cache already"
         else:
             yield (
-                f"{name} is frozen, so its {formatting.count(side.missing, 'row')} are made once, in "
-                f"{formatting.duration(seconds.filling)}, and read in {epochs:.3g} epochs"
+                f"{name} is frozen, so its {formatting.format_count(side.missing, 'row')} are made once, in "
+                f"{formatting.format_duration(seconds.filling)}, and read in {epochs:.3g} epochs"
             )
     for name, reason in found.uncached.items():
         yield f"{name} is frozen but computed in every step{f' ({reason})' if reason else ''}"
@@ -297,10 +297,12 @@ def shortage(plan: Plan, free_bytes: int, cache_free_bytes: int) -> Sequence[str
     found: list[str] = []
     if here > free_bytes:
         found.append(
-            f"the run's folder takes {formatting.size(here)}, and its disk has {formatting.size(free_bytes)}"
+            f"the run's folder takes {formatting.format_size(here)}, "
+            f"and its disk has {formatting.format_size(free_bytes)}"
         )
     if cache > cache_free_bytes:
         found.append(
-            f"the cache takes {formatting.size(cache)} more; its disk has {formatting.size(cache_free_bytes)}"
+            f"the cache takes {formatting.format_size(cache)} more; "
+            f"its disk has {formatting.format_size(cache_free_bytes)}"
         )
     return found

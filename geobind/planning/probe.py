@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 
 from geobind.binder import Binder
 from geobind.data.loader import BatchLoader
-from geobind.data.sampler import Mixture
+from geobind.data.sampler import MixedDataset
 from geobind.data.table import open_table
 from geobind.embedding_cache.build import Stored
 from geobind.embedding_cache.loader import StoredLoader
@@ -215,7 +215,7 @@ class StageProbe:
             return warm, 0, 0.0
         content = path.read_bytes()
         began = time.monotonic()
-        files.write(path, content)
+        files.write_atomic(path, content)
         return warm, len(content), seconds_since(began)
 
     def _least(self) -> int:
@@ -350,8 +350,8 @@ def measure_ending(recipe: Recipe, binder: Binder, sources: Sources, folder: Pat
         GeobindError: What the recipe asks for cannot be measured.
     """
     found, measured = _evaluated(recipe, binder)
-    files.write(folder / "recipe.yaml", dump(recipe.written).encode())
-    files.write_json(folder / "run.json", {"recipe": recipe.name, "started": system.now()})
+    files.write_atomic(folder / "recipe.yaml", dump(recipe.written).encode())
+    files.write_json(folder / "run.json", {"recipe": recipe.name, "started": system.utc_now()})
     with redirect_stderr(io.StringIO()):
         began = time.monotonic()
         leave(recipe, binder, [], sources, measured, folder)
@@ -374,7 +374,7 @@ def _evaluated(recipe: Recipe, binder: Binder) -> tuple[float, EvaluationResults
     measured = None
     for count in sorted({min(rows, some) for some in _ROWS}):
         few = options.model_copy(update={"limit": count, "calibrate": None})
-        system.tidy()
+        system.release_memory()
         with redirect_stderr(io.StringIO()):
             began = time.monotonic()
             measured = measure_all(binder, table, data, set(), few)
@@ -420,7 +420,7 @@ def probe(recipe: Recipe, folder: Path, seconds: float, limit: int | None = None
     fabrics = {precision: make_fabric(recipe.fabric, precision) for precision in wanted}
     fabric = next(iter(fabrics.values()))
     Sources(recipe)  # what is rendered or copied is there when the run begins
-    system.tidy()
+    system.release_memory()
     began = time.monotonic()
     sources = Sources(recipe)
     found = [sources.rows(stage) for stage in recipe.stages]
@@ -473,7 +473,7 @@ def _closed(stage: Stage, size: int) -> Stage:
     return stage.model_copy(update={name: changes[name] for name in stage.open})
 
 
-def _most(recipe: Recipe, stage: Stage, rows: Mixture, ranks: int = 1) -> tuple[int, str]:
+def _most(recipe: Recipe, stage: Stage, rows: MixedDataset, ranks: int = 1) -> tuple[int, str]:
     """Return the largest batch that makes sense, and why no larger one does."""
     limits = {f"{_MOST:,} pairs": _MOST, f"a quarter of its {len(rows):,} rows": len(rows) // _PART}
     if stage.mix == "batches" and len(rows.sources) > 1:
@@ -502,7 +502,7 @@ def _machine(
         # The weights that are there already are part of what a step takes.
         told = torch.cuda.mem_get_info(fabric.device)[0], "what the accelerator says is free"
     else:
-        free = system.free()
+        free = system.available_memory()
         told = (free.bytes, free.says) if free else (None, "nothing tells what is free; see --memory")
     size = sum(value.numel() * value.element_size() for value in binder.state_dict().values())
     notes = ["looking for rows that training and measuring share is not in the time"] if many else []

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from geobind.data.neighbours import Ring
+from geobind.data.neighbours import NeighbourOptions
 
 
 class Options(BaseModel):
@@ -85,9 +85,9 @@ class Batches(Options):
     together: int = Field(default=8, ge=2, description="neighbours of a group, at most")
 
     @property
-    def ring(self) -> Ring:
+    def ring(self) -> NeighbourOptions:
         """The same for the rows of a stage."""
-        return Ring(*self.near_km, self.share, self.together)
+        return NeighbourOptions(*self.near_km, self.share, self.together)
 
     @model_validator(mode="after")
     def _wide(self) -> Self:

@@ -183,11 +183,11 @@ def _mapped(recipe: Recipe, path: Path_, table: DataOptions) -> Iterator[Fault]:
     if not there or table.manifest is None:
         return
     from geobind.data.delimited import PLACE_COLUMNS
-    from geobind.data.readers.files import listed
+    from geobind.data.readers.files import join_names
 
     for name, column in table.columns.items():
         if column not in there and (name in recipe.modalities or name in PLACE_COLUMNS):
-            hint = did_you_mean(column, there, f"its columns: {listed(there)}")
+            hint = did_you_mean(column, there, f"its columns: {join_names(there)}")
             yield (*path, "columns", name), f"{table.manifest.name} has no column '{column}'; {hint}"
 
 
@@ -224,10 +224,10 @@ def _columns_of(recipe: Recipe, table: DataOptions) -> list[str]:
     """The columns of a manifest; none where they cannot be told without reading all of it."""
     if table.manifest is None or table.manifest.suffix.lower() not in _WITH_HEADER:
         return []
-    from geobind.data.manifest import manifest_columns_there
+    from geobind.data.manifest import list_manifest_columns
 
     try:
-        return manifest_columns_there(recipe.base / table.manifest)
+        return list_manifest_columns(recipe.base / table.manifest)
     except (DataError, OSError):
         return []
 

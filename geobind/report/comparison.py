@@ -85,7 +85,7 @@ def write_comparison(comparison: Comparison, page: Path) -> Path:
         StorageError: The page cannot be written.
     """
     stages = [(stage, [svg(panel) for panel in panels]) for stage, panels in overlaid_panels(comparison.runs)]
-    files.write(
+    files.write_atomic(
         page,
         render("compare.html", comparison=comparison, curves=stages, times=list(_times(comparison.runs))),
     )
@@ -117,10 +117,10 @@ def render_comparison(comparison: Comparison) -> list[Table]:
 def _cell(one: Against) -> str:
     if one.measured is None:
         return _ABSENT
-    text = formatting.number(one.measured.value)
+    text = formatting.format_number(one.measured.value)
     if one.difference is None:
         return f"{text} [dim]{one.note}[/dim]" if one.note else text
-    difference = formatting.signed(one.difference)
+    difference = formatting.format_signed(one.difference)
     return f"{text} [dim]{difference}  [/dim]" if one.overlap else f"{text} [bold]{difference} *[/bold]"
 
 
@@ -136,7 +136,7 @@ def _recipes(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
     for setting in dict.fromkeys(name for values in flat for name in values):
         values = [str(there[setting]) if setting in there else _ABSENT for there in flat]
         if len(set(values)) > 1:
-            yield setting, [formatting.short(value, 120) for value in values]
+            yield setting, [formatting.shorten(value, 120) for value in values]
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -179,7 +179,7 @@ def _verdict(lines: Sequence[Line], place: int, labels: Sequence[str]) -> str:
     better = sum(one.better is True and not one.overlap for one in compared)
     worse = sum(one.better is False and not one.overlap for one in compared)
     said = f"{labels[place]} against {labels[0]}: better in {better} and worse in {worse}"
-    return f"{said} of {formatting.count(len(compared), 'pair')} with the intervals apart"
+    return f"{said} of {formatting.format_count(len(compared), 'pair')} with the intervals apart"
 
 
 def _lines(runs: Sequence[Run], measure: str) -> Iterator[Line]:
@@ -209,4 +209,7 @@ def _times(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
     """How long each stage took in each run."""
     tables = [{stage.name: stage.seconds for stage in run.stages} for run in runs]
     for name in dict.fromkeys(stage for table in tables for stage in table):
-        yield name, [formatting.duration(table[name]) if name in table else _ABSENT for table in tables]
+        yield (
+            name,
+            [formatting.format_duration(table[name]) if name in table else _ABSENT for table in tables],
+        )

@@ -23,8 +23,8 @@ from geobind.recipe import Recipe, recipe_from
 from geobind.report.media import Budget, Shown, show
 from geobind.report.plots import BANDS, GRID, MARKERS, MUTED, SERIES, SIGNS, Panel
 from geobind.scoring import cosine
-from geobind.utils.formatting import rank, short
-from geobind.utils.hashing import seed_of
+from geobind.utils.formatting import format_rank, shorten
+from geobind.utils.hashing import derive_seed
 
 MOST_ROWS = 500
 
@@ -112,7 +112,7 @@ def embed(
     total = len(table)
     rows_N = np.arange(total)
     if total > most:
-        drawn = np.random.default_rng(seed_of(0, "report")).choice(total, most, replace=False)
+        drawn = np.random.default_rng(derive_seed(0, "report")).choice(total, most, replace=False)
         rows_N = np.sort(drawn)
         table = table.take(rows_N)
     if embedded is None:
@@ -253,20 +253,20 @@ def _chosen(found: Ranked) -> Iterator[tuple[str, NDArray[np.int64]]]:
 def _example(held_out: HeldOut, found: Ranked, query: int, budget: Budget) -> Example:
     similarity_G, right_G = found.similarity_QG[query], found.right_QG[query]
     first = np.argsort(-similarity_G, kind="stable")[:FOUND]
-    ranked_as = rank(float(found.rank_Q[query]))
+    ranked_as = format_rank(float(found.rank_Q[query]))
 
     def item(name: str, row: int, similarity: float, place: str, right: bool) -> Item:
         shown = budget.admit(show(held_out.raw(name, row)))
         label = (held_out.table.labels or [None] * len(held_out.table))[row]
-        key = short(held_out.table.keys[row], 48)
-        return Item(shown, key, short(label or "", 40), similarity, place, right)
+        key = shorten(held_out.table.keys[row], 48)
+        return Item(shown, key, shorten(label or "", 40), similarity, place, right)
 
     def hit(at: int, place: str) -> Item:
         row, similarity = int(found.gallery_G[at]), float(similarity_G[at])
         return item(found.gallery, row, similarity, place, bool(right_G[at]))
 
     asked = item(found.query, int(found.query_Q[query]), 1.0, "", right=False)
-    shown = [hit(int(at), rank(place)) for place, at in enumerate(first, start=1)]
+    shown = [hit(int(at), format_rank(place)) for place, at in enumerate(first, start=1)]
     best = int(np.where(right_G, similarity_G, -np.inf).argmax())
     return Example(asked, shown, None if any(i.right for i in shown) else hit(best, ranked_as), ranked_as)
 

@@ -21,7 +21,7 @@ from geobind.data.readers.files import describe
 from geobind.data.readers.images import read_image
 from geobind.data.readers.text import read_text
 from geobind.errors import DataError
-from geobind.utils.formatting import number, short
+from geobind.utils.formatting import format_number, shorten
 
 SIDE = 176  # pixels; a picture is shrunk to fit into this square
 CLIP_SECONDS = 3.0
@@ -87,7 +87,7 @@ def show(raw: Any) -> Shown:
     """Show a raw input: pictures, sounds and texts as themselves, anything else by a short description."""
     try:
         if isinstance(raw, str):
-            return Shown(words=short(raw, MOST_LETTERS))
+            return Shown(words=shorten(raw, MOST_LETTERS))
         if _is_sound(raw):
             return _sound(raw)
         if isinstance(raw, Tensor):
@@ -100,7 +100,7 @@ def show(raw: Any) -> Shown:
             return _file(raw)
     except DataError as error:
         return _unshown(raw, error)
-    return Shown(words=short(repr(raw), MOST_LETTERS))
+    return Shown(words=shorten(repr(raw), MOST_LETTERS))
 
 
 def _is_sound(raw: Any) -> bool:
@@ -114,7 +114,7 @@ def _unshown(raw: Any, error: DataError) -> Shown:
     reason, words = str(error), describe(raw)
     if isinstance(raw, Path):  # where a file lies is nobody's business but its name is
         reason, words = reason.replace(str(raw), raw.name), raw.name
-    return Shown(words=words, note=f"cannot be shown: {short(reason, 160)}")
+    return Shown(words=words, note=f"cannot be shown: {shorten(reason, 160)}")
 
 
 def _file(raw: Path | bytes | bytearray | memoryview) -> Shown:
@@ -132,7 +132,7 @@ def _file(raw: Path | bytes | bytearray | memoryview) -> Shown:
 
 
 def _text(raw: Path | bytes | bytearray | memoryview) -> Shown:
-    return Shown(words=short(read_text(raw), MOST_LETTERS))
+    return Shown(words=shorten(read_text(raw), MOST_LETTERS))
 
 
 def _array(array: NDArray[Any]) -> Shown:
@@ -142,7 +142,7 @@ def _array(array: NDArray[Any]) -> Shown:
     if array.ndim in (2, 3) and array.dtype.kind in "uif" and sides[0] >= _SMALLEST_SIDE:
         return _bands(array)
     head = (
-        ", ".join(number(float(value)) for value in array.reshape(-1)[:6])
+        ", ".join(format_number(float(value)) for value in array.reshape(-1)[:6])
         if array.dtype.kind in "buif"
         else ""
     )

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 import geobind
 from geobind.binder import Binder
-from geobind.data.table import Table, licences
+from geobind.data.table import Table, count_licences
 from geobind.errors import DataError
 from geobind.evaluation import PairTable
 from geobind.evaluation.embedded import Embedded
@@ -31,7 +31,9 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 def trained(parts: Mapping[str, str]) -> str:
     """Write what a stage trained: encoders, and the part of each that is not the whole."""
-    return formatting.listed([name if part == "full" else f"{name} ({part})" for name, part in parts.items()])
+    return formatting.join_words(
+        [name if part == "full" else f"{name} ({part})" for name, part in parts.items()]
+    )
 
 
 def cosine(similarity: float) -> str:
@@ -55,14 +57,14 @@ def sentence(text: str) -> str:
 
 
 _FILTERS: dict[str, Callable[..., str]] = {
-    "number": formatting.number,
-    "signed": formatting.signed,
+    "number": formatting.format_number,
+    "signed": formatting.format_signed,
     "cosine": cosine,
     "share": share,
-    "duration": formatting.duration,
-    "size": formatting.size,
-    "listed": formatting.listed,
-    "thing": formatting.count,
+    "duration": formatting.format_duration,
+    "size": formatting.format_size,
+    "listed": formatting.join_words,
+    "thing": formatting.format_count,
     "trained": trained,
     "title_of": title_of,
     "sentence": sentence,
@@ -102,19 +104,20 @@ def what_ran(run: Run, held_out: Table | None) -> Iterator[tuple[str, str]]:
     yield "seed", str(run.recipe.get("seed", 0))
     sources: dict[str, list[str]] = {}
     for stage in run.recipe["stages"]:
-        source = formatting.listed(list(dict.fromkeys(map(_source, _tables(run, stage)))))
+        source = formatting.join_words(list(dict.fromkeys(map(_source, _tables(run, stage)))))
         split = f", split {stage['split']}" if "split" in stage else ""
         sources.setdefault(source + split, []).append(stage["name"])
     for source, stages in sources.items():
-        yield ("trained on" if len(sources) == 1 else f"data of {formatting.listed(stages)}"), source
+        yield ("trained on" if len(sources) == 1 else f"data of {formatting.join_words(stages)}"), source
     evaluate = run.recipe.get("evaluate")
     if evaluate is not None:
         source = _source(evaluate.get("data") or run.recipe.get("data"))
         yield "measured on", f"split {evaluate.get('split', 'test')} of {source}"
-    found = licences(held_out) if held_out is not None else {}
+    found = count_licences(held_out) if held_out is not None else {}
     if found:
         counted = (
-            f"{formatting.short(name, 80)} ({formatting.count(rows, 'row')})" for name, rows in found.items()
+            f"{formatting.shorten(name, 80)} ({formatting.format_count(rows, 'row')})"
+            for name, rows in found.items()
         )
         yield "licences of held-out rows", ", ".join(counted)
 
@@ -132,11 +135,11 @@ def _spent(started: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """How long a run took, and how much memory; a run that went on tells of its last part."""
     with suppress(KeyError, TypeError, ValueError):
         times = [datetime.fromisoformat(started[name]) for name in ("started", "finished")]
-        took = formatting.duration((times[1] - times[0]).total_seconds())
+        took = formatting.format_duration((times[1] - times[0]).total_seconds())
         yield "took", f"{took}, from {times[0]:%Y-%m-%d %H:%M} UTC"
     peak = started.get("peak_memory_bytes")
     if isinstance(peak, int):
-        yield "peak memory", f"{formatting.size(peak)} of the machine's, by the first process"
+        yield "peak memory", f"{formatting.format_size(peak)} of the machine's, by the first process"
 
 
 def _source(data: Mapping[str, Any] | None) -> str:
@@ -342,8 +345,8 @@ def write_report(
     values["facts"] = list(what_ran(run, held_out))
     values["sections"] = list(_sections(run, values))
     for name, (panels, columns) in pictures.items():
-        files.write(run_folder / FIGURES / f"{name}.png", png(panels, columns))
-    files.write(run_folder / PAGE, render("report.html", **values))
+        files.write_atomic(run_folder / FIGURES / f"{name}.png", png(panels, columns))
+    files.write_atomic(run_folder / PAGE, render("report.html", **values))
     return run_folder / PAGE
 
 
@@ -412,10 +415,10 @@ def _maps(run: Run, rows: HeldOut) -> list[Map]:
 def _summary(run: Run) -> str:
     names, width = list(run.recipe["modalities"]), run.recipe.get("width") or run.card.get("width")
     seconds = sum(stage.seconds for stage in run.stages if stage.seconds == stage.seconds)
-    over = formatting.count(len(run.stages), "stage")
-    took = f", trained in {formatting.duration(seconds)} over {over}" if run.stages else ""
+    over = formatting.format_count(len(run.stages), "stage")
+    took = f", trained in {formatting.format_duration(seconds)} over {over}" if run.stages else ""
     space = f" in one space of {width} dimensions" if width else " in one space"
-    return f"{formatting.listed(names)}{space}{took}."
+    return f"{formatting.join_words(names)}{space}{took}."
 
 
 def _verdict(retrieved: Retrieved, measure: str) -> str:
@@ -423,7 +426,7 @@ def _verdict(retrieved: Retrieved, measure: str) -> str:
     rows = [row for row in retrieved.rows if measure in row.metrics]
     beat = [row for row in rows if plots.beats_chance(measure, row.metrics[measure])]
     emergent = [row for row in rows if row.mark == "emergent"]
-    said = f"{len(beat)} of {formatting.count(len(rows), 'ordered pair')} of modalities beat chance"
+    said = f"{len(beat)} of {formatting.format_count(len(rows), 'ordered pair')} of modalities beat chance"
     if emergent:
         said += f", {sum(row in beat for row in emergent)} of the {len(emergent)} emergent ones among them"
     how = f"the whole {retrieved.confidence} interval of {plots.TITLES.get(measure, measure)}"
@@ -431,7 +434,9 @@ def _verdict(retrieved: Retrieved, measure: str) -> str:
 
 
 def _broken(stage: StageDone) -> tuple[StageDone, int, list[tuple[str, str]]]:
-    shown = [(formatting.short(key, 120), formatting.short(reason, 300)) for key, reason in stage.quarantined]
+    shown = [
+        (formatting.shorten(key, 120), formatting.shorten(reason, 300)) for key, reason in stage.quarantined
+    ]
     return stage, max(stage.broken, len(shown)), shown[:_MOST_BROKEN]
 
 

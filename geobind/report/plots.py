@@ -34,7 +34,7 @@ from geobind.report.run_files import (
     Retrieved,
     Run,
 )
-from geobind.utils.formatting import number
+from geobind.utils.formatting import format_number
 
 INK, MUTED, GRID = "#1d2125", "#5b636b", "#d8dce0"
 # Okabe and Ito's palette, which colour-blind people can tell apart, without its yellow.
@@ -226,8 +226,10 @@ def matrix_panel(retrieved: Retrieved, measure: str) -> Panel:
             square.set(linewidth=1.4 if trained else 0.8, linestyle="-" if trained else ":")
             axes.add_patch(square)
             middle = corner[0] + 0.5
-            axes.text(middle, corner[1] + 0.45, number(measured.value), ha="center", va="center", size=11)
-            chance = f"chance {number(measured.chance)}"
+            axes.text(
+                middle, corner[1] + 0.45, format_number(measured.value), ha="center", va="center", size=11
+            )
+            chance = f"chance {format_number(measured.chance)}"
             axes.text(middle, corner[1] + 0.72, chance, ha="center", va="center", size=7, color=MUTED)
         axes.set(xlim=(0, len(names)), ylim=(len(names), 0), aspect="equal")
         axes.set_xticks([place + 0.5 for place in range(len(names))], names)
@@ -312,7 +314,9 @@ def _measures(of_runs: Sequence[Mapping[str, Curve]]) -> list[str]:
 def _curve_panel(name: str, of_runs: Sequence[Mapping[str, Curve]], measure: str, stage: str) -> Panel:
     curves = [found.get(measure) for found in of_runs]
     there = [curve for curve in curves if curve is not None]
-    ends = "; ".join(f"{number(c.value_S[0])} at first, {number(c.value_S[-1])} at last" for c in there)
+    ends = "; ".join(
+        f"{format_number(c.value_S[0])} at first, {format_number(c.value_S[-1])} at last" for c in there
+    )
     alt = f"{title(measure)} of stage {stage} over its steps: {ends}"
     return Panel(name, _draw_curves(curves, measure), *_CURVE_SIZE, alt, title=f"{stage}: {title(measure)}")
 

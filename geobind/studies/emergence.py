@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from geobind.binder import Binder
 from geobind.data.loader import collate
-from geobind.data.sampler import Mixture
+from geobind.data.sampler import MixedDataset
 from geobind.errors import DataError, RecipeError
 from geobind.inference import prepared
 from geobind.recipe import Recipe, Stage, load_recipe
@@ -33,7 +33,7 @@ from geobind.studies.runner import Ran
 from geobind.studies.summary import SEED, Grid, Spread, dots, measure_of, said, spread, write_study
 from geobind.training.stage_data import Sources
 from geobind.utils import files, formatting
-from geobind.utils.formatting import number
+from geobind.utils.formatting import format_number
 
 # The gradients of a layer's input and of its weights each take as much work as its forward pass.
 TRAINED_COSTS = 3
@@ -163,13 +163,13 @@ def equal_steps(recipe: Recipe) -> int:
     return round(spent / step)
 
 
-def _steps(stage: Stage, rows: Mixture) -> int:
+def _steps(stage: Stage, rows: MixedDataset) -> int:
     if stage.steps is not None:
         return stage.steps
     return (stage.epochs or 0) * rows.plan(stage.batch_size, 0, mixed=stage.mix == "rows").epoch
 
 
-def _forward_flops(recipe: Recipe, mixtures: Sequence[Mixture]) -> dict[str, int]:
+def _forward_flops(recipe: Recipe, mixtures: Sequence[MixedDataset]) -> dict[str, int]:
     """Operations that embedding one row takes, by modality."""
     binder = Binder(recipe.built, recipe.width, pretrained=False)
     found: dict[str, int] = {}
@@ -311,9 +311,9 @@ def verdicts(found: Emergence) -> list[str]:
 
 def _said(figure: Spread, measure: str) -> str:
     low, high = figure.mean - figure.half, figure.mean + figure.half
-    span = f"{number(figure.mean)} ({number(low)} to {number(high)})"
+    span = f"{format_number(figure.mean)} ({format_number(low)} to {format_number(high)})"
     if not math.isfinite(figure.half):
-        return f"{number(figure.mean)}, from one seed"
+        return f"{format_number(figure.mean)}, from one seed"
     if low <= 0 <= high:
         return f"no difference shown, {span}."
     better = (figure.mean > 0) != (measure in LOWER_IS_BETTER)
@@ -398,12 +398,12 @@ def ways_table(found: Emergence) -> Grid:
             said(way.every),
             _emergent(way),
             str(way.every.runs),
-            formatting.duration(way.seconds.mean),
+            formatting.format_duration(way.seconds.mean),
         ]
         for way in found.ways
     ]
     heads = ["bound", f"{measure}, all pairs", "its emergent pairs", "seeds", "training time"]
-    return Grid(f"Ways to bind (chance {formatting.number(found.chance)})", heads, rows)
+    return Grid(f"Ways to bind (chance {formatting.format_number(found.chance)})", heads, rows)
 
 
 def pairs_table(found: Emergence) -> Grid:
@@ -413,7 +413,11 @@ def pairs_table(found: Emergence) -> Grid:
 
 
 def _emergent(way: Way) -> str:
-    return formatting.number(fmean(way.pairs[pair].mean for pair in way.emergent)) if way.emergent else "none"
+    return (
+        formatting.format_number(fmean(way.pairs[pair].mean for pair in way.emergent))
+        if way.emergent
+        else "none"
+    )
 
 
 def _cell(way: Way, pair: tuple[str, str]) -> str:

@@ -61,7 +61,7 @@ def run_cells(cells: Sequence[Cell], home: Path) -> list[Ran]:
             ran.append(Ran(cell, folder, failed=False))
             continue
         shared = _share(recipe, folder, [one.folder for one in ran if not one.failed])
-        taken = f" (takes over {formatting.count(shared, 'finished stage')})" if shared else ""
+        taken = f" (takes over {formatting.format_count(shared, 'finished stage')})" if shared else ""
         _log.info("%s%s", head, taken)
         ran.append(Ran(cell, folder, failed=not _run(cell, recipe, folder)))
     return ran

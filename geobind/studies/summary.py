@@ -183,10 +183,10 @@ def write_study(
         StorageError: One of them cannot be written.
     """
     if panels:
-        files.write(home / f"{name}.png", png(list(panels), columns=min(2, len(panels))))
+        files.write_atomic(home / f"{name}.png", png(list(panels), columns=min(2, len(panels))))
     page = home / f"{name}.html"
     drawn = [svg(panel) for panel in panels]
-    files.write(page, render("study.html", title=title, notes=notes, tables=grids, plots=drawn))
+    files.write_atomic(page, render("study.html", title=title, notes=notes, tables=grids, plots=drawn))
     return page
 
 
@@ -206,8 +206,8 @@ def rich_table(grid: Grid) -> Table:
 def said(figure: Spread) -> str:
     """Write a mean and its interval."""
     if not math.isfinite(figure.half):
-        return formatting.number(figure.mean)
-    return f"{formatting.number(figure.mean)} ± {formatting.number(figure.half)}"
+        return formatting.format_number(figure.mean)
+    return f"{formatting.format_number(figure.mean)} ± {formatting.format_number(figure.half)}"
 
 
 def dots(name: str, title: str, series: Series, chance: float, axis: str = "") -> Panel:
@@ -271,7 +271,7 @@ def write_sweep(summary: Summary, title: str, home: Path) -> Path:
     Raises:
         StorageError: One of them cannot be written.
     """
-    files.write(home / "sweep.csv", table_csv(summary))
+    files.write_atomic(home / "sweep.csv", table_csv(summary))
     return write_study(home, "sweep", title, [_NOTE], [table_of(summary)], plots(summary))
 
 
@@ -284,8 +284,8 @@ def table_of(summary: Summary, title: str = "Results") -> Grid:
             *line.settings.values(),
             f"{len(line.folders)}" + (f" ({line.failed} failed)" if line.failed else ""),
             *(said(line.measured[mark]) for mark in MARKS),
-            formatting.number(line.chance),
-            formatting.duration(line.seconds.mean),
+            formatting.format_number(line.chance),
+            formatting.format_duration(line.seconds.mean),
         ]
         for line in summary.lines
     ]

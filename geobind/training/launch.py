@@ -10,7 +10,7 @@ from typing import Any
 from lightning_fabric import Fabric
 from torch import distributed as dist
 
-from geobind.data.sampler import Mixture
+from geobind.data.sampler import MixedDataset
 from geobind.errors import RecipeError
 from geobind.recipe import Recipe
 from geobind.recipe.schema import Fabric as FabricOptions
@@ -36,7 +36,7 @@ def fabrics_of(recipe: Recipe) -> dict[str, Fabric]:
     return {precision: make_fabric(recipe.fabric, precision) for precision in dict.fromkeys(wanted)}
 
 
-def check_shares(fabric: Fabric, recipe: Recipe, found: Sequence[Mixture]) -> None:
+def check_shares(fabric: Fabric, recipe: Recipe, found: Sequence[MixedDataset]) -> None:
     """See that the processes can share every stage of a recipe, before any is trained.
 
     Raises:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geobind.data.neighbours import grouped_share
+from geobind.data.neighbours import compute_grouped_share
 from geobind.errors import DataError
 from geobind.recipe.stage_options import PCME, InfoNCE, SigLIP
 from geobind.training.losses import Context, label_ids, unit_sphere
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from geobind.data.loader import BatchMeta
-    from geobind.data.sampler import Mixture, Plan, Source
+    from geobind.data.sampler import BatchSampler, MixedDataset, WeightedSource
     from geobind.recipe import Stage
 
 Options = InfoNCE | SigLIP | PCME
@@ -65,7 +65,7 @@ def _known(values_B: NDArray[np.float64] | None, meta: BatchMeta) -> Tensor:
     return torch.as_tensor(np.full(len(meta.keys), np.nan) if values_B is None else values_B)
 
 
-def plan_of(stage: Stage, rows: Mixture, seed: int) -> Plan:
+def plan_of(stage: Stage, rows: MixedDataset, seed: int) -> BatchSampler:
     """Plan which rows each step of a stage takes.
 
     Raises:
@@ -78,7 +78,7 @@ def plan_of(stage: Stage, rows: Mixture, seed: int) -> Plan:
         raise DataError(f"stage '{stage.name}': {error}") from error
 
 
-def check_told(stage: Stage, rows: Mixture) -> list[str]:
+def check_told(stage: Stage, rows: MixedDataset) -> list[str]:
     """See that a stage's rows say what its loss and its batches ask for.
 
     Returns:
@@ -92,7 +92,7 @@ def check_told(stage: Stage, rows: Mixture) -> list[str]:
     return list(_scattered(stage, rows))
 
 
-def _check_source(stage: Stage, source: Source) -> None:
+def _check_source(stage: Stage, source: WeightedSource) -> None:
     loss = stage.loss
     asked = {
         "positives: label": ("label", "`label`", loss.positives == "label"),
@@ -116,14 +116,14 @@ def _check_source(stage: Stage, source: Source) -> None:
             )
 
 
-def _scattered(stage: Stage, rows: Mixture) -> Iterator[str]:
+def _scattered(stage: Stage, rows: MixedDataset) -> Iterator[str]:
     """Say of which tables places are too scattered for the neighbours that batches should hold."""
     plan, options = plan_of(stage, rows, seed=0), stage.batches
     if plan.ring is None or options is None:
         return
     asked = f"from {options.near_km[0]:g} to {options.near_km[1]:g} km of each other"
     for source, places, count in zip(rows.sources, plan.places, plan.wanted, strict=True):
-        share = grouped_share(places, plan.ring, count, seed=0)
+        share = compute_grouped_share(places, plan.ring, count, seed=0)
         if not share:
             raise DataError(
                 f"stage '{stage.name}': no rows of {source.name} were found {asked} that a batch of {count} "

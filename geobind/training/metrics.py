@@ -17,7 +17,7 @@ from torch import Tensor
 from geobind.errors import TrainingError
 from geobind.utils import files
 from geobind.utils.logs import rank_zero_logger
-from geobind.utils.progress import PLAIN_EVERY, bar, watched
+from geobind.utils.progress import PLAIN_EVERY, is_interactive, make_bar
 
 _log = rank_zero_logger(__name__)
 
@@ -77,7 +77,7 @@ class Metrics:
         writer = csv.DictWriter(text, self.fields, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-        files.write(self.path, text.getvalue().encode())
+        files.write_atomic(self.path, text.getvalue().encode())
 
     def add(self, stage: str, rows: Sequence[dict[str, Any]]) -> None:
         """Append rows of a stage."""
@@ -90,7 +90,7 @@ class Metrics:
             with self.path.open("ab") as file:
                 file.write(text.getvalue().encode())
         except OSError as error:
-            raise files.refusal(self.path, error) from error
+            raise files.explain_write_error(self.path, error) from error
 
     def sync(self) -> None:
         """Wait until what was added is on the disk, where a power cut leaves it."""
@@ -98,7 +98,7 @@ class Metrics:
             with self.path.open("rb+") as file:
                 os.fsync(file.fileno())
         except OSError as error:
-            raise files.refusal(self.path, error) from error
+            raise files.explain_write_error(self.path, error) from error
 
 
 class Recorder:
@@ -121,7 +121,7 @@ class Recorder:
         self.last_of: dict[str, float] = {}  # by pair, of the last step that compared it
         self._pending: list[Step] = []
         self._broken = 0
-        self._bar = bar("status") if metrics and watched() else None
+        self._bar = make_bar("status") if metrics and is_interactive() else None
         self._looked = self._spoke = time.monotonic()
 
     def __enter__(self) -> Self:

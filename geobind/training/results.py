@@ -10,7 +10,7 @@ from typing import Any
 from geobind.binder import Binder
 from geobind.bundles import bundle
 from geobind.data.sources import TableRows
-from geobind.data.table import Table, licences
+from geobind.data.table import Table, count_licences
 from geobind.evaluation.held_out import EvaluationResults
 from geobind.recipe import Recipe
 from geobind.training.stability import gathered
@@ -67,7 +67,7 @@ def leave(
 
 def _say_finished(folder: Path) -> None:
     facts = files.read_json(folder / "run.json")
-    finished = {"finished": system.now(), "peak_memory_bytes": system.highest_bytes()}
+    finished = {"finished": system.utc_now(), "peak_memory_bytes": system.peak_process_bytes()}
     files.write_json(folder / "run.json", {**facts, **finished})
 
 
@@ -90,7 +90,7 @@ def data_facts(
 
 
 def _licences(table: Table | None) -> dict[str, int]:
-    found = licences(table) if table else {}
+    found = count_licences(table) if table else {}
     named = dict(islice(found.items(), _MOST_LICENCES))
     left = sum(found.values()) - sum(named.values())
     return {**named, _OTHERS: left} if left else named

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from geobind import plugins
-from geobind.data.manifest import contents_of_manifest
+from geobind.data.manifest import hash_manifest
 from geobind.errors import StorageError
 from geobind.recipe import Recipe, Stage
 from geobind.utils import files, system
@@ -80,7 +80,7 @@ def _facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 def _manifests(recipe: Recipe, stage: Stage) -> dict[str, str]:
     """What is in the manifests that a stage reads; the files that they name are not looked at."""
     paths = {options.manifest for options in recipe.tables_of(stage) if options.manifest is not None}
-    return {str(path): contents_of_manifest(recipe.base / path)[:12] for path in sorted(paths)}
+    return {str(path): hash_manifest(recipe.base / path)[:12] for path in sorted(paths)}
 
 
 def _options(stage: Stage) -> dict[str, Any]:
@@ -134,11 +134,13 @@ def alone_in(folder: Path) -> Generator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = _locked(folder / LOCK)
     except OSError as error:
-        raise files.refusal(folder / LOCK, error) from error
+        raise files.explain_write_error(folder / LOCK, error) from error
     try:
         with suppress(OSError):  # a full disk costs others the name of the process
             file.truncate(0)
-            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": system.now()}))
+            file.write(
+                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": system.utc_now()})
+            )
             file.flush()
         yield
     finally:

@@ -14,7 +14,7 @@ from torch import nn
 from geobind import plugins
 from geobind.binder import Binder
 from geobind.bundles.stability import StageProof
-from geobind.data.sampler import Mixture
+from geobind.data.sampler import MixedDataset
 from geobind.errors import CheckpointError, RecipeError
 from geobind.evaluation import Leakage, PairTable
 from geobind.evaluation.held_out import EvaluationResults
@@ -143,16 +143,16 @@ def _open_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
         raise RecipeError(
             f"{folder} holds a run already: go on with it (--resume), or choose another folder (--out)"
         )
-    files.sweep(folder)
-    files.write(folder / "recipe.yaml", dump(recipe.written).encode())
+    files.remove_partial_files(folder)
+    files.write_atomic(folder / "recipe.yaml", dump(recipe.written).encode())
     sources = {name: str(plugins.registry().plugins[name].source) for name in recipe.modalities}
     base = str(recipe.base.resolve())  # where `geobind report` finds relative manifests again
-    facts = {"recipe": recipe.name, "base": base, "versions": system.versions(), "plugins": sources}
-    facts |= {"hardware": system.hardware(), "started": system.now()}
+    facts = {"recipe": recipe.name, "base": base, "versions": system.collect_versions(), "plugins": sources}
+    facts |= {"hardware": system.describe_hardware(), "started": system.utc_now()}
     files.write_json(folder / "run.json", facts)
 
 
-def rehearse(recipe: Recipe, binder: Binder, found: Sequence[Mixture]) -> None:
+def rehearse(recipe: Recipe, binder: Binder, found: Sequence[MixedDataset]) -> None:
     """Embed a row of every stage and table, so that what cannot work fails before hours of training."""
     for stage, rows in zip(recipe.stages, found, strict=True):
         for name, part in stage.trained.items():
@@ -165,7 +165,7 @@ def rehearse(recipe: Recipe, binder: Binder, found: Sequence[Mixture]) -> None:
                 binder.embed(name, raw[0] if isinstance(raw, list) else raw)
 
 
-def _more_fields(recipe: Recipe, found: Sequence[Mixture]) -> list[str]:
+def _more_fields(recipe: Recipe, found: Sequence[MixedDataset]) -> list[str]:
     """The columns of metrics.csv beside the usual: those of stages with several pairs or sources."""
     several = [pairs for stage in recipe.stages if len(pairs := recipe.pairs_of(stage)) > 1]
     names = dict.fromkeys(pair.name for pairs in several for pair in pairs)
@@ -196,7 +196,7 @@ def _load_finished(job: Job, done: Mapping[str, Any]) -> None:
     path = job.folder / "trained.safetensors"
     load_strictly(_trained(job), read_weights(path), str(path))
     for name, digest in done.get("digests", {}).items():
-        if system.digest(job.binder.encoders[name]) != digest:
+        if system.hash_module(job.binder.encoders[name]) != digest:
             raise CheckpointError(
                 f"{path}: the weights of '{name}' are not those that the stage trained: the file has changed "
                 f"since; remove {job.folder} to train the stage again"
@@ -241,7 +241,7 @@ def _finish(fabric: Fabric, job: Job, outcome: Outcome, proof: StageProof | None
     return done
 
 
-def _sources(rows: Mixture) -> list[dict[str, Any]]:
+def _sources(rows: MixedDataset) -> list[dict[str, Any]]:
     told = zip(rows.sources, rows.shares, strict=True)
     return [{"name": source.name, "rows": len(source.rows), "share": share} for source, share in told]
 

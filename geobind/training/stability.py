@@ -88,7 +88,7 @@ class Prover:
         moved_ones = [n for n in after if n not in trained and after[n].weights != before[n].weights]
         if moved_ones:
             now = {name: after[name].weights for name in moved_ones}  # before they were embedded
-            check_frozen(now, {n: system.digest(self.binder.encoders[n]) for n in now}, stage)
+            check_frozen(now, {n: system.hash_module(self.binder.encoders[n]) for n in now}, stage)
             raise TrainingError(
                 f"stage '{stage}' changed the weights of {', '.join(moved_ones)}, which it does not train; "
                 f"encoders of different modalities must not share modules"
@@ -99,12 +99,12 @@ class Prover:
             before=dict(before),
             after=after,
             keys={name: rows.keys for name, rows in self._rows.items() if rows},
-            made_by=system.versions() | {"device": str(fabric.device), "batch": str(ROWS)},
+            made_by=system.collect_versions() | {"device": str(fabric.device), "batch": str(ROWS)},
         )
 
     def _state(self, fabric: Fabric, name: str) -> State:
         encoder = self.binder.encoders[name]
-        weights = system.digest(encoder)
+        weights = system.hash_module(encoder)
         if name not in self._rows:
             self._rows[name] = _rows_of(self.recipe, self.sources, name)
         rows = self._rows[name]
@@ -131,7 +131,7 @@ class Prover:
 def _hash_of_unsaved(encoder: nn.Module) -> str:
     """Hash the buffers that are in no state dict."""
     saved = encoder.state_dict().keys()
-    return system.digest_of({key: value for key, value in encoder.named_buffers() if key not in saved})
+    return system.hash_tensors({key: value for key, value in encoder.named_buffers() if key not in saved})
 
 
 def gathered(stages: Sequence[Mapping[str, Any]]) -> Proof:

@@ -14,8 +14,8 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from geobind.binder import Binder
-from geobind.data.loader import BatchLoader, Side, auto_workers
-from geobind.data.sampler import Mixture, Plan, seed_torch
+from geobind.data.loader import BatchLoader, ModalityInput, choose_workers
+from geobind.data.sampler import BatchSampler, MixedDataset, seed_torch
 from geobind.embedding_cache.loader import StoredLoader
 from geobind.recipe import Recipe, Stage
 from geobind.recipe.schema import Bound
@@ -33,7 +33,7 @@ from geobind.training.optimizer import set_up
 from geobind.training.trainable import in_training, states_of
 from geobind.training.validation import Watched, Watching
 from geobind.utils import files, system
-from geobind.utils.hashing import seed_of
+from geobind.utils.hashing import derive_seed
 
 PairLosses = Mapping[str, ContrastiveLoss]  # by pair
 Quarantined = tuple[tuple[str, str], ...]  # key and reason
@@ -46,12 +46,12 @@ class Job:
     recipe: Recipe
     stage: Stage
     binder: Binder
-    rows: Mixture
+    rows: MixedDataset
     folder: Path  # of this stage alone
     metrics: Metrics
     key: str  # the fingerprint of everything the stage depends on
     look_every: int | None = None  # steps between two looks at the loss; None: as it suits the device
-    held: Mixture | None = None  # the rows that it is watched on
+    held: MixedDataset | None = None  # the rows that it is watched on
     validations: Metrics | None = None  # what is found there
 
     @property
@@ -65,9 +65,9 @@ class Job:
         return self.recipe.pairs_of(self.stage)
 
     @cached_property
-    def plan(self) -> Plan:
+    def plan(self) -> BatchSampler:
         """Which rows each step takes."""
-        seed = seed_of(self.recipe.seed, self.stage.name, "data")
+        seed = derive_seed(self.recipe.seed, self.stage.name, "data")
         return plan_of(self.stage, self.rows, seed)
 
     @cached_property
@@ -120,7 +120,7 @@ def run_stage(fabric: Fabric, job: Job) -> Outcome:
     stage = job.stage
     with explained(job, fabric.device), in_training(fabric, job) as frozen:
         cached = read_from_cache(fabric, job, frozen, workers_of(fabric, job))
-        torch.manual_seed(seed_of(job.recipe.seed, stage.name))
+        torch.manual_seed(derive_seed(job.recipe.seed, stage.name))
         losses = {pair.name: make_loss(stage.loss, job.recipe.width) for pair in job.pairs}
         quarantined, last, last_of, watched = _train(fabric, job, losses, cached)
         cached.close()
@@ -177,7 +177,7 @@ def _train(
                 break
             rate = moving.set_rate(step)
             # Dropout draws from here, so a resumed step draws what it would have drawn.
-            seed_torch(fabric.device, seed_of(seed, stage.name, step, fabric.global_rank))
+            seed_torch(fabric.device, derive_seed(seed, stage.name, step, fabric.global_rank))
 
             turn = turn_of(step, stage.accumulate, job.steps)
             about = About(context_of(ranks, fabric.device, stage.loss, meta))
@@ -225,7 +225,7 @@ def loader_of(fabric: Fabric, job: Job, first_step: int) -> BatchLoader:
     recipe, stage = job.recipe, job.stage
     return BatchLoader(
         job.rows,
-        {name: Side(recipe.built[name], augment=name in stage.parts) for name in job.encoders},
+        {name: ModalityInput(recipe.built[name], augment=name in stage.parts) for name in job.encoders},
         job.plan,
         first_step=first_step,
         last_step=job.steps,
@@ -241,5 +241,5 @@ def workers_of(fabric: Fabric, job: Job) -> int:
     """Return how many processes prepare inputs."""
     if job.recipe.workers != "auto":
         return job.recipe.workers
-    wanted = auto_workers(len(job.rows))
+    wanted = choose_workers(len(job.rows))
     return min(1, wanted) if fabric.device.type == "cpu" else wanted  # more would take the cores that compute

@@ -10,8 +10,8 @@ import numpy as np
 
 from geobind.binder import Binder
 from geobind.data.options import DataOptions, MixedData
-from geobind.data.sampler import Mixture, Source
-from geobind.data.sources import OwnRows, TableRows
+from geobind.data.sampler import MixedDataset, WeightedSource
+from geobind.data.sources import PluginPairs, TableRows
 from geobind.data.table import Table, open_table
 from geobind.errors import DataError, RecipeError
 from geobind.evaluation import Leakage, leakage
@@ -29,8 +29,8 @@ class Sources:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.tables: dict[str, Table] = {}
-        self._rows: dict[str, Mixture] = {}
-        self._held: dict[str, Mixture] = {}
+        self._rows: dict[str, MixedDataset] = {}
+        self._held: dict[str, MixedDataset] = {}
         self._leaks: dict[str, Leakage] = {}
         self._looked: Looked = {}
         for stage in recipe.stages:
@@ -40,7 +40,7 @@ class Sources:
                 self._open(stage.watch.data)
         self._table(self._evaluated())
 
-    def rows(self, stage: Stage) -> Mixture:
+    def rows(self, stage: Stage) -> MixedDataset:
         """The rows a stage trains on: the pairs that its modalities bring, and those of its tables.
 
         Raises:
@@ -52,11 +52,11 @@ class Sources:
             for number, source in enumerate(sources):
                 if names.index(source.name) < number:
                     sources[number] = source._replace(name=f"{source.name} ({number + 1})")
-            self._rows[stage.name] = Mixture(tuple(sources))
+            self._rows[stage.name] = MixedDataset(tuple(sources))
             self._check(stage, self._rows[stage.name])
         return self._rows[stage.name]
 
-    def held(self, stage: Stage) -> Mixture | None:
+    def held(self, stage: Stage) -> MixedDataset | None:
         """The rows a stage is watched on, None if it is not.
 
         Raises:
@@ -69,7 +69,7 @@ class Sources:
             other = {"data": watch.data} if watch.data else {}
             try:
                 asked = stage.model_copy(update={"split": watch.split, **other})
-                rows = fewer(Mixture(tuple(self._sources(asked, own=not watch.data))), watch.limit)
+                rows = fewer(MixedDataset(tuple(self._sources(asked, own=not watch.data))), watch.limit)
             except DataError as error:
                 raise DataError(
                     f"stage '{stage.name}' cannot be watched: {error}\n  name rows to watch it on with "
@@ -79,16 +79,16 @@ class Sources:
             self._held[stage.name] = rows
         return self._held[stage.name]
 
-    def _sources(self, stage: Stage, *, own: bool = True) -> list[Source]:
+    def _sources(self, stage: Stage, *, own: bool = True) -> list[WeightedSource]:
         anchor = self.recipe.anchor_of(stage)
-        found: list[Source] = []
+        found: list[WeightedSource] = []
         others: list[str] = []
         for name in stage.aligned:
             brought = self.recipe.built[name].pairs(stage.split, anchor) if own else None
             if brought is None:
                 others.append(name)
             else:
-                found.append(Source(f"the pairs of '{name}'", OwnRows(brought, anchor, name)))
+                found.append(WeightedSource(f"the pairs of '{name}'", PluginPairs(brought, anchor, name)))
         tables = self.recipe.tables_of(stage, others) if others else ()
         if not found and not tables:
             raise RecipeError(
@@ -96,12 +96,12 @@ class Sources:
             )
         return found + [self._source(stage, options, others) for options in tables]
 
-    def _source(self, stage: Stage, options: DataOptions, others: Sequence[str]) -> Source:
+    def _source(self, stage: Stage, options: DataOptions, others: Sequence[str]) -> WeightedSource:
         anchor = self.recipe.anchor_of(stage)
         table = self._open(options).split(stage.split)
         weight = options.weight if isinstance(options, MixedData) else None
         if len(stage.aligned) == 1:
-            return Source(
+            return WeightedSource(
                 table.name, TableRows(table.pairs(anchor, others[0]).table, (anchor, others[0])), weight
             )
         names = tuple(name for name in (anchor, *others) if name in table.columns)
@@ -114,9 +114,9 @@ class Sources:
                 f"compares ({wanted}); its columns are read as {', '.join(table.columns)}: map others with "
                 f"`columns`, or use another table"
             )
-        return Source(table.name, TableRows(table.take(row_R), names), weight)
+        return WeightedSource(table.name, TableRows(table.take(row_R), names), weight)
 
-    def _check(self, stage: Stage, rows: Mixture) -> None:
+    def _check(self, stage: Stage, rows: MixedDataset) -> None:
         pairs = self.recipe.pairs_of(stage)
         for pair in pairs if len(pairs) > 1 else ():
             if rows.having(pair.both) < _FEWEST:

@@ -28,8 +28,8 @@ from geobind.training.lora import (
 )
 from geobind.training.sync_batchnorm import normalise_alone
 from geobind.utils import files
-from geobind.utils.hashing import seed_of
-from geobind.utils.system import digest
+from geobind.utils.hashing import derive_seed
+from geobind.utils.system import hash_module
 
 if TYPE_CHECKING:
     from geobind.training.stage import Job
@@ -75,7 +75,7 @@ def head_of(name: str, encoder: nn.Module) -> nn.Module:
 def frozen_digests(encoders: Mapping[str, nn.Module], parts: Mapping[str, Part]) -> dict[str, str]:
     """Hash what a stage must not change, by modality; an encoder with adapters must be without them."""
     return {
-        name: digest(encoder, but=loose_names(encoder, parts.get(name)))
+        name: hash_module(encoder, but=loose_names(encoder, parts.get(name)))
         for name, encoder in encoders.items()
         if not isinstance(parts.get(name), Full)
     }
@@ -253,7 +253,7 @@ def in_training(fabric: Fabric, job: Job) -> Generator[dict[str, str]]:
     if cast.type is not None:
         held = frozen_digests(encoders, trained)
     for name, part in adapted.items():
-        insert(name, encoders[name], part, seed_of(job.recipe.seed, job.stage.name, "adapter", name))
+        insert(name, encoders[name], part, derive_seed(job.recipe.seed, job.stage.name, "adapter", name))
         set_trainable(name, encoders[name], part)
 
     with compiling(job.stage.name):

@@ -18,8 +18,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from geobind.data.loader import BatchMeta, collate
-from geobind.data.sampler import Mixture, Source
-from geobind.data.sources import OwnRows, TableRows
+from geobind.data.sampler import MixedDataset, WeightedSource
+from geobind.data.sources import PluginPairs, TableRows
 from geobind.embedding_cache.loader import Cells
 from geobind.errors import CheckpointError, DataError, TrainingError
 from geobind.evaluation import rank_counts_both
@@ -63,7 +63,7 @@ class Sides(NamedTuple):
         return self.embedding_ND[torch.from_numpy(np.searchsorted(self.rows_N, rows))]
 
 
-def fewer(rows: Mixture, limit: int | None) -> Mixture:
+def fewer(rows: MixedDataset, limit: int | None) -> MixedDataset:
     """Take rows at even distances, at most `limit` of them."""
     if limit is None or len(rows) <= limit:
         return rows
@@ -73,14 +73,14 @@ def fewer(rows: Mixture, limit: int | None) -> Mixture:
         picked_N[(picked_N >= start) & (picked_N < end)] - start
         for start, end in zip(rows.starts, ends, strict=True)
     ]
-    return Mixture(tuple(_taken(s, i) for s, i in zip(rows.sources, there, strict=True) if len(i)))
+    return MixedDataset(tuple(_taken(s, i) for s, i in zip(rows.sources, there, strict=True) if len(i)))
 
 
-def _taken(source: Source, index_N: NDArray[np.int64]) -> Source:
+def _taken(source: WeightedSource, index_N: NDArray[np.int64]) -> WeightedSource:
     if isinstance(source.rows, TableRows):
         return source._replace(rows=replace(source.rows, table=source.rows.table.take(index_N)))
     own = source.rows
-    if not isinstance(own, OwnRows):
+    if not isinstance(own, PluginPairs):
         raise DataError(f"{source.name}: rows of this kind cannot be evaluated on")
     return source._replace(rows=replace(own, pairs=[own.pairs[int(row)] for row in index_N]))
 
@@ -100,7 +100,7 @@ class Inputs:
         DataError: More of them cannot be read than the recipe's `max_broken` allows.
     """
 
-    def __init__(self, fabric: Fabric, job: Job, rows: Mixture, name: str) -> None:
+    def __init__(self, fabric: Fabric, job: Job, rows: MixedDataset, name: str) -> None:
         self.fabric, self.name = fabric, name
         self._prepare: Callable[..., Any] = job.recipe.built[name].prepare
         self._cells = Cells(rows, name)
@@ -177,7 +177,7 @@ class Facts(NamedTuple):
     label_N: NDArray[np.object_]
 
     @classmethod
-    def of(cls, rows: Mixture) -> Facts:
+    def of(cls, rows: MixedDataset) -> Facts:
         """Read them."""
         parts = [source.rows.known() for source in rows.sources]
         return cls(
@@ -217,7 +217,7 @@ def fields(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys([*found, "best", "seconds"]))
 
 
-def check_held(recipe: Recipe, stage: Stage, rows: Mixture) -> None:
+def check_held(recipe: Recipe, stage: Stage, rows: MixedDataset) -> None:
     """See that the rows a stage is watched on can tell good embeddings from bad ones.
 
     Raises:

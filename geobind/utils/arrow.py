@@ -13,7 +13,7 @@ import pyarrow.compute
 pc: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
 
 
-def lists_of_one(values: pa.Array) -> pa.Array:
+def wrap_in_lists(values: pa.Array) -> pa.Array:
     """Make each value a list of it alone, so that one and several are stored alike."""
     there = values.is_valid().to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(there)]).astype(np.int32)
@@ -23,7 +23,7 @@ def lists_of_one(values: pa.Array) -> pa.Array:
 
 
 @lru_cache(maxsize=32)
-def mapped_table(path: Path) -> pa.Table:
+def map_arrow_table(path: Path) -> pa.Table:
     """Map an Arrow file into memory, once per process."""
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_file(source).read_all()

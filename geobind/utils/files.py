@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 _SEAL = b"geobind sha256: "  # ends a training state, with the hash of what comes before
 
 
-def write(path: Path, content: bytes | memoryview) -> None:
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that a reader sees the old content or the new, never a part.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written; what was there before is untouched.
     """
-    with replacing(path) as temporary:
+    with replace_atomic(path) as temporary:
         temporary.write_bytes(content)
 
 
 @contextmanager
-def replacing(path: Path) -> Generator[Path]:
+def replace_atomic(path: Path) -> Generator[Path]:
     """Name a file to fill, which takes the place of `path` once the block has ended without an error.
 
     Raises:
@@ -48,13 +48,13 @@ def replacing(path: Path) -> Generator[Path]:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise refusal(path, error) from error
+        raise explain_write_error(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
 
 
-def refusal(path: Path, error: OSError) -> StorageError:
+def explain_write_error(path: Path, error: OSError) -> StorageError:
     """Say why a file cannot be written, and what to do."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     reason = "the disk is full" if full else error.strerror or str(error)
@@ -64,7 +64,7 @@ def refusal(path: Path, error: OSError) -> StorageError:
     )
 
 
-def sweep(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Remove what writes that were killed left behind."""
     for leftover in folder.rglob(".*.part"):
         leftover.unlink(missing_ok=True)
@@ -72,7 +72,7 @@ def sweep(folder: Path) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values as JSON."""
-    write(path, (json.dumps(values, indent=1) + "\n").encode())
+    write_atomic(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -96,7 +96,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, copies of shared ones included."""
     from safetensors.torch import save
 
-    write(path, save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}))
+    write_atomic(
+        path, save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
+    )
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -106,7 +108,7 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     buffer.write(_SEAL + hashlib.sha256(buffer.getbuffer()).digest())
-    write(path, buffer.getbuffer())
+    write_atomic(path, buffer.getbuffer())
 
 
 def read_state(path: Path) -> dict[str, Any] | None:
@@ -159,7 +161,7 @@ except ImportError:  # then nothing is locked: an entry in use may be pruned, an
     fcntl = None
 
 
-class Lock:
+class FileLock:
     """A shared lock on a file, or, if it is `alone`, one that no other process has at the same time.
 
     A shared one is waited for. One that is to be alone is not: it is false where another process has it.

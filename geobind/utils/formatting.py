@@ -9,7 +9,7 @@ NBSP = "\N{NO-BREAK SPACE}"
 _ORDINALS = {1: "st", 2: "nd", 3: "rd"}
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Write a measure: no decimals from 100 on, one from 1.5 on (ranks), three below (shares)."""
     if not math.isfinite(value):
         return "–"
@@ -18,12 +18,12 @@ def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 1.5 else f"{value:.3f}"
 
 
-def signed(value: float) -> str:
+def format_signed(value: float) -> str:
     """Write a difference with its sign."""
-    return "–" if not math.isfinite(value) else ("+" if value >= 0 else "−") + number(abs(value))
+    return "–" if not math.isfinite(value) else ("+" if value >= 0 else "−") + format_number(abs(value))
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Write a length of time with its two largest units."""
     if not math.isfinite(seconds):
         return "–"
@@ -35,7 +35,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}{NBSP}h{NBSP}{whole % 3600 // 60:02d}{NBSP}min"
 
 
-def size(count: float) -> str:
+def format_size(count: float) -> str:
     """Write a number of bytes."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
@@ -45,7 +45,7 @@ def size(count: float) -> str:
     return f"{count:.1f}{NBSP}GB"
 
 
-def rank(value: float) -> str:
+def format_rank(value: float) -> str:
     """Write a rank as an ordinal; the mean rank of a tie keeps its half."""
     if value != int(value):
         return f"{value:,.1f}th"
@@ -54,7 +54,7 @@ def rank(value: float) -> str:
     return f"{whole:,}{ending}"
 
 
-def short(text: str, most: int) -> str:
+def shorten(text: str, most: int) -> str:
     """Cut a text at a word, with an ellipsis, so that it is no longer than `most` characters."""
     text = " ".join(text.split())
     if len(text) <= most:
@@ -63,11 +63,11 @@ def short(text: str, most: int) -> str:
     return (cut.rsplit(" ", 1)[0] if " " in cut[most // 2 :] else cut) + "…"
 
 
-def listed(words: Sequence[str]) -> str:
+def join_words(words: Sequence[str]) -> str:
     """Join words as a sentence does: a, b and c."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def count(how_many: int, thing: str) -> str:
+def format_count(how_many: int, thing: str) -> str:
     """Write how many things there are, in the plural where it is due."""
     return f"{how_many:,} {thing}{'' if how_many == 1 else 's'}"

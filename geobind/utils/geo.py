@@ -13,7 +13,7 @@ EARTH_KM = 6371.0088  # mean radius
 _DEGREE_KM = EARTH_KM * np.pi / 180
 
 
-def cells_of(places_NLL: NDArray[np.float64], cell_km: float) -> NDArray[np.int64]:
+def assign_cells(places_NLL: NDArray[np.float64], cell_km: float) -> NDArray[np.int64]:
     """Return the cell of each place on a grid of nearly equal areas.
 
     The Earth is cut into bands of `cell_km` from south to north, and each band into as many columns of equal
@@ -58,7 +58,7 @@ def nearest_km(place_NLL: NDArray[np.float64], other_MLL: NDArray[np.float64]) -
     if not len(place_NLL) or not len(other_MLL):
         return np.full(len(place_NLL), np.inf)
     at_N3, other_M3 = _on_the_sphere(place_NLL), np.unique(_on_the_sphere(other_MLL), axis=0)
-    near, far = _grouped(at_N3, _SMALL), _grouped(other_M3, _LARGE)
+    near, far = _group_neighbours(at_N3, _SMALL), _group_neighbours(other_M3, _LARGE)
     square_N = np.full(len(at_N3), np.inf)
     for rows, centre, radius in zip(*near, strict=True):
         apart_K = np.linalg.norm(far.centre_L3 - centre, axis=1) - far.radius_L - radius
@@ -76,7 +76,7 @@ def _on_the_sphere(place_NLL: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([np.cos(lat_N) * np.cos(lon_N), np.cos(lat_N) * np.sin(lon_N), np.sin(lat_N)], axis=1)
 
 
-def _grouped(at_N3: NDArray[np.float64], size: int) -> _Groups:
+def _group_neighbours(at_N3: NDArray[np.float64], size: int) -> _Groups:
     """Halves the places at the median of their widest axis until groups have at most `size`."""
     waiting, rows = [np.arange(len(at_N3))], []
     while waiting:

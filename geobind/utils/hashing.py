@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 
-def seed_of(seed: int, *purpose: object) -> int:
+def derive_seed(seed: int, *purpose: object) -> int:
     """Return a 63-bit seed for one purpose, such as a stage's name and a step."""
     text = "/".join(map(str, (seed, *purpose)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

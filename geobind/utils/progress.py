@@ -17,12 +17,12 @@ PATIENCE = 1.0  # seconds before a bar appears
 PLAIN_EVERY = 10.0  # seconds between lines where no terminal is
 
 
-def watched() -> bool:
+def is_interactive() -> bool:
     """Return whether a person sees standard error and wants progress."""
     return sys.stderr.isatty() and not is_quiet()
 
 
-def bar(*columns: str) -> Progress:
+def make_bar(*columns: str) -> Progress:
     """Make a progress bar on standard error: title, bar, count, time left, then the given text columns."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -47,11 +47,11 @@ def track(items: Iterable[T], title: str, total: int | None = None, show: bool |
         total: How many there are, if known.
         show: True shows a bar from the start, False never; default: when a person is watching.
     """
-    if show is False or (show is None and not watched()):
+    if show is False or (show is None and not is_interactive()):
         yield from items
         return
     start = time.monotonic()
-    with bar() as progress:
+    with make_bar() as progress:
         task = progress.add_task(title, total=total, visible=bool(show))
         for item in items:
             yield item

@@ -28,7 +28,7 @@ _ROOT = Path("/")
 _highest = 0  # what was held before the peak was last forgotten
 
 
-class Free(NamedTuple):
+class AvailableMemory(NamedTuple):
     """Memory that a process may take."""
 
     bytes: int
@@ -52,7 +52,7 @@ def parse_size(text: str) -> int:
     return count
 
 
-def free(root: Path = _ROOT) -> Free | None:
+def available_memory(root: Path = _ROOT) -> AvailableMemory | None:
     """Return the memory that this process may take, what it holds already included; None where nothing tells.
 
     That is what the system says is available, or what is left of the limit of a container (cgroups of
@@ -62,16 +62,16 @@ def free(root: Path = _ROOT) -> Free | None:
         root: Where `proc` and `sys` are.
     """
     held = _number(root / "proc/self/status", r"VmRSS:\s*(\d+) kB", 1024) or 0
-    found: list[Free] = []
+    found: list[AvailableMemory] = []
     available = _number(root / "proc/meminfo", r"MemAvailable:\s*(\d+) kB", 1024)
     if available is not None:
-        found.append(Free(available + held, "what the system says is available"))
+        found.append(AvailableMemory(available + held, "what the system says is available"))
     for limit, used in _groups(root):
-        found.append(Free(max(0, limit - used) + held, "what is left of the container's limit"))
+        found.append(AvailableMemory(max(0, limit - used) + held, "what is left of the container's limit"))
     if not found and root == _ROOT:
         with suppress(ValueError, OSError, AttributeError):
             whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            found.append(Free(whole, "all of the machine's, as nothing tells what is free"))
+            found.append(AvailableMemory(whole, "all of the machine's, as nothing tells what is free"))
     return min(found, default=None)
 
 
@@ -100,13 +100,13 @@ def peak_bytes() -> int | None:
     return most if sys.platform == "darwin" else 1024 * most  # macOS counts bytes, others KiB
 
 
-def highest_bytes() -> int | None:
+def peak_process_bytes() -> int | None:
     """The most that this process has ever held at once; None where the system does not tell."""
     peak = peak_bytes()
     return None if peak is None else max(peak, _highest)
 
 
-def tidy() -> None:
+def release_memory() -> None:
     """Give memory that is no longer used back to the system, as far as it lets itself be told to."""
     gc.collect()
     with suppress(OSError, AttributeError):
@@ -151,17 +151,17 @@ def _text(path: Path) -> str:
         return ""
 
 
-def digest(module: nn.Module, *, but: Collection[str] = ()) -> str:
+def hash_module(module: nn.Module, *, but: Collection[str] = ()) -> str:
     """Return the SHA-256 of a module's parameters and buffers: names, shapes, types and every bit.
 
     Args:
         module: The module.
         but: Names of entries of its state dict to leave out.
     """
-    return digest_of({key: value for key, value in module.state_dict().items() if key not in but})
+    return hash_tensors({key: value for key, value in module.state_dict().items() if key not in but})
 
 
-def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the SHA-256 of tensors: names, shapes, types and every bit."""
     total = hashlib.sha256()
     for key, value in sorted(tensors.items()):
@@ -171,7 +171,7 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     return total.hexdigest()
 
 
-def versions() -> dict[str, str]:
+def collect_versions() -> dict[str, str]:
     """Name the versions of what computes: geobind, torch and Python, and the kind of machine."""
     return {
         "geobind": geobind.__version__,
@@ -181,12 +181,12 @@ def versions() -> dict[str, str]:
     }
 
 
-def now() -> str:
+def utc_now() -> str:
     """The time, in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def hardware() -> dict[str, str]:
+def describe_hardware() -> dict[str, str]:
     """Say what computes: processor, cores, memory, accelerators, as far as the system tells."""
     told = {"processor": _processor(), "cores": str(os.cpu_count() or "")}
     with suppress(ValueError, OSError, AttributeError):

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from geobind.errors import DataError
 from geobind.importers.contract import Column, Importer, LeftOut, Row
-from geobind.importers.reading import first_there, inner, read_json
+from geobind.importers.reading import find_first, read_json, resolve_inside
 
 _CLASS = re.compile(r"(?P<label>[A-Za-z]+(?:_[A-Za-z]+)*)_?\d+\.\w+")
 # The classes of UC Merced Land Use, a hundred images each, in the order in which UCM-captions numbers them.
@@ -43,9 +43,11 @@ class Captions(Importer):
         """Read the JSON file."""
         folder = self.folder()
         named = {"annotations": self.annotations, "images": self.images}
-        given = {name: (str(inner(Path(), word, name)),) if word else () for name, word in named.items()}
-        path = first_there(folder, given["annotations"] or self.described)
-        pictures = first_there(folder, given["images"] or self.pictured)
+        given = {
+            name: (str(resolve_inside(Path(), word, name)),) if word else () for name, word in named.items()
+        }
+        path = find_first(folder, given["annotations"] or self.described)
+        pictures = find_first(folder, given["images"] or self.pictured)
         if path is None or not path.is_file():
             raise self.misplaced(f"no file {' or '.join(given['annotations'] or self.described)}")
         if pictures is None or not pictures.is_dir():
@@ -82,7 +84,7 @@ class Captions(Importer):
             raise DataError(f"{where}: lacks a 'filename' or a list 'sentences'")
         if split is not None and not isinstance(split, str):
             raise DataError(f"{where}: 'split' must be a word, not {split!r}")
-        file = inner(pictures, f"{said['filepath']}/{name}" if said.get("filepath") else name, where)
+        file = resolve_inside(pictures, f"{said['filepath']}/{name}" if said.get("filepath") else name, where)
         texts = [_text(sentence, where) for sentence in cast("list[Any]", sentences)]
         captions = [text for text in texts if text]
         if not captions:

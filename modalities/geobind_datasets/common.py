@@ -16,14 +16,14 @@ _NAME = re.compile(r"(train|val|validation|test)-(\d+)-of-(\d+)\.parquet$")
 _ROWS = 64  # at a time; a row may have several megabytes
 
 
-class Shard(NamedTuple):
+class PackedShard(NamedTuple):
     """One Parquet file of a split."""
 
     path: Path
     split: str
 
 
-def packed_columns(columns: Mapping[str, Column]) -> dict[str, Column]:
+def find_bytes_columns(columns: Mapping[str, Column]) -> dict[str, Column]:
     """The columns of a dataset whose files are bytes."""
     return {
         name: column._replace(kind="bytes") if column.kind == "file" else column
@@ -31,7 +31,7 @@ def packed_columns(columns: Mapping[str, Column]) -> dict[str, Column]:
     }
 
 
-def shards_of(folder: Path) -> list[Shard]:
+def list_shards(folder: Path) -> list[PackedShard]:
     """The shards under a folder, in order, `validation` called val; none if it holds none.
 
     Raises:
@@ -47,10 +47,14 @@ def shards_of(folder: Path) -> list[Shard]:
                 f"{folder}: has {len(matches)} of the {int(matches[0][3])} shards of split '{split}'; "
                 "download the others, or name the files there are one by one"
             )
-    return [Shard(path, "val" if match[1] == "validation" else match[1]) for path, match in found.items()]
+    return [
+        PackedShard(path, "val" if match[1] == "validation" else match[1]) for path, match in found.items()
+    ]
 
 
-def rows_of(shard: Shard, needed: Collection[str], wanted: Collection[str]) -> Iterator[dict[str, Any]]:
+def read_rows(
+    shard: PackedShard, needed: Collection[str], wanted: Collection[str]
+) -> Iterator[dict[str, Any]]:
     """Yield the rows of a shard; of an image or sound its bytes.
 
     Args:
@@ -91,7 +95,7 @@ _PARTS = (4, 5, 6, 7)  # several points, lines, polygons, anything
 _DEEPEST = 8  # geometries in geometries
 
 
-def degrees_of(crs: Any, x: float, y: float) -> Place | None:
+def to_degrees(crs: Any, x: float, y: float) -> Place | None:
     """Turn a place in a CRS into degrees, or None where there are none for it.
 
     Args:
@@ -117,7 +121,7 @@ def degrees_of(crs: Any, x: float, y: float) -> Place | None:
     return (lat, lon) if abs(lat) <= 90 and abs(lon) <= 180 else None
 
 
-def of_raster(path: Path) -> tuple[int, int, Place | None]:
+def read_raster_extent(path: Path) -> tuple[int, int, Place | None]:
     """Return the width and height of a GeoTIFF in pixels and the place of its middle, if it has one.
 
     Raises:
@@ -130,10 +134,10 @@ def of_raster(path: Path) -> tuple[int, int, Place | None]:
         return raster.width, raster.height, None
     grid, column, row = raster.transform, raster.width / 2, raster.height / 2
     x, y = grid.a * column + grid.b * row + grid.c, grid.d * column + grid.e * row + grid.f
-    return raster.width, raster.height, degrees_of(raster.crs, x, y)
+    return raster.width, raster.height, to_degrees(raster.crs, x, y)
 
 
-def middle(box: Box) -> Place | None:
+def compute_middle(box: Box) -> Place | None:
     """Return the middle of a box in degrees; one with its west east of its east crosses the antimeridian."""
     west, south, east, north = box
     if not all(map(math.isfinite, box)) or not -90 <= south <= north <= 90:
@@ -142,7 +146,7 @@ def middle(box: Box) -> Place | None:
     return (south + north) / 2, (lon + 180) % 360 - 180
 
 
-def box_of_wkb(content: bytes) -> Box:
+def parse_wkb_box(content: bytes) -> Box:
     """Return the box around a geometry in well-known binary, of ISO or extended (EWKB) kind.
 
     Raises:

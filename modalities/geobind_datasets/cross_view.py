@@ -14,7 +14,7 @@ from pydantic import Field
 from geobind.errors import DataError
 from geobind.extras import INSTALL
 from geobind.importers.contract import Column, Importer, LeftOut, Row
-from geobind.importers.reading import first_there, inner, names_in
+from geobind.importers.reading import find_first, list_names, resolve_inside
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,8 +68,8 @@ class CVUSA(Importer):
                     "split": split,
                     "lat": lat,
                     "lon": lon,
-                    "satellite": inner(folder, cells[0], where),
-                    "ground_image": inner(folder, cells[1], where),
+                    "satellite": resolve_inside(folder, cells[0], where),
+                    "ground_image": resolve_inside(folder, cells[1], where),
                 }
         if not found:
             raise self.misplaced("neither splits/train-19zl.csv nor splits/val-19zl.csv is there")
@@ -155,7 +155,7 @@ class VIGOR(Importer):
             "original": ("splits",),
             "corrected": ("splits__corrected",),
         }
-        lists = first_there(self.folder(), names[self.labels])
+        lists = find_first(self.folder(), names[self.labels])
         if lists is None:
             raise self.misplaced(f"no folder {' or '.join(names[self.labels])}")
         return lists, "__corrected" if lists.name == "splits__corrected" else ""
@@ -177,8 +177,8 @@ class VIGOR(Importer):
             "lat": parts["lat"],
             "lon": parts["lon"],
             "label": labels[self.label],
-            "satellite": inner(self.folder() / city / "satellite", tile, where),
-            "ground_image": inner(self.folder() / city / "panorama", panorama, where),
+            "satellite": resolve_inside(self.folder() / city / "satellite", tile, where),
+            "ground_image": resolve_inside(self.folder() / city / "panorama", panorama, where),
         }
 
 
@@ -327,7 +327,7 @@ def _numbers(data: dict[str, Any], field: str, inside: str, path: Path) -> list[
 def _image(folder: Path, stem: str) -> Path:
     """An image, JPEG as distributed, or PNG as some copies have it."""
     png = f"{stem}.png"
-    return folder / (png if png in names_in(folder) else f"{stem}.jpg")
+    return folder / (png if png in list_names(folder) else f"{stem}.jpg")
 
 
 def _place(one: float, other: float) -> tuple[float | None, float | None]:
@@ -335,12 +335,12 @@ def _place(one: float, other: float) -> tuple[float | None, float | None]:
 
     In the south a northing is always greater than an easting, whichever is told first.
     """
-    lat, lon = degrees_of_utm(min(one, other), max(one, other) - 10_000_000.0, 147.0)
+    lat, lon = utm_to_degrees(min(one, other), max(one, other) - 10_000_000.0, 147.0)
     south, north, west, east = _ACT
     return (lat, lon) if south < lat < north and west < lon < east else (None, None)
 
 
-def degrees_of_utm(easting: float, northing: float, meridian: float) -> tuple[float, float]:
+def utm_to_degrees(easting: float, northing: float, meridian: float) -> tuple[float, float]:
     """Turn a place on the UTM grid of WGS 84 into degrees north and east.
 
     Krüger's series to the third order of the third flattening, exact to below a millimetre inside of a zone

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from geobind.errors import DataError
 from geobind.importers.contract import Column, Importer, LeftOut, Row
-from geobind.importers.reading import first_there, names_in, read_json
+from geobind.importers.reading import find_first, list_names, read_json
 
 CLASSES = (
     *("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial"),
@@ -71,8 +71,8 @@ class EuroSAT(Importer):
         folder, ending = self._patches()
         kind = self._kind()
         assigned = self._assigned(kind)
-        for label in sorted(set(names_in(folder)) & set(CLASSES)):
-            files = sorted(name for name in names_in(folder / label) if name.lower().endswith(ending))
+        for label in sorted(set(list_names(folder)) & set(CLASSES)):
+            files = sorted(name for name in list_names(folder / label) if name.lower().endswith(ending))
             for name in files:
                 stem = Path(name).stem
                 if kind != "none" and stem not in assigned:
@@ -102,9 +102,9 @@ class EuroSAT(Importer):
         for names, ending in kinds["rgb"] + kinds["all"] if self.bands == "auto" else kinds[self.bands]:
             for name in names:
                 folder = self.folder() / name
-                classes = set(names_in(folder)) & set(CLASSES)
+                classes = set(list_names(folder)) & set(CLASSES)
                 if any(
-                    file.lower().endswith(ending) for label in classes for file in names_in(folder / label)
+                    file.lower().endswith(ending) for label in classes for file in list_names(folder / label)
                 ):
                     return folder, ending
         wanted = {"auto": "patches", "rgb": ".jpg patches", "all": ".tif patches"}[self.bands]
@@ -129,7 +129,7 @@ class EuroSAT(Importer):
 
     def _near(self, name: str) -> Path | None:
         """A list of splits, in the dataset's folder or beside its classes."""
-        return first_there(self.folder(), (name,)) or first_there(self._patches()[0], (name,))
+        return find_first(self.folder(), (name,)) or find_first(self._patches()[0], (name,))
 
     def _assigned(self, kind: str) -> dict[str, str]:
         """The split of each patch by the stem of its file."""
@@ -173,10 +173,10 @@ def _first(item: Any, path: Path) -> str:
 
 def _window(patch: Path) -> Row | LeftOut:
     """A whole GeoTIFF as a window, and the place of its middle."""
-    from geobind_datasets.common import of_raster
+    from geobind_datasets.common import read_raster_extent
 
     try:
-        width, height, place = of_raster(patch)
+        width, height, place = read_raster_extent(patch)
     except DataError:
         return LeftOut("its GeoTIFF cannot be opened")
     lat, lon = place or (None, None)

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from geobind.errors import DataError
 from geobind.importers.contract import Column, Importer, LeftOut, Row
-from geobind.importers.reading import first_there, inner, moment, read_csv
-from geobind_datasets.common import Shard, packed_columns, rows_of, shards_of
+from geobind.importers.reading import find_first, parse_time, read_csv, resolve_inside
+from geobind_datasets.common import PackedShard, find_bytes_columns, list_shards, read_rows
 
 _SPLITS = ("train", "val", "test")
 _NEEDED = ("sample_id", "latitude", "longitude", "date", "text")
@@ -73,12 +73,12 @@ class GeoSound(Importer):
 
     def contents(self) -> Mapping[str, Column]:
         """Files, or the bytes that the Parquet edition holds."""
-        return packed_columns(self.columns) if shards_of(self.folder()) else self.columns
+        return find_bytes_columns(self.columns) if list_shards(self.folder()) else self.columns
 
     def rows(self) -> Iterator[Row | LeftOut]:
         """Read the Parquet edition, or the tables of recordings."""
         folder = self.folder()
-        shards = shards_of(folder)
+        shards = list_shards(folder)
         if shards:
             for shard in shards:
                 yield from self._packed(shard)
@@ -102,11 +102,11 @@ class GeoSound(Importer):
             "times are those of the places, without a zone: geobind takes them for UTC",
         ]
 
-    def _packed(self, shard: Shard) -> Iterator[Row]:
+    def _packed(self, shard: PackedShard) -> Iterator[Row]:
         image = f"{self.overhead}_image"
         text = "audio_caption" if self.text == "caption" else "text"
         needed = ("sample_id", "latitude", "longitude", "audio", image)
-        for row in rows_of(shard, needed, (text, "date")):
+        for row in read_rows(shard, needed, (text, "date")):
             yield {
                 "key": row["sample_id"],
                 "split": shard.split,
@@ -143,14 +143,14 @@ class GeoSound(Importer):
                     "lat": row["latitude"],
                     "lon": row["longitude"],
                     "time": _time(row["date"]),
-                    "satellite": inner(folder, image, f"{table}: {key}"),
-                    "audio": inner(folder, f"{source}/raw_audio/{sound}", f"{table}: {key}"),
+                    "satellite": resolve_inside(folder, image, f"{table}: {key}"),
+                    "audio": resolve_inside(folder, f"{source}/raw_audio/{sound}", f"{table}: {key}"),
                     "text": captions.get(key) or row["text"],
                 }
 
 
 def _time(date: str | None) -> datetime | None:
-    return moment(_AFTER_NOON.sub("", _ORDINAL.sub("", date)), *_DATES) if date else None
+    return parse_time(_AFTER_NOON.sub("", _ORDINAL.sub("", date)), *_DATES) if date else None
 
 
 def _keys(path: Path) -> frozenset[str] | None:
@@ -159,7 +159,7 @@ def _keys(path: Path) -> frozenset[str] | None:
 
 def _aporee_sounds(folder: Path) -> dict[str, str]:
     """The files of Radio Aporee's recordings, whose names do not follow from their keys."""
-    path = first_there(folder, _APOREE)
+    path = find_first(folder, _APOREE)
     if path is None:
         return {}
     return {row["long_key"]: row["mp3name"] for row in read_csv(path, ("long_key", "mp3name"))}

@@ -103,7 +103,7 @@ def _degrees(parts: Any, side: Any, negative: str) -> float | None:
 
 
 def _iso(date: str, clock: str) -> str | None:
-    from geobind.importers.reading import moment
+    from geobind.importers.reading import parse_time
 
-    time = moment(f"{date}T{clock}")
+    time = parse_time(f"{date}T{clock}")
     return time.isoformat() if time else None

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from geobind.errors import DataError
 from geobind.importers.contract import Column, Importer, LeftOut, Row
-from geobind.importers.reading import Sample, moment, read_shard, shards_in
+from geobind.importers.reading import ShardSample, find_shards, parse_time, read_shard
 
 _TOLD = "metadata.json"
 _FILES = {"satellite": "overhead.jpg", "ground_image": "groundlevel.jpg"}
@@ -53,7 +53,7 @@ class Sat2Cap(Importer):
 
     def rows(self) -> Iterator[Row | LeftOut]:
         """Read the metadata of each pair; the images stay in the shards."""
-        shards = shards_in(self.sources)
+        shards = find_shards(self.sources)
         if not shards:
             raise self.misplaced("there is no .tar file")
         packed = next((shard for shard in shards if shard.suffix != ".tar"), None)
@@ -67,7 +67,7 @@ class Sat2Cap(Importer):
 
     def notes(self) -> list[str]:
         """Say what the split is."""
-        there = {shard.name for shard in shards_in(self.sources)}
+        there = {shard.name for shard in find_shards(self.sources)}
         named = {"test": self.test_shards, "val": self.val_shards}
         return [
             f"none of the shards of split {split} is there ({', '.join(names)})"
@@ -75,7 +75,7 @@ class Sat2Cap(Importer):
             if names and not there.intersection(names)
         ] + ["the splits are by shard, not by place: neighbours lie on both sides (`geobind data split`)"]
 
-    def _row(self, shard: Path, sample: Sample) -> Row | LeftOut:
+    def _row(self, shard: Path, sample: ShardSample) -> Row | LeftOut:
         lacking = [name for name in (*_FILES.values(), _TOLD) if name not in sample.members]
         if len(lacking) == len(_FILES) + 1:
             raise self.misplaced(f"{shard.name}: '{sample.key}' has {', '.join(sample.members)}")
@@ -89,7 +89,7 @@ class Sat2Cap(Importer):
             "split": self._split(shard),
             "lat": told.get("latitude"),
             "lon": told.get("longitude"),
-            "time": moment(date) if isinstance(date, str) else None,
+            "time": parse_time(date) if isinstance(date, str) else None,
             **files,
         }
 
@@ -98,7 +98,7 @@ class Sat2Cap(Importer):
             "test" if shard.name in self.test_shards else "val" if shard.name in self.val_shards else "train"
         )
 
-    def _told(self, shard: Path, sample: Sample) -> dict[str, Any]:
+    def _told(self, shard: Path, sample: ShardSample) -> dict[str, Any]:
         try:
             told = json.loads(sample.members[_TOLD])
         except (ValueError, RecursionError) as error:

@@ -14,8 +14,8 @@ from pydantic import Field
 
 from geobind.errors import DataError
 from geobind.importers.contract import Column, Importer, LeftOut, Row
-from geobind.importers.reading import first_there, inner, moment, read_csv
-from geobind_datasets.common import Shard, packed_columns, rows_of, shards_of
+from geobind.importers.reading import find_first, parse_time, read_csv, resolve_inside
+from geobind_datasets.common import PackedShard, find_bytes_columns, list_shards, read_rows
 
 Split = Literal["published", "geoclap", "psm", "psm_degree", "none"]
 _GEOCLAP = {"train": "train_df.csv", "val": "validate_df.csv", "test": "test_df.csv"}
@@ -25,7 +25,7 @@ _COUNT = 50_792  # recordings of GeoCLAP's table
 _LOWEST_RATE = 16_000  # Hz; GeoCLAP leaves out what is below
 
 
-class Splits:
+class SoundingEarthSplits:
     """Which split each recording is in.
 
     Args:
@@ -85,7 +85,7 @@ class Splits:
         found = {
             split: path
             for split, name in names.items()
-            if (path := first_there(self.folder, (name, f"metafiles/SoundingEarth/{name}")))
+            if (path := find_first(self.folder, (name, f"metafiles/SoundingEarth/{name}")))
         }
         if found and len(found) < len(names):
             lacking = next(name for split, name in names.items() if split not in found)
@@ -201,7 +201,7 @@ class SoundingEarth(Importer):
 
     def contents(self) -> Mapping[str, Column]:
         """Files, or the bytes that the Parquet edition holds."""
-        return packed_columns(self.columns) if self._shards() else self.columns
+        return find_bytes_columns(self.columns) if self._shards() else self.columns
 
     def rows(self) -> Iterator[Row | LeftOut]:
         """Read the table of recordings, or the Parquet edition."""
@@ -210,13 +210,13 @@ class SoundingEarth(Importer):
             yield from self._packed(shards)
             return
         folder = self.folder()
-        table = first_there(folder, _TABLES if self.text == "description" else _TABLES[::-1])
+        table = find_first(folder, _TABLES if self.text == "description" else _TABLES[::-1])
         if table is None:
             raise self.misplaced(f"there is no {_TABLES[0]}")
         if self.text != "description" and table.name == _TABLES[0]:
             raise DataError(f"{folder}: option text={self.text} needs {_TABLES[1]}, as GeoCLAP provides it")
         images = self._images(folder)
-        splits = Splits(folder, self.split)
+        splits = SoundingEarthSplits(folder, self.split)
         words = (self.text,) if self.text != "description" else ("description", "title")
         for row in read_csv(table, (*_NEEDED, *words)):
             split = splits.of(row)
@@ -226,11 +226,11 @@ class SoundingEarth(Importer):
         """Say which split this is, and what it is worth."""
         if self._shards() and self.split != "published":
             return ["the split is that of the Parquet edition, PSM's by cells of 10 km"]
-        return Splits(self.folder(), self.split).notes() if self.split != "none" else []
+        return SoundingEarthSplits(self.folder(), self.split).notes() if self.split != "none" else []
 
-    def _shards(self) -> list[Shard]:
+    def _shards(self) -> list[PackedShard]:
         folder = self.sources[0]
-        return shards_of(folder) if len(self.sources) == 1 and folder.is_dir() else []
+        return list_shards(folder) if len(self.sources) == 1 and folder.is_dir() else []
 
     def _images(self, folder: Path) -> tuple[Path, str]:
         """The folder of images and how they are named, the first that has any."""
@@ -242,22 +242,22 @@ class SoundingEarth(Importer):
         self, row: dict[str, str], split: str, images: tuple[Path, str], folder: Path, table: Path
     ) -> Row:
         where = f"{table}: {row['long_key']}"
-        image = inner(images[0], images[1].format(key=row["key"], long_key=row["long_key"]), where)
-        sound = inner(folder / "raw_audio", f"{row['long_key']}/{row['mp3name']}", where)
+        image = resolve_inside(images[0], images[1].format(key=row["key"], long_key=row["long_key"]), where)
+        sound = resolve_inside(folder / "raw_audio", f"{row['long_key']}/{row['mp3name']}", where)
         said = row[self.text] if self.text != "description" else row["description"] or row["title"]
         return {
             "key": row["long_key"],
             "split": split,
             "lat": row["latitude"],
             "lon": row["longitude"],
-            "time": moment(row.get("date_recorded", ""), *_DATES),
+            "time": parse_time(row.get("date_recorded", ""), *_DATES),
             "licence": row.get("licenseurl"),
             "satellite": image,
             "audio": sound,
             "text": " ".join(_TAG.sub(" ", said).split()),
         }
 
-    def _packed(self, shards: list[Shard]) -> Iterator[Row]:
+    def _packed(self, shards: list[PackedShard]) -> Iterator[Row]:
         if self.overhead != "googleearth" or self.text == "address":
             raise DataError("the Parquet edition has images of googleearth alone, and no addresses")
         if self.split in ("geoclap", "psm_degree"):
@@ -267,19 +267,19 @@ class SoundingEarth(Importer):
             )
         needed = ("sample_id", "short_id", "audio", "googleearth_image", "latitude", "longitude")
         for shard in shards:
-            for row in rows_of(shard, needed, ("audio_caption", "date_recorded")):
+            for row in read_rows(shard, needed, ("audio_caption", "date_recorded")):
                 yield {
                     "key": str(row["sample_id"]).removeprefix("aporee-"),
                     "split": self._packed_split(shard, row),
                     "lat": row["latitude"],
                     "lon": row["longitude"],
-                    "time": moment(row.get("date_recorded") or "", *_DATES),
+                    "time": parse_time(row.get("date_recorded") or "", *_DATES),
                     "satellite": row["googleearth_image"],
                     "audio": row["audio"],
                     "text": row.get("audio_caption"),
                 }
 
-    def _packed_split(self, shard: Shard, row: dict[str, Any]) -> str:
+    def _packed_split(self, shard: PackedShard, row: dict[str, Any]) -> str:
         from geobind.evaluation.protocols import soundingearth_split
 
         if self.split == "none":

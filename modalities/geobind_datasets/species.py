@@ -10,7 +10,14 @@ from pydantic import Field
 
 from geobind.errors import DataError
 from geobind.importers.contract import Column, Importer, LeftOut, Row
-from geobind.importers.reading import by_stem, first_there, inner, moment, read_csv, stream_json
+from geobind.importers.reading import (
+    find_first,
+    list_by_stem,
+    parse_time,
+    read_csv,
+    resolve_inside,
+    stream_json,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +92,7 @@ class ISatNat(Importer):
 
     def _tiles(self, folder: Path, split: str) -> Path:
         said = (self.test_tiles if split == "test" else None) or self.tiles
-        return said or first_there(folder, _TILES) or folder / _TILES[0]
+        return said or find_first(folder, _TILES) or folder / _TILES[0]
 
     def _row(
         self, image: dict[str, Any], split: str, tiles: Path, wanted: NDArray[np.int64] | None, path: Path
@@ -107,9 +114,9 @@ class ISatNat(Importer):
             "split": split,
             "lat": lat,
             "lon": lon,
-            "time": moment(date),
+            "time": parse_time(date),
             "label": " ".join(words[_RANKS - 2 :]) or None,
-            "ground_image": inner(path.parent, file, f"{path}: image {number}"),
+            "ground_image": resolve_inside(path.parent, file, f"{path}: image {number}"),
             "satellite": tiles / f"{number}_{lat}_{lon}.jpeg",
             "text": " ".join(words),
         }
@@ -143,7 +150,7 @@ class ISoundNat(Importer):
         lists = {split: folder / f"{split}_df.csv" for split in ("train", "val", "test")}
         if not any(path.is_file() for path in lists.values()):
             raise self.misplaced("there is none of train_df.csv, val_df.csv, test_df.csv")
-        sounds = first_there(folder, ("sounds_mp3", "sounds")) or folder / "sounds_mp3"
+        sounds = find_first(folder, ("sounds_mp3", "sounds")) or folder / "sounds_mp3"
         for split, path in lists.items():
             if path.is_file():
                 for row in read_csv(path, _LISTS):
@@ -214,8 +221,8 @@ def _observed(row: Mapping[str, str], split: str, path: Path) -> Row:
         "split": split,
         "lat": row["latitude"],
         "lon": row["longitude"],
-        "time": moment(row.get("time_observed_at", "").removesuffix(" UTC"))
-        or moment(row.get("observed_on", "")),
+        "time": parse_time(row.get("time_observed_at", "").removesuffix(" UTC"))
+        or parse_time(row.get("observed_on", "")),
         "label": row["scientific_name"],
         "licence": row.get("license"),
         "text": list(names),
@@ -224,8 +231,8 @@ def _observed(row: Mapping[str, str], split: str, path: Path) -> Row:
 
 def _file(folder: Path, number: str, suffix: str, path: Path) -> Path:
     """The file of an observation: named by its id alone, or by its id, an underscore and more."""
-    name = by_stem(folder).get(number.strip()) or f"{number.strip()}{suffix}"
-    return inner(folder, name, f"{path}: {number}")
+    name = list_by_stem(folder).get(number.strip()) or f"{number.strip()}{suffix}"
+    return resolve_inside(folder, name, f"{path}: {number}")
 
 
 def _ids(path: Path) -> NDArray[np.int64] | None:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from geobind.errors import DataError
 from geobind.importers.contract import Column, Importer, LeftOut, Row
-from geobind_datasets.common import Box, Place, box_of_wkb, degrees_of, middle, of_raster
+from geobind_datasets.common import Box, Place, compute_middle, parse_wkb_box, read_raster_extent, to_degrees
 
 _RASTERS = (".tif", ".tiff", ".jp2")
 _READ = (
@@ -25,7 +25,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # one letter is a drive of Wi
 _ROWS = 256  # items read at a time
 
 
-def columns_of(table: Path) -> list[str]:
+def read_column_names(table: Path) -> list[str]:
     """The columns of a table.
 
     Raises:
@@ -44,7 +44,7 @@ def _opened(table: Path) -> Any:
         raise DataError(f"{table}: not a Parquet file that can be read: {error}") from error
 
 
-def items_of(table: Path, more: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_items(table: Path, more: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
     """The items of a table by row, with the columns that are needed, and more.
 
     Raises:
@@ -67,7 +67,7 @@ def items_of(table: Path, more: tuple[str, ...]) -> Iterator[tuple[int, dict[str
         raise DataError(f"{table}: damaged after row {number}: {error}") from error
 
 
-def assets_of(item: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def list_assets(item: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The assets of an item; a table keeps those that only other items have as nulls."""
     assets: Any = item.get("assets") or {}
     if not isinstance(assets, dict):
@@ -76,11 +76,11 @@ def assets_of(item: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: asset for name, asset in named.items() if isinstance(asset, dict) and asset.get("href")}
 
 
-def first_assets(table: Path) -> dict[str, dict[str, Any]]:
+def list_first_assets(table: Path) -> dict[str, dict[str, Any]]:
     """The assets of the first items by name: not every item has all of them."""
     found: dict[str, dict[str, Any]] = {}
-    for _, item in islice(items_of(table, ()), _ROWS):
-        found = assets_of(item) | found
+    for _, item in islice(read_items(table, ()), _ROWS):
+        found = list_assets(item) | found
     return found
 
 
@@ -90,7 +90,7 @@ def is_raster(asset: Mapping[str, Any]) -> bool:
     return "tiff" in kind or "jp2" in kind or urlsplit(href).path.endswith(_RASTERS)
 
 
-def local_file(href: Any, asset: str, folder: Path) -> Path | LeftOut:
+def find_local_file(href: Any, asset: str, folder: Path) -> Path | LeftOut:
     """The file that an asset names, or why it is none."""
     if not isinstance(href, str) or not href.strip():
         return LeftOut(f"has no asset '{asset}'")
@@ -109,7 +109,7 @@ def local_file(href: Any, asset: str, folder: Path) -> Path | LeftOut:
     return Path(path)
 
 
-def place_of(item: Mapping[str, Any], where: str) -> Place | None:
+def find_place(item: Mapping[str, Any], where: str) -> Place | None:
     """The middle of an item: of its bbox, else of its geometry, else of its box in its own CRS.
 
     Raises:
@@ -118,12 +118,12 @@ def place_of(item: Mapping[str, Any], where: str) -> Place | None:
     box, geometry, projected = _box(item.get("bbox")), item.get("geometry"), _box(item.get("proj:bbox"))
     try:
         if box is None and isinstance(geometry, bytes):
-            box = box_of_wkb(geometry)
+            box = parse_wkb_box(geometry)
         epsg = item.get("proj:epsg")
         crs = item.get("proj:code") or (f"EPSG:{int(epsg)}" if epsg else None)
         if box is not None or crs is None or projected is None:
-            return box and middle(box)
-        return degrees_of(crs, (projected[0] + projected[2]) / 2, (projected[1] + projected[3]) / 2)
+            return box and compute_middle(box)
+        return to_degrees(crs, (projected[0] + projected[2]) / 2, (projected[1] + projected[3]) / 2)
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
 
@@ -198,7 +198,7 @@ class Stac(Importer):
         """Read the tables item by item."""
         chosen = self._chosen()
         for table, folder in self._tables():
-            for number, item in items_of(table, (self.label, self.split)):
+            for number, item in read_items(table, (self.label, self.split)):
                 yield self._row(item, chosen, folder, f"{table}: row {number}")
 
     def notes(self) -> list[str]:
@@ -223,7 +223,7 @@ class Stac(Importer):
         if not found:
             raise self.misplaced("there is no Parquet file")
         for table, _ in found:
-            lacking = [name for name in _NEEDED if name not in columns_of(table)]
+            lacking = [name for name in _NEEDED if name not in read_column_names(table)]
             if lacking:
                 raise self.misplaced(f"{table.name} has no column {lacking[0]}")
         return found
@@ -231,7 +231,7 @@ class Stac(Importer):
     def _chosen(self) -> dict[str, _Asset]:
         """The asset of each column, and how it is read."""
         table = self._tables()[0][0]
-        first = first_assets(table)
+        first = list_first_assets(table)
         assets = self.assets
         if not assets:
             rasters = [name for name, asset in first.items() if is_raster(asset)]
@@ -258,11 +258,11 @@ class Stac(Importer):
         cloud = item.get("eo:cloud_cover")
         if self.max_cloud is not None and cloud is not None and cloud > self.max_cloud:
             return LeftOut(f"has more than {self.max_cloud:g} % of clouds")
-        place = place_of(item, where)
-        assets = assets_of(item)
+        place = find_place(item, where)
+        assets = list_assets(item)
         cells: dict[str, Any] = {}
         for name, (asset, kind) in chosen.items():
-            file = local_file(assets.get(asset, {}).get("href"), asset, folder)
+            file = find_local_file(assets.get(asset, {}).get("href"), asset, folder)
             cell = (
                 file
                 if isinstance(file, LeftOut) or kind == "file"
@@ -292,7 +292,7 @@ class Stac(Importer):
             return said | {"size_m": self.size_m} | ({"gsd": self.gsd} if self.gsd else {})
         shape = asset.get("proj:shape") or item.get("proj:shape")
         try:
-            width, height = (int(shape[1]), int(shape[0])) if shape else of_raster(file)[:2]
+            width, height = (int(shape[1]), int(shape[0])) if shape else read_raster_extent(file)[:2]
         except DataError:
             return LeftOut("its raster is missing or cannot be opened")
         if width * height > _MOST:

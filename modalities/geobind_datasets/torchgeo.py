@@ -13,7 +13,7 @@ from pydantic import Field, field_serializer, field_validator
 
 from geobind.errors import DataError
 from geobind.importers.contract import Column, Importer, LeftOut, Row
-from geobind_datasets.common import Box, Place, degrees_of, middle
+from geobind_datasets.common import Box, Place, compute_middle, to_degrees
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ _PLACES = (("lat", "lon"), ("latitude", "longitude"), ("centroid_lat", "centroid
 _DEGREES = ("EPSG:4326", "OGC:CRS84")
 
 
-class Encoder:
+class ImageEncoder:
     """Makes the images of a column bytes, all in the same way: as PNG, or as arrays."""
 
     def __init__(self, column: str, encoding: str) -> None:
@@ -88,7 +88,7 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def place_of(sample: Mapping[str, Any]) -> Place | None:
+def find_place(sample: Mapping[str, Any]) -> Place | None:
     """Where a sample lies: by its latitude and longitude, or the middle of its box."""
     for names in _PLACES:
         lat, lon = (_number(sample.get(name)) for name in names)
@@ -98,8 +98,8 @@ def place_of(sample: Mapping[str, Any]) -> Place | None:
     if box is None or crs is None:
         return None
     if str(crs).upper() in _DEGREES:
-        return middle(box)
-    return degrees_of(crs, (box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        return compute_middle(box)
+    return to_degrees(crs, (box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
 
 
 def _box(bounds: Any) -> Box | None:
@@ -113,7 +113,7 @@ def _box(bounds: Any) -> Box | None:
     return None if None in edges else cast("Box", tuple(edges))
 
 
-def time_of(sample: Mapping[str, Any]) -> datetime | None:
+def find_time(sample: Mapping[str, Any]) -> datetime | None:
     """When a sample's time begins; the first and last times that can be told stand for unknown ones."""
     bounds: Any = sample.get("bounds")
     timed = isinstance(bounds, tuple) and len(cast("tuple[Any, ...]", bounds)) > 2
@@ -123,7 +123,7 @@ def time_of(sample: Mapping[str, Any]) -> datetime | None:
     return start if isinstance(start, datetime) and 1700 < start.year < 2200 else None
 
 
-def label_of(sample: Mapping[str, Any], dataset: Any) -> str | None:
+def find_label(sample: Mapping[str, Any], dataset: Any) -> str | None:
     """The class of a sample by its name, where the dataset tells names, or by its number."""
     label: Any = sample.get("label")
     if label is None or isinstance(label, str):
@@ -202,7 +202,7 @@ class TorchGeo(Importer):
 
     def rows(self) -> Iterator[Row | LeftOut]:
         """Go through the samples of each split."""
-        encoders = {name: Encoder(name, self.encoding) for name in self.images}
+        encoders = {name: ImageEncoder(name, self.encoding) for name in self.images}
         for split, dataset in self._datasets():
             geo = any(cls.__name__ == "GeoDataset" for cls in type(dataset).__mro__)
             for number, sample in enumerate(self._cut(dataset) if geo else _whole(dataset)):
@@ -256,7 +256,12 @@ class TorchGeo(Importer):
             yield sample if isinstance(sample, LeftOut) else {**sample, "bounds": query, "crs": dataset.crs}
 
     def _row(
-        self, sample: Mapping[str, Any], key: str, dataset: Any, split: str, encoders: Mapping[str, Encoder]
+        self,
+        sample: Mapping[str, Any],
+        key: str,
+        dataset: Any,
+        split: str,
+        encoders: Mapping[str, ImageEncoder],
     ) -> Row | LeftOut:
         cells: Row = {}
         for name, part in self.images.items():
@@ -271,13 +276,13 @@ class TorchGeo(Importer):
             cells[name] = (
                 [str(item) for item in text] if isinstance(text, list | tuple) else text and str(text)
             )
-        lat, lon = place_of(sample) or (None, None)
+        lat, lon = find_place(sample) or (None, None)
         row: Row = {
             "key": key,
             "lat": lat,
             "lon": lon,
-            "time": time_of(sample),
-            "label": label_of(sample, dataset),
+            "time": find_time(sample),
+            "label": find_label(sample, dataset),
         }
         return {**row, **cells} | ({"split": split} if split else {})
 

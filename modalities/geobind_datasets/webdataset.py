@@ -12,7 +12,7 @@ from pydantic import Field
 
 from geobind.errors import DataError
 from geobind.importers.contract import Column, Importer, LeftOut, Row
-from geobind.importers.reading import SUFFIXES, Sample, read_shard, shards_in
+from geobind.importers.reading import SUFFIXES, ShardSample, find_shards, read_shard
 
 _TEXTS = frozenset({"txt", "text", "caption", "captions", "transcript"})
 _CLASS = "cls"
@@ -80,7 +80,7 @@ class WebDataset(Importer):
         if self.cells == "bytes":
             wanted |= {end for name in self.members for end in self._ends(name)}
         for shard in shards:
-            split = self.split or _split_of(shard)
+            split = self.split or _find_split(shard)
             checked = self.cells == "bytes"
             for sample in read_shard(shard, frozenset(wanted)):
                 row = self._row(sample, shard, split)
@@ -95,7 +95,7 @@ class WebDataset(Importer):
         return ["the manifest holds copies of the members: the shards are not needed any more"]
 
     def _shards(self) -> list[Path]:
-        shards = shards_in(self.sources)
+        shards = find_shards(self.sources)
         strange = next((shard for shard in shards if not shard.name.endswith(SUFFIXES)), None)
         if not shards or strange:
             raise self.misplaced(f"{strange} is no tar file" if strange else "there are no tar files")
@@ -114,8 +114,8 @@ class WebDataset(Importer):
     def _is_text(self, name: str) -> bool:
         return all(end.rpartition(".")[2] in _TEXTS for end in self._ends(name))
 
-    def _row(self, sample: Sample, shard: Path, split: str) -> Row | LeftOut:
-        told = _told(sample.members.get(self.metadata.lower(), b""))
+    def _row(self, sample: ShardSample, shard: Path, split: str) -> Row | LeftOut:
+        told = _parse_json_member(sample.members.get(self.metadata.lower(), b""))
         if told is None:
             return LeftOut(f"its .{self.metadata} is no JSON object")
         cells = {name: self._cell(name, sample, shard) for name in self.members}
@@ -131,7 +131,7 @@ class WebDataset(Importer):
         words = {name: _words(said[name]) for name in self.fields if name not in _PLACE}
         return {**place, **words, **cells}
 
-    def _cell(self, name: str, sample: Sample, shard: Path) -> Path | str | bytes | None:
+    def _cell(self, name: str, sample: ShardSample, shard: Path) -> Path | str | bytes | None:
         end = next((end for end in self._ends(name) if end in sample.members), None)
         if end is None:
             return None
@@ -141,14 +141,14 @@ class WebDataset(Importer):
 
     def _check_name(self, row: Row) -> bool:
         """Look the first member named in a shard up, as it will be when the manifest is read."""
-        from geobind.data.readers.tar import member_size
+        from geobind.data.readers.tar import read_member_size
 
         named = next((str(cell) for cell in row.values() if isinstance(cell, Path)), None)
         if named is None:
             return False
         shard, _, member = named.partition("::")
         try:
-            member_size(Path(shard), member, named)
+            read_member_size(Path(shard), member, named)
         except DataError as error:
             raise DataError(
                 f"{error} (members whose names end in upper case cannot be named; use option cells=bytes)"
@@ -162,7 +162,7 @@ class WebDataset(Importer):
         return f"the first sample has members {', '.join('.' + end for end in ends) or 'none'}"
 
 
-def _split_of(shard: Path) -> str:
+def _find_split(shard: Path) -> str:
     """The split that a shard's name or its folder's names tell, else train."""
     for name in (shard.name, shard.parent.name):
         found = _SPLIT.search(name.lower())
@@ -175,7 +175,7 @@ def _stem(shard: Path) -> str:
     return next(shard.name.removesuffix(suffix) for suffix in SUFFIXES if shard.name.endswith(suffix))
 
 
-def _told(content: bytes) -> dict[str, Any] | None:
+def _parse_json_member(content: bytes) -> dict[str, Any] | None:
     """What a JSON member says; nothing if there is none, None if it is no object."""
     if not content:
         return {}

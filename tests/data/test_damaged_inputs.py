@@ -13,7 +13,7 @@ import soundfile
 from geobind.data.inspect import inspect_raw
 from geobind.data.options import DataOptions, RasterOptions
 from geobind.data.readers.audio import audio_seconds, read_audio
-from geobind.data.readers.files import Files, listed
+from geobind.data.readers.files import FileResolver, join_names
 from geobind.data.split import SplitOptions, split_manifest
 from geobind.data.table import open_table
 
@@ -62,8 +62,10 @@ def test_half_a_character_in_jsonl_is_kept_by_split(tmp_path):
 
 
 def test_a_file_name_with_a_null_byte_is_refused_wherever_it_leads(tmp_path, refused):
-    refused(lambda: Files(tmp_path)("a\0.png"), "file name 'a\\x00.png' cannot be used: embedded null byte")
-    assert "null byte" in Files(tmp_path).fault("a\0.png")
+    refused(
+        lambda: FileResolver(tmp_path)("a\0.png"), "file name 'a\\x00.png' cannot be used: embedded null byte"
+    )
+    assert "null byte" in FileResolver(tmp_path).fault("a\0.png")
     window = {"raster": "a\0.tif", "x": 0, "y": 0, "width": 8, "height": 8}
     (tmp_path / "m.jsonl").write_text(json.dumps({"tile": window}))
     table = opened(tmp_path, "m.jsonl")
@@ -88,7 +90,7 @@ def test_messages_stay_short_however_many_columns_there_are(tmp_path, refused):
     (tmp_path / "n.csv").write_text(",".join(f"column{i}" for i in range(3000)) + "\na,b\n")
     refused(lambda: opened(tmp_path, "m.csv"), "has no rows")
     assert len(refused(lambda: opened(tmp_path, "n.csv"), "n.csv:2: 2 cells, but the header has 3000")) < 900
-    assert listed([]) == "none"
+    assert join_names([]) == "none"
 
 
 def test_a_sound_that_claims_no_sampling_rate_is_refused(refused):
@@ -117,12 +119,12 @@ def test_looking_at_values_as_large_as_float32_holds_warns_of_nothing():
 
 def test_what_gdal_raises_at_any_touch_of_a_raster_is_told(refused):
     errors = pytest.importorskip("rasterio._err")
-    from geobind.data.rasters.window import tells_damage
+    from geobind.data.rasters.window import report_raster_damage
 
     def touch(path, error):
         raise error
 
-    told = tells_damage(touch)
+    told = report_raster_damage(touch)
     refused(
         lambda: told("a.tif", errors.CPLE_AppDefinedError(1, 2, "a strange tag")),
         "a.tif: damaged raster",

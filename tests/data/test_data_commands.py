@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from geobind.cli import main
-from geobind.data.inspect import check_table, twins_across
+from geobind.data.inspect import find_near_duplicates, inspect_table
 from geobind.data.options import DataOptions
 from geobind.data.pack import pack_table
 from geobind.data.split import SplitOptions, split_places, split_units
 from geobind.data.table import open_table
-from geobind.utils.geo import EARTH_KM, cells_of, nearest_km
+from geobind.utils.geo import EARTH_KM, assign_cells, nearest_km
 
 NAMES = ("sky", "ear", "words")
 
@@ -64,7 +64,7 @@ def run(*arguments):
 
 
 def checked(folder, **options):
-    return check_table(opened(folder, **options))
+    return inspect_table(opened(folder, **options))
 
 
 def test_a_good_table_is_told_of_by_split_kind_size_and_class(folder):
@@ -130,7 +130,7 @@ def test_images_without_a_feature_are_no_twins(folder):
 def test_a_quick_look_decodes_nothing(folder):
     (folder / "2.png").write_bytes(b"no image at all")
     (folder / "3.png").unlink()
-    report = check_table(opened(folder), quick=True)
+    report = inspect_table(opened(folder), quick=True)
     assert report["broken"] == 1
     assert report["modalities"]["sky"]["faults"][0]["reason"] == "3.png: no such file"
     assert report["modalities"]["words"]["rows"] == 12
@@ -201,10 +201,10 @@ def test_nothing_is_near_no_place():
 def test_cells_have_nearly_equal_areas():
     rng = np.random.default_rng(0)
     lat, lon = np.degrees(np.arcsin(rng.uniform(-1, 1, 200_000))), rng.uniform(-180, 180, 200_000)
-    _, counts = np.unique(cells_of(np.stack([lat, lon], axis=1), 1000), return_counts=True)
+    _, counts = np.unique(assign_cells(np.stack([lat, lon], axis=1), 1000), return_counts=True)
     expected = 200_000 * 1000**2 / (4 * np.pi * EARTH_KM**2)
     assert np.quantile(counts, 0.05) > 0.6 * expected and np.quantile(counts, 0.95) < 1.4 * expected
-    edges = cells_of(np.array([[90, 0], [-90, 0], [0, 180], [0, -180]], dtype=float), 100)
+    edges = assign_cells(np.array([[90, 0], [-90, 0], [0, 180], [0, -180]], dtype=float), 100)
     assert edges[2] == edges[3] and len(set(edges)) == 3
 
 
@@ -215,7 +215,7 @@ def test_every_cell_lies_in_one_split_and_the_shares_are_met(seed, cell_km, coun
     places = np.stack([rng.uniform(30, 60, count), rng.uniform(-10, 40, count)], axis=1)
     options = SplitOptions(cell_km=cell_km, seed=seed)
     splits = np.array(split_places(places, options))
-    cells = cells_of(places, cell_km)
+    cells = assign_cells(places, cell_km)
     assert all(len(set(splits[cells == cell])) == 1 for cell in np.unique(cells))
     largest = np.unique(cells, return_counts=True)[1].max()
     for name, share in zip(("train", "val", "test"), (0.8, 0.1, 0.1), strict=True):
@@ -324,7 +324,7 @@ def test_a_packed_table_opens_as_a_manifest_with_the_same_rows(folder):
     assert list(again.samples("words")) == list(table.samples("words"))
     for name in ("sky", "ear"):
         assert [raw.read_bytes() for raw in table.samples(name)] == list(again.samples(name))
-    assert check_table(again)["broken"] == 0
+    assert inspect_table(again)["broken"] == 0
 
 
 def test_packing_compresses_text_alone_in_groups_of_a_hundred_rows(tmp_path):
@@ -386,7 +386,7 @@ def test_windows_and_vectors_are_packed_too(folder):
     assert again.samples("deep")[0].dtype == np.float32
     assert again.samples("vector")[0].tolist() == [0.5, 2.0]
     assert again.samples("sky")[1] is None
-    assert check_table(table)["broken"] == 1
+    assert inspect_table(table)["broken"] == 1
 
 
 def test_pack_says_what_it_made(folder):
@@ -426,6 +426,6 @@ def test_a_sheet_shows_rows_of_every_kind_and_what_is_wrong(folder):
 def test_twins_are_found_within_three_and_thirty_two_bits():
     marks = [(0, 0), (0b111, (1 << 32) - 1), (0b1111, 0), (0, (1 << 33) - 1), None]
     splits = ["a", "b", "b", "b", "b"]
-    assert list(twins_across(marks, splits)) == [(0, 1)]
-    assert list(twins_across(marks[:2], ["a", "a"])) == []
-    assert list(twins_across(marks[:2], ["a", None])) == []
+    assert list(find_near_duplicates(marks, splits)) == [(0, 1)]
+    assert list(find_near_duplicates(marks[:2], ["a", "a"])) == []
+    assert list(find_near_duplicates(marks[:2], ["a", None])) == []

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.data import loader as loading
-from geobind.data.loader import BatchLoader, Side, auto_workers, collate, prepare_batches
+from geobind.data.loader import BatchLoader, ModalityInput, choose_workers, collate, prepare_batches
 from geobind.data.options import DataOptions
-from geobind.data.sampler import Plan, batch_indices, replacement, seeded
-from geobind.data.sources import OwnRows
+from geobind.data.sampler import BatchSampler, batch_indices, draw_replacement, seeded_rng
+from geobind.data.sources import PluginPairs
 from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.modality import Modality, Pair, Place
@@ -53,10 +53,10 @@ PAIRS = [
 
 def loader(pairs=PAIRS, batch_size=4, seed=7, first_step=0, last_step=8, **options):
     options = {"workers": 0} | options
-    anchor = Side(options.pop("anchor", Number()), augment=options.pop("augment_anchor", True))
-    sides = {"anchor": anchor, "other": Side(Number())}
-    plan = Plan((len(pairs),), batch_size, seed)
-    return BatchLoader(OwnRows(pairs, "anchor", "other"), sides, plan, first_step, last_step, **options)
+    anchor = ModalityInput(options.pop("anchor", Number()), augment=options.pop("augment_anchor", True))
+    sides = {"anchor": anchor, "other": ModalityInput(Number())}
+    plan = BatchSampler((len(pairs),), batch_size, seed)
+    return BatchLoader(PluginPairs(pairs, "anchor", "other"), sides, plan, first_step, last_step, **options)
 
 
 def content(batches):
@@ -99,8 +99,8 @@ def test_epochs_and_seeds_differ():
 
 def test_a_replacement_is_not_in_the_batch_unless_all_rows_are():
     for attempt in range(20):
-        assert replacement(10, 8, 0, 1, 3, attempt) not in batch_indices(10, 8, 0, 1)
-        assert replacement(8, 8, 0, 1, 3, attempt) != 3
+        assert draw_replacement(10, 8, 0, 1, 3, attempt) not in batch_indices(10, 8, 0, 1)
+        assert draw_replacement(8, 8, 0, 1, 3, attempt) != 3
 
 
 def test_a_resumed_loader_goes_on_exactly():
@@ -157,7 +157,7 @@ def test_the_main_process_keeps_its_own_random_numbers():
 
 def test_seeding_is_a_function_of_the_numbers():
     def draw(*numbers):
-        with seeded(*numbers):
+        with seeded_rng(*numbers):
             return torch.rand(1).item(), np.random.rand(), random.random()
 
     assert draw(1, 2, 3) == draw(1, 2, 3)
@@ -268,7 +268,7 @@ def test_an_input_that_cannot_be_prepared_is_numbered(refused, workers):
 
 def test_few_rows_need_no_workers_and_ranks_share_the_cpus(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
-    assert auto_workers(999) == 0
-    assert auto_workers(1000) == 8
+    assert choose_workers(999) == 0
+    assert choose_workers(1000) == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert auto_workers(1000) == 4
+    assert choose_workers(1000) == 4

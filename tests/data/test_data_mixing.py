@@ -7,14 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geobind.data.sampler import Mixture, Plan, Source, batch_indices, replacement
-from geobind.data.sources import OwnRows
+from geobind.data.sampler import BatchSampler, MixedDataset, WeightedSource, batch_indices, draw_replacement
+from geobind.data.sources import PluginPairs
 from geobind.errors import DataError
 from geobind.modality import Pair
 
 
 def source(name, rows, weight=None):
-    return Source(name, OwnRows([Pair(i, i, f"{name}{i}") for i in range(rows)], "a", "b"), weight)
+    return WeightedSource(
+        name, PluginPairs([Pair(i, i, f"{name}{i}") for i in range(rows)], "a", "b"), weight
+    )
 
 
 sizes = st.lists(st.integers(8, 40), min_size=2, max_size=4)
@@ -23,17 +25,17 @@ sizes = st.lists(st.integers(8, 40), min_size=2, max_size=4)
 @settings(deadline=None, max_examples=30, derandomize=True)
 @given(st.integers(4, 40), st.integers(0, 2**63), st.integers(0, 20), st.integers(1, 4))
 def test_one_source_is_gone_through_as_without_a_plan(rows, seed, step, attempt):
-    plan = Plan((rows,), 4, seed)
+    plan = BatchSampler((rows,), 4, seed)
     assert plan.rows(step).tolist() == batch_indices(rows, 4, step, seed).tolist()
     row = int(plan.rows(step)[0])
-    assert plan.replacement(step, row, attempt) == replacement(rows, 4, step, seed, row, attempt)
+    assert plan.replacement(step, row, attempt) == draw_replacement(rows, 4, step, seed, row, attempt)
     assert plan.epoch == rows // 4
 
 
 @settings(deadline=None, max_examples=30, derandomize=True)
 @given(sizes, st.integers(0, 2**63))
 def test_each_batch_is_of_one_source_and_each_source_goes_through_its_own_epochs(sizes, seed):
-    plan = Plan(tuple(sizes), 4, seed, tuple(size / sum(sizes) for size in sizes))
+    plan = BatchSampler(tuple(sizes), 4, seed, tuple(size / sum(sizes) for size in sizes))
     starts = np.cumsum([0, *sizes])
     seen = [Counter() for _ in sizes]
     for step in range(3 * plan.epoch):
@@ -53,7 +55,7 @@ def test_each_batch_is_of_one_source_and_each_source_goes_through_its_own_epochs
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1), (0.2, 0.3, 0.5)])
 def test_steps_alternate_in_the_shares_asked_for_at_any_length(shares):
-    plan = Plan((100,) * len(shares), 10, 3, shares)
+    plan = BatchSampler((100,) * len(shares), 10, 3, shares)
     taken = [plan.source(step) for step in range(3000)]
     for length in (100, 1000, 3000):
         for of, share in enumerate(shares):
@@ -61,15 +63,15 @@ def test_steps_alternate_in_the_shares_asked_for_at_any_length(shares):
 
 
 def test_the_sources_of_early_steps_do_not_depend_on_how_many_follow():
-    plan = Plan((100, 50), 10, 3, (0.6, 0.4))
+    plan = BatchSampler((100, 50), 10, 3, (0.6, 0.4))
     early = [plan.rows(step).tolist() for step in range(20)]
     plan.rows(5000)
     assert early == [plan.rows(step).tolist() for step in range(20)]
-    assert early != [Plan((100, 50), 10, 4, (0.6, 0.4)).rows(step).tolist() for step in range(20)]
+    assert early != [BatchSampler((100, 50), 10, 4, (0.6, 0.4)).rows(step).tolist() for step in range(20)]
 
 
 def test_a_mixed_batch_holds_rows_of_all_in_their_shares_and_in_no_order():
-    plan = Plan((100, 50, 30), 10, 3, (0.55, 0.25, 0.2), mixed=True)
+    plan = BatchSampler((100, 50, 30), 10, 3, (0.55, 0.25, 0.2), mixed=True)
     assert plan.wanted == (6, 2, 2)
     starts = np.array([0, 100, 150])
     firsts = set()
@@ -87,17 +89,17 @@ def test_a_mixed_batch_holds_rows_of_all_in_their_shares_and_in_no_order():
 @given(st.lists(st.floats(0.01, 1), min_size=2, max_size=6), st.integers(8, 200))
 def test_mixed_batches_are_full_and_within_a_row_of_the_shares(weights, batch_size):
     shares = tuple(weight / sum(weights) for weight in weights)
-    wanted = Plan((1000,) * len(shares), batch_size, 0, shares, mixed=True).wanted
+    wanted = BatchSampler((1000,) * len(shares), batch_size, 0, shares, mixed=True).wanted
     assert sum(wanted) == batch_size
     assert all(abs(count - share * batch_size) <= 1 for count, share in zip(wanted, shares, strict=True))
 
 
 def test_rows_are_numbered_through_the_sources_and_weighed_by_their_number():
-    rows = Mixture((source("p", 30), source("q", 10)))
+    rows = MixedDataset((source("p", 30), source("q", 10)))
     assert [rows[row].key for row in (0, 29, 30, 39)] == ["p0", "p29", "q0", "q9"]
     assert rows.shares == (0.75, 0.25)
     assert (len(rows), rows.having(["a", "b"]), rows.having(["c"])) == (40, 40, 0)
-    assert Mixture((source("p", 30, 1.0), source("q", 10, 3.0))).shares == (0.25, 0.75)
+    assert MixedDataset((source("p", 30, 1.0), source("q", 10, 3.0))).shares == (0.25, 0.75)
     assert rows[30].raws == {"a": 0, "b": 0}
 
 
@@ -110,6 +112,6 @@ def test_rows_are_numbered_through_the_sources_and_weighed_by_their_number():
     ],
 )
 def test_a_source_that_cannot_fill_its_part_is_named(weights, mixed, message):
-    rows = Mixture((source("p", 100, weights[0]), source("q", 10, weights[1])))
+    rows = MixedDataset((source("p", 100, weights[0]), source("q", 10, weights[1])))
     with pytest.raises(DataError, match=message):
         rows.plan(16, 0, mixed=mixed)

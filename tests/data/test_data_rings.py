@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.data import neighbours
-from geobind.data.neighbours import Places, Ring, grouped_share, ring_batches
-from geobind.data.sampler import Mixture, Source
-from geobind.data.sources import OwnRows
+from geobind.data.neighbours import Coordinates, NeighbourOptions, compute_grouped_share, neighbour_batches
+from geobind.data.sampler import MixedDataset, WeightedSource
+from geobind.data.sources import PluginPairs
 from geobind.errors import DataError
 from geobind.modality import Pair, Place
 
@@ -34,11 +34,11 @@ def towns(rows, seed, spread_km, unknown=0.1):
     lat[over] = np.sign(lat[over]) * 180 - lat[over]
     lon = (centre[:, 1] + degrees[:, 1] / np.maximum(0.01, np.cos(np.radians(lat))) + 180) % 360 - 180
     lat[rng.random(rows) < unknown] = np.nan
-    return Places(lat, lon)
+    return Coordinates(lat, lon)
 
 
 def groups(places, ring, seed=0):
-    row, group = neighbours._grouped(places, ring, np.random.default_rng(seed))
+    row, group = neighbours._form_groups(places, ring, np.random.default_rng(seed))
     return [row[group == number] for number in range(group.max() + 1)]
 
 
@@ -50,7 +50,7 @@ def groups(places, ring, seed=0):
     seed=st.integers(0, 1000),
 )
 def test_every_two_rows_of_a_group_lie_inside_the_ring(least, wider, together, seed):
-    ring = Ring(least, min(wider * (least or 1), 20_000), 0.5, together)
+    ring = NeighbourOptions(least, min(wider * (least or 1), 20_000), 0.5, together)
     places = towns(400, seed, spread_km=3 * ring.most_km)
     seen = []
     for group in groups(places, ring, seed):
@@ -62,9 +62,9 @@ def test_every_two_rows_of_a_group_lie_inside_the_ring(least, wider, together, s
 
 
 def test_rows_of_one_place_are_never_in_one_group_unless_the_ring_begins_at_nought():
-    here = Places(np.full(50, 47.0), np.full(50, 8.0))
-    assert not grouped_share(here, Ring(0.1, 10, 0.5, 4), 10, 0)
-    assert grouped_share(here, Ring(0, 10, 0.5, 4), 10, 0) > 0.3
+    here = Coordinates(np.full(50, 47.0), np.full(50, 8.0))
+    assert not compute_grouped_share(here, NeighbourOptions(0.1, 10, 0.5, 4), 10, 0)
+    assert compute_grouped_share(here, NeighbourOptions(0, 10, 0.5, 4), 10, 0) > 0.3
 
 
 @settings(deadline=None, max_examples=40, derandomize=True)
@@ -81,7 +81,7 @@ def test_every_row_comes_at_most_once_an_epoch_and_as_many_as_fill_batches(
 ):
     batch = min(batch, rows)
     places = towns(rows, seed % 1000, spread_km=20)
-    found = ring_batches(places, Ring(1, 50, share, together), batch, seed, epoch)
+    found = neighbour_batches(places, NeighbourOptions(1, 50, share, together), batch, seed, epoch)
     assert found.shape == (rows // batch, batch)
     assert len(np.unique(found)) == found.size
     assert 0 <= found.min() and found.max() < rows
@@ -97,9 +97,9 @@ def test_batches_hold_the_share_of_neighbours_asked_for_evenly():
     rng = np.random.default_rng(0)  # all of the Earth, thinly
     centre = np.stack([np.degrees(np.arcsin(rng.uniform(-1, 1, 500))), rng.uniform(-180, 180, 500)], axis=1)
     at = np.repeat(centre, 8, axis=0) + rng.normal(size=(4000, 2)) * 0.05
-    places, ring = Places(at[:, 0], at[:, 1]), Ring(1, 30, 0.5, 8)
-    assert grouped_share(places, ring, 100, 0) == pytest.approx(0.5, abs=0.01)
-    near = [neighbours_share(places, batch, ring) for batch in ring_batches(places, ring, 100, 0, 0)]
+    places, ring = Coordinates(at[:, 0], at[:, 1]), NeighbourOptions(1, 30, 0.5, 8)
+    assert compute_grouped_share(places, ring, 100, 0) == pytest.approx(0.5, abs=0.01)
+    near = [neighbours_share(places, batch, ring) for batch in neighbour_batches(places, ring, 100, 0, 0)]
     random = np.random.default_rng(0).permutation(4000).reshape(40, 100)
     chance = np.mean([neighbours_share(places, batch, ring) for batch in random])
     assert chance < 0.25
@@ -108,20 +108,25 @@ def test_batches_hold_the_share_of_neighbours_asked_for_evenly():
 
 def test_scattered_places_are_drawn_at_random_and_it_is_said_how_many_are_neighbours():
     lat, lon = np.linspace(-80, 80, 60), np.linspace(-170, 170, 60)
-    assert grouped_share(Places(lat, lon), Ring(1, 10, 0.5, 8), 10, 0) == 0
-    assert len(np.unique(ring_batches(Places(lat, lon), Ring(1, 10, 0.5, 8), 10, 0, 0))) == 60
-    nowhere = Places(np.full(60, np.nan), np.full(60, np.nan))
-    assert len(np.unique(ring_batches(nowhere, Ring(1, 10, 0.5, 8), 10, 0, 0))) == 60
+    assert compute_grouped_share(Coordinates(lat, lon), NeighbourOptions(1, 10, 0.5, 8), 10, 0) == 0
+    assert (
+        len(np.unique(neighbour_batches(Coordinates(lat, lon), NeighbourOptions(1, 10, 0.5, 8), 10, 0, 0)))
+        == 60
+    )
+    nowhere = Coordinates(np.full(60, np.nan), np.full(60, np.nan))
+    assert len(np.unique(neighbour_batches(nowhere, NeighbourOptions(1, 10, 0.5, 8), 10, 0, 0))) == 60
 
 
 def mixture(*sizes, place=lambda i: Place(47 + i / 500, 8.0)):
     def rows(name, size):
-        return OwnRows([Pair(i, i, f"{name}{i}", place(i)) for i in range(size)], "a", "b")
+        return PluginPairs([Pair(i, i, f"{name}{i}", place(i)) for i in range(size)], "a", "b")
 
-    return Mixture(tuple(Source(name, rows(name, size)) for name, size in zip("xyz", sizes, strict=False)))
+    return MixedDataset(
+        tuple(WeightedSource(name, rows(name, size)) for name, size in zip("xyz", sizes, strict=False))
+    )
 
 
-RING = Ring(1, 20, 0.5, 4)
+RING = NeighbourOptions(1, 20, 0.5, 4)
 
 
 @pytest.mark.parametrize("mixed", [False, True])

@@ -292,7 +292,7 @@ def test_the_recipe_can_widen_where_files_may_lie(tmp_path):
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(st.lists(st.sampled_from(["..", ".", "a", "b", "", "link"]), max_size=6), st.booleans())
 def test_no_name_reaches_a_file_outside(tmp_path_factory, parts, absolute):
-    from geobind.data.readers.files import Files
+    from geobind.data.readers.files import FileResolver
     from geobind.errors import DataError
 
     root = tmp_path_factory.getbasetemp() / "fence" / "root"
@@ -300,7 +300,7 @@ def test_no_name_reaches_a_file_outside(tmp_path_factory, parts, absolute):
     if not (root / "link").is_symlink():
         (root / "link").symlink_to("..")
     try:
-        path = Files(root)("/" * absolute + "/".join(parts) + "/f.png")
+        path = FileResolver(root)("/" * absolute + "/".join(parts) + "/f.png")
     except DataError:
         return
     assert Path(os.path.realpath(path)).is_relative_to(root.resolve())

@@ -10,8 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.data import delimited, parquet
-from geobind.data.delimited import CellError, Rows, cells_to_arrow, degrees_to_arrow, words_to_arrow
-from geobind.data.inspect import check_table, lines
+from geobind.data.delimited import (
+    CellError,
+    DelimitedFile,
+    cells_to_arrow,
+    degrees_to_arrow,
+    strings_to_arrow,
+)
+from geobind.data.inspect import format_report, inspect_table
 from geobind.data.options import DataOptions
 from geobind.data.pack import pack_table
 from geobind.data.split import SplitOptions, split_manifest
@@ -52,7 +58,7 @@ def test_splitting_by_group_takes_that_column_by_default(tmp_path):
     split_manifest(tmp_path / "m.csv", tmp_path / "n.csv", SplitOptions(by="group", shares=(0.5, 0.5)))
     table = opened(tmp_path, "n.csv")
     assert not set(table.split("train").groups) & set(table.split("test").groups)
-    assert check_table(table)["groups"] == {"groups": 10, "without": 0, "across_splits": 0, "examples": []}
+    assert inspect_table(table)["groups"] == {"groups": 10, "without": 0, "across_splits": 0, "examples": []}
     with pytest.raises(DataError, match="only splitting by group has one"):
         SplitOptions(by="place", group="site")
 
@@ -61,10 +67,10 @@ def test_a_group_in_several_splits_is_told(grouped):
     text = (grouped / "m.csv").read_text().splitlines()
     text = [f"{line},{'split' if not i else 'test' if i == 2 else 'train'}" for i, line in enumerate(text)]
     (grouped / "m.csv").write_text("\n".join(text))
-    report = check_table(opened(grouped, "m.csv"))
+    report = inspect_table(opened(grouped, "m.csv"))
     assert report["groups"]["across_splits"] == 1
     assert report["groups"]["without"] == 3
-    told = "\n".join(lines(report))
+    told = "\n".join(format_report(report))
     assert "groups: 9; in several splits: 1" in told
     assert "groups: 1 of 9 have rows in several splits: recording 0 (test, train); keep them whole" in told
 
@@ -94,7 +100,7 @@ def test_the_line_of_a_row_is_the_one_it_ends_on(tmp_path_factory, rows, size):
     path.write_bytes(text.getvalue().encode())
     found = [
         row
-        for numbers, columns in Rows(path)
+        for numbers, columns in DelimitedFile(path)
         for row in zip(numbers, columns["one"], columns["two"], strict=True)
     ]
     patch.undo()
@@ -109,9 +115,9 @@ words = st.one_of(st.text(max_size=5), st.sampled_from(ODD))
 @given(values=st.lists(words, min_size=1, max_size=6))
 def test_columns_of_strings_are_read_quickly_to_the_same_end(values):
     patch = pytest.MonkeyPatch()
-    for convert in (words_to_arrow, cells_to_arrow, lambda values: degrees_to_arrow(values, 90)):
+    for convert in (strings_to_arrow, cells_to_arrow, lambda values: degrees_to_arrow(values, 90)):
         quick = result(convert, values)
-        patch.setattr(delimited, "_trimmed", lambda values: None)
+        patch.setattr(delimited, "_trim_strings", lambda values: None)
         slow = result(convert, values)
         patch.undo()
         assert quick == slow
@@ -150,7 +156,7 @@ def test_work_done_ahead_is_no_more_than_there_are_threads():
         begun.append(number)
         return number
 
-    for number in parquet.in_order(((lambda i=i: job(i)) for i in range(50)), threads=3):
+    for number in parquet.run_in_order(((lambda i=i: job(i)) for i in range(50)), threads=3):
         taken.append(number)
         assert len(begun) <= len(taken) + 4
     assert taken == list(range(50))

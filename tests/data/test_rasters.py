@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.data.options import RasterOptions
-from geobind.data.rasters.window import covers_N, read_pixels, read_window
+from geobind.data.rasters.window import find_covered_places, read_pixels, read_window
 from geobind.errors import DataError
 
 rasterio = pytest.importorskip("rasterio")
@@ -297,9 +297,11 @@ def test_places_without_a_direction_north_are_refused(tmp_path, refused):
 def test_which_places_lie_inside(tmp_path):
     path = write(tmp_path / "a.tif", np.zeros((1, 50, 50), np.uint8))
     lat, lon = middle(path)
-    inside = covers_N(path, np.array([lat, lat + 1, np.nan, lat]), np.array([lon, lon, lon, lon - 0.1]))
+    inside = find_covered_places(
+        path, np.array([lat, lat + 1, np.nan, lat]), np.array([lon, lon, lon, lon - 0.1])
+    )
     assert inside.tolist() == [True, False, False, False]
-    assert covers_N(path, np.array([]), np.array([])).tolist() == []
+    assert find_covered_places(path, np.array([]), np.array([])).tolist() == []
 
 
 def test_a_raster_that_says_not_where_it_lies_can_be_read_by_pixels_alone(tmp_path, refused):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from geobind.data.inspect import check_table
+from geobind.data.inspect import inspect_table
 from geobind.data.options import DataOptions
 from geobind.data.pack import pack_table
 from geobind.data.readers.audio import audio_seconds, read_audio
@@ -17,7 +17,7 @@ from geobind.data.readers.images import read_image
 from geobind.data.readers.text import read_text
 from geobind.data.split import SplitOptions, split_manifest
 from geobind.data.table import open_table
-from geobind.utils.geo import cells_of
+from geobind.utils.geo import assign_cells
 
 
 def write_lines(path, rows):
@@ -40,7 +40,7 @@ def captioned(real_data, tmp_path):
 
 def test_captioned_images_are_checked(captioned):
     folder, options = captioned
-    report = check_table(open_table(options, folder, ["tile", "text"]))
+    report = inspect_table(open_table(options, folder, ["tile", "text"]))
     tile, text = report["modalities"]["tile"], report["modalities"]["text"]
     assert report["broken"] == 0
     assert report["labels"]["classes"] == 21
@@ -92,9 +92,9 @@ def test_places_with_photo_sound_and_words_are_split_by_where_they_are(places, r
         DataOptions(manifest="split.jsonl", root=real_data), folder, ["photo", "sound", "words"]
     )
     assert sum(counts.values()) == len(table) == 100
-    cells = {name: set(cells_of(table.split(name).places_LL, 3).tolist()) for name in ("train", "test")}
+    cells = {name: set(assign_cells(table.split(name).places_LL, 3).tolist()) for name in ("train", "test")}
     assert not cells["train"] & cells["test"]
-    report = check_table(table, quick=True)
+    report = inspect_table(table, quick=True)
     assert report["broken"] == 0
     assert report["groups"]["across_splits"] == 0
     assert report["places"]["apart"][0]["least_km"] > 0
@@ -104,7 +104,7 @@ def test_places_are_decoded_and_packed(places, real_data):
     folder, _ = places
     options = DataOptions(manifest="places.jsonl", root=real_data)
     table = open_table(options, folder, ["photo", "sound", "words"]).take(np.arange(0, 100, 12))
-    report = check_table(table)
+    report = inspect_table(table)
     assert report["broken"] == 0
     assert set(report["modalities"]["sound"]["kinds"]) == {"sound"}
     pack_table(table, folder / "packed")
@@ -142,7 +142,7 @@ def test_recordings_are_split_by_what_they_were_cut_from(real_data, tmp_path):
         target = tmp_path / f"{by}.csv"
         split_manifest(source, target, SplitOptions(by=by, shares=(0.75, 0.25)))
         table = open_table(DataOptions(manifest=target.name, **said), tmp_path, ["sound"])
-        report = check_table(table, quick=True)
+        report = inspect_table(table, quick=True)
         assert report["broken"] == 0
         assert bool(report["groups"]["across_splits"]) == across
         assert any("geobind data split --by group" in warning for warning in report["warnings"]) == across
@@ -154,7 +154,7 @@ def test_recordings_are_heard(real_data, tmp_path):
     rates = {row["file"]: int(row["sr"]) for row in rows}
     write_lines(tmp_path / "m.jsonl", [{"sound": name} for name in rates])
     table = open_table(DataOptions(manifest="m.jsonl", root=real_data), tmp_path, ["sound"])
-    report = check_table(table)["modalities"]["sound"]
+    report = inspect_table(table)["modalities"]["sound"]
     assert report["broken"] == 0
     assert {int(rate) for rate in report["sound_rates"]} == set(rates.values())
     for path in table.samples("sound"):
@@ -196,7 +196,7 @@ def test_edge_cases_are_cells_by_pixels_and_are_checked(real_data, tmp_path, nam
     write_lines(tmp_path / "m.jsonl", [{"tile": window}, {"tile": {**window, "x": 10**6}}])
     options = DataOptions(manifest="m.jsonl", root=real_data, rasters={"tile": {"min_valid": 0.1}})
     table = open_table(options, tmp_path, ["tile"])
-    report = check_table(table)
+    report = inspect_table(table)
     assert report["modalities"]["tile"]["image_sizes"] == {"24 x 16": 1}
     assert report["broken"] == 1
     assert "missing" in report["modalities"]["tile"]["faults"][0]["reason"]

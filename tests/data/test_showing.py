@@ -10,8 +10,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from geobind.data import contact_sheet
-from geobind.data.contact_sheet import Side, draw_prepared, draw_raw, limits_of, sheet_of_stage
-from geobind.data.table import Observed
+from geobind.data.contact_sheet import (
+    SheetModality,
+    compute_limits,
+    draw_prepared,
+    draw_raw,
+    draw_stage_sheet,
+)
+from geobind.data.table import Row
 from geobind.errors import DataError
 from geobind_audio import Audio
 from geobind_satellite import Satellite
@@ -52,7 +58,7 @@ def test_a_tile_is_shown_as_the_tower_gets_it():
 def test_any_number_of_bands_is_shown_within_the_limits_of_the_plain_tile(count):
     modality = Satellite(timm=RESNET, size=32, channels=count, mean=[1000], std=[100])
     plain = modality.prepare(bands(count))
-    limits = limits_of(plain)
+    limits = compute_limits(plain)
     once = picture(cell(draw_prepared, plain, bands(count), limits=limits))
     assert once.shape == ((32, 32, 3) if count > 2 else (32, 32))
     assert 0 <= once.min() < 0.1 < 0.9 < once.max() <= 1
@@ -114,12 +120,12 @@ class Cells(list):
 def test_a_stages_sheet_holds_input_embedding_view_and_draws(monkeypatch):
     cells = Cells(monkeypatch)
     rows = [
-        Observed({"satellite": TILE, "text": ["one river", "two lakes", "three seas"]}, "here"),
-        Observed({"satellite": TILE[:, ::-1].copy(), "text": None}, "there"),
+        Row({"satellite": TILE, "text": ["one river", "two lakes", "three seas"]}, "here"),
+        Row({"satellite": TILE[:, ::-1].copy(), "text": None}, "there"),
     ]
     tiles = Satellite(timm=RESNET, size=32, augment={"rotations": True, "jitter": 0.5})
-    sides = {"satellite": Side(tiles, trained=True), "text": Side(text_of(), trained=False)}
-    sheet = sheet_of_stage(rows, sides, rows=2, draws=4)
+    sides = {"satellite": SheetModality(tiles, trained=True), "text": SheetModality(text_of(), trained=False)}
+    sheet = draw_stage_sheet(rows, sides, rows=2, draws=4)
     with Image.open(io.BytesIO(sheet)) as image:
         assert image.width > 150 * (2 + 4 + 2 + 4)
     titles = [cell[0] if cell[0] != "raw" else cell[1] for cell in cells]
@@ -133,32 +139,34 @@ def test_a_stages_sheet_holds_input_embedding_view_and_draws(monkeypatch):
     chosen = {cell[2] for cell in cells[8:12]}  # a frozen side is not augmented, but its captions are drawn
     assert len(chosen) > 1 and chosen <= {"one river", "two lakes", "three seas"}
     again = Cells(monkeypatch)
-    sheet_of_stage(rows, sides, rows=2, draws=4)
+    draw_stage_sheet(rows, sides, rows=2, draws=4)
     assert all(torch.equal(a[1], b[1]) for a, b in zip(cells[1:6], again[1:6], strict=True))
 
 
 def test_the_draws_are_what_training_would_prepare(monkeypatch):
     """The same seeds, in the same order, as the loader's."""
-    from geobind.data.sampler import seeded
+    from geobind.data.sampler import seeded_rng
 
     cells = Cells(monkeypatch)
     tiles = Satellite(timm=RESNET, size=32, augment={"random_resized_crop": [0.3, 0.6]})
-    sheet_of_stage([Observed({"satellite": TILE})], {"satellite": Side(tiles, True)}, rows=1, seed=5, draws=2)
+    draw_stage_sheet(
+        [Row({"satellite": TILE})], {"satellite": SheetModality(tiles, True)}, rows=1, seed=5, draws=2
+    )
     for draw in range(2):
-        with seeded(5, 0, draw):
+        with seeded_rng(5, 0, draw):
             assert torch.equal(cells[2 + draw][1], tiles.prepare(TILE, training=True))
 
 
 def test_a_row_that_cannot_be_prepared_is_no_reason_to_show_nothing():
     tiles = Satellite(timm=RESNET, size=32)
-    rows = [Observed({"satellite": np.zeros((5, 9, 9), dtype=np.uint8)}), Observed({"satellite": TILE})]
-    assert sheet_of_stage(rows, {"satellite": Side(tiles, True)}, rows=2)[:4] == b"\x89PNG"
+    rows = [Row({"satellite": np.zeros((5, 9, 9), dtype=np.uint8)}), Row({"satellite": TILE})]
+    assert draw_stage_sheet(rows, {"satellite": SheetModality(tiles, True)}, rows=2)[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize(("asked", "word"), [({"rows": 31}, "1 to 30 rows"), ({"draws": 9}, "0 to 8 draws")])
 def test_a_sheet_has_room_for_so_much(asked, word):
     with pytest.raises(DataError, match=word):
-        sheet_of_stage([], {}, **asked)
+        draw_stage_sheet([], {}, **asked)
 
 
 def captioned(folder, **options):
@@ -176,11 +184,11 @@ def captioned(folder, **options):
 
 def drawn(table, steps=12):
     from geobind.data.loader import BatchLoader
-    from geobind.data.loader import Side as LoadedSide
-    from geobind.data.sampler import Mixture, Source
+    from geobind.data.loader import ModalityInput as LoadedSide
+    from geobind.data.sampler import MixedDataset, WeightedSource
     from geobind.data.sources import TableRows
 
-    rows = Mixture((Source("m", TableRows(table, ("text",))),))
+    rows = MixedDataset((WeightedSource("m", TableRows(table, ("text",))),))
     by = Words()
     loader = BatchLoader(
         rows, {"text": LoadedSide(by)}, rows.plan(3, 0), first_step=0, last_step=steps, workers=0

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from geobind.data.inspect import check_table
+from geobind.data.inspect import inspect_table
 from geobind.data.options import DataOptions
 from geobind.data.pack import pack_table
 from geobind.data.readers import tar
 from geobind.data.readers.audio import read_audio
-from geobind.data.readers.files import Files, describe
+from geobind.data.readers.files import FileResolver, describe
 from geobind.data.readers.images import read_image
-from geobind.data.readers.tar import make_index, member_of, read_member
+from geobind.data.readers.tar import build_index, parse_member, read_member
 from geobind.data.readers.text import read_text
 from geobind.data.table import open_table
 
@@ -68,7 +68,7 @@ def test_every_member_of_every_kind_of_tar_is_found(tmp_path_factory, members, k
         assert read_member(path, name, "label") == content
     with tarfile.open(path) as archive:  # the standard library sees the same
         there = {member.name: (member.offset_data, member.size) for member in archive}
-    found = {(int(start), int(size)) for _, start, size in make_index(path).T}
+    found = {(int(start), int(size)) for _, start, size in build_index(path).T}
     assert found == set(there.values())
 
 
@@ -96,11 +96,11 @@ def test_a_cell_can_name_a_member_of_a_tar_file(tmp_path, refused):
         lambda: table.pairs("tile", "caption")[1], "b: shards/0.tar::gone.png", "no such member among its 4"
     )
     refused(table.check_files, "2 of 6 files", "empty.png: is empty (0 bytes)", "gone.png")
-    report = check_table(table.take([0]))
+    report = inspect_table(table.take([0]))
     assert report["modalities"]["tile"]["kinds"] == {"image": 1}
     assert report["modalities"]["sound"]["sound_rates"] == {"8000": 1}
     assert report["broken"] == 0
-    assert check_table(table, quick=True)["broken"] == check_table(table)["broken"] == 2
+    assert inspect_table(table, quick=True)["broken"] == inspect_table(table)["broken"] == 2
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
@@ -124,7 +124,7 @@ def test_a_tar_file_cannot_lie_outside_of_the_root(tmp_path, refused, cell):
     root.mkdir()
     write_tar(tmp_path / "out.tar", [("a.png", png())])
     (root / "link.tar").symlink_to(tmp_path / "out.tar")
-    refused(lambda: Files(root).raw(cell), "leads out of")
+    refused(lambda: FileResolver(root).raw(cell), "leads out of")
 
 
 @pytest.mark.parametrize(
@@ -140,13 +140,13 @@ def test_a_tar_file_cannot_lie_outside_of_the_root(tmp_path, refused, cell):
 )
 def test_a_member_that_cannot_be_is_refused(tmp_path, refused, cell, word):
     (tmp_path / "folder.tar").mkdir()
-    refused(lambda: Files(tmp_path).raw(cell), word)
-    assert word in Files(tmp_path).fault(cell)
+    refused(lambda: FileResolver(tmp_path).raw(cell), word)
+    assert word in FileResolver(tmp_path).fault(cell)
 
 
 def test_other_names_with_colons_are_files():
-    assert member_of("a::b.png") is None
-    assert member_of("tiles/a.png") is None
+    assert parse_member("a::b.png") is None
+    assert parse_member("tiles/a.png") is None
 
 
 def test_links_folders_and_repeated_members_are_not_read(tmp_path, refused):
@@ -227,12 +227,12 @@ def test_what_is_no_tar_is_refused(tmp_path, refused, content):
 
 def test_an_index_is_made_once_and_again_when_the_tar_changes(tmp_path, monkeypatch):
     made = []
-    make = tar.make_index
-    monkeypatch.setattr(tar, "make_index", lambda path: made.append(path) or make(path))
+    make = tar.build_index
+    monkeypatch.setattr(tar, "build_index", lambda path: made.append(path) or make(path))
     path = write_tar(tmp_path / "s.tar", [("a", b"one")])
-    tar._index.cache_clear()
+    tar._open_index.cache_clear()
     assert read_member(path, "a", "a") == read_member(path, "a", "a") == b"one"
-    tar._index.cache_clear()  # as in another process
+    tar._open_index.cache_clear()  # as in another process
     assert read_member(path, "a", "a") == b"one"
     assert len(made) == 1
     write_tar(path, [("0", b"zero"), ("a", b"another")])

@@ -489,7 +489,7 @@ def test_windows_of_rasters_are_told_apart_without_being_read(tmp_path):
     rasterio = pytest.importorskip("rasterio")
     from geobind.data.options import RasterOptions
     from geobind.data.rasters.column import WINDOW, RasterColumn
-    from geobind.data.readers.files import Files
+    from geobind.data.readers.files import FileResolver
 
     profile = {"driver": "GTiff", "count": 1, "width": 40, "height": 40, "dtype": "uint8", "crs": "EPSG:4326"}
     transform = rasterio.transform.from_origin(3, 45, 0.001, 0.001)
@@ -515,7 +515,7 @@ def test_windows_of_rasters_are_told_apart_without_being_read(tmp_path):
 
     def contents_now(**options):
         chosen = RasterOptions(size_m=300.0, **options)
-        column = RasterColumn(tmp_path / "rows.arrow", "cell", Files(tmp_path), chosen)
+        column = RasterColumn(tmp_path / "rows.arrow", "cell", FileResolver(tmp_path), chosen)
         told = [column.described(row) for row in range(len(cells))]
         return list(contents.contents_of(told, FileHashes(tmp_path / "f.sqlite")))
 

@@ -10,7 +10,7 @@ from torch import nn
 from geobind.binder import Binder
 from geobind.data.options import DataOptions
 from geobind.data.table import open_table
-from geobind.data.toyearth_table import MOMENT, places_of, put_together, render_column
+from geobind.data.toyearth_table import MOMENT, combine_places, list_places, render_column
 from geobind.errors import DataError
 from geobind.evaluation.arithmetic import sums_of_rows, sums_of_two_places, sums_on_toyearth
 from geobind.evaluation.embedded import Embedded, embed_rows
@@ -92,7 +92,7 @@ def test_a_sum_of_parts_that_say_the_same_prefers_the_place_as_it_was():
 
 def test_composed_places_have_the_land_of_one_and_the_moment_of_the_other():
     rows = np.array([0, 5]), np.array([7, 3])
-    places, all_places = put_together(OPTIONS.toyearth, *rows), places_of(OPTIONS.toyearth)
+    places, all_places = combine_places(OPTIONS.toyearth, *rows), list_places(OPTIONS.toyearth)
     for number, fact in enumerate(FACTS):
         source = rows[1] if fact in MOMENT else rows[0]
         assert (places.facts[:, number] == all_places.facts[source, number]).all()
@@ -103,7 +103,7 @@ def test_composed_places_have_the_land_of_one_and_the_moment_of_the_other():
 def test_a_rendered_column_is_what_the_table_holds():
     options = OPTIONS.model_copy(update={"columns": {"a": "tile", "b": "sound", "c": "captions"}})
     table = open_table(options, None, "abc")
-    places = places_of(options.toyearth).take([6])
+    places = list_places(options.toyearth).take([6])
     assert (render_column("tile", places, options.toyearth)[0] == table.samples("a")[6]).all()
     samples, rate = render_column("sound", places, options.toyearth)[0]
     assert (samples == table.samples("b")[6][0]).all() and rate == 8000

@@ -6,7 +6,7 @@ import pytest
 from geobind.errors import DataError
 from geobind.evaluation import FactOptions, Resampling, probe_facts
 from geobind.evaluation.regression_probe import _predicted
-from geobind.utils.geo import cells_of
+from geobind.utils.geo import assign_cells
 
 ROWS = 400
 OPTIONS = FactOptions(cell_km=300, resampling=Resampling(resamples=200))
@@ -30,7 +30,7 @@ def test_a_fact_that_the_embedding_holds_is_read_and_one_that_it_does_not_hold_i
     for probe in (held, noise):
         assert probe.r2.low <= probe.r2.value <= probe.r2.high
         assert -0.05 < probe.r2.chance <= 0
-        assert probe.rows == ROWS and probe.blocks == len(set(cells_of(places, 300).tolist()))
+        assert probe.rows == ROWS and probe.blocks == len(set(assign_cells(places, 300).tolist()))
 
 
 def test_shuffled_facts_are_not_read():
@@ -72,7 +72,7 @@ def test_no_block_is_cut_by_a_fold(monkeypatch):
 
     monkeypatch.setattr(regression_probe, "split_units", spy)
     x_ND, places, _ = earth()
-    block_N = cells_of(places, 2000)
+    block_N = assign_cells(places, 2000)
     _predicted(x_ND.astype(float), places[:, :1], block_N, places, OPTIONS)
     ((units, folds),) = seen
     of_unit = {}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import toy
 
-from geobind.data.loader import BatchLoader, Side
+from geobind.data.loader import BatchLoader, ModalityInput
 from geobind.data.options import DataOptions
-from geobind.data.sampler import Mixture, Source
+from geobind.data.sampler import MixedDataset, WeightedSource
 from geobind.data.sources import TableRows
 from geobind.data.table import open_table
 from geobind.errors import DataError, TrainingError
@@ -51,12 +51,14 @@ def notes(tmp_path, monkeypatch):
 
 def rows_of(folder, **options):
     table = open_table(DataOptions(manifest="notes.csv", root="disk", **options), folder, ("noted",))
-    return Mixture((Source("notes.csv", TableRows(table, ("noted",))),))
+    return MixedDataset((WeightedSource("notes.csv", TableRows(table, ("noted",))),))
 
 
 def batches(rows, max_broken=0.01, workers=0, steps=20):
     plan = rows.plan(4, seed=0)
-    return BatchLoader(rows, {"noted": Side(Noted())}, plan, 0, steps, workers=workers, max_broken=max_broken)
+    return BatchLoader(
+        rows, {"noted": ModalityInput(Noted())}, plan, 0, steps, workers=workers, max_broken=max_broken
+    )
 
 
 def unmount(folder):

@@ -103,7 +103,7 @@ class Slow(torch.utils.data.Dataset):
 
 def test_a_loading_process_that_hangs_is_ended(monkeypatch, children):
     monkeypatch.setattr(loader, "_PATIENCE", 1)
-    loaded = loader.load(Slow(), [[0], [1]], sum, 1)
+    loaded = loader.load_batches(Slow(), [[0], [1]], sum, 1)
     assert next(loaded) == 0
     started = time.monotonic()
     with pytest.raises(

@@ -222,7 +222,7 @@ def test_processes_that_load_data_live_through_signals_sent_to_the_whole_group(
 def test_a_loading_process_heeds_the_second_sigterm_which_is_meant_for_it():
     child = os.fork()
     if not child:
-        loader._heed(0)
+        loader._ignore_signals(0)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGUSR1)

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from geobind.data.inspect import inspect_raw
-from geobind.data.manifest import manifest_columns_there
+from geobind.data.manifest import list_manifest_columns
 from geobind.data.options import DataOptions, RasterOptions
 from geobind.data.rasters.window import open_raster, read_pixels, read_window
 from geobind.data.readers.audio import audio_seconds, read_audio
 from geobind.data.readers.images import read_image
-from geobind.data.readers.tar import make_index, read_member
+from geobind.data.readers.tar import build_index, read_member
 from geobind.data.split import SplitOptions, split_manifest
 from geobind.data.table import open_table
 from geobind.errors import GeobindError
@@ -121,7 +121,7 @@ def manifest(path):
 
 
 def columns(path):
-    manifest_columns_there(path)
+    list_manifest_columns(path)
 
 
 def split(path):
@@ -135,5 +135,5 @@ def tar(path):
         except GeobindError as error:
             if "no such member" not in str(error):
                 raise
-    if make_index(path).shape[1] > 1000:
+    if build_index(path).shape[1] > 1000:
         raise Wrong("more members than there can be")

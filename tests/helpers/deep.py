@@ -103,7 +103,7 @@ def recipe(folder: Path, *overrides: str):
     plugins.registry = registry
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"deep-{os.environ.get('RANK', 0)}.yaml"
-    files.write(path, RECIPE.encode())  # another process may be reading it
+    files.write_atomic(path, RECIPE.encode())  # another process may be reading it
     return load_recipe(path, overrides)
 
 

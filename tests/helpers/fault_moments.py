@@ -68,7 +68,7 @@ class Moments:
         self._around(toy.Net, "forward", lambda _: self._computing)
         self._around(stage.Checkpoint, "restore", lambda _: "between stages")
         self._around(stage, "run_stage", lambda _: "between stages")
-        self._around(loader.Collate, "__call__", lambda _: "loading")
+        self._around(loader.Collator, "__call__", lambda _: "loading")
         self._writing()
         self._appending(record.Metrics)
         self._computing = "computing"

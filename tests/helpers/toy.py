@@ -189,7 +189,7 @@ def recipe(folder: Path, *overrides: str, text: str = RECIPE):
 
     install()
     path = folder / "toy.yaml"
-    files.write(path, text.encode())  # another process may be reading it
+    files.write_atomic(path, text.encode())  # another process may be reading it
     return load_recipe(path, overrides)
 
 

@@ -76,7 +76,7 @@ def stored(
 
     modality, encoder = modality or Note(), encoder or net()
     files = FileHashes(embeddings_folder() / "files.sqlite")
-    weights = system.digest(encoder)
+    weights = system.hash_module(encoder)
     facts = facts_of(
         modality,
         source,
@@ -95,7 +95,7 @@ def stored(
         augmented,
         views,
         Encoding(encoder, part, nullcontext, torch.device("cpu")),
-        lambda: check_frozen({"note": weights}, {"note": system.digest(encoder)}, "toy"),
+        lambda: check_frozen({"note": weights}, {"note": system.hash_module(encoder)}, "toy"),
         batch_size=more.pop("batch_size", 8),
         workers=0,
     )

@@ -10,7 +10,7 @@ from geobind.data.options import DataOptions
 from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.importers import LeftOut, write_manifest
-from geobind_datasets.cross_view import CVACT, CVUSA, VIGOR, degrees_of_utm
+from geobind_datasets.cross_view import CVACT, CVUSA, VIGOR, utm_to_degrees
 
 CITIES = ("Chicago", "NewYork", "SanFrancisco", "Seattle")
 
@@ -251,6 +251,6 @@ def test_cvact_refuses_what_is_no_matlab_file(tmp_path):
 def test_degrees_of_utm_are_those_of_proj(easting, northing):
     warp = pytest.importorskip("rasterio.warp")
     lon, lat = warp.transform("EPSG:32655", "EPSG:4326", [easting], [northing])
-    ours = degrees_of_utm(easting, northing, 147.0)
+    ours = utm_to_degrees(easting, northing, 147.0)
     assert abs(ours[0] - lat[0]) < 1e-8
     assert abs(ours[1] - lon[0]) < 1e-8 / max(0.01, np.cos(np.radians(lat[0])))

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from geobind.errors import DataError
 from geobind.importers import reading
-from geobind.importers.reading import inner, moment, read_csv, read_json, read_shard, shards_in, stream_json
+from geobind.importers.reading import (
+    find_shards,
+    parse_time,
+    read_csv,
+    read_json,
+    read_shard,
+    resolve_inside,
+    stream_json,
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -95,18 +103,18 @@ def test_a_value_without_end_is_not_read_whole(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["../a.jpg", "/etc/passwd", "a/../../b", "", " ", "..\\a.jpg", "a\0.jpg"])
 def test_a_name_that_leads_out_is_refused(name, tmp_path):
     with pytest.raises(DataError, match="is no file name inside"):
-        inner(tmp_path, name, "list.csv:2")
+        resolve_inside(tmp_path, name, "list.csv:2")
 
 
 def test_a_name_inside_is_a_path(tmp_path):
-    assert inner(tmp_path, " a\\b.jpg ", "") == tmp_path / "a" / "b.jpg"
+    assert resolve_inside(tmp_path, " a\\b.jpg ", "") == tmp_path / "a" / "b.jpg"
 
 
 def test_times_of_datasets_are_read_or_not_known():
-    assert moment("2024-06-01T14:30:00Z") == datetime(2024, 6, 1, 14, 30, tzinfo=UTC)
-    assert moment(" 1/29/09 10:28 ", "%m/%d/%y %H:%M") == datetime(2009, 1, 29, 10, 28)
-    assert moment("29.01.2009", "%m/%d/%y %H:%M") is None
-    assert moment("") is None
+    assert parse_time("2024-06-01T14:30:00Z") == datetime(2024, 6, 1, 14, 30, tzinfo=UTC)
+    assert parse_time(" 1/29/09 10:28 ", "%m/%d/%y %H:%M") == datetime(2009, 1, 29, 10, 28)
+    assert parse_time("29.01.2009", "%m/%d/%y %H:%M") is None
+    assert parse_time("") is None
 
 
 def shard(path, members, mode="w"):
@@ -122,7 +130,7 @@ def shard(path, members, mode="w"):
 def test_members_of_a_shard_belong_together_by_name(name, mode, tmp_path):
     members = [("d/1.a.jpg", b"1"), ("d/1.TXT", b"one"), ("2.txt", b"two")]
     path = shard(tmp_path / name, members, mode)
-    assert shards_in((tmp_path,)) == [path]
+    assert find_shards((tmp_path,)) == [path]
     assert list(read_shard(path, frozenset({"txt"}))) == [
         ("d/1", {"a.jpg": b"", "txt": b"one"}),
         ("2", {"txt": b"two"}),

@@ -14,7 +14,7 @@ from geobind.data.options import DataOptions
 from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.importers import LeftOut, write_manifest
-from geobind_datasets.common import box_of_wkb, middle
+from geobind_datasets.common import compute_middle, parse_wkb_box
 from geobind_datasets.stac import Stac
 
 TIFF = "image/tiff; application=geotiff; profile=cloud-optimized"
@@ -231,28 +231,28 @@ def test_a_damaged_geometry_is_told_with_its_row(tmp_path):
 
 def test_geometries_of_every_kind_have_their_box():
     square = ((0.0, 1.0), (2.0, 1.0), (2.0, 5.0), (0.0, 1.0))
-    assert box_of_wkb(polygon(*square)) == (0, 1, 2, 5)
-    assert box_of_wkb(polygon(*square, order=">")) == (0, 1, 2, 5)
-    assert box_of_wkb(polygon(*((*point, 900.0) for point in square), axes=3)) == (0, 1, 2, 5)
+    assert parse_wkb_box(polygon(*square)) == (0, 1, 2, 5)
+    assert parse_wkb_box(polygon(*square, order=">")) == (0, 1, 2, 5)
+    assert parse_wkb_box(polygon(*((*point, 900.0) for point in square), axes=3)) == (0, 1, 2, 5)
     both = struct.pack("<bII", 1, 6, 2) + polygon(*square) + polygon((-1.0, 0.0), (0.0, 9.0))
-    assert box_of_wkb(both) == (-1, 0, 2, 9)
+    assert parse_wkb_box(both) == (-1, 0, 2, 9)
     point = struct.pack("<bII2d", 1, 0x20000001, 4326, 3.0, 4.0)  # EWKB with its reference system
-    assert box_of_wkb(point) == (3, 4, 3, 4)
+    assert parse_wkb_box(point) == (3, 4, 3, 4)
     with pytest.raises(DataError, match="a geometry is empty"):
-        box_of_wkb(struct.pack("<bI2d", 1, 1, np.nan, np.nan))
+        parse_wkb_box(struct.pack("<bI2d", 1, 1, np.nan, np.nan))
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=80) | st.binary(max_size=60).map(lambda rest: struct.pack("<bII", 1, 7, 2) + rest))
 def test_whatever_bytes_a_geometry_has_it_is_read_or_refused(content):
     try:
-        assert len(box_of_wkb(content)) == 4
+        assert len(parse_wkb_box(content)) == 4
     except DataError:
         pass
 
 
 def test_the_middle_of_a_box_is_within_it():
-    assert middle((170.0, -10.0, -170.0, 10.0)) == (0.0, -180.0)
-    assert middle((-10.0, 0.0, 30.0, 20.0)) == (10.0, 10.0)
-    assert middle((0.0, 20.0, 10.0, 0.0)) is None
-    assert middle((0.0, 0.0, float("nan"), 1.0)) is None
+    assert compute_middle((170.0, -10.0, -170.0, 10.0)) == (0.0, -180.0)
+    assert compute_middle((-10.0, 0.0, 30.0, 20.0)) == (10.0, 10.0)
+    assert compute_middle((0.0, 20.0, 10.0, 0.0)) is None
+    assert compute_middle((0.0, 0.0, float("nan"), 1.0)) is None

@@ -16,7 +16,7 @@ def system(root, cgroup="", **files):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return memory.free(root)
+    return memory.available_memory(root)
 
 
 def test_what_is_available_and_what_is_held_already_may_be_taken(tmp_path):
@@ -45,7 +45,7 @@ def test_the_limit_of_a_container_counts_and_cached_files_do_not(tmp_path, cgrou
 
 
 def test_where_nothing_tells_nothing_is_said(tmp_path):
-    assert memory.free(tmp_path) is None
+    assert memory.available_memory(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_peak_is_forgotten_but_not_the_highest():
     block = bytearray(80_000_000)
     assert memory.peak_bytes() > 80_000_000
     del block
-    highest = memory.highest_bytes()
+    highest = memory.peak_process_bytes()
     if memory.reset_peak():
         assert memory.peak_bytes() < highest
-    assert memory.highest_bytes() >= highest
+    assert memory.peak_process_bytes() >= highest

@@ -76,27 +76,27 @@ def test_metrics_are_read_up_to_a_row_that_was_cut_short(tmp_path):
 @pytest.mark.parametrize(
     ("said", "wanted"),
     [
-        (formatting.number(0.1234), "0.123"),
-        (formatting.number(12.34), "12.3"),
-        (formatting.number(1234.5), "1,234"),
-        (formatting.number(float("nan")), "–"),
-        (formatting.signed(-0.5), "−0.500"),
-        (formatting.signed(3), "+3.0"),
-        (formatting.duration(4.04), "4.0 s"),
-        (formatting.duration(59.7), "1 min 00 s"),
-        (formatting.duration(7260), "2 h 01 min"),
-        (formatting.duration(float("nan")), "–"),
-        (formatting.size(999), "999 bytes"),
-        (formatting.size(12_300), "12.3 kB"),
-        (formatting.size(5e9), "5.0 GB"),
-        (formatting.rank(1), "1st"),
-        (formatting.rank(112), "112th"),
-        (formatting.rank(1023), "1,023rd"),
-        (formatting.rank(2.5), "2.5th"),
-        (formatting.listed(["a", "b", "c"]), "a, b and c"),
-        (formatting.listed(["a"]), "a"),
-        (formatting.count(1, "row"), "1 row"),
-        (formatting.count(1200, "row"), "1,200 rows"),
+        (formatting.format_number(0.1234), "0.123"),
+        (formatting.format_number(12.34), "12.3"),
+        (formatting.format_number(1234.5), "1,234"),
+        (formatting.format_number(float("nan")), "–"),
+        (formatting.format_signed(-0.5), "−0.500"),
+        (formatting.format_signed(3), "+3.0"),
+        (formatting.format_duration(4.04), "4.0 s"),
+        (formatting.format_duration(59.7), "1 min 00 s"),
+        (formatting.format_duration(7260), "2 h 01 min"),
+        (formatting.format_duration(float("nan")), "–"),
+        (formatting.format_size(999), "999 bytes"),
+        (formatting.format_size(12_300), "12.3 kB"),
+        (formatting.format_size(5e9), "5.0 GB"),
+        (formatting.format_rank(1), "1st"),
+        (formatting.format_rank(112), "112th"),
+        (formatting.format_rank(1023), "1,023rd"),
+        (formatting.format_rank(2.5), "2.5th"),
+        (formatting.join_words(["a", "b", "c"]), "a, b and c"),
+        (formatting.join_words(["a"]), "a"),
+        (formatting.format_count(1, "row"), "1 row"),
+        (formatting.format_count(1200, "row"), "1,200 rows"),
     ],
 )
 def test_numbers_are_written_as_people_read_them(said, wanted):
@@ -106,7 +106,7 @@ def test_numbers_are_written_as_people_read_them(said, wanted):
 @given(st.text(max_size=80), st.integers(2, 40))
 @settings(deadline=None, max_examples=60)
 def test_a_text_is_cut_to_length(text, most):
-    assert len(formatting.short(text, most)) <= most
+    assert len(formatting.shorten(text, most)) <= most
 
 
 def test_lower_ranks_and_higher_recalls_beat_chance_and_only_as_whole_intervals():

@@ -23,7 +23,7 @@ from geobind.training import metrics
 from geobind.training.lora import insert, merge, take_out, target_names, trained_state
 from geobind.training.run import run
 from geobind.training.trainable import check_part, frozen_digests, set_trainable
-from geobind.utils.system import digest
+from geobind.utils.system import hash_module
 
 needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="adapters need peft")
 
@@ -78,11 +78,11 @@ def trained(encoder: nn.Module, part: Lora, steps: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("make", ENCODERS.values(), ids=ENCODERS)
 def test_merged_weights_give_what_the_adapters_gave_and_the_base_never_moved(make):
     encoder, part = make(), Lora(rank=3, alpha=6, head=False)
-    before, plain = digest(encoder), encoder(IMAGES).detach()
+    before, plain = hash_module(encoder), encoder(IMAGES).detach()
     adapted = trained(encoder, part)
     assert (adapted - plain).abs().max() > 1e-2
     changes = take_out(encoder)
-    assert digest(encoder) == before  # fused attention as well, which peft's own layer would round
+    assert hash_module(encoder) == before  # fused attention as well, which peft's own layer would round
     merge(encoder, changes)
     torch.testing.assert_close(encoder(IMAGES).detach(), adapted, atol=1e-5, rtol=1e-5)
 
@@ -96,7 +96,7 @@ def test_adapters_change_nothing_until_they_are_trained_and_are_the_same_for_a_s
     torch.manual_seed(99)
     insert("tile", second, Lora(), seed=7)
     torch.testing.assert_close(first(IMAGES), plain, atol=1e-6, rtol=1e-6)
-    assert digest(first) == digest(second)
+    assert hash_module(first) == hash_module(second)
 
 
 @needs_peft

@@ -9,8 +9,8 @@ import pytest
 import torch
 import toy
 
-from geobind.data.sampler import Mixture, Source, seed_torch
-from geobind.data.sources import OwnRows
+from geobind.data.sampler import MixedDataset, WeightedSource, seed_torch
+from geobind.data.sources import PluginPairs
 from geobind.training import metrics, optimizer
 from geobind.training import stage as jobs
 from geobind.training.losses import InfoNCE, infonce
@@ -55,7 +55,9 @@ def test_the_rows_of_a_stage_are_planned_once(tmp_path, monkeypatch):
     planned, plan_of = [], jobs.plan_of
     monkeypatch.setattr(jobs, "plan_of", lambda *given: planned.append(1) or plan_of(*given))
     recipe = toy.recipe(tmp_path)
-    rows = Mixture((Source("right", OwnRows(toy.Right().pairs("train", "left"), "left", "right")),))
+    rows = MixedDataset(
+        (WeightedSource("right", PluginPairs(toy.Right().pairs("train", "left"), "left", "right")),)
+    )
     job = jobs.Job(recipe, recipe.stages[0], None, rows, tmp_path, None, "key")
     assert [job.steps, job.steps, job.plan.epoch] == [18, 18, 6] and len(planned) == 1
 

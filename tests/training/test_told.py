@@ -16,8 +16,8 @@ from toy_runs import losses, same, toy_run, weights
 from geobind import plugins
 from geobind.binder import Binder
 from geobind.data.options import DataOptions
-from geobind.data.sampler import Mixture, Source
-from geobind.data.sources import TableRows, hours_of
+from geobind.data.sampler import MixedDataset, WeightedSource
+from geobind.data.sources import TableRows, hours_since_1970
 from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.recipe import RecipeProblems, Stage
@@ -122,7 +122,7 @@ def test_times_are_hours_of_utc_whether_read_row_by_row_or_at_once(tmp_path):
         ),
         ("hub", "spoke"),
     )
-    one_by_one = [hours_of(rows[row].place) for row in range(5)]
+    one_by_one = [hours_since_1970(rows[row].place) for row in range(5)]
     np.testing.assert_array_equal(rows.known().hour_N, one_by_one)
     assert one_by_one[0] - one_by_one[1] == 2 and one_by_one[2] == -1
     assert np.isnan(one_by_one[3]) and np.isnan(one_by_one[4])
@@ -144,7 +144,7 @@ def test_rows_that_do_not_say_what_a_loss_asks_for_are_refused_before_training(t
 
 def test_places_too_scattered_are_refused_and_rather_scattered_ones_are_told(tmp_path):
     recipe = toy.recipe(tmp_path, "stages.0.batches={near_km: [1, 50], share: 0.5}")
-    rows = Mixture((Source("x", toy_rows(recipe)),))
+    rows = MixedDataset((WeightedSource("x", toy_rows(recipe)),))
     with pytest.raises(DataError, match=r"no rows of x were found from 1 to 50 km of each other that a "):
         check_told(recipe.stages[0], rows)
     recipe = toy.recipe(tmp_path, "stages.0.batches={near_km: [1, 250], share: 1.0}")
@@ -153,9 +153,9 @@ def test_places_too_scattered_are_refused_and_rather_scattered_ones_are_told(tmp
 
 
 def toy_rows(recipe):
-    from geobind.data.sources import OwnRows
+    from geobind.data.sources import PluginPairs
 
-    return OwnRows(recipe.built["right"].pairs("train", "left"), "left", "right")
+    return PluginPairs(recipe.built["right"].pairs("train", "left"), "left", "right")
 
 
 def problems(tmp_path, *overrides, text=toy.RECIPE):

@@ -12,7 +12,7 @@ from geobind.utils import files
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     target = tmp_path / "state.ckpt"
-    files.write(target, b"old")
+    files.write_atomic(target, b"old")
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -21,7 +21,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
     with pytest.raises(
         StorageError, match=r"state\.ckpt: the disk is full; nothing finished is lost"
     ) as caught:
-        files.write(target, b"new")
+        files.write_atomic(target, b"new")
     assert caught.value.exit_code == 1
     assert target.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["state.ckpt"]
@@ -30,7 +30,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(StorageError, match="taken"):
-        files.write(tmp_path / "taken" / "x", b"")
+        files.write_atomic(tmp_path / "taken" / "x", b"")
 
 
 def test_state_comes_back_as_it_was(tmp_path):

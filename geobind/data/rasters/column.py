@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from geobind.data.options import RasterOptions
-from geobind.data.readers.files import Files, short
+from geobind.data.readers.files import FileResolver, shorten
 from geobind.errors import DataError
-from geobind.utils.arrow import mapped_table
+from geobind.utils.arrow import map_arrow_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +35,7 @@ WINDOW = pa.struct(
 _FIELDS = tuple(field.name for field in WINDOW)
 
 
-def checked_window(cell: dict[str, Any]) -> dict[str, Any]:
+def check_window(cell: dict[str, Any]) -> dict[str, Any]:
     """Check what a cell says of a window of a raster, and return what it says.
 
     Raises:
@@ -44,13 +44,15 @@ def checked_window(cell: dict[str, Any]) -> dict[str, Any]:
     said = {name: value for name, value in cell.items() if value is not None}
     unknown = sorted(said.keys() - set(_FIELDS))
     if unknown:
-        raise ValueError(f"a window of a raster has no {short(unknown[0])}; it may have {', '.join(_FIELDS)}")
+        raise ValueError(
+            f"a window of a raster has no {shorten(unknown[0])}; it may have {', '.join(_FIELDS)}"
+        )
     if not isinstance(said.get("raster"), str) or not said["raster"].strip():
         raise ValueError("a window of a raster must name it: `raster`")
     numbers = {name: said[name] for name in (*_PLACE, *_SIZE, *_PIXELS) if name in said}
     wrong = next((name for name, value in numbers.items() if not _fits(name, value)), None)
     if wrong:
-        raise ValueError(f"'{wrong}' of a raster's window cannot be {short(numbers[wrong])}")
+        raise ValueError(f"'{wrong}' of a raster's window cannot be {shorten(numbers[wrong])}")
     for group in (_PLACE, _PIXELS):
         there = [name for name in group if name in said]
         if 0 < len(there) < len(group):
@@ -61,7 +63,9 @@ def checked_window(cell: dict[str, Any]) -> dict[str, Any]:
         )
     bands = said.get("bands")
     if bands is not None and not (isinstance(bands, list) and bands and all(map(_is_band, bands))):
-        raise ValueError(f"'bands' of a raster's window must be a list of numbers from 1, not {short(bands)}")
+        raise ValueError(
+            f"'bands' of a raster's window must be a list of numbers from 1, not {shorten(bands)}"
+        )
     return said
 
 
@@ -91,7 +95,7 @@ class RasterColumn:
 
     path: Path  # the Arrow file with the rows' places
     field: str | None  # the cells: windows, or the names of rasters; None cuts around every place
-    files: Files
+    files: FileResolver
     options: RasterOptions
 
     def __getitem__(self, row: int) -> Any:
@@ -117,14 +121,14 @@ class RasterColumn:
         if any(file.suffix.lower() == ".vrt" for _, files in cut for file in files):
             return self[row]
         facts = self.options.model_dump_json(), _lat_lon(self.path, row)
-        told = [((*map(_with_sidecars, files),), window, *facts) for window, files in cut]
+        told = [((*map(_list_sidecars, files),), window, *facts) for window, files in cut]
         return told[0] if len(told) == 1 else told or None
 
     def present_N(self) -> NDArray[np.bool_]:
         """Tell for every row whether it has a window; without cells, whether a raster covers its place."""
         if self.field is None:
-            return _covered_N(self)
-        return mapped_table(self.path).column(self.field).is_valid().to_numpy()
+            return _find_covered_rows(self)
+        return map_arrow_table(self.path).column(self.field).is_valid().to_numpy()
 
     def file_names(self, rows_N: NDArray[np.int32], limit: int) -> Iterator[tuple[int, str]]:
         """Yield the rasters that these rows name, each with its first row, at most `limit` of them."""
@@ -138,7 +142,7 @@ class RasterColumn:
                 return
 
     def _windows(self, row: int) -> list[dict[str, Any]]:
-        scalar = mapped_table(self.path).column(cast(str, self.field))[row]
+        scalar = map_arrow_table(self.path).column(cast(str, self.field))[row]
         items = cast("list[Any]", scalar.as_py() or [])
         return [{"raster": item} if isinstance(item, str) else item for item in items]
 
@@ -167,7 +171,7 @@ class RasterColumn:
 
 
 @lru_cache(maxsize=4096)
-def _with_sidecars(raster: Path) -> tuple[Path, ...]:
+def _list_sidecars(raster: Path) -> tuple[Path, ...]:
     """List a raster and the files beside it that change how it is read."""
     beside = [raster.with_name(raster.name + suffix) for suffix in (".aux.xml", ".ovr", ".msk")]
     beside += [raster.with_suffix(suffix) for suffix in (".tfw", ".wld", ".hdr", ".prj")]
@@ -175,7 +179,7 @@ def _with_sidecars(raster: Path) -> tuple[Path, ...]:
 
 
 def _lat_lon(path: Path, row: int) -> tuple[float | None, float | None]:
-    table = mapped_table(path)
+    table = map_arrow_table(path)
     lat, lon = (table.column(name)[row].as_py() if name in table.column_names else None for name in _PLACE)
     return lat, lon
 
@@ -191,9 +195,11 @@ def _place(path: Path, row: int) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=8)
-def _covered_N(column: RasterColumn) -> NDArray[np.bool_]:
-    from geobind.data.rasters.window import covers_N
+def _find_covered_rows(column: RasterColumn) -> NDArray[np.bool_]:
+    from geobind.data.rasters.window import find_covered_places
 
-    table = mapped_table(column.path)
+    table = map_arrow_table(column.path)
     lat_N, lon_N = (table.column(name).to_numpy() for name in ("lat", "lon"))
-    return np.any([covers_N(column.files(name), lat_N, lon_N) for name in column.options.paths], axis=0)
+    return np.any(
+        [find_covered_places(column.files(name), lat_N, lon_N) for name in column.options.paths], axis=0
+    )

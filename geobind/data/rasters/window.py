@@ -56,7 +56,9 @@ def require_rasterio() -> ModuleType:
     return rasterio
 
 
-def tells_damage(read: Callable[Concatenate[str | Path, P], R]) -> Callable[Concatenate[str | Path, P], R]:
+def report_raster_damage(
+    read: Callable[Concatenate[str | Path, P], R],
+) -> Callable[Concatenate[str | Path, P], R]:
     """Make what GDAL raises, at whatever touch of a damaged raster, a DataError that names the file.
 
     Its errors have no public base class, and some are raised by attributes, which read parts of a file late.
@@ -75,7 +77,7 @@ def tells_damage(read: Callable[Concatenate[str | Path, P], R]) -> Callable[Conc
     return told
 
 
-@tells_damage
+@report_raster_damage
 def open_raster(path: str | Path) -> DatasetReader:
     """Return an open GeoTIFF or JPEG 2000; do not close it, it is kept for the next call.
 
@@ -89,11 +91,11 @@ def open_raster(path: str | Path) -> DatasetReader:
         state = None  # opening says what is wrong
     stamp = (state.st_mtime_ns, state.st_size) if state else None
     # A handle is of use to one thread of one process alone: after a fork two would share its file position.
-    return _opened(Path(os.path.abspath(path)), stamp, os.getpid(), threading.get_ident())
+    return _open_cached(Path(os.path.abspath(path)), stamp, os.getpid(), threading.get_ident())
 
 
 @lru_cache(maxsize=_OPEN)
-def _opened(path: Path, stamp: object, process: int, thread: int) -> DatasetReader:
+def _open_cached(path: Path, stamp: object, process: int, thread: int) -> DatasetReader:
     rasterio = require_rasterio()
     with open_binary(path) as file:
         head = file.read(8)
@@ -168,8 +170,8 @@ def read_box(
     values = np.zeros((len(bands), box.rows, box.columns), np.uint8 if in_bytes else np.float32)
     valid = np.zeros(values.shape, dtype=bool)
     across, down = box.width / box.columns, box.height / box.rows
-    left, right = _inside(box.x, across, box.columns, dataset.width)
-    top, bottom = _inside(box.y, down, box.rows, dataset.height)
+    left, right = _clip_steps(box.x, across, box.columns, dataset.width)
+    top, bottom = _clip_steps(box.y, down, box.rows, dataset.height)
     if left >= right or top >= bottom:
         return values, valid
     _check_effort(dataset, (right - left) * across, (bottom - top) * down, min(across, down), where)
@@ -180,7 +182,7 @@ def read_box(
     how = (Resampling.bilinear if grows else Resampling.average) if smooth else Resampling.nearest
     inner = np.s_[:, top:bottom, left:right]
     options = {"window": window, "out_shape": values[inner].shape, "resampling": how}
-    values[inner], valid[inner] = _pixels(dataset, bands, values.dtype, options, where)
+    values[inner], valid[inner] = _read_pixels(dataset, bands, values.dtype, options, where)
     return values, valid
 
 
@@ -197,7 +199,7 @@ def read_turned(
     Raises:
         DataError: As `read_box`.
     """
-    from affine import Affine
+    from make_affine import Affine
     from rasterio.enums import Resampling
     from rasterio.warp import reproject
 
@@ -230,7 +232,7 @@ def read_turned(
     return turned, there
 
 
-def _pixels(
+def _read_pixels(
     dataset: DatasetReader, bands: list[int], kind: np.dtype[Any], options: dict[str, Any], where: str
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     from rasterio.enums import MaskFlags
@@ -249,7 +251,7 @@ def _pixels(
     return values, valid if kind == np.uint8 else valid & np.isfinite(values)
 
 
-def _inside(start: float, step: float, count: int, size: int) -> tuple[int, int]:
+def _clip_steps(start: float, step: float, count: int, size: int) -> tuple[int, int]:
     """Return the first of `count` steps that lies within 0 and `size`, and the one after the last."""
     first = max(0, math.ceil(-start / step - _OVER))
     return first, min(count, math.floor((size - start) / step + _OVER))
@@ -275,8 +277,10 @@ _SENSE = 1e12  # pixels, or pixels a metre; beyond, a raster is damaged and numb
 _MAX_LAT = 89.99  # nearer to a pole, east and north mean nothing
 
 
-@tells_damage
-def covers_N(path: str | Path, lat_N: NDArray[np.float64], lon_N: NDArray[np.float64]) -> NDArray[np.bool_]:
+@report_raster_damage
+def find_covered_places(
+    path: str | Path, lat_N: NDArray[np.float64], lon_N: NDArray[np.float64]
+) -> NDArray[np.bool_]:
     """Tell which places lie inside a raster; places that are NaN do not.
 
     Raises:
@@ -290,7 +294,7 @@ def covers_N(path: str | Path, lat_N: NDArray[np.float64], lon_N: NDArray[np.flo
     return inside_N
 
 
-def pixels_by_metre(dataset: DatasetReader, lat: float, lon: float) -> Map:
+def metres_to_pixels(dataset: DatasetReader, lat: float, lon: float) -> Map:
     """Return the map from metres east and north of a place to source pixels, exact at the place."""
     if not (-_MAX_LAT <= lat <= _MAX_LAT and -180 <= lon <= 180):
         raise DataError(
@@ -311,7 +315,7 @@ def pixels_by_metre(dataset: DatasetReader, lat: float, lon: float) -> Map:
     if not (np.isfinite(columns).all() and np.isfinite(rows).all()):
         raise DataError(f"{dataset.name}: {lat:g}, {lon:g} lies outside of what its CRS can express")
     by_east, by_north = _STEP * west_or_east, _STEP * south_or_north
-    found = affine(
+    found = make_affine(
         (columns[1] - columns[0]) / by_east,
         (columns[2] - columns[0]) / by_north,
         columns[0],
@@ -324,7 +328,7 @@ def pixels_by_metre(dataset: DatasetReader, lat: float, lon: float) -> Map:
     return found
 
 
-def affine(a: float, b: float, c: float, d: float, e: float, f: float) -> Map:
+def make_affine(a: float, b: float, c: float, d: float, e: float, f: float) -> Map:
     """Make the map (x, y) -> (ax + by + c, dx + ey + f), a 3 x 3 matrix."""
     return np.array([[a, b, c], [d, e, f], [0, 0, 1]], dtype=np.float64)
 
@@ -369,7 +373,7 @@ _TURNED = math.tan(math.radians(5))  # UTM grids turn from north by up to 3 degr
 _SAME = 0.5  # pixels by which a window may be off where pixels are taken as they are
 
 
-@tells_damage
+@report_raster_damage
 def read_window(path: str | Path, lat: float, lon: float, options: RasterOptions) -> NDArray[Any]:
     """Read the square of `options.size_m` metres around a place as an image with north at the top.
 
@@ -395,23 +399,23 @@ def read_window(path: str | Path, lat: float, lon: float, options: RasterOptions
     dataset = open_raster(Path(path))
     if options.size_m is None:
         raise DataError(f"{path}: how large a window? give `size_m`, its side in metres")
-    to_source = pixels_by_metre(dataset, lat, lon)
+    to_source = metres_to_pixels(dataset, lat, lon)
     where = f"{path}: the {options.size_m:g} m around {lat:g}, {lon:g}"
     spacing = 1 / np.hypot(*to_source[:2, :2]).max()  # metres per pixel, along the finer axis
     side = max(1, round(options.size_m / (options.gsd or spacing)))
     metres = options.size_m / side
     # From the image's pixels, counted from its upper left corner, to the raster's.
-    to_source = to_source @ affine(metres, 0, -options.size_m / 2, 0, -metres, options.size_m / 2)
+    to_source = to_source @ make_affine(metres, 0, -options.size_m / 2, 0, -metres, options.size_m / 2)
     bands, smooth = _bands(dataset, options, where)
     (a, b), (d, e) = to_source[:2, :2]
     if max(abs(b), abs(d)) <= _TURNED * min(a, e):
-        values, valid = read_box(dataset, bands, _upright(to_source, side), smooth=smooth, where=where)
+        values, valid = read_box(dataset, bands, _place_box(to_source, side), smooth=smooth, where=where)
     else:
         values, valid = read_turned(dataset, bands, to_source, side, smooth=smooth, where=where)
-    return _finished(values, valid, options, where)
+    return _fill_missing(values, valid, options, where)
 
 
-@tells_damage
+@report_raster_damage
 def read_pixels(
     path: str | Path, x: int, y: int, width: int, height: int, options: RasterOptions | None = None
 ) -> NDArray[Any]:
@@ -439,7 +443,7 @@ def read_pixels(
     bands, smooth = _bands(dataset, options, where)
     box = Box(x, y, width, height, width, height)
     values, valid = read_box(dataset, bands, box, smooth=smooth, where=where)
-    return _finished(values, valid, options, where)
+    return _fill_missing(values, valid, options, where)
 
 
 def _bands(dataset: DatasetReader, options: RasterOptions, where: str) -> tuple[list[int], bool]:
@@ -457,7 +461,7 @@ def _bands(dataset: DatasetReader, options: RasterOptions, where: str) -> tuple[
     return bands, not (options.nearest or palette)
 
 
-def _upright(to_source: Map, side: int) -> Box:
+def _place_box(to_source: Map, side: int) -> Box:
     """Return the box with a window's middle and size, at pixel edges if its pixels are the raster's own."""
     x, y, _ = to_source @ [side / 2, side / 2, 1]
     width, height = to_source[0, 0] * side, to_source[1, 1] * side
@@ -466,7 +470,7 @@ def _upright(to_source: Map, side: int) -> Box:
     return Box(x - width / 2, y - height / 2, width, height, side, side)
 
 
-def _finished(
+def _fill_missing(
     values: NDArray[Any], valid: NDArray[np.bool_], options: RasterOptions, where: str
 ) -> NDArray[Any]:
     """Judge what is missing, fill it, and put the bands last."""

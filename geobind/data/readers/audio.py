@@ -39,7 +39,7 @@ _LOWEST = 4000  # Hz
 _TAIL = 0.25  # seconds after which the filter's answer has died away to nothing
 
 
-def loudness(samples_T: Tensor, rate: int) -> float:
+def measure_loudness(samples_T: Tensor, rate: int) -> float:
     """Return the integrated loudness of one channel in LUFS, minus infinity of silence.
 
     A full-scale sine of 997 Hz has -3.01 LUFS. Filter: BS.1770-5, annex 1, as two biquads designed for this
@@ -62,9 +62,9 @@ def loudness(samples_T: Tensor, rate: int) -> float:
     return float(_lufs(heard_B.mean()))
 
 
-def at_loudness(samples_T: Tensor, rate: int, lufs: float) -> Tensor:
+def normalize_loudness(samples_T: Tensor, rate: int, lufs: float) -> Tensor:
     """Bring a sound to a loudness, or as near to it as its peaks allow (`PEAK`); silence stays silence."""
-    now = loudness(samples_T, rate)
+    now = measure_loudness(samples_T, rate)
     if now == -math.inf:
         return samples_T
     gain = 10 ** ((lufs - now) / 20)
@@ -180,7 +180,7 @@ def read_audio(
     heard_T = torch.from_numpy(
         np.require(_resample(samples_T, source, rate, describe(raw)), requirements=["C", "W"])
     )
-    return heard_T if loudness is None else at_loudness(heard_T, rate, loudness)
+    return heard_T if loudness is None else normalize_loudness(heard_T, rate, loudness)
 
 
 def audio_seconds(raw: Any, rate: int) -> float:

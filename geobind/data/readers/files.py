@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from geobind.data.readers.tar import Content, member_of, member_size, read_member
+from geobind.data.readers.tar import NamedBytes, parse_member, read_member, read_member_size
 from geobind.errors import DataError
 
 _LFS = b"version https://git-lfs"
@@ -22,7 +22,7 @@ def describe(raw: Any) -> str:
     """Name an input in a message: its path, its number of bytes, or its type."""
     if isinstance(raw, Path):
         return str(raw)
-    if isinstance(raw, Content) and raw.name:
+    if isinstance(raw, NamedBytes) and raw.name:
         return raw.name
     if isinstance(raw, str):
         return raw if len(raw) <= 200 else raw[:200] + "..."
@@ -31,13 +31,13 @@ def describe(raw: Any) -> str:
     return f"a {type(raw).__name__}"
 
 
-def short(value: Any) -> str:
+def shorten(value: Any) -> str:
     """Show a value in a message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def listed(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     """List names, such as those of columns, in a message."""
     text = ", ".join(names) or "none"
     return text if len(text) <= 500 else text[:497] + "..."
@@ -83,7 +83,7 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 @dataclass(frozen=True)
-class Files:
+class FileResolver:
     """Where the files of a column may lie: names are relative to the first folder, targets within any."""
 
     root: Path
@@ -102,20 +102,22 @@ class Files:
             real = _real_path(os.path.join(os.getcwd(), path))
         except ValueError as error:
             raise DataError(f"file name {name!r} cannot be used: {error}") from error
-        if not any(real.startswith(fence) for fence in _fences(os.getcwd(), (self.root, *self.links))):
+        if not any(
+            real.startswith(fence) for fence in _list_allowed_folders(os.getcwd(), (self.root, *self.links))
+        ):
             raise DataError(
                 f"{name}: leads out of {self.root} (to {real}); move it there, name a higher folder as "
                 "`data.root`, or, for a symbolic link, its target's folder in `data.links`"
             )
         return Path(path)
 
-    def raw(self, name: str) -> Path | Content:
+    def raw(self, name: str) -> Path | NamedBytes:
         """Return what a modality reads: the path of a file, or the bytes of a tar file's member.
 
         Raises:
             DataError: The name leads out of the folders, or there is no such member.
         """
-        member = member_of(name)
+        member = parse_member(name)
         return self(name) if member is None else read_member(self(member.tar), member.name, name)
 
     def size(self, name: str) -> int:
@@ -124,9 +126,9 @@ class Files:
         Raises:
             DataError: The name leads out of the folders, or there is no such file or member.
         """
-        member = member_of(name)
+        member = parse_member(name)
         if member is not None:
-            return member_size(self(member.tar), member.name, name)
+            return read_member_size(self(member.tar), member.name, name)
         try:
             state = os.stat(self(name))
         except OSError as error:
@@ -144,7 +146,7 @@ class Files:
 
 
 @lru_cache(maxsize=64)
-def _fences(here: str, folders: tuple[Path, ...]) -> tuple[str, ...]:
+def _list_allowed_folders(here: str, folders: tuple[Path, ...]) -> tuple[str, ...]:
     return tuple(os.path.join(os.path.realpath(os.path.join(here, folder)), "") for folder in folders)
 
 

@@ -72,7 +72,7 @@ def decode_image(raw: Any, *, channels: int = 3, needed: int | None = None) -> T
     if isinstance(raw, str | Path | bytes | bytearray | memoryview):
         image_CHW = _from_file(raw, channels, needed)
     elif isinstance(raw, Image.Image):
-        image_CHW = _from_pillow(_checked_size(raw, "the image"), channels, "the image")
+        image_CHW = _from_pillow(_check_size(raw, "the image"), channels, "the image")
     elif isinstance(raw, Tensor):
         image_CHW = _from_array(raw.detach().cpu().numpy(), channels, "the tensor", "CHW")
     elif isinstance(raw, np.ndarray):
@@ -93,26 +93,26 @@ def _from_file(raw: str | Path | bytes | bytearray | memoryview, channels: int, 
             image = Image.open(file, formats=_FORMATS)
         except (UnidentifiedImageError, SyntaxError) as error:
             file.seek(0)
-            raise DataError(f"{name}: {_why_unreadable(file.read(16))}") from error
+            raise DataError(f"{name}: {_explain_unreadable(file.read(16))}") from error
         except Image.DecompressionBombError as error:  # its size is in its message alone
             size = re.search(r"\((\d+) pixels\)", str(error))
             count = f"{int(size[1]):,}" if size else "too many"
             raise DataError(f"{name}: {count} pixels; {_LIMIT}") from error
         except (OSError, ValueError) as error:
             raise DataError(f"{name}: cannot be opened as an image: {error}") from error
-        _checked_size(image, name)
+        _check_size(image, name)
         if image.format == "JPEG":
-            smaller = _smaller(image.size, needed)
+            smaller = _draft_size(image.size, needed)
             if smaller:
                 image.draft(None, smaller)
             elif channels == 3 and image.mode in ("RGB", "L"):
-                image_CHW = _quickly(image, file)
+                image_CHW = _decode_jpeg(image, file)
                 if image_CHW is not None:
                     return image_CHW
         return _from_pillow(image, channels, name)
 
 
-def _smaller(size: tuple[int, int], needed: int | None) -> tuple[int, int] | None:
+def _draft_size(size: tuple[int, int], needed: int | None) -> tuple[int, int] | None:
     """Return the size at which a JPEG is decoded if that is smaller than its own."""
     if needed is None:
         return None
@@ -120,7 +120,7 @@ def _smaller(size: tuple[int, int], needed: int | None) -> tuple[int, int] | Non
     return None if factor == 1 else (-(-size[0] // factor), -(-size[1] // factor))
 
 
-def _quickly(image: Image, file: BinaryIO) -> Tensor | None:
+def _decode_jpeg(image: Image, file: BinaryIO) -> Tensor | None:
     """Decode an upright RGB or grey JPEG with torchvision, which gives Pillow's pixels in half of the time.
 
     None of one that is turned or damaged: Pillow turns it, or says what is wrong.
@@ -146,7 +146,7 @@ def _orientation(image: Image) -> int:
         return 0
 
 
-def _why_unreadable(head: bytes) -> str:
+def _explain_unreadable(head: bytes) -> str:
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return (
             "a TIFF with more bands or bits than a photo has; read it with rasterio (which this reader does "
@@ -155,7 +155,7 @@ def _why_unreadable(head: bytes) -> str:
     return f"not a readable {_KNOWN} image; it begins with {head!r}"
 
 
-def _checked_size(image: Image, name: str) -> Image:
+def _check_size(image: Image, name: str) -> Image:
     width, height = image.size
     if width < 1 or height < 1:
         raise DataError(f"{name}: is empty ({width} x {height} pixels)")

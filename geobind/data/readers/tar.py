@@ -36,26 +36,26 @@ _WHY = {
 _VERSION = 1
 
 
-class Content(bytes):
+class NamedBytes(bytes):
     """The bytes of an observation that know what messages call them."""
 
     name: str
 
-    def __new__(cls, content: bytes, name: str = "") -> Content:
+    def __new__(cls, content: bytes, name: str = "") -> NamedBytes:
         """Hold these bytes under this name."""
         made = super().__new__(cls, content)
         made.name = name
         return made
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """A file in a tar file, as a cell names it: `shards/0001.tar::00012.jpg`."""
 
     tar: str
     name: str
 
 
-def member_of(cell: str) -> Member | None:
+def parse_member(cell: str) -> TarMember | None:
     """Take the name of a tar file's member apart; None of any other name.
 
     Raises:
@@ -70,10 +70,10 @@ def member_of(cell: str) -> Member | None:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise DataError(f"{cell}: names no file in the tar file")
-    return Member(tar, str(path))
+    return TarMember(tar, str(path))
 
 
-def read_member(path: Path, name: str, label: str) -> Content:
+def read_member(path: Path, name: str, label: str) -> NamedBytes:
     """Return the bytes of a member of a tar file; `label` names it in messages.
 
     Raises:
@@ -81,17 +81,17 @@ def read_member(path: Path, name: str, label: str) -> Content:
     """
     try:
         with open(path, "rb", buffering=0) as file:
-            start, size = _found(file, path, name, label)
+            start, size = _find_member(file, path, name, label)
             file.seek(start)
             content = file.read(size)
     except OSError as error:
         raise DataError(f"{label}: {_reason(error)}") from error
     if len(content) != size:
         raise DataError(f"{label}: {_WHY[_CUT]}")
-    return Content(content, label)
+    return NamedBytes(content, label)
 
 
-def member_size(path: Path, name: str, label: str) -> int:
+def read_member_size(path: Path, name: str, label: str) -> int:
     """Return the number of bytes of a member of a tar file.
 
     Raises:
@@ -99,7 +99,7 @@ def member_size(path: Path, name: str, label: str) -> int:
     """
     try:
         with open(path, "rb", buffering=0) as file:
-            return _found(file, path, name, label)[1]
+            return _find_member(file, path, name, label)[1]
     except OSError as error:
         raise DataError(f"{label}: {_reason(error)}") from error
 
@@ -108,10 +108,10 @@ def _reason(error: OSError) -> str:
     return "no such tar file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
 
 
-def _found(file: io.FileIO, path: Path, name: str, label: str) -> tuple[int, int]:
+def _find_member(file: io.FileIO, path: Path, name: str, label: str) -> tuple[int, int]:
     state = os.fstat(file.fileno())
-    name_N, start_N, size_N = _index(str(path), state.st_mtime_ns, state.st_size)
-    wanted = _hash(name.encode("utf-8", "surrogateescape"))
+    name_N, start_N, size_N = _open_index(str(path), state.st_mtime_ns, state.st_size)
+    wanted = _hash_name(name.encode("utf-8", "surrogateescape"))
     at = int(name_N.searchsorted(wanted))
     if at == len(name_N) or name_N[at] != wanted:
         raise DataError(f"{label}: the tar file has no such member among its {len(name_N)}")
@@ -124,22 +124,22 @@ def _found(file: io.FileIO, path: Path, name: str, label: str) -> tuple[int, int
 
 
 @lru_cache(maxsize=1024)
-def _index(path: str, changed_ns: int, size: int) -> NDArray[np.int64]:
+def _open_index(path: str, changed_ns: int, size: int) -> NDArray[np.int64]:
     """Map the index of a tar file into memory, so that all processes share it; it is made once."""
     folder = cache_root() / "tars" / fingerprint(os.path.realpath(path), changed_ns, size, _VERSION)
-    build_once(folder, lambda temporary: np.save(temporary / "index.npy", make_index(Path(path))))
+    build_once(folder, lambda temporary: np.save(temporary / "index.npy", build_index(Path(path))))
     # A plain array, because each look into a memory map makes another one.
     return np.asarray(np.load(folder / "index.npy", mmap_mode="r", allow_pickle=False))
 
 
-def make_index(path: Path) -> NDArray[np.int64]:
+def build_index(path: Path) -> NDArray[np.int64]:
     """List the members of a tar file by the hashes of their names, sorted: (3, members).
 
     Raises:
         DataError: It is not a tar file, is compressed, or a header of it is damaged.
     """
     with open(path, "rb", buffering=0) as file:  # a buffer would be filled anew for every header
-        entries = ((_hash(name), start, size) for name, start, size in _members(file, path))
+        entries = ((_hash_name(name), start, size) for name, start, size in _scan_members(file, path))
         entry_N3 = np.fromiter(entries, dtype=_ENTRY)
     name_N, start_N, size_N = entry_N3[np.argsort(entry_N3[:, 0], kind="stable")].T
     twice_N = name_N[1:] == name_N[:-1]
@@ -148,12 +148,12 @@ def make_index(path: Path) -> NDArray[np.int64]:
     return np.stack([name_N, start_N, size_N])
 
 
-def _hash(name: bytes) -> int:
+def _hash_name(name: bytes) -> int:
     # 64 bits: two of a million names share one with a chance of 1 in 40 million, and are then refused.
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)
 
 
-def _members(file: io.FileIO, path: Path) -> Iterator[tuple[bytes, int, int]]:
+def _scan_members(file: io.FileIO, path: Path) -> Iterator[tuple[bytes, int, int]]:
     """Yield the name of each member, where its bytes begin, and how many there are (or what is wrong)."""
     length = os.fstat(file.fileno()).st_size
     at, long_name, long_size = 0, None, None
@@ -162,7 +162,7 @@ def _members(file: io.FileIO, path: Path) -> Iterator[tuple[bytes, int, int]]:
         block = file.read(_BLOCK)
         if not any(block):
             return
-        kind, size = block[156:157], _checked(block, at, path)
+        kind, size = block[156:157], _read_size(block, at, path)
         at += _BLOCK
         if kind in b"LKxg":  # what is said of the next member, or of all of them
             if size > _MAX_NAME:
@@ -173,14 +173,14 @@ def _members(file: io.FileIO, path: Path) -> Iterator[tuple[bytes, int, int]]:
             if kind == b"L":
                 long_name = said.rstrip(b"\0")
             elif kind == b"x":
-                long_name, long_size = _extended(said, at, path)
+                long_name, long_size = _parse_pax(said, at, path)
         else:
             plain = kind in (b"0", b"\0", b"7")
             size = size if long_size is None else long_size
-            name = long_name or _name(block)
+            name = long_name or _parse_name(block)
             start, size_there = at, min(size, length - at)
             told = _NOT_A_FILE if not plain else size if size_there == size else _CUT
-            yield _normal(name), start, told
+            yield _normalize_name(name), start, told
             long_name = long_size = None
             if kind in b"123456":  # links, folders and devices have no bytes, whatever their header says
                 size = 0
@@ -189,7 +189,7 @@ def _members(file: io.FileIO, path: Path) -> Iterator[tuple[bytes, int, int]]:
         raise DataError(f"{path}: not a tar file: it has {length} bytes")
 
 
-def _checked(block: bytes, at: int, path: Path) -> int:
+def _read_size(block: bytes, at: int, path: Path) -> int:
     """Return the size that a header tells, once its checksum is known to be right."""
     try:
         stated = int(block[148:156].strip(b" \0") or b"0", 8)
@@ -197,31 +197,31 @@ def _checked(block: bytes, at: int, path: Path) -> int:
             raise ValueError("its checksum is wrong")
         if block[156:157] == b"S":
             raise ValueError("it is of a sparse file, which is not read; make the tar file again")
-        return _number(block[124:136])
+        return _parse_number(block[124:136])
     except ValueError as error:
         what = "its header at byte" if at else "not an uncompressed tar file: the header at byte"
         raise DataError(f"{path}: {what} {at} is damaged: {error}") from error
 
 
-def _number(field: bytes) -> int:
+def _parse_number(field: bytes) -> int:
     if field[0] & 0x80:  # GNU: a number too large for octal digits
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     return int(field.strip(b" \0") or b"0", 8)
 
 
-def _name(block: bytes) -> bytes:
+def _parse_name(block: bytes) -> bytes:
     name = block[:100].split(b"\0", 1)[0]
     prefix = block[345:500].split(b"\0", 1)[0] if block[257:263] == b"ustar\0" else b""
     return prefix + b"/" + name if prefix else name
 
 
-def _normal(name: bytes) -> bytes:
+def _normalize_name(name: bytes) -> bytes:
     while name.startswith(b"./"):
         name = name[2:]
     return name
 
 
-def _extended(said: bytes, at: int, path: Path) -> tuple[bytes | None, int | None]:
+def _parse_pax(said: bytes, at: int, path: Path) -> tuple[bytes | None, int | None]:
     """Return the name and size of a pax header, whose records are `LENGTH KEY=VALUE` and a line end."""
     found: dict[bytes, bytes] = {}
     try:
