@@ -23,7 +23,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from geobind.training.losses import InfoNCE, SigLIP
-from geobind.training.sync_batchnorm import normalise_together
+from geobind.training.sync_batchnorm import sync_batch_norms
 from geobind_satellite import Satellite
 
 # Bounds on relative errors. float32 has 24 bits, TF32 multiplies with 11, bfloat16 has 8.
@@ -161,7 +161,7 @@ def batch_norm(setup: Setup, _: Deadline) -> Found:
     up = torch.randn(16, 8, 10, 10, device=setup.device)
     dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        normalise_together(shared, fused=cuda)
+        sync_batch_norms(shared, fused=cuda)
         results = []
         with float32_products("highest"):
             for network in (plain, shared):

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from geobind import Binder
 from geobind.training.losses import InfoNCE
-from geobind.training.stage import Job
+from geobind.training.stage import StageRun
 from geobind.utils import system
 
 GIB = 2**30
@@ -201,7 +201,7 @@ def _race(setup: Setup, contest: Contest, batch: int, peak: list[float], end: De
     seconds: tuple[list[float], list[float]] = [], []
     began = 0.0
 
-    def between(look: int, job: Job, figures: Stamps) -> None:
+    def between(look: int, job: StageRun, figures: Stamps) -> None:
         nonlocal began
         now = time.perf_counter()
         if look:  # what comes first pays for imports, compilation of kernels and memory

@@ -97,17 +97,17 @@ def recipe(kind: str, train: dict[str, str], batch: int, steps: int, cache: str)
 def stage(kind: str, train: dict[str, str], batch: int, cache: str) -> Callable[[int], float]:
     """Return what runs our stage for some steps and says how long that took."""
     from geobind.training.launch import make_fabric
-    from geobind.training.metrics import Metrics
-    from geobind.training.stage import Job, run_stage
-    from geobind.training.stage_data import Sources
+    from geobind.training.metrics import MetricsFile
+    from geobind.training.stage import StageRun, run_stage
+    from geobind.training.stage_data import StageData
 
     def run(steps: int) -> float:
         made = recipe(kind, train, batch, steps, cache)
         binder, fabric = Binder(made.built, WIDTH, seed=0), make_fabric(made.fabric, "32-true")
         with tempfile.TemporaryDirectory() as folder:
-            metrics = Metrics(Path(folder) / "m.csv")
-            rows = Sources(made).rows(made.stages[0])
-            job = Job(made, made.stages[0], binder, rows, Path(folder), metrics, "key")
+            metrics = MetricsFile(Path(folder) / "m.csv")
+            rows = StageData(made).rows(made.stages[0])
+            job = StageRun(made, made.stages[0], binder, rows, Path(folder), metrics, "key")
             start = time.process_time()
             run_stage(fabric, job)
             return time.process_time() - start

@@ -114,8 +114,8 @@ def recipe(steps: int, batch: int, cached: bool):
 def ours(steps: int, batch: int, cached: bool, before: Callable[[], None]) -> None:
     """Run a stage; `before` is called before each of its steps."""
     from geobind.training.launch import make_fabric
-    from geobind.training.metrics import Metrics
-    from geobind.training.stage import Job, run_stage
+    from geobind.training.metrics import MetricsFile
+    from geobind.training.stage import StageRun, run_stage
 
     made = recipe(steps, batch, cached)
     binder = Binder(made.built, WIDTH, seed=0)
@@ -124,8 +124,8 @@ def ours(steps: int, batch: int, cached: bool, before: Callable[[], None]) -> No
         (WeightedSource("two", PluginPairs(made.built["two"].pairs("train", "one"), "one", "two")),)
     )
     with tempfile.TemporaryDirectory() as folder:
-        metrics = Metrics(Path(folder) / "m.csv")
-        job = Job(made, made.stages[0], binder, rows, Path(folder), metrics, "key")
+        metrics = MetricsFile(Path(folder) / "m.csv")
+        job = StageRun(made, made.stages[0], binder, rows, Path(folder), metrics, "key")
         run_stage(make_fabric(made.fabric, "32-true"), job)
 
 

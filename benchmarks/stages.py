@@ -26,9 +26,9 @@ from geobind.binder import Binder
 from geobind.modality import Modality, Pair
 from geobind.recipe import Recipe, recipe_from
 from geobind.training.launch import make_fabric
-from geobind.training.metrics import Metrics
-from geobind.training.stage import Job, Outcome, run_stage
-from geobind.training.stage_data import Sources
+from geobind.training.metrics import MetricsFile
+from geobind.training.stage import StageResult, StageRun, run_stage
+from geobind.training.stage_data import StageData
 
 IMAGES = 256  # that there are; rows beyond them see the same ones again
 
@@ -157,7 +157,7 @@ class Stage:
 class Ran(NamedTuple):
     """A stage that was run."""
 
-    outcome: Outcome
+    outcome: StageResult
     fabric: Fabric
     losses: list[float]  # of each step
     norms: list[float]  # of each step's gradient
@@ -170,7 +170,7 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-class Stamps(Metrics):
+class Stamps(MetricsFile):
     """A metrics.csv that remembers its figures and when they came, and may do something else in between."""
 
     between: Callable[[int], None] | None = None  # called with the number of each look
@@ -195,7 +195,7 @@ def run(
     binder: Binder,
     *,
     every: int = 1,
-    between: Callable[[int, Job, Stamps], None] | None = None,
+    between: Callable[[int, StageRun, Stamps], None] | None = None,
 ) -> Ran:
     """Run a stage on the towers of a binder, which it leaves on the device.
 
@@ -212,8 +212,8 @@ def run(
         metrics = Stamps(folder / "metrics.csv", stage.device)
         if between is not None:
             metrics.between = lambda look: between(look, job, metrics)
-        rows = Sources(recipe).rows(recipe.stages[0])
-        job = Job(recipe, recipe.stages[0], binder, rows, folder, metrics, "key", look_every=every)
+        rows = StageData(recipe).rows(recipe.stages[0])
+        job = StageRun(recipe, recipe.stages[0], binder, rows, folder, metrics, "key", look_every=every)
         outcome = run_stage(fabric, job)
     return Ran(outcome, fabric, metrics.losses, metrics.norms, metrics.stamps)
 

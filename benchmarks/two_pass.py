@@ -35,7 +35,7 @@ def setup(args: argparse.Namespace, batch: int, frozen: bool) -> Setup:
     from geobind.losses import InfoNCE
     from geobind.recipe.schema import bound_pairs
     from geobind.training.distributed import Ranks
-    from geobind.training.module import Bind
+    from geobind.training.module import ContrastiveModule
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -52,7 +52,7 @@ def setup(args: argparse.Namespace, batch: int, frozen: bool) -> Setup:
     if frozen:
         encoders["two"].eval().requires_grad_(False)
     pairs = bound_pairs("one", ["two"])
-    bind = Bind(encoders, {"one-two": InfoNCE()}, pairs, Ranks(lambda part, **_: part, 1), WIDTH)
+    bind = ContrastiveModule(encoders, {"one-two": InfoNCE()}, pairs, Ranks(lambda part, **_: part, 1), WIDTH)
     shape = (batch, 3, args.size, args.size)
     images = {name: torch.randint(0, 256, shape, dtype=torch.uint8) for name in encoders}
     fabric = Fabric(accelerator="cpu", devices=1)
@@ -61,11 +61,11 @@ def setup(args: argparse.Namespace, batch: int, frozen: bool) -> Setup:
 
 def step(made: Setup, chunk: int | None) -> float:
     """Leave the gradient of a step; return its CPU seconds."""
-    from geobind.training.gradients import Gradients
+    from geobind.training.gradients import GradientAccumulator
     from geobind.training.module import About
 
     made["bind"].zero_grad()
-    gradients = Gradients(made["fabric"], made["bind"], made["module"], chunk)
+    gradients = GradientAccumulator(made["fabric"], made["bind"], made["module"], chunk)
     start = time.process_time()
     gradients(made["images"], None, About(None))
     return time.process_time() - start

@@ -267,10 +267,10 @@ def stage_sheet(
 
 
 def _own_rows(recipe: Recipe, stage: Stage) -> Rows:
-    from geobind.training.stage_data import Sources
+    from geobind.training.stage_data import StageData
 
     # The data of other stages need not be there.
-    return Sources(recipe.model_copy(update={"stages": [stage], "evaluate": None})).rows(stage)
+    return StageData(recipe.model_copy(update={"stages": [stage], "evaluate": None})).rows(stage)
 
 
 def _rows_of(recipe: Recipe, stage: Stage, given: Mapping[str, Any]) -> Rows:

@@ -169,7 +169,7 @@ def run_command(
     from geobind.utils.system import parse_size
 
     settling = Settling(always=plan, limit=parse_size(memory) if memory else None)
-    finished = run(checked, folder, resume=resume, settle=settling)
+    finished = run(checked, folder, resume=resume, resolver=settling)
     if finished.table is not None:
         print_table(summary(finished.table))
         click.echo(f"chance in brackets; intervals and more measures: {finished.folder / 'retrieval.json'}")

@@ -23,11 +23,11 @@ def main() -> None:
         try:
             from geobind.planning.probe import Doing, probe
             from geobind.recipe import recipe_from
-            from geobind.training.interruption import deterministic
+            from geobind.training.interruption import deterministic_algorithms
             from geobind.utils.logs import log_to_stderr
 
             recipe = recipe_from(asked["recipe"], Path(asked["base"]), source=asked["name"])
-            with log_to_stderr(), deterministic(recipe.fabric.deterministic):
+            with log_to_stderr(), deterministic_algorithms(recipe.fabric.deterministic):
                 for event in probe(recipe, Path(asked["folder"]), asked["seconds"], asked["limit"]):
                     said = event.what if isinstance(event, Doing) else event.model_dump(mode="json")
                     tell(type(event).__name__, said)

@@ -34,7 +34,7 @@ from geobind.planning.models import (
 from geobind.planning.predict import predict
 from geobind.recipe import Recipe, recipe_from
 from geobind.recipe.parsing import dump
-from geobind.training.distributed import told_by_first
+from geobind.training.distributed import broadcast_result
 from geobind.training.resume import stage_folders
 from geobind.utils import files
 
@@ -177,7 +177,7 @@ class Settling:
         """
         if not self.always and not any(stage.open for stage in recipe.stages):
             return recipe
-        numbers = told_by_first(fabric, lambda: self._numbers(recipe, folder))
+        numbers = broadcast_result(fabric, lambda: self._numbers(recipe, folder))
         result = settled(recipe, numbers)
         if fabric.is_global_zero:
             files.write_atomic(folder / "recipe.yaml", dump(result.written).encode())

@@ -18,9 +18,9 @@ from lightning_fabric import Fabric
 from geobind.data.sampler import MixedDataset, WeightedSource
 from geobind.data.sources import PluginPairs, TableRows
 from geobind.modality import Pair
-from geobind.training.metrics import Metrics
-from geobind.training.stage import Job, Outcome, run_stage, workers_of
-from geobind.training.validation import fewer
+from geobind.training.metrics import MetricsFile
+from geobind.training.stage import StageResult, StageRun, choose_workers, run_stage
+from geobind.training.validation import subsample
 from geobind.utils import system
 
 
@@ -58,7 +58,7 @@ class _Some(Sequence[Pair]):
         return self.pairs[self.chosen[index]]
 
 
-class Clock(Metrics):
+class Clock(MetricsFile):
     """Notes when steps were looked at, and writes nothing."""
 
     def __init__(self, folder: Path) -> None:
@@ -94,12 +94,12 @@ _NEVER = 1e9  # seconds
 class Ran(NamedTuple):
     """Some steps of a stage."""
 
-    job: Job
+    job: StageRun
     seconds: float  # of a step
     other: float  # before the first step and after the last, rows for the cache left out
     bytes: int | None  # the most memory held at once
     idle: int | None  # what was held before
-    outcome: Outcome
+    outcome: StageResult
 
 
 @dataclass
@@ -114,7 +114,7 @@ class Bench:
     """
 
     fabric: Fabric
-    job: Job
+    job: StageRun
     folder: Path
     caches: bool
     ready: int = 0  # rows whose frozen sides lie in the scratch cache
@@ -130,7 +130,7 @@ class Bench:
         chunk: int | None = None,
         saves: bool = False,
         held: int = 0,
-    ) -> Job:
+    ) -> StageRun:
         """Return the same stage with batches of `size` from `rows` rows of each source.
 
         Args:
@@ -154,14 +154,14 @@ class Bench:
             "cache": job.stage.cache if self.caches else "off",
             "optimizer": job.stage.optimizer.model_copy(update={"lr": _SLOW}),
         }
-        recipe = job.recipe.model_copy(update={"workers": workers_of(self.fabric, job)})
+        recipe = job.recipe.model_copy(update={"workers": choose_workers(self.fabric, job)})
         stage = job.stage.model_copy(update=changes)
         self.benches += 1
         home = self.folder / f"{stage.name}-{self.benches}"  # of its own: nothing goes on with a checkpoint
         rows_ = some(job.rows, rows)
-        watched = fewer(job.held, held) if held and job.held else None
+        watched = subsample(job.validation_rows, held) if held and job.validation_rows else None
         notes = Clock(home)
-        return Job(recipe, stage, job.binder, rows_, home, Clock(home), "probe", 1, watched, notes)
+        return StageRun(recipe, stage, job.binder, rows_, home, Clock(home), "probe", 1, watched, notes)
 
     def run(
         self, size: int, steps: int, *, chunk: int | None = None, saves: bool = False, held: int = 0
@@ -224,6 +224,6 @@ def seconds_since(start: float) -> float:
     return time.monotonic() - start
 
 
-def goes_through(job: Job) -> bool:
+def goes_through(job: StageRun) -> bool:
     """Whether a stage takes all of its rows at least once."""
     return job.steps >= job.plan.epoch

@@ -42,13 +42,13 @@ from geobind.planning.models import (
 from geobind.recipe import Recipe, Stage
 from geobind.recipe.parsing import dump
 from geobind.recipe.stage_options import InfoNCE
-from geobind.training.cache import Cached, read_from_cache
+from geobind.training.cache import CachedInputs, read_from_cache
 from geobind.training.launch import make_fabric
-from geobind.training.loss_inputs import check_told
-from geobind.training.results import leave
+from geobind.training.loss_inputs import check_loss_inputs
+from geobind.training.results import write_results
 from geobind.training.run import rehearse
-from geobind.training.stage import Job, loader_of, workers_of
-from geobind.training.stage_data import Sources
+from geobind.training.stage import StageRun, build_loader, choose_workers
+from geobind.training.stage_data import StageData
 from geobind.training.trainable import in_training
 from geobind.utils import files, system
 
@@ -115,15 +115,15 @@ def side_of(stored: Stored, before: int, looked: int, rows: int) -> Side:
     return Side(inputs=inputs, missing=missing, row_bytes=2 * math.prod(stored.rows.shape) + 20)
 
 
-def _fill(bench: Bench, rows: int) -> tuple[tuple[str, ...], Cached]:
+def _fill(bench: Bench, rows: int) -> tuple[tuple[str, ...], CachedInputs]:
     job = bench.at(2, _ALWAYS, rows)
     with bench.quiet(), in_training(bench.fabric, job) as frozen:
-        cached = read_from_cache(bench.fabric, job, frozen, workers_of(bench.fabric, job))
+        cached = read_from_cache(bench.fabric, job, frozen, choose_workers(bench.fabric, job))
         cached.close()
     return tuple(frozen), cached
 
 
-def _unlike(cached: Cached, sides: dict[str, Side], share: float) -> float:
+def _unlike(cached: CachedInputs, sides: dict[str, Side], share: float) -> float:
     """Return the part of the inputs of all rows that are not like another."""
     found = [side.inputs / (share * cached.sides[name].picks.row_MK.size) for name, side in sides.items()]
     return min(1.0, *found, 1.0)
@@ -312,14 +312,14 @@ class StageProbe:
     def _watching(self) -> float:
         """Return the seconds of an evaluation on the way; getting ready for them counts as other."""
         job = self.bench.job
-        if job.stage.watch is None or job.held is None:
+        if job.stage.watch is None or job.validation_rows is None:
             return 0.0
-        rows = min(_HELD, len(job.held))
+        rows = min(_HELD, len(job.validation_rows))
         size = self._steps[0].rows
         plain, ran = self.bench.run(size, 2), self.bench.run(size, 2, held=rows)
-        told = ran.job.validations.rows if isinstance(ran.job.validations, Clock) else []
+        told = ran.job.validation_metrics.rows if isinstance(ran.job.validation_metrics, Clock) else []
         each = [float(row["seconds"]) for row in told]
-        more = len(job.held) / rows
+        more = len(job.validation_rows) / rows
         if not each:
             return 0.0
         self._other += max(0.0, ran.other - plain.other - sum(each)) * more
@@ -330,8 +330,8 @@ class StageProbe:
         bench, size = self.bench, self._steps[-1].rows
         job = bench.at(size, _FEW_STEPS, max(size, bench.ready) if bench.caches else size * _FEW_STEPS)
         with bench.quiet(), in_training(bench.fabric, job) as frozen:
-            cached = read_from_cache(bench.fabric, job, frozen, workers_of(bench.fabric, job))
-            at = _times(cached.loader(job, loader_of(bench.fabric, job, first_step=0)))
+            cached = read_from_cache(bench.fabric, job, frozen, choose_workers(bench.fabric, job))
+            at = _times(cached.loader(job, build_loader(bench.fabric, job, first_step=0)))
             cached.close()
         return (at[-1] - at[1]) / (len(at) - 2) / size if len(at) > 2 else 0.0
 
@@ -343,7 +343,7 @@ def _times(loader: BatchLoader | StoredLoader) -> list[float]:
 _ROWS = 32, 128
 
 
-def measure_ending(recipe: Recipe, binder: Binder, sources: Sources, folder: Path) -> EndingFound:
+def measure_ending(recipe: Recipe, binder: Binder, sources: StageData, folder: Path) -> EndingFound:
     """Measure a few held-out rows, and write what a run leaves of them into a scratch folder.
 
     Raises:
@@ -354,7 +354,7 @@ def measure_ending(recipe: Recipe, binder: Binder, sources: Sources, folder: Pat
     files.write_json(folder / "run.json", {"recipe": recipe.name, "started": system.utc_now()})
     with redirect_stderr(io.StringIO()):
         began = time.monotonic()
-        leave(recipe, binder, [], sources, measured, folder)
+        write_results(recipe, binder, [], sources, measured, folder)
         whole = seconds_since(began)
         began = time.monotonic()
         binder.save(folder / "again")
@@ -419,20 +419,20 @@ def probe(recipe: Recipe, folder: Path, seconds: float, limit: int | None = None
     wanted = dict.fromkeys(stage.precision or recipe.fabric.precision for stage in recipe.stages)
     fabrics = {precision: make_fabric(recipe.fabric, precision) for precision in wanted}
     fabric = next(iter(fabrics.values()))
-    Sources(recipe)  # what is rendered or copied is there when the run begins
+    StageData(recipe)  # what is rendered or copied is there when the run begins
     system.release_memory()
     began = time.monotonic()
-    sources = Sources(recipe)
+    sources = StageData(recipe)
     found = [sources.rows(stage) for stage in recipe.stages]
     tried: list[Stage] = []
     for stage, rows in zip(recipe.stages, found, strict=True):
         tried.append(_closed(stage, min(_FEW, _most(recipe, stage, rows)[0])))
-        check_told(tried[-1], rows)
+        check_loss_inputs(tried[-1], rows)
     binder = Binder(recipe.built, recipe.width, seed=recipe.seed)
     rehearse(recipe.model_copy(update={"stages": tried}), binder, found)
     sources.check()
     for stage in recipe.stages:
-        sources.held(stage)
+        sources.validation_rows(stage)
     many = sum(map(len, found)) > _MANY
     if not many:
         sources.leakage()
@@ -450,7 +450,16 @@ def probe(recipe: Recipe, folder: Path, seconds: float, limit: int | None = None
             size = most[0] if "batch_size" in stage.open else stage.batch_size
             whole = stage.model_copy(update={"batch_size": size})
             clock = Clock(folder)
-            job = Job(recipe, whole, binder, rows, folder, clock, "probe", held=sources.held(stage))
+            job = StageRun(
+                recipe,
+                whole,
+                binder,
+                rows,
+                folder,
+                clock,
+                "probe",
+                validation_rows=sources.validation_rows(stage),
+            )
             bench = Bench(fabrics[stage.precision or recipe.fabric.precision], job, folder, _caches(job))
             share = max(0.0, ends - time.monotonic()) / (len(found) - number)
             yield StageProbe(bench, ranks, usable, share, most).measure()
@@ -487,7 +496,7 @@ def _most(recipe: Recipe, stage: Stage, rows: MixedDataset, ranks: int = 1) -> t
     return ranks * 2**power, why
 
 
-def _caches(job: Job) -> bool:
+def _caches(job: StageRun) -> bool:
     wanted = job.stage.cache
     return wanted != "off" and (wanted != "auto" or goes_through(job))
 

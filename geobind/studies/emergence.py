@@ -31,7 +31,7 @@ from geobind.report.run_files import Run, read_run
 from geobind.studies.grid import Axis, Cell, grid, make_axis
 from geobind.studies.runner import Ran
 from geobind.studies.summary import SEED, Grid, Spread, dots, measure_of, said, spread, write_study
-from geobind.training.stage_data import Sources
+from geobind.training.stage_data import StageData
 from geobind.utils import files, formatting
 from geobind.utils.formatting import format_number
 
@@ -147,7 +147,7 @@ def equal_steps(recipe: Recipe) -> int:
     Raises:
         RecipeError: The work comes to less than a step.
     """
-    sources = Sources(recipe)
+    sources = StageData(recipe)
     rows = {stage.name: sources.rows(stage) for stage in recipe.stages}
     forward = _forward_flops(recipe, list(rows.values()))
     spent = sum(

@@ -20,7 +20,7 @@ from geobind.recipe import Recipe
 from geobind.studies.grid import Cell, check
 from geobind.training.interruption import SIGNALS, Stopped
 from geobind.training.resume import stage_folders
-from geobind.training.run_loggers import take_over
+from geobind.training.run_loggers import copy_stage_metrics
 from geobind.utils import files, formatting
 from geobind.utils.hashing import fingerprint
 from geobind.utils.logs import level_options
@@ -147,7 +147,7 @@ def _share(recipe: Recipe, folder: Path, others: Sequence[Path]) -> int:
             if files.read_json(source / "stage.json").get("key") == key:
                 shutil.rmtree(home, ignore_errors=True)
                 shutil.copytree(source, home, copy_function=_link)
-                take_over(folder, other, home.name[3:])
+                copy_stage_metrics(folder, other, home.name[3:])
                 taken += 1
                 break
         else:

@@ -25,7 +25,7 @@ from geobind.utils.logs import rank_zero_logger
 _log = rank_zero_logger(__name__)
 
 if TYPE_CHECKING:
-    from geobind.training.stage import Job
+    from geobind.training.stage import StageRun
 
 # The others turn the encoders themselves to another precision, which is not the one their hash is of.
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
@@ -33,7 +33,7 @@ _BATCH = {"cpu": 64}  # inputs per forward pass while rows are made
 _BATCH_ELSEWHERE = 256
 
 
-class Filled(NamedTuple):
+class FillStats(NamedTuple):
     """What this process made for the cache before the first step."""
 
     seconds: float = 0.0  # to look for rows, and to make those that were missing
@@ -41,23 +41,23 @@ class Filled(NamedTuple):
     bytes: int = 0
 
 
-class Cached(NamedTuple):
+class CachedInputs(NamedTuple):
     """The sides of a stage that are read from the cache, by modality."""
 
     sides: Mapping[str, Stored] = {}
     entries: tuple[Entry, ...] = ()
-    filled: Filled = Filled()
+    filled: FillStats = FillStats()
 
-    def encoders(self, job: Job) -> dict[str, nn.Module]:
+    def encoders(self, job: StageRun) -> dict[str, nn.Module]:
         """What is left to compute of each encoder: nothing, the head, or all of it."""
         return {name: self._left(job, name, encoder) for name, encoder in job.encoders.items()}
 
-    def _left(self, job: Job, name: str, encoder: nn.Module) -> nn.Module:
+    def _left(self, job: StageRun, name: str, encoder: nn.Module) -> nn.Module:
         if name not in self.sides:
             return encoder
         return encoder.get_submodule("head") if name in job.stage.parts else nn.Identity()
 
-    def loader(self, job: Job, loader: BatchLoader) -> BatchLoader | StoredLoader:
+    def loader(self, job: StageRun, loader: BatchLoader) -> BatchLoader | StoredLoader:
         """Read these sides where the loader would prepare them."""
         return StoredLoader(loader, job.rows, self.sides) if self.sides else loader
 
@@ -67,7 +67,7 @@ class Cached(NamedTuple):
             entry.close()
 
 
-def read_from_cache(fabric: Fabric, job: Job, digests: Mapping[str, str], workers: int) -> Cached:
+def read_from_cache(fabric: Fabric, job: StageRun, digests: Mapping[str, str], workers: int) -> CachedInputs:
     """Find the rows of every side that a stage does not train, or only by its head; make those missing.
 
     With `cache: auto` a stage that does not go through its rows once is left alone: what it sees is not
@@ -86,9 +86,9 @@ def read_from_cache(fabric: Fabric, job: Job, digests: Mapping[str, str], worker
     wanted = job.stage.cache
     precision = job.stage.precision or job.recipe.fabric.precision
     if wanted == "off" or precision not in _PRECISIONS:
-        return Cached()
+        return CachedInputs()
     if wanted == "auto" and job.steps < job.plan.epoch:
-        return Cached()
+        return CachedInputs()
     views = wanted.views if isinstance(wanted, Views) else 0
     started = time.monotonic()
     sides: dict[str, Stored] = {}
@@ -97,7 +97,7 @@ def read_from_cache(fabric: Fabric, job: Job, digests: Mapping[str, str], worker
     for name in digests:
         if isinstance(trained.get(name), Last | Lora):
             continue  # what they train is no head on top of a trunk
-        found = _Side(fabric, job, name, digests[name], precision, views, workers).stored()
+        found = _ModalityReader(fabric, job, name, digests[name], precision, views, workers).stored()
         if found is not None:
             sides[name], entry = found
             entries.append(entry)
@@ -105,14 +105,16 @@ def read_from_cache(fabric: Fabric, job: Job, digests: Mapping[str, str], worker
         prune(limit_bytes())
     made = {name: side.made for name, side in sides.items()}
     size = sum(count * (2 * math.prod(sides[name].rows.shape) + 20) for name, count in made.items())
-    return Cached(sides, tuple(entries), Filled(time.monotonic() - started, sum(made.values()), size))
+    return CachedInputs(
+        sides, tuple(entries), FillStats(time.monotonic() - started, sum(made.values()), size)
+    )
 
 
-class _Side(NamedTuple):
+class _ModalityReader(NamedTuple):
     """One side of a stage on its way into the cache."""
 
     fabric: Fabric
-    job: Job
+    job: StageRun
     name: str
     digest: str
     precision: str
@@ -131,7 +133,7 @@ class _Side(NamedTuple):
                 views, most = self.views, self.job.recipe.max_broken
                 found = store(seen, self._filling(entry), views=views, max_broken=most, ranks=ranks)
                 if found is not None:
-                    inputs, made = len(seen.contents_M), _new(found)
+                    inputs, made = len(seen.contents_M), _new_rows(found)
                     _log.info("%s: %s: %d inputs, read from the cache%s", *self._names, inputs, made)
                     return found, entry
         except (Uncacheable, StorageError) as error:
@@ -194,5 +196,5 @@ class _Side(NamedTuple):
         return self.job.stage.name, self.name
 
 
-def _new(found: Stored) -> str:
+def _new_rows(found: Stored) -> str:
     return f", {found.made} rows made just now" if found.made else ""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from geobind.errors import CheckpointError, TrainingError
-from geobind.training.distributed import from_first, on_first, tensor_from_first, whole
-from geobind.training.fsdp import like
+from geobind.training.distributed import broadcast_object, broadcast_tensor, full_tensor, rank_zero_run
+from geobind.training.fsdp import shard_like
 from geobind.utils import files
 
 _FORMAT = 2
@@ -54,7 +54,7 @@ class Checkpoint:
         }
         self._saved = self._looked = time.monotonic()
         self._look_at = self._last_look = 0  # steps
-        self.told: Mapping[str, Any] = {}
+        self.extra: Mapping[str, Any] = {}
 
     def due(self, step: int) -> bool:
         """Whether it is time to save after a step; every process must ask, and all are told the same.
@@ -72,16 +72,16 @@ class Checkpoint:
         taken = step - self._last_look if self._looked > self._saved else 1
         each = max(now - self._looked, 1e-6) / max(taken, 1)
         ahead = min(max(int(left / each / 2), 1), 2 * max(taken, 1))
-        due, self._look_at = from_first(self.fabric, (left <= 0, step + ahead))
+        due, self._look_at = broadcast_object(self.fabric, (left <= 0, step + ahead))
         self._looked, self._last_look = now, step
         return due
 
-    def save(self, step: int, told: Mapping[str, Any]) -> Path:
+    def save(self, step: int, extra: Mapping[str, Any]) -> Path:
         """Write the state that step `step` starts from; every process must ask.
 
         Args:
             step: The next one.
-            told: Plain values that the stage will tell at its end: what `told` is after `restore`.
+            extra: Plain values that the stage will tell at its end: what `extra` is after `restore`.
 
         Raises:
             StorageError: The disk is full; the last checkpoint is untouched.
@@ -92,11 +92,11 @@ class Checkpoint:
 
         def write() -> None:
             self._check_finite(modules, step)
-            state = {"format": _FORMAT, "key": self.key, "step": step, "told": dict(told)}
+            state = {"format": _FORMAT, "key": self.key, "step": step, "told": dict(extra)}
             state |= {"modules": modules, "optimizer": optimizer}
             files.write_state(self.path, state | {"precision": self._precision().state_dict()})
 
-        on_first(self.fabric, write)
+        rank_zero_run(self.fabric, write)
         self._saved = self._looked = time.monotonic()
         self._last_look = self._look_at = step
         return self.path
@@ -108,14 +108,14 @@ class Checkpoint:
             CheckpointError: The file is damaged; the processes but the first are told, too.
         """
         state, fault = self._read() if self.fabric.is_global_zero else ({}, "")
-        step, precision, kept, fault = from_first(
+        step, precision, kept, fault = broadcast_object(
             self.fabric, (state.get("step"), state.get("precision"), _kinds(state), fault)
         )
         if fault:
             raise CheckpointError(fault)
         if step is None:
             return 0
-        self.told = state.get("told", {})
+        self.extra = state.get("told", {})
         for name, module in self.modules.items():
             there = state["modules"][name] if state else {}
             own = module.state_dict()
@@ -127,8 +127,10 @@ class Checkpoint:
 
     def _check_finite(self, modules: Mapping[str, Mapping[str, Any]], step: int) -> None:
         """See that a checkpoint is a good one: gradients can overflow where the loss still does not."""
-        whole = {f"{name}.{key}": value for name, values in modules.items() for key, value in values.items()}
-        wrong = [name for name in self._names.values() if not torch.isfinite(whole[name]).all()]
+        tensors = {
+            f"{name}.{key}": value for name, values in modules.items() for key, value in values.items()
+        }
+        wrong = [name for name in self._names.values() if not torch.isfinite(tensors[name]).all()]
         if wrong:
             raise TrainingError(
                 f"stage '{self.path.parent.name[3:]}': weights are not finite after step {step - 1}: "
@@ -175,15 +177,15 @@ class Checkpoint:
         """Yield values with all of every tensor, on the first process; the others keep nothing of it."""
         for key, value in values.items():
             if isinstance(value, Tensor):
-                value = whole(value)
+                value = full_tensor(value)
                 value = value.cpu() if self.fabric.is_global_zero else value.new_empty(0)
             yield key, value
 
     def _given(self, value: Any, own: Any) -> Any:
         """Return what the first process read, of a tensor what this process holds."""
         if not isinstance(own, Tensor):
-            return from_first(self.fabric, value)
-        return like(own, tensor_from_first(self.fabric, value, own))
+            return broadcast_object(self.fabric, value)
+        return shard_like(own, broadcast_tensor(self.fabric, value, own))
 
     def _restore_optimizer(self, slots: _Slots, kept: dict[str, dict[str, tuple[Any, Any]]]) -> None:
         numbers = {}

@@ -24,8 +24,8 @@ from geobind.errors import GeobindError, TrainingError
 
 T = TypeVar("T")
 # A process may evaluate or write for hours while the others wait for it; if it dies, they know at once.
-_PATIENCE = timedelta(days=14)
-_SPEAK = 2  # the first processes tell of one that is lost: it may be one of them
+_CONTROL_TIMEOUT = timedelta(days=14)
+_REPORTING_RANKS = 2  # the first processes tell of one that is lost: it may be one of them
 
 
 class Ranks(NamedTuple):
@@ -56,16 +56,16 @@ class Ranks(NamedTuple):
         return slice(int((row_R < first).sum()), int((row_R < first + count).sum()))
 
 
-def from_first(fabric: Fabric, value: T) -> T:
+def broadcast_object(fabric: Fabric, value: T) -> T:
     """Give every process the plain value that the first has, past the accelerator."""
     if fabric.world_size == 1:
         return value
     box = [value if fabric.is_global_zero else None]
-    dist.broadcast_object_list(box, src=0, group=patient())
+    dist.broadcast_object_list(box, src=0, group=control_group())
     return box[0]  # pyright: ignore[reportReturnType]
 
 
-def tensor_from_first(fabric: Fabric, tensor: Tensor | None, like: Tensor) -> Tensor:
+def broadcast_tensor(fabric: Fabric, tensor: Tensor | None, like: Tensor) -> Tensor:
     """Give every process a tensor that the first has, whole, of the shape and type of `like`."""
     if fabric.world_size == 1:
         return torch.empty(like.shape) if tensor is None else tensor
@@ -76,14 +76,14 @@ def tensor_from_first(fabric: Fabric, tensor: Tensor | None, like: Tensor) -> Te
     return there
 
 
-def alike(fabric: Fabric, tensors: Iterable[Tensor]) -> None:
+def broadcast_tensors(fabric: Fabric, tensors: Iterable[Tensor]) -> None:
     """Give every process the values that the first has in tensors that all have."""
     if fabric.world_size > 1:
         for tensor in tensors:
-            tensor.data.copy_(tensor_from_first(fabric, tensor.detach(), tensor))
+            tensor.data.copy_(broadcast_tensor(fabric, tensor.detach(), tensor))
 
 
-def mean_over_ranks(fabric: Fabric, tensors: list[Tensor]) -> None:
+def average_over_ranks(fabric: Fabric, tensors: list[Tensor]) -> None:
     """Replace tensors by their means over all processes, all in one message for each type."""
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         some = [tensor for tensor in tensors if tensor.dtype == dtype]
@@ -94,7 +94,7 @@ def mean_over_ranks(fabric: Fabric, tensors: list[Tensor]) -> None:
             tensor.copy_(mean.view_as(tensor))
 
 
-def on_first(fabric: Fabric, do: Callable[[], T]) -> T | None:
+def rank_zero_run(fabric: Fabric, do: Callable[[], T]) -> T | None:
     """Do something on the first process while the others wait; where it fails, all end at once.
 
     Returns:
@@ -104,29 +104,29 @@ def on_first(fabric: Fabric, do: Callable[[], T]) -> T | None:
         Exception: What was raised, on the first process; the others leave with its exit code and no word.
     """
     if not fabric.is_global_zero:
-        code = from_first(fabric, None)
-        return None if code is None else _leave(code)
+        code = broadcast_object(fabric, None)
+        return None if code is None else _exit_silently(code)
     try:
         value = do()
     except Exception as error:
-        from_first(fabric, error.exit_code if isinstance(error, GeobindError) else 1)
+        broadcast_object(fabric, error.exit_code if isinstance(error, GeobindError) else 1)
         raise
-    from_first(fabric, None)
+    broadcast_object(fabric, None)
     return value
 
 
-def told_by_first(fabric: Fabric, do: Callable[[], T]) -> T:
+def broadcast_result(fabric: Fabric, do: Callable[[], T]) -> T:
     """Find something out on the first process, and tell it to all; where it fails, all end at once.
 
     Raises:
-        Exception: As `on_first`.
+        Exception: As `rank_zero_run`.
     """
-    found: Any = on_first(fabric, do)
-    return from_first(fabric, found)
+    found: Any = rank_zero_run(fabric, do)
+    return broadcast_object(fabric, found)
 
 
 @contextmanager
-def together(fabric: Fabric) -> Generator[None]:
+def explain_lost_rank(fabric: Fabric) -> Generator[None]:
     """Turn the error that a process meets when another is gone into one that says so.
 
     Raises:
@@ -137,8 +137,8 @@ def together(fabric: Fabric) -> Generator[None]:
     except (RuntimeError, ConnectionError) as error:
         if fabric.world_size == 1 or not _is_loss_of_another(error):
             raise
-        if fabric.global_rank >= _SPEAK:
-            _leave(TrainingError.exit_code)
+        if fabric.global_rank >= _REPORTING_RANKS:
+            _exit_silently(TrainingError.exit_code)
         reason = str(error).strip().splitlines()[0]
         raise TrainingError(
             f"process {fabric.global_rank} of {fabric.world_size} lost another one ({reason}): "
@@ -153,23 +153,23 @@ def _is_loss_of_another(error: Exception) -> bool:
     return known or any(word in str(error) for word in ("gloo", "NCCL", "ProcessGroup", "Connection"))
 
 
-def _leave(code: int) -> NoReturn:
+def _exit_silently(code: int) -> NoReturn:
     sys.stderr.flush()
     raise SystemExit(code)
 
 
 @lru_cache
-def patient() -> dist.ProcessGroup:
+def control_group() -> dist.ProcessGroup:
     """Return the group of all processes that has time to wait for one of them."""
-    group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    group = dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT)
     return group  # pyright: ignore[reportReturnType]
 
 
 # To close connections that nothing is on its way through takes milliseconds.
-_SECONDS = 30
+_CLOSE_SECONDS = 30
 
 
-def leave_together(fabric: Fabric) -> None:
+def wait_for_ranks(fabric: Fabric) -> None:
     """Wait for each other at the end of a run, after which no process has anything to tell another.
 
     One that leaves closes its connections, and what it sent last can be lost with them on a busy machine.
@@ -177,7 +177,7 @@ def leave_together(fabric: Fabric) -> None:
     """
     if fabric.world_size > 1:
         with suppress(RuntimeError):
-            dist.barrier(group=patient())
+            dist.barrier(group=control_group())
 
 
 @lru_cache
@@ -200,14 +200,14 @@ def _close() -> None:
     if not dist.is_initialized():
         return
     with open(os.devnull, "w") as nowhere:
-        faulthandler.dump_traceback_later(_SECONDS, exit=True, file=nowhere)
-        patient.cache_clear()
+        faulthandler.dump_traceback_later(_CLOSE_SECONDS, exit=True, file=nowhere)
+        control_group.cache_clear()
         gc.collect()
         dist.destroy_process_group()
         faulthandler.cancel_dump_traceback_later()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return a tensor as a whole; every rank must ask, because those that hold a part of it send theirs."""
     parts: Any = tensor.detach()
     return parts.full_tensor() if hasattr(parts, "full_tensor") else parts

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from geobind.recipe.schema import Average as Options
 
 
-class Average(nn.Module):
+class WeightAverage(nn.Module):
     """The mean of a stage's weights over its steps, late ones counting most (Polyak and Juditsky, 1992).
 
     After each move of the weights w: mean = d * mean + (1 - d) * w, with d the decay, or with a warm-up
@@ -28,10 +28,12 @@ class Average(nn.Module):
     def __init__(self, encoders: Mapping[str, nn.Module], options: Options | None) -> None:
         super().__init__()
         self.options = options
-        self._weights = [*_in_training(encoders)] if options else []
+        self._weights = [*_trained_parameters(encoders)] if options else []
         self.register_buffer("moves", torch.zeros((), dtype=torch.int64))
         for number, weight in enumerate(self._weights):
-            self.register_buffer(f"mean_{number}", weight.detach().clone().to(_finer(weight.dtype)))
+            self.register_buffer(
+                f"mean_{number}", weight.detach().clone().to(_at_least_float32(weight.dtype))
+            )
 
     @property
     def means(self) -> list[Tensor]:
@@ -52,27 +54,27 @@ class Average(nn.Module):
         self.get_buffer("moves").add_(1)
 
     @contextmanager
-    def in_place(self) -> Generator[None]:
+    def swapped_in(self) -> Generator[None]:
         """Put the mean in the place of the weights, and the weights back to the bit afterwards."""
         kept = [weight.detach().clone() for weight in self._weights]
-        self.take()
+        self.copy_to_weights()
         try:
             yield
         finally:
             _copy(kept, self._weights)
 
-    def take(self) -> None:
+    def copy_to_weights(self) -> None:
         """Put the mean in the place of the weights for good."""
         if self._weights:
             _copy(self.means, self._weights)
 
 
-def _in_training(encoders: Mapping[str, nn.Module]) -> Iterable[nn.Parameter]:
+def _trained_parameters(encoders: Mapping[str, nn.Module]) -> Iterable[nn.Parameter]:
     found = {id(p): p for encoder in encoders.values() for p in encoder.parameters() if p.requires_grad}
     return found.values()
 
 
-def _finer(dtype: torch.dtype) -> torch.dtype:
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from geobind.errors import TrainingError
 from geobind.training.blocks import block_names
-from geobind.training.sync_batchnorm import ABSENCE
+from geobind.training.sync_batchnorm import DUMMY_PASS
 
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 _BACKEND = "inductor"
@@ -36,14 +36,14 @@ def compile_encoder(encoder: nn.Module, mode: Mode, *, by_block: bool) -> None:
         module.compile(backend=_BACKEND, mode=None if mode == "default" else mode)
 
 
-def as_written(encoder: nn.Module) -> None:
+def uncompile(encoder: nn.Module) -> None:
     """Let an encoder run as its Python says again."""
     for module in encoder.modules():
         module._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]
 
 
 @contextmanager
-def compiling(stage: str) -> Generator[None]:
+def explain_compile_errors(stage: str) -> Generator[None]:
     """Say what to do where encoders cannot be compiled.
 
     Raises:
@@ -64,7 +64,7 @@ def compiling(stage: str) -> Generator[None]:
 _PLAIN = "_geobind_plain_class"
 
 
-def replay(encoder: nn.Module) -> int:
+def enable_checkpointing(encoder: nn.Module) -> int:
     """Have the blocks of an encoder computed again on the way back; return how many it has.
 
     Dropout draws the same again, and batch statistics count a batch once. Structure and names stay.
@@ -72,11 +72,11 @@ def replay(encoder: nn.Module) -> int:
     names = block_names(encoder)
     for name in names:
         block = encoder.get_submodule(name)
-        block.__class__ = _replaying(type(block))
+        block.__class__ = _checkpointed_class(type(block))
     return len(names)
 
 
-def keep_again(encoder: nn.Module) -> None:
+def disable_checkpointing(encoder: nn.Module) -> None:
     """Let blocks keep their activations again."""
     for module in encoder.modules():
         plain = getattr(type(module), _PLAIN, None)
@@ -85,27 +85,33 @@ def keep_again(encoder: nn.Module) -> None:
 
 
 @cache
-def _replaying(kind: type[nn.Module]) -> type[nn.Module]:
+def _checkpointed_class(kind: type[nn.Module]) -> type[nn.Module]:
     """Return a class of blocks that does the same, but computes again what it does not keep."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         run = partial(kind.forward, self, **kwargs)
-        if not torch.is_grad_enabled() or ABSENCE.here:  # a row that leaves no trace would, the second time
+        if (
+            not torch.is_grad_enabled() or DUMMY_PASS.here
+        ):  # a row that leaves no trace would, the second time
             return run(*args)
         normed = any(isinstance(module, _NormBase) and module.training for module in self.modules())
-        more: Any = {"context_fn": partial(_contexts, self)} if normed else {}  # torch.compile takes none
+        more: Any = (
+            {"context_fn": partial(_recompute_contexts, self)} if normed else {}
+        )  # torch.compile takes none
         return checkpoint(run, *args, use_reentrant=False, **more)
 
     return type(kind.__name__, (kind,), {"forward": forward, _PLAIN: kind, "__module__": kind.__module__})
 
 
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def _recompute_contexts(
+    block: nn.Module,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What surrounds a block the first time and the second."""
-    return nullcontext(), _statistics_kept(block)
+    return nullcontext(), _preserve_buffers(block)
 
 
 @contextmanager
-def _statistics_kept(block: nn.Module) -> Generator[None]:
+def _preserve_buffers(block: nn.Module) -> Generator[None]:
     """Undo what a block does to its buffers."""
     before = [(buffer, buffer.clone()) for buffer in block.buffers()]
     try:

@@ -16,28 +16,28 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from geobind.training.blocks import block_names
-from geobind.training.distributed import whole
+from geobind.training.distributed import full_tensor
 
 # Of each sharded module a copy of its structure, into which the whole weights go.
-_HULLS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+_PLAIN_COPIES: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
 
-def fsdp2() -> ModelParallelStrategy:
+def build_fsdp2_strategy() -> ModelParallelStrategy:
     """Return the strategy that shards encoders, for Fabric."""
     return ModelParallelStrategy(parallelize_fn=cast(Any, _shard_encoders))
 
 
-def shards(fabric: Fabric) -> bool:
+def is_sharded(fabric: Fabric) -> bool:
     """Whether Fabric shards what it sets up."""
     return isinstance(fabric.strategy, ModelParallelStrategy)
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """Return what this process holds of a tensor; what is done to it is done to the tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def like(target: Tensor, whole: Tensor) -> Tensor:
+def shard_like(target: Tensor, whole: Tensor) -> Tensor:
     """Return of a whole tensor what this process holds of `target`, which has the same shape."""
     if not isinstance(target, DTensor):
         return whole
@@ -46,14 +46,14 @@ def like(target: Tensor, whole: Tensor) -> Tensor:
     return distribute_tensor(there, target.device_mesh, target.placements, src_data_rank=None)
 
 
-def make_whole(encoders: nn.ModuleDict) -> None:
+def unshard(encoders: nn.ModuleDict) -> None:
     """Put plain encoders with all weights in the place of sharded ones; every process must ask."""
     for path, module in list(_sharded(encoders)):
-        encoders.set_submodule(path, _filled(module))
+        encoders.set_submodule(path, _unsharded(module))
 
 
 def _sharded(encoders: nn.ModuleDict) -> Iterator[tuple[str, nn.Module]]:
-    return ((path, module) for path, module in encoders.named_modules() if module in _HULLS)
+    return ((path, module) for path, module in encoders.named_modules() if module in _PLAIN_COPIES)
 
 
 def _shard_encoders(bind: nn.Module, mesh: DeviceMesh) -> nn.Module:
@@ -64,7 +64,7 @@ def _shard_encoders(bind: nn.Module, mesh: DeviceMesh) -> nn.Module:
     here = _device(mesh.device_type)
     for encoder in encoders.children():
         if any(parameter.requires_grad for parameter in encoder.parameters()):
-            _HULLS[encoder] = _hull(encoder)
+            _PLAIN_COPIES[encoder] = _plain_copy(encoder)
             _shard(encoder, line, here)
         else:
             encoder.to(here)
@@ -83,31 +83,31 @@ def _shard(encoder: nn.Module, mesh: DeviceMesh, device: torch.device) -> None:
     for name in block_names(encoder):
         fully_shard(encoder.get_submodule(name), mesh=mesh, ignored_params=whole_ones)
     fully_shard(encoder, mesh=mesh, ignored_params=whole_ones)
-    _drop(plain, but=whole_ones)
+    _free(plain, but=whole_ones)
 
 
-def _hull(module: nn.Module) -> nn.Module:
+def _plain_copy(module: nn.Module) -> nn.Module:
     """Copy a module's structure; its parameters and buffers are those of the module."""
     tensors: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, tensors)
 
 
-def _filled(module: nn.Module) -> nn.Module:
+def _unsharded(module: nn.Module) -> nn.Module:
     """Return the hull of a sharded module with all weights in it."""
-    hull = _HULLS[module]
+    hull = _PLAIN_COPIES[module]
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()  # after a forward pass without a backward one the outermost is not
     with torch.no_grad():
         for (_, sharded), (_, plain) in zip(module.named_parameters(), hull.named_parameters(), strict=True):
             if sharded is not plain:
-                plain.data = whole(sharded)
+                plain.data = full_tensor(sharded)
         for (_, live), (_, kept) in zip(module.named_buffers(), hull.named_buffers(), strict=True):
             kept.data = live.data
     return hull
 
 
-def _drop(parameters: Iterable[nn.Parameter], but: set[nn.Parameter]) -> None:
+def _free(parameters: Iterable[nn.Parameter], but: set[nn.Parameter]) -> None:
     """Let go of the memory of parameters."""
     for parameter in parameters:
         if parameter not in but:

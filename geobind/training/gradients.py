@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from geobind.training.losses import Context
-from geobind.training.module import About, Bind, Compared, Losses
+from geobind.training.module import About, ActivePairs, ContrastiveModule, StepLosses
 from geobind.utils.logs import rank_zero_logger
 
 _log = rank_zero_logger(__name__)
@@ -32,50 +32,50 @@ _log = rank_zero_logger(__name__)
 if TYPE_CHECKING:
     from geobind.data.loader import BatchMeta
     from geobind.recipe import Stage
-    from geobind.training.stage import Job
+    from geobind.training.stage import StageRun
 
 
-def chunks(count: int, most: int) -> list[slice]:
+def chunk_slices(count: int, most: int) -> list[slice]:
     """Cut rows into runs of at most so many, all of one length or of two that differ by one."""
     parts = -(-count // most)
     return [slice(part * count // parts, (part + 1) * count // parts) for part in range(parts)]
 
 
-def rows_of(batch: Any, rows: slice) -> Any:
+def select_rows(batch: Any, rows: slice) -> Any:
     """Return some rows of prepared inputs: of a tensor, or of each tensor that a structure holds."""
     if isinstance(batch, Tensor):
         return batch[rows] if batch.ndim else batch
     if isinstance(batch, Mapping):
-        return {name: rows_of(part, rows) for name, part in cast("Mapping[Any, Any]", batch).items()}
+        return {name: select_rows(part, rows) for name, part in cast("Mapping[Any, Any]", batch).items()}
     if isinstance(batch, list | tuple):
-        parts = [rows_of(part, rows) for part in cast("list[Any]", batch)]
+        parts = [select_rows(part, rows) for part in cast("list[Any]", batch)]
         return parts if isinstance(batch, list) else tuple(parts)
     return batch
 
 
-def count_of(batch: Any) -> int:
+def count_rows(batch: Any) -> int:
     """Return how many rows prepared inputs have."""
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim else 0
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return max((count_of(part) for part in cast("list[Any]", parts)), default=0)
+    return max((count_rows(part) for part in cast("list[Any]", parts)), default=0)
 
 
-class Draws(NamedTuple):
+class RngState(NamedTuple):
     """Where torch's random numbers stand, so that dropout draws the same again."""
 
     host_S: Tensor
     device_S: Tensor | None  # None on a CPU
 
     @staticmethod
-    def now(device: torch.device) -> Draws:
+    def capture(device: torch.device) -> RngState:
         """Remember where they stand."""
         host_S = torch.get_rng_state()
-        return Draws(
+        return RngState(
             host_S, None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
         )
 
-    def again(self, device: torch.device) -> None:
+    def restore(self, device: torch.device) -> None:
         """Go back to there."""
         torch.set_rng_state(self.host_S)
         if self.device_S is not None:
@@ -83,7 +83,7 @@ class Draws(NamedTuple):
 
 
 @contextmanager
-def buffers_kept(encoder: nn.Module) -> Generator[None]:
+def preserve_buffers(encoder: nn.Module) -> Generator[None]:
     """Leave running statistics as they are: of what is embedded twice, the second time counts."""
     kept = [
         (module, name, buffer, buffer.clone())
@@ -96,7 +96,7 @@ def buffers_kept(encoder: nn.Module) -> Generator[None]:
         setattr(module, name, buffer.copy_(before))
 
 
-def batch_statistics(encoders: nn.ModuleDict) -> list[str]:
+def batch_norm_encoders(encoders: nn.ModuleDict) -> list[str]:
     """Name the encoders whose embeddings depend on the rows beside them: BatchNorm in training mode."""
     return [
         name
@@ -105,20 +105,20 @@ def batch_statistics(encoders: nn.ModuleDict) -> list[str]:
     ]
 
 
-def apart(fabric: Fabric, module: Any) -> AbstractContextManager[Any]:
+def no_grad_sync(fabric: Fabric, module: Any) -> AbstractContextManager[Any]:
     """Let each rank keep the gradients that it adds up, until a backward pass outside puts them together.
 
     Strategies that shard parameters put gradients together in every pass, for no rank has room for all.
     """
-    return fabric.no_backward_sync(module) if _waits(fabric) else nullcontext()
+    return fabric.no_backward_sync(module) if _syncs_in_backward(fabric) else nullcontext()
 
 
-def _waits(fabric: Fabric) -> bool:
+def _syncs_in_backward(fabric: Fabric) -> bool:
     """Whether ranks put gradients together when each of them has the last of all."""
     return isinstance(fabric.strategy, DDPStrategy)
 
 
-class TwoPass(NamedTuple):
+class GradCache(NamedTuple):
     """Leaves the gradient of a step in the parameters, with a few rows in work at a time.
 
     All that is embedded goes through `module`, so that Fabric's precision and strategy hold, and gradients
@@ -132,7 +132,7 @@ class TwoPass(NamedTuple):
     """
 
     fabric: Fabric
-    bind: Bind
+    bind: ContrastiveModule
     module: Any
     chunk: int
 
@@ -144,7 +144,7 @@ class TwoPass(NamedTuple):
         *,
         share: float = 1.0,
         sync: bool = True,
-    ) -> Losses:
+    ) -> StepLosses:
         """Embed a batch, take the losses, embed it again and go back.
 
         Args:
@@ -154,77 +154,84 @@ class TwoPass(NamedTuple):
             share: What the gradient is multiplied by.
             sync: Whether the ranks put their gradients together.
         """
-        compared = self.bind.compared(present_BM)
-        with apart(self.fabric, self.module):
+        compared = self.bind.active_pairs(present_BM)
+        with no_grad_sync(self.fabric, self.module):
             sides = {name: self._side(name, batches.get(name)) for name in compared.names}
             whole = {name: side.whole_BD for name, side in sides.items()}
-            seen: _Seen = self.module(None, part=partial(_contrast, whole, compared, context, share))
+            seen: _EmbeddingGrads = self.module(
+                None, part=partial(_contrast, whole, compared, context, share)
+            )
             for name, side in sides.items():
                 if side.kept_PD is not None:
                     self.fabric.backward(_product(side.kept_PD, seen.grads[name][-len(side.kept_PD) :]))
             for name, side in sides.items():
                 for piece in side.again:
-                    piece.draws.again(self.fabric.device)
+                    piece.rng.restore(self.fabric.device)
                     part = partial(_embed_back, name, seen.grads[name][piece.rows])
                     self.fabric.backward(self.module(self._inputs(batches[name], piece.rows), part=part))
-        with nullcontext() if sync else apart(self.fabric, self.module):
-            zeros = _waits(self.fabric) or not compared.rows  # as a step in one pass gives
+        with nullcontext() if sync else no_grad_sync(self.fabric, self.module):
+            zeros = _syncs_in_backward(self.fabric) or not compared.rows  # as a step in one pass gives
             rest = self.module(None, part=partial(_rest, seen.of_losses, zeros))
             if rest.requires_grad:
                 self.fabric.backward(rest)
         return seen.losses
 
-    def _side(self, name: str, batch: Any) -> _Side:
+    def _side(self, name: str, batch: Any) -> _FirstPass:
         """Embed the rows of a modality; those that are embedded once remember how to go back."""
-        encoder, pieces = self.bind.encoders[name], chunks(count_of(batch), self.chunk)
+        encoder, pieces = self.bind.encoders[name], chunk_slices(count_rows(batch), self.chunk)
         trained = [key for key, parameter in encoder.named_parameters() if parameter.requires_grad]
         light = all(key.startswith("head.") for key in trained)
         once = 0 if not trained else len(pieces) if light else min(1, len(pieces))
         twice = len(pieces) - once
-        again: list[_Piece] = []
+        again: list[_Recomputed] = []
         found = [torch.zeros(0, self.bind.width, device=self.fabric.device)]  # a rank may have no rows
-        with torch.no_grad(), buffers_kept(encoder):
+        with torch.no_grad(), preserve_buffers(encoder):
             for rows in pieces[:twice]:
-                again.append(_Piece(rows, Draws.now(self.fabric.device)))
+                again.append(_Recomputed(rows, RngState.capture(self.fabric.device)))
                 found.append(self._embed(name, batch, rows))
         kept = [self._embed(name, batch, rows) for rows in pieces[twice:]]
         whole_BD = torch.cat([*found, *(kept_PD.detach() for kept_PD in kept)])
         whole_BD.requires_grad_(bool(trained))
-        return _Side(whole_BD, again if trained else [], torch.cat(kept) if kept else None)
+        return _FirstPass(whole_BD, again if trained else [], torch.cat(kept) if kept else None)
 
     def _embed(self, name: str, batch: Any, rows: slice) -> Tensor:
         return self.module(self._inputs(batch, rows), part=lambda bind, inputs: bind.embed(name, inputs))
 
     def _inputs(self, batch: Any, rows: slice) -> Any:
-        return self.fabric.to_device(rows_of(batch, rows))
+        return self.fabric.to_device(select_rows(batch, rows))
 
 
-class _Piece(NamedTuple):
+class _Recomputed(NamedTuple):
     """Rows that are embedded a second time."""
 
     rows: slice
-    draws: Draws  # before the first time
+    rng: RngState  # before the first time
 
 
-class _Side(NamedTuple):
+class _FirstPass(NamedTuple):
     """A modality after the first pass."""
 
     whole_BD: Tensor  # its embeddings, apart from what made them
-    again: list[_Piece]  # what is embedded again
+    again: list[_Recomputed]  # what is embedded again
     kept_PD: Tensor | None  # the last of its embeddings, with what made them
 
 
-class _Seen(NamedTuple):
+class _EmbeddingGrads(NamedTuple):
     """What the losses of all embeddings came to."""
 
-    losses: Losses
+    losses: StepLosses
     grads: dict[str, Tensor]  # of each trained modality's embeddings (B, D)
     of_losses: list[Tensor]  # of each parameter of `_learnt`; Fabric would hook the parameters themselves
 
 
 def _contrast(
-    whole: Mapping[str, Tensor], compared: Compared, context: Context | None, share: float, bind: Bind, _: Any
-) -> _Seen:
+    whole: Mapping[str, Tensor],
+    compared: ActivePairs,
+    context: Context | None,
+    share: float,
+    bind: ContrastiveModule,
+    _: Any,
+) -> _EmbeddingGrads:
     """Take the losses of all embeddings, and their gradients."""
     with torch.enable_grad():
         found = bind.contrast(whole, compared, context)
@@ -232,23 +239,23 @@ def _contrast(
         wanted = [*sides.values(), *_learnt(bind)]
         grads = torch.autograd.grad(share * found.total, wanted, materialize_grads=True)
     of_sides, of_losses = dict(zip(sides, grads, strict=False)), list(grads[len(sides) :])
-    return _Seen(found._replace(total=found.total.detach()), of_sides, of_losses)
+    return _EmbeddingGrads(found._replace(total=found.total.detach()), of_sides, of_losses)
 
 
-def _learnt(bind: Bind) -> list[nn.Parameter]:
+def _learnt(bind: ContrastiveModule) -> list[nn.Parameter]:
     """Return what is trained of the losses."""
     return [parameter for parameter in bind.losses.parameters() if parameter.requires_grad]
 
 
-def _embed_back(name: str, grad_PD: Tensor, bind: Bind, inputs: Any) -> Tensor:
+def _embed_back(name: str, grad_PD: Tensor, bind: ContrastiveModule, inputs: Any) -> Tensor:
     return _product(bind.embed(name, inputs), grad_PD)
 
 
-def _rest(of_losses: list[Tensor], zeros: bool, bind: Bind, _: Any) -> Tensor:
+def _rest(of_losses: list[Tensor], zeros: bool, bind: ContrastiveModule, _: Any) -> Tensor:
     """What is left to go back through: the losses' own parameters, and all others if they are given zeros."""
     rest = [_product(parameter, grad) for parameter, grad in zip(_learnt(bind), of_losses, strict=True)]
     if zeros:
-        rest.append(bind.nothing())
+        rest.append(bind.zero_loss())
     return torch.stack(rest).sum() if rest else torch.zeros(())
 
 
@@ -256,7 +263,7 @@ def _product(one: Tensor, other: Tensor) -> Tensor:
     return (one * other).sum()
 
 
-class Turn(NamedTuple):
+class AccumulationStep(NamedTuple):
     """Where a step stands among those that move the weights together."""
 
     number: int = 0
@@ -268,10 +275,10 @@ class Turn(NamedTuple):
         return self.number + 1 == self.of
 
 
-def turn_of(step: int, every: int, steps: int) -> Turn:
+def accumulation_step(step: int, every: int, steps: int) -> AccumulationStep:
     """Tell a step's place among the `every` that move the weights together; at the end they may be fewer."""
     first = step - step % every
-    return Turn(step - first, min(every, steps - first))
+    return AccumulationStep(step - first, min(every, steps - first))
 
 
 def chunk_rows(stage: Stage, world: int) -> int | None:
@@ -281,7 +288,7 @@ def chunk_rows(stage: Stage, world: int) -> int | None:
     return stage.chunk
 
 
-class Gradients:
+class GradientAccumulator:
     """Leaves the gradient of a step's losses in the parameters, beside that of earlier steps in its turn.
 
     Args:
@@ -291,14 +298,20 @@ class Gradients:
         chunk: How many rows are embedded at a time; None: all.
     """
 
-    def __init__(self, fabric: Fabric, bind: Bind, module: Any, chunk: int | None = None) -> None:
+    def __init__(
+        self, fabric: Fabric, bind: ContrastiveModule, module: Any, chunk: int | None = None
+    ) -> None:
         self.fabric, self.bind, self.module = fabric, bind, module
-        self.two_pass = None if chunk is None else TwoPass(fabric, bind, module, chunk)
+        self.two_pass = None if chunk is None else GradCache(fabric, bind, module, chunk)
         self._idle: set[str] | None = None  # what no step of this turn has trained; None: no step was taken
 
     def __call__(
-        self, batches: Mapping[str, Any], present_BM: Tensor | None, about: About, turn: Turn | None = None
-    ) -> Losses:
+        self,
+        batches: Mapping[str, Any],
+        present_BM: Tensor | None,
+        about: About,
+        turn: AccumulationStep | None = None,
+    ) -> StepLosses:
         """Embed a batch, take the losses and go back through all of it.
 
         Args:
@@ -307,22 +320,22 @@ class Gradients:
             about: What is known of the rows of all ranks.
             turn: The step's place among those whose mean gradient moves the weights; None: it is alone.
         """
-        turn = turn or Turn()
+        turn = turn or AccumulationStep()
         if self.two_pass is not None:
             share = 1 / turn.of
             found = self.two_pass(batches, present_BM, about.context, share=share, sync=turn.last)
         else:
-            with nullcontext() if turn.last else apart(self.fabric, self.module):
+            with nullcontext() if turn.last else no_grad_sync(self.fabric, self.module):
                 found = self.module(self.fabric.to_device(batches), present_BM, about)
                 self.fabric.backward(found.total if turn.of == 1 else found.total / turn.of)
         self._idle = {*found.idle} if self._idle is None else self._idle & {*found.idle}
         if turn.last:
-            self.bind.rest(self._idle)
+            self.bind.clear_idle_grads(self._idle)
             self._idle = None
         return found
 
 
-def present_of(bind: Bind, meta: BatchMeta) -> Tensor | None:
+def build_presence(bind: ContrastiveModule, meta: BatchMeta) -> Tensor | None:
     """Tell which rows have which modality; None where all have all, on every rank and in every step."""
     if not bind.partial:
         return None
@@ -331,10 +344,12 @@ def present_of(bind: Bind, meta: BatchMeta) -> Tensor | None:
     return torch.from_numpy(meta.present_BM)
 
 
-def gradients_of(fabric: Fabric, job: Job, bind: Bind, module: Any) -> Gradients:
+def build_accumulator(
+    fabric: Fabric, job: StageRun, bind: ContrastiveModule, module: Any
+) -> GradientAccumulator:
     """Return what leaves the gradients of a stage's steps, and warn of what chunks change."""
     chunk = chunk_rows(job.stage, fabric.world_size)
-    names = batch_statistics(bind.encoders) if chunk else []
+    names = batch_norm_encoders(bind.encoders) if chunk else []
     if names:
         _log.warning(
             "stage '%s': %s trains BatchNorm, whose statistics with `chunk` are those of %s rows and not of "
@@ -344,4 +359,4 @@ def gradients_of(fabric: Fabric, job: Job, bind: Bind, module: Any) -> Gradients
             ", ".join(names),
             chunk,
         )
-    return Gradients(fabric, bind, module, chunk)
+    return GradientAccumulator(fabric, bind, module, chunk)

@@ -20,7 +20,7 @@ from geobind.data.loader import WorkerDied, is_worker_death
 from geobind.errors import DataError, TrainingError
 
 if TYPE_CHECKING:
-    from geobind.training.stage import Job
+    from geobind.training.stage import StageRun
 
 
 # Ctrl-C; what kill, SLURM and Kubernetes send before they end a process; what SLURM sends if it is asked to.
@@ -29,8 +29,8 @@ SIGNALS = tuple(
     int(getattr(signal, name)) for name in _NAMES if hasattr(signal, name)
 )  # Windows has no SIGUSR1
 # One signal can come by two ways: schedulers send it to all processes, and launchers pass it on to theirs.
-_TWICE_SECONDS = 1.0
-_HEARD = b"\nstopping after this step, with a checkpoint; once more stops at once\n"
+_REPEAT_SECONDS = 1.0
+_NOTICE = b"\nstopping after this step, with a checkpoint; once more stops at once\n"
 
 
 class Stopped(KeyboardInterrupt):
@@ -46,7 +46,7 @@ class Stopped(KeyboardInterrupt):
         self.exit_code = 128 + number  # as shells have it
 
 
-class _Heard:
+class _Received:
     """What signals have asked of this process."""
 
     number = 0  # of the signal; 0: none
@@ -55,7 +55,7 @@ class _Heard:
 
 
 @contextmanager
-def listening() -> Generator[None]:
+def handle_signals() -> Generator[None]:
     """Answer signals as a run does, while the block lasts.
 
     Between the steps of a stage a signal is remembered until the step is done; anywhere else, and the
@@ -65,9 +65,9 @@ def listening() -> Generator[None]:
         yield
         return
     before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
-    _Heard.number, _Heard.patient = 0, False
+    _Received.number, _Received.patient = 0, False
     for number in SIGNALS:
-        before[number] = signal.signal(number, _hear)
+        before[number] = signal.signal(number, _on_signal)
     try:
         yield
     finally:
@@ -76,7 +76,7 @@ def listening() -> Generator[None]:
 
 
 @contextmanager
-def between_steps(fabric: Fabric, stage: str, every: int) -> Generator[Callable[[int], Stopped | None]]:
+def defer_signals(fabric: Fabric, stage: str, every: int) -> Generator[Callable[[int], Stopped | None]]:
     """Let signals wait for the end of a step; the block asks whether there was one.
 
     Args:
@@ -93,7 +93,7 @@ def between_steps(fabric: Fabric, stage: str, every: int) -> Generator[Callable[
     """
 
     def asked(step: int) -> Stopped | None:
-        number = _Heard.number
+        number = _Received.number
         if fabric.world_size > 1:
             if (step + 1) % every:
                 return None
@@ -101,41 +101,43 @@ def between_steps(fabric: Fabric, stage: str, every: int) -> Generator[Callable[
             number = int(torch.as_tensor(fabric.all_reduce(heard, reduce_op="max")).item())
         if not number:
             return None
-        told = f"{_name(number)}: stopped after step {step} of stage '{stage}'; a checkpoint is saved"
+        told = f"{_signal_name(number)}: stopped after step {step} of stage '{stage}'; a checkpoint is saved"
         return Stopped(number, told if fabric.is_global_zero else "")
 
-    _Heard.patient = True
+    _Received.patient = True
     try:
         yield asked
     finally:
-        _Heard.patient = False
-    if _Heard.number:
-        raise Stopped(_Heard.number, f"{_name(_Heard.number)}: stopped after the steps of stage '{stage}'")
+        _Received.patient = False
+    if _Received.number:
+        raise Stopped(
+            _Received.number, f"{_signal_name(_Received.number)}: stopped after the steps of stage '{stage}'"
+        )
 
 
-def _hear(number: int, frame: FrameType | None) -> None:
-    first, now = not _Heard.number, time.monotonic()
-    if number == _Heard.number and now - _Heard.at < _TWICE_SECONDS:
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    first, now = not _Received.number, time.monotonic()
+    if number == _Received.number and now - _Received.at < _REPEAT_SECONDS:
         return
-    _Heard.number = number
+    _Received.number = number
     if first:
-        _Heard.at = now
-    if not (first and _Heard.patient):
-        raise Stopped(number, f"{_name(number)}: stopped at once")
+        _Received.at = now
+    if not (first and _Received.patient):
+        raise Stopped(number, f"{_signal_name(number)}: stopped at once")
     with suppress(OSError):
-        os.write(2, _HEARD)  # what is buffered must not be written to from here
+        os.write(2, _NOTICE)  # what is buffered must not be written to from here
 
 
-def _name(number: int) -> str:
+def _signal_name(number: int) -> str:
     return signal.Signals(number).name
 
 
-_FULL = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
-_GO_ON = "the last checkpoint is kept, and --resume goes on from it"
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
+_RESUME_HINT = "the last checkpoint is kept, and --resume goes on from it"
 
 
 @contextmanager
-def explained(job: Job, device: torch.device) -> Generator[None]:
+def explain_failures(job: StageRun, device: torch.device) -> Generator[None]:
     """Say what is at fault where a stage ends for a reason that none of its parts knows.
 
     Raises:
@@ -148,24 +150,27 @@ def explained(job: Job, device: torch.device) -> Generator[None]:
     except (WorkerDied, RuntimeError, MemoryError) as error:
         # torch tells of a dead process wherever the main one is at that moment, not only where it loads.
         if isinstance(error, WorkerDied) or is_worker_death(error):
-            raise TrainingError(f"stage '{name}': {WorkerDied.of(error)}\n  {_GO_ON}") from error
-        if not _is_full(error):
+            raise TrainingError(f"stage '{name}': {WorkerDied.of(error)}\n  {_RESUME_HINT}") from error
+        if not _is_out_of_memory(error):
             raise
-        raise TrainingError(_of_memory(job, device, str(error).partition("\n")[0])) from error
+        raise TrainingError(_out_of_memory_advice(job, device, str(error).partition("\n")[0])) from error
     except DataError as error:
         raise DataError(f"stage '{name}': {error}") from error
 
 
-def _is_full(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     said = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in said for word in _FULL)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        word in said for word in _OUT_OF_MEMORY
+    )
 
 
-def _of_memory(job: Job, device: torch.device, reason: str) -> str:
+def _out_of_memory_advice(job: StageRun, device: torch.device, reason: str) -> str:
     stage, recipe = job.stage, job.recipe
     precision = stage.precision or recipe.fabric.precision
     fixes = [
-        f"embed fewer rows at a time: `chunk: {_fewer(stage.batch_size, stage.chunk)}`; the result stays"
+        f"embed fewer rows at a time: `chunk: {_halve_chunk(stage.batch_size, stage.chunk)}`; the result "
+        "stays the same"
     ]
     if device.type != "cpu" and precision.startswith("32"):
         fixes.append("compute in half precision: `precision: bf16-mixed`")
@@ -174,10 +179,11 @@ def _of_memory(job: Job, device: torch.device, reason: str) -> str:
     fixes.append(f"a smaller `batch_size` than {stage.batch_size} has fewer negatives; the stage starts anew")
     listed = "".join(f"\n  - {fix}" for fix in fixes)
     where = "the machine" if device.type == "cpu" else f"the accelerator ({device})"
-    return f"stage '{stage.name}': the memory of {where} is full ({reason})\n  {_GO_ON}; before that:{listed}"
+    problem = f"stage '{stage.name}': the memory of {where} is full ({reason})"
+    return f"{problem}\n  {_RESUME_HINT}; before that:{listed}"
 
 
-def _fewer(batch_size: int | str, chunk: int | str | None) -> int | str:
+def _halve_chunk(batch_size: int | str, chunk: int | str | None) -> int | str:
     now = chunk if isinstance(chunk, int) else batch_size
     return max(1, now // 2) if isinstance(now, int) else "N"
 
@@ -188,7 +194,7 @@ _NAMED = re.compile(r"^(.+?) does not have a deterministic implementation")
 
 
 @contextmanager
-def deterministic(wanted: bool) -> Generator[None]:
+def deterministic_algorithms(wanted: bool) -> Generator[None]:
     """Allow only operations that give the same bits every time; afterwards all is as it was.
 
     Args:
@@ -209,7 +215,7 @@ def deterministic(wanted: bool) -> Generator[None]:
     try:
         yield
     except RuntimeError as error:
-        fault = _fault(str(error))
+        fault = _nondeterminism_advice(str(error))
         if fault is None:
             raise
         raise TrainingError(fault) from error
@@ -222,7 +228,7 @@ def deterministic(wanted: bool) -> Generator[None]:
             os.environ[_WORKSPACE] = workspace
 
 
-def _fault(message: str) -> str | None:
+def _nondeterminism_advice(message: str) -> str | None:
     """Say which operation is not deterministic, and what to do; None of other errors."""
     named = _NAMED.match(message)
     if named:

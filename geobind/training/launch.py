@@ -15,7 +15,7 @@ from geobind.errors import RecipeError
 from geobind.recipe import Recipe
 from geobind.recipe.schema import Fabric as FabricOptions
 from geobind.training.distributed import close_at_exit
-from geobind.training.fsdp import fsdp2, shards
+from geobind.training.fsdp import build_fsdp2_strategy, is_sharded
 from geobind.training.gradients import chunk_rows
 from geobind.utils.logs import set_rank
 
@@ -26,7 +26,7 @@ _NOISE = (
 )
 
 
-def fabrics_of(recipe: Recipe) -> dict[str, Fabric]:
+def launch_fabrics(recipe: Recipe) -> dict[str, Fabric]:
     """Start one Fabric for each precision that the stages ask for.
 
     Raises:
@@ -36,7 +36,7 @@ def fabrics_of(recipe: Recipe) -> dict[str, Fabric]:
     return {precision: make_fabric(recipe.fabric, precision) for precision in dict.fromkeys(wanted)}
 
 
-def check_shares(fabric: Fabric, recipe: Recipe, found: Sequence[MixedDataset]) -> None:
+def check_batch_division(fabric: Fabric, recipe: Recipe, found: Sequence[MixedDataset]) -> None:
     """See that the processes can share every stage of a recipe, before any is trained.
 
     Raises:
@@ -51,7 +51,7 @@ def check_shares(fabric: Fabric, recipe: Recipe, found: Sequence[MixedDataset]) 
                 f"stage '{stage.name}': a batch of {stage.batch_size} cannot be shared by {world} processes; "
                 f"make it a multiple, such as {near}"
             )
-        if not shards(fabric) or chunk_rows(stage, world) is None:
+        if not is_sharded(fabric) or chunk_rows(stage, world) is None:
             continue
         if len(recipe.pairs_of(stage)) > 1 and rows.having(recipe.names_of(stage)) < len(rows):
             raise RecipeError(
@@ -68,13 +68,13 @@ def make_fabric(options: FabricOptions, precision: str) -> Fabric:
         RecipeError: This machine has no such accelerator, device or precision.
     """
     wanted: dict[str, Any] = options.model_dump(include={"accelerator", "devices", "num_nodes", "strategy"})
-    wanted |= {"precision": precision} | _launched(options)
+    wanted |= {"precision": precision} | _launcher_counts(options)
     for noise in _NOISE:
         warnings.filterwarnings("ignore", message=noise)
     alone = wanted["devices"] == 1 and wanted["num_nodes"] == 1
     try:
         if options.strategy == "fsdp2":
-            strategy: Any = "auto" if alone else fsdp2()  # alone there is nobody to share with
+            strategy: Any = "auto" if alone else build_fsdp2_strategy()  # alone there is nobody to share with
             fabric = Fabric(**{**wanted, "strategy": strategy})
         else:
             fabric = Fabric(**wanted)
@@ -88,7 +88,7 @@ def make_fabric(options: FabricOptions, precision: str) -> Fabric:
     return fabric
 
 
-def _launched(options: FabricOptions) -> dict[str, int]:
+def _launcher_counts(options: FabricOptions) -> dict[str, int]:
     """Processes of a node, and nodes, as torchrun or SLURM says, where the recipe leaves them open."""
     if dist.is_available() and dist.is_torchelastic_launched():
         names = ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from geobind.recipe import Stage
 
 Options = InfoNCE | SigLIP | PCME
-_MOST_OF = 0.9  # of the neighbours asked for: fewer are worth a warning
+_MIN_NEIGHBOUR_SHARE = 0.9  # of the neighbours asked for: fewer are worth a warning
 
 
-def context_of(
+def build_loss_context(
     gather: Callable[[Tensor], Tensor], device: torch.device, options: Options, meta: BatchMeta
 ) -> Context | None:
     """Put together what the loss asks for of the rows of all ranks; None if it asks for nothing.
@@ -42,9 +42,9 @@ def context_of(
     if options.positives == "label":
         labels = gather(label_ids(meta.labels or [None] * len(meta.keys)).to(device))
     if options.needs_places:
-        xyz = gather(unit_sphere(_known(meta.lat, meta), _known(meta.lon, meta)).to(device))
+        xyz = gather(unit_sphere(_to_tensor(meta.lat, meta), _to_tensor(meta.lon, meta)).to(device))
     if options.needs_times:
-        hours = gather(_known(meta.hours, meta).to(device))
+        hours = gather(_to_tensor(meta.hours, meta).to(device))
     if isinstance(options, InfoNCE) and options.queue is not None:
         rows = gather(label_ids(meta.keys).to(device))
     if labels is None and xyz is None and hours is None and rows is None:
@@ -61,11 +61,11 @@ def context_of(
     )
 
 
-def _known(values_B: NDArray[np.float64] | None, meta: BatchMeta) -> Tensor:
+def _to_tensor(values_B: NDArray[np.float64] | None, meta: BatchMeta) -> Tensor:
     return torch.as_tensor(np.full(len(meta.keys), np.nan) if values_B is None else values_B)
 
 
-def plan_of(stage: Stage, rows: MixedDataset, seed: int) -> BatchSampler:
+def build_batch_sampler(stage: Stage, rows: MixedDataset, seed: int) -> BatchSampler:
     """Plan which rows each step of a stage takes.
 
     Raises:
@@ -78,7 +78,7 @@ def plan_of(stage: Stage, rows: MixedDataset, seed: int) -> BatchSampler:
         raise DataError(f"stage '{stage.name}': {error}") from error
 
 
-def check_told(stage: Stage, rows: MixedDataset) -> list[str]:
+def check_loss_inputs(stage: Stage, rows: MixedDataset) -> list[str]:
     """See that a stage's rows say what its loss and its batches ask for.
 
     Returns:
@@ -89,7 +89,7 @@ def check_told(stage: Stage, rows: MixedDataset) -> list[str]:
     """
     for source in rows.sources:
         _check_source(stage, source)
-    return list(_scattered(stage, rows))
+    return list(_scattered_warnings(stage, rows))
 
 
 def _check_source(stage: Stage, source: WeightedSource) -> None:
@@ -116,9 +116,9 @@ def _check_source(stage: Stage, source: WeightedSource) -> None:
             )
 
 
-def _scattered(stage: Stage, rows: MixedDataset) -> Iterator[str]:
+def _scattered_warnings(stage: Stage, rows: MixedDataset) -> Iterator[str]:
     """Say of which tables places are too scattered for the neighbours that batches should hold."""
-    plan, options = plan_of(stage, rows, seed=0), stage.batches
+    plan, options = build_batch_sampler(stage, rows, seed=0), stage.batches
     if plan.ring is None or options is None:
         return
     asked = f"from {options.near_km[0]:g} to {options.near_km[1]:g} km of each other"
@@ -129,7 +129,7 @@ def _scattered(stage: Stage, rows: MixedDataset) -> Iterator[str]:
                 f"stage '{stage.name}': no rows of {source.name} were found {asked} that a batch of {count} "
                 f"could hold; widen `batches.near_km`, raise its share, or drop `batches`"
             )
-        if share < _MOST_OF * options.share:
+        if share < _MIN_NEIGHBOUR_SHARE * options.share:
             yield (
                 f"stage '{stage.name}': places of {source.name} are scattered: {share:.0%} of a batch are "
                 f"neighbours, not {options.share:.0%}; widen `batches.near_km`, or lower its share"

@@ -25,7 +25,7 @@ _SHOW_EVERY = 0.1  # seconds; a bar is drawn no more often
 FIELDS: tuple[str, ...] = ("stage", "step", "loss", "temperature", "lr", "grad_norm", "samples_per_second")
 
 
-class Step(NamedTuple):
+class StepRecord(NamedTuple):
     """One step as it was taken; the loss stays on the device until somebody looks."""
 
     number: int
@@ -38,7 +38,7 @@ class Step(NamedTuple):
     source: str = ""  # where the rows are from, if steps take turns
 
 
-class Metrics:
+class MetricsFile:
     """metrics.csv of a run: one row per looked-at step, appended and flushed.
 
     Args:
@@ -57,7 +57,7 @@ class Metrics:
         if kept or self.path.exists():
             self._write(kept)
 
-    def take_over(self, other: Metrics, stage: str) -> None:
+    def replace_stage(self, other: MetricsFile, stage: str) -> None:
         """Take the rows of a stage from another run, in place of its own."""
         own = [row for row in self._rows() if row["stage"] != stage]
         self._write([*own, *(row for row in other._rows() if row["stage"] == stage)])
@@ -112,17 +112,19 @@ class Recorder:
         every: Steps between two looks: a look waits for the device.
     """
 
-    def __init__(self, stage: str, total: int, batch_size: int, metrics: Metrics | None, every: int) -> None:
+    def __init__(
+        self, stage: str, total: int, batch_size: int, metrics: MetricsFile | None, every: int
+    ) -> None:
         self.stage, self.total, self.batch_size = stage, total, batch_size
         self.metrics, self.every = metrics, every
         self.last_good: str = "none yet"
-        self.aside = ""  # what else the line of progress tells
+        self.status_extra = ""  # what else the line of progress tells
         self.last_loss = math.nan
         self.last_of: dict[str, float] = {}  # by pair, of the last step that compared it
-        self._pending: list[Step] = []
+        self._pending: list[StepRecord] = []
         self._broken = 0
         self._bar = make_bar("status") if metrics and is_interactive() else None
-        self._looked = self._spoke = time.monotonic()
+        self._flushed = self._shown = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -134,16 +136,16 @@ class Recorder:
         if self._bar:
             self._bar.stop()
         if kind is None:
-            self.look()
+            self.flush()
 
-    def add(self, step: Step, broken: int) -> None:
+    def add(self, step: StepRecord, broken: int) -> None:
         """Remember a step, and look when it is time; `broken` counts the samples left out so far."""
         self._pending.append(step)
         self._broken = broken
         if len(self._pending) >= self.every or step.number + 1 == self.total:
-            self.look()
+            self.flush()
 
-    def look(self) -> None:
+    def flush(self) -> None:
         """Check, write and show the steps since the last look.
 
         Raises:
@@ -152,7 +154,7 @@ class Recorder:
         if not self._pending:
             return
         now = time.monotonic()
-        rate = len(self._pending) * self.batch_size / max(now - self._looked, 1e-9)
+        rate = len(self._pending) * self.batch_size / max(now - self._flushed, 1e-9)
         losses = [float(step.loss) for step in self._pending]
         for step, loss in zip(self._pending, losses, strict=True):
             if not math.isfinite(loss):
@@ -162,58 +164,60 @@ class Recorder:
             self.last_of |= {name: float(value) for name, value in step.losses.items()}
         if self.metrics:
             self.metrics.add(
-                self.stage, [_row(s, loss, rate) for s, loss in zip(self._pending, losses, strict=True)]
+                self.stage, [_csv_row(s, loss, rate) for s, loss in zip(self._pending, losses, strict=True)]
             )
             self._show(self._pending[-1], losses[-1], rate, now)
         self._pending.clear()
-        self._looked = time.monotonic()
+        self._flushed = time.monotonic()
 
     @property
-    def told(self) -> dict[str, Any]:
+    def last_values(self) -> dict[str, Any]:
         """What the stage tells of its last step, for a checkpoint."""
         return {"loss": self.last_loss, "losses": self.last_of}
 
-    def go_on_after(self, told: Mapping[str, Any]) -> None:
+    def restore(self, told: Mapping[str, Any]) -> None:
         """Take over what was told of the step before the first."""
         self.last_loss = told.get("loss", math.nan)
         self.last_of = dict(told.get("losses", {}))
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Look, and have on the disk what a checkpoint goes on after.
 
         Raises:
             TrainingError: A loss was not finite.
         """
-        self.look()
+        self.flush()
         if self.metrics:
             self.metrics.sync()
 
-    def pass_over(self) -> None:
+    def exclude_elapsed(self) -> None:
         """Leave the time since the last look out of samples per second: it went to something else."""
-        self._looked = time.monotonic()
+        self._flushed = time.monotonic()
 
-    def _alarm(self, step: Step, loss: float) -> None:
+    def _alarm(self, step: StepRecord, loss: float) -> None:
         keys = ", ".join(step.keys[:8]) + (f" and {len(step.keys) - 8} more" if len(step.keys) > 8 else "")
         bad = [name for name, value in step.losses.items() if not math.isfinite(float(value))]
         of = f" of {', '.join(bad)}" if len(step.scales) > 1 else ""
         raise TrainingError(
             f"stage '{self.stage}': the loss{of} is {loss} at step {step.number} "
-            f"(learning rate {step.lr:.3g}, temperature {_temperatures(step, '.3g')})\n"
+            f"(learning rate {step.lr:.3g}, temperature {_format_temperatures(step, '.3g')})\n"
             f"  rows of the batch: {keys}\n"
             f"  last good checkpoint: {self.last_good}\n"
             f"  look at those rows, lower the learning rate or clip_norm, and run again with --resume"
         )
 
-    def _show(self, step: Step, loss: float, rate: float, now: float) -> None:
+    def _show(self, step: StepRecord, loss: float, rate: float, now: float) -> None:
         last = step.number + 1 == self.total
-        if not last and now - self._spoke < (_SHOW_EVERY if self._bar else PLAIN_EVERY):
+        if not last and now - self._shown < (_SHOW_EVERY if self._bar else PLAIN_EVERY):
             return
-        self._spoke = now
+        self._shown = now
         parts = "".join(
             f"  {name} {value:.3f}" for name, value in self.last_of.items() if len(step.scales) > 1
         )
-        status = f"loss {loss:.3f}{parts}  temperature {_temperatures(step, '.4f')}  {rate:.0f} samples/s"
-        status += f"  {self.aside}" if self.aside else ""
+        status = (
+            f"loss {loss:.3f}{parts}  temperature {_format_temperatures(step, '.4f')}  {rate:.0f} samples/s"
+        )
+        status += f"  {self.status_extra}" if self.status_extra else ""
         status += f"  {self._broken} broken" if self._broken else ""
         if self._bar:
             self._bar.update(self._task, completed=step.number + 1, status=status)
@@ -224,16 +228,16 @@ class Recorder:
             )
 
 
-def pair_fields(pairs: Sequence[str]) -> list[str]:
+def pair_columns(pairs: Sequence[str]) -> list[str]:
     """Name the columns of pairs that a stage has beside each other; the loss of one pair is `loss` itself."""
     return [f"{measure}:{pair}" for pair in pairs for measure in ("loss", "temperature")]
 
 
-def _temperatures(step: Step, form: str) -> str:
+def _format_temperatures(step: StepRecord, form: str) -> str:
     return ", ".join(f"{1 / float(scale):{form}}" for scale in step.scales.values())
 
 
-def _row(step: Step, loss: float, rate: float) -> dict[str, Any]:
+def _csv_row(step: StepRecord, loss: float, rate: float) -> dict[str, Any]:
     alone = len(step.scales) == 1
     told = {f"loss:{name}": f"{float(value):.6g}" for name, value in step.losses.items()}
     told |= {f"temperature:{name}": f"{1 / float(scale):.6g}" for name, scale in step.scales.items()}
@@ -242,7 +246,7 @@ def _row(step: Step, loss: float, rate: float) -> dict[str, Any]:
         **({"source": step.source} if step.source else {}),
         "step": step.number,
         "loss": f"{loss:.6g}",
-        "temperature": _temperatures(step, ".6g") if alone else "",
+        "temperature": _format_temperatures(step, ".6g") if alone else "",
         "lr": f"{step.lr:.6g}",
         "grad_norm": "" if step.norm is None else f"{float(step.norm):.6g}",
         "samples_per_second": f"{rate:.1f}",

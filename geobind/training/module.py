@@ -16,9 +16,9 @@ from geobind.recipe.schema import Bound
 from geobind.scoring import unit
 from geobind.training.distributed import Ranks
 from geobind.training.losses import Context, ContrastiveLoss
-from geobind.training.sync_batchnorm import absent
+from geobind.training.sync_batchnorm import dummy_pass
 
-_FEWEST = 2  # rows with both of a pair: one alone has nothing to be told from
+_MIN_ROWS = 2  # rows with both of a pair: one alone has nothing to be told from
 
 
 class About:
@@ -28,7 +28,7 @@ class About:
         self.context = context
 
 
-class Losses(NamedTuple):
+class StepLosses(NamedTuple):
     """What a step came to, on every rank the same."""
 
     total: Tensor  # the sum of the pairs' losses, each times its weight
@@ -36,7 +36,7 @@ class Losses(NamedTuple):
     idle: tuple[str, ...]  # what is trained, but not by this step
 
 
-class Compared(NamedTuple):
+class ActivePairs(NamedTuple):
     """What a step compares, on every rank the same but for `present_BM`."""
 
     rows: dict[str, Tensor | None]  # rows (R,) of all ranks that have both of a pair; None: all have
@@ -44,7 +44,7 @@ class Compared(NamedTuple):
     present_BM: Tensor | None  # which of this rank's rows have which modality; None: all have all
 
 
-class Bind(nn.Module):
+class ContrastiveModule(nn.Module):
     """Embed every modality of a batch once, gather all ranks' embeddings, and take the loss of every pair.
 
     Its parts can be called on their own: `compared` tells what a step compares, `embed` embeds inputs of one
@@ -78,14 +78,14 @@ class Bind(nn.Module):
         self.ranks = ranks
         self.width = width
         self.partial = partial
-        self.spare: dict[str, Any] = {}  # a row for each encoder that all ranks must run, or none
+        self.dummy_rows: dict[str, Any] = {}  # a row for each encoder that all ranks must run, or none
 
     def forward(
         self,
         batches: Any,
         present_BM: Tensor | None = None,
         about: About | None = None,
-        part: Callable[[Bind, Any], Any] | None = None,
+        part: Callable[[ContrastiveModule, Any], Any] | None = None,
     ) -> Any:
         """Return the losses over all ranks' rows, or what a part of a step gives.
 
@@ -98,38 +98,38 @@ class Bind(nn.Module):
         """
         if part is not None:
             return part(self, batches)
-        compared = self.compared(present_BM)
-        there = (name for name in compared.names if name in batches or name in self.spare)
+        compared = self.active_pairs(present_BM)
+        there = (name for name in compared.names if name in batches or name in self.dummy_rows)
         # On all ranks in one order, for they may wait for each other inside the encoders.
-        embedded = {n: self.embed(n, batches[n]) if n in batches else self._none_of(n) for n in there}
+        embedded = {n: self.embed(n, batches[n]) if n in batches else self._run_dummy_row(n) for n in there}
         return self.contrast(embedded, compared, about and about.context)
 
-    def compared(self, present_BM: Tensor | None = None) -> Compared:
+    def active_pairs(self, present_BM: Tensor | None = None) -> ActivePairs:
         """Tell what a step compares; every rank must ask, for they must agree."""
         if not self.partial or present_BM is None:
-            return Compared({pair.name: None for pair in self.pairs}, tuple(self.encoders), None)
+            return ActivePairs({pair.name: None for pair in self.pairs}, tuple(self.encoders), None)
         alone = self.ranks.world == 1  # then nothing waits for the accelerator
         present_NM = self.ranks(present_BM if alone else present_BM.to(_device(self))).cpu()
         rows: dict[str, Tensor | None] = {}
         for pair in self.pairs:
             both_N = present_NM[:, self.column[pair.anchor]] & present_NM[:, self.column[pair.other]]
-            if both_N.sum() >= _FEWEST:
+            if both_N.sum() >= _MIN_ROWS:
                 rows[pair.name] = None if both_N.all() else both_N.nonzero().flatten()
         wanted = {name for pair in self.pairs if pair.name in rows for name in pair.both}
-        return Compared(rows, tuple(name for name in self.encoders if name in wanted), present_BM)
+        return ActivePairs(rows, tuple(name for name in self.encoders if name in wanted), present_BM)
 
     def embed(self, name: str, batch: Any) -> Tensor:
         """Embed prepared inputs of one modality as unit-length float32 (B, D)."""
         return unit(self.encoders[name](batch))
 
-    def _none_of(self, name: str) -> Tensor:
+    def _run_dummy_row(self, name: str) -> Tensor:
         """Run an encoder for the other ranks' sake; return no embeddings (0, D), which lead back to it."""
-        with absent(self.encoders[name]):
-            return self.embed(name, self.spare[name])[:0]
+        with dummy_pass(self.encoders[name]):
+            return self.embed(name, self.dummy_rows[name])[:0]
 
     def contrast(
-        self, embedded: Mapping[str, Tensor], compared: Compared, context: Context | None = None
-    ) -> Losses:
+        self, embedded: Mapping[str, Tensor], compared: ActivePairs, context: Context | None = None
+    ) -> StepLosses:
         """Return the losses of this rank's embeddings, of the rows that have them, among all ranks'."""
         local = {name: self._local(name, embedded, compared.present_BM) for name in compared.names}
         whole = {name: self.ranks(local_BD) for name, local_BD in local.items()}
@@ -140,16 +140,16 @@ class Bind(nn.Module):
             if row_R is not None:
                 row_R = row_R.to(sides[0].device)
                 sides = (sides[0][row_R], sides[1][row_R])
-            found[pair.name] = self._loss(pair.name, sides, _of_rows(context, row_R), own)
+            found[pair.name] = self._loss(pair.name, sides, _select_context(context, row_R), own)
         idle = tuple(self._trained(but=whole.keys() | found.keys()))
         total = self._total(found, idle)
-        return Losses(total, {name: loss.detach() for name, loss in found.items()}, idle if found else ())
+        return StepLosses(total, {name: loss.detach() for name, loss in found.items()}, idle if found else ())
 
-    def nothing(self) -> Tensor:
+    def zero_loss(self) -> Tensor:
         """Return zero, with a gradient of zeros for all that is trained."""
-        return torch.stack([_nothing(self._part(name)) for name in self._trained()]).sum()
+        return torch.stack([_zero_loss(self._part(name)) for name in self._trained()]).sum()
 
-    def rest(self, idle: Iterable[str]) -> None:
+    def clear_idle_grads(self, idle: Iterable[str]) -> None:
         """Take the zeros back that idle parts were given as gradients, so that no optimizer moves them."""
         for name in idle:
             for parameter in self._part(name).parameters():
@@ -175,7 +175,7 @@ class Bind(nn.Module):
         empty_BD = torch.zeros(len(there_B), self.width, device=_device(self), dtype=torch.float32)
         if name not in embedded:
             # Gradients are gathered in turn, for which every rank must wait for them.
-            return empty_BD + _nothing(self.encoders[name])
+            return empty_BD + _zero_loss(self.encoders[name])
         row = there_B.nonzero().flatten().to(empty_BD.device)
         return empty_BD.index_copy(0, row, embedded[name])
 
@@ -187,7 +187,7 @@ class Bind(nn.Module):
         ]
         if self.ranks.world > 1 or not parts:
             # DDP waits for the gradient of everything it trains.
-            parts += [_nothing(self._part(name)) for name in idle]
+            parts += [_zero_loss(self._part(name)) for name in idle]
         total = parts[0]
         for part in parts[1:]:
             total = total + part
@@ -205,7 +205,7 @@ class Bind(nn.Module):
         return self.losses[name] if name in self.losses else self.encoders[name]
 
 
-def _nothing(module: nn.Module) -> Tensor:
+def _zero_loss(module: nn.Module) -> Tensor:
     """Zero, with a gradient of zeros for all that is trained of a module."""
     # What is sharded needs none: its gradients are put together where its module ran.
     trained = [one for one in module.parameters() if one.requires_grad and not isinstance(one, DTensor)]
@@ -217,7 +217,7 @@ def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def _of_rows(context: Context | None, row_R: Tensor | None) -> Context | None:
+def _select_context(context: Context | None, row_R: Tensor | None) -> Context | None:
     """What is known of some of the rows."""
     if context is None or row_R is None:
         return context

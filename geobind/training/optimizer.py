@@ -15,12 +15,12 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 from geobind.recipe.stage_options import Constant, Cosine, WarmRestarts
-from geobind.training.distributed import mean_over_ranks
-from geobind.training.encoder_transforms import compile_encoder, replay
-from geobind.training.fsdp import local, shards
-from geobind.training.gradients import batch_statistics, chunk_rows
-from geobind.training.module import Bind
-from geobind.training.sync_batchnorm import normalise_together, spare_rows
+from geobind.training.distributed import average_over_ranks
+from geobind.training.encoder_transforms import compile_encoder, enable_checkpointing
+from geobind.training.fsdp import is_sharded, local_shard
+from geobind.training.gradients import batch_norm_encoders, chunk_rows
+from geobind.training.module import ContrastiveModule
+from geobind.training.sync_batchnorm import build_dummy_rows, sync_batch_norms
 from geobind.training.trainable import InFloat32, parameter_groups, precision_of, shares_of
 from geobind.utils.logs import rank_zero_logger
 
@@ -28,7 +28,7 @@ _log = rank_zero_logger(__name__)
 
 if TYPE_CHECKING:
     from geobind.embedding_cache.build import Stored
-    from geobind.training.stage import Job
+    from geobind.training.stage import StageRun
 
 
 def learning_rate(step: int, total: int, peak: float, schedule: Constant | Cosine | WarmRestarts) -> float:
@@ -61,15 +61,15 @@ def learning_rate(step: int, total: int, peak: float, schedule: Constant | Cosin
     return lowest + (peak - lowest) * (1 + math.cos(math.pi * since / period)) / 2
 
 
-_BY_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
+_NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
-class Moving(NamedTuple):
+class OptimizerState(NamedTuple):
     """A stage's module and optimiser."""
 
     fabric: Fabric
-    job: Job
-    module: Any  # the `Bind` as Fabric set it up
+    job: StageRun
+    module: Any  # the `ContrastiveModule` as Fabric set it up
     optimizer: Any  # as Fabric set it up
     adamw: torch.optim.Optimizer  # inside it: what a checkpoint holds the state of
 
@@ -92,10 +92,10 @@ class Moving(NamedTuple):
     def _clipped(self) -> Tensor:
         """Return the norm of the whole gradient, after scaling it down to `clip_norm` where it is larger."""
         grads = [p.grad for group in self.adamw.param_groups for p in group["params"] if p.grad is not None]
-        in_shards = shards(self.fabric)
+        in_shards = is_sharded(self.fabric)
         own = [grad for grad in grads if not isinstance(grad, DTensor)] if in_shards else grads
         if in_shards:
-            mean_over_ranks(self.fabric, own)  # nobody else does
+            average_over_ranks(self.fabric, own)  # nobody else does
         # A norm that is not finite is left to the recorder, which can name step and rows.
         norm = torch.nn.utils.get_total_norm(own).to(self.fabric.device)
         if in_shards:
@@ -108,11 +108,13 @@ class Moving(NamedTuple):
             # As torch.nn.utils.clip_grads_with_norm_ does it, which does not take shards.
             share = torch.clamp(most / (norm + 1e-6), max=1.0)
             scale: Any = torch._foreach_mul_  # pyright: ignore
-            scale([local(grad) for grad in grads] if in_shards else grads, share)
+            scale([local_shard(grad) for grad in grads] if in_shards else grads, share)
         return norm
 
 
-def set_up(fabric: Fabric, job: Job, bind: Bind, stored: Mapping[str, Stored]) -> Moving:
+def set_up_optimizer(
+    fabric: Fabric, job: StageRun, bind: ContrastiveModule, stored: Mapping[str, Stored]
+) -> OptimizerState:
     """Build the optimiser of what a stage trains, and set both up where the stage runs.
 
     Args:
@@ -122,18 +124,18 @@ def set_up(fabric: Fabric, job: Job, bind: Bind, stored: Mapping[str, Stored]) -
         stored: The modalities that are read from the embedding cache.
     """
     place = job.recipe.fabric
-    _look_for_nvml_once()
+    _search_nvml_once()
     if precision_of(job).endswith("-true"):
         bind.losses = InFloat32(dict(bind.losses.items()))
     if fabric.world_size > 1:
-        _normalise(fabric, job, bind)
+        _sync_batch_norms(fabric, job, bind)
     if place.checkpoint_activations:
-        _replay(job)
+        _checkpoint_activations(job)
     if place.mode:
         for encoder in bind.encoders.values():
-            compile_encoder(encoder, place.mode, by_block=shards(fabric))
+            compile_encoder(encoder, place.mode, by_block=is_sharded(fabric))
     module: Any = fabric.setup_module(bind)
-    bind.spare.update(spare_rows(fabric, job, bind.encoders, stored))
+    bind.dummy_rows.update(build_dummy_rows(fabric, job, bind.encoders, stored))
     options = job.stage.optimizer
     groups = parameter_groups(bind, options, shares_of(job))  # after the module: shards are other parameters
     # On a CPU the fused kernel goes through the weights once; elsewhere torch knows best. It refuses
@@ -141,10 +143,10 @@ def set_up(fabric: Fabric, job: Job, bind: Bind, stored: Mapping[str, Stored]) -
     scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
     fused = True if fabric.device.type == "cpu" and not scaled else None
     adamw = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
-    return Moving(fabric, job, module, fabric.setup_optimizers(adamw), adamw)
+    return OptimizerState(fabric, job, module, fabric.setup_optimizers(adamw), adamw)
 
 
-def _look_for_nvml_once() -> None:
+def _search_nvml_once() -> None:
     """Spare the optimiser a search for a library in each step.
 
     It asks torch for GPUs, whom Fabric tells to count them by NVML before CUDA starts. Where that cannot be
@@ -153,12 +155,12 @@ def _look_for_nvml_once() -> None:
     try:
         ctypes.CDLL("libnvidia-ml.so.1")  # as torch does it
     except OSError:
-        os.environ.pop(_BY_NVML, None)
+        os.environ.pop(_NVML_CHECK, None)
 
 
-def _replay(job: Job) -> None:
+def _checkpoint_activations(job: StageRun) -> None:
     for name, encoder in job.encoders.items():
-        if name in job.stage.parts and not replay(encoder):
+        if name in job.stage.parts and not enable_checkpointing(encoder):
             _log.info(
                 "%s: the encoder of '%s' has no blocks, so that checkpoint_activations saves no memory in it",
                 job.stage.name,
@@ -166,15 +168,15 @@ def _replay(job: Job) -> None:
             )
 
 
-def _normalise(fabric: Fabric, job: Job, bind: Bind) -> None:
+def _sync_batch_norms(fabric: Fabric, job: StageRun, bind: ContrastiveModule) -> None:
     """Have batch norms take statistics of all processes' rows, or say that each takes its own."""
     if chunk_rows(job.stage, fabric.world_size) is not None:
         return  # they are those of a chunk, of which the first process warns
     if job.recipe.fabric.sync_batchnorm:
         fused = fabric.device.type == "cuda" and not job.partial
         for encoder in bind.encoders.values():
-            normalise_together(encoder, fused=fused)
-    elif names := batch_statistics(bind.encoders):
+            sync_batch_norms(encoder, fused=fused)
+    elif names := batch_norm_encoders(bind.encoders):
         _log.warning(
             "stage '%s': %s trains BatchNorm, whose statistics are those of each process's own rows, so that "
             "the result depends on the number of processes",

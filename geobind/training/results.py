@@ -14,19 +14,19 @@ from geobind.data.table import Table, count_licences
 from geobind.evaluation.held_out import EvaluationResults
 from geobind.recipe import Recipe
 from geobind.training.stability import gathered
-from geobind.training.stage_data import Sources
+from geobind.training.stage_data import StageData
 from geobind.utils import files, system
 
-_MOST_LICENCES = 30  # named one by one for a source; the others are counted together
+_MAX_LICENCES = 30  # named one by one for a source; the others are counted together
 _OTHERS = "others"
-_ALONE = ("quarantined", "parts", "proof")  # of a stage, not told again in the bundle
+_NOT_IN_BUNDLE = ("quarantined", "parts", "proof")  # of a stage, not told again in the bundle
 
 
-def leave(
+def write_results(
     recipe: Recipe,
     binder: Binder,
     stages: list[dict[str, Any]],
-    sources: Sources,
+    sources: StageData,
     measured: EvaluationResults | None,
     folder: Path,
 ) -> None:
@@ -36,7 +36,9 @@ def leave(
         StorageError: The disk is full or the folder cannot be written.
     """
     parts = measured.parts() if measured else {}
-    told = [{field: value for field, value in stage.items() if field not in _ALONE} for stage in stages]
+    told = [
+        {field: value for field, value in stage.items() if field not in _NOT_IN_BUNDLE} for stage in stages
+    ]
     retrieval = parts.get("retrieval", {})
     others = {name: part for name, part in parts.items() if name != "retrieval"}
     binder.card = bundle.card_of(
@@ -45,7 +47,7 @@ def leave(
         recipe=recipe.written,
         stages=told,
         metrics={**retrieval, **others},
-        data=list(data_facts(recipe, sources, measured)),
+        data=list(describe_data(recipe, sources, measured)),
         author=recipe.card.model_dump(mode="json"),
         proof=gathered(stages),
         calibration=measured.calibrated.calibration if measured and measured.calibrated else None,
@@ -53,7 +55,7 @@ def leave(
     binder.save(folder / "bundle")
     for name, part in parts.items():
         files.write_json(folder / f"{name}.json", part)
-    _say_finished(folder)
+    _record_finish(folder)
     from geobind.report import write_report  # matplotlib: not before it is needed
 
     write_report(
@@ -65,32 +67,32 @@ def leave(
     )
 
 
-def _say_finished(folder: Path) -> None:
+def _record_finish(folder: Path) -> None:
     facts = files.read_json(folder / "run.json")
     finished = {"finished": system.utc_now(), "peak_memory_bytes": system.peak_process_bytes()}
     files.write_json(folder / "run.json", {**facts, **finished})
 
 
-def data_facts(
-    recipe: Recipe, sources: Sources, measured: EvaluationResults | None
+def describe_data(
+    recipe: Recipe, sources: StageData, measured: EvaluationResults | None
 ) -> Iterator[dict[str, Any]]:
     """Yield what each set of rows was used for, how many there are, and under which licences."""
     for stage in recipe.stages:
         for source in sources.rows(stage).sources:
             facts = {"used_for": "training", "stage": stage.name, "source": source.name, "split": stage.split}
             table = source.rows.table if isinstance(source.rows, TableRows) else None
-            yield {**facts, "rows": len(source.rows), "licences": _licences(table)}
+            yield {**facts, "rows": len(source.rows), "licences": _count_licences(table)}
     for use, table in (
         ("calibrating", measured and measured.calibrating),
         ("measuring", measured and measured.held_out),
     ):
         if table is not None:
             facts = {"used_for": use, "source": table.name, "split": table.view}
-            yield {**facts, "rows": len(table), "licences": _licences(table)}
+            yield {**facts, "rows": len(table), "licences": _count_licences(table)}
 
 
-def _licences(table: Table | None) -> dict[str, int]:
+def _count_licences(table: Table | None) -> dict[str, int]:
     found = count_licences(table) if table else {}
-    named = dict(islice(found.items(), _MOST_LICENCES))
+    named = dict(islice(found.items(), _MAX_LICENCES))
     left = sum(found.values()) - sum(named.values())
     return {**named, _OTHERS: left} if left else named

@@ -19,28 +19,28 @@ from geobind.utils.hashing import fingerprint
 
 # Fields that change no result, and fields younger than runs that lie on disks: those count once they are set.
 _WITHOUT_EFFECT = ("checkpoint_seconds",)
-_YOUNGER = ("watch", "ema", "chunk", "accumulate")
-_YOUNGER_OF_LOSS = ("local",)
-_PLAIN = "32-true"
-_ALONE = ("seed", "width", "precision")  # parts that are one value
-_MOST = 4  # reasons named in a line
+_ADDED_LATER = ("watch", "ema", "chunk", "accumulate")
+_ADDED_LATER_TO_LOSS = ("local",)
+_DEFAULT_PRECISION = "32-true"
+_SINGLE_VALUES = ("seed", "width", "precision")  # parts that are one value
+_MAX_REASONS = 4  # reasons named in a line
 
 
 def stage_folders(recipe: Recipe, folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield each stage's folder inside a run's, and the fingerprint of all that its result depends on."""
     key = fingerprint(recipe.seed, recipe.width)
     for number, stage in enumerate(recipe.stages, start=1):
-        key = fingerprint(key, *_facts(recipe, stage).values())
+        key = fingerprint(key, *_stage_facts(recipe, stage).values())
         yield folder / "stages" / f"{number:02d}_{stage.name}", key
 
 
-def parts_of(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+def fingerprint_parts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """What a stage's result depends on, the stages before it named alone: the order is that of `why`."""
     before = [one.name for one in recipe.stages[: recipe.stages.index(stage)]]
-    return {"seed": recipe.seed, "width": recipe.width, "before": before, **_facts(recipe, stage)}
+    return {"seed": recipe.seed, "width": recipe.width, "before": before, **_stage_facts(recipe, stage)}
 
 
-def why(done: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
+def explain_rerun(done: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
     """Say why a stage that was finished is run again.
 
     Args:
@@ -56,14 +56,16 @@ def why(done: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
     found = [
         f"{words.get(part, '')}{change}"
         for part in dict.fromkeys((*parts, *known))
-        for change in _changes(known.get(part), parts.get(part), part if part in _ALONE else "")
+        for change in _changes(known.get(part), parts.get(part), part if part in _SINGLE_VALUES else "")
     ]
     if not found:
         return "a stage before it was run again"
-    return "; ".join(found[:_MOST]) + (f"; and {len(found) - _MOST} more" if len(found) > _MOST else "")
+    return "; ".join(found[:_MAX_REASONS]) + (
+        f"; and {len(found) - _MAX_REASONS} more" if len(found) > _MAX_REASONS else ""
+    )
 
 
-def _facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+def _stage_facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     sides, precision = recipe.names_of(stage), stage.precision or recipe.fabric.precision
     facts = {
         "stage": _options(stage),
@@ -71,13 +73,13 @@ def _facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
         "plugins": {name: plugins.registry().plugins[name].source.version for name in sides},
         "data": [options.model_dump(mode="json") for options in recipe.tables_of(stage)],
     }
-    if contents := _manifests(recipe, stage):
+    if contents := _manifest_hashes(recipe, stage):
         facts["contents"] = contents
     # Only where it is not told by the stage, nor what it was before anybody asked.
-    return facts if stage.precision or precision == _PLAIN else {**facts, "precision": precision}
+    return facts if stage.precision or precision == _DEFAULT_PRECISION else {**facts, "precision": precision}
 
 
-def _manifests(recipe: Recipe, stage: Stage) -> dict[str, str]:
+def _manifest_hashes(recipe: Recipe, stage: Stage) -> dict[str, str]:
     """What is in the manifests that a stage reads; the files that they name are not looked at."""
     paths = {options.manifest for options in recipe.tables_of(stage) if options.manifest is not None}
     return {str(path): hash_manifest(recipe.base / path)[:12] for path in sorted(paths)}
@@ -86,7 +88,10 @@ def _manifests(recipe: Recipe, stage: Stage) -> dict[str, str]:
 def _options(stage: Stage) -> dict[str, Any]:
     """The options of a stage that its result depends on."""
     said = stage.model_dump(mode="json", exclude=set(_WITHOUT_EFFECT))
-    for options, values, younger in ((stage, said, _YOUNGER), (stage.loss, said["loss"], _YOUNGER_OF_LOSS)):
+    for options, values, younger in (
+        (stage, said, _ADDED_LATER),
+        (stage.loss, said["loss"], _ADDED_LATER_TO_LOSS),
+    ):
         for name in younger:
             field = type(options).model_fields.get(name)
             if field is not None and getattr(options, name) == field.get_default():
@@ -104,10 +109,10 @@ def _changes(was: Any, now: Any, path: str) -> Iterator[str]:
         for number, (one, other) in enumerate(zip(was, now, strict=True)):
             yield from _changes(one, other, f"{path}.{number}" if path else str(number))
     elif was != now:
-        yield f"{path or 'it'} was {_short(was)} and is {_short(now)}"
+        yield f"{path or 'it'} was {_shorten(was)} and is {_shorten(now)}"
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = "not set" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -121,7 +126,7 @@ LOCK = "run.lock"
 
 
 @contextmanager
-def alone_in(folder: Path) -> Generator[None]:
+def run_lock(folder: Path) -> Generator[None]:
     """Keep other processes out of a run's folder while the block runs.
 
     The system lets go of the lock when the process ends, however it ends; a file that a killed process has
@@ -132,7 +137,7 @@ def alone_in(folder: Path) -> Generator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = _locked(folder / LOCK)
+        file = _open_locked(folder / LOCK)
     except OSError as error:
         raise files.explain_write_error(folder / LOCK, error) from error
     try:
@@ -150,24 +155,24 @@ def alone_in(folder: Path) -> Generator[None]:
             file.close()
 
 
-def begun(folder: Path) -> bool:
+def has_partial_results(folder: Path) -> bool:
     """Whether a run has left something in its folder that can be gone on with."""
     made = (folder / "metrics.csv", *(folder / "stages").rglob("*"))
     return any(path.is_file() for path in made)
 
 
 @contextmanager
-def gone_on_with(folder: Path | None) -> Generator[None]:
+def add_resume_hint(folder: Path | None) -> Generator[None]:
     """Say of whatever ends the block early that the run in `folder` can be gone on with."""
     try:
         yield
     except BaseException as error:
-        if folder is not None and begun(folder) and "--resume" not in str(error):
+        if folder is not None and has_partial_results(folder) and "--resume" not in str(error):
             error.add_note(f"what is finished lies in {folder}; --resume goes on with it")
         raise
 
 
-def _locked(path: Path) -> IO[str]:
+def _open_locked(path: Path) -> IO[str]:
     """Open the file that stands for the folder, with a lock on it."""
     while True:
         file = path.open("a+", encoding="utf-8")
@@ -177,7 +182,7 @@ def _locked(path: Path) -> IO[str]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             file.seek(0)
-            who = _told(file.read())
+            who = _describe_owner(file.read())
             file.close()
             raise StorageError(
                 f"{path.parent}: {who} is running there; wait for it, end it, or choose another "
@@ -192,7 +197,7 @@ def _locked(path: Path) -> IO[str]:
         file.close()
 
 
-def _told(text: str) -> str:
+def _describe_owner(text: str) -> str:
     try:
         facts = json.loads(text)
         return f"process {facts['pid']} on {facts['host']}, since {facts['since']},"

@@ -22,37 +22,50 @@ from geobind.recipe import Recipe
 from geobind.recipe.describe import cautions, sentence
 from geobind.recipe.parsing import dump
 from geobind.towers.weights import load_strictly, read_weights
-from geobind.training.distributed import alike, leave_together, on_first, together, told_by_first
-from geobind.training.interruption import deterministic, listening
-from geobind.training.launch import check_shares, fabrics_of
-from geobind.training.loss_inputs import check_told
+from geobind.training.distributed import (
+    broadcast_result,
+    broadcast_tensors,
+    explain_lost_rank,
+    rank_zero_run,
+    wait_for_ranks,
+)
+from geobind.training.interruption import deterministic_algorithms, handle_signals
+from geobind.training.launch import check_batch_division, launch_fabrics
+from geobind.training.loss_inputs import check_loss_inputs
 from geobind.training.losses.build import check_queue
-from geobind.training.metrics import pair_fields
-from geobind.training.results import leave
-from geobind.training.resume import alone_in, begun, gone_on_with, parts_of, stage_folders, why
-from geobind.training.run_loggers import figures_of
+from geobind.training.metrics import pair_columns
+from geobind.training.results import write_results
+from geobind.training.resume import (
+    add_resume_hint,
+    explain_rerun,
+    fingerprint_parts,
+    has_partial_results,
+    run_lock,
+    stage_folders,
+)
+from geobind.training.run_loggers import open_run_loggers
 from geobind.training.stability import Prover, told
-from geobind.training.stage import Job, Outcome, run_stage
-from geobind.training.stage_data import Sources
+from geobind.training.stage import StageResult, StageRun, run_stage
+from geobind.training.stage_data import StageData
 from geobind.training.trainable import check_part
-from geobind.training.validation import remove_best
+from geobind.training.validation import remove_best_weights
 from geobind.utils import files, system
 from geobind.utils.logs import rank_zero_logger
 
 _log = rank_zero_logger(__name__)
 
 # Puts numbers in the place of what is open, on every process the same; it is given the run's folder.
-Settle = Callable[[Recipe, Path, Fabric], Recipe]
+AutoResolution = Callable[[Recipe, Path, Fabric], Recipe]
 
 
-def closed(recipe: Recipe, folder: Path, fabric: Fabric, settle: Settle | None) -> Recipe:
+def resolve_auto(recipe: Recipe, folder: Path, fabric: Fabric, resolver: AutoResolution | None) -> Recipe:
     """Return a recipe that leaves nothing open.
 
     Raises:
         RecipeError: It does, and nothing settles it.
         GeobindError: It cannot be settled on this machine.
     """
-    recipe = settle(recipe, folder, fabric) if settle else recipe
+    recipe = resolver(recipe, folder, fabric) if resolver else recipe
     for stage in recipe.stages:
         if stage.open:
             raise RecipeError(
@@ -62,7 +75,7 @@ def closed(recipe: Recipe, folder: Path, fabric: Fabric, settle: Settle | None) 
     return recipe
 
 
-class Finished(NamedTuple):
+class RunResult(NamedTuple):
     """What a run leaves behind."""
 
     folder: Path
@@ -70,7 +83,9 @@ class Finished(NamedTuple):
     table: PairTable | None  # None when the recipe evaluates nothing
 
 
-def run(recipe: Recipe, folder: Path, *, resume: bool = False, settle: Settle | None = None) -> Finished:
+def run(
+    recipe: Recipe, folder: Path, *, resume: bool = False, resolver: AutoResolution | None = None
+) -> RunResult:
     """Run every stage of a recipe, measure, and save a bundle.
 
     Args:
@@ -78,68 +93,82 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, settle: Settle | 
         folder: Where everything of this run goes.
         resume: Go on with a run that lies there: finished stages that are unchanged are not run again, an
             interrupted one goes on from its last checkpoint.
-        settle: Puts numbers in the place of what the recipe leaves open, on every process the same.
+        resolver: Puts numbers in the place of what the recipe leaves open, on every process the same.
 
     Raises:
         GeobindError: Something is wrong that a user can mend; what is finished stays.
         Stopped: A signal asked it to stop.
     """
-    with deterministic(recipe.fabric.deterministic):
-        fabrics = fabrics_of(recipe)
+    with deterministic_algorithms(recipe.fabric.deterministic):
+        fabrics = launch_fabrics(recipe)
         fabric = fabrics[recipe.fabric.precision]
-        with listening(), ExitStack() as held, together(fabric):
-            on_first(fabric, lambda: held.enter_context(_own(recipe, folder, resume)))
-            return _through(closed(recipe, folder, fabric, settle), folder, fabrics)
+        with handle_signals(), ExitStack() as held, explain_lost_rank(fabric):
+            rank_zero_run(fabric, lambda: held.enter_context(_claim_folder(recipe, folder, resume)))
+            return _run_all(resolve_auto(recipe, folder, fabric, resolver), folder, fabrics)
 
 
 @contextmanager
-def _own(recipe: Recipe, folder: Path, resume: bool) -> Generator[None]:
+def _claim_folder(recipe: Recipe, folder: Path, resume: bool) -> Generator[None]:
     """Make a folder this run's, as long as the block runs."""
-    with alone_in(folder):
+    with run_lock(folder):
         _open_folder(recipe, folder, resume)
-        with gone_on_with(folder):
+        with add_resume_hint(folder):
             yield
 
 
-def _through(recipe: Recipe, folder: Path, fabrics: dict[str, Fabric]) -> Finished:
+def _run_all(recipe: Recipe, folder: Path, fabrics: dict[str, Fabric]) -> RunResult:
     """Go through all of a recipe, in a folder that is this run's."""
     fabric = fabrics[recipe.fabric.precision]
     with fabric.rank_zero_first(local=True):  # what is rendered or read may lie on a disk of each node
-        sources = Sources(recipe)
+        sources = StageData(recipe)
     found = [sources.rows(stage) for stage in recipe.stages]
-    check_shares(fabric, recipe, found)
-    warned = [line for each in zip(recipe.stages, found, strict=True) for line in check_told(*each)]
+    check_batch_division(fabric, recipe, found)
+    warned = [line for each in zip(recipe.stages, found, strict=True) for line in check_loss_inputs(*each)]
     warned += [f"stage '{stage.name}': {line}" for stage in recipe.stages for line in cautions(recipe, stage)]
     binder = Binder(recipe.built, recipe.width, seed=recipe.seed)
     rehearse(recipe, binder, found)
     sources.check()
     for stage in recipe.stages:
-        sources.held(stage)
-    on_first(fabric, lambda: _warn_of_leaks({**sources.leakage(), **sources.leakage_of_watched()}, folder))
+        sources.validation_rows(stage)
+    rank_zero_run(
+        fabric, lambda: _warn_of_leaks({**sources.leakage(), **sources.validation_leakage()}, folder)
+    )
     for line in warned:
         _log.warning("%s", line)
 
     stages: list[dict[str, Any]] = []
     prover = Prover(recipe, sources, binder)
     places = stage_folders(recipe, folder)
-    with figures_of(recipe, folder, _more_fields(recipe, found)) as (metrics, validations):
+    with open_run_loggers(recipe, folder, _extra_columns(recipe, found)) as (metrics, validations):
         for stage, rows, (home, key) in zip(recipe.stages, found, places, strict=True):
-            held = sources.held(stage)
-            job = Job(recipe, stage, binder, rows, home, metrics, key, held=held, validations=validations)
-            stages.append(_once(fabrics[stage.precision or recipe.fabric.precision], job, prover, stages))
+            held = sources.validation_rows(stage)
+            job = StageRun(
+                recipe,
+                stage,
+                binder,
+                rows,
+                home,
+                metrics,
+                key,
+                validation_rows=held,
+                validation_metrics=validations,
+            )
+            stages.append(
+                _run_or_load(fabrics[stage.precision or recipe.fabric.precision], job, prover, stages)
+            )
 
     def measure_and_leave() -> EvaluationResults | None:
         measured = sources.measure(binder)
-        leave(recipe, binder, stages, sources, measured, folder)
+        write_results(recipe, binder, stages, sources, measured, folder)
         return measured
 
-    measured = on_first(fabric, measure_and_leave)
-    leave_together(fabric)
-    return Finished(folder, folder / "bundle", measured.table if measured else None)
+    measured = rank_zero_run(fabric, measure_and_leave)
+    wait_for_ranks(fabric)
+    return RunResult(folder, folder / "bundle", measured.table if measured else None)
 
 
 def _open_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
-    if (folder / "run.json").exists() and begun(folder) and not resume:
+    if (folder / "run.json").exists() and has_partial_results(folder) and not resume:
         raise RecipeError(
             f"{folder} holds a run already: go on with it (--resume), or choose another folder (--out)"
         )
@@ -165,36 +194,39 @@ def rehearse(recipe: Recipe, binder: Binder, found: Sequence[MixedDataset]) -> N
                 binder.embed(name, raw[0] if isinstance(raw, list) else raw)
 
 
-def _more_fields(recipe: Recipe, found: Sequence[MixedDataset]) -> list[str]:
+def _extra_columns(recipe: Recipe, found: Sequence[MixedDataset]) -> list[str]:
     """The columns of metrics.csv beside the usual: those of stages with several pairs or sources."""
     several = [pairs for stage in recipe.stages if len(pairs := recipe.pairs_of(stage)) > 1]
     names = dict.fromkeys(pair.name for pairs in several for pair in pairs)
-    return pair_fields([*names]) + (["source"] if any(len(rows.sources) > 1 for rows in found) else [])
+    return pair_columns([*names]) + (["source"] if any(len(rows.sources) > 1 for rows in found) else [])
 
 
-def _once(fabric: Fabric, job: Job, prover: Prover, before: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _run_or_load(
+    fabric: Fabric, job: StageRun, prover: Prover, before: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """Run a stage, unless it was finished before and nothing it depends on has changed."""
     stage = job.stage
-    done = told_by_first(fabric, lambda: files.read_json(job.folder / "stage.json"))
+    done = broadcast_result(fabric, lambda: files.read_json(job.folder / "stage.json"))
     if done.get("key") == job.key:
-        on_first(fabric, lambda: _load_finished(job, done))
-        alike(fabric, _trained(job).state_dict().values())  # the others need not see the first one's disk
+        rank_zero_run(fabric, lambda: _load_finished(job, done))
+        # Only rank zero needs to see its disk.
+        broadcast_tensors(fabric, _trained_encoders(job).state_dict().values())
         _log.info("%s: finished before, unchanged; not run again", stage.name)
         return done
-    again = f" (run again: {why(done, parts_of(job.recipe, stage))})" if done else ""
+    again = f" (run again: {explain_rerun(done, fingerprint_parts(job.recipe, stage))})" if done else ""
     _log.info("%s: %s%s", stage.name, sentence(job.recipe, stage), again)
-    states = on_first(fabric, lambda: prover.states(fabric))
+    states = rank_zero_run(fabric, lambda: prover.states(fabric))
     outcome = run_stage(fabric, job)
-    proof = on_first(fabric, lambda: prover.proof(fabric, stage.name, tuple(stage.parts), states or {}))
+    proof = rank_zero_run(fabric, lambda: prover.proof(fabric, stage.name, tuple(stage.parts), states or {}))
     for line in told(proof, before[-1] if before else None) if proof else ():
         _log.info("%s: %s", stage.name, line)
-    return _finish(fabric, job, outcome, proof)
+    return _write_stage(fabric, job, outcome, proof)
 
 
-def _load_finished(job: Job, done: Mapping[str, Any]) -> None:
+def _load_finished(job: StageRun, done: Mapping[str, Any]) -> None:
     """Take the weights that a finished stage left, if they are the ones that it trained."""
     path = job.folder / "trained.safetensors"
-    load_strictly(_trained(job), read_weights(path), str(path))
+    load_strictly(_trained_encoders(job), read_weights(path), str(path))
     for name, digest in done.get("digests", {}).items():
         if system.hash_module(job.binder.encoders[name]) != digest:
             raise CheckpointError(
@@ -212,18 +244,20 @@ def _warn_of_leaks(leaks: dict[str, Leakage], folder: Path) -> None:
             _log.warning("stage '%s': %s", name, leak.warning)
 
 
-def _finish(fabric: Fabric, job: Job, outcome: Outcome, proof: StageProof | None) -> dict[str, Any]:
+def _write_stage(
+    fabric: Fabric, job: StageRun, outcome: StageResult, proof: StageProof | None
+) -> dict[str, Any]:
     """Write what a stage trained; `stage.json` comes last and means that the stage is finished."""
     stage, recipe = job.stage, job.recipe
     done = {
         "name": stage.name,
         "key": job.key,
-        "parts": parts_of(recipe, stage),
+        "parts": fingerprint_parts(recipe, stage),
         "anchor": recipe.anchor_of(stage),
         "align": stage.align,
         "train": stage.parts,
         "pairs": len(job.rows),
-        "sources": _sources(job.rows),
+        "sources": _source_facts(job.rows),
         "batch_size": stage.batch_size,
         **outcome._asdict(),
         "broken": len(outcome.quarantined),
@@ -232,19 +266,19 @@ def _finish(fabric: Fabric, job: Job, outcome: Outcome, proof: StageProof | None
     }
 
     def write() -> None:
-        files.write_tensors(job.folder / "trained.safetensors", _trained(job).state_dict())
+        files.write_tensors(job.folder / "trained.safetensors", _trained_encoders(job).state_dict())
         files.write_json(job.folder / "stage.json", done)
         (job.folder / "state.ckpt").unlink(missing_ok=True)
-        remove_best(job.folder)
+        remove_best_weights(job.folder)
 
-    on_first(fabric, write)
+    rank_zero_run(fabric, write)
     return done
 
 
-def _sources(rows: MixedDataset) -> list[dict[str, Any]]:
+def _source_facts(rows: MixedDataset) -> list[dict[str, Any]]:
     told = zip(rows.sources, rows.shares, strict=True)
     return [{"name": source.name, "rows": len(source.rows), "share": share} for source, share in told]
 
 
-def _trained(job: Job) -> nn.ModuleDict:
+def _trained_encoders(job: StageRun) -> nn.ModuleDict:
     return nn.ModuleDict({name: job.binder.encoders[name] for name in job.stage.parts})

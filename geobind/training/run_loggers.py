@@ -11,8 +11,8 @@ from geobind.loggers import About, Logger, Writer, make
 from geobind.recipe import Recipe
 from geobind.recipe.parsing import dump
 from geobind.recipe.validation import named
-from geobind.training.metrics import FIELDS, Metrics
-from geobind.training.validation import fields
+from geobind.training.metrics import FIELDS, MetricsFile
+from geobind.training.validation import validation_columns
 from geobind.utils.logs import rank_zero_logger
 
 _log = rank_zero_logger(__name__)
@@ -21,22 +21,24 @@ VALIDATION = "validation.csv"
 _FIRST = ("stage", "step")
 
 
-class Figures(NamedTuple):
+class MetricFiles(NamedTuple):
     """Where the figures of a run go."""
 
-    metrics: Metrics
-    validations: Metrics
+    metrics: MetricsFile
+    validations: MetricsFile
 
 
-def take_over(folder: Path, other: Path, stage: str) -> None:
+def copy_stage_metrics(folder: Path, other: Path, stage: str) -> None:
     """Take the figures of a stage from another run's folder, in place of those that are there."""
     for name, first in (("metrics.csv", FIELDS), (VALIDATION, _FIRST)):
         if (other / name).exists():
-            Metrics(folder / name, first=first).take_over(Metrics(other / name, first=first), stage)
+            MetricsFile(folder / name, first=first).replace_stage(
+                MetricsFile(other / name, first=first), stage
+            )
 
 
 @contextmanager
-def figures_of(recipe: Recipe, folder: Path, more: Sequence[str]) -> Generator[Figures]:
+def open_run_loggers(recipe: Recipe, folder: Path, more: Sequence[str]) -> Generator[MetricFiles]:
     """Open the figures of a run; loggers are opened by the first process alone, as each stage begins.
 
     Args:
@@ -44,17 +46,19 @@ def figures_of(recipe: Recipe, folder: Path, more: Sequence[str]) -> Generator[F
         folder: Of the run.
         more: Columns of metrics.csv beside the usual ones.
     """
-    loggers = Loggers(recipe, folder)
+    loggers = RunLoggers(recipe, folder)
     try:
-        yield Figures(
-            Logged(folder / "metrics.csv", more, loggers),
-            Logged(folder / VALIDATION, fields(recipe), loggers, first=_FIRST, kind="validation/"),
+        yield MetricFiles(
+            LoggedMetricsFile(folder / "metrics.csv", more, loggers),
+            LoggedMetricsFile(
+                folder / VALIDATION, validation_columns(recipe), loggers, first=_FIRST, kind="validation/"
+            ),
         )
     finally:
         loggers.close()
 
 
-class Logged(Metrics):
+class LoggedMetricsFile(MetricsFile):
     """A file of figures whose rows go to the loggers too.
 
     Args:
@@ -69,7 +73,7 @@ class Logged(Metrics):
         self,
         path: Path,
         more: Sequence[str],
-        loggers: Loggers,
+        loggers: RunLoggers,
         *,
         first: Sequence[str] = FIELDS,
         kind: str = "",
@@ -86,10 +90,10 @@ class Logged(Metrics):
         """Append rows of a stage."""
         super().add(stage, rows)
         for row in rows:
-            self.loggers.write(_numbers(row, self.kind), int(row["step"]))
+            self.loggers.write(_numeric_values(row, self.kind), int(row["step"]))
 
 
-class Loggers:
+class RunLoggers:
     """The loggers of a recipe; one that fails is left out of the rest of the run, which goes on.
 
     Args:
@@ -139,7 +143,7 @@ class Loggers:
                 _log.warning("logger '%s' failed and is left out from now on: %s", name, reason)
 
 
-def _numbers(row: Mapping[str, Any], kind: str) -> dict[str, float]:
+def _numeric_values(row: Mapping[str, Any], kind: str) -> dict[str, float]:
     """The figures of a row; `loss:one-other`, of one of several pairs, becomes `loss/one-other`."""
     found: dict[str, float] = {}
     for name, value in row.items():

@@ -22,7 +22,7 @@ from geobind.embedding_cache.loader import Cells
 from geobind.errors import DataError, TrainingError
 from geobind.inference import moved, still
 from geobind.recipe import Recipe
-from geobind.training.stage_data import Sources
+from geobind.training.stage_data import StageData
 from geobind.training.trainable import check_frozen
 from geobind.utils import system
 from geobind.utils.hashing import fingerprint
@@ -65,7 +65,7 @@ class Prover:
         binder: Their encoders.
     """
 
-    def __init__(self, recipe: Recipe, sources: Sources, binder: Binder) -> None:
+    def __init__(self, recipe: Recipe, sources: StageData, binder: Binder) -> None:
         self.recipe, self.sources, self.binder = recipe, sources, binder
         self._rows: dict[str, _Rows | None] = {}
         self._left: dict[str, tuple[_Left, State]] = {}
@@ -169,7 +169,7 @@ def _count(state: State) -> str:
     return f"{state.count} rows embedded" if state.count else "weights; it has no rows to embed"
 
 
-def _rows_of(recipe: Recipe, sources: Sources, name: str) -> _Rows | None:
+def _rows_of(recipe: Recipe, sources: StageData, name: str) -> _Rows | None:
     where, cells, keys = _found(recipe, sources, name)
     good: list[tuple[str, Any]] = []
     for key, cell in islice(zip(keys, cells, strict=True), _LOOKED):
@@ -185,9 +185,9 @@ def _rows_of(recipe: Recipe, sources: Sources, name: str) -> _Rows | None:
     return _Rows(where, tuple(key for key, _ in good), collate([prepared for _, prepared in good]))
 
 
-def _found(recipe: Recipe, sources: Sources, name: str) -> tuple[str, list[Any], list[str]]:
+def _found(recipe: Recipe, sources: StageData, name: str) -> tuple[str, list[Any], list[str]]:
     """Find rows that have a modality: where they are, what reads each, and their keys."""
-    table = sources.measured_on()
+    table = sources.evaluation_table()
     if table is not None and len(table.rows_with([name])):
         return _of_table(table, name)
     for stage in recipe.stages:

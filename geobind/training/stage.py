@@ -19,19 +19,19 @@ from geobind.data.sampler import BatchSampler, MixedDataset, seed_torch
 from geobind.embedding_cache.loader import StoredLoader
 from geobind.recipe import Recipe, Stage
 from geobind.recipe.schema import Bound
-from geobind.training.cache import Cached, read_from_cache
+from geobind.training.cache import CachedInputs, read_from_cache
 from geobind.training.checkpoint import Checkpoint
 from geobind.training.distributed import Ranks
-from geobind.training.gradients import gradients_of, present_of, turn_of
-from geobind.training.interruption import between_steps, explained
-from geobind.training.loss_inputs import context_of, plan_of
+from geobind.training.gradients import accumulation_step, build_accumulator, build_presence
+from geobind.training.interruption import defer_signals, explain_failures
+from geobind.training.loss_inputs import build_batch_sampler, build_loss_context
 from geobind.training.losses import ContrastiveLoss, uncertainties
 from geobind.training.losses.build import make_loss
-from geobind.training.metrics import Metrics, Recorder, Step
-from geobind.training.module import About, Bind
-from geobind.training.optimizer import set_up
+from geobind.training.metrics import MetricsFile, Recorder, StepRecord
+from geobind.training.module import About, ContrastiveModule
+from geobind.training.optimizer import set_up_optimizer
 from geobind.training.trainable import in_training, states_of
-from geobind.training.validation import Watched, Watching
+from geobind.training.validation import ValidationResult, Validator
 from geobind.utils import files, system
 from geobind.utils.hashing import derive_seed
 
@@ -40,7 +40,7 @@ Quarantined = tuple[tuple[str, str], ...]  # key and reason
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class StageRun:
     """All that running one stage takes."""
 
     recipe: Recipe
@@ -48,11 +48,11 @@ class Job:
     binder: Binder
     rows: MixedDataset
     folder: Path  # of this stage alone
-    metrics: Metrics
+    metrics: MetricsFile
     key: str  # the fingerprint of everything the stage depends on
-    look_every: int | None = None  # steps between two looks at the loss; None: as it suits the device
-    held: MixedDataset | None = None  # the rows that it is watched on
-    validations: Metrics | None = None  # what is found there
+    log_every: int | None = None  # steps between two looks at the loss; None: as it suits the device
+    validation_rows: MixedDataset | None = None  # the rows that it is watched on
+    validation_metrics: MetricsFile | None = None  # what is found there
 
     @property
     def encoders(self) -> dict[str, nn.Module]:
@@ -68,7 +68,7 @@ class Job:
     def plan(self) -> BatchSampler:
         """Which rows each step takes."""
         seed = derive_seed(self.recipe.seed, self.stage.name, "data")
-        return plan_of(self.stage, self.rows, seed)
+        return build_batch_sampler(self.stage, self.rows, seed)
 
     @cached_property
     def partial(self) -> bool:
@@ -83,7 +83,7 @@ class Job:
         return (self.stage.epochs or 0) * self.plan.epoch
 
 
-class Outcome(NamedTuple):
+class StageResult(NamedTuple):
     """What a stage came to."""
 
     steps: int
@@ -101,10 +101,10 @@ class Outcome(NamedTuple):
     watched: dict[str, Any] | None  # what evaluations on the way found, and which weights were kept
 
 
-_LOOK_EVERY = 20  # steps; looking at a loss waits for the accelerator
+_LOG_EVERY = 20  # steps; looking at a loss waits for the accelerator
 
 
-def run_stage(fabric: Fabric, job: Job) -> Outcome:
+def run_stage(fabric: Fabric, job: StageRun) -> StageResult:
     """Train one stage, going on from its checkpoint if there is one.
 
     Raises:
@@ -118,15 +118,15 @@ def run_stage(fabric: Fabric, job: Job) -> Outcome:
     if cuda:
         torch.cuda.reset_peak_memory_stats(fabric.device)
     stage = job.stage
-    with explained(job, fabric.device), in_training(fabric, job) as frozen:
-        cached = read_from_cache(fabric, job, frozen, workers_of(fabric, job))
+    with explain_failures(job, fabric.device), in_training(fabric, job) as frozen:
+        cached = read_from_cache(fabric, job, frozen, choose_workers(fabric, job))
         torch.manual_seed(derive_seed(job.recipe.seed, stage.name))
         losses = {pair.name: make_loss(stage.loss, job.recipe.width) for pair in job.pairs}
         quarantined, last, last_of, watched = _train(fabric, job, losses, cached)
         cached.close()
     if fabric.is_global_zero and (heads := uncertainties(losses)):
         files.write_tensors(job.folder / "uncertainty.safetensors", heads)
-    return Outcome(
+    return StageResult(
         steps=watched.steps,
         loss=last,
         temperature=losses[job.pairs[0].name].temperature.value if len(losses) == 1 else None,
@@ -151,62 +151,67 @@ def run_stage(fabric: Fabric, job: Job) -> Outcome:
 
 
 def _train(
-    fabric: Fabric, job: Job, losses: PairLosses, cached: Cached
-) -> tuple[Quarantined, float, dict[str, float], Watched]:
-    """Take the steps of a stage; return the broken samples, the last losses, and what watching it found."""
+    fabric: Fabric, job: StageRun, losses: PairLosses, cached: CachedInputs
+) -> tuple[Quarantined, float, dict[str, float], ValidationResult]:
+    """Take the steps of a stage; return the broken samples, the last losses, and what validator it found."""
     stage, seed, plan = job.stage, job.recipe.seed, job.plan
     ranks = Ranks(fabric.all_gather, fabric.world_size, fabric.global_rank)
-    bind = Bind(cached.encoders(job), losses, job.pairs, ranks, job.recipe.width, partial=job.partial)
-    moving = set_up(fabric, job, bind, cached.sides)
-    gradients = gradients_of(fabric, job, bind, moving.module)
-    watching = Watching(fabric, job, moving, losses, cached.sides)
-    saved, path = {**_saved(job, losses), **watching.saved}, job.folder / "state.ckpt"
-    checkpoint = Checkpoint(fabric, path, job.key, saved, moving.adamw, stage.checkpoint_seconds)
-    loader = cached.loader(job, loader_of(fabric, job, first_step=checkpoint.restore()))
-    broken = partial(_broken, checkpoint.told, loader)
-    metrics = _metrics(fabric, job, loader.first_step)
-    watching.begin(loader.first_step)
-    every, stopped = job.look_every or (1 if fabric.device.type == "cpu" else _LOOK_EVERY), None
+    bind = ContrastiveModule(
+        cached.encoders(job), losses, job.pairs, ranks, job.recipe.width, partial=job.partial
+    )
+    optimizer = set_up_optimizer(fabric, job, bind, cached.sides)
+    gradients = build_accumulator(fabric, job, bind, optimizer.module)
+    validator = Validator(fabric, job, optimizer, losses, cached.sides)
+    saved, path = (
+        {**_checkpoint_modules(job, losses), **validator.checkpoint_modules},
+        job.folder / "state.ckpt",
+    )
+    checkpoint = Checkpoint(fabric, path, job.key, saved, optimizer.adamw, stage.checkpoint_seconds)
+    loader = cached.loader(job, build_loader(fabric, job, first_step=checkpoint.restore()))
+    broken = partial(_all_quarantined, checkpoint.extra, loader)
+    metrics = _rewound_metrics(fabric, job, loader.first_step)
+    validator.start(loader.first_step)
+    every, stopped = job.log_every or (1 if fabric.device.type == "cpu" else _LOG_EVERY), None
     with (
         Recorder(stage.name, job.steps, stage.batch_size, metrics, every) as log,
-        between_steps(fabric, stage.name, every) as asked,
+        defer_signals(fabric, stage.name, every) as asked,
     ):
-        log.go_on_after(checkpoint.told)
+        log.restore(checkpoint.extra)
         for step, batches, meta in loader:
-            if watching.over:
+            if validator.is_stopped:
                 break
-            rate = moving.set_rate(step)
+            rate = optimizer.set_rate(step)
             # Dropout draws from here, so a resumed step draws what it would have drawn.
             seed_torch(fabric.device, derive_seed(seed, stage.name, step, fabric.global_rank))
 
-            turn = turn_of(step, stage.accumulate, job.steps)
-            about = About(context_of(ranks, fabric.device, stage.loss, meta))
-            found = gradients(batches, present_of(bind, meta), about, turn)
+            turn = accumulation_step(step, stage.accumulate, job.steps)
+            about = About(build_loss_context(ranks, fabric.device, stage.loss, meta))
+            found = gradients(batches, build_presence(bind, meta), about, turn)
             scales = {name: loss.temperature.log_scale.detach().exp() for name, loss in losses.items()}
-            norm = moving.step() if turn.last else None
+            norm = optimizer.step() if turn.last else None
             for loss in losses.values():
                 loss.after_step()
 
             source = job.rows.name_of(plan.source(step))
-            taken = Step(step, found.total.detach(), norm, rate, found.pairs, scales, meta.keys, source)
+            taken = StepRecord(step, found.total.detach(), norm, rate, found.pairs, scales, meta.keys, source)
             log.add(taken, len(broken()))
-            watching.look(step, log, moved=turn.last)
+            validator.after_step(step, log, moved=turn.last)
             stopped = stopped or asked(step)
             if turn.last and (checkpoint.due(step) or stopped):  # a checkpoint holds no gradients
-                log.settle()  # what is saved is known to be finite
-                log.last_good = str(checkpoint.save(step + 1, {**log.told, "broken": broken()}))
-                watching.prune()
+                log.sync()  # what is saved is known to be finite
+                log.last_good = str(checkpoint.save(step + 1, {**log.last_values, "broken": broken()}))
+                validator.prune()
             if turn.last and stopped:
                 raise stopped
-    return broken(), log.last_loss, log.last_of, watching.finish()
+    return broken(), log.last_loss, log.last_of, validator.finish()
 
 
-def _broken(told: Mapping[str, Any], loader: BatchLoader | StoredLoader) -> Quarantined:
+def _all_quarantined(told: Mapping[str, Any], loader: BatchLoader | StoredLoader) -> Quarantined:
     """The samples left out so far, those before the checkpoint included."""
     return tuple({**dict(told.get("broken", ())), **dict(loader.quarantined)}.items())
 
 
-def _metrics(fabric: Fabric, job: Job, first_step: int) -> Metrics | None:
+def _rewound_metrics(fabric: Fabric, job: StageRun, first_step: int) -> MetricsFile | None:
     """What takes the figures of steps, without those that are about to be made again."""
     if not fabric.is_global_zero:
         return None
@@ -214,13 +219,13 @@ def _metrics(fabric: Fabric, job: Job, first_step: int) -> Metrics | None:
     return job.metrics
 
 
-def _saved(job: Job, losses: PairLosses) -> dict[str, nn.Module]:
+def _checkpoint_modules(job: StageRun, losses: PairLosses) -> dict[str, nn.Module]:
     """What a checkpoint holds the weights of: the losses, and the encoders in training."""
     trained = {f"encoder.{name}": state for name, state in states_of(job).items()}
     return {**{f"loss.{name}": loss for name, loss in losses.items()}, **trained}
 
 
-def loader_of(fabric: Fabric, job: Job, first_step: int) -> BatchLoader:
+def build_loader(fabric: Fabric, job: StageRun, first_step: int) -> BatchLoader:
     """Return the batches of this rank, every modality prepared."""
     recipe, stage = job.recipe, job.stage
     return BatchLoader(
@@ -229,7 +234,7 @@ def loader_of(fabric: Fabric, job: Job, first_step: int) -> BatchLoader:
         job.plan,
         first_step=first_step,
         last_step=job.steps,
-        workers=workers_of(fabric, job),
+        workers=choose_workers(fabric, job),
         rank=fabric.global_rank,
         world=fabric.world_size,
         partial=job.partial,
@@ -237,7 +242,7 @@ def loader_of(fabric: Fabric, job: Job, first_step: int) -> BatchLoader:
     )
 
 
-def workers_of(fabric: Fabric, job: Job) -> int:
+def choose_workers(fabric: Fabric, job: StageRun) -> int:
     """Return how many processes prepare inputs."""
     if job.recipe.workers != "auto":
         return job.recipe.workers

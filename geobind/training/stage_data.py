@@ -18,19 +18,19 @@ from geobind.evaluation import Leakage, leakage
 from geobind.evaluation.held_out import EvaluationResults, check_rows, first_rows, measure_all, warned
 from geobind.evaluation.split_leakage import Looked
 from geobind.recipe import Recipe, Stage
-from geobind.training.validation import check_held, fewer
+from geobind.training.validation import check_validation_rows, subsample
 
-_FEWEST = 2  # rows that two modalities must share to be compared
+_MIN_SHARED = 2  # rows that two modalities must share to be compared
 
 
-class Sources:
+class StageData:
     """The tables a recipe reads, each opened once."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.tables: dict[str, Table] = {}
         self._rows: dict[str, MixedDataset] = {}
-        self._held: dict[str, MixedDataset] = {}
+        self._validation_rows: dict[str, MixedDataset] = {}
         self._leaks: dict[str, Leakage] = {}
         self._looked: Looked = {}
         for stage in recipe.stages:
@@ -56,7 +56,7 @@ class Sources:
             self._check(stage, self._rows[stage.name])
         return self._rows[stage.name]
 
-    def held(self, stage: Stage) -> MixedDataset | None:
+    def validation_rows(self, stage: Stage) -> MixedDataset | None:
         """The rows a stage is watched on, None if it is not.
 
         Raises:
@@ -65,19 +65,19 @@ class Sources:
         watch = stage.watch
         if watch is None:
             return None
-        if stage.name not in self._held:
+        if stage.name not in self._validation_rows:
             other = {"data": watch.data} if watch.data else {}
             try:
                 asked = stage.model_copy(update={"split": watch.split, **other})
-                rows = fewer(MixedDataset(tuple(self._sources(asked, own=not watch.data))), watch.limit)
+                rows = subsample(MixedDataset(tuple(self._sources(asked, own=not watch.data))), watch.limit)
             except DataError as error:
                 raise DataError(
                     f"stage '{stage.name}' cannot be watched: {error}\n  name rows to watch it on with "
                     f"`watch.split` and `watch.data`; toy Earth has some with `toyearth: {{validation: 500}}`"
                 ) from error
-            check_held(self.recipe, stage, rows)
-            self._held[stage.name] = rows
-        return self._held[stage.name]
+            check_validation_rows(self.recipe, stage, rows)
+            self._validation_rows[stage.name] = rows
+        return self._validation_rows[stage.name]
 
     def _sources(self, stage: Stage, *, own: bool = True) -> list[WeightedSource]:
         anchor = self.recipe.anchor_of(stage)
@@ -119,11 +119,11 @@ class Sources:
     def _check(self, stage: Stage, rows: MixedDataset) -> None:
         pairs = self.recipe.pairs_of(stage)
         for pair in pairs if len(pairs) > 1 else ():
-            if rows.having(pair.both) < _FEWEST:
+            if rows.having(pair.both) < _MIN_SHARED:
                 where = ", ".join(source.name for source in rows.sources)
                 raise DataError(
                     f"stage '{stage.name}': of {where} only {rows.having(pair.both)} rows have both "
-                    f"'{pair.anchor}' and '{pair.other}', and it takes {_FEWEST} to compare; give data that "
+                    f"'{pair.anchor}' and '{pair.other}', and comparing needs {_MIN_SHARED}; give data that "
                     f"has both, or compare less (`align`, `pairs`)"
                 )
 
@@ -147,7 +147,7 @@ class Sources:
         warnings = dict.fromkeys(leak.warning for leak in self.leakage().values() if leak.warning)
         return warned(measure_all(binder, table, data, trained, options), tuple(warnings))
 
-    def measured_on(self) -> Table | None:
+    def evaluation_table(self) -> Table | None:
         """The rows that `evaluate` measures on."""
         options, table = self.recipe.evaluate, self._table(self._evaluated())
         if options is None or table is None:
@@ -156,18 +156,18 @@ class Sources:
 
     def leakage(self) -> dict[str, Leakage]:
         """What the rows measured on share with each stage's training rows, where both are tables."""
-        held_out = self.measured_on()
+        held_out = self.evaluation_table()
         if held_out is None or self._leaks:
             return self._leaks
         for stage in self.recipe.stages:
             self._leaks |= self._shared(stage, held_out)
         return self._leaks
 
-    def leakage_of_watched(self) -> dict[str, Leakage]:
+    def validation_leakage(self) -> dict[str, Leakage]:
         """What the rows that stages are watched on share with those they train on, where both are tables."""
         found: dict[str, Leakage] = {}
         for stage in self.recipe.stages:
-            held = self.held(stage)
+            held = self.validation_rows(stage)
             for source in held.sources if held else ():
                 if isinstance(source.rows, TableRows):
                     shared = self._shared(stage, source.rows.table)

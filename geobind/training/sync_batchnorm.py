@@ -29,26 +29,26 @@ from torch.overrides import TorchFunctionMode
 
 from geobind.data.loader import collate
 from geobind.errors import DataError, TrainingError
-from geobind.training.fsdp import shards
+from geobind.training.fsdp import is_sharded
 
 if TYPE_CHECKING:
     from geobind.embedding_cache.build import Stored
-    from geobind.training.stage import Job
+    from geobind.training.stage import StageRun
 
 
 _ALONE = "_geobind_alone_class"
 
 
-class Absence(local):
+class DummyPass(local):
     """Whether this process has no row in what it runs, and takes part for the others' sake alone."""
 
     here = False
 
 
-ABSENCE = Absence()
+DUMMY_PASS = DummyPass()
 
 
-def normalise_together(encoder: nn.Module, *, fused: bool = False) -> None:
+def sync_batch_norms(encoder: nn.Module, *, fused: bool = False) -> None:
     """Have the batch norms of an encoder that are in training take the statistics of all processes' rows.
 
     Those that are frozen, in eval mode, stay as they are. Structure and names of weights stay too.
@@ -59,31 +59,31 @@ def normalise_together(encoder: nn.Module, *, fused: bool = False) -> None:
     """
     for module in encoder.modules():
         own = isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
-        if own and module.training and not is_shared(module):
-            cast(Any, module).__class__ = _together(type(module), fused)
+        if own and module.training and not is_synced(module):
+            cast(Any, module).__class__ = _synced_class(type(module), fused)
 
 
-def normalise_alone(encoder: nn.Module) -> None:
+def unsync_batch_norms(encoder: nn.Module) -> None:
     """Let batch norms be what they were."""
     for module in encoder.modules():
-        if is_shared(module):
+        if is_synced(module):
             module.__class__ = getattr(type(module), _ALONE)
 
 
-def is_shared(module: nn.Module) -> bool:
+def is_synced(module: nn.Module) -> bool:
     """Whether a module takes the statistics of all processes' rows."""
     return hasattr(type(module), _ALONE)
 
 
 @cache
-def _together(kind: type[nn.Module], fused: bool) -> type[nn.Module]:
+def _synced_class(kind: type[nn.Module], fused: bool) -> type[nn.Module]:
     """Return a class of batch norms that does the same, but with the rows of all processes."""
 
     @torch.compiler.disable
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not self.training:
             return kind.forward(self, *args, **kwargs)
-        with _Shared(fused) as shared:
+        with _SyncMode(fused) as shared:
             normed = kind.forward(self, *args, **kwargs)
         if not shared.asked:
             raise TrainingError(
@@ -96,7 +96,7 @@ def _together(kind: type[nn.Module], fused: bool) -> type[nn.Module]:
     return type(kind.__name__, (kind,), {"forward": forward, _ALONE: kind, "__module__": kind.__module__})
 
 
-class _Shared(TorchFunctionMode):
+class _SyncMode(TorchFunctionMode):
     """Puts the statistics of all processes in the place of this one's wherever `F.batch_norm` takes them.
 
     A subclass of BatchNorm may do more besides, as timm's, which has an activation in it.
@@ -115,10 +115,10 @@ class _Shared(TorchFunctionMode):
         self.asked = True
         x, mean_C, var_C = cast("tuple[Tensor, Tensor | None, Tensor | None]", args)
         more = told["weight"], told["bias"], told["momentum"], told["eps"], self.fused
-        return _normed(x, mean_C, var_C, *more)
+        return _sync_batch_norm(x, mean_C, var_C, *more)
 
 
-def _normed(
+def _sync_batch_norm(
     x: Tensor,
     running_mean_C: Tensor | None,
     running_var_C: Tensor | None,
@@ -134,24 +134,24 @@ def _normed(
         of_torch: Any = Fused.apply
         world = dist.get_world_size()
         return of_torch(x, weight_C, bias_C, running_mean_C, running_var_C, eps, momentum, group, world)
-    apply: Any = _OfAll.apply
-    rows = x[:0] if ABSENCE.here else x
+    apply: Any = _SyncBatchNorm.apply
+    rows = x[:0] if DUMMY_PASS.here else x
     normed, mean_C, var_C, count = cast("tuple[Tensor, ...]", apply(rows, weight_C, bias_C, eps))
     if running_mean_C is not None and running_var_C is not None:
-        _follow(running_mean_C, mean_C, momentum)
-        _follow(running_var_C, var_C * (count / (count - 1).clamp(min=1)), momentum)
-    if not ABSENCE.here:
+        _update_running(running_mean_C, mean_C, momentum)
+        _update_running(running_var_C, var_C * (count / (count - 1).clamp(min=1)), momentum)
+    if not DUMMY_PASS.here:
         return normed
     # What counts for nobody must be finite all the same, whatever the weights are: its own statistics do.
     return normed.sum() + torch.batch_norm(x, weight_C, bias_C, None, None, True, 0.0, eps, False)
 
 
-def _follow(running_C: Tensor, now_C: Tensor, momentum: float) -> None:
+def _update_running(running_C: Tensor, now_C: Tensor, momentum: float) -> None:
     """Move a running statistic towards the one of this batch."""
     running_C.copy_((1 - momentum) * running_C.to(now_C.dtype) + momentum * now_C)
 
 
-class _OfAll(torch.autograd.Function):
+class _SyncBatchNorm(torch.autograd.Function):
     """Batch norm with the rows of all processes, of which one may have none.
 
     Gradients of weight and bias are those of this process's rows: whoever averages gradients over processes
@@ -187,7 +187,7 @@ class _OfAll(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             inverse_C = (var_C + ctx.eps).rsqrt()
             both_C2 = torch.stack([sum_C, sum_of_normed_C * inverse_C], dim=1)
-            _add_up(both_C2)
+            _all_reduce(both_C2)
             first_C, second_C = (both_C2 * (scale_C * inverse_C / count)[:, None]).unbind(1)
             around = x - _along(mean_C, x)
             grad = (grad - around.mul_(_along(second_C, x)).add_(_along(first_C, x))).to(x.dtype)
@@ -201,7 +201,7 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     count = x.numel() // width
     mean_C = x.mean(axes, dtype=kind) if count else x.new_zeros(width, dtype=kind)
     squares_C = (x - _along(mean_C, x)).square_().sum(axes)
-    told_PS = _gathered(torch.cat([mean_C, squares_C, mean_C.new_full((1,), count)]))
+    told_PS = _all_gather(torch.cat([mean_C, squares_C, mean_C.new_full((1,), count)]))
     mean_PC, squares_PC, count_P1 = told_PS[:, :width], told_PS[:, width:-1], told_PS[:, -1:]
     total = count_P1.sum()
     # A process without rows tells zeros, and counts for nothing.
@@ -214,20 +214,20 @@ def _along(value_C: Tensor, x: Tensor) -> Tensor:
     return value_C.view(-1, *[1] * (x.ndim - 2))
 
 
-def _gathered(own_S: Tensor) -> Tensor:
+def _all_gather(own_S: Tensor) -> Tensor:
     """Put what all processes tell, in rank order, after one another (P, S)."""
     told = [torch.empty_like(own_S) for _ in range(dist.get_world_size())]
     dist.all_gather(told, own_S)
     return torch.stack(told)
 
 
-def _add_up(tensor: Tensor) -> None:
+def _all_reduce(tensor: Tensor) -> None:
     """Replace a tensor by its sum over all processes."""
     dist.all_reduce(tensor)
 
 
-def spare_rows(
-    fabric: Fabric, job: Job, encoders: nn.ModuleDict, stored: Mapping[str, Stored]
+def build_dummy_rows(
+    fabric: Fabric, job: StageRun, encoders: nn.ModuleDict, stored: Mapping[str, Stored]
 ) -> dict[str, Any]:
     """Return, of each modality whose encoder every process must run or none, a prepared batch of one row.
 
@@ -242,32 +242,32 @@ def spare_rows(
     bound = {
         name: encoder
         for name, encoder in encoders.items()
-        if name in job.stage.parts and (shards(fabric) or any(map(is_shared, encoder.modules())))
+        if name in job.stage.parts and (is_sharded(fabric) or any(map(is_synced, encoder.modules())))
     }
     return {
         name: fabric.to_device(
-            torch.zeros(1, *stored[name].rows.shape) if name in stored else _first(job, name)
+            torch.zeros(1, *stored[name].rows.shape) if name in stored else _first_usable_row(job, name)
         )
         for name in bound
     }
 
 
 @contextmanager
-def absent(encoder: nn.Module) -> Generator[None]:
+def dummy_pass(encoder: nn.Module) -> Generator[None]:
     """Let an encoder run with others and leave no trace: no number is drawn, no statistic counts its rows."""
     modes = [(module, module.training) for module in encoder.modules()]
     for module, _ in modes:
-        module.training = module.training and is_shared(module)  # those update with the others' rows
-    ABSENCE.here = True
+        module.training = module.training and is_synced(module)  # those update with the others' rows
+    DUMMY_PASS.here = True
     try:
         yield
     finally:
-        ABSENCE.here = False
+        DUMMY_PASS.here = False
         for module, training in modes:
             module.training = training
 
 
-def _first(job: Job, name: str) -> Any:
+def _first_usable_row(job: StageRun, name: str) -> Any:
     """The first row that has a modality and can be read, as a batch."""
     prepare = job.recipe.built[name].prepare
     for source in job.rows.sources:

@@ -14,9 +14,9 @@ from torch.distributed.tensor import DTensor
 from geobind.errors import RecipeError, TrainingError
 from geobind.recipe.stage_options import AdamW, Full, Head, Last, Lora, Part
 from geobind.training.blocks import last_parameters, rate_shares
-from geobind.training.distributed import alike
-from geobind.training.encoder_transforms import as_written, compiling, keep_again
-from geobind.training.fsdp import make_whole
+from geobind.training.distributed import broadcast_tensors
+from geobind.training.encoder_transforms import disable_checkpointing, explain_compile_errors, uncompile
+from geobind.training.fsdp import unshard
 from geobind.training.lora import (
     check_lora,
     insert,
@@ -26,13 +26,13 @@ from geobind.training.lora import (
     tensors_of,
     trained_state,
 )
-from geobind.training.sync_batchnorm import normalise_alone
+from geobind.training.sync_batchnorm import unsync_batch_norms
 from geobind.utils import files
 from geobind.utils.hashing import derive_seed
 from geobind.utils.system import hash_module
 
 if TYPE_CHECKING:
-    from geobind.training.stage import Job
+    from geobind.training.stage import StageRun
 
 
 def set_trainable(name: str, encoder: nn.Module, part: Part | None) -> None:
@@ -231,7 +231,7 @@ def check_part(name: str, encoder: nn.Module, part: Part) -> None:
 
 
 @contextmanager
-def in_training(fabric: Fabric, job: Job) -> Generator[dict[str, str]]:
+def in_training(fabric: Fabric, job: StageRun) -> Generator[dict[str, str]]:
     """Make the encoders of a stage trainable as it asks.
 
     Afterwards adapters are merged into the weights they adapt, and lie on their own beside the stage.
@@ -256,7 +256,7 @@ def in_training(fabric: Fabric, job: Job) -> Generator[dict[str, str]]:
         insert(name, encoders[name], part, derive_seed(job.recipe.seed, job.stage.name, "adapter", name))
         set_trainable(name, encoders[name], part)
 
-    with compiling(job.stage.name):
+    with explain_compile_errors(job.stage.name):
         yield before
 
     encoders = _plain(fabric, job)
@@ -276,24 +276,24 @@ def in_training(fabric: Fabric, job: Job) -> Generator[dict[str, str]]:
         files.write_tensors(job.folder / ADAPTER, small)
 
 
-def _plain(fabric: Fabric, job: Job) -> dict[str, nn.Module]:
+def _plain(fabric: Fabric, job: StageRun) -> dict[str, nn.Module]:
     """Make encoders whole and plain again, with the same batch statistics on all ranks; return them."""
-    make_whole(job.binder.encoders)
+    unshard(job.binder.encoders)
     for name, encoder in job.encoders.items():
-        as_written(encoder)
-        keep_again(encoder)
-        normalise_alone(encoder)
+        uncompile(encoder)
+        disable_checkpointing(encoder)
+        unsync_batch_norms(encoder)
         if name in job.stage.parts:
-            alike(fabric, encoder.buffers())
+            broadcast_tensors(fabric, encoder.buffers())
     return job.encoders
 
 
-def precision_of(job: Job) -> str:
+def precision_of(job: StageRun) -> str:
     """Return the precision that a stage computes in, as Fabric names it."""
     return job.stage.precision or job.recipe.fabric.precision
 
 
-def shares_of(job: Job) -> dict[nn.Parameter, float]:
+def shares_of(job: StageRun) -> dict[nn.Parameter, float]:
     """Return the share of the learning rate of each parameter that does not get all of it."""
     shares: dict[nn.Parameter, float] = {}
     for name, part in job.stage.trained.items():
@@ -302,7 +302,7 @@ def shares_of(job: Job) -> dict[nn.Parameter, float]:
     return shares
 
 
-def states_of(job: Job) -> dict[str, nn.Module]:
+def states_of(job: StageRun) -> dict[str, nn.Module]:
     """Return what a checkpoint must hold of each encoder in training, by modality."""
     return {
         name: trained_state(job.encoders[name]) if isinstance(part, Lora) else job.encoders[name]

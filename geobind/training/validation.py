@@ -28,13 +28,20 @@ from geobind.recipe import Recipe, Stage
 from geobind.recipe.schema import Bound, Watch
 from geobind.scoring import unit
 from geobind.towers.weights import read_weights
-from geobind.training.distributed import Ranks, from_first, on_first, tensor_from_first, told_by_first, whole
-from geobind.training.ema import Average
-from geobind.training.fsdp import like
-from geobind.training.loss_inputs import context_of
+from geobind.training.distributed import (
+    Ranks,
+    broadcast_object,
+    broadcast_result,
+    broadcast_tensor,
+    full_tensor,
+    rank_zero_run,
+)
+from geobind.training.ema import WeightAverage
+from geobind.training.fsdp import shard_like
+from geobind.training.loss_inputs import build_loss_context
 from geobind.training.losses import ContrastiveLoss
 from geobind.training.metrics import Recorder
-from geobind.training.optimizer import Moving
+from geobind.training.optimizer import OptimizerState
 from geobind.training.trainable import states_of
 from geobind.utils import files
 from geobind.utils.logs import rank_zero_logger
@@ -44,26 +51,26 @@ _log = rank_zero_logger(__name__)
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from geobind.training.stage import Job
+    from geobind.training.stage import StageRun
 
 
 BLOCK = 64  # rows of a forward pass: always as many, because bits depend on it
-_KEPT_BYTES = 2**28  # of prepared inputs; past that they are prepared again for each evaluation
+_MAX_KEPT_BYTES = 2**28  # of prepared inputs; past that they are prepared again for each evaluation
 _SHOWN = 5
 
 
-class Sides(NamedTuple):
+class EmbeddedSide(NamedTuple):
     """One modality of all rows: the rows that have it, and their embeddings on every rank."""
 
     rows_N: NDArray[np.int64]  # rising
     embedding_ND: Tensor
 
-    def of(self, rows: NDArray[np.int64]) -> Tensor:
+    def select(self, rows: NDArray[np.int64]) -> Tensor:
         """The embeddings of some of these rows."""
         return self.embedding_ND[torch.from_numpy(np.searchsorted(self.rows_N, rows))]
 
 
-def fewer(rows: MixedDataset, limit: int | None) -> MixedDataset:
+def subsample(rows: MixedDataset, limit: int | None) -> MixedDataset:
     """Take rows at even distances, at most `limit` of them."""
     if limit is None or len(rows) <= limit:
         return rows
@@ -73,10 +80,10 @@ def fewer(rows: MixedDataset, limit: int | None) -> MixedDataset:
         picked_N[(picked_N >= start) & (picked_N < end)] - start
         for start, end in zip(rows.starts, ends, strict=True)
     ]
-    return MixedDataset(tuple(_taken(s, i) for s, i in zip(rows.sources, there, strict=True) if len(i)))
+    return MixedDataset(tuple(_take_rows(s, i) for s, i in zip(rows.sources, there, strict=True) if len(i)))
 
 
-def _taken(source: WeightedSource, index_N: NDArray[np.int64]) -> WeightedSource:
+def _take_rows(source: WeightedSource, index_N: NDArray[np.int64]) -> WeightedSource:
     if isinstance(source.rows, TableRows):
         return source._replace(rows=replace(source.rows, table=source.rows.table.take(index_N)))
     own = source.rows
@@ -85,7 +92,7 @@ def _taken(source: WeightedSource, index_N: NDArray[np.int64]) -> WeightedSource
     return source._replace(rows=replace(own, pairs=[own.pairs[int(row)] for row in index_N]))
 
 
-class Inputs:
+class ValidationInputs:
     """The inputs of one modality in some rows, prepared as for evaluation.
 
     Inputs that cannot be read are left out, and said, before anything is trained.
@@ -100,7 +107,7 @@ class Inputs:
         DataError: More of them cannot be read than the recipe's `max_broken` allows.
     """
 
-    def __init__(self, fabric: Fabric, job: Job, rows: MixedDataset, name: str) -> None:
+    def __init__(self, fabric: Fabric, job: StageRun, rows: MixedDataset, name: str) -> None:
         self.fabric, self.name = fabric, name
         self._prepare: Callable[..., Any] = job.recipe.built[name].prepare
         self._cells = Cells(rows, name)
@@ -108,11 +115,11 @@ class Inputs:
         starts = zip(rows.sources, rows.starts, strict=True)
         there_N = np.concatenate([source.rows.rows_with([name]) + start for source, start in starts])
         left = self._look(there_N)
-        faults = from_first(fabric, left)  # what the first process cannot read, none takes
+        faults = broadcast_object(fabric, left)  # what the first process cannot read, none takes
         self.rows_N = np.array([row for row in there_N.tolist() if row not in faults], dtype=np.int64)
         self._judge(faults, len(there_N), job)
 
-    def embed(self, forward: Callable[[Any], Tensor], ranks: Ranks, width: int) -> Sides:
+    def embed(self, forward: Callable[[Any], Tensor], ranks: Ranks, width: int) -> EmbeddedSide:
         """Embed all rows; each rank takes every so many-th block, and all take equally many."""
         blocks = [self.rows_N[at : at + BLOCK] for at in range(0, len(self.rows_N), BLOCK)]
         rank, found = self.fabric.global_rank, []
@@ -126,9 +133,9 @@ class Inputs:
                 gathered_ND[number * BLOCK : number * BLOCK + len(block)]
                 for number, block in enumerate(blocks[first : first + ranks.world])
             ]
-        return Sides(self.rows_N, torch.cat(found) if found else torch.zeros(0, width))
+        return EmbeddedSide(self.rows_N, torch.cat(found) if found else torch.zeros(0, width))
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Let go of the prepared inputs."""
         self._kept.clear()
 
@@ -142,7 +149,7 @@ class Inputs:
                 faults[row] = str(error)
                 continue
             size += _bytes(prepared)
-            if size <= _KEPT_BYTES:
+            if size <= _MAX_KEPT_BYTES:
                 self._kept[row] = prepared
         return faults
 
@@ -152,7 +159,7 @@ class Inputs:
         raw = self._cells[row]
         return self._prepare(raw[0] if isinstance(raw, list) else raw)
 
-    def _judge(self, faults: Mapping[int, str], count: int, job: Job) -> None:
+    def _judge(self, faults: Mapping[int, str], count: int, job: StageRun) -> None:
         if not faults:
             return
         most, stage = job.recipe.max_broken, job.stage
@@ -167,7 +174,7 @@ class Inputs:
         _log.warning("%s; they are left out:%s", said, listed)
 
 
-class Facts(NamedTuple):
+class RowMetadata(NamedTuple):
     """What is known of all rows."""
 
     keys: Sequence[str]
@@ -177,7 +184,7 @@ class Facts(NamedTuple):
     label_N: NDArray[np.object_]
 
     @classmethod
-    def of(cls, rows: MixedDataset) -> Facts:
+    def read(cls, rows: MixedDataset) -> RowMetadata:
         """Read them."""
         parts = [source.rows.known() for source in rows.sources]
         return cls(
@@ -203,10 +210,10 @@ def _bytes(prepared: Any) -> int:
 # N rows with both of a pair, D width
 
 
-_FEWEST = 2  # rows with both of a pair: one alone has nothing to be told from
+_MIN_ROWS = 2  # rows with both of a pair: one alone has nothing to be told from
 
 
-def fields(recipe: Recipe) -> list[str]:
+def validation_columns(recipe: Recipe) -> list[str]:
     """The columns of validation.csv beside stage and step."""
     watched = [stage for stage in recipe.stages if stage.watch]
     found = ["loss", *(f"R@{stage.watch.cutoff}" for stage in watched if stage.watch)]
@@ -217,7 +224,7 @@ def fields(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys([*found, "best", "seconds"]))
 
 
-def check_held(recipe: Recipe, stage: Stage, rows: MixedDataset) -> None:
+def check_validation_rows(recipe: Recipe, stage: Stage, rows: MixedDataset) -> None:
     """See that the rows a stage is watched on can tell good embeddings from bad ones.
 
     Raises:
@@ -226,11 +233,11 @@ def check_held(recipe: Recipe, stage: Stage, rows: MixedDataset) -> None:
     watch = stage.watch
     if watch is None:
         return
-    most = _FEWEST - 1 if watch.measure == "loss" else max(_FEWEST - 1, watch.cutoff)
+    most = _MIN_ROWS - 1 if watch.measure == "loss" else max(_MIN_ROWS - 1, watch.cutoff)
     for pair in recipe.pairs_of(stage):
         count = rows.having(pair.both)
         if count <= most:
-            always = f", so that {watch.measure} is always 1" if count >= _FEWEST else ""
+            always = f", so that {watch.measure} is always 1" if count >= _MIN_ROWS else ""
             raise DataError(
                 f"stage '{stage.name}': split '{watch.split}' has {count} rows with both '{pair.anchor}' and "
                 f"'{pair.other}' to watch it on{always}; give it more than {most}, or watch another measure"
@@ -244,8 +251,11 @@ def check_held(recipe: Recipe, stage: Stage, rows: MixedDataset) -> None:
             )
 
 
-def measures(
-    job: Job, losses: Mapping[str, ContrastiveLoss], sides: Mapping[str, Sides], facts: Facts
+def measure_pairs(
+    job: StageRun,
+    losses: Mapping[str, ContrastiveLoss],
+    sides: Mapping[str, EmbeddedSide],
+    facts: RowMetadata,
 ) -> dict[str, float]:
     """Measure the pairs of a stage.
 
@@ -266,13 +276,13 @@ def measures(
     """
     watch = job.stage.watch
     cutoff = watch.cutoff if watch else 10
-    shared = {pair.name: _shared(pair, sides) for pair in job.pairs}
+    shared = {pair.name: _shared_rows(pair, sides) for pair in job.pairs}
     recalls: dict[str, float] = {}
     for pair in job.pairs:
         row_N = shared[pair.name]
         ids = facts.label_N[row_N] if watch and watch.by == "label" else row_N
         both = rank_counts_both(
-            sides[pair.anchor].of(row_N), sides[pair.other].of(row_N), query_ids=ids, gallery_ids=ids
+            sides[pair.anchor].select(row_N), sides[pair.other].select(row_N), query_ids=ids, gallery_ids=ids
         )
         recalls[pair.name] = float(np.mean([counts.hit_Q(cutoff).mean() for counts in both]))
     name = f"R@{cutoff}"
@@ -281,36 +291,36 @@ def measures(
     return {"loss": total, name: float(np.mean(list(recalls.values()))), **several}
 
 
-def _shared(pair: Bound, sides: Mapping[str, Sides]) -> NDArray[np.int64]:
+def _shared_rows(pair: Bound, sides: Mapping[str, EmbeddedSide]) -> NDArray[np.int64]:
     return np.intersect1d(sides[pair.anchor].rows_N, sides[pair.other].rows_N)
 
 
 @torch.no_grad()
 def _loss(
-    job: Job,
+    job: StageRun,
     pair: Bound,
     losses: Mapping[str, ContrastiveLoss],
-    sides: Mapping[str, Sides],
+    sides: Mapping[str, EmbeddedSide],
     row_N: NDArray[np.int64],
-    facts: Facts,
+    facts: RowMetadata,
 ) -> float:
     loss, found = losses[pair.name], []
     device = next((tensor.device for tensor in (*loss.parameters(), *loss.buffers())), torch.device("cpu"))
     with still(loss):
         for rows in _batches(row_N, job.stage.batch_size):
-            context = context_of(lambda here: here, device, job.stage.loss, facts.meta(rows))
-            anchor_ND, other_ND = (sides[name].of(rows).to(device) for name in (pair.anchor, pair.other))
+            context = build_loss_context(lambda here: here, device, job.stage.loss, facts.meta(rows))
+            anchor_ND, other_ND = (sides[name].select(rows).to(device) for name in (pair.anchor, pair.other))
             found.append(float(loss(anchor_ND, other_ND, context)))
     return float(np.mean(found))
 
 
 def _batches(row_N: NDArray[np.int64], size: int) -> Sequence[NDArray[np.int64]]:
     """Batches of exactly `size` rows, or one of all where there are fewer."""
-    whole = [row_N[at : at + size] for at in range(0, len(row_N) - size + 1, size)]
-    return whole or [row_N]
+    full = [row_N[at : at + size] for at in range(0, len(row_N) - size + 1, size)]
+    return full or [row_N]
 
 
-class State(nn.Module):
+class EarlyStopping(nn.Module):
     """What a watch remembers: plain numbers, in the stage's checkpoint.
 
     The gain of an evaluation is counted from the last one that had enough of it, so that many small ones add
@@ -356,21 +366,21 @@ class State(nn.Module):
 _BEST = "best-*.safetensors"
 
 
-class Watched(NamedTuple):
+class ValidationResult(NamedTuple):
     """What watching a stage came to."""
 
     steps: int  # taken, fewer than planned if it stopped early
     facts: dict[str, Any] | None  # for stage.json; None if it was not watched
 
 
-def remove_best(folder: Path, *, but: Path | None = None) -> None:
+def remove_best_weights(folder: Path, *, but: Path | None = None) -> None:
     """Remove the best weights of a stage from its folder, save those of one evaluation."""
     for file in folder.glob(_BEST):
         if file != but:
             file.unlink(missing_ok=True)
 
 
-class Watching:
+class Validator:
     """The watch over one stage; a stage without `watch` has one that does nothing.
 
     All ranks embed their share of the rows, the first one measures, and all are told what it found, so that
@@ -379,7 +389,7 @@ class Watching:
     Args:
         fabric: Where the stage runs.
         job: The stage.
-        moving: Its module as Fabric set it up.
+        optimizer: Its module as Fabric set it up.
         losses: By pair.
         stored: The modalities that are read from the embedding cache, in whole or but for their head.
     """
@@ -387,48 +397,50 @@ class Watching:
     def __init__(
         self,
         fabric: Fabric,
-        job: Job,
-        moving: Moving,
+        job: StageRun,
+        optimizer: OptimizerState,
         losses: Mapping[str, ContrastiveLoss],
         stored: Mapping[str, Any],
     ) -> None:
         self.fabric, self.job, self.losses = fabric, job, losses
-        self.module, self.stored = moving.module, stored
-        self.average = Average(job.encoders, job.stage.average)  # evaluated and kept in the weights' place
-        self.watch = None if job.held is None else job.stage.watch
-        self.state = State()
+        self.module, self.stored = optimizer.module, stored
+        self.average = WeightAverage(
+            job.encoders, job.stage.average
+        )  # evaluated and kept in the weights' place
+        self.watch = None if job.validation_rows is None else job.stage.watch
+        self.state = EarlyStopping()
         self.ranks = Ranks(fabric.all_gather, fabric.world_size)
-        self._inputs: dict[str, Inputs] = {}
-        self._still: dict[str, Sides] = {}  # of the sides that the stage does not move: embedded once
+        self._inputs: dict[str, ValidationInputs] = {}
+        self._still: dict[str, EmbeddedSide] = {}  # of the sides that the stage does not move: embedded once
         self._taken = 0
 
     @property
-    def saved(self) -> dict[str, nn.Module]:
+    def checkpoint_modules(self) -> dict[str, nn.Module]:
         """What a checkpoint must hold, for a resumed run to go on as if it had not stopped."""
         watched: dict[str, nn.Module] = {"watch": self.state} if self.watch else {}
         return {**watched, "average": self.average} if self.job.stage.ema else watched
 
     @property
-    def over(self) -> bool:
+    def is_stopped(self) -> bool:
         """Whether the stage stops before its time."""
         return bool(self.state.get("stopped_after"))
 
-    def begin(self, first_step: int) -> None:
+    def start(self, first_step: int) -> None:
         """Get ready to go on with a step: read the rows, drop what will be found again.
 
         Raises:
             DataError: Too many of the rows cannot be read.
         """
         self._taken = first_step
-        if self.fabric.is_global_zero and self.job.validations:
-            self.job.validations.rewind(self.job.stage.name, first_step)
+        if self.fabric.is_global_zero and self.job.validation_metrics:
+            self.job.validation_metrics.rewind(self.job.stage.name, first_step)
         self.prune()
-        held = self.job.held
-        if self.watch is not None and held is not None and not self.over:
-            self._inputs = {n: Inputs(self.fabric, self.job, held, n) for n in self.job.encoders}
-            self._facts = Facts.of(held)
+        held = self.job.validation_rows
+        if self.watch is not None and held is not None and not self.is_stopped:
+            self._inputs = {n: ValidationInputs(self.fabric, self.job, held, n) for n in self.job.encoders}
+            self._facts = RowMetadata.read(held)
 
-    def look(self, step: int, log: Recorder, *, moved: bool = True) -> None:
+    def after_step(self, step: int, log: Recorder, *, moved: bool = True) -> None:
         """Take the weights of a step into their mean, if it moved them; evaluate after it if it is time.
 
         Raises:
@@ -440,26 +452,26 @@ class Watching:
         self._taken = taken = step + 1
         if self.watch is None or (taken % self.watch.every and taken != self.job.steps):
             return
-        log.look()  # what is evaluated is known to be finite
+        log.flush()  # what is evaluated is known to be finite
         began = time.monotonic()
-        with self.average.in_place():
+        with self.average.swapped_in():
             found = self._measured(step)
             value = found[self.watch.measure]
             if self.state.judge(value, taken, self.watch) and self.watch.keep == "best":
                 self._write(taken)
         best = self.state.get("best")
-        log.aside = f"{self.watch.split} {self.watch.measure} {value:.4g} (best {best:.4g})"
+        log.status_extra = f"{self.watch.split} {self.watch.measure} {value:.4g} (best {best:.4g})"
         told = {name: f"{number:.6g}" for name, number in found.items()}
         told |= {"best": f"{best:.6g}", "seconds": f"{time.monotonic() - began:.3g}"}
-        on_first(self.fabric, lambda: self._tell({"step": step, **told}))
-        log.pass_over()  # the time was not spent on training
+        rank_zero_run(self.fabric, lambda: self._tell({"step": step, **told}))
+        log.exclude_elapsed()  # the time was not spent on training
 
     def prune(self) -> None:
         """Remove weights that are the best no more, once no checkpoint names them."""
         if self.fabric.is_global_zero:
-            remove_best(self.job.folder, but=self._file(self.state.get("best_steps")))
+            remove_best_weights(self.job.folder, but=self._file(self.state.get("best_steps")))
 
-    def finish(self) -> Watched:
+    def finish(self) -> ValidationResult:
         """Leave the weights that the stage ends with, and tell what was found.
 
         Raises:
@@ -469,14 +481,14 @@ class Watching:
         if watch is not None and watch.keep == "best" and best != self._taken:
             self._read(best)
         else:
-            self.average.take()
+            self.average.copy_to_weights()
         if watch is not None:
             kept = best if watch.keep == "best" else self._taken
             facts = {"split": watch.split, "measure": watch.measure, "evaluations": self.state.get("seen")}
             facts |= {"best": self.state.get("best"), "best_steps": best, "kept_steps": kept}
-            facts |= {"planned_steps": self.job.steps, "stopped_early": self.over}
+            facts |= {"planned_steps": self.job.steps, "stopped_early": self.is_stopped}
             self._say(facts)
-        return Watched(self._taken, facts)
+        return ValidationResult(self._taken, facts)
 
     def _measured(self, step: int) -> dict[str, float]:
         sides = {name: self._embedded(name) for name in self._inputs}
@@ -486,13 +498,13 @@ class Watching:
                     f"stage '{self.job.stage.name}': '{name}' embeds to values not finite after step {step}\n"
                     f"  lower the learning rate or clip_norm, and run again with --resume"
                 )
-        return told_by_first(self.fabric, lambda: measures(self.job, self.losses, sides, self._facts))
+        return broadcast_result(self.fabric, lambda: measure_pairs(self.job, self.losses, sides, self._facts))
 
     def _tell(self, row: dict[str, Any]) -> None:
-        if self.job.validations:
-            self.job.validations.add(self.job.stage.name, [row])
+        if self.job.validation_metrics:
+            self.job.validation_metrics.add(self.job.stage.name, [row])
 
-    def _embedded(self, name: str) -> Sides:
+    def _embedded(self, name: str) -> EmbeddedSide:
         if name in self._still:
             return self._still[name]
         encoder = self.job.encoders[name]
@@ -507,7 +519,7 @@ class Watching:
             found = self._inputs[name].embed(forward, self.ranks, self.job.recipe.width)
         if name not in self.job.stage.parts:
             self._still[name] = found
-            self._inputs[name].forget()
+            self._inputs[name].clear()
         return found
 
     def _kept(self) -> dict[str, Tensor]:
@@ -517,8 +529,8 @@ class Watching:
         return {f"{head}.{key}": value for head, state in states.items() for key, value in state.items()}
 
     def _write(self, steps: int) -> None:
-        tensors = {name: whole(value) for name, value in self._kept().items()}  # on every rank
-        on_first(self.fabric, lambda: files.write_tensors(self._file(steps), tensors))
+        tensors = {name: full_tensor(value) for name, value in self._kept().items()}  # on every rank
+        rank_zero_run(self.fabric, lambda: files.write_tensors(self._file(steps), tensors))
 
     @torch.no_grad()
     def _read(self, steps: int) -> None:
@@ -530,9 +542,9 @@ class Watching:
                 raise CheckpointError(f"{file}: not this stage's best weights; remove {file.parent}")
             return found
 
-        found = on_first(self.fabric, read) or {}  # the others need not see the first one's disk
+        found = rank_zero_run(self.fabric, read) or {}  # the others need not see the first one's disk
         for name, target in targets.items():
-            target.copy_(like(target, tensor_from_first(self.fabric, found.get(name), target)))
+            target.copy_(shard_like(target, broadcast_tensor(self.fabric, found.get(name), target)))
 
     def _file(self, steps: int) -> Path:
         return self.job.folder / _BEST.replace("*", f"{steps:08d}")

@@ -9,7 +9,7 @@ import pytest
 
 from geobind.cli import main
 from geobind.errors import StorageError
-from geobind.training.metrics import Metrics
+from geobind.training.metrics import MetricsFile
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -136,7 +136,7 @@ TORN = ["", "stage,st", "one,2", "one,2,0.51234,0.07,0.01,1.2", "\0\0\0\0", "one
 @pytest.mark.parametrize("tail", TORN)
 def test_a_row_of_metrics_that_was_cut_is_dropped(tmp_path, tail):
     path = tmp_path / "metrics.csv"
-    metrics = Metrics(path)
+    metrics = MetricsFile(path)
     row = {"loss": "1", "temperature": "0.1", "lr": "0.1", "grad_norm": "1", "samples_per_second": "1"}
     metrics.add("one", [{"step": step, **row} for step in range(2)])
     whole = path.read_text()

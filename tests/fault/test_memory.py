@@ -54,7 +54,7 @@ def test_on_an_accelerator_half_precision_is_named_too():
     job = type("J", (), {"stage": stage, "recipe": recipe})
     with (
         pytest.raises(TrainingError, match=r"the accelerator \(cuda:1\) is full") as caught,
-        interruption.explained(job, torch.device("cuda:1")),
+        interruption.explain_failures(job, torch.device("cuda:1")),
     ):
         raise FULL["accelerator"]
     assert "`chunk: 32`" in str(caught.value) and "`precision: bf16-mixed`" in str(caught.value)

@@ -14,7 +14,7 @@ from fault_moments import Moments, Target
 
 from geobind.errors import CheckpointError, StorageError
 from geobind.training.interruption import Stopped
-from geobind.training.resume import LOCK, alone_in
+from geobind.training.resume import LOCK, run_lock
 from geobind.utils import files
 
 FORK = multiprocessing.get_context("fork")
@@ -103,7 +103,7 @@ def test_a_state_of_an_earlier_version_without_a_hash_is_read(tmp_path):
 
 
 def hold(folder, ready):
-    with alone_in(folder):
+    with run_lock(folder):
         ready.set()
         time.sleep(60)
 
@@ -134,7 +134,7 @@ def test_children_do_not_keep_a_folder_that_their_dead_parent_had(tmp_path):
     told = FORK.Queue()
 
     def parent():
-        with alone_in(tmp_path):
+        with run_lock(tmp_path):
             child = FORK.Process(target=time.sleep, args=(60,))
             child.start()
             told.put(child.pid)
@@ -146,7 +146,7 @@ def test_children_do_not_keep_a_folder_that_their_dead_parent_had(tmp_path):
     orphan = told.get(timeout=20)
     process.join()
     try:
-        with alone_in(tmp_path):
+        with run_lock(tmp_path):
             pass
     finally:
         os.kill(orphan, signal.SIGKILL)
@@ -154,11 +154,11 @@ def test_children_do_not_keep_a_folder_that_their_dead_parent_had(tmp_path):
 
 def test_whoever_waited_for_a_folder_does_not_share_it(tmp_path):
     """The one before removes the file at its end; whoever opened that one takes the next."""
-    with alone_in(tmp_path):
+    with run_lock(tmp_path):
         first = (tmp_path / LOCK).stat().st_ino
         (tmp_path / LOCK).unlink()  # as another process, which has just ended, might
         (tmp_path / "keep").write_text("")
-        with alone_in(tmp_path):
+        with run_lock(tmp_path):
             assert (tmp_path / LOCK).stat().st_ino != first or Path("/proc").exists()
 
 
@@ -169,8 +169,8 @@ def test_without_locks_a_run_works_all_the_same(tmp_path, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(resume.fcntl, "lockf", none)
-    with alone_in(tmp_path):
+    with run_lock(tmp_path):
         pass
     monkeypatch.setattr(resume, "fcntl", None)
-    with pytest.raises(Stopped), alone_in(tmp_path):
+    with pytest.raises(Stopped), run_lock(tmp_path):
         raise Stopped(15)

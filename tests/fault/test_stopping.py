@@ -13,7 +13,7 @@ from geobind.cli import main
 from geobind.data import loader
 from geobind.evaluation import held_out
 from geobind.training import cache, interruption, metrics, stage
-from geobind.training.interruption import Stopped, between_steps, listening
+from geobind.training.interruption import Stopped, defer_signals, handle_signals
 
 RARE = ("stages.0.checkpoint_seconds=600", "stages.1.checkpoint_seconds=600")
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
@@ -48,7 +48,7 @@ def test_a_signal_ends_the_step_saves_it_and_the_run_goes_on_to_the_same_end(
     assert caught.value.exit_code == CODES[number]
     assert caught.value.__notes__ == [f"what is finished lies in {home / 'run'}; --resume goes on with it"]
     assert "stopping after this step, with a checkpoint" in capfd.readouterr().err
-    assert len(metrics.Metrics(home / "run" / "metrics.csv")._rows()) == after + 1
+    assert len(metrics.MetricsFile(home / "run" / "metrics.csv")._rows()) == after + 1
     fault_world.train(home, *RARE, resume=True)
     assert fault_world.outcome(home / "run") == whole()
 
@@ -57,7 +57,7 @@ def test_a_signal_ends_the_step_saves_it_and_the_run_goes_on_to_the_same_end(
     ("owner", "name", "after"),
     [
         (cache.Entry, "add", 1),  # while the cache fills
-        (stage, "between_steps", 1),  # before the first step of the second stage
+        (stage, "defer_signals", 1),  # before the first step of the second stage
         (held_out, "tabulate", 0),
         (stage.Checkpoint, "save", 2),
     ],
@@ -129,13 +129,13 @@ def test_a_signal_that_comes_by_two_ways_is_one(monkeypatch):
     fabric = type("Fabric", (), {"world_size": 1, "is_global_zero": True})
     with (
         pytest.raises(Stopped, match="stopped at once"),
-        listening(),
-        between_steps(fabric, "one", 1) as asked,
+        handle_signals(),
+        defer_signals(fabric, "one", 1) as asked,
     ):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked(0).exit_code == 143
-        monkeypatch.setattr(interruption, "_TWICE_SECONDS", 0.0)
+        monkeypatch.setattr(interruption, "_REPEAT_SECONDS", 0.0)
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("a second signal waited")
 
@@ -144,8 +144,8 @@ def test_a_second_signal_does_not_wait_for_the_step():
     fabric = type("Fabric", (), {"world_size": 1, "is_global_zero": True})
     with (
         pytest.raises(Stopped, match="SIGINT: stopped at once"),
-        listening(),
-        between_steps(fabric, "one", 1),
+        handle_signals(),
+        defer_signals(fabric, "one", 1),
     ):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
@@ -162,7 +162,7 @@ def test_all_ranks_stop_where_one_was_asked_to():
             asked.append((heard.item(), reduce_op))
             return torch.tensor(15.0)
 
-    with listening(), between_steps(Fabric(), "one", 4) as stopped:
+    with handle_signals(), defer_signals(Fabric(), "one", 4) as stopped:
         found = [stopped(step) for step in range(4)]
     assert asked == [(0.0, "max")]  # only every fourth step waits for the others
     assert found[:3] == [None] * 3
@@ -171,10 +171,10 @@ def test_all_ranks_stop_where_one_was_asked_to():
 
 def test_handlers_are_put_back_and_other_threads_left_alone():
     there = {number: signal.getsignal(number) for number in CODES}
-    with listening():
-        assert all(signal.getsignal(number) is interruption._hear for number in CODES)
+    with handle_signals():
+        assert all(signal.getsignal(number) is interruption._on_signal for number in CODES)
         seen = []
-        thread = threading.Thread(target=lambda: seen.append(listening().__enter__()))
+        thread = threading.Thread(target=lambda: seen.append(handle_signals().__enter__()))
         thread.start()
         thread.join()
         assert seen == [None]

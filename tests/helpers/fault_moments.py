@@ -70,7 +70,7 @@ class Moments:
         self._around(stage, "run_stage", lambda _: "between stages")
         self._around(loader.Collator, "__call__", lambda _: "loading")
         self._writing()
-        self._appending(record.Metrics)
+        self._appending(record.MetricsFile)
         self._computing = "computing"
         measure = held_out.tabulate
 

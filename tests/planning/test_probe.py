@@ -128,7 +128,7 @@ def test_an_open_batch_is_settled_written_down_and_kept_when_the_run_goes_on(
     here, write_report, tmp_path, logged
 ):
     recipe = toy.recipe(tmp_path, "stages.0.batch_size=auto", "stages.1.chunk=auto")
-    folder = run(recipe, tmp_path / "run", settle=Settling(limit=2**40)).folder
+    folder = run(recipe, tmp_path / "run", resolver=Settling(limit=2**40)).folder
     assert here == [2**40]
     written = parse((folder / "recipe.yaml").read_text(), "")[0]["stages"]
     assert (written[0]["batch_size"], written[1]["chunk"]) == (16, None)  # a quarter of 96 rows is 24
@@ -136,7 +136,7 @@ def test_an_open_batch_is_settled_written_down_and_kept_when_the_run_goes_on(
     plan = read_plan(folder)
     assert [stage.settled for stage in plan.stages] == [{"batch_size": 16}, {"chunk": None}]
 
-    run(recipe, folder, resume=True, settle=Settling(limit=2**40 + 1))
+    run(recipe, folder, resume=True, resolver=Settling(limit=2**40 + 1))
     assert here == [2**40], "the plan that lies there is not made again"
     said = logged()
     assert "one: batch_size 16 (as planned before" in said
@@ -151,7 +151,7 @@ def test_an_open_batch_is_settled_written_down_and_kept_when_the_run_goes_on(
     assert "no more than a quarter of its 96 rows" in text
     changed = toy.recipe(tmp_path, "stages.0.batch_size=auto", "stages.1.chunk=auto", "width=9")
     with pytest.raises(RecipeError, match="even 2 pairs take"):
-        run(changed, folder, resume=True, settle=Settling(limit=1000))
+        run(changed, folder, resume=True, resolver=Settling(limit=1000))
     assert here == [2**40, 1000]
 
 

@@ -19,9 +19,9 @@ from geobind.recipe.describe import cautions, details, facts
 from geobind.recipe.schema import bound_pairs
 from geobind.training import metrics
 from geobind.training.distributed import Ranks
-from geobind.training.gradients import Gradients, Turn, turn_of
+from geobind.training.gradients import AccumulationStep, GradientAccumulator, accumulation_step
 from geobind.training.losses import InfoNCE
-from geobind.training.module import About, Bind
+from geobind.training.module import About, ContrastiveModule
 from geobind.training.run import run
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
@@ -57,10 +57,10 @@ def whole(tmp_path_factory):
 
 
 def test_every_third_step_moves_the_weights_and_so_does_the_last():
-    turns = [turn_of(step, 3, 8) for step in range(8)]
+    turns = [accumulation_step(step, 3, 8) for step in range(8)]
     assert [turn.last for turn in turns] == [False, False, True, False, False, True, False, True]
     assert [turn.of for turn in turns] == [3] * 6 + [2] * 2
-    assert [turn_of(step, 1, 8) for step in (0, 7)] == [Turn(), Turn()]
+    assert [accumulation_step(step, 1, 8) for step in (0, 7)] == [AccumulationStep(), AccumulationStep()]
 
 
 def test_each_step_has_a_row_and_those_that_move_the_weights_a_norm(whole):
@@ -76,9 +76,9 @@ def test_the_gradient_is_the_mean_of_the_steps(chunk):
     torch.manual_seed(0)
     parts = {name: toy.Net(8, 0.0, False) for name in ("hub", "rim")}
     pairs = bound_pairs("hub", ["rim"])
-    bind = Bind(parts, {"hub-rim": InfoNCE()}, pairs, Ranks(lambda part, **_: part, 1), 8)
+    bind = ContrastiveModule(parts, {"hub-rim": InfoNCE()}, pairs, Ranks(lambda part, **_: part, 1), 8)
     fabric = Fabric(accelerator="cpu", devices=1)
-    gradients = Gradients(fabric, bind, fabric.setup(bind), chunk)
+    gradients = GradientAccumulator(fabric, bind, fabric.setup(bind), chunk)
     steps = [{name: torch.randn(8, 10) for name in parts} for _ in range(3)]
     alone = []
     for batches in steps:
@@ -86,7 +86,7 @@ def test_the_gradient_is_the_mean_of_the_steps(chunk):
         alone.append([parameter.grad.clone() for parameter in bind.parameters()])
         bind.zero_grad()
     for number, batches in enumerate(steps):
-        found = gradients(batches, None, About(None), Turn(number, 3))
+        found = gradients(batches, None, About(None), AccumulationStep(number, 3))
         assert found.total.item() == pytest.approx(
             float(sum(found.pairs.values()))
         )  # of this step, not a share
@@ -99,14 +99,14 @@ def test_an_encoder_that_one_step_of_a_turn_trains_is_moved_and_one_that_none_do
     parts = {name: toy.Net(8, 0.0, False) for name in ("hub", "spoke", "rim")}
     pairs = bound_pairs("hub", ["spoke", "rim"])
     losses = {pair.name: InfoNCE() for pair in pairs}
-    bind = Bind(parts, losses, pairs, Ranks(lambda part, **_: part, 1), 8, partial=True)
+    bind = ContrastiveModule(parts, losses, pairs, Ranks(lambda part, **_: part, 1), 8, partial=True)
     fabric = Fabric(accelerator="cpu", devices=1)
-    gradients = Gradients(fabric, bind, fabric.setup(bind))
+    gradients = GradientAccumulator(fabric, bind, fabric.setup(bind))
     there = torch.tensor([[1, 1, 0]] * 4).bool()
     rows = {name: torch.randn(4, 10) for name in ("hub", "spoke")}
-    gradients(rows, there, About(None), Turn(0, 2))
+    gradients(rows, there, About(None), AccumulationStep(0, 2))
     first = parts["spoke"].head.weight.grad.clone()
-    gradients({"hub": rows["hub"]}, torch.tensor([[1, 0, 0]] * 4).bool(), About(None), Turn(1, 2))
+    gradients({"hub": rows["hub"]}, torch.tensor([[1, 0, 0]] * 4).bool(), About(None), AccumulationStep(1, 2))
     assert torch.equal(parts["spoke"].head.weight.grad, first)
     assert first.any()
 

@@ -8,7 +8,7 @@ import toy
 from torch import nn
 
 from geobind.errors import TrainingError
-from geobind.training.interruption import deterministic
+from geobind.training.interruption import deterministic_algorithms
 from geobind.training.run import run
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
@@ -23,30 +23,30 @@ def test_it_is_on_inside_and_as_it_was_outside(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     before = state()
-    with pytest.raises(ValueError), deterministic(True):
+    with pytest.raises(ValueError), deterministic_algorithms(True):
         assert state() == (True, (True, False), ":4096:8")
         raise ValueError
     assert state() == before
-    with deterministic(False):
+    with deterministic_algorithms(False):
         assert state() == before
 
 
 def test_a_workspace_that_was_chosen_is_kept(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    with deterministic(True):
+    with deterministic_algorithms(True):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
 def test_other_errors_pass_through():
-    with pytest.raises(RuntimeError, match="size of tensor"), deterministic(True):
+    with pytest.raises(RuntimeError, match="size of tensor"), deterministic_algorithms(True):
         torch.zeros(2) + torch.zeros(3)
 
 
 def test_cublas_in_use_too_early_is_told():
     message = "Deterministic behavior was enabled, but CuBLAS ... set CUBLAS_WORKSPACE_CONFIG=:4096:8"
     with pytest.raises(TrainingError, match="start the program with CUBLAS_WORKSPACE_CONFIG=:4096:8"):
-        with deterministic(True):
+        with deterministic_algorithms(True):
             raise RuntimeError(message)
 
 

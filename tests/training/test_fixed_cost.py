@@ -52,29 +52,29 @@ def test_gpus_are_counted_without_nvml_where_there_is_none(tmp_path, monkeypatch
 
 def test_the_rows_of_a_stage_are_planned_once(tmp_path, monkeypatch):
     monkeypatch.setattr("geobind.plugins.registry", toy.registry)
-    planned, plan_of = [], jobs.plan_of
-    monkeypatch.setattr(jobs, "plan_of", lambda *given: planned.append(1) or plan_of(*given))
+    planned, build = [], jobs.build_batch_sampler
+    monkeypatch.setattr(jobs, "build_batch_sampler", lambda *given: planned.append(1) or build(*given))
     recipe = toy.recipe(tmp_path)
     rows = MixedDataset(
         (WeightedSource("right", PluginPairs(toy.Right().pairs("train", "left"), "left", "right")),)
     )
-    job = jobs.Job(recipe, recipe.stages[0], None, rows, tmp_path, None, "key")
+    job = jobs.StageRun(recipe, recipe.stages[0], None, rows, tmp_path, None, "key")
     assert [job.steps, job.steps, job.plan.epoch] == [18, 18, 6] and len(planned) == 1
 
 
 def steps(count):
     for number in range(count):
         one = torch.tensor(1.0)
-        yield metrics.Step(number, one, one, 0.1, {"a-b": one}, {"a-b": one}, ("x",))
+        yield metrics.StepRecord(number, one, one, 0.1, {"a-b": one}, {"a-b": one}, ("x",))
 
 
 def test_a_bar_is_drawn_at_most_ten_times_a_second_and_at_the_end(monkeypatch):
     drawn, now = [], [0.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     bar = SimpleNamespace(update=lambda _, completed, status: drawn.append(completed))
-    log = metrics.Recorder("one", 100, 4, metrics.Metrics(Path(os.devnull)), every=1)
+    log = metrics.Recorder("one", 100, 4, metrics.MetricsFile(Path(os.devnull)), every=1)
     log._bar, log._task = bar, 0
-    monkeypatch.setattr(metrics.Metrics, "add", lambda *_: None)
+    monkeypatch.setattr(metrics.MetricsFile, "add", lambda *_: None)
     for step in steps(100):
         now[0] += 0.024
         log.add(step, 0)

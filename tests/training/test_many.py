@@ -17,7 +17,7 @@ from geobind.report.run_files import read_run
 from geobind.training import metrics, stability
 from geobind.training.distributed import Ranks
 from geobind.training.losses import InfoNCE, Temperature
-from geobind.training.module import Bind
+from geobind.training.module import ContrastiveModule
 from geobind.training.run import run
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
@@ -204,13 +204,13 @@ def test_an_encoder_without_rows_and_a_pair_with_one_row_stay_as_they_are(tmp_pa
     assert all(parameter.grad is not None for parameter in bind.encoders["hub"].parameters())
 
 
-def toy_bind(ranks=Ranks(lambda part, **_: part, 1), partial=True) -> Bind:  # noqa: B008
+def toy_bind(ranks=Ranks(lambda part, **_: part, 1), partial=True) -> ContrastiveModule:  # noqa: B008
     encoders = Binder(
         {"hub": toy.Hub(norm=False), "spoke": toy.Spoke(), "rim": toy.Rim()}, 8, seed=0
     ).encoders
     pairs = bound_pairs("hub", ["spoke", "rim"], "all", ["hub", "spoke", "rim"])
     losses = {pair.name: InfoNCE("both", Temperature(0.07)) for pair in pairs}
-    return Bind(dict(encoders.items()), losses, pairs, ranks, 8, partial=partial)
+    return ContrastiveModule(dict(encoders.items()), losses, pairs, ranks, 8, partial=partial)
 
 
 def test_a_step_that_compares_nothing_moves_nothing_and_does_not_fail():
@@ -248,7 +248,7 @@ def test_embeddings_can_be_contrasted_apart_from_their_encoders_chunk_by_chunk()
     with torch.no_grad():
         leaves = {n: torch.cat([bind.embed(n, part) for part in rows.split(3)]) for n in bind.column}
     leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
-    bind.contrast(leaves, bind.compared()).total.backward()
+    bind.contrast(leaves, bind.active_pairs()).total.backward()
     for name, leaf in leaves.items():
         for part, gradient in zip(rows.split(3), leaf.grad.split(3), strict=True):
             bind.embed(name, part).backward(gradient)

@@ -12,8 +12,8 @@ from torch import nn
 
 from geobind.errors import TrainingError
 from geobind.training import sync_batchnorm
-from geobind.training.encoder_transforms import keep_again, replay
-from geobind.training.sync_batchnorm import normalise_alone, normalise_together
+from geobind.training.encoder_transforms import disable_checkpointing, enable_checkpointing
+from geobind.training.sync_batchnorm import sync_batch_norms, unsync_batch_norms
 
 
 class Group:
@@ -57,8 +57,8 @@ class Group:
 def processes(count):
     group = Group(count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sync_batchnorm, "_gathered", group.gathered)
-        patch.setattr(sync_batchnorm, "_add_up", group.add_up)
+        patch.setattr(sync_batchnorm, "_all_gather", group.gathered)
+        patch.setattr(sync_batchnorm, "_all_reduce", group.add_up)
         yield group
 
 
@@ -115,7 +115,7 @@ def test_processes_with_any_share_of_the_rows_give_what_one_gives(
         module.load_state_dict(
             {k: v for k, v in alone.state_dict().items() if k in ("weight", "bias")}, False
         )
-        normalise_together(module)
+        sync_batch_norms(module)
     with processes(len(counts)) as group:
         parts = group.run(
             lambda rank: two_steps(modules[rank], slice(starts[rank], starts[rank] + counts[rank]))
@@ -146,7 +146,7 @@ def test_rounding_is_that_of_one_process(shift, seed):
 
     exact = found(nn.BatchNorm2d(3).double(), kind=torch.float64)
     alone, norms = found(nn.BatchNorm2d(3)), [nn.BatchNorm2d(3), nn.BatchNorm2d(3)]
-    [normalise_together(norm) for norm in norms]
+    [sync_batch_norms(norm) for norm in norms]
     with processes(2) as group:
         one, two = group.run(lambda rank: found(norms[rank], slice(16 * rank, 16 * rank + 16)))
     together = [torch.cat([one[0], two[0]]), torch.cat([one[1], two[1]]), one[2] + two[2], one[3]]
@@ -167,7 +167,7 @@ def test_other_types_give_what_one_process_gives_in_them(kind, whole):
     ]
     one = x.clone().requires_grad_()
     norms[2](one).backward(grad)
-    [normalise_together(norm) for norm in norms[:2]]
+    [sync_batch_norms(norm) for norm in norms[:2]]
 
     def half(rank):
         own = x[4 * rank : 4 * rank + 4].clone().requires_grad_()
@@ -188,11 +188,11 @@ def test_other_types_give_what_one_process_gives_in_them(kind, whole):
 def test_what_is_frozen_is_let_alone_and_all_is_as_it_was_afterwards():
     net = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3).eval(), nn.GroupNorm(1, 3), BatchNormAct2d(3))
     kinds = [type(module) for module in net]
-    normalise_together(net)
-    assert [sync_batchnorm.is_shared(module) for module in net] == [True, False, False, True]
+    sync_batch_norms(net)
+    assert [sync_batchnorm.is_synced(module) for module in net] == [True, False, False, True]
     net.eval()
     net(torch.randn(2, 3, 4, 4))  # no group: nobody is asked
-    normalise_alone(net)
+    unsync_batch_norms(net)
     assert [type(module) for module in net] == kinds
 
 
@@ -202,7 +202,7 @@ def test_a_norm_with_statistics_of_its_own_is_told():
             return (x - x.mean(0)) / x.std(0)
 
     odd = Odd(3)
-    normalise_together(odd)
+    sync_batch_norms(odd)
     with pytest.raises(TrainingError, match=r"Odd takes statistics .*sync_batchnorm: false"):
         odd(torch.randn(4, 3))
 
@@ -214,8 +214,8 @@ def test_blocks_that_are_computed_again_ask_the_others_again_and_count_a_batch_o
     [net.load_state_dict(nets[0].state_dict()) for net in nets]
     nets[2](x).square().cumsum(0).sum().backward()
     for net in nets[:2]:
-        normalise_together(net)
-        assert replay(net) == 1
+        sync_batch_norms(net)
+        assert enable_checkpointing(net) == 1
     weight = torch.arange(8, 0, -1)[:, None]  # of the sum of sums
 
     def half(rank):
@@ -224,7 +224,7 @@ def test_blocks_that_are_computed_again_ask_the_others_again_and_count_a_batch_o
 
     with processes(2) as group:
         group.run(half)
-    [(keep_again(net), normalise_alone(net)) for net in nets[:2]]
+    [(disable_checkpointing(net), unsync_batch_norms(net)) for net in nets[:2]]
     for one, two, whole in zip(*(net.parameters() for net in nets), strict=True):
         close(one.grad + two.grad, whole.grad, 1e-4)
     assert type(nets[0][0][1]) is nn.BatchNorm1d
@@ -236,7 +236,7 @@ def test_compiled_code_asks_the_others():
     nets = [nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)) for _ in range(3)]
     [net.load_state_dict(nets[0].state_dict()) for net in nets]
     x = torch.randn(8, 6)
-    normalise_together(nets[0])
+    sync_batch_norms(nets[0])
     nets[0].compile(backend="eager")
     with processes(1) as group:
         (found,) = group.run(lambda _: nets[0](x))
@@ -244,7 +244,7 @@ def test_compiled_code_asks_the_others():
 
 
 def test_a_process_without_rows_takes_part_and_leaves_no_trace():
-    from geobind.training.sync_batchnorm import absent
+    from geobind.training.sync_batchnorm import dummy_pass
 
     torch.manual_seed(0)
     layers = lambda: nn.Sequential(  # noqa: E731
@@ -252,7 +252,7 @@ def test_a_process_without_rows_takes_part_and_leaves_no_trace():
     )
     nets, x = [layers() for _ in range(3)], torch.randn(4, 6)
     [net.load_state_dict(nets[0].state_dict()) for net in nets]
-    [normalise_together(net) for net in nets[:2]]
+    [sync_batch_norms(net) for net in nets[:2]]
     for net in nets:
         net[2].p = 0.0 if net is not nets[1] else 0.5
     nets[2](x).square().cumsum(0).sum().backward()
@@ -262,7 +262,7 @@ def test_a_process_without_rows_takes_part_and_leaves_no_trace():
             nets[0](x).square().cumsum(0).sum().backward()
             return
         before = torch.get_rng_state()
-        with absent(nets[1]):
+        with dummy_pass(nets[1]):
             found = nets[1](1e30 * torch.ones(1, 6))[:0].sum()
         assert torch.equal(before, torch.get_rng_state())
         assert [module.training for module in nets[1]] == [True, True, True, False]

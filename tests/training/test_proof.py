@@ -152,7 +152,7 @@ def embedded(monkeypatch):
 def test_what_a_stage_left_is_embedded_again_before_the_next_only_if_a_bit_of_it_has_changed(
     tmp_path, monkeypatch, between, more
 ):
-    finish, encoder = runs._finish, toy.Numbers.encoder
+    finish, encoder = runs._write_stage, toy.Numbers.encoder
 
     def with_buffer(self, width, *, pretrained=True):
         net = encoder(self, width, pretrained=pretrained)
@@ -167,7 +167,7 @@ def test_what_a_stage_left_is_embedded_again_before_the_next_only_if_a_bit_of_it
         return done
 
     monkeypatch.setattr(toy.Numbers, "encoder", with_buffer)
-    monkeypatch.setattr(runs, "_finish", meddle)
+    monkeypatch.setattr(runs, "_write_stage", meddle)
     seen = embedded(monkeypatch)
     go(tmp_path, GROWN, "stages.1.cache=off", "evaluate=null")
     assert len(seen) == 3 * 3 + more  # of three modalities: before, after the first stage, after the second
@@ -216,18 +216,18 @@ def test_a_manifest_that_says_something_else_makes_a_stage_run_again_and_a_copy_
             pq.write_table(pj.read_json(table), tmp_path / "wheel.parquet")
         recipe = toy.wheel(tmp_path, f"data={{manifest: wheel.{kind}}}")
         (key,) = [key for _, key in keys.stage_folders(recipe, tmp_path)][:1]
-        return key, keys.parts_of(recipe, recipe.stages[0])
+        return key, keys.fingerprint_parts(recipe, recipe.stages[0])
 
     (one, was), (copy, _), (other, now) = map(state, (lambda _: "", lambda _: "", lambda _: "rim"))
     assert one == copy != other
     assert re.fullmatch(
-        rf"the content of wheel\.{kind} was \w{{12}} and is \w{{12}}", keys.why({"parts": was}, now)
+        rf"the content of wheel\.{kind} was \w{{12}} and is \w{{12}}", keys.explain_rerun({"parts": was}, now)
     )
 
 
 def test_a_stage_finished_before_there_were_reasons_is_run_again_without(tmp_path):
     recipe = toy.recipe(tmp_path)
-    assert keys.why({"key": "old"}, keys.parts_of(recipe, recipe.stages[0])) == (
+    assert keys.explain_rerun({"key": "old"}, keys.fingerprint_parts(recipe, recipe.stages[0])) == (
         "something that it depends on changed"
     )
 
@@ -240,4 +240,6 @@ def test_younger_options_at_their_defaults_leave_fingerprints_as_they_were(tmp_p
     mean = [toy.recipe(tmp_path, f"stages.0.ema={ema}") for ema in ("0.9", "{decay: 0.9}", "{decay: 0.8}")]
     one, two, three = ([key for _, key in keys.stage_folders(r, tmp_path)] for r in mean)
     assert one == two != three and one[0] != folders[0][0]
-    assert not {"watch", "ema", "chunk", "accumulate"} & set(keys.parts_of(plain, plain.stages[0])["stage"])
+    assert not {"watch", "ema", "chunk", "accumulate"} & set(
+        keys.fingerprint_parts(plain, plain.stages[0])["stage"]
+    )

@@ -15,7 +15,7 @@ from geobind.binder import Binder
 from geobind.errors import RecipeError, TrainingError
 from geobind.training import encoder_transforms, launch
 from geobind.training.checkpoint import Checkpoint
-from geobind.training.encoder_transforms import keep_again, replay
+from geobind.training.encoder_transforms import disable_checkpointing, enable_checkpointing
 from geobind.utils.system import hash_module
 
 SHORT = ("stages.0.steps=4", "stages.1.steps=2")
@@ -136,7 +136,7 @@ def test_blocks_that_are_computed_again_give_the_same_gradients_and_statistics(b
     torch.manual_seed(0)
     plain, again = deep.Deep(8, 0.3, batch_norm), deep.Deep(8, 0.3, batch_norm)
     again.load_state_dict(plain.state_dict())
-    assert replay(again) == 3
+    assert enable_checkpointing(again) == 3
     assert again.state_dict().keys() == plain.state_dict().keys()
     x_BF = torch.randn(6, 10)
     for encoder in (plain, again):
@@ -145,7 +145,7 @@ def test_blocks_that_are_computed_again_give_the_same_gradients_and_statistics(b
     for (name, a), (_, b) in zip(plain.named_parameters(), again.named_parameters(), strict=True):
         assert torch.equal(a.grad, b.grad), name
     assert hash_module(plain) == hash_module(again)  # batch statistics counted the batch once
-    keep_again(again)
+    disable_checkpointing(again)
     assert type(again.blocks[0]) is deep.Block
 
 
@@ -162,7 +162,7 @@ def test_blocks_that_are_computed_again_keep_less():
         return sum(sizes)
 
     plain, again = deep.Deep(8, 0.1, False), deep.Deep(8, 0.1, False)
-    replay(again)
+    enable_checkpointing(again)
     assert kept(again) < kept(plain) / 2
 
 
@@ -200,7 +200,7 @@ def test_the_clock_is_looked_at_the_less_often_the_more_time_is_left(monkeypatch
 
     now, asked = [0.0], []
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(module, "from_first", lambda _, told: (asked.append(now[0]), told)[1])
+    monkeypatch.setattr(module, "broadcast_object", lambda _, told: (asked.append(now[0]), told)[1])
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     fabric = SimpleNamespace(is_global_zero=True, world_size=2)
     checkpoint = Checkpoint(fabric, tmp_path / "state.ckpt", "key", {}, optimizer, seconds=100)
@@ -223,13 +223,13 @@ def test_processes_and_nodes_are_those_of_the_launcher_unless_the_recipe_says_th
 
     for name in ("SLURM_PROCID", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES", "SLURM_JOB_NAME"):
         monkeypatch.delenv(name, raising=False)
-    assert launch._launched(Fabric()) == {}
+    assert launch._launcher_counts(Fabric()) == {}
     for name, value in (("SLURM_PROCID", "3"), ("SLURM_NTASKS_PER_NODE", "4"), ("SLURM_NNODES", "2")):
         monkeypatch.setenv(name, value)
-    assert launch._launched(Fabric()) == {"devices": 4, "num_nodes": 2}
-    assert launch._launched(Fabric(devices=2, num_nodes=1)) == {}
+    assert launch._launcher_counts(Fabric()) == {"devices": 4, "num_nodes": 2}
+    assert launch._launcher_counts(Fabric(devices=2, num_nodes=1)) == {}
     monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
-    assert launch._launched(Fabric()) == {}
+    assert launch._launcher_counts(Fabric()) == {}
 
 
 def test_a_batch_or_a_stage_that_processes_cannot_share_is_told_before_training(monkeypatch, tmp_path):
@@ -240,15 +240,15 @@ def test_a_batch_or_a_stage_that_processes_cannot_share_is_told_before_training(
 
     recipe = deep.recipe(tmp_path)
     with pytest.raises(RecipeError, match=r"a batch of 16 cannot be shared by 3 processes.*such as 15"):
-        launch.check_shares(SimpleNamespace(world_size=3), recipe, [None, None])
+        launch.check_batch_division(SimpleNamespace(world_size=3), recipe, [None, None])
     wheel = deep.toy.wheel(tmp_path)
     lacking = Rows(range(90))
     lacking.having = lambda names: 30
-    monkeypatch.setattr(launch, "shards", lambda fabric: True)
-    launch.check_shares(SimpleNamespace(world_size=2), wheel, [lacking])
+    monkeypatch.setattr(launch, "is_sharded", lambda fabric: True)
+    launch.check_batch_division(SimpleNamespace(world_size=2), wheel, [lacking])
     chunked = deep.toy.wheel(tmp_path, "stages.0.chunk=4")
     with pytest.raises(RecipeError, match=r"stage 'one': some rows lack a modality.*`chunk`.*strategy: ddp"):
-        launch.check_shares(SimpleNamespace(world_size=2), chunked, [lacking])
+        launch.check_batch_division(SimpleNamespace(world_size=2), chunked, [lacking])
 
 
 @pytest.mark.parametrize("word", ["fsdp", "deepspeed"])

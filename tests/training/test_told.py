@@ -22,7 +22,7 @@ from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.recipe import RecipeProblems, Stage
 from geobind.training import metrics
-from geobind.training.loss_inputs import check_told
+from geobind.training.loss_inputs import check_loss_inputs
 from geobind.training.losses import read_uncertainties
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
@@ -146,9 +146,9 @@ def test_places_too_scattered_are_refused_and_rather_scattered_ones_are_told(tmp
     recipe = toy.recipe(tmp_path, "stages.0.batches={near_km: [1, 50], share: 0.5}")
     rows = MixedDataset((WeightedSource("x", toy_rows(recipe)),))
     with pytest.raises(DataError, match=r"no rows of x were found from 1 to 50 km of each other that a "):
-        check_told(recipe.stages[0], rows)
+        check_loss_inputs(recipe.stages[0], rows)
     recipe = toy.recipe(tmp_path, "stages.0.batches={near_km: [1, 250], share: 1.0}")
-    (warning,) = check_told(recipe.stages[0], rows)
+    (warning,) = check_loss_inputs(recipe.stages[0], rows)
     assert "places of x are scattered" in warning and "of a batch are neighbours, not 100%" in warning
 
 

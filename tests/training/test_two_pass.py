@@ -15,9 +15,9 @@ from geobind.errors import RecipeError
 from geobind.recipe.schema import bound_pairs
 from geobind.training import gradients as two_pass
 from geobind.training.distributed import Ranks
-from geobind.training.gradients import Gradients, chunk_rows, chunks, count_of, rows_of
+from geobind.training.gradients import GradientAccumulator, chunk_rows, chunk_slices, count_rows, select_rows
 from geobind.training.losses import PCME, Context, InfoNCE, QueueOf, SigLIP, label_ids
-from geobind.training.module import About, Bind
+from geobind.training.module import About, ContrastiveModule
 from geobind.training.run import run
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
@@ -45,7 +45,7 @@ def made(
 ):
     """A bind, and what Fabric makes of it, at a precision."""
     bound = bound_pairs("hub", [name for name in encoders if name != "hub"], pairs, trained, {"rim": 0.5})
-    bind = Bind(
+    bind = ContrastiveModule(
         encoders,
         {pair.name: make() for pair in bound},
         bound,
@@ -63,7 +63,7 @@ def gradients(setup, batches, chunk=None, present=None, context=None, turn=None)
     bind, fabric, module = setup
     bind.zero_grad()
     torch.manual_seed(7)
-    found = Gradients(fabric, bind, module, chunk)(batches, present, About(context), turn)
+    found = GradientAccumulator(fabric, bind, module, chunk)(batches, present, About(context), turn)
     return found, {name: p.grad if p.grad is None else p.grad.clone() for name, p in bind.named_parameters()}
 
 
@@ -86,18 +86,18 @@ def rows(count=12, seed=3):
 
 
 def test_chunks_cover_the_rows_and_are_of_nearly_one_length():
-    assert chunks(9, 4) == [slice(0, 3), slice(3, 6), slice(6, 9)]
-    assert chunks(3, 4) == [slice(0, 3)]
-    assert chunks(0, 4) == []
+    assert chunk_slices(9, 4) == [slice(0, 3), slice(3, 6), slice(6, 9)]
+    assert chunk_slices(3, 4) == [slice(0, 3)]
+    assert chunk_slices(0, 4) == []
 
 
 def test_rows_are_taken_of_every_tensor_of_a_structure():
     batch = {"x": torch.arange(6), "more": [torch.arange(12).view(6, 2), torch.tensor(3.0)], "kept": "word"}
-    part = rows_of(batch, slice(2, 4))
+    part = select_rows(batch, slice(2, 4))
     assert part["x"].tolist() == [2, 3]
     assert part["more"][0].tolist() == [[4, 5], [6, 7]]
     assert (part["more"][1].item(), part["kept"]) == (3.0, "word")
-    assert (count_of(batch), count_of(None), count_of({})) == (6, 0, 0)
+    assert (count_rows(batch), count_rows(None), count_rows({})) == (6, 0, 0)
 
 
 # The gradient
@@ -246,10 +246,12 @@ def in_chunks(setup, batches, chunk):
     bind.zero_grad()
     torch.manual_seed(7)
     whole = {
-        name: torch.cat([bind.embed(name, batches[name][part]) for part in chunks(len(batches[name]), chunk)])
+        name: torch.cat(
+            [bind.embed(name, batches[name][part]) for part in chunk_slices(len(batches[name]), chunk)]
+        )
         for name in bind.encoders
     }
-    bind.contrast(whole, bind.compared()).total.backward()
+    bind.contrast(whole, bind.active_pairs()).total.backward()
     return {name: parameter.grad.clone() for name, parameter in bind.named_parameters()}
 
 
@@ -259,7 +261,7 @@ def test_dropout_draws_in_the_second_pass_what_it_drew_in_the_first():
     _, ours = gradients(setup, batches, 5)
     assert alike(expected, ours)
     monkey = pytest.MonkeyPatch()
-    monkey.setattr(two_pass.Draws, "again", lambda self, device: None)
+    monkey.setattr(two_pass.RngState, "restore", lambda self, device: None)
     _, otherwise = gradients(setup, batches, 5)
     monkey.undo()
     with pytest.raises(AssertionError):

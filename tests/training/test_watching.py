@@ -18,7 +18,7 @@ from geobind.report import page as writing
 from geobind.report.run_files import read_run
 from geobind.training import checkpoint, metrics, validation
 from geobind.training.run import run
-from geobind.training.validation import State, fewer
+from geobind.training.validation import EarlyStopping, subsample
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
 WATCH = "stages.0.watch={every: 4, limit: 24, measure: R@1, patience: 2, least: 0.3}"
@@ -112,7 +112,7 @@ def test_a_stage_stops_when_nothing_gets_better_and_keeps_the_best(one_stage, tm
 
 def test_the_best_weights_are_those_of_their_evaluation_and_not_the_last(one_stage, tmp_path, monkeypatch):
     values = iter([0.1, 0.9, 0.3])
-    monkeypatch.setattr(validation, "measures", lambda *_: {"loss": 1.0, "R@1": next(values)})
+    monkeypatch.setattr(validation, "measure_pairs", lambda *_: {"loss": 1.0, "R@1": next(values)})
     told = toy_run(tmp_path / "kept", "stages.0.watch={every: 8, measure: R@1, limit: 24}", text=one_stage)
     assert done(told)["watched"]["kept_steps"] == 16
     weights, temperature = after(tmp_path / "stopped", 16, one_stage, monkeypatch)
@@ -160,15 +160,15 @@ def undisturbed(tmp_path_factory):
 # Steps between checkpoints, and the call that is not come back from.
 POINTS = [
     (1, metrics.Recorder, "add", 9),
-    (1, metrics.Metrics, "sync", 7),  # after an evaluation, before the checkpoint
+    (1, metrics.MetricsFile, "sync", 7),  # after an evaluation, before the checkpoint
     (1, validation.files, "write_tensors", 1),  # before the second best weights
     (1, checkpoint.files, "write_state", 3),  # after the first ones, before a checkpoint tells of them
-    (1, validation.Watching, "finish", 0),  # after it has stopped
+    (1, validation.Validator, "finish", 0),  # after it has stopped
     (5, metrics.Recorder, "add", 4),
     (5, metrics.Recorder, "add", 9),  # two best ones later than the checkpoint
     (5, validation.files, "write_tensors", 0),
     (5, checkpoint.files, "write_state", 2),
-    (5, validation.Watching, "prune", 2),  # after the checkpoint, before older weights are removed
+    (5, validation.Validator, "prune", 2),  # after the checkpoint, before older weights are removed
 ]
 
 
@@ -190,7 +190,7 @@ def test_wherever_it_is_killed_a_watched_run_goes_on_to_the_same_bits(undisturbe
 
 def test_a_run_killed_after_its_stage_stopped_does_not_train_on(one_stage, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        kill_in(patch, validation.Watching, "finish", 0)
+        kill_in(patch, validation.Validator, "finish", 0)
         with pytest.raises(Killed):
             toy_run(tmp_path, WATCH, text=one_stage)
         before = found(tmp_path / "run")
@@ -219,13 +219,13 @@ def test_the_mean_moves_only_when_weights_do(one_stage, tmp_path, monkeypatch):
 
 def test_frozen_sides_are_embedded_once(tmp_path, monkeypatch):
     asked = []
-    real = validation.Inputs.embed
+    real = validation.ValidationInputs.embed
 
     def counted(self, *args):
         asked.append(self.name)
         return real(self, *args)
 
-    monkeypatch.setattr(validation.Inputs, "embed", counted)
+    monkeypatch.setattr(validation.ValidationInputs, "embed", counted)
     toy_run(tmp_path, "stages.1.watch={every: 2, limit: 24}")
     assert asked.count("cold") == 1 and asked.count("right") == 4
 
@@ -235,7 +235,7 @@ def test_heads_and_adapters_can_be_watched_and_averaged(tmp_path, part, monkeypa
     if "lora" in part:
         pytest.importorskip("peft")
     values = iter([0.9, 0.1, 0.2, 0.3])
-    monkeypatch.setattr(validation, "measures", lambda *_: {"loss": 1.0, "R@1": next(values)})
+    monkeypatch.setattr(validation, "measure_pairs", lambda *_: {"loss": 1.0, "R@1": next(values)})
     watch = "stages.1.watch={every: 2, limit: 24, measure: R@1}"
     folder = toy_run(tmp_path, watch, "stages.1.ema=0.5", f"stages.1.train={part}")
     assert done(folder, "02_two")["watched"]["kept_steps"] == 2
@@ -250,7 +250,7 @@ def test_heads_and_adapters_can_be_watched_and_averaged(tmp_path, part, monkeypa
 
 
 def test_small_gains_add_up_and_the_best_is_simply_the_best():
-    state, watch = State(), Watch(every=1, measure="R@10", patience=2, least=0.1)
+    state, watch = EarlyStopping(), Watch(every=1, measure="R@10", patience=2, least=0.1)
     assert [state.judge(v, n, watch) for n, v in enumerate([0.5, 0.55, 0.61], start=1)] == [True] * 3
     assert state.get("waited") == 0 and not state.get("stopped_after")  # 0.61 is 0.11 above 0.5
     assert not state.judge(0.6, 4, watch) and state.judge(0.62, 5, watch)
@@ -258,7 +258,7 @@ def test_small_gains_add_up_and_the_best_is_simply_the_best():
 
 
 def test_of_losses_the_least_is_the_best():
-    state, watch = State(), Watch(every=1, measure="loss", patience=1)
+    state, watch = EarlyStopping(), Watch(every=1, measure="loss", patience=1)
     assert [state.judge(v, n, watch) for n, v in enumerate([2.0, 1.0, 1.5], start=1)] == [True, True, False]
     assert state.get("best") == 1.0 and state.get("stopped_after") == 3
 
@@ -349,13 +349,13 @@ def test_broken_rows_are_left_out_of_the_watch_and_said(tmp_path, logged, one_st
 
 
 def test_embeddings_that_are_not_finite_end_the_stage(one_stage, tmp_path, monkeypatch):
-    real = validation.Inputs.embed
+    real = validation.ValidationInputs.embed
 
     def spoilt(self, *args):
         sides = real(self, *args)
         return sides._replace(embedding_ND=sides.embedding_ND / 0)
 
-    monkeypatch.setattr(validation.Inputs, "embed", spoilt)
+    monkeypatch.setattr(validation.ValidationInputs, "embed", spoilt)
     with pytest.raises(TrainingError, match="stage 'one': 'left' embeds to values not finite after step 3"):
         toy_run(tmp_path, WATCH, text=one_stage)
 
@@ -363,12 +363,12 @@ def test_embeddings_that_are_not_finite_end_the_stage(one_stage, tmp_path, monke
 def test_rows_are_taken_at_even_distances_from_all_sources(tmp_path):
     write_table(tmp_path)
     recipe = toy.recipe(tmp_path, text=WATCHED)
-    from geobind.training.stage_data import Sources
+    from geobind.training.stage_data import StageData
 
-    rows = Sources(recipe).rows(recipe.stages[0])
-    few = fewer(rows, 10)
+    rows = StageData(recipe).rows(recipe.stages[0])
+    few = subsample(rows, 10)
     assert [few[i].key for i in range(10)] == [rows[i * len(rows) // 10].key for i in range(10)]
-    assert fewer(rows, 10_000) is rows
+    assert subsample(rows, 10_000) is rows
 
 
 def test_an_average_is_what_is_evaluated_and_kept(one_stage, tmp_path):
@@ -384,7 +384,7 @@ def test_an_average_is_what_is_evaluated_and_kept(one_stage, tmp_path):
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_evaluations_compute_in_the_precision_of_the_stage(tmp_path, one_stage, monkeypatch, precision):
-    seen, forward, embedded = {True: set(), False: set()}, toy.Net.forward, validation.Watching._embedded
+    seen, forward, embedded = {True: set(), False: set()}, toy.Net.forward, validation.Validator._embedded
     evaluating = []
 
     def noted(net, batch):
@@ -400,6 +400,6 @@ def test_evaluations_compute_in_the_precision_of_the_stage(tmp_path, one_stage, 
             evaluating.pop()
 
     monkeypatch.setattr(toy.Net, "forward", noted)
-    monkeypatch.setattr(validation.Watching, "_embedded", told)
+    monkeypatch.setattr(validation.Validator, "_embedded", told)
     toy_run(tmp_path, WATCH, f"fabric.precision={precision}", text=one_stage)
     assert seen[True] == {torch.float64 if precision == "64-true" else torch.bfloat16}
