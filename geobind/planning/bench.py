@@ -19,7 +19,7 @@ from geobind.data.sampler import MixedDataset, WeightedSource
 from geobind.data.sources import PluginPairs, TableRows
 from geobind.modality import Pair
 from geobind.training.metrics import MetricsFile
-from geobind.training.stage import StageResult, StageRun, choose_workers, run_stage
+from geobind.training.stage import StageResult, StageRun, count_workers, run_stage
 from geobind.training.validation import subsample
 from geobind.utils import system
 
@@ -154,7 +154,7 @@ class Bench:
             "cache": job.stage.cache if self.caches else "off",
             "optimizer": job.stage.optimizer.model_copy(update={"lr": _SLOW}),
         }
-        recipe = job.recipe.model_copy(update={"workers": choose_workers(self.fabric, job)})
+        recipe = job.recipe.model_copy(update={"workers": count_workers(self.fabric, job)})
         stage = job.stage.model_copy(update=changes)
         self.benches += 1
         home = self.folder / f"{stage.name}-{self.benches}"  # of its own: nothing goes on with a checkpoint

@@ -47,7 +47,7 @@ from geobind.training.launch import make_fabric
 from geobind.training.loss_inputs import check_loss_inputs
 from geobind.training.results import write_results
 from geobind.training.run import rehearse
-from geobind.training.stage import StageRun, build_loader, choose_workers
+from geobind.training.stage import StageRun, build_loader, count_workers
 from geobind.training.stage_data import StageData
 from geobind.training.trainable import in_training
 from geobind.utils import files, system
@@ -118,7 +118,7 @@ def side_of(stored: Stored, before: int, looked: int, rows: int) -> Side:
 def _fill(bench: Bench, rows: int) -> tuple[tuple[str, ...], CachedInputs]:
     job = bench.at(2, _ALWAYS, rows)
     with bench.quiet(), in_training(bench.fabric, job) as frozen:
-        cached = read_from_cache(bench.fabric, job, frozen, choose_workers(bench.fabric, job))
+        cached = read_from_cache(bench.fabric, job, frozen, count_workers(bench.fabric, job))
         cached.close()
     return tuple(frozen), cached
 
@@ -330,7 +330,7 @@ class StageProbe:
         bench, size = self.bench, self._steps[-1].rows
         job = bench.at(size, _FEW_STEPS, max(size, bench.ready) if bench.caches else size * _FEW_STEPS)
         with bench.quiet(), in_training(bench.fabric, job) as frozen:
-            cached = read_from_cache(bench.fabric, job, frozen, choose_workers(bench.fabric, job))
+            cached = read_from_cache(bench.fabric, job, frozen, count_workers(bench.fabric, job))
             at = _times(cached.loader(job, build_loader(bench.fabric, job, first_step=0)))
             cached.close()
         return (at[-1] - at[1]) / (len(at) - 2) / size if len(at) > 2 else 0.0

@@ -119,7 +119,7 @@ def run_stage(fabric: Fabric, job: StageRun) -> StageResult:
         torch.cuda.reset_peak_memory_stats(fabric.device)
     stage = job.stage
     with explain_failures(job, fabric.device), in_training(fabric, job) as frozen:
-        cached = read_from_cache(fabric, job, frozen, choose_workers(fabric, job))
+        cached = read_from_cache(fabric, job, frozen, count_workers(fabric, job))
         torch.manual_seed(derive_seed(job.recipe.seed, stage.name))
         losses = {pair.name: make_loss(stage.loss, job.recipe.width) for pair in job.pairs}
         quarantined, last, last_of, watched = _train(fabric, job, losses, cached)
@@ -234,7 +234,7 @@ def build_loader(fabric: Fabric, job: StageRun, first_step: int) -> BatchLoader:
         job.plan,
         first_step=first_step,
         last_step=job.steps,
-        workers=choose_workers(fabric, job),
+        workers=count_workers(fabric, job),
         rank=fabric.global_rank,
         world=fabric.world_size,
         partial=job.partial,
@@ -242,7 +242,7 @@ def build_loader(fabric: Fabric, job: StageRun, first_step: int) -> BatchLoader:
     )
 
 
-def choose_workers(fabric: Fabric, job: StageRun) -> int:
+def count_workers(fabric: Fabric, job: StageRun) -> int:
     """Return how many processes prepare inputs."""
     if job.recipe.workers != "auto":
         return job.recipe.workers
