@@ -284,7 +284,7 @@ def test_a_missing_plugin_is_named_with_its_install_command(bundle, monkeypatch)
 def test_another_version_of_a_plugin_is_warned_of(bundle, caplog):
     change_card(bundle, plugins={"left": {"distribution": "toy", "version": "0.9"}})
     Binder.load(bundle)
-    assert caplog.messages == [f"{bundle}: 'left' was made with toy 0.9; installed is toy 1.0"]
+    assert caplog.messages == [f"{bundle}: 'left' was made with toy 0.9; installed is toy 1.0 [left]"]
 
 
 def test_options_the_plugin_no_longer_takes_are_named(bundle):
