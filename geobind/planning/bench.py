@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import re
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -22,6 +21,7 @@ from geobind.training.metrics import MetricsFile
 from geobind.training.stage import StageResult, StageRun, count_workers, run_stage
 from geobind.training.validation import subsample
 from geobind.utils import system
+from geobind.utils.logs import captured
 
 
 def some(rows: MixedDataset, count: int) -> MixedDataset:
@@ -118,7 +118,7 @@ class Bench:
     folder: Path
     caches: bool
     ready: int = 0  # rows whose frozen sides lie in the scratch cache
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
     benches: int = 0  # stages made so far
 
     def at(
@@ -208,15 +208,15 @@ class Bench:
 
     @contextmanager
     def quiet(self) -> Generator[None]:
-        """Keep what is said of progress, instead of showing it."""
-        with redirect_stderr(io.StringIO()) as heard:
+        """Collect the messages of training in `messages`, instead of showing them."""
+        with captured() as messages:
             yield
-        self.said += heard.getvalue().splitlines()
+        self.messages += messages
 
     def why_not(self, name: str) -> str:
         """Return why a frozen side is not cached, as training said it."""
         pattern = re.compile(rf"^[^:]*: {re.escape(name)} is not cached: (.*)$")
-        return next((found[1] for line in self.said if (found := pattern.match(line))), "")
+        return next((found[1] for line in self.messages if (found := pattern.match(line))), "")
 
 
 def seconds_since(start: float) -> float:

@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -51,6 +50,7 @@ from geobind.training.stage import StageRun, build_loader, count_workers
 from geobind.training.stage_data import StageData
 from geobind.training.trainable import in_training
 from geobind.utils import files, system
+from geobind.utils.logs import captured
 
 _WARM, _MOST_ROWS = 8, 256  # rows made to warm up, and at most
 _PART_OF_TIME = 0.3  # of a stage's time
@@ -92,7 +92,7 @@ def measure_filling(bench: Bench, seconds: float) -> tuple[Filling | None, tuple
     if needed > limit_bytes():
         bench.caches = False
         reason = f"its {needed / 1e9:.3g} GB of rows are more than the cache may hold"
-        bench.said += [f"{bench.job.stage.name}: {name} is not cached: {reason}" for name in sides]
+        bench.messages += [f"{bench.job.stage.name}: {name} is not cached: {reason}" for name in sides]
         return None, frozen, 0.0
     bench.ready, line = looked, fit(points)
     return Filling(seconds=line(rows * unlike), bytes=most or None, sides=sides), frozen, line.slope
@@ -352,7 +352,7 @@ def measure_ending(recipe: Recipe, binder: Binder, sources: StageData, folder: P
     found, measured = _evaluated(recipe, binder)
     files.write_atomic(folder / "recipe.yaml", dump(recipe.written).encode())
     files.write_json(folder / "run.json", {"recipe": recipe.name, "started": system.utc_now()})
-    with redirect_stderr(io.StringIO()):
+    with captured():
         began = time.monotonic()
         write_results(recipe, binder, [], sources, measured, folder)
         whole = seconds_since(began)
@@ -375,7 +375,7 @@ def _evaluated(recipe: Recipe, binder: Binder) -> tuple[float, EvaluationResults
     for count in sorted({min(rows, some) for some in _ROWS}):
         few = options.model_copy(update={"limit": count, "calibrate": None})
         system.release_memory()
-        with redirect_stderr(io.StringIO()):
+        with captured():
             began = time.monotonic()
             measured = measure_all(binder, table, data, set(), few)
             points.append((count, seconds_since(began)))

@@ -103,6 +103,22 @@ def level_options() -> list[str]:
     return ["--quiet"] if is_quiet() else ["--verbose"] if level == logging.DEBUG else []
 
 
+@contextmanager
+def captured() -> Generator[list[str]]:
+    """Collect geobind's messages from INFO on, instead of passing them on."""
+    messages: list[str] = []
+    own, handler = logging.getLogger("geobind"), logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    before = own.handlers, own.level, own.propagate
+    own.handlers, own.propagate = [handler], False
+    own.setLevel(logging.INFO)
+    try:
+        yield messages
+    finally:
+        own.handlers, level, own.propagate = before
+        own.setLevel(level)
+
+
 def is_quiet() -> bool:
     """Return whether geobind's logger is set to warnings only, so that progress bars are unwanted too."""
     return logging.getLogger("geobind").level > logging.INFO

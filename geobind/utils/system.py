@@ -13,13 +13,14 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, NamedTuple
 
 import geobind
 from geobind.errors import DataError
+
+if TYPE_CHECKING:  # `geobind doctor` looks at memory where torch may be broken
+    import torch
+    from torch import nn
 
 _POWERS = {letter: power for power, letter in enumerate("kmgt", start=1)}
 _UNITS = {"": 1} | {letter + mark: base**power for letter, power in _POWERS.items()
@@ -163,6 +164,8 @@ def hash_module(module: nn.Module, *, but: Collection[str] = ()) -> str:
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the SHA-256 of tensors: names, shapes, types and every bit."""
+    import torch
+
     total = hashlib.sha256()
     for key, value in sorted(tensors.items()):
         tensor = value.detach().cpu().contiguous()
@@ -173,6 +176,8 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def collect_versions() -> dict[str, str]:
     """Name the versions of what computes: geobind, torch and Python, and the kind of machine."""
+    import torch
+
     return {
         "geobind": geobind.__version__,
         "torch": torch.__version__,
@@ -188,6 +193,8 @@ def utc_now() -> str:
 
 def describe_hardware() -> dict[str, str]:
     """Say what computes: processor, cores, memory, accelerators, as far as the system tells."""
+    import torch
+
     told = {"processor": _processor(), "cores": str(os.cpu_count() or "")}
     with suppress(ValueError, OSError, AttributeError):
         told["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
