@@ -119,7 +119,11 @@ def test_processes_of_one_machine_share_its_memory_and_a_batch(tmp_path):
 
 def test_why_a_frozen_side_is_not_cached_is_told(tmp_path):
     bench = Bench(None, None, tmp_path, caches=True)
-    bench.messages += ["one: step 3", "one: wild cold is not cached: no", "one: cold is not cached: it draws (x)"]
+    bench.messages += [
+        "one: step 3",
+        "one: wild cold is not cached: no",
+        "one: cold is not cached: it draws (x)",
+    ]
     assert bench.why_not("cold") == "it draws (x)"
     assert bench.why_not("hot") == ""
 
