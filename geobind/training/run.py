@@ -18,7 +18,7 @@ from geobind.data.sampler import MixedDataset
 from geobind.errors import CheckpointError, RecipeError
 from geobind.evaluation import Leakage, PairTable
 from geobind.evaluation.held_out import EvaluationResults
-from geobind.recipe import Recipe
+from geobind.recipe import Recipe, load_recipe
 from geobind.recipe.describe import cautions, sentence
 from geobind.recipe.parsing import dump
 from geobind.towers.weights import load_strictly, read_weights
@@ -84,13 +84,17 @@ class RunResult(NamedTuple):
 
 
 def run(
-    recipe: Recipe, folder: Path, *, resume: bool = False, resolver: AutoResolution | None = None
+    recipe: Recipe | str | Path,
+    folder: str | Path | None = None,
+    *,
+    resume: bool = False,
+    resolver: AutoResolution | None = None,
 ) -> RunResult:
     """Run every stage of a recipe, measure, and save a bundle.
 
     Args:
-        recipe: A checked recipe.
-        folder: Where everything of this run goes.
+        recipe: A checked recipe, the path of a YAML file, or the name of a shipped recipe.
+        folder: Where everything of this run goes; by default `runs/NAME` of the recipe.
         resume: Go on with a run that lies there: finished stages that are unchanged are not run again, an
             interrupted one goes on from its last checkpoint.
         resolver: Puts numbers in the place of what the recipe leaves open, on every process the same.
@@ -99,6 +103,8 @@ def run(
         GeobindError: Something is wrong that a user can mend; what is finished stays.
         Stopped: A signal asked it to stop.
     """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    folder = Path(folder or Path("runs") / recipe.name)
     with deterministic_algorithms(recipe.fabric.deterministic):
         fabrics = launch_fabrics(recipe)
         fabric = fabrics[recipe.fabric.precision]

@@ -13,9 +13,11 @@ import toy
 from safetensors.torch import load_file
 from toy_runs import PROGRAM, losses, same, toy_run, weights
 
+import geobind
 from geobind import plugins
 from geobind.binder import Binder
 from geobind.errors import DataError, GeobindError, PluginError, RecipeError, StorageError, TrainingError
+from geobind.recipe import load_recipe
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
 
@@ -47,6 +49,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(whole, tmp
     options = ("modalities.left.dropout=0.2", "modalities.right.noise=0.1")
     assert same(weights(whole), weights(toy_run(tmp_path / "again", *options)))
     assert not same(weights(whole), weights(toy_run(tmp_path / "other", *options, "seed=1")))
+
+
+def test_a_recipe_file_runs_into_the_folder_of_its_name(tmp_path, monkeypatch):
+    toy.recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    finished = geobind.run("toy.yaml")
+    assert finished.folder == Path("runs") / load_recipe("toy.yaml").name
+    assert finished.bundle.is_dir()
 
 
 def test_worker_processes_change_nothing(whole, tmp_path):
