@@ -17,7 +17,7 @@ from geobind.data.loader import collate
 from geobind.errors import DataError, PluginError, RecipeError
 from geobind.inference import class_examples, grouped, is_many, moved, of_width, prepared, still
 from geobind.modality import Modality
-from geobind.scoring import Temperature, unit
+from geobind.scoring import SoftmaxTemperature, unit
 from geobind.utils.hashing import derive_seed
 from geobind.utils.progress import track
 
@@ -163,12 +163,12 @@ class Binder(nn.Module):
         similarity_NM = scoring.cosine(a_ND, b_MD)
         if probability is None:
             return similarity_NM
-        scales = scoring.scales_of(self.card and self.card.calibration, *probability)
+        scales = scoring.require_scales(self.card and self.card.calibration, *probability)
         return scoring.probabilities(similarity_NM, scales, probability[0], over, prior)
 
-    def temperature(self, query: str, gallery: str) -> Temperature:
+    def temperature(self, query: str, gallery: str) -> SoftmaxTemperature:
         """The temperature that `classify` uses for two modalities unless told, and where it comes from."""
-        return scoring.temperature_of(self.card and self.card.calibration, query, gallery)
+        return scoring.find_temperature(self.card and self.card.calibration, query, gallery)
 
     def classify(
         self,
@@ -200,7 +200,7 @@ class Binder(nn.Module):
         Raises:
             DataError: No labels, a template without `{}`, or a temperature that is not positive.
         """
-        chosen = scoring.checked(
+        chosen = scoring.check_temperature(
             self.temperature(modality, through).value if temperature is None else temperature
         )
         examples = class_examples(labels, templates)
@@ -221,7 +221,7 @@ class Binder(nn.Module):
         Raises:
             DataError: Nothing to add, a weight without a part, or different numbers of inputs.
         """
-        return scoring.composed({name: self.embed(name, raw) for name, raw in parts.items()}, weights)
+        return scoring.add_embeddings({name: self.embed(name, raw) for name, raw in parts.items()}, weights)
 
     def save(self, folder: str | Path, *, over: str | Path | None = None) -> Path:
         """Write a bundle, or what this changes of the bundle `over`. See `geobind.bundles.bundle.save`."""

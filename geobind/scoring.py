@@ -58,7 +58,7 @@ class Calibration(BaseModel):
         return None if pair is None else pair.temperature[pair.modalities.index(query)]
 
 
-class Temperature(NamedTuple):
+class SoftmaxTemperature(NamedTuple):
     """A temperature, and where it comes from, in words."""
 
     value: float
@@ -82,7 +82,7 @@ def cosine(a_ND: Tensor | NDArray[Any], b_MD: Tensor | NDArray[Any]) -> Tensor:
     return unit(a_ND) @ unit(b_MD).T
 
 
-def checked(temperature: float) -> float:
+def check_temperature(temperature: float) -> float:
     """Return a temperature that can be divided by.
 
     Raises:
@@ -95,7 +95,7 @@ def checked(temperature: float) -> float:
 
 def softmax(similarity_NM: Tensor, temperature: float) -> Tensor:
     """Share a probability of 1 among the columns of each row; similarities are divided by the temperature."""
-    return (similarity_NM / checked(temperature)).softmax(dim=-1)
+    return (similarity_NM / check_temperature(temperature)).softmax(dim=-1)
 
 
 def probabilities(
@@ -124,7 +124,7 @@ def probabilities(
     return torch.sigmoid(scales.scale * similarity_NM + scales.bias + math.log(prior / (1 - prior)))
 
 
-def composed(parts: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> Tensor:
+def add_embeddings(parts: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> Tensor:
     """Add embeddings of several modalities, row by row, and scale the sums to unit length (N, D).
 
     Raises:
@@ -140,7 +140,7 @@ def composed(parts: Mapping[str, Tensor], weights: Mapping[str, float] | None = 
     return unit(torch.stack([(weights or {}).get(name, 1.0) * rows for name, rows in parts.items()]).sum(0))
 
 
-def scales_of(known: Calibration | None, one: str, two: str) -> PairScales:
+def require_scales(known: Calibration | None, one: str, two: str) -> PairScales:
     """The scales of two modalities.
 
     Raises:
@@ -157,9 +157,9 @@ def scales_of(known: Calibration | None, one: str, two: str) -> PairScales:
     return found
 
 
-def temperature_of(known: Calibration | None, query: str, gallery: str) -> Temperature:
+def find_temperature(known: Calibration | None, query: str, gallery: str) -> SoftmaxTemperature:
     """The fitted temperature of two modalities, or CLIP's where none was fitted."""
     fitted = known.temperature(query, gallery) if known else None
     if known is None or fitted is None:
-        return Temperature(CLIP_TEMPERATURE, "CLIP's; none was fitted for these modalities")
-    return Temperature(fitted, f"fitted on {known.fitted_on}")
+        return SoftmaxTemperature(CLIP_TEMPERATURE, "CLIP's; none was fitted for these modalities")
+    return SoftmaxTemperature(fitted, f"fitted on {known.fitted_on}")

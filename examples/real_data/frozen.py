@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from geobind import Binder
-from geobind.evaluation import FewShotOptions, Labelled, few_shot, logistic, trunk_of
+from geobind.evaluation import FewShotOptions, LabelledEmbeddings, build_trunk, few_shot, logistic
 
 TABLES = {"ground_image": "train_ground.csv", "audio_yamnet": "train_audio.csv"}
 ALIKE = ("satellite", "ground_image")  # seen through the same trunk
@@ -54,7 +54,7 @@ def main(bundle: Path, manifests: Path, data: Path) -> None:
     """Embed with the trunks, measure, print tables and write `frozen.json` beside the bundle."""
     binder = Binder.load(bundle)
     names = list(binder.modalities)
-    trunks = {name: trunk_of(binder, name) for name in names}
+    trunks = {name: build_trunk(binder, name) for name in names}
     train, test = trained_on(manifests, data), held_out(manifests / "evaluate.csv", data, names)
     train_features = {name: trunks[name].embed(name, of.files) for name, of in train.items()}
     features = {name: trunks[name].embed(name, of.files) for name, of in test.items()}
@@ -85,7 +85,10 @@ def print_curves(
     print("\nfew-shot logistic regression on frozen features, accuracy and interval")
     options = FewShotOptions(shots=(1, 4, 16, "all"), penalty=PENALTY)
     for name, items in test.items():
-        sides = Labelled(train_features[name], train[name].labels), Labelled(features[name], items.labels)
+        sides = (
+            LabelledEmbeddings(train_features[name], train[name].labels),
+            LabelledEmbeddings(features[name], items.labels),
+        )
         points = few_shot(*sides, options=options)[0].points
         cells = [
             "{}: {:.3f} [{:.3f}, {:.3f}]".format(

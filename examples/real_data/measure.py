@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from geobind import Binder
-from geobind.evaluation import Settings, retrieval
+from geobind.evaluation import RetrievalSettings, retrieval
 
 SHOWN = ("R@1", "R@5", "mAP")
 
@@ -71,7 +71,7 @@ def measure(
             embeddings[gallery],
             query_ids=labels[query],
             gallery_ids=labels[gallery],
-            settings=Settings(recall_at=(1, 5, 10), recall_percent=()),
+            settings=RetrievalSettings(recall_at=(1, 5, 10), recall_percent=()),
         ).to_dict()
         recall = concept_recall(embeddings[query], labels[query], embeddings[gallery], labels[gallery])
         rows.append(

@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geobind import Binder
-from geobind.evaluation import Settings, retrieval, ridge, trunk_of
+from geobind.evaluation import RetrievalSettings, build_trunk, retrieval, ridge
 
 Floats = NDArray[np.float64]
-SETTINGS = Settings(recall_at=(1, 5, 10), recall_percent=())
+SETTINGS = RetrievalSettings(recall_at=(1, 5, 10), recall_percent=())
 SHOWN = ("R@1", "R@5", "R@10", "median_rank")
 TILE, CAPTION = "satellite", "text"
 
@@ -140,7 +140,7 @@ def main(bundle: Path, table: Path, data: Path, split: str) -> None:
     """Embed, measure, print a table and write `captions.json` beside the bundle."""
     binder = Binder.load(bundle)
     train, test = rows_of(table, data, "train"), rows_of(table, data, split)
-    trunk = trunk_of(binder, TILE)
+    trunk = build_trunk(binder, TILE)
     features = [trunk.embed(TILE, rows.tiles, numpy=True).astype(np.float64) for rows in (train, test)]
     found = {
         "geobind": both_ways(binder.embed(TILE, test.tiles), binder.embed(CAPTION, test.said), test),

@@ -116,11 +116,11 @@ def compare_command(runs: tuple[Path, ...], out: Path, measures: tuple[str, ...]
     """Set RUNS, the folders of two or more runs, side by side: a table here, and an HTML page."""
     from rich.console import Console
 
-    from geobind.report import compare, render_comparison, write_comparison
+    from geobind.report import build_comparison_tables, compare, write_comparison
 
     comparison = compare(runs, measures)
     shown = comparison if measures else comparison._replace(tables=comparison.tables[:1])
-    for table in render_comparison(shown):
+    for table in build_comparison_tables(shown):
         Console().print(table)
     if shown.tables:
         click.echo("* the intervals of the two runs do not overlap")

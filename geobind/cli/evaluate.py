@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from geobind.binder import Binder
     from geobind.data.options import DataOptions
     from geobind.data.table import Table
-    from geobind.evaluation import Leakage, PairTable, Protocol, Published
-    from geobind.evaluation.arithmetic import Arithmetic
-    from geobind.evaluation.calibration import Calibrated
-    from geobind.evaluation.embedded import Embedded
-    from geobind.evaluation.gap import Gap
+    from geobind.evaluation import Leakage, PairTable, Protocol, ProtocolResult
+    from geobind.evaluation.arithmetic import SumResult
+    from geobind.evaluation.calibration import CalibrationResult
+    from geobind.evaluation.embedded import EmbeddedRows
+    from geobind.evaluation.gap import ModalityGap
     from geobind.evaluation.retrieval_metrics import Metric
 
 
@@ -42,9 +42,9 @@ class Asked(NamedTuple):
 class More(NamedTuple):
     """What was measured of it."""
 
-    calibrated: Calibrated | None
-    sums: list[Arithmetic]
-    gap: Gap
+    calibrated: CalibrationResult | None
+    sums: list[SumResult]
+    gap: ModalityGap
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -105,27 +105,27 @@ def measure_more(
     table: Table,
     data: DataOptions,
     held_out: Table,
-    found: Mapping[str, Embedded],
+    found: Mapping[str, EmbeddedRows],
     by: str,
     asked: Asked,
 ) -> More:
     """Measure what is asked for; see `geobind.evaluation.held_out`."""
     from geobind.evaluation.gap import modality_gap
-    from geobind.evaluation.held_out import calibrated_on, sums_of
+    from geobind.evaluation.held_out import fit_and_measure_calibration, measure_sum
     from geobind.recipe.embedding_sum import read_sum
 
     calibrated = None
     if asked.calibrate is not None:
-        calibrated = calibrated_on(binder, table.split(asked.calibrate), held_out, found, by)
+        calibrated = fit_and_measure_calibration(binder, table.split(asked.calibrate), held_out, found, by)
     sums = [
         one
         for text in asked.sums
-        for one in sums_of(binder, held_out, data, found, read_sum(text, binder.modalities), by)
+        for one in measure_sum(binder, held_out, data, found, read_sum(text, binder.modalities), by)
     ]
     return More(calibrated, sums, modality_gap(found))
 
 
-def keep(binder: Binder, calibrated: Calibrated, bundle: str) -> None:
+def keep(binder: Binder, calibrated: CalibrationResult, bundle: str) -> None:
     """Store fitted scales in a bundle's card; its weights stay as they are.
 
     Raises:
@@ -145,7 +145,7 @@ def grids(more: More, asked: Asked) -> Iterator[Grid]:
         yield _gap(more.gap)
 
 
-def _calibration(calibrated: Calibrated) -> Grid:
+def _calibration(calibrated: CalibrationResult) -> Grid:
     from rich.table import Table
 
     known = calibrated.calibration
@@ -170,7 +170,7 @@ def _calibration(calibrated: Calibrated) -> Grid:
     return grid
 
 
-def _arithmetic(one: Arithmetic) -> Grid:
+def _arithmetic(one: SumResult) -> Grid:
     from rich.table import Table
 
     grid = Table(title=f"{' + '.join(one.sum.words)} to {one.sum.gallery}", caption=one.says)
@@ -187,7 +187,7 @@ def _arithmetic(one: Arithmetic) -> Grid:
     return grid
 
 
-def _gap(gap: Gap) -> Grid:
+def _gap(gap: ModalityGap) -> Grid:
     from rich.table import Table
 
     grid = Table(title="Modality gap")
@@ -254,22 +254,24 @@ def eval_command(
 
     from geobind.binder import Binder
     from geobind.data.table import open_table
-    from geobind.evaluation import leakage, protocol
+    from geobind.evaluation import get_protocol, leakage
     from geobind.evaluation.embedded import embed_rows
-    from geobind.evaluation.held_out import first_rows, tabulate
+    from geobind.evaluation.held_out import build_retrieval_table, take_first_rows
 
-    chosen = [protocol(name) for name in dict.fromkeys(protocols) if name != "clean"]
+    chosen = [get_protocol(name) for name in dict.fromkeys(protocols) if name != "clean"]
     binder = Binder.from_pretrained(bundle)
     asked = Asked(**given)
     check(asked, split, bundle, binder.modalities)
     options = asked_data(binder, data, mapped, root)
     table = open_table(options, Path.cwd(), tuple(binder.modalities))
-    held_out = first_rows(table.split(split), limit)
+    held_out = take_first_rows(table.split(split), limit)
     leak = leakage(table.split(train_split), held_out, most_images=None) if train_split else None
     pairs = _pairs(binder, anchor)
     _to_device(binder)
     found = embed_rows(binder, held_out)
-    clean = tabulate(held_out, found, {frozenset(pair) for pair in _trained(binder)}, by, clusters)
+    clean = build_retrieval_table(
+        held_out, found, {frozenset(pair) for pair in _trained(binder)}, by, clusters
+    )
     clean = replace(clean, warnings=(leak.warning,) if leak and leak.warning else ())
     more = measure_more(binder, table, options, held_out, found, by, asked)
     if more.calibrated and asked.keep:
@@ -306,14 +308,14 @@ def _to_device(binder: Binder) -> None:
 
 
 def _published(
-    protocol: Protocol, found: Mapping[str, Embedded], pairs: list[tuple[str, str]]
-) -> list[Published]:
+    protocol: Protocol, found: Mapping[str, EmbeddedRows], pairs: list[tuple[str, str]]
+) -> list[ProtocolResult]:
     """A protocol's figures of every pair that has rows."""
     import numpy as np
 
-    from geobind.evaluation import published
+    from geobind.evaluation import evaluate_protocol
 
-    results: list[Published] = []
+    results: list[ProtocolResult] = []
     for names in pairs:
         if not all(name in found for name in names):
             continue
@@ -321,12 +323,12 @@ def _published(
         _, of_one, of_two = np.intersect1d(one.rows_Q, two.rows_Q, return_indices=True)
         if len(of_one) > 1:
             sides = one.embedding_QD[of_one], two.embedding_QD[of_two]
-            results.append(published(protocol, *sides, names=names))
+            results.append(evaluate_protocol(protocol, *sides, names=names))
     return results
 
 
 def _as_dict(
-    bundle: str, table: Table, clean: PairTable, results: list[Published], leak: Leakage | None
+    bundle: str, table: Table, clean: PairTable, results: list[ProtocolResult], leak: Leakage | None
 ) -> dict[str, Any]:
     return {
         "bundle": bundle,
@@ -339,17 +341,19 @@ def _as_dict(
     }
 
 
-def _show(clean: PairTable, results: list[Published], leak: Leakage | None, others: Iterable[Grid]) -> None:
+def _show(
+    clean: PairTable, results: list[ProtocolResult], leak: Leakage | None, others: Iterable[Grid]
+) -> None:
     from rich.console import Console
 
     from geobind.cli.options import print_table
-    from geobind.evaluation import render, render_published
+    from geobind.evaluation import build_pair_table, build_protocol_tables
 
     console = Console()
-    print_table(render(clean))
+    print_table(build_pair_table(clean))
     if leak and not leak.warning:  # the table has warnings
         console.print(f"leakage: {leak.summary()}", markup=False)
     for grid in others:
         console.print(grid)
-    for grid in render_published(results):
+    for grid in build_protocol_tables(results):
         print_table(grid)

@@ -12,7 +12,7 @@ from geobind.cli.options import asked_data, bundle_argument, json_option, mapped
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
-    from geobind.evaluation import Probes
+    from geobind.evaluation import ProbeResults
 
 _ALL = "all"
 
@@ -115,25 +115,25 @@ def _shots(text: str) -> tuple[Any, ...]:
     return tuple(word if word == _ALL else int(word) for word in dict.fromkeys(words) if word != "0")
 
 
-def _write(probes: Probes, out: Path | None) -> None:
+def _write(probes: ProbeResults, out: Path | None) -> None:
     if out is None:
         return
-    from geobind.report.plots import png, probe_panel
+    from geobind.report.plots import draw_png, probe_panel
     from geobind.utils.files import write_atomic, write_json
 
     write_json(out / "probes.json", probes.to_dict())
     if probes.curves:
-        write_atomic(out / "few_shot.png", png([probe_panel(probes)], 1))
+        write_atomic(out / "few_shot.png", draw_png([probe_panel(probes)], 1))
 
 
-def _show(probes: Probes, as_json: bool) -> None:
+def _show(probes: ProbeResults, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(probes.to_dict(), indent=1))
         return
     from rich.console import Console
 
-    from geobind.evaluation import render_probes
+    from geobind.evaluation import build_probe_tables
 
     console = Console()
-    for grid in render_probes(probes):
+    for grid in build_probe_tables(probes):
         console.print(grid)

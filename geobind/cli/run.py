@@ -162,7 +162,7 @@ def run_command(
         _log.info("%s: %d stages; results go to %s", checked.name, len(checked.stages), folder)
 
     from geobind.cli.options import print_table
-    from geobind.evaluation import summary
+    from geobind.evaluation import build_summary_table
     from geobind.planning.auto import Settling
     from geobind.report.page import PAGE
     from geobind.training.run import run
@@ -171,7 +171,7 @@ def run_command(
     settling = Settling(always=plan, limit=parse_size(memory) if memory else None)
     finished = run(checked, folder, resume=resume, resolver=settling)
     if finished.table is not None:
-        print_table(summary(finished.table))
+        print_table(build_summary_table(finished.table))
         click.echo(f"chance in brackets; intervals and more measures: {finished.folder / 'retrieval.json'}")
     if is_first():
         page = finished.folder / PAGE

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from geobind.evaluation.arithmetic import sums_of_rows
+from geobind.evaluation.arithmetic import evaluate_sum_of_rows
 from geobind.evaluation.bootstrap import Resampling
 from geobind.evaluation.calibration import calibrate, measure_calibration
-from geobind.evaluation.classification import Prototypes, Recognition, prototypes, prototypes_of, zero_shot
-from geobind.evaluation.embedded import Embedded
+from geobind.evaluation.classification import (
+    Prototypes,
+    Recognition,
+    build_prototypes,
+    build_prototypes_from_labels,
+    zero_shot,
+)
+from geobind.evaluation.embedded import EmbeddedRows
 from geobind.evaluation.few_shot_curves import (
-    Curve,
+    FewShotCurve,
     FewShotOptions,
-    Labelled,
-    Point,
-    Probes,
-    Trunk,
+    FewShotPoint,
+    LabelledEmbeddings,
+    ProbeResults,
+    TrunkBinder,
+    build_random_trunk,
+    build_trunk,
     few_shot,
-    random_trunk,
-    trunk_of,
 )
 from geobind.evaluation.gap import modality_gap
-from geobind.evaluation.held_out import EvaluationResults, measure, measure_all
+from geobind.evaluation.held_out import EvaluationResults, measure_all, measure_retrieval
 from geobind.evaluation.linear import Ridge, logistic, ridge
-from geobind.evaluation.pairs import PairRow, PairTable, Skipped, evaluate_pairs
+from geobind.evaluation.pairs import PairRow, PairTable, SkippedPair, evaluate_pairs
 from geobind.evaluation.probing import (
     ProbeRequest,
     ProbeSource,
@@ -32,83 +38,83 @@ from geobind.evaluation.probing import (
 from geobind.evaluation.protocols import (
     PROTOCOLS,
     Protocol,
-    Published,
+    ProtocolResult,
+    build_protocol_tables,
+    evaluate_protocol,
     geoclap_split,
-    protocol,
+    get_protocol,
     psm_split,
-    published,
-    render_published,
     soundingearth_split,
 )
-from geobind.evaluation.ranks import Counts, rank_counts, rank_counts_both
+from geobind.evaluation.ranks import RankCounts, rank_counts, rank_counts_both
 from geobind.evaluation.regression_probe import FactOptions, FactProbe, probe_facts
-from geobind.evaluation.retrieval_metrics import Metric, Retrieval, Settings, retrieval
+from geobind.evaluation.retrieval_metrics import Metric, Retrieval, RetrievalSettings, retrieval
 from geobind.evaluation.split_leakage import Leakage, leakage
-from geobind.evaluation.tables import render, render_probes, summary
+from geobind.evaluation.tables import build_pair_table, build_probe_tables, build_summary_table
 from geobind.scoring import Calibration, cosine, probabilities, unit
 
 __all__ = [
     "PROTOCOLS",
     "Calibration",
-    "Counts",
-    "Curve",
-    "Embedded",
+    "EmbeddedRows",
     "EvaluationResults",
     "FactOptions",
     "FactProbe",
+    "FewShotCurve",
     "FewShotOptions",
-    "Labelled",
+    "FewShotPoint",
+    "LabelledEmbeddings",
     "Leakage",
     "Metric",
     "PairRow",
     "PairTable",
-    "Point",
     "ProbeRequest",
+    "ProbeResults",
     "ProbeSource",
-    "Probes",
     "Protocol",
+    "ProtocolResult",
     "Prototypes",
-    "Published",
+    "RankCounts",
     "Recognition",
     "Resampling",
     "Retrieval",
+    "RetrievalSettings",
     "Ridge",
-    "Settings",
-    "Skipped",
-    "Trunk",
+    "SkippedPair",
+    "TrunkBinder",
     "build_feature_binders",
+    "build_pair_table",
+    "build_probe_tables",
+    "build_protocol_tables",
+    "build_prototypes",
+    "build_prototypes_from_labels",
+    "build_random_trunk",
+    "build_summary_table",
+    "build_trunk",
     "calibrate",
     "cosine",
     "evaluate_pairs",
+    "evaluate_protocol",
+    "evaluate_sum_of_rows",
     "few_shot",
     "geoclap_split",
+    "get_protocol",
     "leakage",
     "logistic",
-    "measure",
     "measure_all",
     "measure_calibration",
+    "measure_retrieval",
     "modality_gap",
     "probabilities",
     "probe_classes",
     "probe_facts",
     "probe_targets",
-    "protocol",
-    "prototypes",
-    "prototypes_of",
     "psm_split",
-    "published",
-    "random_trunk",
     "rank_counts",
     "rank_counts_both",
-    "render",
-    "render_probes",
-    "render_published",
     "retrieval",
     "ridge",
     "soundingearth_split",
-    "summary",
-    "sums_of_rows",
-    "trunk_of",
     "unit",
     "zero_shot",
 ]

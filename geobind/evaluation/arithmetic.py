@@ -18,11 +18,11 @@ from geobind.data.options import DataOptions, ToyEarthOptions
 from geobind.data.table import Table
 from geobind.data.toyearth_table import combine_places, render_column
 from geobind.errors import DataError
-from geobind.evaluation.bootstrap import Resampling, times_drawn
-from geobind.evaluation.embedded import Embedded
-from geobind.evaluation.retrieval_metrics import Metric, Retrieval, Settings, retrieval
+from geobind.evaluation.bootstrap import Resampling, draw_counts
+from geobind.evaluation.embedded import EmbeddedRows
+from geobind.evaluation.retrieval_metrics import Metric, Retrieval, RetrievalSettings, retrieval
 from geobind.recipe.embedding_sum import Sum
-from geobind.scoring import composed, unit
+from geobind.scoring import add_embeddings, unit
 from geobind.utils.hashing import derive_seed
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ TIED = 1e-6
 
 
 @dataclass(frozen=True)
-class Query:
+class SumQuery:
     """What a sum, or one of its parts alone, finds."""
 
     name: str
@@ -43,14 +43,14 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class SumResult:
     """A sum beside its parts, on one gallery."""
 
     sum: Sum
     truth: Truth
     says: str  # what the queries, the right answers and the gallery are
-    queries: tuple[Query, ...]  # the sum first
-    settings: Settings
+    queries: tuple[SumQuery, ...]  # the sum first
+    settings: RetrievalSettings
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -73,12 +73,12 @@ class Arithmetic:
         }
 
 
-def sums_of_rows(
-    found: Mapping[str, Embedded],
+def evaluate_sum_of_rows(
+    found: Mapping[str, EmbeddedRows],
     wanted: Sum,
     labels: Sequence[Any] | None = None,
-    settings: Settings | None = None,
-) -> Arithmetic:
+    settings: RetrievalSettings | None = None,
+) -> SumResult:
     """Add several observations of one place, and see whether together they find it better than alone.
 
     Args:
@@ -90,9 +90,9 @@ def sums_of_rows(
     Raises:
         DataError: Fewer than two rows have all the modalities.
     """
-    settings = settings or Settings()
+    settings = settings or RetrievalSettings()
     names = (*wanted.parts, wanted.gallery)
-    rows_Q = _shared(found, names)
+    rows_Q = _shared_rows(found, names)
     if labels is not None:
         rows_Q = rows_Q[[labels[row] is not None for row in rows_Q]]
     if len(rows_Q) < 2:
@@ -101,24 +101,24 @@ def sums_of_rows(
     parts = {name: found[name].of(rows_Q) for name in wanted.parts}
     gallery_GD = found[wanted.gallery].of(rows_Q)
     queries = [
-        Query(name, retrieval(query_QD, gallery_GD, query_ids=ids, gallery_ids=ids, settings=settings), {})
-        for name, query_QD in _queries(wanted, parts).items()
+        SumQuery(name, retrieval(query_QD, gallery_GD, query_ids=ids, gallery_ids=ids, settings=settings), {})
+        for name, query_QD in _build_queries(wanted, parts).items()
     ]
     truth = "row" if labels is None else "label"
     right = "its own row" if labels is None else "any row of its class"
     says = f"observations of one place added; {right} is right, among {len(rows_Q):,} rows"
-    return Arithmetic(wanted, truth, says, tuple(queries), settings)
+    return SumResult(wanted, truth, says, tuple(queries), settings)
 
 
-def sums_of_two_places(
+def evaluate_sum_of_two_places(
     wanted: Sum,
     parts: Mapping[str, Tensor],
     right_QD: Tensor,
     others_GD: Tensor,
     rivals: Mapping[str, Tensor],
     says: str,
-    settings: Settings | None = None,
-) -> Arithmetic:
+    settings: RetrievalSettings | None = None,
+) -> SumResult:
     """Add observations of different places, and look for what shows both, among rivals that show one or none.
 
     Args:
@@ -130,35 +130,35 @@ def sums_of_two_places(
         says: What all of them are, in words.
         settings: Cut-offs, resamples.
     """
-    settings = settings or Settings()
+    settings = settings or RetrievalSettings()
     gallery_GD = torch.cat([right_QD, others_GD])
     ids = [*range(len(right_QD))], [*range(len(gallery_GD))]
     options = Resampling(settings.resamples, settings.seed, settings.confidence)
     queries = [
-        Query(
+        SumQuery(
             name,
             retrieval(query_QD, gallery_GD, query_ids=ids[0], gallery_ids=ids[1], settings=settings),
-            _preferred(query_QD, right_QD, rivals, options),
+            _compare_with_rivals(query_QD, right_QD, rivals, options),
         )
-        for name, query_QD in _queries(wanted, parts).items()
+        for name, query_QD in _build_queries(wanted, parts).items()
     ]
-    return Arithmetic(wanted, "composed", says, tuple(queries), settings)
+    return SumResult(wanted, "composed", says, tuple(queries), settings)
 
 
-def _queries(wanted: Sum, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _build_queries(wanted: Sum, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The sum of the parts, then each alone."""
-    added = composed(parts, wanted.weights)
+    added = add_embeddings(parts, wanted.weights)
     return {" + ".join(wanted.words): added, **{name: unit(part) for name, part in parts.items()}}
 
 
-def _shared(found: Mapping[str, Embedded], names: Sequence[str]) -> NDArray[np.int64]:
+def _shared_rows(found: Mapping[str, EmbeddedRows], names: Sequence[str]) -> NDArray[np.int64]:
     absent = [name for name in names if name not in found]
     if absent:
         raise DataError(f"no row has '{absent[0]}'")
     return reduce(np.intersect1d, (found[name].rows_Q for name in names))
 
 
-def _preferred(
+def _compare_with_rivals(
     query_QD: Tensor, right_QD: Tensor, rivals: Mapping[str, Tensor], options: Resampling
 ) -> dict[str, Metric]:
     """How often the right answer is more similar to its query than each of the query's own rivals."""
@@ -166,28 +166,28 @@ def _preferred(
     ahead_QR = np.stack([(own_Q - (query_QD * rival_QD).sum(1)).numpy() for rival_QD in rivals.values()], 1)
     won_QR = np.where(np.abs(ahead_QR) <= TIED, 0.5, ahead_QR > 0)
     drawn = [
-        times_BQ @ won_QR / times_BQ.sum(1, keepdims=True) for times_BQ in times_drawn(len(won_QR), options)
+        times_BQ @ won_QR / times_BQ.sum(1, keepdims=True) for times_BQ in draw_counts(len(won_QR), options)
     ]
     low_R, high_R = np.quantile(np.concatenate(drawn), options.bounds, axis=0)
     values = zip(rivals, won_QR.mean(0).tolist(), low_R.tolist(), high_R.tolist(), strict=True)
     return {kind: Metric(value, 0.5, low, high) for kind, value, low, high in values}
 
 
-MOST_QUERIES = 500
-FEWEST_PLACES = 10  # with fewer, rivals of different kinds would be the same picture
+MAX_QUERIES = 500
+MIN_PLACES = 10  # with fewer, rivals of different kinds would be the same picture
 _CHUNK = 100  # places rendered at a time
 
 
-def sums_on_toyearth(
+def evaluate_sum_on_toyearth(
     binder: Binder,
     table: Table,
     options: DataOptions,
-    found: Mapping[str, Embedded],
+    found: Mapping[str, EmbeddedRows],
     wanted: Sum,
     *,
-    most: int = MOST_QUERIES,
-    settings: Settings | None = None,
-) -> Arithmetic:
+    most: int = MAX_QUERIES,
+    settings: RetrievalSettings | None = None,
+) -> SumResult:
     """Add observations of two places, and look for the first's land at the second's moment.
 
     The gallery holds that truth for every query, rendered, and four rivals: the first place as it was, the
@@ -207,7 +207,7 @@ def sums_on_toyearth(
     Raises:
         DataError: The rows are not toy Earth's, there are too few, or the sum is not of two parts.
     """
-    toyearth = _checked(table, options, wanted)
+    toyearth = _check_toyearth(table, options, wanted)
     random = np.random.default_rng(derive_seed(0, "sums"))
     land_Q = random.permutation(len(table))[:most]
     # Shifts along one shuffled circle, such that no two kinds of rival are the same picture.
@@ -215,7 +215,7 @@ def sums_on_toyearth(
 
     def rendered(land: NDArray[np.int64], moment: NDArray[np.int64]) -> Tensor:
         column = options.columns.get(wanted.gallery, wanted.gallery)
-        raws = _rendered(toyearth, column, table.rows_N[land], table.rows_N[moment])
+        raws = _render(toyearth, column, table.rows_N[land], table.rows_N[moment])
         return binder.embed(wanted.gallery, raws)
 
     land, moment = wanted.parts
@@ -227,7 +227,7 @@ def sums_on_toyearth(
         "other land, the same moment": rendered(third_Q, moment_Q),
     }
     first, _, *made = rivals.values()  # every second place is also a first: once is enough in a gallery
-    return sums_of_two_places(
+    return evaluate_sum_of_two_places(
         wanted,
         {land: found[land].of(land_Q), moment: found[moment].of(moment_Q)},
         rendered(land_Q, moment_Q),
@@ -238,17 +238,17 @@ def sums_on_toyearth(
     )
 
 
-def _checked(table: Table, options: DataOptions, wanted: Sum) -> ToyEarthOptions:
+def _check_toyearth(table: Table, options: DataOptions, wanted: Sum) -> ToyEarthOptions:
     if options.toyearth is None:
         raise DataError(f"{table.name}: only toy Earth can render the land of one place at another's moment")
     if len(wanted.parts) != 2:
         raise DataError(f"sum '{wanted}': toy Earth takes the land from one part and the moment from another")
-    if len(table) < FEWEST_PLACES:
-        raise DataError(f"{table.name}: {len(table)} rows; sums of two places need {FEWEST_PLACES}")
+    if len(table) < MIN_PLACES:
+        raise DataError(f"{table.name}: {len(table)} rows; sums of two places need {MIN_PLACES}")
     return options.toyearth
 
 
-def _rendered(
+def _render(
     toyearth: ToyEarthOptions, column: str, land_Q: NDArray[np.int32], moment_Q: NDArray[np.int32]
 ) -> Iterator[Any]:
     """What a column shows of the land of some rows at the moments of others, rendered as it is asked for."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Draw = Callable[[np.random.Generator, int, int], Floats]
 
 
-_HELD = 2**22  # numbers held at a time
+_MAX_NUMBERS = 2**22  # numbers held at a time
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Resampling:
         return (1 - self.confidence) / 2, (1 + self.confidence) / 2
 
 
-class Spread(NamedTuple):
+class ClassMeanBounds(NamedTuple):
     """Lower and upper bounds (2, ...) of the means of measures, of classes, and over classes."""
 
     mean_2M: Floats
@@ -66,7 +66,7 @@ def by_counting(random: np.random.Generator, resamples: int, units: int) -> Floa
     return times_BU.astype(np.float64)
 
 
-def times_drawn(
+def draw_counts(
     count: int,
     options: Resampling,
     group_Q: NDArray[np.int64] | None = None,
@@ -86,20 +86,20 @@ def times_drawn(
     """
     random = np.random.default_rng(options.seed)
     units = count if group_Q is None else int(group_Q.max()) + 1
-    step = max(1, _HELD // (count * room))
+    step = max(1, _MAX_NUMBERS // (count * room))
     for start in range(0, options.resamples, step):
         size = min(step, options.resamples - start)
         times_BU = draw(random, size, units)
         yield times_BU if group_Q is None else times_BU[:, group_Q]
 
 
-def spread(
+def bound_class_means(
     value_EQM: Floats,
     class_Q: NDArray[np.int64],
     classes: int,
     options: Resampling,
     group_Q: NDArray[np.int64] | None = None,
-) -> Spread:
+) -> ClassMeanBounds:
     """Bound means by drawing queries and repeats again with replacement (percentile bootstrap, Efron 1979).
 
     Queries and repeats are crossed (every query meets every repeat), so each is drawn on its own.
@@ -116,7 +116,7 @@ def spread(
     random = np.random.default_rng([options.seed, 1])
     means: list[Floats] = []
     by_class: list[Floats] = []
-    for times_BQ in times_drawn(count, options, group_Q, room=measures + 1):
+    for times_BQ in draw_counts(count, options, group_Q, room=measures + 1):
         repeats_BE = random.multinomial(repeats, np.full(repeats, 1 / repeats), size=len(times_BQ)) / repeats
         value_BQM = np.tensordot(repeats_BE, value_EQM, axes=1)
         total_B = times_BQ.sum(1)
@@ -128,7 +128,7 @@ def spread(
     class_2C = np.full((2, classes), np.nan)
     class_2C[:, there_C] = np.nanquantile(class_BC[:, there_C], options.bounds, axis=0)
     class_mean_B = np.nanmean(class_BC[:, there_C], axis=1)
-    return Spread(
+    return ClassMeanBounds(
         np.quantile(np.concatenate(means), options.bounds, axis=0),
         class_2C,
         np.quantile(class_mean_B, options.bounds),
@@ -138,7 +138,7 @@ def spread(
 # Q queries, M measures, B resamples at a time
 
 
-class Intervals(NamedTuple):
+class RankingBounds(NamedTuple):
     """Lower and upper bounds of the mean of each measure and of the median rank."""
 
     low_M: np.ndarray
@@ -147,9 +147,9 @@ class Intervals(NamedTuple):
     median_high: float
 
 
-def bootstrap(
+def bound_ranking_measures(
     value_QM: np.ndarray, rank_Q: np.ndarray, options: Resampling, cluster_Q: np.ndarray | None = None
-) -> Intervals:
+) -> RankingBounds:
     """Percentile intervals (Efron, 1979) from drawing queries with replacement, the gallery held fixed.
 
     Every measure sees the same resamples, so two of them can be compared. Without clusters queries are taken
@@ -169,13 +169,13 @@ def bootstrap(
     filled_QM = np.nan_to_num(value_QM)
     means: list[np.ndarray] = []
     medians: list[np.ndarray] = []
-    for times_BQ in times_drawn(len(rank_Q), options, cluster_Q, room=4, draw=by_counting):
+    for times_BQ in draw_counts(len(rank_Q), options, cluster_Q, room=4, draw=by_counting):
         medians.append(_medians(times_BQ, rank_Q))
         with np.errstate(invalid="ignore"):  # a measure that few queries have may be missing from a resample
             means.append((times_BQ @ filled_QM) / (times_BQ @ scored_QM))
     low_M, high_M = np.nanquantile(np.concatenate(means), options.bounds, axis=0)
     median_low, median_high = np.quantile(np.concatenate(medians), options.bounds)
-    return Intervals(low_M, high_M, float(median_low), float(median_high))
+    return RankingBounds(low_M, high_M, float(median_low), float(median_high))
 
 
 def _medians(times_BQ: np.ndarray, rank_Q: np.ndarray) -> np.ndarray:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from geobind.errors import DataError
-from geobind.evaluation.bootstrap import Resampling, times_drawn
-from geobind.evaluation.embedded import Embedded, Sides, sides
+from geobind.evaluation.bootstrap import Resampling, draw_counts
+from geobind.evaluation.embedded import EmbeddedRows, PairSides, build_pair_sides
 from geobind.scoring import CLIP_TEMPERATURE, Calibration, PairScales, cosine, probabilities, softmax
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 
-COLDEST, WARMEST = 1e-3, 1e2  # temperatures looked at; at either end the rows do not say more
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e2  # temperatures looked at; at either end the rows do not say more
 _GRID = 16
 _GOLDEN = (5**0.5 - 1) / 2
-_MOST_MISMATCHES = 250_000
+_MAX_MISMATCHES = 250_000
 _STEPS = 100
 
 
@@ -51,7 +51,7 @@ def smoothed_loss(similarity_QG: Floats, right_QG: NDArray[np.bool_], temperatur
     return (1 - share) * log_loss(similarity_QG, right_QG, temperature) + share * anything
 
 
-def fitted_temperature(similarity_QG: Floats, right_QG: NDArray[np.bool_]) -> float:
+def fit_temperature(similarity_QG: Floats, right_QG: NDArray[np.bool_]) -> float:
     """The temperature with the least smoothed log loss: the best of a grid, then golden section around it.
 
     With one right answer for each query the loss is convex in 1 / temperature; with several the grid keeps
@@ -61,7 +61,7 @@ def fitted_temperature(similarity_QG: Floats, right_QG: NDArray[np.bool_]) -> fl
     def loss(at: float) -> float:
         return smoothed_loss(similarity_QG, right_QG, float(np.exp(at)))
 
-    grid = np.linspace(np.log(COLDEST), np.log(WARMEST), _GRID).tolist()
+    grid = np.linspace(np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE), _GRID).tolist()
     best = int(np.argmin([loss(at) for at in grid]))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
     while high - low > 1e-3:
@@ -70,7 +70,7 @@ def fitted_temperature(similarity_QG: Floats, right_QG: NDArray[np.bool_]) -> fl
     return float(np.exp((low + high) / 2))
 
 
-def fitted_scales(match_P: Floats, mismatch_M: Floats, seed: int = 0) -> tuple[float, float]:
+def fit_scales(match_P: Floats, mismatch_M: Floats, seed: int = 0) -> tuple[float, float]:
     """The scale and bias of the log odds of a match (Platt scaling, 1999), both kinds weighing the same.
 
     Targets are Platt's, a little away from 0 and 1, so that similarities which part the two kinds cleanly
@@ -79,8 +79,8 @@ def fitted_scales(match_P: Floats, mismatch_M: Floats, seed: int = 0) -> tuple[f
     Returns:
         The scale, 0 where matches are not more similar than mismatches, and the bias.
     """
-    if len(mismatch_M) > _MOST_MISMATCHES:
-        mismatch_M = np.random.default_rng(seed).choice(mismatch_M, _MOST_MISMATCHES, replace=False)
+    if len(mismatch_M) > _MAX_MISMATCHES:
+        mismatch_M = np.random.default_rng(seed).choice(mismatch_M, _MAX_MISMATCHES, replace=False)
     if match_P.mean() <= mismatch_M.mean() + 1e-9:
         return 0.0, 0.0
     similarity_N = np.concatenate([match_P, mismatch_M])
@@ -89,11 +89,11 @@ def fitted_scales(match_P: Floats, mismatch_M: Floats, seed: int = 0) -> tuple[f
     weight_N = np.repeat([0.5 / matches, 0.5 / mismatches], [matches, mismatches])
     middle, spread = float(similarity_N.mean()), max(float(similarity_N.std()), 1e-9)
     z_N2 = np.stack([(similarity_N - middle) / spread, np.ones_like(similarity_N)], axis=1)
-    scale, bias = _newton(z_N2, target_N, weight_N)
+    scale, bias = _minimise_by_newton(z_N2, target_N, weight_N)
     return max(float(scale / spread), 0.0), float(bias - scale * middle / spread)
 
 
-def _newton(z_N2: Floats, target_N: Floats, weight_N: Floats) -> Floats:
+def _minimise_by_newton(z_N2: Floats, target_N: Floats, weight_N: Floats) -> Floats:
     """Minimise the weighted logistic loss; a step that does not lower it is halved."""
 
     def loss(at_2: Floats) -> float:
@@ -123,7 +123,7 @@ _PERFECT_DRAWS = 200
 
 
 @dataclass(frozen=True)
-class Error:
+class CalibrationError:
     """An expected calibration error, its interval, and what perfect probabilities would show."""
 
     value: float
@@ -133,7 +133,7 @@ class Error:
 
 
 @dataclass(frozen=True)
-class Bin:
+class ReliabilityBin:
     """Predictions of about the same probability."""
 
     low: float
@@ -151,12 +151,12 @@ class Reliability:
     predicted: float  # mean probability
     happened: float
     log_loss: float  # mean, in nats
-    equal_width: Error  # Guo et al.'s
-    equal_mass: Error
-    bins: tuple[Bin, ...]  # of equal width, those without a prediction left out
+    equal_width: CalibrationError  # Guo et al.'s
+    equal_mass: CalibrationError
+    bins: tuple[ReliabilityBin, ...]  # of equal width, those without a prediction left out
 
 
-def reliability(
+def measure_reliability(
     p_N: Floats,
     happened_N: Floats,
     *,
@@ -197,9 +197,9 @@ def reliability(
         float(p_N.mean()),
         float(happened_N.mean()),
         _log_loss(p_N, happened_N) if log_loss is None else log_loss,
-        _error(p_N, gap_N, even_N, row_N, options),
-        _error(p_N, gap_N, mass_N, row_N, options),
-        tuple(_bin(p_N, happened_N, even_N == e, e, bins) for e in np.unique(even_N).tolist()),
+        _calibration_error(p_N, gap_N, even_N, row_N, options),
+        _calibration_error(p_N, gap_N, mass_N, row_N, options),
+        tuple(_build_bin(p_N, happened_N, even_N == e, e, bins) for e in np.unique(even_N).tolist()),
     )
 
 
@@ -208,49 +208,51 @@ def _log_loss(p_N: Floats, happened_N: Floats) -> float:
     return float(-(happened_N * np.log(safe_N) + (1 - happened_N) * np.log(1 - safe_N)).mean())
 
 
-def _bin(p_N: Floats, happened_N: Floats, in_N: NDArray[np.bool_], number: int, bins: int) -> Bin:
+def _build_bin(
+    p_N: Floats, happened_N: Floats, in_N: NDArray[np.bool_], number: int, bins: int
+) -> ReliabilityBin:
     share = float(in_N.mean())
-    return Bin(
+    return ReliabilityBin(
         number / bins, (number + 1) / bins, share, float(p_N[in_N].mean()), float(happened_N[in_N].mean())
     )
 
 
-def _error(
+def _calibration_error(
     p_N: Floats,
     gap_N: Floats,
     bin_N: NDArray[np.int64],
     row_N: NDArray[np.int64],
     options: Resampling,
-) -> Error:
-    value = float(_summed(gap_N, bin_N) / len(p_N))
+) -> CalibrationError:
+    value = float(_sum_of_gaps(gap_N, bin_N) / len(p_N))
     rows, bins = int(row_N.max()) + 1, int(bin_N.max()) + 1
     gap_QE = np.zeros((rows, bins))
     np.add.at(gap_QE, (row_N, bin_N), gap_N)
     size_Q = np.bincount(row_N, minlength=rows).astype(np.float64)
     drawn = [
         np.abs(times_BQ @ gap_QE).sum(1) / (times_BQ @ size_Q)
-        for times_BQ in times_drawn(rows, options, room=2)
+        for times_BQ in draw_counts(rows, options, room=2)
     ]
     low, high = (2 * value - q for q in np.quantile(np.concatenate(drawn), options.bounds[::-1]))
     random = np.random.default_rng([options.seed, 2])
-    perfect = [_summed((random.random(len(p_N)) < p_N) - p_N, bin_N) for _ in range(_PERFECT_DRAWS)]
+    perfect = [_sum_of_gaps((random.random(len(p_N)) < p_N) - p_N, bin_N) for _ in range(_PERFECT_DRAWS)]
     perfect = np.array(perfect) / len(p_N)
     if value <= np.quantile(perfect, options.confidence):  # it may be perfect
         low = 0.0
-    return Error(value, max(float(low), 0.0), max(float(high), value), float(perfect.mean()))
+    return CalibrationError(value, max(float(low), 0.0), max(float(high), value), float(perfect.mean()))
 
 
-def _summed(gap_N: Floats, bin_N: NDArray[np.int64]) -> float:
+def _sum_of_gaps(gap_N: Floats, bin_N: NDArray[np.int64]) -> float:
     return float(np.abs(np.bincount(bin_N, weights=gap_N)).sum())
 
 
-MOST_ROWS = 2000  # of a modality that scales are fitted on, and that they are measured on
-FEWEST_ROWS = 20  # with fewer, a pair is left out: one row would move its scales
+MAX_ROWS = 2000  # of a modality that scales are fitted on, and that they are measured on
+MIN_ROWS = 20  # with fewer, a pair is left out: one row would move its scales
 TIED = 1e-6
 
 
 @dataclass(frozen=True)
-class Choice:
+class GalleryCalibration:
     """Probabilities over a gallery: is the item with the largest one right?"""
 
     query: str
@@ -262,7 +264,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Matching:
+class MatchCalibration:
     """Probabilities of single pairs: is it a match? As many mismatches as matches are asked."""
 
     modalities: tuple[str, str]
@@ -272,13 +274,13 @@ class Matching:
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class CalibrationResult:
     """Fitted scales, and how good the probabilities that they give are on other rows."""
 
     calibration: Calibration
     measured_on: str
-    choices: tuple[Choice, ...]
-    matchings: tuple[Matching, ...]
+    choices: tuple[GalleryCalibration, ...]
+    matchings: tuple[MatchCalibration, ...]
     options: Resampling
 
     def to_dict(self) -> dict[str, Any]:
@@ -287,7 +289,7 @@ class Calibrated:
             "fitted_on": self.calibration.fitted_on,
             "measured_on": self.measured_on,
             "by": self.calibration.by,
-            "settings": {**asdict(self.options), "bins": BINS, "most_rows": MOST_ROWS},
+            "settings": {**asdict(self.options), "bins": BINS, "most_rows": MAX_ROWS},
             "conventions": {
                 "choice": "softmax over the gallery; is the most similar item right, ties shared",
                 "match": "sigmoid(scale * cosine + bias); as many mismatches as matches",
@@ -301,11 +303,11 @@ class Calibrated:
 
 
 def calibrate(
-    found: Mapping[str, Embedded],
+    found: Mapping[str, EmbeddedRows],
     fitted_on: str,
     labels: Sequence[Any] | None = None,
     *,
-    most: int = MOST_ROWS,
+    most: int = MAX_ROWS,
 ) -> Calibration:
     """Fit scales for every pair of modalities on rows that no stage has trained on.
 
@@ -322,12 +324,14 @@ def calibrate(
     """
     pairs: list[PairScales] = []
     for one, two in combinations(found, 2):
-        there, back = (sides(found, *names, labels, most=most) for names in ((one, two), (two, one)))
-        if there is None or back is None or len(there.query_QD) < FEWEST_ROWS:
+        there, back = (
+            build_pair_sides(found, *names, labels, most=most) for names in ((one, two), (two, one))
+        )
+        if there is None or back is None or len(there.query_QD) < MIN_ROWS:
             continue
-        similarity_QG, right_QG = _compared(there)
-        temperature = fitted_temperature(similarity_QG, right_QG), fitted_temperature(*_compared(back))
-        scale, bias = fitted_scales(similarity_QG[right_QG], similarity_QG[~right_QG])
+        similarity_QG, right_QG = _compare(there)
+        temperature = fit_temperature(similarity_QG, right_QG), fit_temperature(*_compare(back))
+        scale, bias = fit_scales(similarity_QG[right_QG], similarity_QG[~right_QG])
         rows = len(there.query_QD)
         pairs.append(
             PairScales(modalities=(one, two), temperature=temperature, scale=scale, bias=bias, rows=rows)
@@ -338,13 +342,13 @@ def calibrate(
 
 def measure_calibration(
     calibration: Calibration,
-    found: Mapping[str, Embedded],
+    found: Mapping[str, EmbeddedRows],
     measured_on: str,
     labels: Sequence[Any] | None = None,
     *,
     options: Resampling | None = None,
-    most: int = MOST_ROWS,
-) -> Calibrated:
+    most: int = MAX_ROWS,
+) -> CalibrationResult:
     """See how good fitted probabilities are on rows that they were not fitted on.
 
     Args:
@@ -356,26 +360,28 @@ def measure_calibration(
         most: From more rows than this, so many are drawn.
     """
     options = options or Resampling()
-    choices: list[Choice] = []
-    matchings: list[Matching] = []
+    choices: list[GalleryCalibration] = []
+    matchings: list[MatchCalibration] = []
     for scales in calibration.pairs:
         if not set(scales.modalities) <= set(found):
             continue
         for query, gallery in (scales.modalities, scales.modalities[::-1]):
-            there = sides(found, query, gallery, labels, most=most)
+            there = build_pair_sides(found, query, gallery, labels, most=most)
             if there is None:
                 continue
-            choices.append(_choice(there, query, gallery, scales, options))
+            choices.append(_calibrate_gallery(there, query, gallery, scales, options))
             if query == scales.modalities[0]:
-                matchings.append(_matching(there, scales, options))
-    return Calibrated(calibration, measured_on, tuple(choices), tuple(matchings), options)
+                matchings.append(_calibrate_matches(there, scales, options))
+    return CalibrationResult(calibration, measured_on, tuple(choices), tuple(matchings), options)
 
 
-def _compared(there: Sides) -> tuple[Floats, NDArray[np.bool_]]:
+def _compare(there: PairSides) -> tuple[Floats, NDArray[np.bool_]]:
     return cosine(there.query_QD, there.gallery_GD).double().numpy(), there.right_QG
 
 
-def _choice(there: Sides, query: str, gallery: str, scales: PairScales, options: Resampling) -> Choice:
+def _calibrate_gallery(
+    there: PairSides, query: str, gallery: str, scales: PairScales, options: Resampling
+) -> GalleryCalibration:
     similarity_QG, right_QG = cosine(there.query_QD, there.gallery_GD).double(), there.right_QG
     value_QG = similarity_QG.numpy()
     first_QG = value_QG >= value_QG.max(1, keepdims=True) - TIED
@@ -386,24 +392,24 @@ def _choice(there: Sides, query: str, gallery: str, scales: PairScales, options:
     def with_(one: float) -> Reliability:
         p_Q = softmax(similarity_QG, one).max(1).values.clamp(0, 1).numpy()
         loss = log_loss(value_QG, right_QG, one)
-        return reliability(p_Q, happened_Q, log_loss=loss, options=options)
+        return measure_reliability(p_Q, happened_Q, log_loss=loss, options=options)
 
-    return Choice(
+    return GalleryCalibration(
         query, gallery, temperature, len(there.gallery_GD), with_(temperature), with_(CLIP_TEMPERATURE)
     )
 
 
-def _matching(there: Sides, scales: PairScales, options: Resampling) -> Matching:
+def _calibrate_matches(there: PairSides, scales: PairScales, options: Resampling) -> MatchCalibration:
     """Ask of each query one of its matches and one mismatch, drawn."""
     similarity_QG, right_QG = cosine(there.query_QD, there.gallery_GD).double(), there.right_QG
     p_QG = probabilities(similarity_QG, scales, scales.modalities[0]).numpy()
-    asked = zip(*_asked(p_QG, right_QG, options.seed), strict=True)
+    asked = zip(*_draw_pairs(p_QG, right_QG, options.seed), strict=True)
     p_N, happened_N, row_N = (np.array(part) for part in asked)
-    fitted = reliability(p_N, happened_N.astype(np.float64), row_N=row_N, options=options)
-    return Matching(scales.modalities, scales.scale, scales.bias, fitted)
+    fitted = measure_reliability(p_N, happened_N.astype(np.float64), row_N=row_N, options=options)
+    return MatchCalibration(scales.modalities, scales.scale, scales.bias, fitted)
 
 
-def _asked(p_QG: Floats, right_QG: NDArray[np.bool_], seed: int) -> Iterator[tuple[float, bool, int]]:
+def _draw_pairs(p_QG: Floats, right_QG: NDArray[np.bool_], seed: int) -> Iterator[tuple[float, bool, int]]:
     random = np.random.default_rng([seed, 3])
     full = [row for row, right_G in enumerate(right_QG) if right_G.any() and not right_G.all()]
     for number, row in enumerate(full):

@@ -14,8 +14,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from geobind.errors import DataError
-from geobind.evaluation.bootstrap import Resampling, spread
-from geobind.evaluation.embeddings import Embeddings, Rows, as_list, codes, full_precision, same_width
+from geobind.evaluation.bootstrap import Resampling, bound_class_means
+from geobind.evaluation.embeddings import (
+    EmbeddingMatrix,
+    Embeddings,
+    check_same_width,
+    encode_values,
+    full_precision,
+    to_plain_list,
+)
 from geobind.evaluation.ranks import TOLERANCE
 from geobind.evaluation.retrieval_metrics import Metric
 
@@ -49,7 +56,7 @@ class Recognition:
         }
 
 
-class Truth(NamedTuple):
+class QueryClasses(NamedTuple):
     """The classes, and the number of each query's class and group; queries without a class are left out."""
 
     classes: tuple[str, ...]
@@ -63,7 +70,7 @@ class Truth(NamedTuple):
         return float(np.bincount(self.class_Q).max() / len(self.class_Q))
 
 
-def truth_of(labels: Any, classes: Sequence[str], rows: int, groups: Any = None) -> Truth:
+def build_query_classes(labels: Any, classes: Sequence[str], rows: int, groups: Any = None) -> QueryClasses:
     """Number the labels of queries by their place in `classes`.
 
     Args:
@@ -78,7 +85,7 @@ def truth_of(labels: Any, classes: Sequence[str], rows: int, groups: Any = None)
     if len(set(classes)) != len(classes) or len(classes) < 2:
         raise DataError(f"recognition needs two or more different classes, not {list(classes)}")
     known: dict[Any, int] = {name: number for number, name in enumerate(classes)}
-    class_N = codes(labels, rows, "labels", known)
+    class_N = encode_values(labels, rows, "labels", known)
     if len(known) > len(classes):
         strangers = sorted(map(str, list(known)[len(classes) :]))
         raise DataError(
@@ -91,12 +98,12 @@ def truth_of(labels: Any, classes: Sequence[str], rows: int, groups: Any = None)
     group_Q = None
     if groups is not None:
         # A row without a group is one of its own.
-        named = [("", at) if group is None else group for at, group in enumerate(as_list(groups))]
-        group_Q = codes(_of(named, kept_N), int(kept_N.sum()), "groups")
-    return Truth(tuple(classes), kept_N, class_N[kept_N], group_Q)
+        named = [("", at) if group is None else group for at, group in enumerate(to_plain_list(groups))]
+        group_Q = encode_values(_keep_labelled(named, kept_N), int(kept_N.sum()), "groups")
+    return QueryClasses(tuple(classes), kept_N, class_N[kept_N], group_Q)
 
 
-def _of(values: list[Any], kept_N: NDArray[np.bool_]) -> list[Any]:
+def _keep_labelled(values: list[Any], kept_N: NDArray[np.bool_]) -> list[Any]:
     if len(values) != len(kept_N):
         raise DataError(f"groups: {len(values)} values for {len(kept_N)} rows; give one per row")
     return [value for value, kept in zip(values, kept_N, strict=True) if kept]
@@ -114,15 +121,15 @@ def hits_QM(score_QC: Floats, class_Q: Codes, top: Sequence[int]) -> Floats:
     return np.stack([np.clip((k - above_Q) / tied_Q, 0.0, 1.0) for k in top], axis=1)
 
 
-def confusions(score_QC: Floats, class_Q: Codes) -> Floats:
+def count_confusions(score_QC: Floats, class_Q: Codes) -> Floats:
     """Count the queries of each class that were given each class (C, C); ties are shared out."""
     best_QC = (score_QC >= score_QC.max(1, keepdims=True) - TOLERANCE).astype(np.float64)
     given_QC = best_QC / best_QC.sum(1, keepdims=True)
     return np.eye(score_QC.shape[1])[class_Q].T @ given_QC
 
 
-def recognition(
-    score_QC: Floats, truth: Truth, *, top: Sequence[int] = (1, 5), options: Resampling | None = None
+def measure_recognition(
+    score_QC: Floats, truth: QueryClasses, *, top: Sequence[int] = (1, 5), options: Resampling | None = None
 ) -> Recognition:
     """Measure how well scores choose the class of each query.
 
@@ -135,23 +142,23 @@ def recognition(
     count = len(truth.classes)
     top = [1, *(k for k in dict.fromkeys(top) if 1 < k < count)]
     hit_QM = hits_QM(score_QC, truth.class_Q, top)
-    metrics, per_class = measures(hit_QM[None], truth, top, options or Resampling())
+    metrics, per_class = average_hits(hit_QM[None], truth, top, options or Resampling())
     return Recognition(
         truth.classes,
         len(truth.class_Q),
         truth.majority,
         metrics,
         per_class,
-        confusions(score_QC, truth.class_Q),
+        count_confusions(score_QC, truth.class_Q),
     )
 
 
-def measures(
-    hit_EQM: Floats, truth: Truth, top: Sequence[int], options: Resampling
+def average_hits(
+    hit_EQM: Floats, truth: QueryClasses, top: Sequence[int], options: Resampling
 ) -> tuple[dict[str, Metric], dict[str, Metric]]:
     """Average hits over repeats and queries, over all and by class, beside chance and interval."""
     count = len(truth.classes)
-    bounds = spread(hit_EQM, truth.class_Q, count, options, truth.group_Q)
+    bounds = bound_class_means(hit_EQM, truth.class_Q, count, options, truth.group_Q)
     hit_QM = hit_EQM.mean(0)
     metrics = {
         "accuracy" if k == 1 else f"top{k}": Metric(
@@ -179,7 +186,7 @@ class Prototypes:
     class_CD: Tensor
 
 
-def prototypes(examples: Mapping[str, Embeddings]) -> Prototypes:
+def build_prototypes(examples: Mapping[str, Embeddings]) -> Prototypes:
     """Describe each class by the mean of its examples' embeddings, scaled to unit length.
 
     With prompts as examples this is CLIP's prompt ensembling (arXiv:2103.00020, section 3.1.4). Sounds or
@@ -195,23 +202,23 @@ def prototypes(examples: Mapping[str, Embeddings]) -> Prototypes:
     if len(examples) < 2:
         raise DataError(f"recognition needs two or more different classes, not {list(examples)}")
     means: list[Tensor] = []
-    first: Rows | None = None
+    first: EmbeddingMatrix | None = None
     for name, embeddings in examples.items():
-        rows = Rows(embeddings, f"examples of class '{name}'").check()
+        rows = EmbeddingMatrix(embeddings, f"examples of class '{name}'").check()
         first = first or rows
-        same_width(rows, first)
+        check_same_width(rows, first)
         means.append(rows.block(slice(0, rows.size)).mean(0))
     return Prototypes(tuple(examples), functional.normalize(torch.stack(means), dim=1))
 
 
-def prototypes_of(embeddings: Embeddings, labels: Any) -> Prototypes:
+def build_prototypes_from_labels(embeddings: Embeddings, labels: Any) -> Prototypes:
     """Describe each class by the mean of the rows that have its label; classes in alphabetical order."""
-    rows = Rows(embeddings, "examples").check()
+    rows = EmbeddingMatrix(embeddings, "examples").check()
     known = [label for label in labels if label is not None]
-    truth = truth_of(labels, sorted(set(known)), rows.size)
+    truth = build_query_classes(labels, sorted(set(known)), rows.size)
     example_ND = rows.block(slice(0, rows.size))[torch.as_tensor(truth.kept_Q)]
     class_N = torch.as_tensor(truth.class_Q)
-    return prototypes({name: example_ND[class_N == c] for c, name in enumerate(truth.classes)})
+    return build_prototypes({name: example_ND[class_N == c] for c, name in enumerate(truth.classes)})
 
 
 def zero_shot(
@@ -236,9 +243,9 @@ def zero_shot(
     Raises:
         DataError: A label that is no class, or embeddings that do not fit.
     """
-    queries = Rows(query_QD, "queries").check()
-    same_width(queries, Rows(classes.class_CD, "class prototypes"))
-    truth = truth_of(labels, classes.classes, queries.size, groups)
+    queries = EmbeddingMatrix(query_QD, "queries").check()
+    check_same_width(queries, EmbeddingMatrix(classes.class_CD, "class prototypes"))
+    truth = build_query_classes(labels, classes.classes, queries.size, groups)
     with full_precision(queries.device):
         score_QC = queries.block(slice(0, queries.size)) @ classes.class_CD.to(queries.device).T
-    return recognition(score_QC.double().cpu().numpy()[truth.kept_Q], truth, top=top, options=options)
+    return measure_recognition(score_QC.double().cpu().numpy()[truth.kept_Q], truth, top=top, options=options)

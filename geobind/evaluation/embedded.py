@@ -16,7 +16,7 @@ from geobind.binder import Binder
 from geobind.data.table import Table
 
 
-class Embedded(NamedTuple):
+class EmbeddedRows(NamedTuple):
     """The rows that have a modality, and their embeddings."""
 
     rows_Q: NDArray[np.int64]  # rising
@@ -27,7 +27,7 @@ class Embedded(NamedTuple):
         return self.embedding_QD[torch.from_numpy(np.searchsorted(self.rows_Q, rows))]
 
 
-class Sides(NamedTuple):
+class PairSides(NamedTuple):
     """Queries and a gallery; items of one id are right answers to each other."""
 
     query_QD: Tensor
@@ -41,7 +41,7 @@ class Sides(NamedTuple):
         return self.query_id_Q[:, None] == self.gallery_id_G
 
 
-def embed_rows(binder: Binder, table: Table) -> dict[str, Embedded]:
+def embed_rows(binder: Binder, table: Table) -> dict[str, EmbeddedRows]:
     """Embed every modality that a table has rows of.
 
     Raises:
@@ -50,15 +50,15 @@ def embed_rows(binder: Binder, table: Table) -> dict[str, Embedded]:
     return {name: _embed(binder, table, name) for name in binder.modalities if len(table.rows_with([name]))}
 
 
-def sides(
-    found: Mapping[str, Embedded],
+def build_pair_sides(
+    found: Mapping[str, EmbeddedRows],
     query: str,
     gallery: str,
     labels: Sequence[Any] | None = None,
     *,
     most: int | None = None,
     seed: int = 0,
-) -> Sides | None:
+) -> PairSides | None:
     """The two sides of a pair of modalities.
 
     Args:
@@ -75,31 +75,33 @@ def sides(
     """
     query_Q, gallery_G = found[query].rows_Q, found[gallery].rows_Q
     if labels is None:
-        query_Q = gallery_G = _drawn(np.intersect1d(query_Q, gallery_G), most, seed)
+        query_Q = gallery_G = _sample_rows(np.intersect1d(query_Q, gallery_G), most, seed)
         ids = query_Q, gallery_G
     else:
         known = {label: code for code, label in enumerate(dict.fromkeys(x for x in labels if x is not None))}
         code_N = np.array([-1 if label is None else known[label] for label in labels])
-        query_Q, gallery_G = (_drawn(rows[code_N[rows] >= 0], most, seed) for rows in (query_Q, gallery_G))
+        query_Q, gallery_G = (
+            _sample_rows(rows[code_N[rows] >= 0], most, seed) for rows in (query_Q, gallery_G)
+        )
         query_Q = query_Q[np.isin(code_N[query_Q], code_N[gallery_G])]
         ids = code_N[query_Q], code_N[gallery_G]
     if len(query_Q) < 2 or len(gallery_G) < 2:
         return None
-    return Sides(found[query].of(query_Q), found[gallery].of(gallery_G), *ids)
+    return PairSides(found[query].of(query_Q), found[gallery].of(gallery_G), *ids)
 
 
-def _drawn(rows_N: NDArray[np.int64], most: int | None, seed: int) -> NDArray[np.int64]:
+def _sample_rows(rows_N: NDArray[np.int64], most: int | None, seed: int) -> NDArray[np.int64]:
     if most is None or len(rows_N) <= most:
         return rows_N
     return np.sort(np.random.default_rng(seed).choice(rows_N, most, replace=False))
 
 
-def _embed(binder: Binder, table: Table, name: str) -> Embedded:
+def _embed(binder: Binder, table: Table, name: str) -> EmbeddedRows:
     rows_Q = table.rows_with([name])
-    return Embedded(rows_Q, binder.embed(name, _First(table.take(rows_Q).samples(name))))
+    return EmbeddedRows(rows_Q, binder.embed(name, _FirstObservations(table.take(rows_Q).samples(name))))
 
 
-class _First(Sequence[Any]):
+class _FirstObservations(Sequence[Any]):
     """The first of each row's equally good observations."""
 
     def __init__(self, samples: Sequence[Any]) -> None:

@@ -21,7 +21,7 @@ UNIT_LENGTH_TOLERANCE = 0.01  # generous: embeddings stored as float16 or bfloat
 CHECKED_ROWS = 4096
 
 
-def spans(start: int, stop: int, step: int) -> Iterator[slice]:
+def iterate_slices(start: int, stop: int, step: int) -> Iterator[slice]:
     """The slices that cut the rows from `start` to `stop` into blocks of at most `step`."""
     for at in range(start, stop, step):
         yield slice(at, min(at + step, stop))
@@ -50,7 +50,7 @@ def _set_cuda_precision(precision: Any) -> None:
     torch.backends.cuda.matmul.fp32_precision = precision
 
 
-class Rows:
+class EmbeddingMatrix:
     """Checked unit-length embeddings, served as float32 blocks in the order the caller chooses.
 
     A row of zeros is let through: an encoder that says nothing ties with everything and so scores chance.
@@ -63,16 +63,16 @@ class Rows:
             DataError: not two axes, no rows, not floating, not finite, or not of unit length.
         """
         self.name = name
-        self.size, self.width = _checked_shape(embeddings, name)
+        self.size, self.width = _check_shape(embeddings, name)
         self._source = embeddings.detach() if isinstance(embeddings, Tensor) else embeddings
         self._order: np.ndarray | None = None
         self.device = self._source.device if isinstance(self._source, Tensor) else torch.device("cpu")
 
-    def ordered(self, order: np.ndarray | None) -> Rows:
+    def ordered(self, order: np.ndarray | None) -> EmbeddingMatrix:
         """The rows that `order` names, in that order; None keeps all as they are."""
         if order is None:
             return self
-        view = object.__new__(Rows)
+        view = object.__new__(EmbeddingMatrix)
         view.__dict__.update(self.__dict__)
         view._order = order if self._order is None else self._order[order]
         view.size = len(order)
@@ -91,19 +91,19 @@ class Rows:
             part = torch.from_numpy(np.array(part, dtype=np.float32))
         return part.to(device or self.device, torch.float32)
 
-    def check(self) -> Rows:
+    def check(self) -> EmbeddingMatrix:
         """Reads every row once; raises DataError at the first that is not finite or not of unit length."""
-        for rows in spans(0, self.size, CHECKED_ROWS):
+        for rows in iterate_slices(0, self.size, CHECKED_ROWS):
             length_B = self.block(rows).norm(dim=1)
             wrong_B = ~(((length_B - 1).abs() <= UNIT_LENGTH_TOLERANCE) | (length_B == 0))
             if bool(wrong_B.any()):
                 at = int(wrong_B.nonzero()[0, 0])
                 row = rows.start + at if self._order is None else int(self._order[rows.start + at])
-                raise DataError(_row_fault(self.name, row, float(length_B[at])))
+                raise DataError(_explain_bad_row(self.name, row, float(length_B[at])))
         return self
 
 
-def _checked_shape(embeddings: Embeddings, name: str) -> tuple[int, int]:
+def _check_shape(embeddings: Embeddings, name: str) -> tuple[int, int]:
     shape = tuple(embeddings.shape)
     if len(shape) != 2:
         raise DataError(f"{name}: embeddings have shape {shape}; give two axes, (rows, width)")
@@ -119,7 +119,7 @@ def _checked_shape(embeddings: Embeddings, name: str) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _row_fault(name: str, row: int, length: float) -> str:
+def _explain_bad_row(name: str, row: int, length: float) -> str:
     if not np.isfinite(length):
         return (
             f"{name}: row {row} is not finite (NaN or infinity); find what its encoder was given, "
@@ -131,7 +131,7 @@ def _row_fault(name: str, row: int, length: float) -> str:
     )
 
 
-def same_width(query: Rows, gallery: Rows) -> None:
+def check_same_width(query: EmbeddingMatrix, gallery: EmbeddingMatrix) -> None:
     """Raises DataError unless both sides live in one space."""
     if query.width != gallery.width:
         raise DataError(
@@ -140,13 +140,13 @@ def same_width(query: Rows, gallery: Rows) -> None:
         )
 
 
-def as_list(values: Any) -> list[Any]:
+def to_plain_list(values: Any) -> list[Any]:
     """Ids or labels (a sequence, numpy array or tensor) as plain Python values, NaN as None."""
     plain: Sequence[Any] = values.tolist() if isinstance(values, (Tensor, np.ndarray)) else list(values)
     return [None if isinstance(value, float) and value != value else value for value in plain]
 
 
-def codes(values: Any, size: int, name: str, known: dict[Any, int] | None = None) -> np.ndarray:
+def encode_values(values: Any, size: int, name: str, known: dict[Any, int] | None = None) -> np.ndarray:
     """Each id or label as a whole number (equal values, equal numbers; None as -1), one per row.
 
     Args:
@@ -159,22 +159,24 @@ def codes(values: Any, size: int, name: str, known: dict[Any, int] | None = None
         DataError: as many values as rows were not given.
     """
     known = {} if known is None else known
-    plain = as_list(values)
+    plain = to_plain_list(values)
     if len(plain) != size:
         raise DataError(f"{name}: {len(plain)} values for {size} rows; give one per row (None where unknown)")
     return np.array([-1 if v is None else known.setdefault(v, len(known)) for v in plain], dtype=np.int64)
 
 
-class Sides(NamedTuple):
+class RetrievalSides(NamedTuple):
     """What is searched for and where, with ids: rows of equal id are positives of each other."""
 
-    query: Rows
-    gallery: Rows
+    query: EmbeddingMatrix
+    gallery: EmbeddingMatrix
     query_id_Q: np.ndarray
     gallery_id_G: np.ndarray
 
 
-def sides_of(query_QD: Embeddings, gallery_GD: Embeddings, query_ids: Any, gallery_ids: Any) -> Sides:
+def build_retrieval_sides(
+    query_QD: Embeddings, gallery_GD: Embeddings, query_ids: Any, gallery_ids: Any
+) -> RetrievalSides:
     """Check embeddings and their ids, which become numbers.
 
     Args:
@@ -186,12 +188,15 @@ def sides_of(query_QD: Embeddings, gallery_GD: Embeddings, query_ids: Any, galle
     Raises:
         DataError: embeddings or ids that cannot be used.
     """
-    query, gallery = Rows(query_QD, "query").check(), Rows(gallery_GD, "gallery").check()
-    return Sides(query, gallery, *_paired_ids(query, gallery, query_ids, gallery_ids))
+    query, gallery = (
+        EmbeddingMatrix(query_QD, "query").check(),
+        EmbeddingMatrix(gallery_GD, "gallery").check(),
+    )
+    return RetrievalSides(query, gallery, *_encode_ids(query, gallery, query_ids, gallery_ids))
 
 
-def _paired_ids(
-    query: Rows, gallery: Rows, query_ids: Any, gallery_ids: Any
+def _encode_ids(
+    query: EmbeddingMatrix, gallery: EmbeddingMatrix, query_ids: Any, gallery_ids: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ground truth as numbers: query and gallery rows of equal number are positives of each other."""
     if (query_ids is None) != (gallery_ids is None):
@@ -204,8 +209,8 @@ def _paired_ids(
             )
         return np.arange(query.size), np.arange(gallery.size)
     known: dict[Any, int] = {}
-    query_id_Q = codes(query_ids, query.size, "query_ids", known)
-    gallery_id_G = codes(gallery_ids, gallery.size, "gallery_ids", known)
+    query_id_Q = encode_values(query_ids, query.size, "query_ids", known)
+    gallery_id_G = encode_values(gallery_ids, gallery.size, "gallery_ids", known)
     for name, id_N in (("query_ids", query_id_Q), ("gallery_ids", gallery_id_G)):
         if (id_N < 0).any():
             raise DataError(f"{name}: row {int(np.argmax(id_N < 0))} has no id; every row needs one")
@@ -216,7 +221,7 @@ def _paired_ids(
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """What is known of each row: its id, and perhaps its label, place and cluster, as numbers."""
 
     id_N: np.ndarray
@@ -224,12 +229,12 @@ class Truth:
     place_N2: np.ndarray | None = None
     cluster_N: np.ndarray | None = None  # rows of one number are no independent queries
 
-    def take(self, rows: np.ndarray | None) -> Truth:
+    def take(self, rows: np.ndarray | None) -> GroundTruth:
         """The truth of some rows; None for all."""
         if rows is None:
             return self
         others = (self.label_N, self.place_N2, self.cluster_N)
-        return Truth(self.id_N[rows], *(None if known is None else known[rows] for known in others))
+        return GroundTruth(self.id_N[rows], *(None if known is None else known[rows] for known in others))
 
     @property
     def drawn_N(self) -> np.ndarray | None:
@@ -240,7 +245,7 @@ class Truth:
         return np.unique(np.where(self.cluster_N < 0, own_N, self.cluster_N), return_inverse=True)[1]
 
 
-def truth(
+def build_ground_truth(
     size: int,
     id_N: np.ndarray,
     labels: Any,
@@ -249,15 +254,15 @@ def truth(
     clusters: Any = None,
     *,
     prefix: str = "",
-) -> Truth:
+) -> GroundTruth:
     """Labels, places and clusters checked against the number of rows and made numbers."""
-    label_N = None if labels is None else codes(labels, size, f"{prefix}labels", known)
-    place_N2 = None if places is None else _places(places, size, f"{prefix}places")
-    cluster_N = None if clusters is None else codes(clusters, size, f"{prefix}clusters")
-    return Truth(id_N, label_N, place_N2, cluster_N)
+    label_N = None if labels is None else encode_values(labels, size, f"{prefix}labels", known)
+    place_N2 = None if places is None else _check_places(places, size, f"{prefix}places")
+    cluster_N = None if clusters is None else encode_values(clusters, size, f"{prefix}clusters")
+    return GroundTruth(id_N, label_N, place_N2, cluster_N)
 
 
-def _places(places: Any, size: int, name: str) -> np.ndarray:
+def _check_places(places: Any, size: int, name: str) -> np.ndarray:
     unknown = (np.nan, np.nan)
     rows = (
         places if isinstance(places, np.ndarray) else [unknown if at is None else tuple(at) for at in places]

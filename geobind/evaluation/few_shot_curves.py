@@ -15,8 +15,15 @@ from torch import Tensor, nn
 from geobind.binder import Binder
 from geobind.errors import DataError
 from geobind.evaluation.bootstrap import Resampling
-from geobind.evaluation.classification import Recognition, Truth, hits_QM, measures, prototypes, truth_of
-from geobind.evaluation.embeddings import Embeddings, Rows, same_width
+from geobind.evaluation.classification import (
+    QueryClasses,
+    Recognition,
+    average_hits,
+    build_prototypes,
+    build_query_classes,
+    hits_QM,
+)
+from geobind.evaluation.embeddings import EmbeddingMatrix, Embeddings, check_same_width
 from geobind.evaluation.linear import logistic
 from geobind.evaluation.regression_probe import FactProbe
 from geobind.evaluation.retrieval_metrics import Metric
@@ -55,7 +62,7 @@ class FewShotOptions:
 
 
 @dataclass(frozen=True)
-class Point:
+class FewShotPoint:
     """Accuracy with some number of examples of each class."""
 
     shots: Shots
@@ -68,18 +75,18 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Curve:
+class FewShotCurve:
     """Accuracy by number of examples, of one classifier."""
 
     classifier: Classifier
-    points: tuple[Point, ...]
+    points: tuple[FewShotPoint, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return {"classifier": self.classifier, "points": [asdict(point) for point in self.points]}
 
 
-class Labelled(NamedTuple):
+class LabelledEmbeddings(NamedTuple):
     """Unit-length embeddings and the class of each row, None where unknown."""
 
     embeddings: Embeddings
@@ -87,19 +94,19 @@ class Labelled(NamedTuple):
     groups: Any = None  # rows of one group are not independent
 
 
-class _Known(NamedTuple):
+class _LabelledRows(NamedTuple):
     row_ND: Tensor
-    truth: Truth
+    truth: QueryClasses
 
 
 def few_shot(
-    train: Labelled,
-    test: Labelled,
+    train: LabelledEmbeddings,
+    test: LabelledEmbeddings,
     *,
-    validation: Labelled | None = None,
+    validation: LabelledEmbeddings | None = None,
     options: FewShotOptions | None = None,
     progress: bool | None = None,
-) -> tuple[Curve, ...]:
+) -> tuple[FewShotCurve, ...]:
     """Train two classifiers on a few rows of each class, several times, and measure them on all test rows.
 
     The classifiers are a logistic regression and the nearest class mean. The examples of a draw are the first
@@ -119,29 +126,31 @@ def few_shot(
     """
     options = options or FewShotOptions()
     classes = sorted({label for label in train.labels if label is not None})
-    known = _known(train, classes, "training rows")
-    queries = _known(test, classes, "queries", like=train)
-    held = None if validation is None else _known(validation, classes, "validation rows", like=train)
-    logistic_points: list[Point] = []
-    mean_points: list[Point] = []
+    known = _check_labelled(train, classes, "training rows")
+    queries = _check_labelled(test, classes, "queries", like=train)
+    held = None if validation is None else _check_labelled(validation, classes, "validation rows", like=train)
+    logistic_points: list[FewShotPoint] = []
+    mean_points: list[FewShotPoint] = []
     for shots in track(options.shots, "few-shot curve", len(options.shots), progress):
-        supports = list(_supports(known.truth, shots, options))
+        supports = list(_draw_supports(known.truth, shots, options))
         # The steps of this work are the shots; those with many rows take longest.
-        logistic_points.append(_logistic_point(shots, supports, known, queries, held, options))
-        mean_points.append(_mean_point(shots, supports, known, queries, options))
-    return Curve("logistic", tuple(logistic_points)), Curve("nearest mean", tuple(mean_points))
+        logistic_points.append(_fit_logistic_point(shots, supports, known, queries, held, options))
+        mean_points.append(_fit_mean_point(shots, supports, known, queries, options))
+    return FewShotCurve("logistic", tuple(logistic_points)), FewShotCurve("nearest mean", tuple(mean_points))
 
 
-def _known(rows: Labelled, classes: Sequence[str], name: str, like: Labelled | None = None) -> _Known:
-    checked = Rows(rows.embeddings, name).check()
+def _check_labelled(
+    rows: LabelledEmbeddings, classes: Sequence[str], name: str, like: LabelledEmbeddings | None = None
+) -> _LabelledRows:
+    checked = EmbeddingMatrix(rows.embeddings, name).check()
     if like is not None:
-        same_width(checked, Rows(like.embeddings, "training rows"))
-    truth = truth_of(rows.labels, classes, checked.size, rows.groups)
+        check_same_width(checked, EmbeddingMatrix(like.embeddings, "training rows"))
+    truth = build_query_classes(rows.labels, classes, checked.size, rows.groups)
     row_ND = checked.block(slice(0, checked.size)).cpu()
-    return _Known(row_ND[torch.as_tensor(truth.kept_Q)], truth)
+    return _LabelledRows(row_ND[torch.as_tensor(truth.kept_Q)], truth)
 
 
-def _supports(truth: Truth, shots: Shots, options: FewShotOptions) -> Iterator[NDArray[np.int64]]:
+def _draw_supports(truth: QueryClasses, shots: Shots, options: FewShotOptions) -> Iterator[NDArray[np.int64]]:
     """Yield the rows of each draw; all rows are drawn once."""
     of_class = [np.flatnonzero(truth.class_Q == c) for c in range(len(truth.classes))]
     if shots == "all" or shots >= max(map(len, of_class)):
@@ -150,25 +159,25 @@ def _supports(truth: Truth, shots: Shots, options: FewShotOptions) -> Iterator[N
     for draw in range(options.draws):
         yield np.concatenate(
             [
-                _order(rows, options.resampling.seed, draw, name)[:shots]
+                _shuffle_class(rows, options.resampling.seed, draw, name)[:shots]
                 for name, rows in zip(truth.classes, of_class, strict=True)
             ]
         )
 
 
-def _order(rows: NDArray[np.int64], seed: int, draw: int, name: str) -> NDArray[np.int64]:
+def _shuffle_class(rows: NDArray[np.int64], seed: int, draw: int, name: str) -> NDArray[np.int64]:
     """The order in which a class gives its rows: more shots of one draw contain the fewer."""
     return np.random.default_rng(derive_seed(seed, "support", draw, name)).permutation(rows)
 
 
-def _logistic_point(
+def _fit_logistic_point(
     shots: Shots,
     supports: Sequence[NDArray[np.int64]],
-    known: _Known,
-    queries: _Known,
-    held: _Known | None,
+    known: _LabelledRows,
+    queries: _LabelledRows,
+    held: _LabelledRows | None,
     options: FewShotOptions,
-) -> Point:
+) -> FewShotPoint:
     penalties = [options.penalty] if held is None else sorted(options.penalties, reverse=True)
     hit_EPQ: list[list[NDArray[np.float64]]] = []
     right_EP: list[list[float]] = []
@@ -181,48 +190,50 @@ def _logistic_point(
     # Of equally good penalties the largest, which comes first.
     best = int(np.argmax(np.mean(right_EP, axis=0))) if right_EP else 0
     hit_EQ = np.stack([hit_PQ[best] for hit_PQ in hit_EPQ])
-    return _point(shots, supports, known, queries, hit_EQ, options, penalties[best])
+    return _build_point(shots, supports, known, queries, hit_EQ, options, penalties[best])
 
 
-def _mean_point(
+def _fit_mean_point(
     shots: Shots,
     supports: Sequence[NDArray[np.int64]],
-    known: _Known,
-    queries: _Known,
+    known: _LabelledRows,
+    queries: _LabelledRows,
     options: FewShotOptions,
-) -> Point:
+) -> FewShotPoint:
     hits: list[NDArray[np.float64]] = []
     for support in supports:
         class_N = known.truth.class_Q[support]
         row_ND = known.row_ND[support]
-        means = prototypes(
+        means = build_prototypes(
             {name: row_ND[torch.as_tensor(class_N == c)] for c, name in enumerate(known.truth.classes)}
         )
         hits.append(_hits_Q(queries.row_ND @ means.class_CD.T, queries))
-    return _point(shots, supports, known, queries, np.stack(hits), options, None)
+    return _build_point(shots, supports, known, queries, np.stack(hits), options, None)
 
 
-def _hits_Q(score_QC: Tensor, queries: _Known) -> NDArray[np.float64]:
+def _hits_Q(score_QC: Tensor, queries: _LabelledRows) -> NDArray[np.float64]:
     return hits_QM(score_QC.double().numpy(), queries.truth.class_Q, [1])[:, 0]
 
 
-def _point(
+def _build_point(
     shots: Shots,
     supports: Sequence[NDArray[np.int64]],
-    known: _Known,
-    queries: _Known,
+    known: _LabelledRows,
+    queries: _LabelledRows,
     hit_EQ: NDArray[np.float64],
     options: FewShotOptions,
     penalty: float | None,
-) -> Point:
-    metrics, _ = measures(hit_EQ[:, :, None], queries.truth, [1], options.resampling)
+) -> FewShotPoint:
+    metrics, _ = average_hits(hit_EQ[:, :, None], queries.truth, [1], options.resampling)
     counts_C = np.bincount(known.truth.class_Q[supports[0]], minlength=len(known.truth.classes))
     deviation = float(hit_EQ.mean(1).std(ddof=1)) if len(hit_EQ) > 1 else 0.0
-    return Point(shots, int(counts_C.min()), int(counts_C.sum()), len(supports), metrics, deviation, penalty)
+    return FewShotPoint(
+        shots, int(counts_C.min()), int(counts_C.sum()), len(supports), metrics, deviation, penalty
+    )
 
 
 @dataclass(frozen=True)
-class Probes:
+class ProbeResults:
     """Zero-shot and few-shot recognition of one modality, or facts read from it, beside other features."""
 
     modality: str
@@ -233,7 +244,7 @@ class Probes:
     queries: int = 0
     majority: float = 0.0  # the accuracy of always naming the most frequent class
     zero_shot: Mapping[str, Recognition] | None = None  # by what describes the classes
-    curves: Mapping[str, tuple[Curve, ...]] | None = None  # by features
+    curves: Mapping[str, tuple[FewShotCurve, ...]] | None = None  # by features
     facts: Mapping[str, tuple[FactProbe, ...]] | None = None  # by features
     settings: Mapping[str, Any] | None = None
 
@@ -269,7 +280,7 @@ class Probes:
         }
 
 
-class Trunk(Binder):
+class TrunkBinder(Binder):
     """One encoder without its head: `embed` gives its features, as many as there are.
 
     A head is what the contract calls so, an attribute of the encoder that can be trained alone; an encoder
@@ -281,27 +292,29 @@ class Trunk(Binder):
         return unit(self.encoders[name](batch).flatten(1))
 
 
-def trunk_of(binder: Binder, name: str) -> Trunk:
+def build_trunk(binder: Binder, name: str) -> TrunkBinder:
     """Copy an encoder as it is now, without its head; untrained, if no stage has trained the binder.
 
     Raises:
         PluginError: The binder has no such modality.
     """
-    trunk = Trunk({name: binder.modality(name)}, binder.width, pretrained=False)
+    trunk = TrunkBinder({name: binder.modality(name)}, binder.width, pretrained=False)
     trunk.encoders[name].load_state_dict(binder.encoders[name].state_dict())
-    return _headless(trunk.to(binder.device))
+    return _remove_heads(trunk.to(binder.device))
 
 
-def random_trunk(binder: Binder, name: str, seed: int) -> Trunk:
+def build_random_trunk(binder: Binder, name: str, seed: int) -> TrunkBinder:
     """Build an encoder anew with random weights, without its head: what the architecture alone gives.
 
     Raises:
         PluginError: The binder has no such modality.
     """
-    return _headless(Trunk({name: binder.modality(name)}, binder.width, pretrained=False, seed=seed))
+    return _remove_heads(
+        TrunkBinder({name: binder.modality(name)}, binder.width, pretrained=False, seed=seed)
+    )
 
 
-def _headless(trunk: Trunk) -> Trunk:
+def _remove_heads(trunk: TrunkBinder) -> TrunkBinder:
     for encoder in trunk.encoders.values():
         if isinstance(getattr(encoder, "head", None), nn.Module):
             encoder.head = nn.Identity()

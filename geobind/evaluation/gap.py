@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from geobind.evaluation.bootstrap import Resampling, times_drawn
-from geobind.evaluation.embedded import Embedded, sides
+from geobind.evaluation.bootstrap import Resampling, draw_counts
+from geobind.evaluation.embedded import EmbeddedRows, build_pair_sides
 from geobind.evaluation.linear import ridge
 from geobind.evaluation.retrieval_metrics import Metric
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-MOST_ROWS = 2000  # of a modality that are compared with each other
-FEWEST_ROWS = 10
+MAX_ROWS = 2000  # of a modality that are compared with each other
+MIN_ROWS = 10
 _FOLDS = 5
 _SWAPS = 200
 _NORMAL = 1.959964  # of a standard normal, 95 % lie within this of 0
@@ -40,7 +40,7 @@ class PairGap:
 
 
 @dataclass(frozen=True)
-class Spread:
+class ModalityUniformity:
     """How evenly one modality fills the sphere: 0 for a single point, lower for more even."""
 
     modality: str
@@ -49,17 +49,17 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Gap:
+class ModalityGap:
     """Every pair of modalities, and each modality alone."""
 
     pairs: tuple[PairGap, ...]
-    spreads: tuple[Spread, ...]
+    spreads: tuple[ModalityUniformity, ...]
     options: Resampling
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON, with the conventions that the figures follow."""
         return {
-            "settings": {**asdict(self.options), "most_rows": MOST_ROWS},
+            "settings": {**asdict(self.options), "most_rows": MAX_ROWS},
             "conventions": {
                 "distance": "between centroids of unit-length embeddings (arXiv:2203.02053); 0 to 2",
                 "separable": f"ridge regression to +1 and -1, {_FOLDS} folds of rows",
@@ -73,8 +73,8 @@ class Gap:
 
 
 def modality_gap(
-    found: Mapping[str, Embedded], *, options: Resampling | None = None, most: int = MOST_ROWS
-) -> Gap:
+    found: Mapping[str, EmbeddedRows], *, options: Resampling | None = None, most: int = MAX_ROWS
+) -> ModalityGap:
     """Measure the modality gap (Liang et al., arXiv:2203.02053), alignment and uniformity (arXiv:2005.10242).
 
     Args:
@@ -85,19 +85,19 @@ def modality_gap(
     options = options or Resampling()
     pairs: list[PairGap] = []
     for one, two in combinations(found, 2):
-        there = sides(found, one, two, most=most)
-        if there is not None and len(there.query_QD) >= FEWEST_ROWS:
+        there = build_pair_sides(found, one, two, most=most)
+        if there is not None and len(there.query_QD) >= MIN_ROWS:
             a_ND, b_ND = (part.double().numpy() for part in (there.query_QD, there.gallery_GD))
-            pairs.append(_pair((one, two), a_ND, b_ND, options))
+            pairs.append(_measure_pair((one, two), a_ND, b_ND, options))
     spreads = tuple(
-        Spread(name, len(part), uniformity(part))
+        ModalityUniformity(name, len(part), measure_uniformity(part))
         for name, one in found.items()
-        if len(part := _some(one, most)) >= FEWEST_ROWS
+        if len(part := _sample_embeddings(one, most)) >= MIN_ROWS
     )
-    return Gap(tuple(pairs), spreads, options)
+    return ModalityGap(tuple(pairs), spreads, options)
 
 
-def _some(one: Embedded, most: int) -> Floats:
+def _sample_embeddings(one: EmbeddedRows, most: int) -> Floats:
     count = len(one.rows_Q)
     kept = np.arange(count)
     if count > most:
@@ -105,27 +105,27 @@ def _some(one: Embedded, most: int) -> Floats:
     return one.embedding_QD.double().numpy()[kept]
 
 
-def _pair(names: tuple[str, str], a_ND: Floats, b_ND: Floats, options: Resampling) -> PairGap:
+def _measure_pair(names: tuple[str, str], a_ND: Floats, b_ND: Floats, options: Resampling) -> PairGap:
     apart_ND = a_ND - b_ND
     square_N = (apart_ND**2).sum(1)
-    right_N = _told_apart(a_ND, b_ND, options.seed)
+    right_N = _classify_sides(a_ND, b_ND, options.seed)
     drawn: list[Floats] = []
-    for times_BN in times_drawn(len(a_ND), options, room=4):
+    for times_BN in draw_counts(len(a_ND), options, room=4):
         total_B1 = times_BN.sum(1, keepdims=True)
         distance_B = np.linalg.norm(times_BN @ apart_ND / total_B1, axis=1)
         drawn.append(np.column_stack([distance_B, times_BN @ np.stack([right_N, square_N], 1) / total_B1]))
     low_3, high_3 = np.quantile(np.concatenate(drawn), options.bounds, axis=0).tolist()
-    alignment = Metric(float(square_N.mean()), _between_rows(a_ND, b_ND), low_3[2], high_3[2])
+    alignment = Metric(float(square_N.mean()), _mean_distance_between_rows(a_ND, b_ND), low_3[2], high_3[2])
     return PairGap(
         names,
         len(a_ND),
-        _distance(apart_ND, low_3[0], high_3[0], options),
+        _measure_distance(apart_ND, low_3[0], high_3[0], options),
         Metric(float(right_N.mean()), 0.5, low_3[1], high_3[1]),
         alignment,
     )
 
 
-def _distance(apart_ND: Floats, low: float, high: float, options: Resampling) -> Metric:
+def _measure_distance(apart_ND: Floats, low: float, high: float, options: Resampling) -> Metric:
     """The length of the mean difference, which scatter makes longer: its interval takes that off."""
     value = float(np.linalg.norm(apart_ND.mean(0)))
     random = np.random.default_rng([options.seed, 4])
@@ -137,7 +137,7 @@ def _distance(apart_ND: Floats, low: float, high: float, options: Resampling) ->
     return Metric(value, float(chance_B.mean()), low, high)
 
 
-def _between_rows(a_ND: Floats, b_ND: Floats) -> float:
+def _mean_distance_between_rows(a_ND: Floats, b_ND: Floats) -> float:
     """Mean squared distance of the observations of different rows."""
     count = len(a_ND)
     square = ((a_ND**2).sum(1).mean() + (b_ND**2).sum(1).mean()) * count * (count - 1)
@@ -145,7 +145,7 @@ def _between_rows(a_ND: Floats, b_ND: Floats) -> float:
     return float((square - 2 * product) / (count * (count - 1)))
 
 
-def _told_apart(a_ND: Floats, b_ND: Floats, seed: int) -> Floats:
+def _classify_sides(a_ND: Floats, b_ND: Floats, seed: int) -> Floats:
     """The share of each row's two embeddings that a classifier trained on other rows gives to their own."""
     fold_N = np.random.default_rng([seed, 5]).permutation(np.arange(len(a_ND)) % _FOLDS)
     right_N = np.zeros(len(a_ND))
@@ -159,7 +159,7 @@ def _told_apart(a_ND: Floats, b_ND: Floats, seed: int) -> Floats:
     return right_N
 
 
-def uniformity(x_ND: Floats) -> Metric:
+def measure_uniformity(x_ND: Floats) -> Metric:
     """How evenly unit-length rows fill the sphere: log mean exp(-2 |x - y|^2) over pairs of different rows.
 
     Source: Wang and Isola, arXiv:2005.10242, eq. 5 with t = 2. The interval is normal: the mean over pairs
@@ -172,10 +172,10 @@ def uniformity(x_ND: Floats) -> Metric:
     mean = float(mean_N.mean())
     wide = _NORMAL * 2 * float(mean_N.std(ddof=1)) / np.sqrt(count) / mean
     value = float(np.log(mean))
-    return Metric(value, _on_the_sphere(width), float(value - wide), float(value + wide))
+    return Metric(value, _uniformity_of_sphere(width), float(value - wide), float(value + wide))
 
 
-def _on_the_sphere(width: int) -> float:
+def _uniformity_of_sphere(width: int) -> float:
     """The uniformity of points drawn evenly from the unit sphere in `width` dimensions.
 
     The cosine of two such points has the density (1 - t^2)^((width - 3) / 2); the mean of exp(4 t - 4) under

@@ -17,20 +17,25 @@ from geobind.binder import Binder
 from geobind.data.options import DataOptions
 from geobind.data.table import Table
 from geobind.errors import DataError
-from geobind.evaluation.arithmetic import FEWEST_PLACES, Arithmetic, sums_of_rows, sums_on_toyearth
-from geobind.evaluation.calibration import Calibrated, calibrate, measure_calibration
-from geobind.evaluation.embedded import Embedded, embed_rows
-from geobind.evaluation.gap import Gap, modality_gap
+from geobind.evaluation.arithmetic import (
+    MIN_PLACES,
+    SumResult,
+    evaluate_sum_of_rows,
+    evaluate_sum_on_toyearth,
+)
+from geobind.evaluation.calibration import CalibrationResult, calibrate, measure_calibration
+from geobind.evaluation.embedded import EmbeddedRows, embed_rows
+from geobind.evaluation.gap import ModalityGap, modality_gap
 from geobind.evaluation.pairs import PairRow, PairTable, evaluate_pairs
-from geobind.evaluation.retrieval_metrics import Settings, retrieval
-from geobind.evaluation.split_leakage import ClusterBy, clusters_of
+from geobind.evaluation.retrieval_metrics import RetrievalSettings, retrieval
+from geobind.evaluation.split_leakage import ClusterBy, cluster_rows
 from geobind.recipe.embedding_sum import Sum, read_sum
 from geobind.recipe.schema import Evaluation
 
 Trained = Collection[frozenset[str]]
 
 
-def measure(binder: Binder, table: Table, trained: Trained, options: Evaluation) -> PairTable:
+def measure_retrieval(binder: Binder, table: Table, trained: Trained, options: Evaluation) -> PairTable:
     """Measure retrieval for every ordered pair of modalities the table has rows of.
 
     Args:
@@ -42,23 +47,23 @@ def measure(binder: Binder, table: Table, trained: Trained, options: Evaluation)
     Raises:
         DataError: The table has fewer than two of the modalities, or no labels where they are needed.
     """
-    table = first_rows(table, options.limit)
-    return tabulate(table, embed_rows(binder, table), trained, options.by, options.clusters)
+    table = take_first_rows(table, options.limit)
+    return build_retrieval_table(table, embed_rows(binder, table), trained, options.by, options.clusters)
 
 
-def first_rows(table: Table, limit: int | None) -> Table:
+def take_first_rows(table: Table, limit: int | None) -> Table:
     """The first rows of a table, all of them without a limit."""
     return table if limit is None else table.take(np.arange(min(limit, len(table))))
 
 
-def tabulate(
+def build_retrieval_table(
     table: Table,
-    found: Mapping[str, Embedded],
+    found: Mapping[str, EmbeddedRows],
     trained: Trained,
     by: Literal["row", "label"],
     clusters: ClusterBy | None = None,
 ) -> PairTable:
-    """Measure retrieval between embedded modalities; see `measure`.
+    """Measure retrieval between embedded modalities; see `measure_retrieval`.
 
     Args:
         table: Held-out rows.
@@ -71,12 +76,12 @@ def tabulate(
         DataError: Labels or clusters are needed and not there.
     """
     trained = {pair for pair in trained if pair <= set(found)}
-    words = clusters_of(table, clusters) if clusters else None
-    tabulated = _by_label if by == "label" else _by_row
+    words = cluster_rows(table, clusters) if clusters else None
+    tabulated = _table_by_label if by == "label" else _table_by_row
     return replace(tabulated(table, found, trained, words), clusters=clusters)
 
 
-def labels_of(table: Table) -> Sequence[str]:
+def require_labels(table: Table) -> Sequence[str]:
     """The label of every row.
 
     Raises:
@@ -90,8 +95,8 @@ def labels_of(table: Table) -> Sequence[str]:
     return labels
 
 
-def _by_row(
-    table: Table, found: Mapping[str, Embedded], trained: Trained, clusters: Sequence[Any] | None
+def _table_by_row(
+    table: Table, found: Mapping[str, EmbeddedRows], trained: Trained, clusters: Sequence[Any] | None
 ) -> PairTable:
     size = len(table)
     whole: dict[str, Tensor] = {}
@@ -104,14 +109,16 @@ def _by_row(
     )
 
 
-def _by_label(
-    table: Table, found: Mapping[str, Embedded], trained: Trained, clusters: Sequence[Any] | None
+def _table_by_label(
+    table: Table, found: Mapping[str, EmbeddedRows], trained: Trained, clusters: Sequence[Any] | None
 ) -> PairTable:
-    return PairTable(tuple(_label_rows(labels_of(table), found, trained, clusters)), (), Settings())
+    return PairTable(
+        tuple(_label_rows(require_labels(table), found, trained, clusters)), (), RetrievalSettings()
+    )
 
 
 def _label_rows(
-    labels: Sequence[Any], found: Mapping[str, Embedded], trained: Trained, clusters: Sequence[Any] | None
+    labels: Sequence[Any], found: Mapping[str, EmbeddedRows], trained: Trained, clusters: Sequence[Any] | None
 ) -> Iterator[PairRow]:
     for query, gallery in permutations(found, 2):
         ids = [[labels[row] for row in found[name].rows_Q] for name in (query, gallery)]
@@ -130,12 +137,12 @@ class EvaluationResults:
     """All that was measured on held-out rows, and the embeddings that it was measured from."""
 
     held_out: Table
-    embedded: Mapping[str, Embedded]
+    embedded: Mapping[str, EmbeddedRows]
     table: PairTable
-    gap: Gap
-    calibrated: Calibrated | None
+    gap: ModalityGap
+    calibrated: CalibrationResult | None
     calibrating: Table | None  # the rows that it was fitted on
-    sums: tuple[Arithmetic, ...]
+    sums: tuple[SumResult, ...]
 
     def parts(self) -> dict[str, dict[str, Any]]:
         """Plain values, ready for JSON, by what they are about; what was not asked for is left out."""
@@ -147,17 +154,17 @@ class EvaluationResults:
         return found
 
 
-def check_rows(table: Table, options: Evaluation) -> None:
+def check_evaluation_rows(table: Table, options: Evaluation) -> None:
     """See that a table has what `evaluate` asks for, before hours of training.
 
     Raises:
         DataError: It has no such split, labels, clusters, or rows with all modalities of a sum.
     """
-    held_out = first_rows(table.split(options.split), options.limit)
+    held_out = take_first_rows(table.split(options.split), options.limit)
     if options.by == "label":
-        labels_of(held_out)
+        require_labels(held_out)
     if options.clusters:
-        clusters_of(held_out, options.clusters)
+        cluster_rows(held_out, options.clusters)
     if options.calibrate:
         table.split(options.calibrate)
     for text in options.sums:
@@ -183,24 +190,24 @@ def measure_all(
     Raises:
         DataError: The rows do not allow it.
     """
-    held_out = first_rows(table.split(options.split), options.limit)
+    held_out = take_first_rows(table.split(options.split), options.limit)
     found = embed_rows(binder, held_out)
-    measured = tabulate(held_out, found, trained, options.by, options.clusters)
+    measured = build_retrieval_table(held_out, found, trained, options.by, options.clusters)
     calibrating = table.split(options.calibrate) if options.calibrate else None
     calibrated = None
     if calibrating is not None:
-        calibrated = calibrated_on(binder, calibrating, held_out, found, options.by)
+        calibrated = fit_and_measure_calibration(binder, calibrating, held_out, found, options.by)
     sums = tuple(
         one
         for text in options.sums
-        for one in sums_of(binder, held_out, data, found, read_sum(text, found), options.by)
+        for one in measure_sum(binder, held_out, data, found, read_sum(text, found), options.by)
     )
     return EvaluationResults(held_out, found, measured, modality_gap(found), calibrated, calibrating, sums)
 
 
-def calibrated_on(
-    binder: Binder, rows: Table, held_out: Table, found: Mapping[str, Embedded], by: str
-) -> Calibrated:
+def fit_and_measure_calibration(
+    binder: Binder, rows: Table, held_out: Table, found: Mapping[str, EmbeddedRows], by: str
+) -> CalibrationResult:
     """Fit probabilities on some rows and see how good they are on held-out ones.
 
     Raises:
@@ -208,25 +215,25 @@ def calibrated_on(
     """
     label = by == "label"
     fitted_on = f"split '{rows.view}' of {rows.name}"
-    calibration = calibrate(embed_rows(binder, rows), fitted_on, labels_of(rows) if label else None)
+    calibration = calibrate(embed_rows(binder, rows), fitted_on, require_labels(rows) if label else None)
     measured_on = f"split '{held_out.view}' of {held_out.name}"
-    return measure_calibration(calibration, found, measured_on, labels_of(held_out) if label else None)
+    return measure_calibration(calibration, found, measured_on, require_labels(held_out) if label else None)
 
 
-def sums_of(
-    binder: Binder, table: Table, data: DataOptions, found: Mapping[str, Embedded], wanted: Sum, by: str
-) -> list[Arithmetic]:
+def measure_sum(
+    binder: Binder, table: Table, data: DataOptions, found: Mapping[str, EmbeddedRows], wanted: Sum, by: str
+) -> list[SumResult]:
     """Measure a sum: of observations of one place, and on toy Earth of two places as well.
 
     Raises:
         DataError: Too few rows have all its modalities.
     """
-    measured = [sums_of_rows(found, wanted, labels_of(table) if by == "label" else None)]
-    if data.toyearth is not None and len(wanted.parts) == 2 and len(table) >= FEWEST_PLACES:
-        measured.insert(0, sums_on_toyearth(binder, table, data, found, wanted))
+    measured = [evaluate_sum_of_rows(found, wanted, require_labels(table) if by == "label" else None)]
+    if data.toyearth is not None and len(wanted.parts) == 2 and len(table) >= MIN_PLACES:
+        measured.insert(0, evaluate_sum_on_toyearth(binder, table, data, found, wanted))
     return measured
 
 
-def warned(measured: EvaluationResults, warnings: tuple[str, ...]) -> EvaluationResults:
+def with_warnings(measured: EvaluationResults, warnings: tuple[str, ...]) -> EvaluationResults:
     """The same, with warnings in its table."""
     return replace(measured, table=replace(measured.table, warnings=warnings))

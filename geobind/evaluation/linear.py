@@ -69,12 +69,12 @@ def logistic(x_ND: Tensor, class_N: Tensor, classes: int, penalties: Sequence[fl
     right_NC = functional.one_hot(class_N, classes).double()
     weight_RC = torch.zeros(row_NR.shape[1], classes, dtype=torch.float64)
     for penalty in sorted(penalties, reverse=True):
-        weight_RC = _minimised(weight_RC, row_NR, right_NC, penalty)
+        weight_RC = _minimise(weight_RC, row_NR, right_NC, penalty)
         weight_DC = v_RD.T @ weight_RC[:-1] / scale
         yield Logistic(weight_DC, weight_RC[-1] - mean_D @ weight_DC)
 
 
-def _minimised(start_RC: Tensor, row_NR: Tensor, right_NC: Tensor, penalty: float) -> Tensor:
+def _minimise(start_RC: Tensor, row_NR: Tensor, right_NC: Tensor, penalty: float) -> Tensor:
     """The best weights (R, C), by Newton's method from those of a larger penalty; last row: the bias."""
     weight_RC, penalty_R1 = start_RC, torch.full((row_NR.shape[1], 1), penalty, dtype=torch.float64)
     penalty_R1[-1] = 0.0

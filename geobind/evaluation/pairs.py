@@ -13,8 +13,14 @@ import numpy as np
 from torch import Tensor
 
 from geobind.errors import DataError
-from geobind.evaluation.embeddings import Embeddings, Rows, Truth, codes, truth
-from geobind.evaluation.retrieval_metrics import Retrieval, Settings, retrieval_both
+from geobind.evaluation.embeddings import (
+    EmbeddingMatrix,
+    Embeddings,
+    GroundTruth,
+    build_ground_truth,
+    encode_values,
+)
+from geobind.evaluation.retrieval_metrics import Retrieval, RetrievalSettings, retrieval_both
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class PairRow:
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedPair:
     """Two modalities that could not be compared, and why."""
 
     modalities: tuple[str, str]
@@ -57,8 +63,8 @@ class PairTable:
     """Every ordered pair of modalities, in the order the modalities were given."""
 
     rows: tuple[PairRow, ...]
-    skipped: tuple[Skipped, ...]
-    settings: Settings
+    skipped: tuple[SkippedPair, ...]
+    settings: RetrievalSettings
     clusters: str | None = None  # what rows of one cluster have in common, such as `group`
     warnings: tuple[str, ...] = ()  # what makes the figures look better than they are
 
@@ -95,7 +101,7 @@ def evaluate_pairs(
     places: Any = None,
     clusters: Any = None,
     presence: Mapping[str, Any] | None = None,
-    settings: Settings | None = None,
+    settings: RetrievalSettings | None = None,
 ) -> PairTable:
     """Measures retrieval between all modalities, both ways, and marks each pair trained or emergent.
 
@@ -115,39 +121,44 @@ def evaluate_pairs(
     Raises:
         DataError: embeddings, ids, labels, places or presence that do not fit, naming modality and row.
     """
-    settings = settings or Settings()
-    size = _rows(embeddings)
-    known = _truth(size, ids, labels, places, clusters)
-    present = _presence(presence or {}, embeddings, size)
-    aligned = _aligned(trained, embeddings)
-    whole = {name: Rows(values, name) for name, values in embeddings.items()}
+    settings = settings or RetrievalSettings()
+    size = _check_row_counts(embeddings)
+    known = _build_truth(size, ids, labels, places, clusters)
+    present = _check_presence(presence or {}, embeddings, size)
+    aligned = _check_trained_pairs(trained, embeddings)
+    whole = {name: EmbeddingMatrix(values, name) for name, values in embeddings.items()}
     for name, rows in whole.items():
-        rows.ordered(_some(present[name])).check()
+        rows.ordered(_present_rows(present[name])).check()
     measured: list[PairRow] = []
-    skipped: list[Skipped] = []
+    skipped: list[SkippedPair] = []
     for one, two in combinations(whole, 2):
         both_N = present[one] & present[two]
         if both_N.sum() < 2:
-            skipped.append(Skipped((one, two), f"{int(both_N.sum())} rows have both; two are needed"))
+            skipped.append(SkippedPair((one, two), f"{int(both_N.sum())} rows have both; two are needed"))
             continue
         mark = frozenset((one, two)) in aligned
-        measured += _both_ways(whole[one], whole[two], mark, known, both_N, settings)
+        measured += _measure_both_ways(whole[one], whole[two], mark, known, both_N, settings)
     order = {name: at for at, name in enumerate(whole)}
     measured.sort(key=lambda row: (order[row.query], order[row.gallery]))
     return PairTable(tuple(measured), tuple(skipped), settings)
 
 
-def _both_ways(
-    one: Rows, two: Rows, trained: bool, known: Truth, both_N: np.ndarray, settings: Settings
+def _measure_both_ways(
+    one: EmbeddingMatrix,
+    two: EmbeddingMatrix,
+    trained: bool,
+    known: GroundTruth,
+    both_N: np.ndarray,
+    settings: RetrievalSettings,
 ) -> tuple[PairRow, PairRow]:
     """Retrieval there and back among the rows that have both."""
-    rows = _some(both_N)
+    rows = _present_rows(both_N)
     part = known.take(rows)
     forth, back = retrieval_both(one.ordered(rows), two.ordered(rows), part, part, settings)
     return PairRow(one.name, two.name, trained, forth), PairRow(two.name, one.name, trained, back)
 
 
-def _rows(embeddings: Mapping[str, Embeddings]) -> int:
+def _check_row_counts(embeddings: Mapping[str, Embeddings]) -> int:
     if len(embeddings) < 2:
         raise DataError(
             f"{len(embeddings)} modalities to compare ({', '.join(embeddings)}); give at least two"
@@ -162,14 +173,14 @@ def _rows(embeddings: Mapping[str, Embeddings]) -> int:
     return next(iter(sizes.values()))
 
 
-def _truth(size: int, ids: Any, labels: Any, places: Any, clusters: Any) -> Truth:
-    id_N = np.arange(size) if ids is None else codes(ids, size, "ids")
+def _build_truth(size: int, ids: Any, labels: Any, places: Any, clusters: Any) -> GroundTruth:
+    id_N = np.arange(size) if ids is None else encode_values(ids, size, "ids")
     if (id_N < 0).any():
         raise DataError(f"ids: row {int(np.argmax(id_N < 0))} has no id; every row needs one")
-    return truth(size, id_N, labels, places, clusters=clusters)
+    return build_ground_truth(size, id_N, labels, places, clusters=clusters)
 
 
-def _presence(
+def _check_presence(
     presence: Mapping[str, Any], embeddings: Mapping[str, Embeddings], size: int
 ) -> dict[str, np.ndarray]:
     present = {name: np.ones(size, dtype=bool) for name in embeddings}
@@ -185,7 +196,7 @@ def _presence(
     return present
 
 
-def _aligned(
+def _check_trained_pairs(
     trained: Collection[Collection[str]], embeddings: Mapping[str, Embeddings]
 ) -> set[frozenset[str]]:
     aligned = {frozenset([pair] if isinstance(pair, str) else pair) for pair in trained}
@@ -198,6 +209,6 @@ def _aligned(
     return aligned
 
 
-def _some(present_N: np.ndarray) -> np.ndarray | None:
+def _present_rows(present_N: np.ndarray) -> np.ndarray | None:
     """The numbers of the rows present, None if all are: a whole tensor is read without copying rows."""
     return None if present_N.all() else np.flatnonzero(present_N)

@@ -14,17 +14,17 @@ from geobind.binder import Binder
 from geobind.data.options import DataOptions
 from geobind.data.table import Table, open_table
 from geobind.errors import DataError, GeobindError
-from geobind.evaluation.classification import Prototypes, prototypes, truth_of, zero_shot
+from geobind.evaluation.classification import Prototypes, build_prototypes, build_query_classes, zero_shot
 from geobind.evaluation.embedded import embed_rows
 from geobind.evaluation.few_shot_curves import (
     FewShotOptions,
-    Labelled,
-    Probes,
+    LabelledEmbeddings,
+    ProbeResults,
+    build_random_trunk,
+    build_trunk,
     few_shot,
-    random_trunk,
-    trunk_of,
 )
-from geobind.evaluation.held_out import first_rows
+from geobind.evaluation.held_out import take_first_rows
 from geobind.evaluation.regression_probe import FactOptions, probe_facts
 from geobind.inference import class_examples
 from geobind.recipe import load_recipe
@@ -41,7 +41,7 @@ class ProbeSource(NamedTuple):
 
     def table(self, split: str, *names: str) -> Table:
         """Open the rows of a split with these columns; a limit takes the first."""
-        return first_rows(open_table(self.options, Path.cwd(), names).split(split), self.limit)
+        return take_first_rows(open_table(self.options, Path.cwd(), names).split(split), self.limit)
 
     def labelled(self, split: str, name: str) -> Table:
         """Open the rows of a split that have a label and this modality.
@@ -61,9 +61,9 @@ class ProbeSource(NamedTuple):
         return table.take(kept)
 
 
-def embed_labelled(binder: Binder, table: Table, name: str) -> Labelled:
+def embed_labelled(binder: Binder, table: Table, name: str) -> LabelledEmbeddings:
     """Embed rows that all have the modality and a label."""
-    return Labelled(embed_rows(binder, table)[name].embedding_QD, table.labels, table.groups)
+    return LabelledEmbeddings(embed_rows(binder, table)[name].embedding_QD, table.labels, table.groups)
 
 
 def accepts_sentences(binder: Binder, name: str) -> bool:
@@ -80,7 +80,9 @@ def prototypes_from_prompts(
 ) -> Prototypes:
     """Describe classes by their names, put into every template; `_` in a name is read as a space."""
     examples = class_examples([label.replace("_", " ") for label in classes], templates)
-    return prototypes({label: binder.embed(name, of) for label, of in zip(classes, examples, strict=True)})
+    return build_prototypes(
+        {label: binder.embed(name, of) for label, of in zip(classes, examples, strict=True)}
+    )
 
 
 def prototypes_from_examples(
@@ -105,7 +107,7 @@ def prototypes_from_examples(
     embedding_ND = embed_rows(binder, table.take(rows))[name].embedding_QD
     ends = np.cumsum([len(of) for of in chosen.values()])[:-1].tolist()
     parts = np.split(np.arange(len(rows)), ends)
-    return prototypes({label: embedding_ND[part] for label, part in zip(classes, parts, strict=True)})
+    return build_prototypes({label: embedding_ND[part] for label, part in zip(classes, parts, strict=True)})
 
 
 def read_targets(
@@ -172,26 +174,26 @@ def build_feature_binders(binder: Binder, said: ProbeRequest, beside: tuple[str,
     found: dict[str, Binder] = {name: binder}
     for word in dict.fromkeys(beside):
         if word == "trunk":
-            found["its trunk"] = trunk_of(binder, name)
+            found["its trunk"] = build_trunk(binder, name)
         elif word == "random":
-            found["random trunk"] = random_trunk(binder, name, said.seed).to(binder.device)
+            found["random trunk"] = build_random_trunk(binder, name, said.seed).to(binder.device)
         else:
             recipe = load_recipe(word)
             if name not in recipe.built:
                 raise DataError(f"--beside {word}: that recipe has no modality '{name}'")
             fresh = Binder({name: recipe.built[name]}, recipe.width, seed=recipe.seed)
-            found[f"trunk of {recipe.name}, untrained"] = trunk_of(fresh, name).to(binder.device)
+            found[f"trunk of {recipe.name}, untrained"] = build_trunk(fresh, name).to(binder.device)
     return found
 
 
-def probe_classes(binders: Mapping[str, Binder], said: ProbeRequest, options: FewShotOptions) -> Probes:
+def probe_classes(binders: Mapping[str, Binder], said: ProbeRequest, options: FewShotOptions) -> ProbeResults:
     """Recognise classes without examples and with some, from embeddings and from other features."""
     source, name = said.source, said.modality
     test = source.labelled(said.split, name)
     train = source.labelled(said.train_split, name)
     val = source.labelled(said.val_split, name) if said.val_split else None
     classes = sorted({label for label in (*(test.labels or ()), *(train.labels or ())) if label is not None})
-    truth = truth_of(test.labels, classes, len(test))
+    truth = build_query_classes(test.labels, classes, len(test))
     binder = binders[name]
     queries = embed_labelled(binder, test, name)
     zero = {
@@ -207,7 +209,7 @@ def probe_classes(binders: Mapping[str, Binder], said: ProbeRequest, options: Fe
         curves[features] = few_shot(*sides, validation=held, options=options)
     settings = {"train_split": said.train_split, "val_split": said.val_split, "draws": options.draws}
     settings |= {"templates": list(said.templates), "examples": said.examples, "seed": said.seed}
-    return Probes(
+    return ProbeResults(
         name,
         test.name,
         said.split,
@@ -234,7 +236,7 @@ def probe_targets(
     said: ProbeRequest,
     targets: tuple[str, ...],
     options: FactOptions,
-) -> Probes:
+) -> ProbeResults:
     """Read numbers of places off the embeddings of one modality, and off other features of it."""
     table, facts = read_targets(said.source, said.split, said.modality, targets)
     places = table.places_LL
@@ -256,4 +258,4 @@ def probe_targets(
     }
     settings: dict[str, Any] = {"folds": options.folds, "cell_km": options.cell_km, "seed": said.seed}
     settings["blocks"] = "cells" if places is not None else "rows" if blocks is None else "groups"
-    return Probes(said.modality, table.name, said.split, "facts", facts=found, settings=settings)
+    return ProbeResults(said.modality, table.name, said.split, "facts", facts=found, settings=settings)

@@ -19,8 +19,15 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from geobind.errors import DataError
-from geobind.evaluation.embeddings import Embeddings, Rows, Sides, full_precision, same_width, spans
-from geobind.evaluation.ranks import TOLERANCE, Counts, count_rows_both
+from geobind.evaluation.embeddings import (
+    EmbeddingMatrix,
+    Embeddings,
+    RetrievalSides,
+    check_same_width,
+    full_precision,
+    iterate_slices,
+)
+from geobind.evaluation.ranks import TOLERANCE, RankCounts, count_rows_both
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,7 +37,7 @@ Side = Literal["anchor", "other"]
 
 
 @dataclass(frozen=True)
-class Figure:
+class ProtocolMetric:
     """One figure of a publication: what it is called there, and what its code computes."""
 
     claims: Side  # whose queries the printed name speaks of
@@ -44,7 +51,7 @@ class Figure:
         """The measure by its printed name, such as `R@10`."""
         return "median rank" if self.cut is None else f"R@{self.cut:g}{'%' if self.percent else ''}"
 
-    def value(self, counts: Counts) -> float:
+    def value(self, counts: RankCounts) -> float:
         """What the published code prints, given the counts of the direction in `asks`.
 
         A rank among ties is the mean of the places they fill, as pandas' `rank` has it; a top-k, which breaks
@@ -56,7 +63,7 @@ class Figure:
             return float(np.mean(counts.rank_Q < self._k(counts.gallery)))
         return float(np.mean(counts.hit_Q(ceil(self._k(counts.gallery)))))
 
-    def clean(self, counts: Counts) -> float:
+    def clean(self, counts: RankCounts) -> float:
         """What the printed name promises, given the counts of the direction in `claims`."""
         if self.cut is None:
             return counts.median_rank
@@ -88,7 +95,7 @@ class Protocol:
     code: str  # repository and file that the convention was read in
     split: str
     ranks: str
-    figures: tuple[Figure, ...]
+    figures: tuple[ProtocolMetric, ...]
     unknown: tuple[str, ...]
     gallery: int | None = None  # rows measured at a time; more are sampled down to it
     batch: int = 1  # rows beyond a whole number of batches are dropped
@@ -119,7 +126,7 @@ class Protocol:
         }
 
 
-def protocol(name: str) -> Protocol:
+def get_protocol(name: str) -> Protocol:
     """The protocol of that name.
 
     Raises:
@@ -130,11 +137,13 @@ def protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def _both(*cuts: float | None, swapped: bool = False, percent: bool = False) -> tuple[Figure, ...]:
+def _both_directions(
+    *cuts: float | None, swapped: bool = False, percent: bool = False
+) -> tuple[ProtocolMetric, ...]:
     """Strict figures in both directions; with `swapped` each carries the other one's name."""
     sides: tuple[Side, Side] = ("anchor", "other")
     return tuple(
-        Figure(claims, asks, cut, percent=percent and cut is not None, strict=cut is not None)
+        ProtocolMetric(claims, asks, cut, percent=percent and cut is not None, strict=cut is not None)
         for claims, asks in zip(sides, sides[::-1] if swapped else sides, strict=True)
         for cut in cuts
     )
@@ -151,9 +160,9 @@ _ALL = (
         split="a held-out test set of 10,000 samples",
         ranks=_TOP_K,
         figures=(
-            Figure("anchor", "anchor", 10),
-            Figure("anchor", "anchor", 100),
-            Figure("anchor", "other"),
+            ProtocolMetric("anchor", "anchor", 10),
+            ProtocolMetric("anchor", "anchor", 100),
+            ProtocolMetric("anchor", "other"),
         ),
         unknown=(
             "which rows are held out, and whether table 2 (sounds, R@100) was made by the same code",
@@ -167,7 +176,11 @@ _ALL = (
         code="mvrl/Sat2Cap, sat2cap/evaluations/metrics.py, class Retrieval",
         split="one shard of the held-out photos, its first batch",
         ranks=_TOP_K,
-        figures=(Figure("anchor", "anchor", 5), Figure("anchor", "anchor", 10), Figure("anchor", "other")),
+        figures=(
+            ProtocolMetric("anchor", "anchor", 5),
+            ProtocolMetric("anchor", "anchor", 10),
+            ProtocolMetric("anchor", "other"),
+        ),
         unknown=(
             "the rows of the shard, which was not released",
             "the batch measured: 3,000 is the program's default, 10,000 what the papers say",
@@ -181,7 +194,7 @@ _ALL = (
         split="by the recording's number modulo 10: 2 and 5 test, 7 validation (`soundingearth_split`)",
         ranks=_STRICT + "; distances are divided by each image's mean distance to all sounds, which moves "
         "the ranks of images",
-        figures=_both(100, 500, 1000, None),
+        figures=_both_directions(100, 500, 1000, None),
         unknown=(
             "the gallery size: rows were dropped where an image or a recording was missing",
             "the scale of embeddings before the distance; here they have unit length",
@@ -196,7 +209,7 @@ _ALL = (
         split="at random, 70/10/20: 35,554/5,079/10,159 rows of 50,792 (`geoclap_split`)",
         ranks=_STRICT + "; rows are images but ranks are taken in columns, so that the two directions carry "
         "each other's name",
-        figures=_both(100, None, swapped=True),
+        figures=_both_directions(100, None, swapped=True),
         unknown=(
             "the order of the table that was shuffled, without which its seed (42) does not give its rows",
             "whether the paper's table was corrected by hand",
@@ -210,7 +223,7 @@ _ALL = (
         split="by cells of 10 km with 25 recordings or more (`psm_split`); GeoSound: by cells of 1 degree",
         ranks=_STRICT.replace("R@100 is R@99", "R@10% of 1,000 is R@99")
         + "; k is not rounded: of 5,801 rows a hit is rank < 580.1",
-        figures=_both(10, None, percent=True),
+        figures=_both_directions(10, None, percent=True),
         unknown=(
             "the order of the table that was shuffled, without which its seed (42) does not give its cells",
             "253 test rows that the split has (6,054) and the gallery has not (5,801; GeoSound 9,931)",
@@ -226,7 +239,7 @@ _BLOCK = 1024
 
 
 @dataclass(frozen=True)
-class Printed:
+class ProtocolValue:
     """One published figure: its printed name, its value here, what it measures, and the clean value."""
 
     says: str
@@ -236,7 +249,7 @@ class Printed:
 
 
 @dataclass(frozen=True)
-class Published:
+class ProtocolResult:
     """What a publication's code would print of two modalities."""
 
     protocol: Protocol
@@ -244,7 +257,7 @@ class Published:
     other: str
     available: int  # rows that have both
     gallery: int  # rows measured
-    figures: tuple[Printed, ...]
+    figures: tuple[ProtocolValue, ...]
 
     @property
     def caveat(self) -> str | None:
@@ -267,14 +280,14 @@ class Published:
         }
 
 
-def published(
+def evaluate_protocol(
     protocol: Protocol,
     anchor_ND: Embeddings,
     other_ND: Embeddings,
     *,
     names: tuple[str, str] = ("anchor", "other"),
     seed: int = 0,
-) -> Published:
+) -> ProtocolResult:
     """Measures two modalities as a publication did.
 
     Args:
@@ -287,34 +300,34 @@ def published(
     Raises:
         DataError: Embeddings that cannot be used, or of different numbers of rows.
     """
-    anchor, other = Rows(anchor_ND, names[0]).check(), Rows(other_ND, names[1]).check()
+    anchor, other = EmbeddingMatrix(anchor_ND, names[0]).check(), EmbeddingMatrix(other_ND, names[1]).check()
     if anchor.size != other.size:
         raise DataError(f"{anchor.size} rows of {names[0]} against {other.size} of {names[1]}; give pairs")
-    rows_N = gallery_rows(anchor.size, protocol, seed)
+    rows_N = select_gallery_rows(anchor.size, protocol, seed)
     anchor, other = anchor.ordered(rows_N), other.ordered(rows_N)
-    clean = _counts(anchor, other, TOLERANCE)
+    clean = _count_both(anchor, other, TOLERANCE)
     # The published code compares float32 products as they are: ties are equal to the last bit.
-    coded = _counts(anchor, other, 0.0)
-    if _divided(protocol, "other"):
-        coded["other"] = divided_counts(other, anchor)
+    coded = _count_both(anchor, other, 0.0)
+    if _is_divided(protocol, "other"):
+        coded["other"] = count_divided_ranks(other, anchor)
     figures = tuple(
-        Printed(
+        ProtocolValue(
             figure.says(*names),
             figure.value(coded[figure.asks]),
-            figure.means(*names) + (", distances divided" if _divided(protocol, figure.asks) else ""),
+            figure.means(*names) + (", distances divided" if _is_divided(protocol, figure.asks) else ""),
             figure.clean(clean[figure.claims]),
         )
         for figure in protocol.figures
     )
-    return Published(protocol, *names, len(anchor_ND), anchor.size, figures)
+    return ProtocolResult(protocol, *names, len(anchor_ND), anchor.size, figures)
 
 
-def _divided(protocol: Protocol, asks: Side) -> bool:
+def _is_divided(protocol: Protocol, asks: Side) -> bool:
     """Whether a direction's ranks feel the division, which scales all that an anchor row is ranked among."""
     return protocol.divided and asks == "other"
 
 
-def gallery_rows(available: int, protocol: Protocol, seed: int) -> NDArray[np.int64]:
+def select_gallery_rows(available: int, protocol: Protocol, seed: int) -> NDArray[np.int64]:
     """The rows a protocol measures: drawn without replacement where there are too many, in rising order."""
     rows_N = np.arange(available)
     if protocol.gallery is not None and available > protocol.gallery:
@@ -323,22 +336,22 @@ def gallery_rows(available: int, protocol: Protocol, seed: int) -> NDArray[np.in
     return rows_N[: whole or None]  # fewer rows than a batch are kept: there is nothing else to measure
 
 
-def _counts(anchor: Rows, other: Rows, tolerance: float) -> dict[Side, Counts]:
+def _count_both(anchor: EmbeddingMatrix, other: EmbeddingMatrix, tolerance: float) -> dict[Side, RankCounts]:
     id_N = np.arange(anchor.size)
-    there, back = count_rows_both(Sides(anchor, other, id_N, id_N), tolerance=tolerance)
+    there, back = count_rows_both(RetrievalSides(anchor, other, id_N, id_N), tolerance=tolerance)
     return {"anchor": there, "other": back}
 
 
-def divided_counts(query: Rows, gallery: Rows) -> Counts:
+def count_divided_ranks(query: EmbeddingMatrix, gallery: EmbeddingMatrix) -> RankCounts:
     """Ranks by Euclidean distance divided by the gallery row's mean distance to all queries.
 
     It takes from rows that are near everything what they gain by that (SoundingEarth, lib/evaluation.py). Row
     i of the gallery is the positive of row i of the queries.
     """
-    same_width(query, gallery)
+    check_same_width(query, gallery)
     with full_precision(query.device), torch.no_grad():
         gallery_ND = gallery.block(slice(0, gallery.size), query.device)
-        blocks = list(spans(0, query.size, _BLOCK))
+        blocks = list(iterate_slices(0, query.size, _BLOCK))
         sum_N = torch.zeros(gallery.size, dtype=torch.float64, device=query.device)
         for at in blocks:
             sum_N += _distance(query.block(at), gallery_ND).sum(0, dtype=torch.float64)
@@ -352,19 +365,19 @@ def divided_counts(query: Rows, gallery: Rows) -> Counts:
             larger_N[at] = (ratio_BN < own_B1).sum(1).cpu().numpy()
             tied_N[at] = (ratio_BN == own_B1).sum(1).cpu().numpy()
     one_N = np.ones_like(tied_N)
-    return Counts(larger_N, tied_N, one_N, one_N, gallery.size)
+    return RankCounts(larger_N, tied_N, one_N, one_N, gallery.size)
 
 
 def _distance(query_BD: Tensor, gallery_ND: Tensor) -> Tensor:
     return (2 - 2 * query_BD @ gallery_ND.T).clamp(min=0).sqrt()
 
 
-def render_published(results: Sequence[Published]) -> list[Table]:
+def build_protocol_tables(results: Sequence[ProtocolResult]) -> list[Table]:
     """One rich table for each result: printed name and value, what it measures, and the clean value."""
-    return [_grid(result) for result in results]
+    return [_build_table(result) for result in results]
 
 
-def _grid(result: Published) -> Table:
+def _build_table(result: ProtocolResult) -> Table:
     from rich.table import Table
 
     notes = result.protocol.notes()
@@ -388,7 +401,7 @@ def _grid(result: Published) -> Table:
 
 Words = NDArray[np.str_]
 
-FEWEST = 25  # rows of a cell that may be held out
+MIN_CELL_ROWS = 25  # rows of a cell that may be held out
 HELD_OUT = {"10km": 0.35, "degree": 0.10}  # share of those cells that is
 VALIDATION = 0.40  # share of the held-out cells
 SEED = 42  # of both random splits, in the published code
@@ -448,15 +461,15 @@ def psm_split(
     unknown_N = ~(np.isfinite(lat_N) & np.isfinite(lon_N))
     if unknown_N.any():
         raise DataError(f"psm_split: row {int(np.argmax(unknown_N))} has no place; leave such rows out")
-    cell_N = _cells(lat_N, lon_N, cells)
+    cell_N = _number_cells(lat_N, lon_N, cells)
     shuffled_N = cell_N[np.random.RandomState(seed).permutation(len(cell_N))]
     sorted_C, first_C, count_C = np.unique(shuffled_N, return_index=True, return_counts=True)
     met_C = np.argsort(first_C)
-    held_out, validation = _drawn(sorted_C[met_C], count_C[met_C], HELD_OUT[cells], seed)
+    held_out, validation = _draw_cells(sorted_C[met_C], count_C[met_C], HELD_OUT[cells], seed)
     return np.select([np.isin(cell_N, validation), np.isin(cell_N, held_out)], ["val", "test"], "train")
 
 
-def _cells(lat_N: NDArray[np.float64], lon_N: NDArray[np.float64], cells: str) -> NDArray[np.int64]:
+def _number_cells(lat_N: NDArray[np.float64], lon_N: NDArray[np.float64], cells: str) -> NDArray[np.int64]:
     if cells == "degree":
         return (lat_N + 90).astype(np.int64) * 360 + (lon_N + 180).astype(np.int64)
     km_per_degree = 111.0
@@ -465,11 +478,11 @@ def _cells(lat_N: NDArray[np.float64], lon_N: NDArray[np.float64], cells: str) -
     return row_N.astype(np.int64) * 360 + column_N.astype(np.int64)
 
 
-def _drawn(
+def _draw_cells(
     cell_C: NDArray[np.int64], count_C: NDArray[np.int64], share: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The cells held out, and those of them for validation."""
-    large = count_C >= FEWEST
+    large = count_C >= MIN_CELL_ROWS
     cell_C, count_C = cell_C[large], count_C[large]
     if not len(cell_C):
         return cell_C, cell_C

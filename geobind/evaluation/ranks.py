@@ -21,7 +21,15 @@ import torch
 from torch import Tensor
 
 from geobind.errors import DataError
-from geobind.evaluation.embeddings import Embeddings, Rows, Sides, full_precision, same_width, sides_of, spans
+from geobind.evaluation.embeddings import (
+    EmbeddingMatrix,
+    Embeddings,
+    RetrievalSides,
+    build_retrieval_sides,
+    check_same_width,
+    full_precision,
+    iterate_slices,
+)
 
 LANE = 64
 
@@ -46,19 +54,19 @@ def count_true(flag_qg: Tensor, axis: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def harmonics(size: int) -> np.ndarray:
+def harmonic_numbers(size: int) -> np.ndarray:
     """The harmonic numbers H_0 .. H_size, H_n = 1 + 1/2 + ... + 1/n."""
     return np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, size + 1))])
 
 
 @lru_cache(maxsize=8)
-def discounts(size: int) -> np.ndarray:
+def cumulative_discounts(size: int) -> np.ndarray:
     """Sums of the first 0 .. size discounts of DCG, 1 / log2(1 + rank) (Järvelin and Kekäläinen, 2002)."""
     return np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(2, size + 2)))])
 
 
 @dataclass(frozen=True)
-class Counts:
+class RankCounts:
     """Where the best positive of each query stands, ties and all; every measure of rank follows from it."""
 
     larger_Q: np.ndarray  # items that beat the best positive
@@ -77,10 +85,10 @@ class Counts:
         """Rank with every tie broken for the positive, as some code does; a constant embedding gets 1."""
         return 1 + self.larger_Q
 
-    def chance(self) -> Counts:
+    def chance(self) -> RankCounts:
         """The counts of an embedding that says nothing: the whole gallery tied."""
         everything_Q = np.full_like(self.tied_Q, self.gallery)
-        return Counts(
+        return RankCounts(
             np.zeros_like(self.larger_Q), everything_Q, self.relevant_Q, self.relevant_Q, self.gallery
         )
 
@@ -98,7 +106,7 @@ class Counts:
     @property
     def reciprocal_Q(self) -> np.ndarray:
         """Mean of 1 / rank of the best positive; (H_(L+T) - H_L) / T for one positive."""
-        table = harmonics(self.gallery)
+        table = harmonic_numbers(self.gallery)
         value_Q = (table[self.larger_Q + self.tied_Q] - table[self.larger_Q]) / self.tied_Q
         several_Q = self.found_Q > 1
         if several_Q.any():
@@ -122,7 +130,7 @@ class Counts:
         """
         count, how_often = np.unique(self.relevant_Q, return_counts=True)
         none = np.zeros_like(count)
-        pooled = Counts(none, np.full_like(count, self.gallery), count, count, self.gallery)
+        pooled = RankCounts(none, np.full_like(count, self.gallery), count, count, self.gallery)
         low, high = 1, self.gallery
         while low < high:
             middle = (low + high) // 2
@@ -175,7 +183,7 @@ def average_precision(
         positives_tied_P: r + 1, itself included.
         gallery: how many items there are.
     """
-    table = harmonics(gallery)
+    table = harmonic_numbers(gallery)
     share_P = (positives_tied_P - 1) / np.maximum(tied_P - 1, 1)
     spread_P = (table[larger_P + tied_P] - table[larger_P]) / tied_P
     return float(np.mean(share_P + (positives_larger_P + 1 - share_P * (larger_P + 1)) * spread_P))
@@ -184,23 +192,23 @@ def average_precision(
 def chance_average_precision(relevant: int, gallery: int) -> float:
     """Average precision of a random ranking: `average_precision` with everything tied."""
     share = (relevant - 1) / max(gallery - 1, 1)
-    return float(share + (1 - share) * harmonics(gallery)[gallery] / gallery)
+    return float(share + (1 - share) * harmonic_numbers(gallery)[gallery] / gallery)
 
 
 def discounted_gain(larger_P: np.ndarray, tied_P: np.ndarray, gain_P: np.ndarray, gallery: int) -> float:
     """DCG of one query, ties broken at random: each gain at the mean discount of its group's places."""
-    table = discounts(gallery)
+    table = cumulative_discounts(gallery)
     return float(np.sum(gain_P * (table[larger_P + tied_P] - table[larger_P]) / tied_P))
 
 
 def ideal_gain(gain_P: np.ndarray, gallery: int) -> float:
     """The largest DCG there can be: gains in falling order."""
-    return float(np.sum(np.sort(gain_P)[::-1] * np.diff(discounts(gallery)[: len(gain_P) + 1])))
+    return float(np.sum(np.sort(gain_P)[::-1] * np.diff(cumulative_discounts(gallery)[: len(gain_P) + 1])))
 
 
 def chance_gain(gain_P: np.ndarray, gallery: int) -> float:
     """DCG of a random ranking: the mean gain of the gallery at every place."""
-    return float(gain_P.sum() * discounts(gallery)[gallery] / gallery)
+    return float(gain_P.sum() * cumulative_discounts(gallery)[gallery] / gallery)
 
 
 # Q queries, G gallery items, N rows of either side, D width; q, g: rows of one tile; R x C: the grid of tiles
@@ -212,10 +220,10 @@ ACCELERATOR_TILE = 4096
 STRIDE = 8  # queries are held in blocks of this many tiles, so that a gallery on disk is read less often
 
 
-class _Side(NamedTuple):
+class _RankedSide(NamedTuple):
     """One side of the product with its rows grouped by id, and what is counted for each of them."""
 
-    rows: Rows
+    rows: EmbeddingMatrix
     id_N: np.ndarray
     order: np.ndarray | None
     relevant_N: np.ndarray  # positives on the other side
@@ -243,7 +251,7 @@ def rank_counts(
     gallery_ids: Any = None,
     tolerance: float = TOLERANCE,
     tile: int | None = None,
-) -> Counts:
+) -> RankCounts:
     """How many gallery items beat, and how many tie with, each query's best positive.
 
     Args:
@@ -257,7 +265,7 @@ def rank_counts(
     Raises:
         DataError: embeddings or ids that cannot be used, or a query without a positive.
     """
-    sides = sides_of(query_QD, gallery_GD, query_ids, gallery_ids)
+    sides = build_retrieval_sides(query_QD, gallery_GD, query_ids, gallery_ids)
     return count_rows(sides, tolerance=tolerance, tile=tile)
 
 
@@ -269,42 +277,46 @@ def rank_counts_both(
     gallery_ids: Any = None,
     tolerance: float = TOLERANCE,
     tile: int | None = None,
-) -> tuple[Counts, Counts]:
+) -> tuple[RankCounts, RankCounts]:
     """`rank_counts` from query to gallery and from gallery to query, out of one matrix product.
 
     The arguments and errors are those of `rank_counts`; here each gallery item needs a positive too.
     """
-    sides = sides_of(query_QD, gallery_GD, query_ids, gallery_ids)
+    sides = build_retrieval_sides(query_QD, gallery_GD, query_ids, gallery_ids)
     return count_rows_both(sides, tolerance=tolerance, tile=tile)
 
 
-def count_rows(sides: Sides, *, tolerance: float = TOLERANCE, tile: int | None = None) -> Counts:
+def count_rows(sides: RetrievalSides, *, tolerance: float = TOLERANCE, tile: int | None = None) -> RankCounts:
     """`rank_counts` for checked rows and numbered ids."""
-    near, far = _sides(sides)
+    near, far = _build_sides(sides)
     _require_positives(near, sides.gallery.name)
-    _count(near, far, tolerance, tile, both=False)
-    return _answer(near, sides.gallery.size)
+    _count_in_tiles(near, far, tolerance, tile, both=False)
+    return _collect_counts(near, sides.gallery.size)
 
 
 def count_rows_both(
-    sides: Sides, *, tolerance: float = TOLERANCE, tile: int | None = None
-) -> tuple[Counts, Counts]:
+    sides: RetrievalSides, *, tolerance: float = TOLERANCE, tile: int | None = None
+) -> tuple[RankCounts, RankCounts]:
     """`rank_counts_both` for checked rows and numbered ids."""
-    near, far = _sides(sides)
+    near, far = _build_sides(sides)
     _require_positives(near, sides.gallery.name)
     _require_positives(far, sides.query.name)
-    _count(near, far, tolerance, tile, both=True)
-    return _answer(near, sides.gallery.size), _answer(far, sides.query.size)
+    _count_in_tiles(near, far, tolerance, tile, both=True)
+    return _collect_counts(near, sides.gallery.size), _collect_counts(far, sides.query.size)
 
 
-def _sides(sides: Sides) -> tuple[_Side, _Side]:
+def _build_sides(sides: RetrievalSides) -> tuple[_RankedSide, _RankedSide]:
     query, gallery, query_id_Q, gallery_id_G = sides
-    same_width(query, gallery)
+    check_same_width(query, gallery)
     device = query.device
-    return _side(query, query_id_Q, gallery_id_G, device), _side(gallery, gallery_id_G, query_id_Q, device)
+    return _build_side(query, query_id_Q, gallery_id_G, device), _build_side(
+        gallery, gallery_id_G, query_id_Q, device
+    )
 
 
-def _side(rows: Rows, id_N: np.ndarray, other_id_M: np.ndarray, device: torch.device) -> _Side:
+def _build_side(
+    rows: EmbeddingMatrix, id_N: np.ndarray, other_id_M: np.ndarray, device: torch.device
+) -> _RankedSide:
     # With both sides grouped by id the positives lie along the diagonal: few tiles need to look for them.
     order = None if (np.diff(id_N) >= 0).all() else np.argsort(id_N, kind="stable")
     sorted_N = id_N if order is None else id_N[order]
@@ -313,10 +325,10 @@ def _side(rows: Rows, id_N: np.ndarray, other_id_M: np.ndarray, device: torch.de
     relevant_N = np.where(known[at_N] == sorted_N, count[at_N], 0)
     best_N = torch.full((rows.size,), -torch.inf, device=device)
     larger_N, reached_N, found_N = torch.zeros(3, rows.size, dtype=torch.int64, device=device)
-    return _Side(rows.ordered(order), sorted_N, order, relevant_N, best_N, larger_N, reached_N, found_N)
+    return _RankedSide(rows.ordered(order), sorted_N, order, relevant_N, best_N, larger_N, reached_N, found_N)
 
 
-def _require_positives(side: _Side, other: str) -> None:
+def _require_positives(side: _RankedSide, other: str) -> None:
     alone_N = side.relevant_N == 0
     if alone_N.any():
         at = int(np.argmax(alone_N))
@@ -327,7 +339,9 @@ def _require_positives(side: _Side, other: str) -> None:
         )
 
 
-def _count(query: _Side, gallery: _Side, tolerance: float, tile: int | None, *, both: bool) -> None:
+def _count_in_tiles(
+    query: _RankedSide, gallery: _RankedSide, tolerance: float, tile: int | None, *, both: bool
+) -> None:
     """Two passes: the best positive of every row, from the few tiles that hold one; then all comparisons.
 
     Both read the same product. A positive computed in another way (a dot product per pair) differs in its
@@ -337,36 +351,41 @@ def _count(query: _Side, gallery: _Side, tolerance: float, tile: int | None, *, 
         raise DataError(f"tile is {tile}; give the edge of a tile, 1 or more")
     device = query.best_N.device
     edge = tile or (CPU_TILE if device.type == "cpu" else ACCELERATOR_TILE)
-    match_RC = _matching_tiles(query.id_N, gallery.id_N, edge)
+    match_RC = _find_matching_tiles(query.id_N, gallery.id_N, edge)
     # A tile with every positive of its rows and of its columns is compared on the spot, not computed twice.
     closed_RC = match_RC & (match_RC.sum(0) == 1) & (match_RC.sum(1, keepdims=True) == 1)
     with full_precision(device), torch.no_grad():
-        for part in _tiles(query, gallery, edge, match_RC):
-            positive_qg = _positives(query, gallery, part)
+        for part in _iterate_tiles(query, gallery, edge, match_RC):
+            positive_qg = _find_positives(query, gallery, part)
             inside_qg = torch.where(positive_qg, part.similarity_qg, -torch.inf)
             torch.maximum(query.best_N[part.at_q], inside_qg.amax(1), out=query.best_N[part.at_q])
             torch.maximum(gallery.best_N[part.at_g], inside_qg.amax(0), out=gallery.best_N[part.at_g])
             if closed_RC[part.row, part.column]:
                 _compare_both(query, gallery, part, positive_qg, tolerance, both)
-        for part in _tiles(query, gallery, edge, ~closed_RC):
-            positive_qg = _positives(query, gallery, part) if match_RC[part.row, part.column] else None
+        for part in _iterate_tiles(query, gallery, edge, ~closed_RC):
+            positive_qg = _find_positives(query, gallery, part) if match_RC[part.row, part.column] else None
             _compare_both(query, gallery, part, positive_qg, tolerance, both)
 
 
-def _matching_tiles(query_id_Q: np.ndarray, gallery_id_G: np.ndarray, edge: int) -> np.ndarray:
+def _find_matching_tiles(query_id_Q: np.ndarray, gallery_id_G: np.ndarray, edge: int) -> np.ndarray:
     """Which tiles (R, C) may hold positives: the ids of their rows and of their columns overlap."""
     first_R, first_C = query_id_Q[::edge], gallery_id_G[::edge]
     last_R, last_C = (np.append(id_N[edge - 1 : -1 : edge], id_N[-1]) for id_N in (query_id_Q, gallery_id_G))
     return (first_R[:, None] <= last_C) & (first_C <= last_R[:, None])
 
 
-def _positives(query: _Side, gallery: _Side, part: _Tile) -> Tensor:
+def _find_positives(query: _RankedSide, gallery: _RankedSide, part: _Tile) -> Tensor:
     match_qg = query.id_N[part.at_q, None] == gallery.id_N[part.at_g]
     return torch.from_numpy(match_qg).to(part.similarity_qg.device)
 
 
 def _compare_both(
-    query: _Side, gallery: _Side, part: _Tile, positive_qg: Tensor | None, tolerance: float, both: bool
+    query: _RankedSide,
+    gallery: _RankedSide,
+    part: _Tile,
+    positive_qg: Tensor | None,
+    tolerance: float,
+    both: bool,
 ) -> None:
     _compare(query, part.similarity_qg, positive_qg, part.at_q, 1, tolerance)
     if both:
@@ -374,7 +393,12 @@ def _compare_both(
 
 
 def _compare(
-    side: _Side, similarity_qg: Tensor, positive_qg: Tensor | None, at: slice, axis: int, tolerance: float
+    side: _RankedSide,
+    similarity_qg: Tensor,
+    positive_qg: Tensor | None,
+    at: slice,
+    axis: int,
+    tolerance: float,
 ) -> None:
     best = side.best_N[at].unsqueeze(axis)
     side.larger_N[at] += count_true(similarity_qg > best + tolerance, axis)
@@ -384,13 +408,18 @@ def _compare(
         side.found_N[at] += count_true(reached_qg.logical_and_(positive_qg), axis)
 
 
-def _tiles(query: _Side, gallery: _Side, edge: int, wanted_RC: np.ndarray) -> Iterator[_Tile]:
+def _iterate_tiles(
+    query: _RankedSide, gallery: _RankedSide, edge: int, wanted_RC: np.ndarray
+) -> Iterator[_Tile]:
     """The wanted tiles of the similarity matrix; each lives until the next is asked for."""
     device = query.best_N.device
     # One buffer for all tiles: fresh pages for each would cost as much as the counting.
     room = torch.empty(edge * edge, device=device)
-    rows, columns = list(spans(0, query.rows.size, edge)), list(spans(0, gallery.rows.size, edge))
-    for held in spans(0, len(rows), STRIDE):
+    rows, columns = (
+        list(iterate_slices(0, query.rows.size, edge)),
+        list(iterate_slices(0, gallery.rows.size, edge)),
+    )
+    for held in iterate_slices(0, len(rows), STRIDE):
         first = rows[held.start].start
         held_D = query.rows.block(slice(first, rows[held.stop - 1].stop), device)
         for column in np.flatnonzero(wanted_RC[held].any(0)):
@@ -404,7 +433,7 @@ def _tiles(query: _Side, gallery: _Side, edge: int, wanted_RC: np.ndarray) -> It
                 yield _Tile(similarity_qg, int(row), int(column), at_q, at_g)
 
 
-def _answer(side: _Side, gallery: int) -> Counts:
+def _collect_counts(side: _RankedSide, gallery: int) -> RankCounts:
     """The counts, in the caller's order of rows."""
     larger_N, reached_N, found_N = (
         part.cpu().numpy() for part in (side.larger_N, side.reached_N, side.found_N)
@@ -412,4 +441,4 @@ def _answer(side: _Side, gallery: int) -> Counts:
     back = slice(None) if side.order is None else np.argsort(side.order)
     # A positive always ties with itself, even if tolerance is 0 and some library repeats a product inexactly.
     tied_N, found_N = np.maximum(reached_N - larger_N, 1), np.maximum(found_N, 1)
-    return Counts(larger_N[back], tied_N[back], found_N[back], side.relevant_N[back], gallery)
+    return RankCounts(larger_N[back], tied_N[back], found_N[back], side.relevant_N[back], gallery)

@@ -12,8 +12,8 @@ import numpy as np
 
 from geobind.data.split import SplitOptions, split_units
 from geobind.errors import DataError
-from geobind.evaluation.bootstrap import Resampling, times_drawn
-from geobind.evaluation.embeddings import Embeddings, Rows, codes
+from geobind.evaluation.bootstrap import Resampling, draw_counts
+from geobind.evaluation.embeddings import EmbeddingMatrix, Embeddings, encode_values
 from geobind.evaluation.linear import ridge
 from geobind.evaluation.retrieval_metrics import Metric
 from geobind.utils.geo import assign_cells
@@ -60,7 +60,7 @@ class FactProbe:
         return asdict(self)
 
 
-class _Predicted(NamedTuple):
+class _Predictions(NamedTuple):
     ridge_NT: Floats
     mean_NT: Floats
     nearest_NT: Floats | None
@@ -94,25 +94,25 @@ def probe_facts(
         DataError: A fact that is not a number or does not vary, too few blocks, or rows that do not fit.
     """
     options = options or FactOptions()
-    rows = Rows(embeddings, "embeddings").check()
+    rows = EmbeddingMatrix(embeddings, "embeddings").check()
     x_ND = rows.block(slice(0, rows.size)).double().cpu().numpy()
-    place_NLL = None if places is None else _places(places, rows.size)
-    block_N = _blocks(place_NLL, blocks, rows.size, options)
-    fact_NT = np.stack([_numbers(name, values, rows.size) for name, values in facts.items()], axis=1)
+    place_NLL = None if places is None else _check_places(places, rows.size)
+    block_N = _number_blocks(place_NLL, blocks, rows.size, options)
+    fact_NT = np.stack([_check_numbers(name, values, rows.size) for name, values in facts.items()], axis=1)
     names = list(facts)
     found: dict[str, FactProbe] = {}
-    for columns, known_N in _alike(fact_NT):
+    for columns, known_N in _group_by_known_rows(fact_NT):
         here = None if place_NLL is None else place_NLL[known_N]
         of_names = [names[t] for t in columns]
         y_NT = fact_NT[known_N][:, columns]
         _check_vary(of_names, y_NT)
-        predicted = _predicted(x_ND[known_N], y_NT, block_N[known_N], here, options)
-        probes = _scored(of_names, y_NT, predicted, block_N[known_N], options.resampling)
+        predicted = _predict(x_ND[known_N], y_NT, block_N[known_N], here, options)
+        probes = _score(of_names, y_NT, predicted, block_N[known_N], options.resampling)
         found |= {probe.name: probe for probe in probes}
     return tuple(found[name] for name in names)
 
 
-def _numbers(name: str, values: Any, rows: int) -> Floats:
+def _check_numbers(name: str, values: Any, rows: int) -> Floats:
     try:
         number_N = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -124,7 +124,7 @@ def _numbers(name: str, values: Any, rows: int) -> Floats:
     return number_N
 
 
-def _places(places: Any, rows: int) -> Floats:
+def _check_places(places: Any, rows: int) -> Floats:
     place_NLL = np.asarray(places, dtype=np.float64)
     if place_NLL.shape != (rows, 2) or not np.isfinite(place_NLL).all():
         raise DataError(
@@ -133,15 +133,15 @@ def _places(places: Any, rows: int) -> Floats:
     return place_NLL
 
 
-def _blocks(place_NLL: Floats | None, blocks: Any, rows: int, options: FactOptions) -> Codes:
+def _number_blocks(place_NLL: Floats | None, blocks: Any, rows: int, options: FactOptions) -> Codes:
     if blocks is not None:
-        return codes(blocks, rows, "blocks")
+        return encode_values(blocks, rows, "blocks")
     if place_NLL is None:
         return np.arange(rows)
-    return codes(assign_cells(place_NLL, options.cell_km), rows, "cells")
+    return encode_values(assign_cells(place_NLL, options.cell_km), rows, "cells")
 
 
-def _alike(fact_NT: Floats) -> Iterator[tuple[list[int], NDArray[np.bool_]]]:
+def _group_by_known_rows(fact_NT: Floats) -> Iterator[tuple[list[int], NDArray[np.bool_]]]:
     """Facts known at the same rows together: one decomposition of the rows serves them all."""
     known_NT = np.isfinite(fact_NT)
     groups: dict[bytes, list[int]] = {}
@@ -159,9 +159,9 @@ def _check_vary(names: Sequence[str], y_NT: Floats) -> None:
             )
 
 
-def _predicted(
+def _predict(
     x_ND: Floats, y_NT: Floats, block_N: Codes, place_NLL: Floats | None, options: FactOptions
-) -> _Predicted:
+) -> _Predictions:
     """Predict every row from the folds it is not in."""
     count = len(np.unique(block_N))
     if count < options.folds:
@@ -181,11 +181,11 @@ def _predicted(
         ridge_NT[out_N] = ridge(x_ND[~out_N], y_NT[~out_N]).predict(x_ND[out_N])
         mean_NT[out_N] = y_NT[~out_N].mean(0)
         if nearest_NT is not None and place_NLL is not None:
-            nearest_NT[out_N] = y_NT[~out_N][_nearest(place_NLL[out_N], place_NLL[~out_N])]
-    return _Predicted(ridge_NT, mean_NT, nearest_NT)
+            nearest_NT[out_N] = y_NT[~out_N][_find_nearest(place_NLL[out_N], place_NLL[~out_N])]
+    return _Predictions(ridge_NT, mean_NT, nearest_NT)
 
 
-def _nearest(at_NLL: Floats, other_MLL: Floats) -> Codes:
+def _find_nearest(at_NLL: Floats, other_MLL: Floats) -> Codes:
     """The number of the other place nearest to each."""
     at_N3, other_M3 = _on_the_sphere(at_NLL), _on_the_sphere(other_MLL)
     step = max(1, _AT_ONCE // len(other_M3))
@@ -198,11 +198,11 @@ def _on_the_sphere(place_NLL: Floats) -> Floats:
     return np.stack([np.cos(lat_N) * np.cos(lon_N), np.cos(lat_N) * np.sin(lon_N), np.sin(lat_N)], axis=1)
 
 
-def _scored(
-    names: Sequence[str], y_NT: Floats, predicted: _Predicted, block_N: Codes, options: Resampling
+def _score(
+    names: Sequence[str], y_NT: Floats, predicted: _Predictions, block_N: Codes, options: Resampling
 ) -> list[FactProbe]:
     square_NT = (y_NT - predicted.ridge_NT) ** 2
-    low_T, high_T = _bounds(y_NT, square_NT, block_N, options)
+    low_T, high_T = _bound_r2(y_NT, square_NT, block_N, options)
     total_T = ((y_NT - y_NT.mean(0)) ** 2).sum(0)
 
     def r2_T(guess_NT: Floats) -> Floats:
@@ -224,12 +224,12 @@ def _scored(
     ]
 
 
-def _bounds(y_NT: Floats, square_NT: Floats, block_N: Codes, options: Resampling) -> tuple[Floats, Floats]:
+def _bound_r2(y_NT: Floats, square_NT: Floats, block_N: Codes, options: Resampling) -> tuple[Floats, Floats]:
     """Bounds of R2 when blocks are drawn again, error and variance both of the blocks drawn."""
     _, unit_N = np.unique(block_N, return_inverse=True)
     centred_NT = y_NT - y_NT.mean(0)
     found: list[Floats] = []
-    for times_BN in times_drawn(len(y_NT), options, unit_N):
+    for times_BN in draw_counts(len(y_NT), options, unit_N):
         total_B1 = times_BN.sum(1, keepdims=True)
         variance_BT = times_BN @ centred_NT**2 - (times_BN @ centred_NT) ** 2 / total_B1
         with np.errstate(divide="ignore", invalid="ignore"):  # blocks drawn may all have one value

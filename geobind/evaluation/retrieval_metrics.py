@@ -13,20 +13,20 @@ import numpy as np
 import torch
 
 from geobind.errors import DataError
-from geobind.evaluation.bootstrap import Resampling, bootstrap
+from geobind.evaluation.bootstrap import Resampling, bound_ranking_measures
 from geobind.evaluation.embeddings import (
+    EmbeddingMatrix,
     Embeddings,
-    Rows,
-    Sides,
-    Truth,
+    GroundTruth,
+    RetrievalSides,
+    build_ground_truth,
+    build_retrieval_sides,
     full_precision,
-    sides_of,
-    spans,
-    truth,
+    iterate_slices,
 )
 from geobind.evaluation.ranks import (
     TOLERANCE,
-    Counts,
+    RankCounts,
     average_precision,
     chance_average_precision,
     chance_gain,
@@ -37,9 +37,9 @@ from geobind.evaluation.ranks import (
 )
 
 EARTH_RADIUS_KM = 6371.0088  # mean radius, so that great-circle and haversine distances agree
-REACH = 10.0  # gains beyond this many scales, under 5e-5, count as zero: most of a world-wide gallery
+MAX_SCALES = 10.0  # gains beyond this many scales, under 5e-5, count as zero: most of a world-wide gallery
 SCORE_BYTES = 32 * 2**20  # room for a block of queries against the whole gallery,
-FEWEST_QUERIES = 64  # but no fewer than these: the gallery is read anew for each block
+MIN_QUERIES = 64  # but no fewer than these: the gallery is read anew for each block
 GALLERY_BLOCK = 8192
 
 
@@ -66,7 +66,7 @@ class RankingScores(NamedTuple):
     ndcg: Scores
 
 
-def same_code(query_code_Q: np.ndarray, gallery_code_G: np.ndarray) -> Relevance:
+def relevance_by_code(query_code_Q: np.ndarray, gallery_code_G: np.ndarray) -> Relevance:
     """Relevance by equal label or id: gain 1; a query of code -1 (unknown) has nothing relevant."""
     order = np.argsort(gallery_code_G, kind="stable")
     sorted_G = gallery_code_G[order]
@@ -80,7 +80,7 @@ def same_code(query_code_Q: np.ndarray, gallery_code_G: np.ndarray) -> Relevance
     return Relevance(relevant, graded=False)
 
 
-def near_places(query_Q2: np.ndarray, gallery_G2: np.ndarray, scale_km: float) -> Relevance:
+def relevance_by_distance(query_Q2: np.ndarray, gallery_G2: np.ndarray, scale_km: float) -> Relevance:
     """Relevance by distance on the ground: gain exp(-distance / scale), zero beyond ten scales.
 
     Args:
@@ -89,7 +89,7 @@ def near_places(query_Q2: np.ndarray, gallery_G2: np.ndarray, scale_km: float) -
         scale_km: distance at which the gain has fallen to 1/e, in kilometres.
     """
     query_Q3, gallery_G3 = _on_the_sphere(query_Q2), _on_the_sphere(gallery_G2)
-    reach = 2 * np.sin(min(REACH * scale_km / EARTH_RADIUS_KM, np.pi) / 2)
+    reach = 2 * np.sin(min(MAX_SCALES * scale_km / EARTH_RADIUS_KM, np.pi) / 2)
 
     def relevant(query: int) -> tuple[np.ndarray, np.ndarray]:
         # 2 - 2 cos finds the candidates quickly, but only the chord is exact for neighbours metres apart.
@@ -97,7 +97,7 @@ def near_places(query_Q2: np.ndarray, gallery_G2: np.ndarray, scale_km: float) -
         items_P = np.flatnonzero(roughly_G)
         chord_P = np.linalg.norm(gallery_G3[items_P] - query_Q3[query], axis=1)
         distance_km_P = 2 * EARTH_RADIUS_KM * np.arcsin(np.minimum(chord_P / 2, 1.0))
-        inside_P = distance_km_P <= REACH * scale_km
+        inside_P = distance_km_P <= MAX_SCALES * scale_km
         return items_P[inside_P], np.exp(-distance_km_P[inside_P] / scale_km)
 
     return Relevance(relevant, graded=True)
@@ -109,8 +109,8 @@ def _on_the_sphere(place_N2: np.ndarray) -> np.ndarray:
     return np.stack([np.cos(lat_N) * np.cos(lon_N), np.cos(lat_N) * np.sin(lon_N), np.sin(lat_N)], axis=1)
 
 
-def ranking_scores(
-    query: Rows, gallery: Rows, relevances: dict[str, Relevance], tolerance: float
+def score_rankings(
+    query: EmbeddingMatrix, gallery: EmbeddingMatrix, relevances: dict[str, Relevance], tolerance: float
 ) -> dict[str, RankingScores]:
     """Average precision and nDCG of every query under each relevance, from one sort of its similarities.
 
@@ -124,49 +124,53 @@ def ranking_scores(
         tolerance: similarities this close are tied.
     """
     table = {name: np.full((4, query.size), np.nan) for name in relevances}
-    step = max(FEWEST_QUERIES, SCORE_BYTES // (4 * gallery.size))
+    step = max(MIN_QUERIES, SCORE_BYTES // (4 * gallery.size))
     with full_precision(query.device), torch.no_grad():
-        for at in spans(0, query.size, step):
-            score_BG = _scores(query, gallery, at)
+        for at in iterate_slices(0, query.size, step):
+            score_BG = _compute_similarities(query, gallery, at)
             for row, score_G in zip(range(at.start, at.stop), score_BG, strict=True):
                 sorted_G = np.sort(score_G)
                 for name, relevant in relevances.items():
                     items_P, gain_P = relevant.items(row)
                     if len(items_P):
                         score_P = score_G[items_P]
-                        table[name][:, row] = _measure(score_P, gain_P, sorted_G, tolerance, relevant.graded)
+                        table[name][:, row] = _score_query(
+                            score_P, gain_P, sorted_G, tolerance, relevant.graded
+                        )
     return {
         name: RankingScores(Scores(ap, ap0), Scores(dcg, dcg0))
         for name, (ap, ap0, dcg, dcg0) in table.items()
     }
 
 
-def _scores(query: Rows, gallery: Rows, at: slice) -> np.ndarray:
+def _compute_similarities(query: EmbeddingMatrix, gallery: EmbeddingMatrix, at: slice) -> np.ndarray:
     query_BD = query.block(at)
     score_BG = torch.empty(len(query_BD), gallery.size)
-    for columns in spans(0, gallery.size, GALLERY_BLOCK):
+    for columns in iterate_slices(0, gallery.size, GALLERY_BLOCK):
         score_BG[:, columns] = query_BD @ gallery.block(columns, query.device).T
     return score_BG.numpy()
 
 
-def _measure(
+def _score_query(
     score_P: np.ndarray, gain_P: np.ndarray, sorted_G: np.ndarray, tolerance: float, graded: bool
 ) -> tuple[float, float, float, float]:
     """Average precision and nDCG of one query, each followed by its chance level."""
     gallery = len(sorted_G)
     rising = np.argsort(score_P)  # searches for rising values find each other's cache lines: twice as fast
     score_P, gain_P = score_P[rising], gain_P[rising]
-    larger_P, tied_P = _places(score_P, sorted_G, tolerance)
+    larger_P, tied_P = _find_places(score_P, sorted_G, tolerance)
     ideal = ideal_gain(gain_P, gallery)
     ndcg = discounted_gain(larger_P, tied_P, gain_P, gallery) / ideal
     chance_ndcg = chance_gain(gain_P, gallery) / ideal
     if graded:
         return np.nan, np.nan, ndcg, chance_ndcg
-    precision = average_precision(larger_P, tied_P, *_places(score_P, score_P, tolerance), gallery)
+    precision = average_precision(larger_P, tied_P, *_find_places(score_P, score_P, tolerance), gallery)
     return precision, chance_average_precision(len(score_P), gallery), ndcg, chance_ndcg
 
 
-def _places(score_P: np.ndarray, sorted_N: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+def _find_places(
+    score_P: np.ndarray, sorted_N: np.ndarray, tolerance: float
+) -> tuple[np.ndarray, np.ndarray]:
     """How many of the rising values `sorted_N` beat each score, and how many tie with it."""
     below_P = np.searchsorted(sorted_N, score_P - np.float32(tolerance), "left")
     up_to_P = np.searchsorted(sorted_N, score_P + np.float32(tolerance), "right")
@@ -177,7 +181,7 @@ def _places(score_P: np.ndarray, sorted_N: np.ndarray, tolerance: float) -> tupl
 
 
 @dataclass(frozen=True)
-class Settings:
+class RetrievalSettings:
     """What to measure and how; written beside the figures, as figures without it cannot be compared."""
 
     recall_at: tuple[int, ...] = (1, 5, 10, 100)
@@ -241,7 +245,7 @@ def retrieval(
     query_places: Any = None,
     gallery_places: Any = None,
     query_clusters: Any = None,
-    settings: Settings | None = None,
+    settings: RetrievalSettings | None = None,
 ) -> Retrieval:
     """How well queries find their positives in a gallery, one direction.
 
@@ -261,44 +265,59 @@ def retrieval(
     Raises:
         DataError: anything that does not fit, with the row.
     """
-    settings = settings or Settings()
-    sides = sides_of(query_QD, gallery_GD, query_ids, gallery_ids)
+    settings = settings or RetrievalSettings()
+    sides = build_retrieval_sides(query_QD, gallery_GD, query_ids, gallery_ids)
     query, gallery, query_id_Q, gallery_id_G = sides
-    _of_both_sides("labels", query_labels, gallery_labels)
-    _of_both_sides("places", query_places, gallery_places)
+    _check_both_sides("labels", query_labels, gallery_labels)
+    _check_both_sides("places", query_places, gallery_places)
     known: dict[Any, int] = {}
-    near = truth(query.size, query_id_Q, query_labels, query_places, known, query_clusters, prefix="query_")
-    far = truth(gallery.size, gallery_id_G, gallery_labels, gallery_places, known, prefix="gallery_")
+    near = build_ground_truth(
+        query.size, query_id_Q, query_labels, query_places, known, query_clusters, prefix="query_"
+    )
+    far = build_ground_truth(
+        gallery.size, gallery_id_G, gallery_labels, gallery_places, known, prefix="gallery_"
+    )
     counts = count_rows(sides, tolerance=settings.tolerance)
-    return _summary(query, gallery, near, far, counts, settings)
+    return _summarise(query, gallery, near, far, counts, settings)
 
 
 def retrieval_both(
-    query: Rows, gallery: Rows, near: Truth, far: Truth, settings: Settings
+    query: EmbeddingMatrix,
+    gallery: EmbeddingMatrix,
+    near: GroundTruth,
+    far: GroundTruth,
+    settings: RetrievalSettings,
 ) -> tuple[Retrieval, Retrieval]:
     """`retrieval` there and back, ranks counted from one matrix product."""
-    there, back = count_rows_both(Sides(query, gallery, near.id_N, far.id_N), tolerance=settings.tolerance)
+    there, back = count_rows_both(
+        RetrievalSides(query, gallery, near.id_N, far.id_N), tolerance=settings.tolerance
+    )
     return (
-        _summary(query, gallery, near, far, there, settings),
-        _summary(gallery, query, far, near, back, settings),
+        _summarise(query, gallery, near, far, there, settings),
+        _summarise(gallery, query, far, near, back, settings),
     )
 
 
-def _of_both_sides(kind: str, query: Any, gallery: Any) -> None:
+def _check_both_sides(kind: str, query: Any, gallery: Any) -> None:
     if (query is None) != (gallery is None):
         raise DataError(
             f"{kind} were given for one side only; give query_{kind} and gallery_{kind}, or neither"
         )
 
 
-def _summary(
-    query: Rows, gallery: Rows, near: Truth, far: Truth, counts: Counts, settings: Settings
+def _summarise(
+    query: EmbeddingMatrix,
+    gallery: EmbeddingMatrix,
+    near: GroundTruth,
+    far: GroundTruth,
+    counts: RankCounts,
+    settings: RetrievalSettings,
 ) -> Retrieval:
-    scores = _of_ranks(counts, settings) | _of_rankings(query, gallery, near, far, counts, settings)
+    scores = _score_ranks(counts, settings) | _score_relevances(query, gallery, near, far, counts, settings)
     scores = {name: score for name, score in scores.items() if not np.isnan(score.value_Q).all()}
     value_QM = np.stack([score.value_Q for score in scores.values()], axis=1)
     options = Resampling(settings.resamples, settings.seed, settings.confidence)
-    bounds = bootstrap(value_QM, counts.rank_Q, options, near.drawn_N)
+    bounds = bound_ranking_measures(value_QM, counts.rank_Q, options, near.drawn_N)
     metrics = {
         name: Metric(
             float(np.nanmean(score.value_Q)), float(np.nanmean(score.chance_Q)), float(low), float(high)
@@ -311,7 +330,7 @@ def _summary(
     return Retrieval(query.size, gallery.size, metrics)
 
 
-def _of_ranks(counts: Counts, settings: Settings) -> dict[str, Scores]:
+def _score_ranks(counts: RankCounts, settings: RetrievalSettings) -> dict[str, Scores]:
     chance = counts.chance()
     cut_offs = {f"R@{k}": k for k in settings.recall_at}
     cut_offs |= {f"R@{p:g}%": ceil(counts.gallery * p / 100) for p in settings.recall_percent}
@@ -321,19 +340,24 @@ def _of_ranks(counts: Counts, settings: Settings) -> dict[str, Scores]:
     return scores
 
 
-def _of_rankings(
-    query: Rows, gallery: Rows, near: Truth, far: Truth, counts: Counts, settings: Settings
+def _score_relevances(
+    query: EmbeddingMatrix,
+    gallery: EmbeddingMatrix,
+    near: GroundTruth,
+    far: GroundTruth,
+    counts: RankCounts,
+    settings: RetrievalSettings,
 ) -> dict[str, Scores]:
     relevances: dict[str, Relevance] = {}
     if counts.relevant_Q.max() > 1:  # with one positive mAP is MRR
-        relevances["positives"] = same_code(near.id_N, far.id_N)
+        relevances["positives"] = relevance_by_code(near.id_N, far.id_N)
     if near.label_N is not None and far.label_N is not None:
-        relevances["label"] = same_code(near.label_N, far.label_N)
+        relevances["label"] = relevance_by_code(near.label_N, far.label_N)
     if near.place_N2 is not None and far.place_N2 is not None:
-        relevances["place"] = near_places(near.place_N2, far.place_N2, settings.scale_km)
+        relevances["place"] = relevance_by_distance(near.place_N2, far.place_N2, settings.scale_km)
     if not relevances:
         return {}
-    found = ranking_scores(query, gallery, relevances, settings.tolerance)
+    found = score_rankings(query, gallery, relevances, settings.tolerance)
     chosen = {
         "mAP": found["positives"].average_precision if "positives" in found else None,
         "label_mAP": found["label"].average_precision if "label" in found else None,

@@ -23,16 +23,16 @@ from geobind.utils.geo import nearest_km
 from geobind.utils.progress import track
 
 Digest: TypeAlias = bytes
-Marked: TypeAlias = tuple[int, tuple[int, int] | None]
-Looked: TypeAlias = dict[tuple[str, str, bytes], list[Marked]]
+HashedRow: TypeAlias = tuple[int, tuple[int, int] | None]
+ImageHashes: TypeAlias = dict[tuple[str, str, bytes], list[HashedRow]]
 
-MOST_IMAGES = 20_000
+MAX_IMAGES = 20_000
 _CHUNK = 2**20
-_TOGETHER = 64  # images decoded together
+_DECODE_BATCH = 64  # images decoded together
 
 
 @dataclass(frozen=True)
-class Copies:
+class SharedObservations:
     """Test rows that have an observation of a training row, byte for byte or nearly."""
 
     compared: int  # test rows whose observations could be read
@@ -44,7 +44,9 @@ class Copies:
     near_unseen: str | None = None  # why none was looked for
 
 
-def copies(train: Table, test: Table, name: str, looked: Looked, most: int | None = MOST_IMAGES) -> Copies:
+def find_copies(
+    train: Table, test: Table, name: str, looked: ImageHashes, most: int | None = MAX_IMAGES
+) -> SharedObservations:
     """Looks for the test rows of one modality whose observations a training row has too.
 
     Files are compared by content, so that copies under other names are found and only files of equal size
@@ -60,56 +62,58 @@ def copies(train: Table, test: Table, name: str, looked: Looked, most: int | Non
         most: With more images than this nearly equal ones are not looked for: all have to be decoded.
     """
     rows_train, rows_test = train.rows_with([name]), test.rows_with([name])
-    sizes = _sizes(test, name, rows_test) & _sizes(train, name, rows_train)
-    first = {digest: row for row, digest in _digests(train, name, rows_train, sizes)}
+    sizes = _file_sizes(test, name, rows_test) & _file_sizes(train, name, rows_train)
+    first = {digest: row for row, digest in _hash_items(train, name, rows_train, sizes)}
     compared: set[int] = set()
     found: dict[int, int] = {}
     words = False
-    for row, item in _items(test, name, rows_test):
+    for row, item in _iterate_items(test, name, rows_test):
         compared.add(row)
         words = words or isinstance(item, str)
-        digest = _digest(item, sizes)
+        digest = _hash_item(item, sizes)
         if digest in first:
             found.setdefault(row, first[digest])
     example = next((f"{test.keys[row]} and {train.keys[twin]}" for row, twin in found.items()), None)
-    same = Copies(len(compared), len(found), words, example)
+    same = SharedObservations(len(compared), len(found), words, example)
     if not _are_images(test, name, rows_test) or not _are_images(train, name, rows_train):
         return same
     if most is not None and len(rows_train) + len(rows_test) > most:
         many = f"{len(rows_train) + len(rows_test):,} images to decode, more than {most:,}"
         return replace(same, near_unseen=many)
-    twins = _twins(_marks(train, name, rows_train, looked), _marks(test, name, rows_test, looked))
+    twins = _find_twins(
+        _hash_images(train, name, rows_train, looked), _hash_images(test, name, rows_test, looked)
+    )
     twins = {row: twin for row, twin in twins.items() if row not in found}
     example = next((f"{test.keys[row]} and {train.keys[twin]}" for row, twin in twins.items()), None)
     return replace(same, near=len(twins), near_example=example)
 
 
 def _are_images(table: Table, name: str, rows_N: NDArray[np.int64]) -> bool:
-    first = next((item for _, item in _items(table, name, rows_N[:1])), None)
+    first = next((item for _, item in _iterate_items(table, name, rows_N[:1])), None)
     return first is not None and not isinstance(first, tuple) and inspect_raw(first).kind == "image"
 
 
-def _marks(table: Table, name: str, rows_N: NDArray[np.int64], looked: Looked) -> list[Marked]:
+def _hash_images(table: Table, name: str, rows_N: NDArray[np.int64], looked: ImageHashes) -> list[HashedRow]:
     """The difference hashes of a modality's images, each with its row."""
     key = str(table.path), name, table.rows_N[rows_N].tobytes()
     if key not in looked:
-        items = track(_items(table, name, rows_N), f"looking at {name}", len(rows_N))
+        items = track(_iterate_items(table, name, rows_N), f"looking at {name}", len(rows_N))
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoders let other threads run
             looked[key] = [
                 (row, marks)
-                for part in _parts(items)
+                for part in _batch_items(items)
                 for row, marks in pool.map(lambda one: (one[0], inspect_raw(one[1]).marks), part)
             ]
     return looked[key]
 
 
-def _parts(items: Iterable[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
+def _batch_items(items: Iterable[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
     held = iter(items)
-    while part := list(islice(held, _TOGETHER)):
+    while part := list(islice(held, _DECODE_BATCH)):
         yield part
 
 
-def _twins(train: list[Marked], test: list[Marked]) -> dict[int, int]:
+def _find_twins(train: list[HashedRow], test: list[HashedRow]) -> dict[int, int]:
     """For each test row that has one, a training row with nearly the same image."""
     marked = [*train, *test]
     side = ["a"] * len(train) + ["b"] * len(test)
@@ -117,7 +121,7 @@ def _twins(train: list[Marked], test: list[Marked]) -> dict[int, int]:
     return {marked[two][0]: marked[one][0] for one, two in pairs}
 
 
-def _items(table: Table, name: str, rows_N: NDArray[np.int64]) -> Iterator[tuple[int, Any]]:
+def _iterate_items(table: Table, name: str, rows_N: NDArray[np.int64]) -> Iterator[tuple[int, Any]]:
     """The observations of the rows, each with its row; those that cannot be read are left out."""
     samples = table.samples(name) if len(rows_N) else ()
     for row in map(int, rows_N):
@@ -130,38 +134,40 @@ def _items(table: Table, name: str, rows_N: NDArray[np.int64]) -> Iterator[tuple
                 yield row, item
 
 
-def _sizes(table: Table, name: str, rows_N: NDArray[np.int64]) -> set[int]:
+def _file_sizes(table: Table, name: str, rows_N: NDArray[np.int64]) -> set[int]:
     """The sizes that the files of a column have; a column without files has none."""
-    return {size for _, item in _items_of_files(table, name, rows_N) if (size := _size(item)) is not None}
+    return {
+        size for _, item in _items_of_files(table, name, rows_N) if (size := _file_size(item)) is not None
+    }
 
 
 def _items_of_files(table: Table, name: str, rows_N: NDArray[np.int64]) -> Iterator[tuple[int, Path]]:
-    for row, item in _items(table, name, rows_N):
+    for row, item in _iterate_items(table, name, rows_N):
         if not isinstance(item, Path):
             return
         yield row, item
 
 
-def _size(path: Path) -> int | None:
+def _file_size(path: Path) -> int | None:
     try:
         return os.stat(path).st_size
     except OSError:
         return None
 
 
-def _digests(
+def _hash_items(
     table: Table, name: str, rows_N: NDArray[np.int64], sizes: Collection[int]
 ) -> Iterator[tuple[int, Digest]]:
-    for row, item in _items(table, name, rows_N):
-        digest = _digest(item, sizes)
+    for row, item in _iterate_items(table, name, rows_N):
+        digest = _hash_item(item, sizes)
         if digest is not None:
             yield row, digest
 
 
-def _digest(item: Any, sizes: Collection[int]) -> Digest | None:
+def _hash_item(item: Any, sizes: Collection[int]) -> Digest | None:
     """The digest of an observation's bytes; None of a file that no file of the other table can equal."""
     if isinstance(item, Path):
-        return _file_digest(item) if _size(item) in sizes else None
+        return _hash_file(item) if _file_size(item) in sizes else None
     digest = hashlib.blake2b(digest_size=16)
     for part in item if isinstance(item, tuple) else (item,):
         if isinstance(part, np.ndarray):
@@ -172,7 +178,7 @@ def _digest(item: Any, sizes: Collection[int]) -> Digest | None:
     return digest.digest()
 
 
-def _file_digest(path: Path) -> Digest | None:
+def _hash_file(path: Path) -> Digest | None:
     digest = hashlib.blake2b(digest_size=16)
     try:
         with path.open("rb") as file:
@@ -191,7 +197,7 @@ WARN_WITHIN = {1: 0.01, 10: 0.10}  # share of test rows this near to a training 
 
 
 @dataclass(frozen=True)
-class Near:
+class NearestDistances:
     """Distances on the ground from test rows to the nearest training row."""
 
     test_rows: int  # with a place
@@ -204,7 +210,7 @@ class Near:
 
 
 @dataclass(frozen=True)
-class Groups:
+class SharedGroups:
     """Groups (recordings, say) that have rows in both splits."""
 
     shared: int
@@ -220,9 +226,9 @@ class Leakage:
     test: str
     train_rows: int
     test_rows: int
-    near: Near | None
-    copies: dict[str, Copies]  # by modality
-    groups: Groups | None
+    near: NearestDistances | None
+    copies: dict[str, SharedObservations]  # by modality
+    groups: SharedGroups | None
 
     @property
     def faults(self) -> list[str]:
@@ -275,8 +281,8 @@ def leakage(
     test: Table,
     modalities: Collection[str] | None = None,
     *,
-    looked: Looked | None = None,
-    most_images: int | None = MOST_IMAGES,
+    looked: ImageHashes | None = None,
+    most_images: int | None = MAX_IMAGES,
 ) -> Leakage:
     """Compares the rows tested on with those trained on.
 
@@ -287,17 +293,17 @@ def leakage(
         looked: What was seen of images before; one dict passed to several calls saves decoding them again.
         most_images: With more images of a modality than this, nearly equal ones are not looked for.
     """
-    seen: Looked = {} if looked is None else looked
+    seen: ImageHashes = {} if looked is None else looked
     both = sorted(set(train.columns) & set(test.columns))
     names = both if modalities is None else [name for name in both if name in modalities]
     return Leakage(
-        _called(train),
-        _called(test),
+        _table_name(train),
+        _table_name(test),
         len(train),
         len(test),
-        _near(train.places_LL, test.places_LL),
-        {name: copies(train, test, name, seen, most_images) for name in names},
-        _groups(train, test),
+        _measure_distances(train.places_LL, test.places_LL),
+        {name: find_copies(train, test, name, seen, most_images) for name in names},
+        _find_shared_groups(train, test),
     )
 
 
@@ -305,18 +311,20 @@ def _test_rows(count: int, one: str, many: str) -> str:
     return f"1 test row {one}" if count == 1 else f"{count:,} test rows {many}"
 
 
-def _called(table: Table) -> str:
+def _table_name(table: Table) -> str:
     return f"split '{table.view}' of {table.name}" if table.view else table.name
 
 
-def _near(train_LL: NDArray[np.float64] | None, test_LL: NDArray[np.float64] | None) -> Near | None:
-    train_NLL, test_NLL = _known(train_LL), _known(test_LL)
+def _measure_distances(
+    train_LL: NDArray[np.float64] | None, test_LL: NDArray[np.float64] | None
+) -> NearestDistances | None:
+    train_NLL, test_NLL = _known_places(train_LL), _known_places(test_LL)
     if not len(train_NLL) or not len(test_NLL):
         return None
     km_N = nearest_km(test_NLL, train_NLL)
-    train_cell_N, test_cell_N = cells_of(train_NLL), cells_of(test_NLL)
+    train_cell_N, test_cell_N = number_degree_cells(train_NLL), number_degree_cells(test_NLL)
     shared_N = np.isin(test_cell_N, train_cell_N)
-    return Near(
+    return NearestDistances(
         len(test_NLL),
         len(train_NLL),
         float(km_N.min()),
@@ -327,24 +335,24 @@ def _near(train_LL: NDArray[np.float64] | None, test_LL: NDArray[np.float64] | N
     )
 
 
-def _known(place_LL: NDArray[np.float64] | None) -> NDArray[np.float64]:
+def _known_places(place_LL: NDArray[np.float64] | None) -> NDArray[np.float64]:
     if place_LL is None:
         return np.zeros((0, 2))
     return place_LL[np.isfinite(place_LL).all(axis=1)]
 
 
-def cells_of(place_NLL: NDArray[np.float64]) -> NDArray[np.int64]:
+def number_degree_cells(place_NLL: NDArray[np.float64]) -> NDArray[np.int64]:
     """The number of each place's 1-degree cell; 180 degrees east is 180 degrees west."""
     lat_N, lon_N = np.floor(place_NLL).astype(np.int64).T
     return lat_N * 360 + (lon_N + 180) % 360
 
 
-def _groups(train: Table, test: Table) -> Groups | None:
+def _find_shared_groups(train: Table, test: Table) -> SharedGroups | None:
     train_groups, test_groups = _group_of_rows(train), _group_of_rows(test)
     if not train_groups or not test_groups:
         return None
     shared = set(train_groups) & set(test_groups)
-    return Groups(len(shared), sum(group in shared for group in test_groups), len(test_groups))
+    return SharedGroups(len(shared), sum(group in shared for group in test_groups), len(test_groups))
 
 
 def _group_of_rows(table: Table) -> list[str]:
@@ -354,7 +362,7 @@ def _group_of_rows(table: Table) -> list[str]:
 ClusterBy = Literal["cell", "group"]
 
 
-def clusters_of(table: Table, by: ClusterBy) -> Sequence[str | int | None]:
+def cluster_rows(table: Table, by: ClusterBy) -> Sequence[str | int | None]:
     """The cluster of each row, None where it is in none and so counts alone.
 
     Args:
@@ -375,5 +383,5 @@ def clusters_of(table: Table, by: ClusterBy) -> Sequence[str | int | None]:
     if places_LL is None:
         raise DataError(f"{table.name}: intervals by cell need columns `lat` and `lon`")
     known_N = np.atleast_1d(np.isfinite(places_LL).all(axis=1))
-    cell_N = cells_of(np.where(known_N[:, None], places_LL, 0.0))
+    cell_N = number_degree_cells(np.where(known_N[:, None], places_LL, 0.0))
     return [int(cell) if known else None for cell, known in zip(cell_N, known_N, strict=True)]

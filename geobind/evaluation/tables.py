@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from geobind.evaluation.classification import Recognition
-from geobind.evaluation.few_shot_curves import Curve, Point, Probes, Shots
+from geobind.evaluation.few_shot_curves import FewShotCurve, FewShotPoint, ProbeResults, Shots
 from geobind.evaluation.pairs import PairTable
 from geobind.evaluation.retrieval_metrics import Metric
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-SHOWN = ("R@1", "R@10", "median_rank", "label_mAP", "place_nDCG")
+SHOWN_METRICS = ("R@1", "R@10", "median_rank", "label_mAP", "place_nDCG")
 
 
-def render(table: PairTable, metrics: Sequence[str] = SHOWN) -> Table:
+def build_pair_table(table: PairTable, metrics: Sequence[str] = SHOWN_METRICS) -> Table:
     """The pairs as a rich table: each figure above its interval and its chance level.
 
     Args:
@@ -41,7 +41,9 @@ def render(table: PairTable, metrics: Sequence[str] = SHOWN) -> Table:
     return grid
 
 
-def summary(table: PairTable, metrics: Sequence[str] = ("R@1", "R@5", "R@10", "median_rank")) -> Table:
+def build_summary_table(
+    table: PairTable, metrics: Sequence[str] = ("R@1", "R@5", "R@10", "median_rank")
+) -> Table:
     """The pairs as a rich table of one line each: trained ones, then emergent ones, chance in brackets.
 
     Args:
@@ -52,7 +54,7 @@ def summary(table: PairTable, metrics: Sequence[str] = ("R@1", "R@5", "R@10", "m
 
     sizes = sorted({row.retrieval.gallery for row in table.rows})
     gallery = " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1]))) if sizes else "0"
-    grid = Table(box=None, padding=(0, 1, 0, 0), caption_justify="left", caption=_skipped(table))
+    grid = Table(box=None, padding=(0, 1, 0, 0), caption_justify="left", caption=_notes(table))
     grid.add_column(f"gallery of {gallery}", no_wrap=True)
     for name in metrics:
         grid.add_column(name.replace("_", " "), justify="right", no_wrap=True)
@@ -72,7 +74,7 @@ def _beside_chance(metric: Metric | None) -> str:
     return f"{_number(metric.value)} [dim]({_number(metric.chance).removeprefix('0')})[/dim]"
 
 
-def _skipped(table: PairTable) -> str | None:
+def _notes(table: PairTable) -> str | None:
     lines = [f"not measured: {' and '.join(pair.modalities)}: {pair.reason}" for pair in table.skipped]
     lines += [f"warning: {line}" for line in table.warnings]
     return "\n".join(lines) or None
@@ -94,22 +96,24 @@ def _number(value: float) -> str:
 def _caption(table: PairTable) -> str:
     settings = table.settings
     lines = [f"{settings.confidence:.0%} intervals: {settings.resamples} resamples of the {table.drawn}"]
-    skipped = _skipped(table)
+    skipped = _notes(table)
     return "\n".join([*lines, *([skipped] if skipped else [])])
 
 
-_MISTAKEN = 5  # pairs of classes listed
+_MAX_CONFUSIONS = 5  # pairs of classes listed
 
 
-def render_probes(probes: Probes) -> list[Table]:
+def build_probe_tables(probes: ProbeResults) -> list[Table]:
     """The tables of what was probed: each figure above its interval."""
     if probes.kind == "facts":
-        return [_facts(probes)]
-    tables = [_zero_shot(probes, probes.zero_shot)] if probes.zero_shot else []
-    return [*tables, _curves(probes, probes.curves)] if probes.curves else tables
+        return [_fact_table(probes)]
+    tables = [_zero_shot_table(probes, probes.zero_shot)] if probes.zero_shot else []
+    return [*tables, _few_shot_table(probes, probes.curves)] if probes.curves else tables
 
 
-def mistaken(found: Recognition, most: int = _MISTAKEN) -> Iterator[tuple[str, str, float]]:
+def find_confused_classes(
+    found: Recognition, most: int = _MAX_CONFUSIONS
+) -> Iterator[tuple[str, str, float]]:
     """Yield the classes mistaken for each other most often: the right one, the one given, and how often."""
     wrong_CC = found.confusion_CC * (1 - np.eye(len(found.classes)))
     for place in np.argsort(-wrong_CC, axis=None, kind="stable")[:most]:
@@ -118,16 +122,18 @@ def mistaken(found: Recognition, most: int = _MISTAKEN) -> Iterator[tuple[str, s
             yield found.classes[right], found.classes[given], float(wrong_CC[right, given])
 
 
-def _zero_shot(probes: Probes, of: Mapping[str, Recognition]) -> Table:
+def _zero_shot_table(probes: ProbeResults, of: Mapping[str, Recognition]) -> Table:
     names = list(dict.fromkeys(name for found in of.values() for name in found.metrics))
     lines = [
         f"through {through}, mistaken most often: "
-        + ", ".join(f"{right} for {given} ({times:g})" for right, given, times in mistaken(found))
+        + ", ".join(
+            f"{right} for {given} ({times:g})" for right, given, times in find_confused_classes(found)
+        )
         for through, found in of.items()
-        if any(True for _ in mistaken(found, 1))
+        if any(True for _ in find_confused_classes(found, 1))
     ]
-    lines.append(_level(probes))
-    grid = _grid(f"Zero-shot recognition of {probes.modality}", "through", "\n".join(lines))
+    lines.append(_baseline_text(probes))
+    grid = _new_table(f"Zero-shot recognition of {probes.modality}", "through", "\n".join(lines))
     for name in names:
         grid.add_column(name.replace("_", " "), justify="right", no_wrap=True)
     for through, found in of.items():
@@ -135,12 +141,12 @@ def _zero_shot(probes: Probes, of: Mapping[str, Recognition]) -> Table:
     return grid
 
 
-def _curves(probes: Probes, of: Mapping[str, tuple[Curve, ...]]) -> Table:
+def _few_shot_table(probes: ProbeResults, of: Mapping[str, tuple[FewShotCurve, ...]]) -> Table:
     curves = [(features, curve) for features, found in of.items() for curve in found]
     shots: list[Shots] = list(dict.fromkeys(point.shots for _, curve in curves for point in curve.points))
-    caption = f"accuracy by examples of each class, the mean over draws of them; {_level(probes)}"
-    grid = _grid(f"Few-shot recognition of {probes.modality}", "examples", caption)
-    points: list[dict[Shots, Point]] = []
+    caption = f"accuracy by examples of each class, the mean over draws of them; {_baseline_text(probes)}"
+    grid = _new_table(f"Few-shot recognition of {probes.modality}", "examples", caption)
+    points: list[dict[Shots, FewShotPoint]] = []
     for features, curve in curves:
         grid.add_column(f"{features}\n[dim]{curve.classifier}[/dim]", justify="right")
         points.append({point.shots: point for point in curve.points})
@@ -150,14 +156,14 @@ def _curves(probes: Probes, of: Mapping[str, tuple[Curve, ...]]) -> Table:
     return grid
 
 
-def _facts(probes: Probes) -> Table:
+def _fact_table(probes: ProbeResults) -> Table:
     of = probes.facts or {}
     first = next(iter(of.values()))
     caption = (
         f"R2 of a linear map on {first[0].rows:,} rows in {first[0].blocks:,} blocks of land, "
         "each predicted from other blocks"
     )
-    grid = _grid(f"Facts read from {probes.modality}", "fact", caption)
+    grid = _new_table(f"Facts read from {probes.modality}", "fact", caption)
     for features in of:
         grid.add_column(features, justify="right")
     grid.add_column("nearest place", justify="right")
@@ -168,7 +174,7 @@ def _facts(probes: Probes) -> Table:
     return grid
 
 
-def _grid(title: str, first: str, caption: str) -> Table:
+def _new_table(title: str, first: str, caption: str) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
@@ -177,7 +183,7 @@ def _grid(title: str, first: str, caption: str) -> Table:
     return grid
 
 
-def _level(probes: Probes) -> str:
+def _baseline_text(probes: ProbeResults) -> str:
     return (
         f"{probes.queries:,} queries of {len(probes.classes)} classes: chance {_decimal(probes.chance)}, "
         f"the most frequent class {_decimal(probes.majority)}"

@@ -24,7 +24,7 @@ from geobind.embedding_cache.build import Stored
 from geobind.embedding_cache.loader import StoredLoader
 from geobind.embedding_cache.store import embeddings_folder, limit_bytes
 from geobind.errors import DataError, GeobindError
-from geobind.evaluation.held_out import EvaluationResults, first_rows, measure_all
+from geobind.evaluation.held_out import EvaluationResults, measure_all, take_first_rows
 from geobind.planning.bench import Bench, Clock, goes_through, seconds_since
 from geobind.planning.models import (
     SPARE,
@@ -369,7 +369,7 @@ def _evaluated(recipe: Recipe, binder: Binder) -> tuple[float, EvaluationResults
     if options is None or data is None:
         return 0.0, None
     table = open_table(data, recipe.base, tuple(recipe.modalities))
-    rows = len(first_rows(table.split(options.split), options.limit))
+    rows = len(take_first_rows(table.split(options.split), options.limit))
     points: list[tuple[float, float]] = []
     measured = None
     for count in sorted({min(rows, some) for some in _ROWS}):

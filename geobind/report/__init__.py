@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from geobind.report.comparison import compare, render_comparison, write_comparison
-from geobind.report.examples import held_out_rows, open_held_out
+from geobind.report.comparison import build_comparison_tables, compare, write_comparison
+from geobind.report.examples import open_held_out, open_held_out_rows
 from geobind.report.page import write_report
 
 __all__ = [
+    "build_comparison_tables",
     "compare",
-    "held_out_rows",
     "open_held_out",
-    "render_comparison",
+    "open_held_out_rows",
     "write_comparison",
     "write_report",
 ]

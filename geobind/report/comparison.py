@@ -7,19 +7,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geobind.errors import DataError
-from geobind.report.page import render
-from geobind.report.plots import LOWER_IS_BETTER, MAIN, SERIES, TITLES, headline, overlaid_panels, svg
+from geobind.report.page import render_template
+from geobind.report.plots import (
+    LOWER_IS_BETTER,
+    MAIN,
+    SERIES,
+    TITLES,
+    draw_svg,
+    headline_measure,
+    overlaid_panels,
+)
 from geobind.report.run_files import Measured, PairDone, Run, read_run
 from geobind.utils import files, formatting
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-MOST_RUNS = len(SERIES)
+MAX_RUNS = len(SERIES)
 _ABSENT = "–"
 
 
-class Against(NamedTuple):
+class MetricDelta(NamedTuple):
     """A figure of one run beside that of the first."""
 
     measured: Measured | None
@@ -29,20 +37,20 @@ class Against(NamedTuple):
     note: str = ""
 
 
-class Line(NamedTuple):
+class MetricRow(NamedTuple):
     """One measure of one ordered pair, over all runs."""
 
     query: str
     gallery: str
     mark: str
-    runs: list[Against]
+    runs: list[MetricDelta]
 
 
-class Beside(NamedTuple):
+class MetricTable(NamedTuple):
     """One measure of all pairs, and in words what each run but the first did to it."""
 
     measure: str
-    lines: list[Line]
+    lines: list[MetricRow]
     verdicts: list[str]
 
 
@@ -52,7 +60,7 @@ class Comparison(NamedTuple):
     labels: list[str]
     runs: list[Run]
     recipes: list[tuple[str, list[str]]]  # the settings that differ, and each run's value
-    tables: list[Beside]
+    tables: list[MetricTable]
 
 
 def compare(folders: Sequence[Path], measures: Sequence[str] = ()) -> Comparison:
@@ -68,14 +76,14 @@ def compare(folders: Sequence[Path], measures: Sequence[str] = ()) -> Comparison
             no run has.
         CheckpointError: A file of a run is damaged.
     """
-    if not 2 <= len(folders) <= MOST_RUNS:
-        raise DataError(f"{len(folders)} runs to compare; name 2 to {MOST_RUNS} folders")
+    if not 2 <= len(folders) <= MAX_RUNS:
+        raise DataError(f"{len(folders)} runs to compare; name 2 to {MAX_RUNS} folders")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise DataError("the same run is named twice; name different folders")
     runs = [read_run(folder) for folder in folders]
-    labels = _labels(folders)
-    tables = [_beside(runs, labels, measure) for measure in _measures(runs, measures)]
-    return Comparison(labels, runs, list(_recipes(runs)), tables)
+    labels = _shortest_labels(folders)
+    tables = [_build_metric_table(runs, labels, measure) for measure in _choose_measures(runs, measures)]
+    return Comparison(labels, runs, list(_differing_settings(runs)), tables)
 
 
 def write_comparison(comparison: Comparison, page: Path) -> Path:
@@ -84,15 +92,19 @@ def write_comparison(comparison: Comparison, page: Path) -> Path:
     Raises:
         StorageError: The page cannot be written.
     """
-    stages = [(stage, [svg(panel) for panel in panels]) for stage, panels in overlaid_panels(comparison.runs)]
+    stages = [
+        (stage, [draw_svg(panel) for panel in panels]) for stage, panels in overlaid_panels(comparison.runs)
+    ]
     files.write_atomic(
         page,
-        render("compare.html", comparison=comparison, curves=stages, times=list(_times(comparison.runs))),
+        render_template(
+            "compare.html", comparison=comparison, curves=stages, times=list(_stage_times(comparison.runs))
+        ),
     )
     return page
 
 
-def render_comparison(comparison: Comparison) -> list[Table]:
+def build_comparison_tables(comparison: Comparison) -> list[Table]:
     """The comparison as rich tables for the terminal: each measure, then what differs in the recipes."""
     from rich.markup import escape
     from rich.table import Table
@@ -114,7 +126,7 @@ def render_comparison(comparison: Comparison) -> list[Table]:
     return tables
 
 
-def _cell(one: Against) -> str:
+def _cell(one: MetricDelta) -> str:
     if one.measured is None:
         return _ABSENT
     text = formatting.format_number(one.measured.value)
@@ -124,36 +136,36 @@ def _cell(one: Against) -> str:
     return f"{text} [dim]{difference}  [/dim]" if one.overlap else f"{text} [bold]{difference} *[/bold]"
 
 
-def _labels(folders: Sequence[Path]) -> list[str]:
+def _shortest_labels(folders: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that tell them apart."""
     parts = [folder.resolve().parts for folder in folders]
     length = next(n for n in range(1, max(map(len, parts)) + 1) if len({p[-n:] for p in parts}) == len(parts))
     return ["/".join(p[-length:]) for p in parts]
 
 
-def _recipes(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
-    flat = [dict(_flat(run.recipe)) for run in runs]
+def _differing_settings(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
+    flat = [dict(_flatten(run.recipe)) for run in runs]
     for setting in dict.fromkeys(name for values in flat for name in values):
         values = [str(there[setting]) if setting in there else _ABSENT for there in flat]
         if len(set(values)) > 1:
             yield setting, [formatting.shorten(value, 120) for value in values]
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every leaf of a recipe with its dotted path; a stage goes by its name, as in `--set`."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+            yield from _flatten(inner, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         for place, item in enumerate(value):
-            yield from _flat(
+            yield from _flatten(
                 item, f"{path}.{item.get('name', place) if isinstance(item, Mapping) else place}"
             )
     else:
         yield path, value
 
 
-def _measures(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
+def _choose_measures(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
     """The measures to compare, the matrix's own first.
 
     Raises:
@@ -164,16 +176,16 @@ def _measures(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
     strange = [name for name in wanted if name not in there]
     if strange:
         raise DataError(f"no run has the measure '{strange[0]}'; there are {', '.join(there) or 'none'}")
-    first = [headline(tables[0])] if tables else []
+    first = [headline_measure(tables[0])] if tables else []
     return list(wanted) or list(dict.fromkeys([*first, *(name for name in MAIN if name in there)]))
 
 
-def _beside(runs: Sequence[Run], labels: Sequence[str], measure: str) -> Beside:
-    lines = list(_lines(runs, measure))
-    return Beside(measure, lines, [_verdict(lines, n, labels) for n in range(1, len(runs))])
+def _build_metric_table(runs: Sequence[Run], labels: Sequence[str], measure: str) -> MetricTable:
+    lines = list(_build_rows(runs, measure))
+    return MetricTable(measure, lines, [_verdict(lines, n, labels) for n in range(1, len(runs))])
 
 
-def _verdict(lines: Sequence[Line], place: int, labels: Sequence[str]) -> str:
+def _verdict(lines: Sequence[MetricRow], place: int, labels: Sequence[str]) -> str:
     against = [line.runs[place] for line in lines]
     compared = [one for one in against if one.difference is not None]
     better = sum(one.better is True and not one.overlap for one in compared)
@@ -182,30 +194,30 @@ def _verdict(lines: Sequence[Line], place: int, labels: Sequence[str]) -> str:
     return f"{said} of {formatting.format_count(len(compared), 'pair')} with the intervals apart"
 
 
-def _lines(runs: Sequence[Run], measure: str) -> Iterator[Line]:
+def _build_rows(runs: Sequence[Run], measure: str) -> Iterator[MetricRow]:
     tables = [{(r.query, r.gallery): r for r in run.retrieved.rows} if run.retrieved else {} for run in runs]
     for query, gallery in dict.fromkeys(pair for table in tables for pair in table):
         rows = [table.get((query, gallery)) for table in tables]
         marks = " / ".join(dict.fromkeys(row.mark for row in rows if row))
         if any(row and measure in row.metrics for row in rows):
-            against = [_against(measure, rows[0], row, first=n == 0) for n, row in enumerate(rows)]
-            yield Line(query, gallery, marks, against)
+            against = [_compare_metric(measure, rows[0], row, first=n == 0) for n, row in enumerate(rows)]
+            yield MetricRow(query, gallery, marks, against)
 
 
-def _against(measure: str, base: PairDone | None, row: PairDone | None, *, first: bool) -> Against:
+def _compare_metric(measure: str, base: PairDone | None, row: PairDone | None, *, first: bool) -> MetricDelta:
     mine = row.metrics.get(measure) if row else None
     theirs = base.metrics.get(measure) if base else None
     if first or row is None or base is None or mine is None or theirs is None:
-        return Against(mine, None, None, None)
+        return MetricDelta(mine, None, None, None)
     if row.gallery_size != base.gallery_size:
         note = f"among {row.gallery_size:,} items, not {base.gallery_size:,}: not comparable"
-        return Against(mine, None, None, None, note)
+        return MetricDelta(mine, None, None, None, note)
     difference = mine.value - theirs.value
     better = difference < 0 if measure in LOWER_IS_BETTER else difference > 0
-    return Against(mine, difference, mine.low <= theirs.high and theirs.low <= mine.high, better)
+    return MetricDelta(mine, difference, mine.low <= theirs.high and theirs.low <= mine.high, better)
 
 
-def _times(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
+def _stage_times(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
     """How long each stage took in each run."""
     tables = [{stage.name: stage.seconds for stage in run.stages} for run in runs]
     for name in dict.fromkeys(stage for table in tables for stage in table):

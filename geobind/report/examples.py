@@ -18,23 +18,23 @@ from numpy.typing import NDArray
 from geobind.binder import Binder
 from geobind.data.table import Table, open_table
 from geobind.evaluation import rank_counts
-from geobind.evaluation.embedded import Embedded, embed_rows
+from geobind.evaluation.embedded import EmbeddedRows, embed_rows
 from geobind.recipe import Recipe, recipe_from
-from geobind.report.media import Budget, Shown, show
+from geobind.report.media import Media, MediaBudget, build_media
 from geobind.report.plots import BANDS, GRID, MARKERS, MUTED, SERIES, SIGNS, Panel
 from geobind.scoring import cosine
 from geobind.utils.formatting import format_rank, shorten
 from geobind.utils.hashing import derive_seed
 
-MOST_ROWS = 500
+MAX_ROWS = 500
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class EvaluationSample:
     """Held-out rows as a report uses them: all of them, or a sample when they are many."""
 
     table: Table
-    spaces: Mapping[str, Embedded]
+    spaces: Mapping[str, EmbeddedRows]
     total: int  # rows before sampling
     by_label: bool
 
@@ -44,7 +44,7 @@ class HeldOut:
         return raw[0] if isinstance(raw, list) else raw
 
 
-class Ranked(NamedTuple):
+class RankedPair(NamedTuple):
     """The rank of the right answer to every query, and the similarities it comes from."""
 
     query: str
@@ -72,10 +72,10 @@ def open_held_out(folder: Path, base: Path) -> tuple[Binder, Table | None]:
     binder = Binder.load(folder / "bundle")
     written = binder.card.recipe if binder.card else {}
     recipe = recipe_from(written, base, source=str(folder / "bundle" / "recipe.yaml"))
-    return binder, held_out_rows(recipe)
+    return binder, open_held_out_rows(recipe)
 
 
-def held_out_rows(recipe: Recipe) -> Table | None:
+def open_held_out_rows(recipe: Recipe) -> Table | None:
     """Open the rows that a recipe is measured on, or None when it is measured on nothing.
 
     Raises:
@@ -89,14 +89,14 @@ def held_out_rows(recipe: Recipe) -> Table | None:
     return table if options.limit is None else table.take(np.arange(min(options.limit, len(table))))
 
 
-def embed(
+def embed_sample(
     binder: Binder,
     table: Table,
     *,
     by_label: bool,
-    most: int = MOST_ROWS,
-    embedded: Mapping[str, Embedded] | None = None,
-) -> HeldOut:
+    most: int = MAX_ROWS,
+    embedded: Mapping[str, EmbeddedRows] | None = None,
+) -> EvaluationSample:
     """Embed held-out rows with every modality they have.
 
     Args:
@@ -116,30 +116,32 @@ def embed(
         rows_N = np.sort(drawn)
         table = table.take(rows_N)
     if embedded is None:
-        return HeldOut(table, embed_rows(binder, table), total, by_label)
-    spaces = {name: _among(one, rows_N) for name, one in embedded.items()}
-    return HeldOut(table, {name: one for name, one in spaces.items() if len(one.rows_Q)}, total, by_label)
+        return EvaluationSample(table, embed_rows(binder, table), total, by_label)
+    spaces = {name: _select_rows(one, rows_N) for name, one in embedded.items()}
+    return EvaluationSample(
+        table, {name: one for name, one in spaces.items() if len(one.rows_Q)}, total, by_label
+    )
 
 
-def _among(one: Embedded, rows_N: NDArray[np.int64]) -> Embedded:
+def _select_rows(one: EmbeddedRows, rows_N: NDArray[np.int64]) -> EmbeddedRows:
     """The embeddings of those rows that are among `rows_N`, numbered as they are there."""
     kept_Q = np.isin(one.rows_Q, rows_N)
-    return Embedded(np.searchsorted(rows_N, one.rows_Q[kept_Q]), one.of(one.rows_Q[kept_Q]))
+    return EmbeddedRows(np.searchsorted(rows_N, one.rows_Q[kept_Q]), one.of(one.rows_Q[kept_Q]))
 
 
-def ranked(held_out: HeldOut, query: str, gallery: str) -> Ranked | None:
+def rank_pair(held_out: EvaluationSample, query: str, gallery: str) -> RankedPair | None:
     """Rank the gallery for every query that has a right answer in it; None when fewer than two have."""
     query_Q, gallery_G = held_out.spaces[query].rows_Q, held_out.spaces[gallery].rows_Q
     if not held_out.by_label:  # as the measured tables do: both sides hold the rows that have both
         query_Q = gallery_G = np.intersect1d(query_Q, gallery_G)
-    id_N = _ids(held_out)
+    id_N = _answer_ids(held_out)
     query_Q = query_Q[np.isin(id_N[query_Q], id_N[gallery_G]) & (id_N[query_Q] >= 0)]
     if len(query_Q) < 2 or len(gallery_G) < 2:
         return None
     query_QD = held_out.spaces[query].of(query_Q)
     gallery_GD = held_out.spaces[gallery].of(gallery_G)
     counts = rank_counts(query_QD, gallery_GD, query_ids=id_N[query_Q], gallery_ids=id_N[gallery_G])
-    return Ranked(
+    return RankedPair(
         query,
         gallery,
         query_Q,
@@ -150,7 +152,7 @@ def ranked(held_out: HeldOut, query: str, gallery: str) -> Ranked | None:
     )
 
 
-def _ids(held_out: HeldOut) -> NDArray[np.int64]:
+def _answer_ids(held_out: EvaluationSample) -> NDArray[np.int64]:
     """A number for each row that its right answers share; -1 where it has none."""
     labels = held_out.table.labels if held_out.by_label else None
     if labels is None:
@@ -161,7 +163,7 @@ def _ids(held_out: HeldOut) -> NDArray[np.int64]:
     return np.array([-1 if label is None else known[label] for label in labels])
 
 
-MOST_GALLERIES = 6
+MAX_GALLERIES = 6
 EXAMPLES = 2  # of the best, of the median and of the worst
 FOUND = 3  # gallery items shown for a query
 PICTURE_BYTES = 2_000_000
@@ -171,7 +173,7 @@ SOUND_BYTES = 3_600_000
 class Item(NamedTuple):
     """One observation on the page."""
 
-    shown: Shown
+    shown: Media
     key: str
     label: str
     similarity: float
@@ -204,8 +206,8 @@ def ordered_pairs(names: Collection[str], anchor: str | None) -> list[tuple[str,
     return sorted(pairs, key=lambda pair: pair[1] != anchor)
 
 
-def galleries(
-    held_out: HeldOut, anchor: str | None, trained: Collection[frozenset[str]]
+def build_galleries(
+    held_out: EvaluationSample, anchor: str | None, trained: Collection[frozenset[str]]
 ) -> tuple[list[Gallery], list[str]]:
     """Make the galleries of a page.
 
@@ -213,29 +215,31 @@ def galleries(
         The galleries, and what had to be left out.
     """
     pairs = ordered_pairs(held_out.spaces, anchor)
-    budget = Budget(PICTURE_BYTES, SOUND_BYTES, min(len(pairs), MOST_GALLERIES))
+    budget = MediaBudget(PICTURE_BYTES, SOUND_BYTES, min(len(pairs), MAX_GALLERIES))
     made: list[Gallery] = []
-    for query, gallery in pairs[:MOST_GALLERIES]:
+    for query, gallery in pairs[:MAX_GALLERIES]:
         budget.next_part()
-        found = ranked(held_out, query, gallery)
+        found = rank_pair(held_out, query, gallery)
         if found is not None:
-            made.append(_gallery(held_out, found, frozenset((query, gallery)) in trained, budget))
-    left_out = [f"{q} to {g}" for q, g in pairs[MOST_GALLERIES:]]
+            made.append(_build_gallery(held_out, found, frozenset((query, gallery)) in trained, budget))
+    left_out = [f"{q} to {g}" for q, g in pairs[MAX_GALLERIES:]]
     notes = [f"Pairs left out to keep the page small: {', '.join(left_out)}."] if left_out else []
     if budget.left_out:
         notes.append(f"{budget.left_out} pictures or players were left out to keep the page small.")
     return made, notes
 
 
-def _gallery(held_out: HeldOut, found: Ranked, trained: bool, budget: Budget) -> Gallery:
+def _build_gallery(
+    held_out: EvaluationSample, found: RankedPair, trained: bool, budget: MediaBudget
+) -> Gallery:
     groups = [
-        (title, [_example(held_out, found, int(query), budget) for query in queries])
-        for title, queries in _chosen(found)
+        (title, [_build_example(held_out, found, int(query), budget) for query in queries])
+        for title, queries in _choose_queries(found)
     ]
     return Gallery(found.query, found.gallery, trained, len(found.gallery_G), groups)
 
 
-def _chosen(found: Ranked) -> Iterator[tuple[str, NDArray[np.int64]]]:
+def _choose_queries(found: RankedPair) -> Iterator[tuple[str, NDArray[np.int64]]]:
     """Pick queries from the top, the middle and the bottom of the ranks, none twice."""
     answer_Q = np.where(found.right_QG, found.similarity_QG, -np.inf).max(axis=1)
     rival_Q = np.where(found.right_QG, -np.inf, found.similarity_QG).max(axis=1)
@@ -250,13 +254,13 @@ def _chosen(found: Ranked) -> Iterator[tuple[str, NDArray[np.int64]]]:
         yield "Worst", order_Q[-many:]
 
 
-def _example(held_out: HeldOut, found: Ranked, query: int, budget: Budget) -> Example:
+def _build_example(held_out: EvaluationSample, found: RankedPair, query: int, budget: MediaBudget) -> Example:
     similarity_G, right_G = found.similarity_QG[query], found.right_QG[query]
     first = np.argsort(-similarity_G, kind="stable")[:FOUND]
     ranked_as = format_rank(float(found.rank_Q[query]))
 
     def item(name: str, row: int, similarity: float, place: str, right: bool) -> Item:
-        shown = budget.admit(show(held_out.raw(name, row)))
+        shown = budget.admit(build_media(held_out.raw(name, row)))
         label = (held_out.table.labels or [None] * len(held_out.table))[row]
         key = shorten(held_out.table.keys[row], 48)
         return Item(shown, key, shorten(label or "", 40), similarity, place, right)
@@ -296,7 +300,7 @@ class Map(NamedTuple):
     bands: list[Band]
 
 
-def rank_map(held_out: HeldOut, found: Ranked) -> Map | None:
+def build_rank_map(held_out: EvaluationSample, found: RankedPair) -> Map | None:
     """Draw the places of the queries, by the rank of their right answer; None where no place is known."""
     places_LL = held_out.table.places_LL
     if places_LL is None:
@@ -319,7 +323,7 @@ def rank_map(held_out: HeldOut, found: Ranked) -> Map | None:
     height = min(max(_WIDTH * (north - south) / (east - west) * _stretch(*extent), 1.8), _WIDTH) + 0.25
     panel = Panel(
         f"map-{found.query}-{found.gallery}",
-        lambda axes: _draw(axes, at_R2[known_R], band_R, words, extent),
+        lambda axes: _draw_map(axes, at_R2[known_R], band_R, words, extent),
         _WIDTH,
         height,
         f"{alt}: {said}",
@@ -360,7 +364,7 @@ def _stretch(west: float, east: float, south: float, north: float) -> float:
     return 1 / cos(radians((south + north) / 2)) if _zoomed(west, east) else 1.0
 
 
-def _draw(
+def _draw_map(
     axes: Axes,
     at_R2: NDArray[np.float64],
     band_R: NDArray[np.int64],
@@ -397,11 +401,11 @@ def _degrees(value: float, letters: str) -> str:
 # N embeddings of all modalities, D width
 
 
-MOST_POINTS = 250  # of a modality
-LINES = 12  # places whose observations are joined
+MAX_POINTS = 250  # of a modality
+MAX_LINES = 12  # places whose observations are joined
 
 
-def principal(embedding_ND: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def project_to_plane(embedding_ND: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Project onto the two directions of largest variance.
 
     Returns:
@@ -427,16 +431,18 @@ class Scatter(NamedTuple):
     places: int  # whose observations are joined
 
 
-def scatter(held_out: HeldOut) -> Scatter | None:
+def build_scatter(held_out: EvaluationSample) -> Scatter | None:
     """Draw the embeddings of all modalities, and lines between those of the same place for a few places."""
     names = list(held_out.spaces)
-    chosen = {name: _spread(len(space.rows_Q)) for name, space in held_out.spaces.items()}
+    chosen = {name: _spread_evenly(len(space.rows_Q)) for name, space in held_out.spaces.items()}
     parts = [held_out.spaces[name].embedding_QD.numpy()[chosen[name]] for name in names]
     if sum(map(len, parts)) < 3:
         return None
-    at_N2, share_2 = principal(np.concatenate(parts).astype(np.float64))
+    at_N2, share_2 = project_to_plane(np.concatenate(parts).astype(np.float64))
     where = dict(zip(names, np.split(at_N2, np.cumsum([len(part) for part in parts])[:-1]), strict=True))
-    places = _joined({name: held_out.spaces[name].rows_Q[chosen[name]] for name in names}, where)
+    places = _lines_between_modalities(
+        {name: held_out.spaces[name].rows_Q[chosen[name]] for name in names}, where
+    )
 
     def draw(axes: Axes) -> None:
         for line in places:
@@ -458,12 +464,12 @@ def scatter(held_out: HeldOut) -> Scatter | None:
     return Scatter(Panel("space", draw, 5.4, 4.0, alt, legend=True), key, share_2, len(places))
 
 
-def _spread(count: int) -> NDArray[np.int64]:
-    """At most `MOST_POINTS` numbers, evenly spread over the rows."""
-    return np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(np.int64))
+def _spread_evenly(count: int) -> NDArray[np.int64]:
+    """At most `MAX_POINTS` numbers, evenly spread over the rows."""
+    return np.unique(np.linspace(0, count - 1, min(count, MAX_POINTS)).round().astype(np.int64))
 
 
-def _joined(
+def _lines_between_modalities(
     rows: dict[str, NDArray[np.int64]], where: dict[str, NDArray[np.float64]]
 ) -> list[NDArray[np.float64]]:
     """For a few rows that have several modalities, the points of their embeddings."""
@@ -472,5 +478,5 @@ def _joined(
         for place, row in enumerate(there):
             held.setdefault(int(row), []).append(where[name][place])
     several = [np.stack(points) for _, points in sorted(held.items()) if len(points) > 1]
-    step = max(1, len(several) // LINES)
-    return several[::step][:LINES]
+    step = max(1, len(several) // MAX_LINES)
+    return several[::step][:MAX_LINES]

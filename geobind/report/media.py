@@ -27,15 +27,15 @@ SIDE = 176  # pixels; a picture is shrunk to fit into this square
 CLIP_SECONDS = 3.0
 CLIP_RATE = 12_000  # Hz of what is played; what is drawn keeps its own rate
 _FILE_RATE = 32_000  # Hz at which a file, whose rate is not asked for, is drawn
-MOST_LETTERS = 300
+MAX_LETTERS = 300
 _WINDOW = 512
 _SPECTROGRAM = (SIDE, 88)
 _RANGE_DB = 70.0
-_SMALLEST_SIDE = 8  # an array with fewer rows or columns is numbers, not a picture
+_MIN_SIDE = 8  # an array with fewer rows or columns is numbers, not a picture
 
 
 @dataclass(frozen=True)
-class Shown:
+class Media:
     """What a page shows of one raw input; the media are data URIs."""
 
     picture: str = ""
@@ -50,7 +50,7 @@ class Shown:
         return len(self.picture) + len(self.sound)
 
 
-class Budget:
+class MediaBudget:
     """How much room the media of a page may still take, and how many had to stay out.
 
     Args:
@@ -71,7 +71,7 @@ class Budget:
         self._rest = [rest - share for rest, share in zip(self._rest, self._share, strict=True)]
         self._parts -= 1
 
-    def admit(self, item: Shown) -> Shown:
+    def admit(self, item: Media) -> Media:
         """Take what fits of an item; what does not is replaced by a note."""
         if len(item.sound) > self._share[1]:
             self.left_out += 1
@@ -83,24 +83,24 @@ class Budget:
         return item
 
 
-def show(raw: Any) -> Shown:
+def build_media(raw: Any) -> Media:
     """Show a raw input: pictures, sounds and texts as themselves, anything else by a short description."""
     try:
         if isinstance(raw, str):
-            return Shown(words=shorten(raw, MOST_LETTERS))
+            return Media(words=shorten(raw, MAX_LETTERS))
         if _is_sound(raw):
-            return _sound(raw)
+            return _sound_media(raw)
         if isinstance(raw, Tensor):
             raw = raw.detach().cpu().numpy()
         if isinstance(raw, np.ndarray):
-            return _array(cast("NDArray[Any]", raw))
+            return _array_media(cast("NDArray[Any]", raw))
         if isinstance(raw, Image.Image):
-            return _picture(np.moveaxis(read_image(raw).numpy(), 0, -1))
+            return _picture_media(np.moveaxis(read_image(raw).numpy(), 0, -1))
         if isinstance(raw, Path | bytes | bytearray | memoryview):
-            return _file(raw)
+            return _file_media(raw)
     except DataError as error:
-        return _unshown(raw, error)
-    return Shown(words=shorten(repr(raw), MOST_LETTERS))
+        return _placeholder(raw, error)
+    return Media(words=shorten(repr(raw), MAX_LETTERS))
 
 
 def _is_sound(raw: Any) -> bool:
@@ -110,47 +110,47 @@ def _is_sound(raw: Any) -> bool:
     return isinstance(samples, np.ndarray | Tensor) and isinstance(rate, int | np.integer)
 
 
-def _unshown(raw: Any, error: DataError) -> Shown:
+def _placeholder(raw: Any, error: DataError) -> Media:
     reason, words = str(error), describe(raw)
     if isinstance(raw, Path):  # where a file lies is nobody's business but its name is
         reason, words = reason.replace(str(raw), raw.name), raw.name
-    return Shown(words=words, note=f"cannot be shown: {shorten(reason, 160)}")
+    return Media(words=words, note=f"cannot be shown: {shorten(reason, 160)}")
 
 
-def _file(raw: Path | bytes | bytearray | memoryview) -> Shown:
+def _file_media(raw: Path | bytes | bytearray | memoryview) -> Media:
     """Try a file as a picture, a sound, a text; its name may say nothing."""
     try:
-        return _picture(np.moveaxis(read_image(raw).numpy(), 0, -1))
+        return _picture_media(np.moveaxis(read_image(raw).numpy(), 0, -1))
     except DataError as error:
         first = error
-    for kind in (_sound, _text):
+    for kind in (_sound_media, _text_media):
         try:
             return kind(raw)
         except DataError:
             continue
-    return _unshown(raw, first)
+    return _placeholder(raw, first)
 
 
-def _text(raw: Path | bytes | bytearray | memoryview) -> Shown:
-    return Shown(words=shorten(read_text(raw), MOST_LETTERS))
+def _text_media(raw: Path | bytes | bytearray | memoryview) -> Media:
+    return Media(words=shorten(read_text(raw), MAX_LETTERS))
 
 
-def _array(array: NDArray[Any]) -> Shown:
+def _array_media(array: NDArray[Any]) -> Media:
     if array.ndim == 3 and array.shape[-1] in (1, 3, 4) and array.dtype == np.uint8:
-        return _picture(array[..., :3] if array.shape[-1] > 1 else array.repeat(3, axis=2))
+        return _picture_media(array[..., :3] if array.shape[-1] > 1 else array.repeat(3, axis=2))
     sides = sorted(array.shape)[-2:]
-    if array.ndim in (2, 3) and array.dtype.kind in "uif" and sides[0] >= _SMALLEST_SIDE:
-        return _bands(array)
+    if array.ndim in (2, 3) and array.dtype.kind in "uif" and sides[0] >= _MIN_SIDE:
+        return _band_media(array)
     head = (
         ", ".join(format_number(float(value)) for value in array.reshape(-1)[:6])
         if array.dtype.kind in "buif"
         else ""
     )
     more = ", …" if array.size > 6 else ""
-    return Shown(words=f"{array.dtype} {array.shape}: {head}{more}")
+    return Media(words=f"{array.dtype} {array.shape}: {head}{more}")
 
 
-def _bands(array: NDArray[Any]) -> Shown:
+def _band_media(array: NDArray[Any]) -> Media:
     """Show the first bands of an array of any depth, its values stretched to what a screen can show."""
     array_HWC = array[..., None] if array.ndim == 2 else array
     if array.ndim == 3 and array.shape[0] < min(array.shape[1:]):
@@ -161,31 +161,31 @@ def _bands(array: NDArray[Any]) -> Shown:
     stretched_HWC = np.clip((chosen_HWC - low_C) / np.maximum(high_C - low_C, 1e-12), 0, 1) * 255
     stretched_HWC = stretched_HWC.astype(np.uint8).repeat(3 // stretched_HWC.shape[-1], axis=2)
     note = f"bands 1 to 3 of {bands}, stretched" if bands >= 3 else f"band 1 of {bands}, stretched"
-    return replace(_picture(stretched_HWC), note=note)
+    return replace(_picture_media(stretched_HWC), note=note)
 
 
-def _picture(image_HWC: NDArray[Any]) -> Shown:
+def _picture_media(image_HWC: NDArray[Any]) -> Media:
     if image_HWC.dtype != np.uint8:
-        return _bands(image_HWC)
+        return _band_media(image_HWC)
     image = Image.fromarray(np.ascontiguousarray(image_HWC))
     height, width = image_HWC.shape[:2]
     image.thumbnail((SIDE, SIDE))
-    return Shown(picture=_jpeg(image), alt=f"picture of {width} by {height} pixels")
+    return Media(picture=_jpeg(image), alt=f"picture of {width} by {height} pixels")
 
 
 def _jpeg(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85, optimize=True)
-    return _uri("image/jpeg", buffer.getvalue())
+    return _data_uri("image/jpeg", buffer.getvalue())
 
 
-def _sound(raw: Any) -> Shown:
+def _sound_media(raw: Any) -> Media:
     rate = int(raw[1]) if isinstance(raw, tuple) else _FILE_RATE
     seconds = audio_seconds(raw, rate)
     drawn_T = read_audio(raw, rate, seconds=CLIP_SECONDS).numpy()
     played = min(rate, CLIP_RATE)
     length = f"{seconds:.1f} s"
-    return Shown(
+    return Media(
         picture=_spectrogram(drawn_T, rate),
         sound=_wav(read_audio((drawn_T, rate), played).numpy(), played),
         alt=f"spectrogram of a sound: {min(seconds, CLIP_SECONDS):.1f} s across, up to {rate / 2000:g} kHz",
@@ -213,8 +213,8 @@ def _wav(samples_T: NDArray[np.float32], rate: int) -> str:
         file.setsampwidth(2)
         file.setframerate(rate)
         file.writeframes((np.clip(samples_T, -1, 1) * 32767).astype("<i2").tobytes())
-    return _uri("audio/wav", buffer.getvalue())
+    return _data_uri("audio/wav", buffer.getvalue())
 
 
-def _uri(kind: str, content: bytes) -> str:
+def _data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -18,40 +18,56 @@ from geobind.binder import Binder
 from geobind.data.table import Table, count_licences
 from geobind.errors import DataError
 from geobind.evaluation import PairTable
-from geobind.evaluation.embedded import Embedded
+from geobind.evaluation.embedded import EmbeddedRows
 from geobind.recipe.schema import names_of
 from geobind.report import examples, plots
-from geobind.report.examples import MOST_ROWS, HeldOut, Map, embed, rank_map, ranked, scatter
-from geobind.report.plots import MOST_POINTS, TITLES, Panel, png, reliability_panels, stage_panels, svg
-from geobind.report.run_files import Left, Retrieved, Run, StageDone, checked, read_run
+from geobind.report.examples import (
+    MAX_ROWS,
+    EvaluationSample,
+    Map,
+    build_rank_map,
+    build_scatter,
+    embed_sample,
+    rank_pair,
+)
+from geobind.report.plots import (
+    MAX_POINTS,
+    TITLES,
+    Panel,
+    draw_png,
+    draw_svg,
+    reliability_panels,
+    stage_panels,
+)
+from geobind.report.run_files import FinishedStage, Retrieved, Run, RunFileModel, load_checked, read_run
 from geobind.utils import files, formatting
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def trained(parts: Mapping[str, str]) -> str:
+def format_trained(parts: Mapping[str, str]) -> str:
     """Write what a stage trained: encoders, and the part of each that is not the whole."""
     return formatting.join_words(
         [name if part == "full" else f"{name} ({part})" for name, part in parts.items()]
     )
 
 
-def cosine(similarity: float) -> str:
+def format_cosine(similarity: float) -> str:
     """Write a cosine similarity."""
     return f"{similarity:.2f}".replace("-", "−")
 
 
-def share(part: float) -> str:
+def format_share(part: float) -> str:
     """Write a share in percent."""
     return f"{100 * part:.1f}{formatting.NBSP}%"
 
 
-def title_of(measure: str) -> str:
+def measure_title(measure: str) -> str:
     """Write the name of a measure."""
     return TITLES.get(measure, measure)
 
 
-def sentence(text: str) -> str:
+def format_sentence(text: str) -> str:
     """Write what is said as a sentence."""
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
@@ -59,19 +75,19 @@ def sentence(text: str) -> str:
 _FILTERS: dict[str, Callable[..., str]] = {
     "number": formatting.format_number,
     "signed": formatting.format_signed,
-    "cosine": cosine,
-    "share": share,
+    "cosine": format_cosine,
+    "share": format_share,
     "duration": formatting.format_duration,
     "size": formatting.format_size,
     "listed": formatting.join_words,
     "thing": formatting.format_count,
-    "trained": trained,
-    "title_of": title_of,
-    "sentence": sentence,
+    "trained": format_trained,
+    "title_of": measure_title,
+    "sentence": format_sentence,
 }
 
 
-def render(template: str, **values: Any) -> bytes:
+def render_template(template: str, **values: Any) -> bytes:
     """Fill a template; every value is escaped unless it is an SVG drawing of our own."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -87,7 +103,7 @@ def render(template: str, **values: Any) -> bytes:
     return environment.get_template(template).render(shared, **values).encode("utf-8", "replace")
 
 
-def what_ran(run: Run, held_out: Table | None) -> Iterator[tuple[str, str]]:
+def _provenance_section(run: Run, held_out: Table | None) -> Iterator[tuple[str, str]]:
     """Yield what is known, each with its name.
 
     Args:
@@ -99,19 +115,19 @@ def what_ran(run: Run, held_out: Table | None) -> Iterator[tuple[str, str]]:
     hardware = run.started.get("hardware")
     if isinstance(hardware, Mapping):
         yield "hardware", ", ".join(f"{name} {value}" for name, value in hardware.items())
-    yield from _spent(run.started)
+    yield from _resources(run.started)
     yield "plugins", ", ".join(f"{name}: {plugin}" for name, plugin in run.started.get("plugins", {}).items())
     yield "seed", str(run.recipe.get("seed", 0))
     sources: dict[str, list[str]] = {}
     for stage in run.recipe["stages"]:
-        source = formatting.join_words(list(dict.fromkeys(map(_source, _tables(run, stage)))))
+        source = formatting.join_words(list(dict.fromkeys(map(_source_text, _stage_tables(run, stage)))))
         split = f", split {stage['split']}" if "split" in stage else ""
         sources.setdefault(source + split, []).append(stage["name"])
     for source, stages in sources.items():
         yield ("trained on" if len(sources) == 1 else f"data of {formatting.join_words(stages)}"), source
     evaluate = run.recipe.get("evaluate")
     if evaluate is not None:
-        source = _source(evaluate.get("data") or run.recipe.get("data"))
+        source = _source_text(evaluate.get("data") or run.recipe.get("data"))
         yield "measured on", f"split {evaluate.get('split', 'test')} of {source}"
     found = count_licences(held_out) if held_out is not None else {}
     if found:
@@ -122,7 +138,7 @@ def what_ran(run: Run, held_out: Table | None) -> Iterator[tuple[str, str]]:
         yield "licences of held-out rows", ", ".join(counted)
 
 
-def _tables(run: Run, stage: Mapping[str, Any]) -> list[Mapping[str, Any] | None]:
+def _stage_tables(run: Run, stage: Mapping[str, Any]) -> list[Mapping[str, Any] | None]:
     """The tables that a stage draws from, as the recipe names them."""
     said = stage.get("data")
     if said is not None:
@@ -131,7 +147,7 @@ def _tables(run: Run, stage: Mapping[str, Any]) -> list[Mapping[str, Any] | None
     return [data or run.recipe.get("data") for data in own]
 
 
-def _spent(started: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _resources(started: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """How long a run took, and how much memory; a run that went on tells of its last part."""
     with suppress(KeyError, TypeError, ValueError):
         times = [datetime.fromisoformat(started[name]) for name in ("started", "finished")]
@@ -142,7 +158,7 @@ def _spent(started: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "peak memory", f"{formatting.format_size(peak)} of the machine's, by the first process"
 
 
-def _source(data: Mapping[str, Any] | None) -> str:
+def _source_text(data: Mapping[str, Any] | None) -> str:
     if data is None:
         return "pairs that its modality brings"
     if data.get("toyearth") is not None:
@@ -152,49 +168,49 @@ def _source(data: Mapping[str, Any] | None) -> str:
     return PurePath(name).name if PurePath(name).is_absolute() else name
 
 
-class SecondsPlanned(Left):
+class PlannedSeconds(RunFileModel):
     """Times of a stage."""
 
     stage: float
 
 
-class DiskPlanned(Left):
+class PlannedDisk(RunFileModel):
     """What a stage leaves on disks."""
 
     cache: int
     trained: int
 
 
-class StagePlanned(Left):
+class PlannedStage(RunFileModel):
     """A stage of `plan.json`."""
 
     name: str
     batch_size: int
     steps: int
     why: str
-    seconds: SecondsPlanned
+    seconds: PlannedSeconds
     memory_bytes: int | None = None
-    disk: DiskPlanned
+    disk: PlannedDisk
 
 
-class MemoryPlanned(Left):
+class PlannedMemory(RunFileModel):
     """What figures of memory are about."""
 
     kind: str
 
 
-class PlanLeft(Left):
+class PlanFile(RunFileModel):
     """`plan.json`, which `geobind plan --out` or a run that settles something writes."""
 
-    memory: MemoryPlanned
+    memory: PlannedMemory
     opening_seconds: float
-    stages: tuple[StagePlanned, ...]
+    stages: tuple[PlannedStage, ...]
     evaluation_seconds: float
     memory_bytes: int | None = None
     disk_bytes: int
 
 
-class Compared(NamedTuple):
+class PlanVsActual(NamedTuple):
     """A figure as planned and as measured; None where there is none."""
 
     planned: float | None
@@ -209,25 +225,25 @@ class Compared(NamedTuple):
         return f"{share:+d}\N{NO-BREAK SPACE}%".replace("-", "−")
 
 
-class Row(NamedTuple):
+class PlanRow(NamedTuple):
     """A stage, or the whole run."""
 
     name: str
-    seconds: Compared
-    memory: Compared
-    disk: Compared
+    seconds: PlanVsActual
+    memory: PlanVsActual
+    disk: PlanVsActual
     why: str
 
 
-class Planned(NamedTuple):
+class PlanComparison(NamedTuple):
     """Everything that the section shows."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[PlanRow, ...]
     accelerator: bool  # whose memory it is
     others: tuple[str, ...]  # stages that ran otherwise than planned
 
 
-def planned(run: Run) -> Planned | None:
+def compare_with_plan(run: Run) -> PlanComparison | None:
     """Set the plan of a run beside its stages; None without a plan, or before a stage is finished.
 
     Raises:
@@ -236,31 +252,31 @@ def planned(run: Run) -> Planned | None:
     path = run.folder / "plan.json"
     if not path.is_file():
         return None
-    plan = checked(PlanLeft, path)
+    plan = load_checked(PlanFile, path)
     accelerator = plan.memory.kind == "accelerator"
     done = {stage.name: stage for stage in run.stages}
     pairs = [(stage, done[stage.name]) for stage in plan.stages if stage.name in done]
     same = [(one, two) for one, two in pairs if (one.batch_size, one.steps) == (two.batch_size, two.steps)]
-    rows = [_row(run.folder, one, two, accelerator) for one, two in same]
+    rows = [_stage_row(run.folder, one, two, accelerator) for one, two in same]
     if len(rows) == len(plan.stages) and rows:
-        rows += _whole(run, plan, rows, accelerator)
+        rows += _total_rows(run, plan, rows, accelerator)
     others = tuple(one.name for one, two in pairs if (one, two) not in same)
-    return Planned(tuple(rows), accelerator, others) if pairs else None
+    return PlanComparison(tuple(rows), accelerator, others) if pairs else None
 
 
-def _row(folder: Path, stage: StagePlanned, done: StageDone, accelerator: bool) -> Row:
+def _stage_row(folder: Path, stage: PlannedStage, done: FinishedStage, accelerator: bool) -> PlanRow:
     trained = sum(path.stat().st_size for path in folder.glob(f"stages/*_{stage.name}/trained.safetensors"))
     held = done.peak_memory_bytes if accelerator else done.process_bytes
-    return Row(
+    return PlanRow(
         stage.name,
-        Compared(stage.seconds.stage, done.seconds if math.isfinite(done.seconds) else None),
-        Compared(stage.memory_bytes, held),
-        Compared(stage.disk.cache + stage.disk.trained, trained + int(done.filled.get("bytes", 0))),
+        PlanVsActual(stage.seconds.stage, done.seconds if math.isfinite(done.seconds) else None),
+        PlanVsActual(stage.memory_bytes, held),
+        PlanVsActual(stage.disk.cache + stage.disk.trained, trained + int(done.filled.get("bytes", 0))),
         stage.why,
     )
 
 
-def _whole(run: Run, plan: PlanLeft, rows: list[Row], accelerator: bool) -> Iterator[Row]:
+def _total_rows(run: Run, plan: PlanFile, rows: list[PlanRow], accelerator: bool) -> Iterator[PlanRow]:
     took = None
     with suppress(KeyError, TypeError, ValueError):
         times = [datetime.fromisoformat(run.started[name]) for name in ("started", "finished")]
@@ -269,11 +285,11 @@ def _whole(run: Run, plan: PlanLeft, rows: list[Row], accelerator: bool) -> Iter
     held = [row.memory.measured for row in rows if row.memory.measured is not None]
     bundle = sum(path.stat().st_size for path in run.folder.glob("bundle/*.safetensors"))
     written = sum(row.disk.measured or 0 for row in rows) + bundle
-    yield Row(
+    yield PlanRow(
         "whole run",
-        Compared(seconds + plan.evaluation_seconds, took),
-        Compared(plan.memory_bytes, max(held, default=None)),
-        Compared(plan.disk_bytes, written),
+        PlanVsActual(seconds + plan.evaluation_seconds, took),
+        PlanVsActual(plan.memory_bytes, max(held, default=None)),
+        PlanVsActual(plan.disk_bytes, written),
         "",
     )
 
@@ -282,22 +298,22 @@ _MEASURES = ("R@1", "R@10", "median_rank")
 _COLUMNS = 4  # of a PNG
 
 
-def of_more(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> dict[str, Any]:
+def _extra_sections(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> dict[str, Any]:
     """What the page says of calibration, the modality gap, arithmetic and probes, where there is any."""
     panels = reliability_panels(run.calibration) if run.calibration else []
     if panels:
         pictures["calibration"] = panels, min(_COLUMNS, len(panels))
     there = {name for one in run.sums for query in one.queries for name in query.metrics}
     return {
-        "reliability": [svg(panel) for panel in panels],
-        "planned": planned(run),
+        "reliability": [draw_svg(panel) for panel in panels],
+        "planned": compare_with_plan(run),
         "sum_measures": [name for name in _MEASURES if name in there],
     }
 
 
 PAGE, FIGURES = "report.html", "figures"
-_MOST_BROKEN = 50  # broken samples listed for a stage
-_MOST_MAPS = 4
+_MAX_BROKEN = 50  # broken samples listed for a stage
+_MAX_MAPS = 4
 
 
 def write_report(
@@ -306,8 +322,8 @@ def write_report(
     binder: Binder | None = None,
     table: PairTable | None = None,
     held_out: Table | None = None,
-    embedded: Mapping[str, Embedded] | None = None,
-    most_rows: int = MOST_ROWS,
+    embedded: Mapping[str, EmbeddedRows] | None = None,
+    most_rows: int = MAX_ROWS,
     why_not: str = "",
 ) -> Path:
     """Write the report of a run, finished or not: `report.html` and `figures/*.png` in its folder.
@@ -337,20 +353,20 @@ def write_report(
     if binder is not None and held_out is not None:
         try:
             by_label = run.by == "label"
-            rows = embed(binder, held_out, by_label=by_label, most=most_rows, embedded=embedded)
-            values |= _of_rows(run, rows, pictures)
+            rows = embed_sample(binder, held_out, by_label=by_label, most=most_rows, embedded=embedded)
+            values |= _sample_values(run, rows, pictures)
         except DataError as error:  # data that have moved since cost the galleries, not the report
             why_not = f"Galleries, maps and the shared space need the held-out rows: {error}"
-    values |= _of_run(run, pictures) | of_more(run, pictures) | {"why_not": why_not, "run": run}
-    values["facts"] = list(what_ran(run, held_out))
+    values |= _run_values(run, pictures) | _extra_sections(run, pictures) | {"why_not": why_not, "run": run}
+    values["facts"] = list(_provenance_section(run, held_out))
     values["sections"] = list(_sections(run, values))
     for name, (panels, columns) in pictures.items():
-        files.write_atomic(run_folder / FIGURES / f"{name}.png", png(panels, columns))
-    files.write_atomic(run_folder / PAGE, render("report.html", **values))
+        files.write_atomic(run_folder / FIGURES / f"{name}.png", draw_png(panels, columns))
+    files.write_atomic(run_folder / PAGE, render_template("report.html", **values))
     return run_folder / PAGE
 
 
-def _of_run(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> dict[str, Any]:
+def _run_values(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> dict[str, Any]:
     """What the page says of the run's own files."""
     stages = [(stage, panels) for stage, panels in stage_panels(run) if panels]
     if stages:
@@ -359,8 +375,8 @@ def _of_run(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> dict[str,
     values: dict[str, Any] = {
         "created": str(run.card.get("created", ""))[:10],
         "summary": _summary(run),
-        "curves": [(stage, [svg(panel) for panel in panels]) for stage, panels in stages],
-        "banded": any(len(c.step_S) > MOST_POINTS for found in run.curves.values() for c in found.values()),
+        "curves": [(stage, [draw_svg(panel) for panel in panels]) for stage, panels in stages],
+        "banded": any(len(c.step_S) > MAX_POINTS for found in run.curves.values() for c in found.values()),
         "any_memory": any(stage.peak_memory_bytes for stage in run.stages),
         "any_device": any(stage.device for stage in run.stages),
         "broken": [_broken(stage) for stage in run.stages if stage.broken or stage.quarantined],
@@ -370,26 +386,28 @@ def _of_run(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> dict[str,
         "digests": run.card.get("digests", {}),
     }
     if run.retrieved:
-        measure = plots.headline(run.retrieved)
+        measure = plots.headline_measure(run.retrieved)
         pictures["retrieval"] = [plots.matrix_panel(run.retrieved, measure)], 1
         there = list(dict.fromkeys(name for row in run.retrieved.rows for name in row.metrics))
         values |= {
-            "headline": plots.explained(measure),
+            "headline": plots.explain_measure(measure),
             "verdict": _verdict(run.retrieved, measure),
-            "squares": plots.squares(run.retrieved, measure),
+            "squares": plots.matrix_cells(run.retrieved, measure),
             "measures": [name for name in plots.MAIN if name in there],
             "more_measures": [name for name in there if name not in plots.MAIN],
         }
     return values
 
 
-def _of_rows(run: Run, rows: HeldOut, pictures: dict[str, tuple[list[Panel], int]]) -> dict[str, Any]:
+def _sample_values(
+    run: Run, rows: EvaluationSample, pictures: dict[str, tuple[list[Panel], int]]
+) -> dict[str, Any]:
     """What the page shows of held-out rows: galleries, maps, the shared space."""
-    shown, left_out = examples.galleries(rows, run.anchor, run.aligned)
+    shown, left_out = examples.build_galleries(rows, run.anchor, run.aligned)
     maps = _maps(run, rows)
     if maps:
         pictures["places"] = [item.panel for item in maps], min(len(maps), 2)
-    space = scatter(rows)
+    space = build_scatter(rows)
     if space:
         pictures["space"] = [space.panel], 1
     count = len(rows.table)
@@ -397,18 +415,18 @@ def _of_rows(run: Run, rows: HeldOut, pictures: dict[str, tuple[list[Panel], int
     return {
         "galleries": shown,
         "left_out": left_out,
-        "maps": [{**item._asdict(), "drawing": svg(item.panel)} for item in maps],
-        "space": {**space._asdict(), "drawing": svg(space.panel)} if space else None,
+        "maps": [{**item._asdict(), "drawing": draw_svg(item.panel)} for item in maps],
+        "space": {**space._asdict(), "drawing": draw_svg(space.panel)} if space else None,
         "sample": sample if rows.total > count else "",
     }
 
 
-def _maps(run: Run, rows: HeldOut) -> list[Map]:
+def _maps(run: Run, rows: EvaluationSample) -> list[Map]:
     """Maps of the pairs that look for the anchor's place, or of the first pairs there are."""
     pairs = examples.ordered_pairs(rows.spaces, run.anchor)
     toward = [pair for pair in pairs if pair[1] == run.anchor] or pairs
-    found = [ranked(rows, query, gallery) for query, gallery in toward[:_MOST_MAPS]]
-    maps = [rank_map(rows, one) for one in found if one is not None]
+    found = [rank_pair(rows, query, gallery) for query, gallery in toward[:_MAX_MAPS]]
+    maps = [build_rank_map(rows, one) for one in found if one is not None]
     return [item for item in maps if item is not None]
 
 
@@ -433,11 +451,11 @@ def _verdict(retrieved: Retrieved, measure: str) -> str:
     return f"{said}: {how} lies on the better side of what chance gives."
 
 
-def _broken(stage: StageDone) -> tuple[StageDone, int, list[tuple[str, str]]]:
+def _broken(stage: FinishedStage) -> tuple[FinishedStage, int, list[tuple[str, str]]]:
     shown = [
         (formatting.shorten(key, 120), formatting.shorten(reason, 300)) for key, reason in stage.quarantined
     ]
-    return stage, max(stage.broken, len(shown)), shown[:_MOST_BROKEN]
+    return stage, max(stage.broken, len(shown)), shown[:_MAX_BROKEN]
 
 
 def _sections(run: Run, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

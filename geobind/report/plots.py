@@ -21,18 +21,17 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from geobind.evaluation.few_shot_curves import Curve as FewShotCurve
-from geobind.evaluation.few_shot_curves import Point, Probes, Shots
+from geobind.evaluation.few_shot_curves import FewShotCurve, FewShotPoint, ProbeResults, Shots
 from geobind.report.run_files import (
     MEASURES,
     WATCHED,
     CalibrationDone,
-    Curve,
     Measured,
     PairDone,
     ReliabilityDone,
     Retrieved,
     Run,
+    StageCurve,
 )
 from geobind.utils.formatting import format_number
 
@@ -97,7 +96,7 @@ class Panel(NamedTuple):
     legend: bool = False  # for a PNG as well
 
 
-def svg(panel: Panel) -> Markup:
+def draw_svg(panel: Panel) -> Markup:
     """Draw a panel as SVG to be put into a page."""
     with mpl.rc_context({**_STYLE, "svg.hashsalt": panel.name}):
         figure = _figure([panel], 1, alone=False)
@@ -106,7 +105,7 @@ def svg(panel: Panel) -> Markup:
     return _for_page(buffer.getvalue(), panel)
 
 
-def png(panels: list[Panel], columns: int, dpi: int = 144) -> bytes:
+def draw_png(panels: list[Panel], columns: int, dpi: int = 144) -> bytes:
     """Draw panels side by side as one PNG on white."""
     with mpl.rc_context({**_STYLE, "figure.facecolor": "white"}):
         buffer = io.BytesIO()
@@ -165,26 +164,26 @@ TITLES = {
     "label_nDCG": "label nDCG",
     "place_nDCG": "place nDCG",
 }
-_FEW = 50  # with fewer gallery items than this, one in ten finds its match by chance
+_SMALL_GALLERY = 50  # with fewer gallery items than this, one in ten finds its match by chance
 _WASH = LinearSegmentedColormap.from_list("wash", ["#ffffff", SERIES[0]])
 
 
-class Square(NamedTuple):
+class MatrixCell(NamedTuple):
     """One cell of the matrix."""
 
     pair: PairDone
     measured: Measured
 
 
-def headline(retrieved: Retrieved) -> str:
+def headline_measure(retrieved: Retrieved) -> str:
     """The measure that the matrix shows: recall@10, or recall@1 in small galleries."""
-    small = min((row.gallery_size for row in retrieved.rows), default=0) < _FEW
+    small = min((row.gallery_size for row in retrieved.rows), default=0) < _SMALL_GALLERY
     wanted = ("R@1", "R@10") if small else ("R@10", "R@1")
     there = retrieved.rows[0].metrics if retrieved.rows else {}
     return next((name for name in wanted if name in there), next(iter(there), ""))
 
 
-def explained(measure: str) -> str:
+def explain_measure(measure: str) -> str:
     """Say what a cell of the matrix holds."""
     title = TITLES.get(measure, measure)
     if not measure.startswith("R@"):
@@ -201,10 +200,10 @@ def beats_chance(measure: str, measured: Measured) -> bool:
     return measured.low > measured.chance
 
 
-def squares(retrieved: Retrieved, measure: str) -> dict[tuple[str, str], Square]:
+def matrix_cells(retrieved: Retrieved, measure: str) -> dict[tuple[str, str], MatrixCell]:
     """The cells of the matrix, by query and gallery."""
     return {
-        (row.query, row.gallery): Square(row, row.metrics[measure])
+        (row.query, row.gallery): MatrixCell(row, row.metrics[measure])
         for row in retrieved.rows
         if measure in row.metrics
     }
@@ -213,7 +212,7 @@ def squares(retrieved: Retrieved, measure: str) -> dict[tuple[str, str], Square]
 def matrix_panel(retrieved: Retrieved, measure: str) -> Panel:
     """The matrix as a drawing, for slides and papers; a page holds it as a table."""
     names = retrieved.modalities
-    cells = squares(retrieved, measure)
+    cells = matrix_cells(retrieved, measure)
 
     def draw(axes: Axes) -> None:
         for (query, gallery), (pair, measured) in cells.items():
@@ -252,11 +251,11 @@ CURVE_TITLES = {
     "grad_norm": "gradient norm",
     WATCHED: "validation",
 }
-MOST_POINTS = 160
+MAX_POINTS = 160
 _CURVE_SIZE = (2.9, 1.75)  # inches
 
 
-class Thinned(NamedTuple):
+class ThinnedCurve(NamedTuple):
     """A curve with few enough points to draw: means over runs of steps, and what lies around them."""
 
     step_P: NDArray[np.float64]
@@ -265,11 +264,11 @@ class Thinned(NamedTuple):
     high_P: NDArray[np.float64]
 
 
-def thinned(curve: Curve, most: int = MOST_POINTS) -> Thinned:
+def thin_curve(curve: StageCurve, most: int = MAX_POINTS) -> ThinnedCurve:
     """Take means, least and greatest values over at most `most` runs of steps of equal length."""
     edges = np.linspace(0, len(curve.step_S), min(most, len(curve.step_S)) + 1).astype(int)
     parts = [slice(start, stop) for start, stop in pairwise(edges)]
-    return Thinned(
+    return ThinnedCurve(
         np.array([curve.step_S[part].mean() for part in parts]),
         np.array([curve.value_S[part].mean() for part in parts]),
         np.array([curve.value_S[part].min() for part in parts]),
@@ -300,41 +299,42 @@ def overlaid_panels(runs: Sequence[Run]) -> list[tuple[str, list[Panel]]]:
     ]
 
 
-def title(measure: str) -> str:
+def curve_title(measure: str) -> str:
     """Name a measure of a stage, such as `loss:one-other`, the loss of one of its pairs."""
     kind, _, pair = measure.partition(":")
     return f"{CURVE_TITLES[kind]}, {pair}" if pair else CURVE_TITLES[kind]
 
 
-def _measures(of_runs: Sequence[Mapping[str, Curve]]) -> list[str]:
+def _measures(of_runs: Sequence[Mapping[str, StageCurve]]) -> list[str]:
     there = dict.fromkeys(measure for curves in of_runs for measure in curves)
     return [m for m in MEASURES if m in there] + [m for m in there if m not in MEASURES]
 
 
-def _curve_panel(name: str, of_runs: Sequence[Mapping[str, Curve]], measure: str, stage: str) -> Panel:
+def _curve_panel(name: str, of_runs: Sequence[Mapping[str, StageCurve]], measure: str, stage: str) -> Panel:
     curves = [found.get(measure) for found in of_runs]
     there = [curve for curve in curves if curve is not None]
     ends = "; ".join(
         f"{format_number(c.value_S[0])} at first, {format_number(c.value_S[-1])} at last" for c in there
     )
-    alt = f"{title(measure)} of stage {stage} over its steps: {ends}"
-    return Panel(name, _draw_curves(curves, measure), *_CURVE_SIZE, alt, title=f"{stage}: {title(measure)}")
+    alt = f"{curve_title(measure)} of stage {stage} over its steps: {ends}"
+    heading = f"{stage}: {curve_title(measure)}"
+    return Panel(name, _draw_curves(curves, measure), *_CURVE_SIZE, alt, title=heading)
 
 
-def _draw_curves(curves: Sequence[Curve | None], measure: str) -> Draw:
+def _draw_curves(curves: Sequence[StageCurve | None], measure: str) -> Draw:
     def draw(axes: Axes) -> None:
         alone = len(curves) == 1
         for place, curve in enumerate(curves):
             if curve is None or not np.isfinite(curve.value_S).any():
                 continue
-            points = thinned(curve)
+            points = thin_curve(curve)
             colour = SERIES[place % len(SERIES)]
             dashes = DASHES[place % len(DASHES)]
-            if alone and len(curve.step_S) > MOST_POINTS:
+            if alone and len(curve.step_S) > MAX_POINTS:
                 axes.fill_between(points.step_P, points.low_P, points.high_P, color=colour, alpha=0.2, lw=0)
             marker = "o" if len(points.step_P) == 1 else None
             axes.plot(points.step_P, points.mean_P, color=colour, lw=1.4, ls=dashes, marker=marker)
-        axes.set_title(title(measure), color=INK)
+        axes.set_title(curve_title(measure), color=INK)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.grid(visible=False, axis="x")
@@ -349,10 +349,10 @@ _LARGEST = 160.0  # square points of a dot that stands for all predictions
 
 def reliability_panels(calibration: CalibrationDone) -> list[Panel]:
     """A small diagram for each direction of each pair, then one for each pair's matches."""
-    return [*_panels(calibration)]
+    return [*_iterate_reliability_panels(calibration)]
 
 
-def _panels(calibration: CalibrationDone) -> Iterator[Panel]:
+def _iterate_reliability_panels(calibration: CalibrationDone) -> Iterator[Panel]:
     for index, one in enumerate(calibration.choices):
         yield _reliability_panel(f"choice-{index}", f"{one.query} → {one.gallery}", one.fitted)
     for index, one in enumerate(calibration.matchings):
@@ -385,10 +385,11 @@ def _draw_reliability(known: ReliabilityDone, title: str) -> Draw:
 _PROBE_SIZE = (6.4, 4.2)  # inches
 
 
-def probe_panel(probes: Probes) -> Panel:
+def probe_panel(probes: ProbeResults) -> Panel:
     """Draw every curve with its interval, zero-shot figures at 0 shots, chance as a line."""
     ends = "; ".join(
-        f"{features}, {curve.classifier}: {_said(curve.points[0])}, {_said(curve.points[-1])}"
+        f"{features}, {curve.classifier}: "
+        f"{_describe_point(curve.points[0])}, {_describe_point(curve.points[-1])}"
         for features, curves in (probes.curves or {}).items()
         for curve in curves
     )
@@ -401,11 +402,11 @@ def probe_panel(probes: Probes) -> Panel:
     )
 
 
-def _said(point: Point) -> str:
+def _describe_point(point: FewShotPoint) -> str:
     return f"{point.metrics['accuracy'].value:.3f} at {point.shots}"
 
 
-def places_of(probes: Probes) -> dict[Shots, int]:
+def axis_positions(probes: ProbeResults) -> dict[Shots, int]:
     """Where each number of shots lies along the axis: 0 where there is zero-shot, then one step apart."""
     shots = [
         point.shots for curves in (probes.curves or {}).values() for curve in curves for point in curve.points
@@ -417,14 +418,14 @@ def places_of(probes: Probes) -> dict[Shots, int]:
     return {k: place for place, k in enumerate(named)}
 
 
-def _draw_probe(probes: Probes) -> Draw:
-    where = places_of(probes)
+def _draw_probe(probes: ProbeResults) -> Draw:
+    where = axis_positions(probes)
 
     def draw(axes: Axes) -> None:
         axes.axhline(probes.chance, color=MUTED, lw=0.8, ls=":", label="chance")
         for index, (features, curves) in enumerate((probes.curves or {}).items()):
             for style, curve in enumerate(curves):
-                _line(axes, where, curve, features, index, style)
+                _draw_probe_curve(axes, where, curve, features, index, style)
         for index, (through, found) in enumerate((probes.zero_shot or {}).items()):
             metric = found.metrics["accuracy"]
             reach = [[metric.value - metric.low], [metric.high - metric.value]]
@@ -444,7 +445,7 @@ def _draw_probe(probes: Probes) -> Draw:
     return draw
 
 
-def _line(
+def _draw_probe_curve(
     axes: Axes, where: dict[Shots, int], curve: FewShotCurve, features: str, index: int, style: int
 ) -> None:
     metrics = [point.metrics["accuracy"] for point in curve.points]

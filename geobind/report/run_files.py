@@ -22,13 +22,13 @@ from geobind.recipe.schema import Bound, bound_pairs, names_of
 from geobind.utils import files
 
 
-class Left(BaseModel):
+class RunFileModel(BaseModel):
     """A part of what a run left; fields this version does not know are passed over."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class PairLoss(Left):
+class PairLoss(RunFileModel):
     """What two modalities that a stage compared came to."""
 
     anchor: str
@@ -37,7 +37,7 @@ class PairLoss(Left):
     temperature: float = math.nan
 
 
-class WatchDone(Left):
+class WatchResult(RunFileModel):
     """What evaluations on the way of a stage found."""
 
     split: str
@@ -50,7 +50,7 @@ class WatchDone(Left):
     stopped_early: bool = False
 
 
-class StageDone(Left):
+class FinishedStage(RunFileModel):
     """A finished stage: its `stage.json`."""
 
     name: str
@@ -70,7 +70,7 @@ class StageDone(Left):
     peak_memory_bytes: int | None = None
     process_bytes: int | None = None
     filled: dict[str, float] = {}
-    watched: WatchDone | None = None
+    watched: WatchResult | None = None
 
     @property
     def aligned(self) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ class StageDone(Left):
         return ", ".join(f"{pair.anchor}-{pair.other} {pair.temperature:.4f}" for pair in self.losses)
 
 
-class Measured(Left):
+class Measured(RunFileModel):
     """One figure, its chance level, and the bounds of its interval."""
 
     value: float
@@ -95,7 +95,7 @@ class Measured(Left):
     high: float
 
 
-class PairDone(Left):
+class PairDone(RunFileModel):
     """Retrieval from one modality to another."""
 
     query: str
@@ -106,14 +106,14 @@ class PairDone(Left):
     metrics: dict[str, Measured]
 
 
-class SkippedPair(Left):
+class SkippedPair(RunFileModel):
     """Two modalities that were not compared."""
 
     modalities: tuple[str, str]
     reason: str
 
 
-class Retrieved(Left):
+class Retrieved(RunFileModel):
     """`retrieval.json`: every ordered pair of modalities."""
 
     settings: dict[str, Any] = {}
@@ -138,7 +138,7 @@ class Retrieved(Left):
         return f"{100 * float(self.settings.get('confidence', 0.95)):g} %"
 
 
-class NearDone(Left):
+class NearDone(RunFileModel):
     """Distances from held-out rows to the nearest row trained on."""
 
     least_km: float = math.nan
@@ -147,7 +147,7 @@ class NearDone(Left):
     in_shared_cells: float = math.nan
 
 
-class CopiesDone(Left):
+class CopiesDone(RunFileModel):
     """Held-out rows with an observation that was trained on, byte for byte."""
 
     compared: int = 0
@@ -156,14 +156,14 @@ class CopiesDone(Left):
     near_unseen: str | None = None
 
 
-class GroupsDone(Left):
+class GroupsDone(RunFileModel):
     """Groups with rows on both sides."""
 
     shared: int = 0
     test_rows: int = 0
 
 
-class Leak(Left):
+class Leak(RunFileModel):
     """One stage's training rows against the held-out rows."""
 
     train_rows: int = 0
@@ -174,7 +174,7 @@ class Leak(Left):
     faults: tuple[str, ...] = ()
 
 
-class ErrorDone(Left):
+class ErrorDone(RunFileModel):
     """An expected calibration error."""
 
     value: float
@@ -183,7 +183,7 @@ class ErrorDone(Left):
     perfect: float
 
 
-class BinDone(Left):
+class BinDone(RunFileModel):
     """Predictions of about the same probability."""
 
     low: float
@@ -193,7 +193,7 @@ class BinDone(Left):
     happened: float
 
 
-class ReliabilityDone(Left):
+class ReliabilityDone(RunFileModel):
     """Probabilities beside outcomes."""
 
     predictions: int
@@ -205,7 +205,7 @@ class ReliabilityDone(Left):
     bins: tuple[BinDone, ...] = ()
 
 
-class ChoiceDone(Left):
+class ChoiceDone(RunFileModel):
     """Probabilities over a gallery."""
 
     query: str
@@ -216,7 +216,7 @@ class ChoiceDone(Left):
     before: ReliabilityDone
 
 
-class MatchingDone(Left):
+class MatchingDone(RunFileModel):
     """Probabilities of single pairs."""
 
     modalities: tuple[str, str]
@@ -225,7 +225,7 @@ class MatchingDone(Left):
     fitted: ReliabilityDone
 
 
-class CalibrationDone(Left):
+class CalibrationDone(RunFileModel):
     """`calibration.json`."""
 
     fitted_on: str
@@ -234,7 +234,7 @@ class CalibrationDone(Left):
     matchings: tuple[MatchingDone, ...] = ()
 
 
-class PairGapDone(Left):
+class PairGapDone(RunFileModel):
     """How two modalities lie to each other."""
 
     modalities: tuple[str, str]
@@ -244,7 +244,7 @@ class PairGapDone(Left):
     alignment: Measured
 
 
-class SpreadDone(Left):
+class SpreadDone(RunFileModel):
     """How evenly a modality fills the sphere."""
 
     modality: str
@@ -252,14 +252,14 @@ class SpreadDone(Left):
     uniformity: Measured
 
 
-class GapDone(Left):
+class GapDone(RunFileModel):
     """`gap.json`."""
 
     pairs: tuple[PairGapDone, ...] = ()
     spreads: tuple[SpreadDone, ...] = ()
 
 
-class SumQueryDone(Left):
+class SumQueryDone(RunFileModel):
     """What a sum, or one of its parts, finds."""
 
     name: str
@@ -269,7 +269,7 @@ class SumQueryDone(Left):
     preferred: dict[str, Measured] = Field(default_factory=dict)
 
 
-class SumDone(Left):
+class SumDone(RunFileModel):
     """A sum beside its parts."""
 
     parts: dict[str, float]
@@ -284,13 +284,13 @@ class SumDone(Left):
         return f"{self.queries[0].name} → {self.gallery}"
 
 
-class ArithmeticDone(Left):
+class ArithmeticDone(RunFileModel):
     """`arithmetic.json`."""
 
     sums: tuple[SumDone, ...] = ()
 
 
-class ProbeMetric(Left):
+class ProbeMetric(RunFileModel):
     """A figure of a probe; what it leaves out is not shown."""
 
     value: float
@@ -299,27 +299,27 @@ class ProbeMetric(Left):
     chance: float = math.nan
 
 
-class ZeroShotDone(Left):
+class ZeroShotDone(RunFileModel):
     """Recognition without examples."""
 
     metrics: dict[str, ProbeMetric] = Field(default_factory=dict)
 
 
-class PointDone(Left):
+class PointDone(RunFileModel):
     """Recognition with some examples of each class."""
 
     shots: int | str
     metrics: dict[str, ProbeMetric] = Field(default_factory=dict)
 
 
-class CurveDone(Left):
+class CurveDone(RunFileModel):
     """A classifier at several numbers of examples."""
 
     classifier: str
     points: tuple[PointDone, ...] = ()
 
 
-class FactDone(Left):
+class FactDone(RunFileModel):
     """A number of each place, read off embeddings."""
 
     name: str
@@ -329,7 +329,7 @@ class FactDone(Left):
     error: float = math.nan
 
 
-class ProbesDone(Left):
+class ProbesDone(RunFileModel):
     """`probes.json`, which `geobind probe --out` writes."""
 
     modality: str
@@ -355,17 +355,17 @@ _OF_PAIRS = ("loss:", "temperature:", "R@")  # and of each pair, in stages that 
 WATCHED = "validation"  # what the names of curves of validation.csv begin with
 _WATCHED = ("loss",)
 _MAX_RECIPE = 1_000_000  # bytes
-Known = TypeVar("Known")
+Checked = TypeVar("Checked")
 
 
-class Curve(NamedTuple):
+class StageCurve(NamedTuple):
     """One measure of a stage over its steps."""
 
     step_S: NDArray[np.int64]
     value_S: NDArray[np.float64]
 
 
-Curves = Mapping[str, Mapping[str, Curve]]  # by stage, then by measure
+Curves = Mapping[str, Mapping[str, StageCurve]]  # by stage, then by measure
 
 
 @dataclass(frozen=True)
@@ -378,7 +378,7 @@ class Run:
     recipe_text: str
     started: Mapping[str, Any]  # run.json
     card: Mapping[str, Any]  # binder.json of the bundle; empty while the run is not finished
-    stages: tuple[StageDone, ...]
+    stages: tuple[FinishedStage, ...]
     curves: Curves
     retrieved: Retrieved | None
     leaks: Mapping[str, Leak]  # by stage
@@ -424,11 +424,11 @@ def read_run(folder: Path) -> Run:
     recipe_file = folder / "recipe.yaml"
     if not started or not recipe_file.is_file():
         raise DataError(f"{folder}: not a run, it has no run.json and recipe.yaml; give what `--out` named")
-    text = _text(recipe_file)
+    text = _read_text(recipe_file)
     recipe, _ = parse(text, str(recipe_file))
     if not isinstance(recipe.get("stages"), list) or not isinstance(recipe.get("modalities"), dict):
         raise CheckpointError(f"{recipe_file}: has no stages or no modalities; it is not the recipe of a run")
-    arithmetic = _there(ArithmeticDone, folder / "arithmetic.json")
+    arithmetic = _load_if_present(ArithmeticDone, folder / "arithmetic.json")
     return Run(
         folder=folder,
         name=str(recipe.get("name") or started.get("recipe") or folder.name),
@@ -436,18 +436,22 @@ def read_run(folder: Path) -> Run:
         recipe_text=text,
         started=started,
         card=files.read_json(folder / "bundle" / "binder.json"),
-        stages=tuple(checked(StageDone, path) for path in sorted(folder.glob("stages/*/stage.json"))),
-        curves=_joined(read_curves(folder / "metrics.csv"), read_curves(folder / "validation.csv", _WATCHED)),
-        retrieved=_there(Retrieved, folder / "retrieval.json"),
-        leaks=checked(dict[str, Leak], folder / "leakage.json"),
-        gap=_there(GapDone, folder / "gap.json"),
-        calibration=_there(CalibrationDone, folder / "calibration.json"),
+        stages=tuple(
+            load_checked(FinishedStage, path) for path in sorted(folder.glob("stages/*/stage.json"))
+        ),
+        curves=_join_curves(
+            read_curves(folder / "metrics.csv"), read_curves(folder / "validation.csv", _WATCHED)
+        ),
+        retrieved=_load_if_present(Retrieved, folder / "retrieval.json"),
+        leaks=load_checked(dict[str, Leak], folder / "leakage.json"),
+        gap=_load_if_present(GapDone, folder / "gap.json"),
+        calibration=_load_if_present(CalibrationDone, folder / "calibration.json"),
         sums=arithmetic.sums if arithmetic else (),
-        probes=_there(ProbesDone, folder / "probes.json"),
+        probes=_load_if_present(ProbesDone, folder / "probes.json"),
     )
 
 
-def _joined(curves: Curves, watched: Curves) -> Curves:
+def _join_curves(curves: Curves, watched: Curves) -> Curves:
     """Add what stages were watched by to what they told themselves."""
     return {
         stage: {**found, **{f"{WATCHED}:{name}": curve for name, curve in watched.get(stage, {}).items()}}
@@ -471,7 +475,9 @@ def read_curves(path: Path, measures: tuple[str, ...] = MEASURES) -> Curves:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CheckpointError(f"{path}: not readable as metrics ({error})") from error
     return {
-        stage: {measure: Curve(*map(np.array, zip(*found, strict=True))) for measure, found in there.items()}
+        stage: {
+            measure: StageCurve(*map(np.array, zip(*found, strict=True))) for measure, found in there.items()
+        }
         for stage, there in points.items()
     }
 
@@ -486,7 +492,7 @@ def _points(rows: csv.DictReader[str], measures: tuple[str, ...]) -> Iterator[tu
                 continue
 
 
-def checked(kind: type[Known], path: Path) -> Known:
+def load_checked(kind: type[Checked], path: Path) -> Checked:
     """Return what a file of a run holds.
 
     Raises:
@@ -502,11 +508,11 @@ def checked(kind: type[Known], path: Path) -> Known:
         ) from None
 
 
-def _there(kind: type[Known], path: Path) -> Known | None:
-    return checked(kind, path) if path.is_file() else None
+def _load_if_present(kind: type[Checked], path: Path) -> Checked | None:
+    return load_checked(kind, path) if path.is_file() else None
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > _MAX_RECIPE:
             raise CheckpointError(f"{path}: larger than {_MAX_RECIPE} bytes; not a recipe")

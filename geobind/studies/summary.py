@@ -13,8 +13,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from matplotlib.axes import Axes
 
 from geobind.errors import DataError
-from geobind.report.page import render
-from geobind.report.plots import INK, MARKERS, SERIES, TITLES, Draw, Panel, headline, png, svg
+from geobind.report.page import render_template
+from geobind.report.plots import (
+    INK,
+    MARKERS,
+    SERIES,
+    TITLES,
+    Draw,
+    Panel,
+    draw_png,
+    draw_svg,
+    headline_measure,
+)
 from geobind.report.run_files import Retrieved, Run, read_run
 from geobind.studies.runner import Ran
 from geobind.utils import files, formatting
@@ -115,7 +125,7 @@ def measure_of(table: Retrieved, wanted: str | None) -> str:
     Raises:
         DataError: The table has no such measure.
     """
-    chosen, there = wanted or headline(table), table.rows[0].metrics
+    chosen, there = wanted or headline_measure(table), table.rows[0].metrics
     if chosen not in there:
         raise DataError(f"no measure '{chosen}'; the runs have {', '.join(there)}")
     return chosen
@@ -183,10 +193,12 @@ def write_study(
         StorageError: One of them cannot be written.
     """
     if panels:
-        files.write_atomic(home / f"{name}.png", png(list(panels), columns=min(2, len(panels))))
+        files.write_atomic(home / f"{name}.png", draw_png(list(panels), columns=min(2, len(panels))))
     page = home / f"{name}.html"
-    drawn = [svg(panel) for panel in panels]
-    files.write_atomic(page, render("study.html", title=title, notes=notes, tables=grids, plots=drawn))
+    drawn = [draw_svg(panel) for panel in panels]
+    files.write_atomic(
+        page, render_template("study.html", title=title, notes=notes, tables=grids, plots=drawn)
+    )
     return page
 
 

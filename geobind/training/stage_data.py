@@ -15,8 +15,14 @@ from geobind.data.sources import PluginPairs, TableRows
 from geobind.data.table import Table, open_table
 from geobind.errors import DataError, RecipeError
 from geobind.evaluation import Leakage, leakage
-from geobind.evaluation.held_out import EvaluationResults, check_rows, first_rows, measure_all, warned
-from geobind.evaluation.split_leakage import Looked
+from geobind.evaluation.held_out import (
+    EvaluationResults,
+    check_evaluation_rows,
+    measure_all,
+    take_first_rows,
+    with_warnings,
+)
+from geobind.evaluation.split_leakage import ImageHashes
 from geobind.recipe import Recipe, Stage
 from geobind.training.validation import check_validation_rows, subsample
 
@@ -32,7 +38,7 @@ class StageData:
         self._rows: dict[str, MixedDataset] = {}
         self._validation_rows: dict[str, MixedDataset] = {}
         self._leaks: dict[str, Leakage] = {}
-        self._looked: Looked = {}
+        self._looked: ImageHashes = {}
         for stage in recipe.stages:
             for options in recipe.tables_of(stage):
                 self._open(options)
@@ -135,7 +141,7 @@ class StageData:
         """
         options, table = self.recipe.evaluate, self._table(self._evaluated())
         if options is not None and table is not None:
-            check_rows(table, options)
+            check_evaluation_rows(table, options)
 
     def measure(self, binder: Binder) -> EvaluationResults | None:
         """Measure what the recipe's `evaluate` asks for."""
@@ -145,14 +151,14 @@ class StageData:
             return None
         trained = {pair.both for stage in self.recipe.stages for pair in self.recipe.pairs_of(stage)}
         warnings = dict.fromkeys(leak.warning for leak in self.leakage().values() if leak.warning)
-        return warned(measure_all(binder, table, data, trained, options), tuple(warnings))
+        return with_warnings(measure_all(binder, table, data, trained, options), tuple(warnings))
 
     def evaluation_table(self) -> Table | None:
         """The rows that `evaluate` measures on."""
         options, table = self.recipe.evaluate, self._table(self._evaluated())
         if options is None or table is None:
             return None
-        return first_rows(table.split(options.split), options.limit)
+        return take_first_rows(table.split(options.split), options.limit)
 
     def leakage(self) -> dict[str, Leakage]:
         """What the rows measured on share with each stage's training rows, where both are tables."""

@@ -12,8 +12,12 @@ from geobind.data.options import DataOptions
 from geobind.data.table import open_table
 from geobind.data.toyearth_table import MOMENT, combine_places, list_places, render_column
 from geobind.errors import DataError
-from geobind.evaluation.arithmetic import sums_of_rows, sums_of_two_places, sums_on_toyearth
-from geobind.evaluation.embedded import Embedded, embed_rows
+from geobind.evaluation.arithmetic import (
+    evaluate_sum_of_rows,
+    evaluate_sum_of_two_places,
+    evaluate_sum_on_toyearth,
+)
+from geobind.evaluation.embedded import EmbeddedRows, embed_rows
 from geobind.modality import Modality
 from geobind.recipe.embedding_sum import read_sum
 from geobind_toyearth import FACTS
@@ -69,7 +73,7 @@ def knowing(**facts):
 
 def measured(binder, text="tile+sound:photo"):
     table = open_table(OPTIONS, None, NAMES).split("test")
-    return sums_on_toyearth(binder, table, OPTIONS, embed_rows(binder, table), read_sum(text, NAMES))
+    return evaluate_sum_on_toyearth(binder, table, OPTIONS, embed_rows(binder, table), read_sum(text, NAMES))
 
 
 def test_encoders_that_see_only_their_part_find_the_composed_truth_and_no_part_alone_does():
@@ -116,11 +120,11 @@ def noisy(rows=60, seed=0):
     random = np.random.default_rng(seed)
     hidden = random.normal(size=(rows, 8))
     x = {n: torch.tensor(hidden + 1.5 * random.normal(size=hidden.shape)).float() for n in ("a", "b", "c")}
-    return {n: Embedded(np.arange(rows), torch.nn.functional.normalize(v, dim=1)) for n, v in x.items()}
+    return {n: EmbeddedRows(np.arange(rows), torch.nn.functional.normalize(v, dim=1)) for n, v in x.items()}
 
 
 def test_two_noisy_observations_of_a_place_find_it_better_than_one():
-    found = sums_of_rows(noisy(), read_sum("a+b:c", "abc"))
+    found = evaluate_sum_of_rows(noisy(), read_sum("a+b:c", "abc"))
     rank = {query.name: query.retrieval.metrics["mean_rank"].value for query in found.queries}
     assert list(rank) == ["a + b", "a", "b"]
     assert rank["a + b"] < min(rank["a"], rank["b"])
@@ -129,7 +133,7 @@ def test_two_noisy_observations_of_a_place_find_it_better_than_one():
 
 
 def test_labels_are_the_truth_where_they_are_given():
-    found = sums_of_rows(noisy(), read_sum("a+b:c", "abc"), ["x", "y", None] * 20)
+    found = evaluate_sum_of_rows(noisy(), read_sum("a+b:c", "abc"), ["x", "y", None] * 20)
     assert (found.truth, found.queries[0].retrieval.gallery) == ("label", 40)
     assert found.queries[0].retrieval.metrics["R@1"].chance == pytest.approx(0.5, abs=0.02)
 
@@ -138,13 +142,13 @@ def test_weights_count():
     right, other = torch.tensor([[1.0, 0.0]] * 2), torch.tensor([[0.0, 1.0]] * 2)
     parts, rivals = {"a": right, "b": other}, {"rival": other}
     light, heavy = (
-        sums_of_two_places(read_sum(text, "abc"), parts, right, other, rivals, "x")
+        evaluate_sum_of_two_places(read_sum(text, "abc"), parts, right, other, rivals, "x")
         .queries[0]
         .preferred["rival"]
         for text in ("2*a+b:c", "a+2*b:c")
     )
     assert (light.value, heavy.value) == (1.0, 0.0)
-    tied = sums_of_two_places(read_sum("a+b:c", "abc"), parts, right, other, rivals, "x").queries[0]
+    tied = evaluate_sum_of_two_places(read_sum("a+b:c", "abc"), parts, right, other, rivals, "x").queries[0]
     assert tied.preferred["rival"].value == 0.5
 
 
@@ -174,12 +178,14 @@ def test_what_toy_earth_cannot_do_is_told():
     table = open_table(OPTIONS, None, NAMES)
     few = table.take(np.arange(5))
     with pytest.raises(DataError, match="5 rows; sums of two places need 10"):
-        sums_on_toyearth(binder, few, OPTIONS, embed_rows(binder, few), read_sum("tile+sound:photo", NAMES))
+        evaluate_sum_on_toyearth(
+            binder, few, OPTIONS, embed_rows(binder, few), read_sum("tile+sound:photo", NAMES)
+        )
     manifest = DataOptions(manifest="rows.csv")
     with pytest.raises(DataError, match="only toy Earth can render"):
-        sums_on_toyearth(binder, table, manifest, {}, read_sum("tile+sound:photo", NAMES))
+        evaluate_sum_on_toyearth(binder, table, manifest, {}, read_sum("tile+sound:photo", NAMES))
     with pytest.raises(DataError, match="0 rows have a, b, c"):
-        sums_of_rows(
-            {n: Embedded(np.array([i]), torch.eye(3)[[i]]) for i, n in enumerate("abc")},
+        evaluate_sum_of_rows(
+            {n: EmbeddedRows(np.array([i]), torch.eye(3)[[i]]) for i, n in enumerate("abc")},
             read_sum("a+b:c", "abc"),
         )

@@ -8,8 +8,8 @@ from geobind.data.options import DataOptions
 from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.evaluation import evaluate_pairs, retrieval
-from geobind.evaluation.bootstrap import Resampling, bootstrap
-from geobind.evaluation.split_leakage import clusters_of
+from geobind.evaluation.bootstrap import Resampling, bound_ranking_measures
+from geobind.evaluation.split_leakage import cluster_rows
 
 
 @pytest.fixture(autouse=True)
@@ -25,10 +25,10 @@ def test_ten_copies_of_a_query_are_one_query_when_drawn_together():
     random = np.random.default_rng(0)
     value = random.random((40, 1))
     rank = np.floor(100 * value[:, 0])
-    alone = bootstrap(value, rank, Resampling(2000))
+    alone = bound_ranking_measures(value, rank, Resampling(2000))
     copied = np.repeat(value, 10, axis=0), np.repeat(rank, 10)
-    together = bootstrap(*copied, Resampling(2000), np.repeat(np.arange(40), 10))
-    naive = bootstrap(*copied, Resampling(2000))
+    together = bound_ranking_measures(*copied, Resampling(2000), np.repeat(np.arange(40), 10))
+    naive = bound_ranking_measures(*copied, Resampling(2000))
     whole = alone.high_M[0] - alone.low_M[0]
     assert together.high_M[0] - together.low_M[0] == pytest.approx(whole, rel=0.1)
     assert naive.high_M[0] - naive.low_M[0] == pytest.approx(whole / np.sqrt(10), rel=0.15)
@@ -38,7 +38,8 @@ def test_ten_copies_of_a_query_are_one_query_when_drawn_together():
 def test_clusters_of_one_query_change_nothing():
     value, rank = np.random.default_rng(1).random((50, 2)), np.arange(50.0)
     one, other = (
-        bootstrap(value, rank, Resampling(300, seed=3), clusters) for clusters in (None, np.arange(50))
+        bound_ranking_measures(value, rank, Resampling(300, seed=3), clusters)
+        for clusters in (None, np.arange(50))
     )
     assert all(np.allclose(a, b) for a, b in zip(one, other, strict=True))
 
@@ -74,15 +75,15 @@ def table(tmp_path, text):
 
 def test_cells_and_groups_come_from_the_table(tmp_path):
     rows = table(tmp_path, "lat,lon,note,group\n0.5,0.5,a,t1\n0.7,0.9,b,t1\n1.5,0.5,c,\n,,d,t2\n")
-    cells = clusters_of(rows, "cell")
+    cells = cluster_rows(rows, "cell")
     assert cells[0] == cells[1] != cells[2]
     assert cells[3] is None
-    assert list(clusters_of(rows, "group")) == ["t1", "t1", None, "t2"]
+    assert list(cluster_rows(rows, "group")) == ["t1", "t1", None, "t2"]
 
 
 def test_a_table_that_does_not_say_is_told(tmp_path):
     rows = table(tmp_path, "note\na\nb\n")
     with pytest.raises(DataError, match=r"rows\.csv: intervals by group need a column `group`"):
-        clusters_of(rows, "group")
+        cluster_rows(rows, "group")
     with pytest.raises(DataError, match="intervals by cell need columns `lat` and `lon`"):
-        clusters_of(rows, "cell")
+        cluster_rows(rows, "cell")

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from geobind.errors import DataError
-from geobind.evaluation import Settings, evaluate_pairs, rank_counts, render, retrieval
-from geobind.evaluation.bootstrap import Resampling, bootstrap, by_counting
+from geobind.evaluation import RetrievalSettings, build_pair_table, evaluate_pairs, rank_counts, retrieval
+from geobind.evaluation.bootstrap import Resampling, bound_ranking_measures, by_counting
 
 TRAINED = {frozenset({"satellite", "photo"}), frozenset({"satellite", "sound"})}
-QUICK = Settings(resamples=100)
+QUICK = RetrievalSettings(resamples=100)
 
 
 def unit(rows, seed, width=32):
@@ -80,7 +80,7 @@ def test_random_embeddings_leave_chance_inside_almost_every_interval():
             gallery_labels=labels,
             query_places=places,
             gallery_places=places,
-            settings=Settings(resamples=200),
+            settings=RetrievalSettings(resamples=200),
         )
         names = (
             "R@10",
@@ -106,7 +106,12 @@ def test_a_constant_embedding_scores_exactly_chance_in_every_measure(rows, group
     ids, labels = random.integers(0, groups, rows), random.integers(0, 4, rows)
     places = random.uniform(-1, 1, (rows, 2))
     for row in evaluate_pairs(
-        {"a": same, "b": same}, [], ids=ids, labels=labels, places=places, settings=Settings(resamples=5)
+        {"a": same, "b": same},
+        [],
+        ids=ids,
+        labels=labels,
+        places=places,
+        settings=RetrievalSettings(resamples=5),
     ).rows:
         for name, metric in row.retrieval.metrics.items():
             if name != "median_rank":  # with several positives only the mean over ties is known
@@ -177,7 +182,7 @@ def test_the_terminal_table_shows_marks_intervals_and_chance():
     half = np.arange(60) < 30
     table = evaluate_pairs(three(), TRAINED, presence={"photo": half, "sound": ~half}, settings=QUICK)
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(render(table, metrics=["R@1", "median_rank", "absent"]))
+    console.print(build_pair_table(table, metrics=["R@1", "median_rank", "absent"]))
     text = console.export_text()
     assert "trained" in text
     assert "chance 0.033" in text
@@ -188,7 +193,7 @@ def test_the_terminal_table_shows_marks_intervals_and_chance():
 def test_the_interval_of_a_mean_matches_the_normal_approximation():
     random = np.random.default_rng(0)
     value = random.normal(3, 2, (2000, 1))
-    bounds = bootstrap(value, value[:, 0], Resampling(2000, seed=1))
+    bounds = bound_ranking_measures(value, value[:, 0], Resampling(2000, seed=1))
     half = 1.96 * 2 / np.sqrt(2000)
     assert bounds.low_M[0] == pytest.approx(value.mean() - half, abs=0.15 * half)
     assert bounds.high_M[0] == pytest.approx(value.mean() + half, abs=0.15 * half)
@@ -206,7 +211,8 @@ def test_bootstrap_medians_are_those_of_the_resamples_drawn_one_by_one(queries):
 
 def test_the_same_seed_gives_the_same_intervals():
     runs = [
-        evaluate_pairs(three(), TRAINED, settings=Settings(resamples=50, seed=s)).to_dict() for s in (1, 1, 2)
+        evaluate_pairs(three(), TRAINED, settings=RetrievalSettings(resamples=50, seed=s)).to_dict()
+        for s in (1, 1, 2)
     ]
     assert runs[0] == runs[1]
     assert runs[0]["rows"] != runs[2]["rows"]
@@ -214,7 +220,7 @@ def test_the_same_seed_gives_the_same_intervals():
 
 def test_queries_without_a_label_are_left_out_of_its_mean():
     value = np.array([[1.0], [np.nan], [0.0], [np.nan]])
-    bounds = bootstrap(value, np.arange(4.0), Resampling(200))
+    bounds = bound_ranking_measures(value, np.arange(4.0), Resampling(200))
     assert (bounds.low_M[0], bounds.high_M[0]) == (0.0, 1.0)
 
 
@@ -277,4 +283,4 @@ def test_labels_for_one_side_only_are_refused():
 )
 def test_settings_out_of_range_are_refused_by_name(wrong):
     with pytest.raises(DataError, match=f"evaluation setting {next(iter(wrong))} is"):
-        Settings(**wrong)
+        RetrievalSettings(**wrong)

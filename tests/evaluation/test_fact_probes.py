@@ -5,7 +5,7 @@ import pytest
 
 from geobind.errors import DataError
 from geobind.evaluation import FactOptions, Resampling, probe_facts
-from geobind.evaluation.regression_probe import _predicted
+from geobind.evaluation.regression_probe import _predict
 from geobind.utils.geo import assign_cells
 
 ROWS = 400
@@ -73,7 +73,7 @@ def test_no_block_is_cut_by_a_fold(monkeypatch):
     monkeypatch.setattr(regression_probe, "split_units", spy)
     x_ND, places, _ = earth()
     block_N = assign_cells(places, 2000)
-    _predicted(x_ND.astype(float), places[:, :1], block_N, places, OPTIONS)
+    _predict(x_ND.astype(float), places[:, :1], block_N, places, OPTIONS)
     ((units, folds),) = seen
     of_unit = {}
     for unit, fold in zip(units, folds, strict=True):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, normalize
 
 from geobind.errors import DataError
-from geobind.evaluation import FewShotOptions, Labelled, Resampling, few_shot
+from geobind.evaluation import FewShotOptions, LabelledEmbeddings, Resampling, few_shot
 from geobind.evaluation.linear import logistic
 
 FEW = Resampling(resamples=100)
@@ -20,7 +20,7 @@ def rows(count, noise, seed, width=12, classes=5):
     random = torch.Generator().manual_seed(seed)
     class_N = torch.arange(count) % classes
     x_ND = centre_CD[class_N] + noise * torch.randn(count, width, generator=random)
-    return Labelled(normalize(x_ND, dim=1), [NAMES[c] for c in class_N])
+    return LabelledEmbeddings(normalize(x_ND, dim=1), [NAMES[c] for c in class_N])
 
 
 def options(*shots, draws=4, **more):
@@ -60,7 +60,7 @@ def test_accuracy_grows_with_examples():
 
 
 def test_each_point_says_what_it_was_made_from():
-    train = Labelled(rows(40, 0.5, 0).embeddings, ["c0"] * 30 + ["c1"] * 7 + [None] * 3)
+    train = LabelledEmbeddings(rows(40, 0.5, 0).embeddings, ["c0"] * 30 + ["c1"] * 7 + [None] * 3)
     test = rows(50, 0.5, 1)._replace(labels=["c0", "c1"] * 25)
     logistic_curve, mean_curve = few_shot(train, test, options=options(2, 16, 64, "all"))
     assert [(p.shots, p.fewest, p.rows, p.draws) for p in logistic_curve.points] == [
@@ -85,11 +85,11 @@ def test_the_same_seed_gives_the_same_curve_and_another_seed_another():
 
 
 def test_more_shots_of_a_draw_contain_the_fewer():
-    from geobind.evaluation.classification import truth_of
-    from geobind.evaluation.few_shot_curves import _supports
+    from geobind.evaluation.classification import build_query_classes
+    from geobind.evaluation.few_shot_curves import _draw_supports
 
-    truth = truth_of(rows(100, 1, 0).labels, NAMES, 100)
-    two, eight = ([set(s.tolist()) for s in _supports(truth, k, options(1))] for k in (2, 8))
+    truth = build_query_classes(rows(100, 1, 0).labels, NAMES, 100)
+    two, eight = ([set(s.tolist()) for s in _draw_supports(truth, k, options(1))] for k in (2, 8))
     assert all(small < large for small, large in zip(two, eight, strict=True))
     assert [len(s) for s in two] == [10] * 4
     assert two[0] != two[1]
@@ -143,7 +143,11 @@ def test_a_larger_penalty_gives_smaller_weights_largest_first():
 
 def test_a_class_that_all_rows_share_a_point_in_is_no_obstacle():
     same = torch.full((10, 4), 0.5)
-    curves = few_shot(Labelled(same, NAMES[:2] * 5), Labelled(same, NAMES[:2] * 5), options=options(1, "all"))
+    curves = few_shot(
+        LabelledEmbeddings(same, NAMES[:2] * 5),
+        LabelledEmbeddings(same, NAMES[:2] * 5),
+        options=options(1, "all"),
+    )
     assert set(accuracy(curves).values()) == {0.5}
 
 

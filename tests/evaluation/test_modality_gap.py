@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.evaluation.bootstrap import Resampling
-from geobind.evaluation.embedded import Embedded
-from geobind.evaluation.gap import modality_gap, uniformity
+from geobind.evaluation.embedded import EmbeddedRows
+from geobind.evaluation.gap import measure_uniformity, modality_gap
 
 FEW = Resampling(200)
 
@@ -22,7 +22,8 @@ def two(shift, rows=300, width=16, seed=0, noise=1.0):
     made[1][:, 0] += shift
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in made]
     return {
-        name: Embedded(np.arange(rows), torch.tensor(x).float()) for name, x in zip("ab", unit, strict=True)
+        name: EmbeddedRows(np.arange(rows), torch.tensor(x).float())
+        for name, x in zip("ab", unit, strict=True)
     }
 
 
@@ -55,20 +56,20 @@ def test_the_figures_are_what_their_definitions_say():
 def test_uniformity_is_what_its_definition_says(seed, rows):
     x = two(0.0, rows, 5, seed)["a"].embedding_QD.double().numpy()
     square = ((x[:, None] - x) ** 2).sum(-1)[~np.eye(rows, dtype=bool)]
-    assert uniformity(x).value == pytest.approx(np.log(np.exp(-2 * square).mean()))
+    assert measure_uniformity(x).value == pytest.approx(np.log(np.exp(-2 * square).mean()))
 
 
 def test_points_drawn_evenly_reach_the_uniformity_of_chance_and_one_point_has_none():
     random = np.random.default_rng(0)
     x = random.normal(size=(2000, 8))
-    even = uniformity(x / np.linalg.norm(x, axis=1, keepdims=True))
+    even = measure_uniformity(x / np.linalg.norm(x, axis=1, keepdims=True))
     assert even.low < even.chance < even.high
-    assert uniformity(np.tile([[1.0, 0.0]], (20, 1))).value == pytest.approx(0)
+    assert measure_uniformity(np.tile([[1.0, 0.0]], (20, 1))).value == pytest.approx(0)
 
 
 def test_modalities_with_few_rows_are_left_out_and_the_rest_is_plain_json():
     found = two(0.0)
-    found["c"] = Embedded(np.arange(3), found["a"].embedding_QD[:3])
+    found["c"] = EmbeddedRows(np.arange(3), found["a"].embedding_QD[:3])
     plain = json.loads(json.dumps(modality_gap(found, options=FEW).to_dict()))
     assert [pair["modalities"] for pair in plain["pairs"]] == [["a", "b"]]
     assert [one["modality"] for one in plain["spreads"]] == ["a", "b"]

@@ -45,7 +45,7 @@ def test_an_image_saved_again_or_resized_is_found_and_a_copy_is_counted_as_a_cop
 
 
 def test_more_images_than_the_limit_are_not_decoded_and_that_is_said(table, monkeypatch):
-    monkeypatch.setattr(split_leakage, "_marks", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(split_leakage, "_hash_images", lambda *_: pytest.fail("decoded"))
     found = leakage(table.split("train"), table.split("test"), most_images=8).copies["photo"]
     assert found.near is None
     assert found.near_unseen == "9 images to decode, more than 8"

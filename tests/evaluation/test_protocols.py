@@ -13,14 +13,14 @@ from torch.nn.functional import normalize
 from geobind.errors import DataError
 from geobind.evaluation import (
     PROTOCOLS,
+    build_protocol_tables,
+    evaluate_protocol,
     geoclap_split,
-    protocol,
+    get_protocol,
     psm_split,
-    published,
-    render_published,
     soundingearth_split,
 )
-from geobind.evaluation.protocols import gallery_rows
+from geobind.evaluation.protocols import select_gallery_rows
 
 # A naive second opinion: each convention once more from its description alone, over whole matrices and in
 # loops. `s[i, j]` is the similarity of image i and the other modality's row j.
@@ -124,7 +124,7 @@ def noisy(rows, seed, hubs=0.0):
 
 
 def values(name, one, two, **options):
-    return [figure.value for figure in published(protocol(name), one, two, **options).figures]
+    return [figure.value for figure in evaluate_protocol(get_protocol(name), one, two, **options).figures]
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -138,13 +138,13 @@ def test_each_protocol_gives_what_its_published_code_would(name, seed):
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_the_quirks_disagree_with_what_the_names_promise(name):
     one, two = noisy(400, 3, hubs=1.0)
-    figures = published(protocol(name), one, two).figures
+    figures = evaluate_protocol(get_protocol(name), one, two).figures
     assert any(figure.value != pytest.approx(figure.clean) for figure in figures)
 
 
 def test_the_worked_example_reads_56_percent_and_13_and_a_half_as_sat2cap_prints_it():
     one, two = embedded(worked_example())
-    found = {f.says: f.value for f in published(protocol("sat2cap"), one, two).figures}
+    found = {f.says: f.value for f in evaluate_protocol(get_protocol("sat2cap"), one, two).figures}
     assert found["anchor → other R@10"] == pytest.approx(0.564)
     assert found["anchor → other median rank"] == 13.5
 
@@ -168,24 +168,25 @@ def test_a_strict_recall_at_100_is_a_recall_at_99():
     s = np.eye(200) * 0.5
     s[0, 1:100] = 0.6  # image 0 has 99 rivals: its own row is the 100th
     one, two = embedded(s)
-    found = {f.says: f for f in published(protocol("psm2024"), one, two).figures}
+    found = {f.says: f for f in evaluate_protocol(get_protocol("psm2024"), one, two).figures}
     assert found["anchor → other R@10%"].value == 199 / 200
     s[0, 20:100] = 0  # 19 rivals: the 20th of the 10 % that are 20
-    found = {f.says: f for f in published(protocol("psm2024"), *embedded(s)).figures}
+    found = {f.says: f for f in evaluate_protocol(get_protocol("psm2024"), *embedded(s)).figures}
     assert (found["anchor → other R@10%"].value, found["anchor → other R@10%"].clean) == (199 / 200, 1.0)
 
 
 def test_a_share_that_is_not_whole_is_not_rounded_by_psm():
     s = np.eye(15) * 0.5
     s[0, 1] = 0.6  # rank 2; 10 % of 15 is 1.5
-    found = published(protocol("psm2024"), *embedded(s)).figures[0]
+    found = evaluate_protocol(get_protocol("psm2024"), *embedded(s)).figures[0]
     assert (found.value, found.clean) == (14 / 15, 1.0)
 
 
 def test_geoclap_prints_each_direction_under_the_name_of_the_other():
     one, two = noisy(200, 5, hubs=1.0)
     figures = {
-        f.says: f for f in published(protocol("geoclap2023"), one, two, names=("tile", "sound")).figures
+        f.says: f
+        for f in evaluate_protocol(get_protocol("geoclap2023"), one, two, names=("tile", "sound")).figures
     }
     printed = figures["tile → sound median rank"]
     assert printed.means == "sound → tile median rank"
@@ -195,7 +196,7 @@ def test_geoclap_prints_each_direction_under_the_name_of_the_other():
 
 def test_dividing_distances_by_their_means_moves_the_ranks_of_images_only():
     one, two = noisy(160, 7, hubs=1.0)
-    figures = {f.says: f for f in published(protocol("soundingearth"), one, two).figures}
+    figures = {f.says: f for f in evaluate_protocol(get_protocol("soundingearth"), one, two).figures}
     assert figures["anchor → other median rank"].value == figures["anchor → other median rank"].clean
     assert figures["other → anchor median rank"].value != figures["other → anchor median rank"].clean
 
@@ -203,25 +204,27 @@ def test_dividing_distances_by_their_means_moves_the_ranks_of_images_only():
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_constant_embedding_has_the_median_rank_of_chance_everywhere(name):
     same = normalize(torch.ones(64, 8), dim=1)
-    figures = published(protocol(name), same, same).figures
+    figures = evaluate_protocol(get_protocol(name), same, same).figures
     assert [f.value for f in figures if f.says.endswith("rank")] == [
         32.5 for f in figures if f.says.endswith("rank")
     ]
 
 
 def test_a_gallery_that_is_too_large_is_drawn_by_the_seed_and_one_too_small_is_said_to_be():
-    geoclap = protocol("geoclap2023")
-    rows = gallery_rows(20_000, geoclap, 0)
+    geoclap = get_protocol("geoclap2023")
+    rows = select_gallery_rows(20_000, geoclap, 0)
     assert len(set(rows)) == 10_159
-    np.testing.assert_array_equal(rows, gallery_rows(20_000, geoclap, 0))
-    assert set(rows) != set(gallery_rows(20_000, geoclap, 1))
+    np.testing.assert_array_equal(rows, select_gallery_rows(20_000, geoclap, 0))
+    assert set(rows) != set(select_gallery_rows(20_000, geoclap, 1))
     one, two = noisy(50, 0)
-    assert published(geoclap, one, two).caveat == "gallery of 50 rows, published 10,159: not comparable"
+    assert (
+        evaluate_protocol(geoclap, one, two).caveat == "gallery of 50 rows, published 10,159: not comparable"
+    )
 
 
 def test_soundingearth_drops_its_last_incomplete_batch():
     one, two = noisy(50, 0)
-    result = published(protocol("soundingearth"), one, two)
+    result = evaluate_protocol(get_protocol("soundingearth"), one, two)
     assert (result.available, result.gallery, result.caveat) == (50, 48, None)
     assert values("soundingearth", one, two) == values("soundingearth", one[:48], two[:48])
 
@@ -241,22 +244,22 @@ def test_every_protocol_names_its_paper_its_code_and_what_is_not_known():
 
 def test_an_unknown_protocol_is_refused_with_the_list():
     with pytest.raises(DataError, match="no protocol 'clip'; there are clean, geobind2024, sat2cap"):
-        protocol("clip")
+        get_protocol("clip")
 
 
 def test_sides_of_different_lengths_are_refused():
     one, two = noisy(10, 0)
     with pytest.raises(DataError, match="10 rows of tile against 9 of photo; give pairs"):
-        published(protocol("sat2cap"), one, two[:9], names=("tile", "photo"))
+        evaluate_protocol(get_protocol("sat2cap"), one, two[:9], names=("tile", "photo"))
 
 
 def test_what_is_printed_shows_the_value_its_meaning_the_clean_value_and_the_notes():
     from rich.console import Console
 
     one, two = noisy(60, 0)
-    results = [published(each, one, two, names=("tile", "photo")) for each in PROTOCOLS.values()]
+    results = [evaluate_protocol(each, one, two, names=("tile", "photo")) for each in PROTOCOLS.values()]
     text = io.StringIO()
-    for grid in render_published(results):
+    for grid in build_protocol_tables(results):
         Console(file=text, width=200).print(grid)
     for phrase in ("As sat2cap prints it", "photo → tile median rank", "not comparable", "not known:"):
         assert phrase in text.getvalue()

@@ -4,8 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.errors import DataError
-from geobind.evaluation.bootstrap import Resampling, spread, times_drawn
-from geobind.evaluation.classification import confusions, hits_QM, recognition, truth_of
+from geobind.evaluation.bootstrap import Resampling, bound_class_means, draw_counts
+from geobind.evaluation.classification import (
+    build_query_classes,
+    count_confusions,
+    hits_QM,
+    measure_recognition,
+)
 
 FEW = Resampling(resamples=200)
 
@@ -16,12 +21,12 @@ def scored(seed=0, queries=60, classes=4):
     score_QC = random.normal(size=(queries, classes))
     score_QC[np.arange(queries), class_Q] += 1.0
     names = [f"c{c}" for c in range(classes)]
-    return score_QC, truth_of([names[c] for c in class_Q], names, queries)
+    return score_QC, build_query_classes([names[c] for c in class_Q], names, queries)
 
 
 def test_scores_that_say_nothing_get_exactly_chance():
     _, truth = scored()
-    found = recognition(np.ones((60, 4)), truth, top=(1, 2, 5), options=FEW)
+    found = measure_recognition(np.ones((60, 4)), truth, top=(1, 2, 5), options=FEW)
     assert set(found.metrics) == {"accuracy", "top2", "mean_per_class"}  # 5 of 4 classes is no question
     for name, metric in found.metrics.items():
         assert metric.value == pytest.approx(0.5 if name == "top2" else 0.25, abs=1e-12)
@@ -48,15 +53,17 @@ def test_hits_are_the_expectation_over_all_orders_of_ties(seed, classes, rounded
 def test_every_query_is_counted_once_among_the_confusions_and_the_diagonal_is_the_accuracy():
     score_QC, truth = scored()
     score_QC[:5] = 0.0  # ties are shared out
-    found = recognition(score_QC, truth, options=FEW)
+    found = measure_recognition(score_QC, truth, options=FEW)
     assert found.confusion_CC.sum(1) == pytest.approx(np.bincount(truth.class_Q))
     assert np.trace(found.confusion_CC) / 60 == pytest.approx(found.metrics["accuracy"].value)
-    assert (confusions(np.eye(4)[truth.class_Q], truth.class_Q) == np.diag(np.bincount(truth.class_Q))).all()
+    assert (
+        count_confusions(np.eye(4)[truth.class_Q], truth.class_Q) == np.diag(np.bincount(truth.class_Q))
+    ).all()
 
 
 def test_the_mean_over_classes_counts_a_rare_class_as_much_as_a_frequent_one():
-    truth = truth_of(["often"] * 90 + ["rare"] * 10, ["often", "rare"], 100)
-    found = recognition(np.tile([1.0, 0.0], (100, 1)), truth, options=FEW)
+    truth = build_query_classes(["often"] * 90 + ["rare"] * 10, ["often", "rare"], 100)
+    found = measure_recognition(np.tile([1.0, 0.0], (100, 1)), truth, options=FEW)
     assert found.metrics["accuracy"].value == found.majority == 0.9
     assert found.metrics["mean_per_class"].value == 0.5
     assert {name: metric.value for name, metric in found.per_class.items()} == {"often": 1.0, "rare": 0.0}
@@ -66,9 +73,9 @@ def test_intervals_hold_the_value_and_shrink_with_more_queries():
     widths = []
     for queries in (40, 640):
         score_QC, truth = scored(1, queries)
-        for metric in recognition(score_QC, truth, options=FEW).metrics.values():
+        for metric in measure_recognition(score_QC, truth, options=FEW).metrics.values():
             assert metric.low <= metric.value <= metric.high
-        metric = recognition(score_QC, truth, options=FEW).metrics["accuracy"]
+        metric = measure_recognition(score_QC, truth, options=FEW).metrics["accuracy"]
         widths.append(metric.high - metric.low)
     assert widths[1] < widths[0] / 2
 
@@ -81,8 +88,8 @@ def test_queries_of_one_group_are_drawn_together_so_that_the_interval_is_wider()
     score_QC[np.arange(300), [(0 if label == "a" else 1) for label in labels]] = np.where(right_Q, 1.0, -1.0)
     widths = []
     for groups in (None, np.repeat(np.arange(10), 30)):
-        truth = truth_of(labels, ["a", "b"], 300, groups)
-        metric = recognition(score_QC, truth, options=FEW).metrics["accuracy"]
+        truth = build_query_classes(labels, ["a", "b"], 300, groups)
+        metric = measure_recognition(score_QC, truth, options=FEW).metrics["accuracy"]
         assert metric.value == 0.5
         widths.append(metric.high - metric.low)
     assert widths[1] > 3 * widths[0]
@@ -90,7 +97,7 @@ def test_queries_of_one_group_are_drawn_together_so_that_the_interval_is_wider()
 
 def test_the_interval_of_a_share_is_that_of_its_standard_error():
     value_EQM = (np.arange(400) % 2 == 0).astype(float)[None, :, None]
-    bounds = spread(value_EQM, np.zeros(400, dtype=int), 1, Resampling(resamples=4000))
+    bounds = bound_class_means(value_EQM, np.zeros(400, dtype=int), 1, Resampling(resamples=4000))
     low, high = bounds.mean_2M[:, 0]
     assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.25 / 400), rel=0.1)
 
@@ -99,20 +106,21 @@ def test_repeats_that_differ_widen_the_interval():
     same = np.full((5, 200, 1), 0.5)
     apart = np.repeat(np.array([0.1, 0.3, 0.5, 0.7, 0.9]), 200).reshape(5, 200, 1)
     widths = [
-        np.ptp(spread(value, np.zeros(200, dtype=int), 1, FEW).mean_2M[:, 0]) for value in (same, apart)
+        np.ptp(bound_class_means(value, np.zeros(200, dtype=int), 1, FEW).mean_2M[:, 0])
+        for value in (same, apart)
     ]
     assert widths[0] == pytest.approx(0, abs=1e-12) and widths[1] > 0.3
 
 
 def test_every_resample_draws_as_many_units_as_there_are():
     group_Q = np.array([0, 0, 0, 1, 2, 2])
-    for times_BQ in times_drawn(6, FEW, group_Q):
+    for times_BQ in draw_counts(6, FEW, group_Q):
         assert (times_BQ[:, [0, 3, 4]].sum(1) == 3).all()
         assert (times_BQ[:, 0] == times_BQ[:, 2]).all()
 
 
 def test_rows_without_a_label_are_left_out_with_their_groups():
-    truth = truth_of(["a", None, "b", "a"], ["a", "b"], 4, ["x", "y", None, "x"])
+    truth = build_query_classes(["a", None, "b", "a"], ["a", "b"], 4, ["x", "y", None, "x"])
     assert truth.kept_Q.tolist() == [True, False, True, True]
     assert truth.class_Q.tolist() == [0, 1, 0]
     assert truth.group_Q.tolist() == [0, 1, 0]
@@ -131,7 +139,7 @@ def test_rows_without_a_label_are_left_out_with_their_groups():
 )
 def test_labels_that_do_not_fit_are_refused(labels, classes, groups, message):
     with pytest.raises(DataError, match=message):
-        truth_of(labels, classes, 2, groups)
+        build_query_classes(labels, classes, 2, groups)
 
 
 def test_settings_out_of_range_are_refused():
@@ -143,6 +151,6 @@ def test_results_are_plain_values():
     import json
 
     score_QC, truth = scored()
-    plain = json.loads(json.dumps(recognition(score_QC, truth, options=FEW).to_dict()))
+    plain = json.loads(json.dumps(measure_recognition(score_QC, truth, options=FEW).to_dict()))
     assert plain["queries"] == 60 and len(plain["confusion"]) == 4
     assert set(plain["per_class"]) == set(plain["classes"])

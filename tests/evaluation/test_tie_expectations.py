@@ -9,9 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.retrieval import RetrievalMAP, RetrievalNormalizedDCG
 
-from geobind.evaluation.embeddings import Rows
-from geobind.evaluation.ranks import Counts
-from geobind.evaluation.retrieval_metrics import _measure, near_places, ranking_scores, same_code
+from geobind.evaluation.embeddings import EmbeddingMatrix
+from geobind.evaluation.ranks import RankCounts
+from geobind.evaluation.retrieval_metrics import (
+    _score_query,
+    relevance_by_code,
+    relevance_by_distance,
+    score_rankings,
+)
 
 
 def orders_of(score):
@@ -34,7 +39,7 @@ def counts_of(score, relevant):
     tied = [s == best for s in score]
     found = sum(t and r for t, r in zip(tied, relevant, strict=True))
     values = sum(s > best for s in score), sum(tied), found, sum(relevant)
-    return Counts(*(np.array([value]) for value in values), len(score))
+    return RankCounts(*(np.array([value]) for value in values), len(score))
 
 
 rankings = st.integers(1, 6).flatmap(
@@ -59,7 +64,7 @@ def test_every_measure_is_its_mean_over_all_ways_to_break_ties(ranking):
         hits = np.mean([any(relevant[item] for item in order[:k]) for order in orders])
         assert counts.hit_Q(k)[0] == pytest.approx(hits)
     score_G, chosen = np.array(score, dtype=np.float32), np.flatnonzero(relevant)
-    measured = _measure(score_G[chosen], gain[chosen], np.sort(score_G), 1e-6, False)
+    measured = _score_query(score_G[chosen], gain[chosen], np.sort(score_G), 1e-6, False)
     ideal = sum(g / np.log2(2 + at) for at, g in enumerate(sorted(gain, reverse=True)))
     assert measured[0] == pytest.approx(precision)
     assert measured[2] == pytest.approx(dcg / ideal)
@@ -79,7 +84,7 @@ def test_chance_is_what_random_rankings_score(gallery, share, seed):
     counts = counts_of(list(range(gallery)), relevant).chance()
     score_P = random.normal(size=m).astype(np.float32)
     rest = random.normal(size=gallery - m).astype(np.float32)
-    measured = _measure(score_P, gain[:m], np.sort(np.concatenate([score_P, rest])), 1e-6, False)
+    measured = _score_query(score_P, gain[:m], np.sort(np.concatenate([score_P, rest])), 1e-6, False)
     ideal = sum(g / np.log2(2 + at) for at, g in enumerate(sorted(gain, reverse=True)))
     chances = np.array([counts.rank_Q[0], counts.reciprocal_Q[0], measured[1], measured[3] * ideal])
     error = drawn.std(axis=0) / np.sqrt(trials)
@@ -93,7 +98,7 @@ def test_chance_is_what_random_rankings_score(gallery, share, seed):
 
 def test_the_chance_median_pools_queries_with_few_and_many_positives():
     relevant = np.array([1] * 50 + [20] * 50)
-    counts = Counts(np.zeros(100, int), np.ones(100, int), np.ones(100, int), relevant, 200)
+    counts = RankCounts(np.zeros(100, int), np.ones(100, int), np.ones(100, int), relevant, 200)
     random = np.random.default_rng(0)
     ranks = [random.permutation(200)[:m].min() + 1 for m in relevant for _ in range(200)]
     assert counts.chance_median_rank() == pytest.approx(np.median(ranks), abs=1)
@@ -101,7 +106,7 @@ def test_the_chance_median_pools_queries_with_few_and_many_positives():
 
 def unit(rows, seed, width=16):
     table = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
-    return Rows(torch.nn.functional.normalize(table, dim=1), "rows")
+    return EmbeddingMatrix(torch.nn.functional.normalize(table, dim=1), "rows")
 
 
 @settings(deadline=None, max_examples=10)
@@ -111,7 +116,9 @@ def test_map_and_ndcg_by_label_agree_with_torchmetrics_when_nothing_ties(seed, c
     query, gallery = unit(30, seed), unit(50, seed + 1)
     query_label = random.integers(0, classes, 30)
     gallery_label = np.concatenate([np.arange(classes), random.integers(0, classes, 50 - classes)])
-    ours = ranking_scores(query, gallery, {"label": same_code(query_label, gallery_label)}, 0.0)["label"]
+    ours = score_rankings(query, gallery, {"label": relevance_by_code(query_label, gallery_label)}, 0.0)[
+        "label"
+    ]
     # torchmetrics takes relevant items of negative score for irrelevant: shift all above zero.
     score = (query.block(slice(0, 30)) @ gallery.block(slice(0, 50)).T).flatten().double() + 2
     target = torch.from_numpy(query_label[:, None] == gallery_label).flatten()
@@ -135,7 +142,7 @@ degrees = st.tuples(st.floats(-90, 90), st.floats(-180, 180))
 @given(at=degrees, offset=st.tuples(st.floats(-3, 3), st.floats(-3, 3)), scale=st.floats(0.01, 3000))
 def test_the_gain_of_a_place_follows_the_haversine_distance(at, offset, scale):
     near = (float(np.clip(at[0] + offset[0], -90, 90)), at[1] + offset[1])
-    items, gain = near_places(np.array([at]), np.array([near]), scale).items(0)
+    items, gain = relevance_by_distance(np.array([at]), np.array([near]), scale).items(0)
     distance = haversine_km(at, near)
     if distance > 10.01 * scale:
         assert len(items) == 0
@@ -144,13 +151,13 @@ def test_the_gain_of_a_place_follows_the_haversine_distance(at, offset, scale):
 
 
 def test_the_antipode_is_half_a_circumference_away():
-    _, gain = near_places(np.array([[10.0, 20.0]]), np.array([[-10.0, -160.0]]), 10000.0).items(0)
+    _, gain = relevance_by_distance(np.array([[10.0, 20.0]]), np.array([[-10.0, -160.0]]), 10000.0).items(0)
     assert -10000 * np.log(gain[0]) == pytest.approx(np.pi * 6371.0088, rel=1e-6)
 
 
 def test_unknown_labels_and_places_are_neither_asked_nor_found():
-    items, _ = same_code(np.array([-1, 0]), np.array([-1, 0, -1])).items(0)
+    items, _ = relevance_by_code(np.array([-1, 0]), np.array([-1, 0, -1])).items(0)
     assert len(items) == 0
     places = np.array([[np.nan, np.nan], [1.0, 1.0]])
-    relevance = near_places(places, places, 25.0)
+    relevance = relevance_by_distance(places, places, 25.0)
     assert [relevance.items(0)[0].tolist(), relevance.items(1)[0].tolist()] == [[], [1]]

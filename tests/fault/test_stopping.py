@@ -58,7 +58,7 @@ def test_a_signal_ends_the_step_saves_it_and_the_run_goes_on_to_the_same_end(
     [
         (cache.Entry, "add", 1),  # while the cache fills
         (stage, "defer_signals", 1),  # before the first step of the second stage
-        (held_out, "tabulate", 0),
+        (held_out, "build_retrieval_table", 0),
         (stage.Checkpoint, "save", 2),
     ],
 )

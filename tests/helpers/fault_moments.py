@@ -72,7 +72,7 @@ class Moments:
         self._writing()
         self._appending(record.MetricsFile)
         self._computing = "computing"
-        measure = held_out.tabulate
+        measure = held_out.build_retrieval_table
 
         def tabulate(*args: Any, **named: Any) -> Any:
             self.pass_by("evaluation")
@@ -80,7 +80,7 @@ class Moments:
             self.pass_by("evaluation")
             return found
 
-        held_out.tabulate = tabulate
+        held_out.build_retrieval_table = tabulate
         embed = held_out.embed_rows
 
         def embed_rows(*args: Any, **named: Any) -> Any:

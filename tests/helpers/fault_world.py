@@ -95,7 +95,7 @@ def quick(*, whole: bool = False) -> None:
     if not whole:
         page.png = lambda *_: b"a figure"
         page.svg = lambda *_: "<svg/>"
-        page.render = lambda *_, **__: b"a page"
+        page.render_template = lambda *_, **__: b"a page"
 
 
 def prepare(folder: Path) -> None:

@@ -4,26 +4,26 @@ from torch.nn.functional import normalize
 
 from geobind.evaluation import (
     FewShotOptions,
-    Labelled,
-    Probes,
+    LabelledEmbeddings,
+    ProbeResults,
     Resampling,
+    build_probe_tables,
+    build_prototypes_from_labels,
     few_shot,
-    prototypes_of,
-    render_probes,
     zero_shot,
 )
-from geobind.evaluation.tables import mistaken
-from geobind.report.plots import places_of, png, probe_panel, svg
+from geobind.evaluation.tables import find_confused_classes
+from geobind.report.plots import axis_positions, draw_png, draw_svg, probe_panel
 
 
 def probes(shots=(1, 4, "all"), zero=True):
-    rows = Labelled(
+    rows = LabelledEmbeddings(
         normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)), dim=1), ["a", "b", "c"] * 20
     )
     few = Resampling(resamples=50)
-    found = zero_shot(rows.embeddings, rows.labels, prototypes_of(*rows[:2]), options=few)
+    found = zero_shot(rows.embeddings, rows.labels, build_prototypes_from_labels(*rows[:2]), options=few)
     curves = few_shot(rows, rows, options=FewShotOptions(shots, 2, resampling=few))
-    return Probes(
+    return ProbeResults(
         "tile",
         "rows.csv",
         "test",
@@ -37,27 +37,29 @@ def probes(shots=(1, 4, "all"), zero=True):
 
 
 def test_shots_lie_one_step_apart_with_zero_first_and_all_last():
-    assert places_of(probes()) == {0: 0, 1: 1, 4: 2, "all": 3}
-    assert places_of(probes((2, 8), zero=False)) == {2: 0, 8: 1}
+    assert axis_positions(probes()) == {0: 0, 1: 1, 4: 2, "all": 3}
+    assert axis_positions(probes((2, 8), zero=False)) == {2: 0, 8: 1}
 
 
 def test_the_curve_is_drawn_for_a_page_and_as_a_file():
     panel = probe_panel(probes())
-    assert png([panel], 1)[:4] == b"\x89PNG"
-    page = svg(panel)
+    assert draw_png([panel], 1)[:4] == b"\x89PNG"
+    page = draw_svg(panel)
     assert "zero-shot, sound" in page and "examples of each class" in page
     assert "logistic" in panel.alt and "at all" in panel.alt
 
 
 def test_the_classes_mistaken_most_often_come_first():
     found = probes().zero_shot["sound"]
-    listed = list(mistaken(found))
+    listed = list(find_confused_classes(found))
     assert [times for *_, times in listed] == sorted((times for *_, times in listed), reverse=True)
-    total = sum(times for *_, times in mistaken(found, 9))
+    total = sum(times for *_, times in find_confused_classes(found, 9))
     assert total <= np.sum(found.confusion_CC) - np.trace(found.confusion_CC) + 1e-9
 
 
 def test_tables_show_what_there_is():
-    titles = [table.title for table in render_probes(probes())]
+    titles = [table.title for table in build_probe_tables(probes())]
     assert titles == ["Zero-shot recognition of tile", "Few-shot recognition of tile"]
-    assert [table.title for table in render_probes(probes(zero=False))] == ["Few-shot recognition of tile"]
+    assert [table.title for table in build_probe_tables(probes(zero=False))] == [
+        "Few-shot recognition of tile"
+    ]

@@ -10,9 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from small_world import EVIL
 
-from geobind.report.examples import embed, ordered_pairs, principal, rank_map, ranked, scatter
-from geobind.report.plots import Panel, beats_chance, explained, png, svg, thinned
-from geobind.report.run_files import Curve, Measured, read_curves
+from geobind.report.examples import (
+    build_rank_map,
+    build_scatter,
+    embed_sample,
+    ordered_pairs,
+    project_to_plane,
+    rank_pair,
+)
+from geobind.report.plots import Panel, beats_chance, draw_png, draw_svg, explain_measure, thin_curve
+from geobind.report.run_files import Measured, StageCurve, read_curves
 from geobind.scoring import unit
 from geobind.utils import formatting
 
@@ -22,8 +29,8 @@ FINITE = st.floats(-1e6, 1e6)
 @given(st.lists(FINITE, min_size=1, max_size=400), st.integers(1, 50))
 @settings(deadline=None, max_examples=60)
 def test_a_thinned_curve_keeps_its_extremes_its_mean_and_its_order(values, most):
-    curve = Curve(np.arange(len(values)) * 3, np.array(values))
-    points = thinned(curve, most)
+    curve = StageCurve(np.arange(len(values)) * 3, np.array(values))
+    points = thin_curve(curve, most)
     assert len(points.step_P) == min(most, len(values))
     assert (np.diff(points.step_P) > 0).all()
     assert (points.low_P.min(), points.high_P.max()) == (min(values), max(values))
@@ -34,11 +41,11 @@ def test_a_thinned_curve_keeps_its_extremes_its_mean_and_its_order(values, most)
 @given(arrays.arrays(np.float64, (12, 5), elements=st.floats(-10, 10)))
 @settings(deadline=None, max_examples=40)
 def test_two_directions_hold_no_more_than_all_and_what_lies_in_a_plane_keeps_its_distances(values):
-    at_N2, share_2 = principal(values)
+    at_N2, share_2 = project_to_plane(values)
     assert -1e-9 <= share_2.sum() <= 1 + 1e-9
     flat = values.copy()
     flat[:, 2:] = 0
-    at_N2, _ = principal(flat)
+    at_N2, _ = project_to_plane(flat)
     for a, b in ((0, 1), (3, 7)):
         assert np.linalg.norm(at_N2[a] - at_N2[b]) == pytest.approx(
             np.linalg.norm(flat[a] - flat[b]), abs=1e-6
@@ -50,7 +57,7 @@ def test_labels_of_a_drawing_are_text_that_follows_the_page_and_breaks_nothing()
         axes.plot([0, 1], [0, 1], color="#0072b2", label=f"$x {EVIL}")
         axes.legend()
 
-    drawn = str(svg(Panel("a b", draw, 3, 2, f'"quoted" {EVIL}')))
+    drawn = str(draw_svg(Panel("a b", draw, 3, 2, f'"quoted" {EVIL}')))
     assert EVIL not in drawn
     assert "$x &lt;script&gt;" in drawn
     assert "var(--series-0)" in drawn
@@ -61,8 +68,8 @@ def test_labels_of_a_drawing_are_text_that_follows_the_page_and_breaks_nothing()
 
 def test_a_drawing_is_the_same_each_time():
     panel = Panel("one", lambda axes: axes.plot([1, 2]), 2, 2, "a line", title="t")
-    assert svg(panel) == svg(panel)
-    assert png([panel, panel, panel], 2) == png([panel, panel, panel], 2)
+    assert draw_svg(panel) == draw_svg(panel)
+    assert draw_png([panel, panel, panel], 2) == draw_png([panel, panel, panel], 2)
 
 
 def test_metrics_are_read_up_to_a_row_that_was_cut_short(tmp_path):
@@ -117,9 +124,9 @@ def test_lower_ranks_and_higher_recalls_beat_chance_and_only_as_whole_intervals(
 
 
 def test_what_the_matrix_holds_is_said_in_words():
-    assert "among the first 10 of the gallery" in explained("R@10")
-    assert "in the first 1% of the gallery" in explained("R@1%")
-    assert explained("label_mAP").startswith("label mAP")
+    assert "among the first 10 of the gallery" in explain_measure("R@10")
+    assert "in the first 1% of the gallery" in explain_measure("R@1%")
+    assert explain_measure("label_mAP").startswith("label mAP")
 
 
 def test_pairs_look_for_the_anchor_first_and_each_pair_is_there_once():
@@ -129,7 +136,7 @@ def test_pairs_look_for_the_anchor_first_and_each_pair_is_there_once():
 
 @pytest.fixture
 def rows(opened):
-    return embed(*opened, by_label=False)
+    return embed_sample(*opened, by_label=False)
 
 
 def test_ranks_on_the_page_are_those_that_were_measured(rows, finished):
@@ -137,21 +144,21 @@ def test_ranks_on_the_page_are_those_that_were_measured(rows, finished):
 
     measured = read_run(finished).retrieved
     for row in measured.rows:
-        found = ranked(rows, row.query, row.gallery)
+        found = rank_pair(rows, row.query, row.gallery)
         assert np.mean(found.rank_Q == 1) == pytest.approx(row.metrics["R@1"].value)
         assert np.median(found.rank_Q) == pytest.approx(row.metrics["median_rank"].value)
 
 
 def test_by_label_every_row_of_the_class_is_a_right_answer(opened):
-    rows = embed(*opened, by_label=True)
-    found = ranked(rows, "words", "tile")
+    rows = embed_sample(*opened, by_label=True)
+    found = rank_pair(rows, "words", "tile")
     labels = np.array(rows.table.labels)
     assert (found.right_QG == (labels[:, None] == labels)).all()
     assert found.rank_Q.min() == 1
 
 
 def test_a_map_counts_every_place_once_and_says_so_in_words(rows):
-    drawn = rank_map(rows, ranked(rows, "sound", "tile"))
+    drawn = build_rank_map(rows, rank_pair(rows, "sound", "tile"))
     assert sum(band.queries for band in drawn.bands) == len(rows.table) == 24
     assert "map of 24 places" in drawn.panel.alt
     assert len({band.sign for band in drawn.bands}) == len({band.words for band in drawn.bands}) == 4
@@ -170,17 +177,17 @@ def test_a_map_of_near_places_shows_their_surroundings_and_one_of_far_places_the
 
 
 def test_the_space_joins_observations_of_the_same_places(rows):
-    drawn = scatter(rows)
+    drawn = build_scatter(rows)
     assert drawn.places == 12
     assert [name for _, _, name in drawn.key] == ["tile", "photo", "words", "sound"]
     assert "96 embeddings" in drawn.panel.alt
 
 
 def test_a_constant_embedding_ranks_in_the_middle(rows):
-    from geobind.evaluation.embedded import Embedded
+    from geobind.evaluation.embedded import EmbeddedRows
 
     same = {
-        name: Embedded(s.rows_Q, unit(torch.ones_like(s.embedding_QD))) for name, s in rows.spaces.items()
+        name: EmbeddedRows(s.rows_Q, unit(torch.ones_like(s.embedding_QD))) for name, s in rows.spaces.items()
     }
     rows.spaces.update(same)
-    assert set(ranked(rows, "words", "tile").rank_Q) == {12.5}
+    assert set(rank_pair(rows, "words", "tile").rank_Q) == {12.5}

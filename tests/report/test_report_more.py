@@ -10,9 +10,9 @@ from small_world import EVIL, copied
 
 from geobind.binder import Binder
 from geobind.errors import CheckpointError
-from geobind.evaluation.arithmetic import sums_of_rows
+from geobind.evaluation.arithmetic import evaluate_sum_of_rows
 from geobind.evaluation.calibration import calibrate, measure_calibration
-from geobind.evaluation.embedded import Embedded, embed_rows
+from geobind.evaluation.embedded import EmbeddedRows, embed_rows
 from geobind.recipe.embedding_sum import read_sum
 from geobind.report import write_report
 
@@ -23,7 +23,9 @@ def world(seed, rows=60):
     made = {
         name: torch.tensor(hidden + random.normal(size=hidden.shape)) for name in ("tile", "photo", "words")
     }
-    return {n: Embedded(np.arange(rows), torch.nn.functional.normalize(x, dim=1)) for n, x in made.items()}
+    return {
+        n: EmbeddedRows(np.arange(rows), torch.nn.functional.normalize(x, dim=1)) for n, x in made.items()
+    }
 
 
 PROBES = {
@@ -70,7 +72,7 @@ def full(finished, tmp_path_factory):
     calibrated = measure_calibration(
         calibrate(world(0), "split 'val' of rows"), found, "split 'test' of rows"
     )
-    sums = sums_of_rows(found, read_sum("tile+photo:words", found))
+    sums = evaluate_sum_of_rows(found, read_sum("tile+photo:words", found))
     for name, part in (
         ("calibration", calibrated.to_dict()),
         ("arithmetic", {"sums": [sums.to_dict()]}),
