@@ -275,15 +275,15 @@ def heads(args: argparse.Namespace) -> None:
 
 def rows(folder: Path) -> None:
     """Time the cache by itself: telling contents, writing rows, reading them in random batches."""
-    from geobind.embedding_cache.keys import FileHashes, as_words, contents_of
-    from geobind.embedding_cache.store import Entry
+    from geobind.embedding_cache.keys import FileHashes, content_hashes, pack_hashes
+    from geobind.embedding_cache.store import CacheEntry
 
     count, batches, rng = 100_000, 100, np.random.default_rng(0)
     files = FileHashes(folder / "files.sqlite")
     texts = [f"caption number {number} of a place" for number in range(count)]
     tiles = list(rng.integers(0, 256, (2000, 64, 64, 3), dtype=np.uint8))
     value_MF = rng.normal(size=(count, WIDTH)).astype(np.float32)
-    entry = Entry({"benchmark": "rows"})
+    entry = CacheEntry({"benchmark": "rows"})
 
     def rate(name: str, many: int, call: Callable[[], Any]) -> Any:
         start = time.process_time()
@@ -292,9 +292,9 @@ def rows(folder: Path) -> None:
         return found
 
     print(f"the cache by itself, rows of {WIDTH} numbers")
-    told = rate("texts told apart", count, lambda: [one for (one,) in contents_of(texts, files)])
-    rate("tiles of 12 KB told apart", len(tiles), lambda: list(contents_of(tiles, files)))
-    rate("rows written", count, lambda: entry.add(as_words(told), value_MF))
+    told = rate("texts told apart", count, lambda: [one for (one,) in content_hashes(texts, files)])
+    rate("tiles of 12 KB told apart", len(tiles), lambda: list(content_hashes(tiles, files)))
+    rate("rows written", count, lambda: entry.add(pack_hashes(told), value_MF))
     opened = entry.rows()
     wanted = [rng.integers(0, count, 1024) for _ in range(batches)]
     for row_B in wanted:

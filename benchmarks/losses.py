@@ -23,7 +23,8 @@ import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch.nn import functional as F
 
-from geobind.losses import PCME, Context, InfoNCE, SigLIP, Temperature, unit_sphere
+from geobind.losses import InfoNCE, LossContext, SigLIP, Temperature, unit_sphere
+from geobind.training.losses import PCME
 
 # N pairs, D width
 
@@ -36,7 +37,7 @@ class Variant(NamedTuple):
     anchor: bool
     other: bool
     products: int
-    context: Context | None = None
+    context: LossContext | None = None
 
 
 class Peer(torch.nn.Module):
@@ -57,9 +58,9 @@ class Peer(torch.nn.Module):
 def variants(n: int, d: int) -> dict[str, Variant]:
     generator = torch.Generator().manual_seed(1)
     lat, lon = torch.rand(n, generator=generator) * 140 - 70, torch.rand(n, generator=generator) * 360
-    places = Context(xyz_N3=unit_sphere(lat, lon), ignore_within_m=1000)
-    same = Context(xyz_N3=places.xyz_N3, same_within_m=1000)
-    labels = Context(labels_N=torch.randint(0, n // 8, (n,), generator=generator))
+    places = LossContext(xyz_N3=unit_sphere(lat, lon), ignore_within_m=1000)
+    same = LossContext(xyz_N3=places.xyz_N3, same_within_m=1000)
+    labels = LossContext(labels_N=torch.randint(0, n // 8, (n,), generator=generator))
     clip, siglip = "open_clip ClipLoss", "open_clip SigLipLoss"
     there = InfoNCE("anchor_to_other")
     return {

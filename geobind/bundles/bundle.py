@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from geobind import plugins
 from geobind.bundles.card import CARD, FORMAT, Card, Origin, read_card
-from geobind.bundles.delta import DELTA, base_of, read_over, split_off
+from geobind.bundles.delta import DELTA_FILE, find_base, read_with_base, split_delta
 from geobind.bundles.model_card import model_card
 from geobind.errors import CheckpointError, GeobindError, PluginError
 from geobind.hub import hub_or_cache, reason_of, unreachable
@@ -75,7 +75,7 @@ def publish(folder: Path, name: str, *, private: bool = False) -> str:
 
 
 WEIGHTS, RECIPE, README = "model.safetensors", "recipe.yaml", "README.md"
-_FILES = (CARD, WEIGHTS, DELTA, RECIPE, README)
+_FILES = (CARD, WEIGHTS, DELTA_FILE, RECIPE, README)
 
 
 class Bound(Protocol):
@@ -122,12 +122,12 @@ def save(binder: Bound, folder: Path, *, over: str | Path | None = None) -> Path
         StorageError: The disk is full or the folder cannot be written.
         CheckpointError: There is no such base, or it is in this very folder.
     """
-    card, tensors, kept = card_of(binder, over=None), binder.encoders.state_dict(), (WEIGHTS, DELTA)
+    card, tensors, kept = card_of(binder, over=None), binder.encoders.state_dict(), (WEIGHTS, DELTA_FILE)
     if over is not None:
         base = _base_weights(folder, str(over))
-        tensors, told, digests = split_off(tensors, read_weights(base), _called(over))
+        tensors, told, digests = split_delta(tensors, read_weights(base), _called(over))
         card = card.model_copy(update={"over": told, "digests": digests})
-        kept = (DELTA, WEIGHTS)
+        kept = (DELTA_FILE, WEIGHTS)
     if card.recipe:
         storage.write_atomic(folder / RECIPE, dump(card.recipe).encode())
     storage.write_atomic(folder / README, model_card(card.model_dump()).encode())
@@ -169,9 +169,9 @@ def load(make: Callable[..., B], folder: Path, *, base: str | Path | None = None
     if card.over is None:
         tensors, file = read_weights(folder / WEIGHTS), folder / WEIGHTS
     else:
-        weights = _base_weights(folder, str(base_of(folder, card.over, base)))
-        tensors = read_over(folder, card.over, weights, binder.encoders.state_dict())
-        file = folder / DELTA
+        weights = _base_weights(folder, str(find_base(folder, card.over, base)))
+        tensors = read_with_base(folder, card.over, weights, binder.encoders.state_dict())
+        file = folder / DELTA_FILE
     load_strictly(binder.encoders, tensors, str(file))
     return binder
 

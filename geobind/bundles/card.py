@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from geobind.bundles.delta import Over
+from geobind.bundles.delta import BaseReference
 from geobind.bundles.stability import Proof
 from geobind.errors import CheckpointError
 from geobind.scoring import Calibration
@@ -46,7 +46,9 @@ class Card(BaseModel):
     author: dict[str, Any] = Field({}, description="what the recipe's `card` says")
     calibration: Calibration | None = Field(None, description="what makes similarities probabilities")
     proof: Proof | None = Field(None, description="that stages left embeddings as they were, to the bit")
-    over: Over | None = Field(None, description="the bundle that a small one changes; a whole one has none")
+    over: BaseReference | None = Field(
+        None, description="the bundle that a small one changes; a whole one has none"
+    )
 
 
 def read_card(folder: Path) -> Card:

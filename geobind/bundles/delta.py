@@ -23,18 +23,18 @@ _EXTRA = 4  # more directions than the rank that is tried: a random one may miss
 _FACTORED = (torch.float32, torch.float64)  # in shorter types rounding hides a small change
 
 
-def factors(name: str, down_RN: Tensor, up_MR: Tensor) -> dict[str, Tensor]:
+def name_factors(name: str, down_RN: Tensor, up_MR: Tensor) -> dict[str, Tensor]:
     """Name the two factors of a change of a weight."""
     return {name + DOWN: down_RN.flatten(1).contiguous(), name + UP: up_MR.flatten(1).contiguous()}
 
 
-def changed(weight: Tensor, down_RN: Tensor, up_MR: Tensor) -> Tensor:
+def add_factors(weight: Tensor, down_RN: Tensor, up_MR: Tensor) -> Tensor:
     """Return a weight of any shape (M, ...) with the product of two factors added."""
     change_MN = up_MR.to(weight.device, torch.float32) @ down_RN.to(weight.device, torch.float32)
     return (weight + change_MN.reshape(weight.shape)).to(weight.dtype)
 
 
-def difference(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def compute_delta(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return what leads from some weights to others.
 
     A tensor that is bit-equal in both is left out. One whose change has a low rank, as after LoRA, is
@@ -53,13 +53,13 @@ def difference(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dic
                 continue
             pair = _factored(old, tensor)
             if pair is not None:
-                found |= factors(name, *pair)
+                found |= name_factors(name, *pair)
                 continue
         found[name] = tensor.contiguous()
     return found
 
 
-def applied(
+def apply_delta(
     before: Mapping[str, Tensor], delta: Mapping[str, Tensor], names: Iterable[str]
 ) -> dict[str, Tensor]:
     """Return the weights of these names that `delta` leads to from `before`.
@@ -73,7 +73,7 @@ def applied(
         if name in delta:
             after[name] = delta[name]
         elif name + DOWN in delta:
-            after[name] = changed(before[name], delta[name + DOWN], delta[name + UP])
+            after[name] = add_factors(before[name], delta[name + DOWN], delta[name + UP])
         else:
             after[name] = before[name]
     return after
@@ -106,10 +106,10 @@ def _factored(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-DELTA = "adapter.safetensors"
+DELTA_FILE = "adapter.safetensors"
 
 
-class Over(BaseModel):
+class BaseReference(BaseModel):
     """The bundle that a small one changes."""
 
     model_config = ConfigDict(frozen=True)
@@ -118,9 +118,9 @@ class Over(BaseModel):
     digests: dict[str, str] = Field(description="SHA-256 of each of its encoders that is used")
 
 
-def split_off(
+def split_delta(
     tensors: Mapping[str, Tensor], base: Mapping[str, Tensor], name: str
-) -> tuple[dict[str, Tensor], Over, dict[str, str]]:
+) -> tuple[dict[str, Tensor], BaseReference, dict[str, str]]:
     """Separate a binder's weights into those of a base and what changes them.
 
     Args:
@@ -132,13 +132,13 @@ def split_off(
         The change; the base, as it must be found again; and the hash of each encoder that comes of the two,
         whose weights are the binder's to their rounding.
     """
-    delta = difference(base, tensors)
-    whole = _by_encoder(applied(base, delta, tensors))
-    shared = {encoder: own for encoder, own in _by_encoder(base).items() if encoder in whole}
-    return delta, Over(name=name, digests=_digests(shared)), _digests(whole)
+    delta = compute_delta(base, tensors)
+    whole = _group_by_encoder(apply_delta(base, delta, tensors))
+    shared = {encoder: own for encoder, own in _group_by_encoder(base).items() if encoder in whole}
+    return delta, BaseReference(name=name, digests=_hash_encoders(shared)), _hash_encoders(whole)
 
 
-def read_over(folder: Path, over: Over, base: Path, names: Iterable[str]) -> dict[str, Tensor]:
+def read_with_base(folder: Path, over: BaseReference, base: Path, names: Iterable[str]) -> dict[str, Tensor]:
     """Read the weights of a small bundle from it and its base.
 
     Args:
@@ -151,23 +151,25 @@ def read_over(folder: Path, over: Over, base: Path, names: Iterable[str]) -> dic
         CheckpointError: The base is not the one it was made over, or a file is damaged.
     """
     tensors = read_weights(base)
-    encoders = _by_encoder(tensors)
-    found = _digests({name: encoders.get(name, {}) for name in over.digests})
+    encoders = _group_by_encoder(tensors)
+    found = _hash_encoders({name: encoders.get(name, {}) for name in over.digests})
     others = [name for name in over.digests if found[name] != over.digests[name]]
     if others:
         raise CheckpointError(
             f"{folder}: made over the bundle '{over.name}', but {base.parent} has other weights of "
             f"{', '.join(others)}; name its own base: Binder.load({folder.name!r}, base=FOLDER)"
         )
-    delta = read_weights(folder / DELTA)
+    delta = read_weights(folder / DELTA_FILE)
     try:
-        return applied(tensors, delta, names)
+        return apply_delta(tensors, delta, names)
     except (KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{folder / DELTA}: does not fit its base: {reason}; fetch it again") from None
+        raise CheckpointError(
+            f"{folder / DELTA_FILE}: does not fit its base: {reason}; fetch it again"
+        ) from None
 
 
-def base_of(folder: Path, over: Over, base: str | Path | None) -> str | Path:
+def find_base(folder: Path, over: BaseReference, base: str | Path | None) -> str | Path:
     """Tell where the base of a small bundle is: as told, beside it, or on a hub.
 
     Raises:
@@ -186,7 +188,7 @@ def base_of(folder: Path, over: Over, base: str | Path | None) -> str | Path:
     )
 
 
-def _by_encoder(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def _group_by_encoder(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         encoder, _, own = name.partition(".")
@@ -194,5 +196,5 @@ def _by_encoder(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def _digests(encoders: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+def _hash_encoders(encoders: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
     return {name: hash_tensors(tensors) for name, tensors in encoders.items()}

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from geobind.binder import Binder
 
 
-class _Value(BaseModel):
+class _FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class State(_Value):
+class ModalityState(_FrozenModel):
     """What a modality was at a moment."""
 
     weights: str  # SHA-256 of its encoder
@@ -30,13 +30,13 @@ class State(_Value):
     embeddings: str = ""  # SHA-256 of every bit of their embeddings; empty where there are no rows
 
 
-class StageProof(_Value):
+class StageProof(_FrozenModel):
     """The modalities before and after a stage, all of them embedded in the same way."""
 
     stage: str
     trained: tuple[str, ...]
-    before: dict[str, State]
-    after: dict[str, State]
+    before: dict[str, ModalityState]
+    after: dict[str, ModalityState]
     keys: dict[str, tuple[str, ...]] = {}  # of the rows, by modality
     made_by: dict[str, str] = {}  # versions, device, rows of a forward pass
 
@@ -51,7 +51,7 @@ class StageProof(_Value):
         return [name for name in self.after if name not in self.identical]
 
 
-class Proof(_Value):
+class Proof(_FrozenModel):
     """The proof of every stage, in their order."""
 
     stages: tuple[StageProof, ...] = ()
@@ -62,20 +62,20 @@ class Proof(_Value):
         for one, two in zip(self.stages, self.stages[1:], strict=False):
             for name, was in one.after.items():
                 now = two.before.get(name)
-                said = now and difference(was, now)
+                said = now and describe_difference(was, now)
                 if said:
                     found.append(f"'{name}' between '{one.stage}' and '{two.stage}': {said}")
         return found
 
 
-def digest_of_embeddings(embedding_ND: Tensor) -> str:
+def hash_embeddings(embedding_ND: Tensor) -> str:
     """Return the SHA-256 of embeddings: their shape, type and every bit."""
     array = embedding_ND.detach().cpu().contiguous().numpy()
     head = f"{array.dtype} {array.shape}\n".encode()
     return hashlib.sha256(head + array.tobytes()).hexdigest()
 
 
-def difference(was: State, now: State) -> str:
+def describe_difference(was: ModalityState, now: ModalityState) -> str:
     """Say in what two moments of a modality differ; nothing if in nothing that both tell."""
     if was.weights != now.weights:
         return "its weights are others"
@@ -87,7 +87,7 @@ def difference(was: State, now: State) -> str:
 Verdict = Literal["same", "unsure", "changed", "new", "gone"]
 
 
-class Finding(BaseModel):
+class IndexFinding(BaseModel):
     """What became of a modality's embeddings between two bundles."""
 
     model_config = ConfigDict(frozen=True)
@@ -102,7 +102,7 @@ class Finding(BaseModel):
         return self.verdict == "same"
 
 
-def compare(new: Binder, old: Binder) -> list[Finding]:
+def compare_bundles(new: Binder, old: Binder) -> list[IndexFinding]:
     """Tell which modalities of an old bundle embed as they did, so that indexes of them stay valid.
 
     Weights are hashed here and now. Where both bundles' proofs tell of embeddings of the same rows, these
@@ -113,12 +113,12 @@ def compare(new: Binder, old: Binder) -> list[Finding]:
         old: Another, of earlier.
     """
     names = dict.fromkeys((*old.modalities, *new.modalities))
-    return [_found(name, new, old) for name in names]
+    return [_compare_modality(name, new, old) for name in names]
 
 
-def _found(name: str, new: Binder, old: Binder) -> Finding:
-    def found(verdict: Verdict, reason: str) -> Finding:
-        return Finding(modality=name, verdict=verdict, reason=reason)
+def _compare_modality(name: str, new: Binder, old: Binder) -> IndexFinding:
+    def found(verdict: Verdict, reason: str) -> IndexFinding:
+        return IndexFinding(modality=name, verdict=verdict, reason=reason)
 
     if name not in new.modalities:
         return found("gone", "the new bundle has no such modality")
@@ -128,10 +128,10 @@ def _found(name: str, new: Binder, old: Binder) -> Finding:
         return found("changed", f"embeddings are {new.width} wide and were {old.width}")
     if hash_module(new.encoders[name]) != hash_module(old.encoders[name]):
         return found("changed", "the weights of its encoder are others")
-    shown = _last(new, name), _last(old, name)
+    shown = _last_state(new, name), _last_state(old, name)
     if shown[0] and shown[1] and shown[0].rows == shown[1].rows and shown[0].rows:
         if shown[0].embeddings != shown[1].embeddings:
-            made = " and ".join(dict.fromkeys(_made_by(binder) for binder in (new, old)))
+            made = " and ".join(dict.fromkeys(_describe_origin(binder) for binder in (new, old)))
             return found("unsure", f"the same weights embed the same rows to other bits ({made})")
         same = f"the same weights, and the same bits for {shown[0].count} rows"
         return found("same", same)
@@ -140,14 +140,14 @@ def _found(name: str, new: Binder, old: Binder) -> Finding:
         keys = ", ".join(key for key in said if said[key] != was.get(key))
         told = f"its options are others ({keys}), and no rows were embedded with both"
         return found("unsure", f"the same weights, but {told}")
-    versions = [_origin(binder, name) for binder in (new, old)]
+    versions = [_describe_plugin(binder, name) for binder in (new, old)]
     if versions[0] != versions[1]:
         told = f"made with {versions[0]}, and with {versions[1]} before; no rows were embedded with both"
         return found("unsure", f"the same weights, but {told}")
     return found("same", "the same weights, options and plugin")
 
 
-def faults(binder: Binder) -> list[str]:
+def find_faults(binder: Binder) -> list[str]:
     """Say what of a bundle is not what its card says: weights that were changed after it was written."""
     if binder.card is None:
         return []
@@ -159,19 +159,19 @@ def faults(binder: Binder) -> list[str]:
     return found + (binder.card.proof.breaks() if binder.card.proof else [])
 
 
-def _last(binder: Binder, name: str) -> State | None:
+def _last_state(binder: Binder, name: str) -> ModalityState | None:
     """What the last stage left of a modality, if these are still its weights."""
     proof = binder.card.proof if binder.card else None
     state = proof.stages[-1].after.get(name) if proof and proof.stages else None
     return state if state and state.weights == hash_module(binder.encoders[name]) else None
 
 
-def _made_by(binder: Binder) -> str:
+def _describe_origin(binder: Binder) -> str:
     """What computed the last stage's embeddings."""
     made = binder.card.proof.stages[-1].made_by if binder.card and binder.card.proof else {}
     return ", ".join(made.get(part, "?") for part in ("torch", "machine", "device"))
 
 
-def _origin(binder: Binder, name: str) -> str:
+def _describe_plugin(binder: Binder, name: str) -> str:
     origin = binder.card.plugins.get(name) if binder.card else None
     return f"{origin.distribution} {origin.version}" if origin else "an unknown plugin"

@@ -49,8 +49,8 @@ def verify_command(bundle: str, against: str | None, as_json: bool) -> None:
     from geobind.bundles import stability
 
     binder = Binder.from_pretrained(bundle)
-    faults = stability.faults(binder)
-    found = stability.compare(binder, Binder.from_pretrained(against)) if against else []
+    faults = stability.find_faults(binder)
+    found = stability.compare_bundles(binder, Binder.from_pretrained(against)) if against else []
     if as_json:
         told = [{**one.model_dump(), "index_is_valid": one.index_is_valid} for one in found]
         click.echo(json.dumps({"bundle": bundle, "faults": faults, "against": against, "modalities": told}))

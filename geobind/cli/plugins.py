@@ -12,7 +12,7 @@ import click
 from geobind.cli.options import json_option, list_plugins
 
 if TYPE_CHECKING:
-    from geobind.embedding_cache.store import Held
+    from geobind.embedding_cache.store import EntryInfo
     from geobind.modality import Modality
     from geobind.plugins import Plugin
 
@@ -78,20 +78,20 @@ def cache_command() -> None:
 @json_option
 def list_entries(as_json: bool) -> None:
     """List the entries, the last used first: what they hold, their size, when they were used."""
-    from geobind.embedding_cache.store import entries, limit_bytes, rows_of
+    from geobind.embedding_cache.store import count_rows, find_entries, read_limit
 
-    found = entries()
-    rows: list[dict[str, Any]] = [{**_told(held), "rows": rows_of(held)} for held in found]
+    found = find_entries()
+    rows: list[dict[str, Any]] = [{**_told(held), "rows": count_rows(held)} for held in found]
     total = sum(held.bytes for held in found)
     if as_json:
-        click.echo(json.dumps({"entries": rows, "bytes": total, "limit_bytes": limit_bytes()}, indent=1))
+        click.echo(json.dumps({"entries": rows, "bytes": total, "limit_bytes": read_limit()}, indent=1))
         return
     for row in rows:
         click.echo(
             f"{row['key'][:12]}  {row['rows']:>9,} rows  {row['bytes'] / 1e6:>9,.1f} MB  "
             f"used {row['used']}  {row['what']}"
         )
-    click.echo(f"{len(rows)} entries, {total / 1e9:.3g} GB of at most {limit_bytes() / 1e9:g} GB")
+    click.echo(f"{len(rows)} entries, {total / 1e9:.3g} GB of at most {read_limit() / 1e9:g} GB")
 
 
 @cache_command.command("prune")
@@ -101,11 +101,11 @@ def list_entries(as_json: bool) -> None:
 @json_option
 def prune_entries(max_gb: float | None, as_json: bool) -> None:
     """Remove the entries used longest ago until the cache is small enough; those in use stay."""
-    from geobind.embedding_cache.store import entries, limit_bytes
+    from geobind.embedding_cache.store import find_entries, read_limit
     from geobind.embedding_cache.store import prune as prune_to
 
-    gone = prune_to(limit_bytes() if max_gb is None else max_gb * 1e9)
-    left = sum(held.bytes for held in entries())
+    gone = prune_to(read_limit() if max_gb is None else max_gb * 1e9)
+    left = sum(held.bytes for held in find_entries())
     if as_json:
         click.echo(json.dumps({"removed": [_told(held) for held in gone], "bytes": left}, indent=1))
         return
@@ -135,7 +135,7 @@ def verify_entries(keep: bool, as_json: bool) -> None:
         sys.exit(1)
 
 
-def _told(held: Held) -> dict[str, Any]:
+def _told(held: EntryInfo) -> dict[str, Any]:
     facts = held.facts
     kept = "features of its trunk" if facts.get("part") == "trunk" else "embeddings"
     augmented = ", prepared as for training" if facts.get("augmented") else ""

@@ -24,11 +24,11 @@ from geobind.embedding_cache.keys import (
     FileHashes,
     Part,
     Uncacheable,
-    as_words,
-    contents_of,
-    view_of,
+    content_hashes,
+    hash_view,
+    pack_hashes,
 )
-from geobind.embedding_cache.store import LIMIT, Entry, Rows, limit_bytes
+from geobind.embedding_cache.store import LIMIT_VARIABLE, CacheEntry, ShardRows, read_limit
 from geobind.errors import DataError, StorageError
 from geobind.inference import moved, still
 from geobind.modality import Modality
@@ -45,7 +45,7 @@ _SECONDS = 30.0  # what an interruption loses at most
 _BYTES = 2**27  # kept in memory before they are written
 
 
-class Wanted(NamedTuple):
+class MissingRow(NamedTuple):
     """An observation whose row is to be made."""
 
     row: int  # of the pairs
@@ -54,7 +54,7 @@ class Wanted(NamedTuple):
     content: tuple[int, int]
 
 
-class _Sample(NamedTuple):
+class _PreparedInput(NamedTuple):
     number: int
     prepared: Prepared | None
     fault: str = ""
@@ -62,7 +62,7 @@ class _Sample(NamedTuple):
 
 
 @dataclass
-class Filling:
+class CacheBuilder:
     """Makes rows of one side.
 
     Args:
@@ -77,7 +77,7 @@ class Filling:
         workers: Processes that prepare.
     """
 
-    entry: Entry
+    entry: CacheEntry
     modality: Modality
     raws: Sequence[Any]
     augmented: bool
@@ -89,7 +89,7 @@ class Filling:
     _made: list[tuple[NDArray[np.float32], list[tuple[int, int]]]] = field(default_factory=list, init=False)
     _written: float = field(default=0.0, init=False)
 
-    def fill(self, wanted: Sequence[Wanted]) -> dict[int, str]:
+    def fill(self, wanted: Sequence[MissingRow]) -> dict[int, str]:
         """Make and write the rows of these observations.
 
         Returns:
@@ -103,7 +103,7 @@ class Filling:
         faults: dict[int, str] = {}
         numbers = range(len(wanted))
         batches = [numbers[i : i + self.batch_size] for i in range(0, len(wanted), self.batch_size)]
-        samples = _Observations(self, wanted)
+        samples = _MissingInputs(self, wanted)
         self._written = time.monotonic()
         title = f"embedding {self.modality.name}"
         loaded = load_batches(samples, batches, _collate, self.workers)
@@ -125,10 +125,10 @@ class Filling:
 
     def _keep(self, value_BF: NDArray[np.float32], contents: list[tuple[int, int]], total: int) -> None:
         needed = total * value_BF[0].size * 2
-        if needed > limit_bytes():
+        if needed > read_limit():
             raise Uncacheable(
                 f"{total} rows of {value_BF[0].size} numbers take {needed / 1e9:.3g} GB, more than the "
-                f"{limit_bytes() / 1e9:g} GB that {LIMIT} allows"
+                f"{read_limit() / 1e9:g} GB that {LIMIT_VARIABLE} allows"
             )
         self._made.append((value_BF, contents))
         held = sum(values.nbytes for values, _ in self._made)
@@ -147,14 +147,14 @@ class Filling:
         self._made, self._written = [], time.monotonic()
 
 
-class _Observations(Dataset[Any]):
+class _MissingInputs(Dataset[Any]):
     """Prepares observations, and notices whether that draws random numbers."""
 
-    def __init__(self, filling: Filling, wanted: Sequence[Wanted]) -> None:
+    def __init__(self, filling: CacheBuilder, wanted: Sequence[MissingRow]) -> None:
         self.modality, self.raws, self.wanted = filling.modality, filling.raws, wanted
         self.augmented, self.views = filling.augmented, filling.views
 
-    def __getitem__(self, number: int) -> _Sample | Failure:
+    def __getitem__(self, number: int) -> _PreparedInput | Failure:
         row, item, _, content = self.wanted[number]
         try:
             raw = self.raws[row]
@@ -165,11 +165,11 @@ class _Observations(Dataset[Any]):
                 after = _next_draws()
             with seeded_rng(*content):
                 drew = after != _next_draws()
-            return _Sample(number, prepared, drew=drew and not self.views)
+            return _PreparedInput(number, prepared, drew=drew and not self.views)
         except DataError as error:
             if gone := find_missing_storage(self.raws, row):
                 return Failure(gone)
-            return _Sample(number, None, fault=str(error))
+            return _PreparedInput(number, None, fault=str(error))
         except Exception as error:  # a bug, not the data's fault: it ends the run, but say where
             error.add_note(f"while preparing input {row} of {self.modality.name}")
             raise
@@ -179,7 +179,7 @@ def _next_draws() -> tuple[float, float, float]:
     return random.random(), float(np.random.random_sample()), float(torch.rand((), dtype=torch.float64))
 
 
-def _collate(samples: list[_Sample]) -> tuple[list[int], Any, dict[int, str], bool]:
+def _collate(samples: list[_PreparedInput]) -> tuple[list[int], Any, dict[int, str], bool]:
     """Stack what could be prepared, list what could not, and tell whether any drew random numbers."""
     good = [sample for sample in samples if sample.prepared is not None]
     batch = collate([sample.prepared for sample in good if sample.prepared is not None]) if good else None
@@ -190,11 +190,11 @@ def _collate(samples: list[_Sample]) -> tuple[list[int], Any, dict[int, str], bo
 # N pairs, M observations (a pair may have several), K views of each, B pairs of a batch, F numbers of a row
 
 
-Words = tuple[int, int]  # a content
-_SHOWN = 5  # broken inputs listed in a message
+ContentHash = tuple[int, int]  # a content
+_MAX_SHOWN = 5  # broken inputs listed in a message
 
 
-class Observations(NamedTuple):
+class InputHashes(NamedTuple):
     """What the pairs of a side hold, by content."""
 
     first_N: NDArray[np.int64]  # (N + 1,) where the observations of each pair begin
@@ -202,7 +202,7 @@ class Observations(NamedTuple):
     contents_M: list[bytes | DataError]
 
 
-class Ranks(NamedTuple):
+class FillRanks(NamedTuple):
     """The processes that train together."""
 
     rank: int
@@ -210,11 +210,11 @@ class Ranks(NamedTuple):
     agree: Callable[[bool], bool]  # whether it is true on every rank; all ranks wait for each other here
 
 
-ALONE = Ranks(0, 1, bool)
+SINGLE_PROCESS = FillRanks(0, 1, bool)
 
 
 @dataclass(frozen=True, eq=False)
-class Picks:
+class CacheIndex:
     """Which rows of the cache stand for each pair; small enough to go to the processes that load data."""
 
     first_N: NDArray[np.int64]
@@ -258,11 +258,11 @@ class Picks:
         return np.where(self.listed_N, -1, self.row_MK[self.first_N[:-1], 0])
 
 
-class Stored(NamedTuple):
+class CachedColumn(NamedTuple):
     """One side of a stage as it is read from the cache."""
 
-    picks: Picks
-    rows: Rows
+    picks: CacheIndex
+    rows: ShardRows
     made: int  # rows that this process made for it
 
     def read(self, row_B: NDArray[np.int64]) -> Tensor:
@@ -270,7 +270,7 @@ class Stored(NamedTuple):
         return self.rows.read(row_B)
 
 
-def observe(raws: Sequence[Any], files: FileHashes, title: str) -> Observations:
+def hash_inputs(raws: Sequence[Any], files: FileHashes, title: str) -> InputHashes:
     """Tell the content of everything a side holds; files that are known are not read again.
 
     Raises:
@@ -281,19 +281,24 @@ def observe(raws: Sequence[Any], files: FileHashes, title: str) -> Observations:
     contents: list[bytes | DataError] = []
 
     def cells() -> Iterator[Any]:
-        for cell in track(_cells(raws), title, len(raws)):
+        for cell in track(_iter_cells(raws), title, len(raws)):
             listed.append(isinstance(cell, list) and len(cell) > 0)
             yield cell
 
-    for found in contents_of(cells(), files):
+    for found in content_hashes(cells(), files):
         counts.append(len(found))
         contents += found
-    return Observations(np.cumsum([0, *counts]), np.array(listed, dtype=bool), contents)
+    return InputHashes(np.cumsum([0, *counts]), np.array(listed, dtype=bool), contents)
 
 
-def store(
-    seen: Observations, filling: Filling, *, views: int, max_broken: float, ranks: Ranks = ALONE
-) -> Stored | None:
+def ensure_cached(
+    seen: InputHashes,
+    filling: CacheBuilder,
+    *,
+    views: int,
+    max_broken: float,
+    ranks: FillRanks = SINGLE_PROCESS,
+) -> CachedColumn | None:
     """Find the rows of a side, after making those that are missing, each rank its share.
 
     Args:
@@ -311,12 +316,12 @@ def store(
         StorageError: The disk is full.
         DataError: Too many observations are broken.
     """
-    content_MK2 = _contents(seen, views)
-    faults: dict[Words, str] = {}
+    content_MK2 = _view_hashes(seen, views)
+    faults: dict[ContentHash, str] = {}
     made = 0
     # The second time is for what another machine has made on a disk of its own, and for shards lost since.
     for step in (ranks.world, 1):
-        missing = _missing(seen, content_MK2, filling.entry.rows(), faults)
+        missing = _find_missing(seen, content_MK2, filling.entry.rows(), faults)
         mine = missing[ranks.rank :: step] if step > 1 else missing
         trouble: Exception | None = None
         try:
@@ -333,30 +338,30 @@ def store(
         filling.entry.merge()
     ranks.agree(True)  # nobody looks before it is merged
     rows = filling.entry.rows()
-    lost = _missing(seen, content_MK2, rows, faults)
+    lost = _find_missing(seen, content_MK2, rows, faults)
     if not ranks.agree(not lost):
         raise Uncacheable(f"another process takes its rows away ({len(lost)} of them)")
-    picks = _picks(seen, content_MK2, rows, faults)
-    _judge(filling, seen, picks, max_broken)
-    return Stored(picks, rows, made)
+    picks = _build_index(seen, content_MK2, rows, faults)
+    _check_broken(filling, seen, picks, max_broken)
+    return CachedColumn(picks, rows, made)
 
 
-def _contents(seen: Observations, views: int) -> NDArray[np.uint64]:
+def _view_hashes(seen: InputHashes, views: int) -> NDArray[np.uint64]:
     """Return the content of each view of each observation (M, K, 2); zeros where it cannot be told."""
     unknown = bytes(16)
     told = (unknown if isinstance(one, DataError) else one for one in seen.contents_M)
     if views:
-        told = (one if one == unknown else view_of(one, view) for one in told for view in range(views))
-    return as_words(told).reshape(len(seen.contents_M), max(views, 1), 2)
+        told = (one if one == unknown else hash_view(one, view) for one in told for view in range(views))
+    return pack_hashes(told).reshape(len(seen.contents_M), max(views, 1), 2)
 
 
-def _missing(
-    seen: Observations, content_MK2: NDArray[np.uint64], rows: Rows, faults: Mapping[Words, str]
-) -> list[Wanted]:
+def _find_missing(
+    seen: InputHashes, content_MK2: NDArray[np.uint64], rows: ShardRows, faults: Mapping[ContentHash, str]
+) -> list[MissingRow]:
     """List what has no row yet, each content once; what cannot be used is left out."""
     row_L = rows.find(content_MK2.reshape(-1, 2))
     views = content_MK2.shape[1]
-    found: dict[Words, Wanted] = {}
+    found: dict[ContentHash, MissingRow] = {}
     for place in np.flatnonzero(row_L < 0):
         item, view = divmod(int(place), views)
         first, second = content_MK2[item, view].tolist()
@@ -364,37 +369,37 @@ def _missing(
         if content in found or content in faults or isinstance(seen.contents_M[item], DataError):
             continue
         pair = int(np.searchsorted(seen.first_N, item, side="right")) - 1
-        found[content] = Wanted(pair, item - int(seen.first_N[pair]), view, content)
+        found[content] = MissingRow(pair, item - int(seen.first_N[pair]), view, content)
     return list(found.values())
 
 
-def _picks(
-    seen: Observations, content_MK2: NDArray[np.uint64], rows: Rows, faults: Mapping[Words, str]
-) -> Picks:
+def _build_index(
+    seen: InputHashes, content_MK2: NDArray[np.uint64], rows: ShardRows, faults: Mapping[ContentHash, str]
+) -> CacheIndex:
     row_MK = rows.find(content_MK2.reshape(-1, 2)).reshape(content_MK2.shape[:2])
     said: dict[int, str] = {}
     for item in np.flatnonzero((row_MK < 0).any(axis=1)).tolist():
         error = seen.contents_M[item]
         known = (faults[words] for view in content_MK2[item].tolist() if (words := tuple(view)) in faults)
         said[item] = str(error) if isinstance(error, DataError) else next(known)
-    return Picks(seen.first_N, seen.listed_N, row_MK, said)
+    return CacheIndex(seen.first_N, seen.listed_N, row_MK, said)
 
 
-def _judge(filling: Filling, seen: Observations, picks: Picks, most: float) -> None:
+def _check_broken(filling: CacheBuilder, seen: InputHashes, picks: CacheIndex, most: float) -> None:
     broken = {item: said for item, said in picks.faults.items() if seen.contents_M[item] is not MISSING}
     count = len(picks.row_MK)
     if len(broken) > most * count:
         first = int(np.searchsorted(seen.first_N, next(iter(broken)), side="right")) - 1
         if gone := find_missing_storage(filling.raws, first):
             raise DataError(gone)
-        listed = "".join(f"\n  {reason}" for reason in [*broken.values()][:_SHOWN])
+        listed = "".join(f"\n  {reason}" for reason in [*broken.values()][:_MAX_SHOWN])
         raise DataError(
             f"{filling.modality.name}: {len(broken)} of {count} inputs cannot be used, more than max_broken "
             f"({most:g}) allows; mend or drop them, or raise it:{listed}"
         )
 
 
-def _cells(raws: Sequence[Any]) -> Iterator[Any]:
+def _iter_cells(raws: Sequence[Any]) -> Iterator[Any]:
     """Yield every cell, or the error that reading it raised."""
     for number in range(len(raws)):
         try:
@@ -403,7 +408,7 @@ def _cells(raws: Sequence[Any]) -> Iterator[Any]:
             yield error
 
 
-class Encoding:
+class RowEncoder:
     """Runs the part of an encoder that is kept, without gradients and in eval mode.
 
     The features of a trunk are what its encoder's `head` is called with, whatever the encoder does before.

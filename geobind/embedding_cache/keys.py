@@ -65,7 +65,7 @@ class FileHashes:
 
     def prefetch(self, paths: Iterable[str]) -> None:
         """Hash files side by side, so that asking for them one by one is quick."""
-        wanted = [(path, state) for path in dict.fromkeys(paths) if (state := _state(path)) is not None]
+        wanted = [(path, state) for path in dict.fromkeys(paths) if (state := _file_stamp(path)) is not None]
         self._known = dict(self._recall(wanted))
         missing = [(path, state) for path, state in wanted if path not in self._known]
         if len(missing) > 1:
@@ -95,7 +95,7 @@ class FileHashes:
             digest = total.digest()[:_BYTES]
             changed = state != _stamp(os.fstat(file.fileno()))
         if not changed and time.time_ns() - max(state[1:3]) > _YOUNG * 1e9:
-            self._new.append((path, _packed(state), digest))
+            self._new.append((path, _pack_stamp(state), digest))
         return digest
 
     def _hash(self, path: str, _: bytes) -> None:
@@ -122,7 +122,7 @@ class FileHashes:
         self._new.clear()
 
 
-def contents_of(cells: Iterable[Any], files: FileHashes) -> Iterator[list[bytes | DataError]]:
+def content_hashes(cells: Iterable[Any], files: FileHashes) -> Iterator[list[bytes | DataError]]:
     """Yield the content of each observation of each cell; a cell is an input or a list of equally good ones.
 
     Args:
@@ -134,43 +134,44 @@ def contents_of(cells: Iterable[Any], files: FileHashes) -> Iterator[list[bytes 
     """
     remaining = iter(cells)
     while group := list(islice(remaining, _GROUP)):
-        files.prefetch(path for cell in group for path in _paths(cell))
+        files.prefetch(path for cell in group for path in _iter_paths(cell))
         for cell in group:
             items: list[Any] = cell if isinstance(cell, list) else [cell]
-            yield [_content_or_error(item, files) for item in items] or [MISSING]
+            yield [content_hash(item, files) for item in items] or [MISSING]
 
 
-def view_of(content: bytes, view: int) -> bytes:
+def hash_view(content: bytes, view: int) -> bytes:
     """Return the content that stands for one augmented view of an observation."""
     return hashlib.sha256(content + f"view {view}".encode()).digest()[:_BYTES]
 
 
-def as_words(contents: Iterable[bytes]) -> NDArray[np.uint64]:
+def pack_hashes(contents: Iterable[bytes]) -> NDArray[np.uint64]:
     """Return contents as an array (M, 2)."""
     return np.frombuffer(b"".join(contents), dtype="<u8").reshape(-1, WORDS).astype(np.uint64)
 
 
-def _content_or_error(raw: Any, files: FileHashes) -> bytes | DataError:
+def content_hash(raw: Any, files: FileHashes) -> bytes | DataError:
+    """Return the hash of one raw input, or the error that says why it has none."""
     if raw is None:
         return MISSING
     if isinstance(raw, DataError):
         return raw
     total = hashlib.sha256()
     try:
-        for part in _parts(raw, files):
+        for part in _iter_bytes(raw, files):
             total.update(part)
     except DataError as error:
         return error
     return total.digest()[:_BYTES]
 
 
-def _parts(raw: Any, files: FileHashes) -> Iterator[Any]:
+def _iter_bytes(raw: Any, files: FileHashes) -> Iterator[Any]:
     """Yield the bytes of an input, each part with its kind and length, so that no two inputs run into one."""
     from torch import Tensor
 
     if isinstance(raw, Path):
         # The name is no content, but its end may tell a reader how to decode the file.
-        yield from _parts(("file", raw.suffix.lower(), files(os.fspath(raw))), files)
+        yield from _iter_bytes(("file", raw.suffix.lower(), files(os.fspath(raw))), files)
     elif isinstance(raw, str):
         encoded = raw.encode("utf-8", "surrogatepass")
         yield b"str %d " % len(encoded)
@@ -181,7 +182,7 @@ def _parts(raw: Any, files: FileHashes) -> Iterator[Any]:
         yield b"bytes %d " % len(raw)
         yield raw
     elif isinstance(raw, Tensor):
-        yield from _parts(raw.detach().cpu().numpy(), files)
+        yield from _iter_bytes(raw.detach().cpu().numpy(), files)
     elif isinstance(raw, np.ndarray) and not raw.dtype.hasobject:
         yield f"array {raw.dtype.str} {raw.shape} ".encode()
         yield np.ascontiguousarray(raw).reshape(-1).view(np.uint8).data
@@ -190,23 +191,23 @@ def _parts(raw: Any, files: FileHashes) -> Iterator[Any]:
     elif isinstance(raw, Mapping):
         yield b"mapping %d " % len(raw)
         for key, value in raw.items():
-            yield from _parts((key, value), files)
+            yield from _iter_bytes((key, value), files)
     elif isinstance(raw, tuple | list):
         yield b"sequence %d " % len(raw)
         for part in raw:
-            yield from _parts(part, files)
+            yield from _iter_bytes(part, files)
     elif isinstance(raw, Image):
-        yield from _parts(("image", raw.mode, raw.size, raw.getpalette(), raw.tobytes()), files)
+        yield from _iter_bytes(("image", raw.mode, raw.size, raw.getpalette(), raw.tobytes()), files)
     else:
         raise Uncacheable(f"its inputs are of a kind whose content cannot be told ({type(raw).__name__})")
 
 
-def _paths(raw: Any) -> Iterator[str]:
+def _iter_paths(raw: Any) -> Iterator[str]:
     if isinstance(raw, Path):
         yield os.fspath(raw)
     elif isinstance(raw, tuple | list):
         for part in raw:
-            yield from _paths(part)
+            yield from _iter_paths(part)
 
 
 def _is_file(text: str) -> bool:
@@ -221,13 +222,13 @@ def _stamp(state: os.stat_result) -> tuple[int, int, int, int]:
     return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
 
-def _packed(stamp: tuple[int, ...]) -> bytes:
+def _pack_stamp(stamp: tuple[int, ...]) -> bytes:
     return " ".join(map(str, stamp)).encode()
 
 
-def _state(path: str) -> bytes | None:
+def _file_stamp(path: str) -> bytes | None:
     try:
-        return _packed(_stamp(os.stat(path)))
+        return _pack_stamp(_stamp(os.stat(path)))
     except (OSError, ValueError):
         return None
 
@@ -239,7 +240,7 @@ _NO_MATTER = {"torchaudio"}  # where it is missing, or another, geobind's spectr
 _OURS = ("geobind.data", "geobind.towers")  # what turns an input into numbers, beside the plugin itself
 
 
-def facts_of(
+def cache_key_facts(
     modality: Modality,
     source: Source,
     *,
@@ -276,48 +277,48 @@ def facts_of(
         "modality": modality.name,
         "plugin": str(source),
         "options": options,
-        "files": {text: files(text).hex() for text in sorted(_files(options))},
+        "files": {text: files(text).hex() for text in sorted(_named_files(options))},
         "weights": weights,
         "part": part,
         "width": width,
         "precision": precision,
         "augmented": augmented,
-        "code": _code(type(modality)),
-        "versions": _versions(source.distribution),
+        "code": _hash_source(type(modality)),
+        "versions": _library_versions(source.distribution),
     }
 
 
-def key_of(facts: dict[str, Any]) -> str:
+def cache_key(facts: dict[str, Any]) -> str:
     """Return the name of the cache entry for these facts."""
     return fingerprint(facts)[:32]
 
 
-def _files(value: Any) -> set[str]:
+def _named_files(value: Any) -> set[str]:
     """Find the files that options name."""
     if isinstance(value, Mapping):
-        return {file for part in value.values() for file in _files(part)}
+        return {file for part in value.values() for file in _named_files(part)}
     if isinstance(value, list | tuple):
-        return {file for part in value for file in _files(part)}
+        return {file for part in value for file in _named_files(part)}
     return {value} if isinstance(value, str) and os.path.isfile(value) else set()
 
 
 @lru_cache(maxsize=64)
-def _code(cls: type[Modality]) -> str:
+def _hash_source(cls: type[Modality]) -> str:
     """Hash the source files of a modality and of what reads and encodes for it."""
     total = hashlib.sha256(f"{cls.__module__}.{cls.__qualname__}".encode())
-    found = {file for name in _OURS for file in _sources(name)}
+    found = {file for name in _OURS for file in _source_files(name)}
     for parent in cls.__mro__:
         if issubclass(parent, Modality) and parent is not Modality:
-            files = _sources(parent.__module__)
+            files = _source_files(parent.__module__)
             found.update(files)
             if not files:
-                total.update(_text(parent).encode())
+                total.update(_class_source(parent).encode())
     for file in sorted(found):
         total.update(file.read_bytes())
     return total.hexdigest()
 
 
-def _text(cls: type[Modality]) -> str:
+def _class_source(cls: type[Modality]) -> str:
     """Return the source code of a class that was typed in, as in a notebook."""
     try:
         return inspect.getsource(cls)
@@ -325,7 +326,7 @@ def _text(cls: type[Modality]) -> str:
         raise Uncacheable(f"the source code of {cls.__qualname__} is not known") from None
 
 
-def _sources(name: str) -> list[Path]:
+def _source_files(name: str) -> list[Path]:
     """List the source files of a module; of a module in a package, those of the whole package."""
     if name in _OURS:
         spec = find_spec(name)
@@ -340,7 +341,7 @@ def _sources(name: str) -> list[Path]:
 
 
 @lru_cache(maxsize=64)
-def _versions(distribution: str) -> dict[str, str]:
+def _library_versions(distribution: str) -> dict[str, str]:
     """Name the versions of a distribution, of geobind, and of what the two declare that they need."""
     wanted = {"geobind", distribution}
     for name in tuple(wanted):

@@ -18,7 +18,7 @@ from geobind.data.rasters.column import RasterColumn
 from geobind.data.sampler import MixedDataset, WeightedSource, find_source, python_random
 from geobind.data.sources import RowMetadata, TableRows
 from geobind.data.table import LazySequence, Row
-from geobind.embedding_cache.build import Picks, Stored
+from geobind.embedding_cache.build import CachedColumn, CacheIndex
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Cells(Sequence[Any]):
+class RawColumn(Sequence[Any]):
     """The cells of one modality in every row of a stage, None where a row lacks it.
 
     Args:
@@ -60,11 +60,11 @@ class Cells(Sequence[Any]):
 
 
 @dataclass(frozen=True, eq=False)
-class StoredRows:
+class CachedRows:
     """Rows whose cells, of the modalities that are read from the cache, are numbers of observations."""
 
     rows: MixedDataset  # of the other modalities
-    picks: Mapping[str, Picks]
+    picks: Mapping[str, CacheIndex]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -80,7 +80,7 @@ class StoredRows:
         return self.rows.vanished(row)
 
 
-def without(rows: MixedDataset, names: Mapping[str, Any]) -> MixedDataset:
+def drop_columns(rows: MixedDataset, names: Mapping[str, Any]) -> MixedDataset:
     """Return the same rows without some modalities, whose cells are then not read."""
 
     def less(source: WeightedSource) -> WeightedSource:
@@ -92,10 +92,10 @@ def without(rows: MixedDataset, names: Mapping[str, Any]) -> MixedDataset:
     return MixedDataset(tuple(map(less, rows.sources)))
 
 
-class FromCache:
+class CachedModality:
     """Stands in for a modality: its prepared input is the number of a row of the cache."""
 
-    def __init__(self, picks: Picks) -> None:
+    def __init__(self, picks: CacheIndex) -> None:
         self.picks = picks
 
     def prepare(self, raw: Any, *, training: bool = False) -> Tensor:
@@ -113,17 +113,17 @@ class FromCache:
 Batches = tuple[int, dict[str, Any], BatchMeta]
 
 
-class _Known(NamedTuple):
+class _StageMetadata(NamedTuple):
     """What is known about the rows of a stage, so that a step need not look at them one by one."""
 
     key_of: Callable[[int], str]
     columns: RowMetadata
 
     @staticmethod
-    def of(rows: MixedDataset) -> _Known:
+    def of(rows: MixedDataset) -> _StageMetadata:
         parts = [source.rows.known() for source in rows.sources]
         columns = RowMetadata(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-        return _Known(lambda row: rows[row].key or f"row {row}", columns)
+        return _StageMetadata(lambda row: rows[row].key or f"row {row}", columns)
 
     def meta(self, row_B: NDArray[np.int64]) -> BatchMeta:
         """Return what is known about some rows."""
@@ -141,7 +141,7 @@ class _Known(NamedTuple):
         )
 
 
-class StoredLoader:
+class CachedLoader:
     """The batches of a loader, with rows of the cache in place of the inputs of some modalities.
 
     The same rows and the same of several observations are drawn as without the cache. Where all modalities
@@ -153,15 +153,15 @@ class StoredLoader:
         stored: What is read from the cache, by modality.
     """
 
-    def __init__(self, loader: BatchLoader, rows: MixedDataset, stored: Mapping[str, Stored]) -> None:
+    def __init__(self, loader: BatchLoader, rows: MixedDataset, stored: Mapping[str, CachedColumn]) -> None:
         self.stored = dict(stored)
-        self._picks: dict[str, Picks] = {name: side.picks for name, side in stored.items()}
-        sides = {name: ModalityInput(FromCache(picks)) for name, picks in self._picks.items()}
+        self._picks: dict[str, CacheIndex] = {name: side.picks for name, side in stored.items()}
+        sides = {name: ModalityInput(CachedModality(picks)) for name, picks in self._picks.items()}
         self.loader = replace(
-            loader, rows=StoredRows(without(rows, stored), self._picks), sides={**loader.sides, **sides}
+            loader, rows=CachedRows(drop_columns(rows, stored), self._picks), sides={**loader.sides, **sides}
         )
         whole = set(loader.sides) == set(stored) and not loader.partial
-        self._known = _Known.of(rows) if whole else None
+        self._known = _StageMetadata.of(rows) if whole else None
         self._broken: dict[str, str] = {}
 
     @property
@@ -191,7 +191,7 @@ class StoredLoader:
         yield from one
         self._broken |= dict(one.quarantined)
 
-    def _lookups(self, known: _Known) -> Iterator[Batches]:
+    def _lookups(self, known: _StageMetadata) -> Iterator[Batches]:
         fixed = {name: picks.fixed_N for name, picks in self._picks.items()}
         for step in range(self.loader.first_step, self.loader.last_step):
             row_B = self.loader.indices(step)

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from geobind.data.cache import cache_root
-from geobind.embedding_cache.keys import key_of
+from geobind.embedding_cache.keys import cache_key
 from geobind.errors import CheckpointError, DataError, StorageError
 from geobind.utils import files
 from geobind.utils.files import FileLock
@@ -43,7 +43,7 @@ class Damaged(Exception):
     """A shard cannot be read; the message says what is wrong with it."""
 
 
-class Shard(NamedTuple):
+class CacheShard(NamedTuple):
     """Rows in a memory-mapped file."""
 
     path: Path
@@ -62,17 +62,17 @@ def write_shard(folder: Path, content_M2: NDArray[np.uint64], value_MF: NDArray[
     Raises:
         StorageError: The disk is full or the folder cannot be written.
     """
-    scale_M = _scales(value_MF.reshape(len(value_MF), -1))
+    scale_M = _compute_scales(value_MF.reshape(len(value_MF), -1))
     with np.errstate(over="ignore"):  # a row that holds an infinity
-        row_MF = (value_MF / spread(scale_M, value_MF)).astype(np.float16)
+        row_MF = (value_MF / broadcast_scales(scale_M, value_MF)).astype(np.float16)
     tensors = {"content": content_M2, "scale": scale_M, "row": row_MF}
-    sums = {"index": _sum(content_M2, scale_M), "rows": _sum(row_MF)}
+    sums = {"index": _checksum(content_M2, scale_M), "rows": _checksum(row_MF)}
     path = folder / f"{uuid.uuid4().hex}{SUFFIX}"
     files.write_atomic(path, save(tensors, metadata=sums))
     return path
 
 
-def open_shard(path: Path) -> Shard:
+def open_shard(path: Path) -> CacheShard:
     """Map a shard into memory; its size, header and index are checked, its rows are not.
 
     Raises:
@@ -88,11 +88,11 @@ def open_shard(path: Path) -> Shard:
             header = json.loads(file.read(length))
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         sums = header["__metadata__"]
-        content_M2, scale_M, row_MF = (_mapped(content, header, name, 8 + length, size) for name in _TYPES)
+        content_M2, scale_M, row_MF = (_map_array(content, header, name, 8 + length, size) for name in _TYPES)
         end = 8 + length + max(header[name]["data_offsets"][1] for name in _TYPES)
         if not end == size or not len(content_M2) == len(scale_M) == len(row_MF):
             raise Damaged("it is cut short")
-        if _sum(content_M2, scale_M) != sums["index"]:
+        if _checksum(content_M2, scale_M) != sums["index"]:
             raise Damaged("its index is not what was written")
         rows = str(sums["rows"])
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
@@ -100,25 +100,25 @@ def open_shard(path: Path) -> Shard:
     if hasattr(mmap, "MADV_RANDOM"):
         # Batches are drawn at random: what the system would read ahead is not what comes next.
         content.madvise(mmap.MADV_RANDOM)
-    return Shard(path, content_M2, scale_M, row_MF, rows)
+    return CacheShard(path, content_M2, scale_M, row_MF, rows)
 
 
-def check_rows(shard: Shard) -> None:
+def check_rows(shard: CacheShard) -> None:
     """Read every row and compare with what was written.
 
     Raises:
         Damaged: A bit is not what it was.
     """
-    if _sum(shard.row_MF) != shard.sum:
+    if _checksum(shard.row_MF) != shard.sum:
         raise Damaged("its rows are not what was written")
 
 
-def spread(scale_M: NDArray[np.float32], row_MF: NDArray[Any]) -> NDArray[np.float32]:
+def broadcast_scales(scale_M: NDArray[np.float32], row_MF: NDArray[Any]) -> NDArray[np.float32]:
     """Give scales the axes of the rows they belong to."""
     return scale_M.reshape(-1, *[1] * (row_MF.ndim - 1))
 
 
-def _mapped(content: mmap.mmap, header: dict[str, Any], name: str, base: int, size: int) -> NDArray[Any]:
+def _map_array(content: mmap.mmap, header: dict[str, Any], name: str, base: int, size: int) -> NDArray[Any]:
     written, kind = _TYPES[name]
     begin, end = header[name]["data_offsets"]
     shape = tuple(header[name]["shape"])
@@ -130,13 +130,13 @@ def _mapped(content: mmap.mmap, header: dict[str, Any], name: str, base: int, si
     return np.frombuffer(content, kind, count, base + begin).reshape(shape)
 
 
-def _scales(value_MF: NDArray[np.float32]) -> NDArray[np.float32]:
+def _compute_scales(value_MF: NDArray[np.float32]) -> NDArray[np.float32]:
     largest_M = np.abs(value_MF).max(axis=1, initial=0.0)
     exponent_M = np.frexp(np.where(np.isfinite(largest_M), largest_M, 0))[1]
     return np.ldexp(np.float32(1), exponent_M.clip(-126, 127)).astype(np.float32)
 
 
-def _sum(*arrays: NDArray[np.generic]) -> str:
+def _checksum(*arrays: NDArray[np.generic]) -> str:
     total = hashlib.sha256()
     for array in arrays:
         total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -146,8 +146,8 @@ def _sum(*arrays: NDArray[np.generic]) -> str:
 # M rows, B rows asked for, F numbers of a row
 
 
-FACTS = "entry.json"
-LOCK = "in_use.lock"
+FACTS_FILE = "entry.json"
+LOCK_FILE = "in_use.lock"
 _SMALL = 16_384  # rows; shards of fewer are merged
 _MANY = 8  # small shards that are worth merging
 _MERGED = 65_536  # rows of a merged shard
@@ -159,7 +159,7 @@ def embeddings_folder() -> Path:
     return cache_root() / "embeddings"
 
 
-class Entry:
+class CacheEntry:
     """The rows kept under one hash of facts; while it is open, nothing prunes it.
 
     Any number of processes may read it and add to it at the same time: a shard appears whole under a name
@@ -167,14 +167,14 @@ class Entry:
     """
 
     def __init__(self, facts: dict[str, Any]) -> None:
-        self.folder = embeddings_folder() / key_of(facts)
+        self.folder = embeddings_folder() / cache_key(facts)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.folder / LOCK)
-            if not (self.folder / FACTS).exists():
-                files.write_json(self.folder / FACTS, facts)
-            os.utime(self.folder / FACTS)  # when it was last used, for pruning
-            _sweep(self.folder)
+            self._lock = FileLock(self.folder / LOCK_FILE)
+            if not (self.folder / FACTS_FILE).exists():
+                files.write_json(self.folder / FACTS_FILE, facts)
+            os.utime(self.folder / FACTS_FILE)  # when it was last used, for pruning
+            _remove_stale_parts(self.folder)
         except OSError as error:
             raise files.explain_write_error(self.folder, error) from error
 
@@ -182,9 +182,9 @@ class Entry:
         """Let it be pruned again; rows that were opened stay readable."""
         self._lock.close()
 
-    def rows(self) -> Rows:
+    def rows(self) -> ShardRows:
         """Open all rows there are; a damaged shard is dropped with a warning."""
-        return Rows(open_shards(self.folder))
+        return ShardRows(open_shards(self.folder))
 
     def add(self, content_M2: NDArray[np.uint64], value_MF: NDArray[np.float32]) -> Path:
         """Write rows as a new shard.
@@ -204,26 +204,26 @@ class Entry:
             if not alone or len(small) < _MANY:
                 return
             whole = [shard for shard in small if _is_whole(shard)]
-            group: list[Shard] = []
+            group: list[CacheShard] = []
             for shard in whole:
                 group.append(shard)
                 if shard is whole[-1] or sum(len(part.scale_M) for part in group) >= _MERGED:
                     self._merge(group)
                     group = []
 
-    def _merge(self, shards: list[Shard]) -> None:
+    def _merge(self, shards: list[CacheShard]) -> None:
         content_M2 = np.concatenate([shard.content_M2 for shard in shards])
         first_M = np.unique(content_M2, axis=0, return_index=True)[1]
-        scaled = [shard.row_MF * spread(shard.scale_M, shard.row_MF) for shard in shards]
+        scaled = [shard.row_MF * broadcast_scales(shard.scale_M, shard.row_MF) for shard in shards]
         self.add(content_M2[first_M], np.concatenate(scaled)[first_M])
         for shard in shards:
             shard.path.unlink(missing_ok=True)
 
 
-class Rows:
+class ShardRows:
     """Rows of an entry, found by content and read from memory maps."""
 
-    def __init__(self, shards: list[Shard]) -> None:
+    def __init__(self, shards: list[CacheShard]) -> None:
         self._shards = shards
         self._start_S = np.cumsum([0, *(len(shard.scale_M) for shard in shards)])
         content_M2 = np.concatenate([np.zeros((0, 2), np.uint64), *(shard.content_M2 for shard in shards)])
@@ -255,20 +255,20 @@ class Rows:
         import torch
 
         if len(self._shards) == 1:
-            return _read(self._shards[0], row_B)
+            return _read_rows(self._shards[0], row_B)
         value_BF = torch.empty((len(row_B), *self.shape))
         shard_B = np.searchsorted(self._start_S, row_B, side="right") - 1
         for shard in np.unique(shard_B):
             here_B = np.flatnonzero(shard_B == shard)
-            value_BF[torch.from_numpy(here_B)] = _read(
+            value_BF[torch.from_numpy(here_B)] = _read_rows(
                 self._shards[shard], row_B[here_B] - self._start_S[shard]
             )
         return value_BF
 
 
-def open_shards(folder: Path) -> list[Shard]:
+def open_shards(folder: Path) -> list[CacheShard]:
     """Open the shards of an entry; one that is damaged, or unlike the others, is dropped with a warning."""
-    shards: list[Shard] = []
+    shards: list[CacheShard] = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
             shard = open_shard(path)
@@ -278,11 +278,11 @@ def open_shards(folder: Path) -> list[Shard]:
         except FileNotFoundError:
             continue  # another process has merged it; a row that is not found is made again
         except (Damaged, OSError) as error:
-            drop(path, str(error))
+            drop_shard(path, str(error))
     return shards
 
 
-def drop(path: Path, reason: str) -> None:
+def drop_shard(path: Path, reason: str) -> None:
     """Remove a shard that cannot be used, and say so."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
@@ -291,7 +291,7 @@ def drop(path: Path, reason: str) -> None:
     )
 
 
-def _sweep(folder: Path) -> None:
+def _remove_stale_parts(folder: Path) -> None:
     """Remove what writes that were killed left behind, but not what may be in the middle of being written."""
     for left in folder.glob(".*.part"):
         with suppress(FileNotFoundError):
@@ -299,28 +299,32 @@ def _sweep(folder: Path) -> None:
                 left.unlink()
 
 
-def _read(shard: Shard, row_B: NDArray[np.int64]) -> Tensor:
+def _read_rows(shard: CacheShard, row_B: NDArray[np.int64]) -> Tensor:
     import torch
 
     half_BF = shard.row_MF[row_B]
     # torch turns half precision into float32 1.7 times as fast as numpy.
-    return torch.from_numpy(half_BF).float().mul_(torch.from_numpy(spread(shard.scale_M[row_B], half_BF)))
+    return (
+        torch.from_numpy(half_BF)
+        .float()
+        .mul_(torch.from_numpy(broadcast_scales(shard.scale_M[row_B], half_BF)))
+    )
 
 
-def _is_whole(shard: Shard) -> bool:
+def _is_whole(shard: CacheShard) -> bool:
     try:
         check_rows(shard)
     except Damaged as error:
-        drop(shard.path, str(error))
+        drop_shard(shard.path, str(error))
         return False
     return True
 
 
-LIMIT = "GEOBIND_CACHE_GB"
+LIMIT_VARIABLE = "GEOBIND_CACHE_GB"
 _DEFAULT_GB = 20.0
 
 
-class Held(NamedTuple):
+class EntryInfo(NamedTuple):
     """An entry as it lies on disk."""
 
     key: str
@@ -330,7 +334,7 @@ class Held(NamedTuple):
     used: float  # seconds since 1970
 
 
-class Checked(NamedTuple):
+class EntryCheck(NamedTuple):
     """What verifying an entry came to."""
 
     key: str
@@ -338,29 +342,31 @@ class Checked(NamedTuple):
     damaged: tuple[tuple[str, str], ...]  # file, what is wrong with it
 
 
-def limit_bytes() -> float:
+def read_limit() -> float:
     """Return how large the cache may grow: `$GEOBIND_CACHE_GB` times 10^9, 20 by default.
 
     Raises:
         DataError: It is not a number from 0.
     """
-    said = os.environ.get(LIMIT, "")
+    said = os.environ.get(LIMIT_VARIABLE, "")
     try:
         gigabytes = float(said or _DEFAULT_GB)
     except ValueError:
         gigabytes = -1.0
     if not gigabytes >= 0:
-        raise DataError(f"{LIMIT}={said}: say how many gigabytes the embedding cache may hold, such as 20")
+        raise DataError(
+            f"{LIMIT_VARIABLE}={said}: say how many gigabytes the embedding cache may hold, such as 20"
+        )
     return gigabytes * 1e9
 
 
-def entries() -> list[Held]:
+def find_entries() -> list[EntryInfo]:
     """List the entries, the last used first."""
     folders = [path for path in embeddings_folder().glob("*") if path.is_dir()]
-    return sorted(filter(None, map(_held, folders)), key=lambda held: -held.used)
+    return sorted(filter(None, map(_read_info, folders)), key=lambda held: -held.used)
 
 
-def prune(limit: float) -> list[Held]:
+def prune(limit: float) -> list[EntryInfo]:
     """Remove the entries that were used longest ago until the cache holds no more than `limit` bytes.
 
     Entries that a process has open stay.
@@ -368,31 +374,31 @@ def prune(limit: float) -> list[Held]:
     Returns:
         What was removed.
     """
-    there = entries()
+    there = find_entries()
     total = sum(held.bytes for held in there)
-    gone: list[Held] = []
+    gone: list[EntryInfo] = []
     for held in reversed(there):
         if total <= limit:
             break
-        if _removed(held.folder):
+        if _remove_entry(held.folder):
             gone.append(held)
             total -= held.bytes
     return gone
 
 
-def verify(*, repair: bool) -> Iterator[Checked]:
+def verify(*, repair: bool) -> Iterator[EntryCheck]:
     """Read every row of every entry and compare with what was written.
 
     Args:
         repair: Remove what is damaged; its rows are made again when they are needed.
     """
-    for held in entries():
+    for held in find_entries():
         damaged: list[tuple[str, str]] = []
         rows = 0
-        if not held.facts or key_of(held.facts) != held.key:
-            damaged.append((FACTS, "its facts are not those that the entry is named after"))
+        if not held.facts or cache_key(held.facts) != held.key:
+            damaged.append((FACTS_FILE, "its facts are not those that the entry is named after"))
             if repair:
-                _removed(held.folder)
+                _remove_entry(held.folder)
         for path in sorted(held.folder.glob(f"*{SUFFIX}")):
             try:
                 shard = open_shard(path)
@@ -404,10 +410,10 @@ def verify(*, repair: bool) -> Iterator[Checked]:
                 damaged.append((path.name, str(error)))
                 if repair:
                     path.unlink(missing_ok=True)
-        yield Checked(held.key, rows, tuple(damaged))
+        yield EntryCheck(held.key, rows, tuple(damaged))
 
 
-def rows_of(held: Held) -> int:
+def count_rows(held: EntryInfo) -> int:
     """Count the rows of an entry, damaged shards left out."""
     count = 0
     for path in held.folder.glob(f"*{SUFFIX}"):
@@ -416,24 +422,24 @@ def rows_of(held: Held) -> int:
     return count
 
 
-def _held(folder: Path) -> Held | None:
+def _read_info(folder: Path) -> EntryInfo | None:
     try:
         size = sum(file.stat().st_size for file in folder.iterdir())
-        marks = [folder / name for name in (FACTS, LOCK) if (folder / name).exists()]
+        marks = [folder / name for name in (FACTS_FILE, LOCK_FILE) if (folder / name).exists()]
         used = (marks[0] if marks else folder).stat().st_mtime
     except OSError:  # another process is removing it
         return None
     try:
-        facts = files.read_json(folder / FACTS)
+        facts = files.read_json(folder / FACTS_FILE)
     except CheckpointError:
         facts = {}
-    return Held(folder.name, folder, facts, size, used)
+    return EntryInfo(folder.name, folder, facts, size, used)
 
 
-def _removed(folder: Path) -> bool:
+def _remove_entry(folder: Path) -> bool:
     """Remove an entry that no process has open."""
     try:
-        with FileLock(folder / LOCK, alone=True) as alone:
+        with FileLock(folder / LOCK_FILE, alone=True) as alone:
             if alone:
                 shutil.rmtree(folder, ignore_errors=True)
             return alone

@@ -20,9 +20,9 @@ from geobind.binder import Binder
 from geobind.data.loader import BatchLoader
 from geobind.data.sampler import MixedDataset
 from geobind.data.table import open_table
-from geobind.embedding_cache.build import Stored
-from geobind.embedding_cache.loader import StoredLoader
-from geobind.embedding_cache.store import embeddings_folder, limit_bytes
+from geobind.embedding_cache.build import CachedColumn
+from geobind.embedding_cache.loader import CachedLoader
+from geobind.embedding_cache.store import embeddings_folder, read_limit
 from geobind.errors import DataError, GeobindError
 from geobind.evaluation.held_out import EvaluationResults, measure_all, take_first_rows
 from geobind.planning.bench import Bench, Clock, goes_through, seconds_since
@@ -41,14 +41,14 @@ from geobind.planning.models import (
 from geobind.recipe import Recipe, Stage
 from geobind.recipe.parsing import dump
 from geobind.recipe.stage_options import InfoNCE
-from geobind.training.cache import CachedInputs, read_from_cache
+from geobind.training.cache import CachedInputs, open_stage_cache
 from geobind.training.launch import make_fabric
 from geobind.training.loss_inputs import check_loss_inputs
 from geobind.training.results import write_results
 from geobind.training.run import rehearse
 from geobind.training.stage import StageRun, build_loader, count_workers
 from geobind.training.stage_data import StageData
-from geobind.training.trainable import in_training
+from geobind.training.trainable import prepare_encoders
 from geobind.utils import files, system
 from geobind.utils.logs import captured
 
@@ -89,7 +89,7 @@ def measure_filling(bench: Bench, seconds: float) -> tuple[Filling | None, tuple
         sides = {name: side_of(stored, before, looked, rows) for name, stored in cached.sides.items()}
         unlike, most = _unlike(cached, sides, rows / looked), max(most, *held, 0)
     needed = sum(side.inputs * side.row_bytes for side in sides.values())
-    if needed > limit_bytes():
+    if needed > read_limit():
         bench.caches = False
         reason = f"its {needed / 1e9:.3g} GB of rows are more than the cache may hold"
         bench.messages += [f"{bench.job.stage.name}: {name} is not cached: {reason}" for name in sides]
@@ -98,7 +98,7 @@ def measure_filling(bench: Bench, seconds: float) -> tuple[Filling | None, tuple
     return Filling(seconds=line(rows * unlike), bytes=most or None, sides=sides), frozen, line.slope
 
 
-def side_of(stored: Stored, before: int, looked: int, rows: int) -> Side:
+def side_of(stored: CachedColumn, before: int, looked: int, rows: int) -> Side:
     """Say of all rows what was found of a side in some.
 
     Args:
@@ -117,8 +117,8 @@ def side_of(stored: Stored, before: int, looked: int, rows: int) -> Side:
 
 def _fill(bench: Bench, rows: int) -> tuple[tuple[str, ...], CachedInputs]:
     job = bench.at(2, _ALWAYS, rows)
-    with bench.quiet(), in_training(bench.fabric, job) as frozen:
-        cached = read_from_cache(bench.fabric, job, frozen, count_workers(bench.fabric, job))
+    with bench.quiet(), prepare_encoders(bench.fabric, job) as frozen:
+        cached = open_stage_cache(bench.fabric, job, frozen, count_workers(bench.fabric, job))
         cached.close()
     return tuple(frozen), cached
 
@@ -329,14 +329,14 @@ class StageProbe:
         """Return the seconds that a row of a batch takes if nothing else is done."""
         bench, size = self.bench, self._steps[-1].rows
         job = bench.at(size, _FEW_STEPS, max(size, bench.ready) if bench.caches else size * _FEW_STEPS)
-        with bench.quiet(), in_training(bench.fabric, job) as frozen:
-            cached = read_from_cache(bench.fabric, job, frozen, count_workers(bench.fabric, job))
+        with bench.quiet(), prepare_encoders(bench.fabric, job) as frozen:
+            cached = open_stage_cache(bench.fabric, job, frozen, count_workers(bench.fabric, job))
             at = _times(cached.loader(job, build_loader(bench.fabric, job, first_step=0)))
             cached.close()
         return (at[-1] - at[1]) / (len(at) - 2) / size if len(at) > 2 else 0.0
 
 
-def _times(loader: BatchLoader | StoredLoader) -> list[float]:
+def _times(loader: BatchLoader | CachedLoader) -> list[float]:
     return [time.monotonic() for _ in loader]
 
 

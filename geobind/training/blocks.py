@@ -16,14 +16,14 @@ _AFTER = re.compile(r"^head\.|(^|\.)(text_)?proj(ection)?$")
 _STEM = re.compile(r"(^|\.)audio_encoder\.batch_norm\.")
 
 
-class Depths(NamedTuple):
+class LayerDepths(NamedTuple):
     """The depth of every parameter: 0 in the stem, 1 to `blocks` in a block, `blocks` + 1 after them."""
 
     layers: Mapping[str, int]
     blocks: int
 
 
-def depths_of(name: str, encoder: nn.Module) -> Depths:
+def find_depths(name: str, encoder: nn.Module) -> LayerDepths:
     """Find how deep each parameter of an encoder lies.
 
     A timm model tells it itself. Of any other, blocks are the innermost numbered modules that are made of
@@ -48,7 +48,7 @@ def last_parameters(name: str, encoder: nn.Module, blocks: int) -> Iterator[nn.P
     Raises:
         RecipeError: The encoder has no blocks, or fewer.
     """
-    found = depths_of(name, encoder)
+    found = find_depths(name, encoder)
     if blocks > found.blocks:
         raise RecipeError(
             f"the encoder of '{name}' has {found.blocks} blocks, not {blocks}; fewer, or train it whole"
@@ -58,7 +58,7 @@ def last_parameters(name: str, encoder: nn.Module, blocks: int) -> Iterator[nn.P
             yield parameter
 
 
-def rate_shares(name: str, encoder: nn.Module, decay: float) -> dict[nn.Parameter, float]:
+def compute_lr_scales(name: str, encoder: nn.Module, decay: float) -> dict[nn.Parameter, float]:
     """Return each parameter's share of the learning rate: 1 after the blocks, `decay` less per layer down.
 
     BEiT's layer-wise decay (arXiv:2106.08254): decay ** (blocks + 1 - depth).
@@ -66,11 +66,11 @@ def rate_shares(name: str, encoder: nn.Module, decay: float) -> dict[nn.Paramete
     Raises:
         RecipeError: The encoder has no blocks.
     """
-    found = depths_of(name, encoder)
+    found = find_depths(name, encoder)
     return {p: decay ** (found.blocks + 1 - found.layers[n]) for n, p in encoder.named_parameters()}
 
 
-def block_names(encoder: nn.Module) -> list[str]:
+def find_blocks(encoder: nn.Module) -> list[str]:
     """List the blocks of an encoder, from first to last: numbered modules made of several, the innermost."""
     names = [
         name
@@ -83,7 +83,7 @@ def block_names(encoder: nn.Module) -> list[str]:
     return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
 
 
-def _by_timm(encoder: nn.Module) -> Depths | None:
+def _by_timm(encoder: nn.Module) -> LayerDepths | None:
     """Ask a timm model, which knows its layers by regular expressions."""
     models = ((n, m) for n, m in encoder.named_modules() if callable(getattr(m, "group_matcher", None)))
     prefix, model = next(models, ("", None))
@@ -109,7 +109,7 @@ def _by_timm(encoder: nn.Module) -> Depths | None:
             layers[n], outside = inside[n.removeprefix(own)], len(numbers) + 1
         else:
             layers[n] = outside
-    return Depths(layers, len(numbers))
+    return LayerDepths(layers, len(numbers))
 
 
 def _matches(spec: Any, name: str) -> bool:
@@ -118,9 +118,9 @@ def _matches(spec: Any, name: str) -> bool:
     return any(re.match(pattern, name) for pattern in patterns)
 
 
-def _by_structure(encoder: nn.Module) -> Depths | None:
+def _by_structure(encoder: nn.Module) -> LayerDepths | None:
     """Read the order of layers from the order in which modules were registered."""
-    blocks = block_names(encoder) or list(_single_layers(encoder))
+    blocks = find_blocks(encoder) or list(_single_layers(encoder))
     if not blocks:
         return None
     number = {f"{block}.": place for place, block in enumerate(blocks, start=1)}
@@ -134,7 +134,7 @@ def _by_structure(encoder: nn.Module) -> Depths | None:
             layers[n] = len(blocks) + 1
         else:
             layers[n] = 0 if _STEM.search(n) else at
-    return Depths(layers, len(blocks))
+    return LayerDepths(layers, len(blocks))
 
 
 def _number(name: str, blocks: Mapping[str, int]) -> int:

@@ -13,13 +13,21 @@ from torch import nn
 
 from geobind import plugins
 from geobind.data.loader import BatchLoader
-from geobind.embedding_cache.build import Encoding, Filling, Observations, Ranks, Stored, observe, store
-from geobind.embedding_cache.keys import FileHashes, Part, Uncacheable, facts_of
-from geobind.embedding_cache.loader import Cells, StoredLoader
-from geobind.embedding_cache.store import Entry, embeddings_folder, limit_bytes, prune
+from geobind.embedding_cache.build import (
+    CacheBuilder,
+    CachedColumn,
+    FillRanks,
+    InputHashes,
+    RowEncoder,
+    ensure_cached,
+    hash_inputs,
+)
+from geobind.embedding_cache.keys import FileHashes, Part, Uncacheable, cache_key_facts
+from geobind.embedding_cache.loader import CachedLoader, RawColumn
+from geobind.embedding_cache.store import CacheEntry, embeddings_folder, prune, read_limit
 from geobind.errors import StorageError
 from geobind.recipe.stage_options import Last, Lora, Views
-from geobind.training.trainable import check_frozen, frozen_digests
+from geobind.training.trainable import check_frozen, hash_frozen
 from geobind.utils.logs import rank_zero_logger
 
 _log = rank_zero_logger(__name__)
@@ -44,8 +52,8 @@ class FillStats(NamedTuple):
 class CachedInputs(NamedTuple):
     """The sides of a stage that are read from the cache, by modality."""
 
-    sides: Mapping[str, Stored] = {}
-    entries: tuple[Entry, ...] = ()
+    sides: Mapping[str, CachedColumn] = {}
+    entries: tuple[CacheEntry, ...] = ()
     filled: FillStats = FillStats()
 
     def encoders(self, job: StageRun) -> dict[str, nn.Module]:
@@ -57,9 +65,9 @@ class CachedInputs(NamedTuple):
             return encoder
         return encoder.get_submodule("head") if name in job.stage.parts else nn.Identity()
 
-    def loader(self, job: StageRun, loader: BatchLoader) -> BatchLoader | StoredLoader:
+    def loader(self, job: StageRun, loader: BatchLoader) -> BatchLoader | CachedLoader:
         """Read these sides where the loader would prepare them."""
-        return StoredLoader(loader, job.rows, self.sides) if self.sides else loader
+        return CachedLoader(loader, job.rows, self.sides) if self.sides else loader
 
     def close(self) -> None:
         """Let the entries be pruned again."""
@@ -67,7 +75,7 @@ class CachedInputs(NamedTuple):
             entry.close()
 
 
-def read_from_cache(fabric: Fabric, job: StageRun, digests: Mapping[str, str], workers: int) -> CachedInputs:
+def open_stage_cache(fabric: Fabric, job: StageRun, digests: Mapping[str, str], workers: int) -> CachedInputs:
     """Find the rows of every side that a stage does not train, or only by its head; make those missing.
 
     With `cache: auto` a stage that does not go through its rows once is left alone: what it sees is not
@@ -91,8 +99,8 @@ def read_from_cache(fabric: Fabric, job: StageRun, digests: Mapping[str, str], w
         return CachedInputs()
     views = wanted.views if isinstance(wanted, Views) else 0
     started = time.monotonic()
-    sides: dict[str, Stored] = {}
-    entries: list[Entry] = []
+    sides: dict[str, CachedColumn] = {}
+    entries: list[CacheEntry] = []
     trained = job.stage.trained
     for name in digests:
         if isinstance(trained.get(name), Last | Lora):
@@ -102,7 +110,7 @@ def read_from_cache(fabric: Fabric, job: StageRun, digests: Mapping[str, str], w
             sides[name], entry = found
             entries.append(entry)
     if fabric.is_global_zero:
-        prune(limit_bytes())
+        prune(read_limit())
     made = {name: side.made for name, side in sides.items()}
     size = sum(count * (2 * math.prod(sides[name].rows.shape) + 20) for name, count in made.items())
     return CachedInputs(
@@ -121,17 +129,17 @@ class _ModalityReader(NamedTuple):
     views: int
     workers: int
 
-    def stored(self) -> tuple[Stored, Entry] | None:
+    def stored(self) -> tuple[CachedColumn, CacheEntry] | None:
         """Return its rows and where they lie, or None where they cannot be kept: the same on every rank."""
         try:
             entry, seen = self._opened()
         except (Uncacheable, StorageError) as error:
             return self._given_up(error)
-        ranks = Ranks(self.fabric.global_rank, self.fabric.world_size, self._agree)
+        ranks = FillRanks(self.fabric.global_rank, self.fabric.world_size, self._agree)
         try:
             if self._agree(True):
                 views, most = self.views, self.job.recipe.max_broken
-                found = store(seen, self._filling(entry), views=views, max_broken=most, ranks=ranks)
+                found = ensure_cached(seen, self._filling(entry), views=views, max_broken=most, ranks=ranks)
                 if found is not None:
                     inputs, made = len(seen.contents_M), _new_rows(found)
                     _log.info("%s: %s: %d inputs, read from the cache%s", *self._names, inputs, made)
@@ -141,10 +149,10 @@ class _ModalityReader(NamedTuple):
         entry.close()
         return None
 
-    def _opened(self) -> tuple[Entry, Observations]:
+    def _opened(self) -> tuple[CacheEntry, InputHashes]:
         job, modality = self.job, self.job.recipe.built[self.name]
         files = FileHashes(embeddings_folder() / "files.sqlite")
-        facts = facts_of(
+        facts = cache_key_facts(
             modality,
             plugins.registry().plugins[self.name].source,
             weights=self.digest,
@@ -154,25 +162,25 @@ class _ModalityReader(NamedTuple):
             augmented=self._augmented,
             files=files,
         )
-        cells = Cells(job.rows, self.name, described=True)
-        return Entry(facts), observe(cells, files, f"looking at {self.name}")
+        cells = RawColumn(job.rows, self.name, described=True)
+        return CacheEntry(facts), hash_inputs(cells, files, f"looking at {self.name}")
 
-    def _filling(self, entry: Entry) -> Filling:
+    def _filling(self, entry: CacheEntry) -> CacheBuilder:
         fabric, encoder = self.fabric, self.fabric.to_device(self.job.encoders[self.name])
-        return Filling(
+        return CacheBuilder(
             entry,
             self.job.recipe.built[self.name],
-            Cells(self.job.rows, self.name),
+            RawColumn(self.job.rows, self.name),
             self._augmented,
             self.views,
-            Encoding(encoder, self._part, fabric.autocast, fabric.device),
+            RowEncoder(encoder, self._part, fabric.autocast, fabric.device),
             lambda: check_frozen({self.name: self.digest}, self._digests(encoder), self.job.stage.name),
             batch_size=_BATCH.get(fabric.device.type, _BATCH_ELSEWHERE),
             workers=self.workers,
         )
 
     def _digests(self, encoder: nn.Module) -> dict[str, str]:
-        return frozen_digests({self.name: encoder}, self.job.stage.trained)
+        return hash_frozen({self.name: encoder}, self.job.stage.trained)
 
     @property
     def _part(self) -> Part:
@@ -196,5 +204,5 @@ class _ModalityReader(NamedTuple):
         return self.job.stage.name, self.name
 
 
-def _new_rows(found: Stored) -> str:
+def _new_rows(found: CachedColumn) -> str:
     return f", {found.made} rows made just now" if found.made else ""

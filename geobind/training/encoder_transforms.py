@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 from torch.utils.checkpoint import checkpoint
 
 from geobind.errors import TrainingError
-from geobind.training.blocks import block_names
+from geobind.training.blocks import find_blocks
 from geobind.training.sync_batchnorm import DUMMY_PASS
 
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
@@ -31,7 +31,7 @@ def compile_encoder(encoder: nn.Module, mode: Mode, *, by_block: bool) -> None:
     """
     if not any(True for _ in encoder.parameters()):
         return  # nothing but what was read from the cache goes through it
-    blocks = block_names(encoder) if by_block else []
+    blocks = find_blocks(encoder) if by_block else []
     for module in [encoder.get_submodule(name) for name in blocks] or [encoder]:
         module.compile(backend=_BACKEND, mode=None if mode == "default" else mode)
 
@@ -69,7 +69,7 @@ def enable_checkpointing(encoder: nn.Module) -> int:
 
     Dropout draws the same again, and batch statistics count a batch once. Structure and names stay.
     """
-    names = block_names(encoder)
+    names = find_blocks(encoder)
     for name in names:
         block = encoder.get_submodule(name)
         block.__class__ = _checkpointed_class(type(block))

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from geobind.training.blocks import block_names
+from geobind.training.blocks import find_blocks
 from geobind.training.distributed import full_tensor
 
 # Of each sharded module a copy of its structure, into which the whole weights go.
@@ -80,7 +80,7 @@ def _shard(encoder: nn.Module, mesh: DeviceMesh, device: torch.device) -> None:
         parameter.data = parameter.data.contiguous()
         if parameter in whole_ones:
             parameter.data = parameter.data.to(device)
-    for name in block_names(encoder):
+    for name in find_blocks(encoder):
         fully_shard(encoder.get_submodule(name), mesh=mesh, ignored_params=whole_ones)
     fully_shard(encoder, mesh=mesh, ignored_params=whole_ones)
     _free(plain, but=whole_ones)

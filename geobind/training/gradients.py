@@ -23,7 +23,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from geobind.training.losses import Context
+from geobind.training.losses import LossContext
 from geobind.training.module import About, ActivePairs, ContrastiveModule, StepLosses
 from geobind.utils.logs import rank_zero_logger
 
@@ -140,7 +140,7 @@ class GradCache(NamedTuple):
         self,
         batches: Mapping[str, Any],
         present_BM: Tensor | None,
-        context: Context | None,
+        context: LossContext | None,
         *,
         share: float = 1.0,
         sync: bool = True,
@@ -227,7 +227,7 @@ class _EmbeddingGrads(NamedTuple):
 def _contrast(
     whole: Mapping[str, Tensor],
     compared: ActivePairs,
-    context: Context | None,
+    context: LossContext | None,
     share: float,
     bind: ContrastiveModule,
     _: Any,

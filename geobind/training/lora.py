@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from torch.func import functional_call  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.utils.parametrize import is_parametrized
 
-from geobind.bundles.delta import changed, factors
+from geobind.bundles.delta import add_factors, name_factors
 from geobind.errors import PluginError, RecipeError
 from geobind.extras import INSTALL
 from geobind.recipe.stage_options import Lora
 from geobind.towers.mel import hide_broken_torchaudio
-from geobind.training.blocks import block_names
+from geobind.training.blocks import find_blocks
 
 _NAMED = 12  # layers named in a message
 _LAYERS = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
-Change = dict[str, tuple[Tensor, Tensor]]  # by weight: (R, N) and (M, R), scaled
+LoraChanges = dict[str, tuple[Tensor, Tensor]]  # by weight: (R, N) and (M, R), scaled
 
 
 def check_lora(name: str, encoder: nn.Module, options: Lora) -> None:
@@ -36,8 +36,8 @@ def check_lora(name: str, encoder: nn.Module, options: Lora) -> None:
         PluginError: peft is not installed.
         RecipeError: The targets are not there, or do not go with dropout.
     """
-    _peft()
-    targets = target_names(name, encoder, options)
+    _import_peft()
+    targets = find_target_layers(name, encoder, options)
     fused = [n for n in targets if isinstance(encoder.get_submodule(n), nn.MultiheadAttention)]
     if options.dropout and fused:
         raise RecipeError(
@@ -46,7 +46,7 @@ def check_lora(name: str, encoder: nn.Module, options: Lora) -> None:
         )
 
 
-def insert(name: str, encoder: nn.Module, options: Lora, seed: int) -> None:
+def insert_adapters(name: str, encoder: nn.Module, options: Lora, seed: int) -> None:
     """Put adapters into an encoder, which computes what it did until they are trained.
 
     Args:
@@ -60,9 +60,9 @@ def insert(name: str, encoder: nn.Module, options: Lora, seed: int) -> None:
         RecipeError: The targets are not there.
     """
     check_lora(name, encoder, options)
-    peft = _peft()
+    peft = _import_peft()
 
-    targets = target_names(name, encoder, options)
+    targets = find_target_layers(name, encoder, options)
     config = peft.LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,
@@ -70,24 +70,24 @@ def insert(name: str, encoder: nn.Module, options: Lora, seed: int) -> None:
         # Of a list peft would also take the names that only end in one of it.
         target_modules="|".join(re.escape(target) for target in targets),
     )
-    config._register_custom_module({nn.MultiheadAttention: FusedAttention})
+    config._register_custom_module({nn.MultiheadAttention: LoraFusedAttention})
     torch.manual_seed(seed)
     peft.inject_adapter_in_model(config, encoder)
 
 
 def set_adapters_trainable(encoder: nn.Module) -> None:
     """Make the adapters of an encoder trainable, if it has any."""
-    for _, parameter in _own_parameters(encoder):
+    for _, parameter in _adapter_parameters(encoder):
         parameter.requires_grad_(True)
     for name, module in encoder.named_modules():
         if name.endswith(".lora_dropout"):
             module.train()
 
 
-def trained_state(encoder: nn.Module) -> nn.Module:
+def adapter_state(encoder: nn.Module) -> nn.Module:
     """Return the adapters, and the head if it is trained, as a module: what a checkpoint must hold."""
     # A parameter's name cannot have dots in it.
-    adapters = nn.ParameterDict({n.replace(".", "/"): p for n, p in _own_parameters(encoder)})
+    adapters = nn.ParameterDict({n.replace(".", "/"): p for n, p in _adapter_parameters(encoder)})
     state = nn.ModuleDict({"adapters": adapters})
     head = getattr(encoder, "head", None)
     if isinstance(head, nn.Module) and any(p.requires_grad for p in head.parameters()):
@@ -95,15 +95,15 @@ def trained_state(encoder: nn.Module) -> nn.Module:
     return state
 
 
-def _own_parameters(encoder: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def _adapter_parameters(encoder: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((n, p) for n, p in encoder.named_parameters() if ".lora_A." in n or ".lora_B." in n)
 
 
-def take_out(encoder: nn.Module) -> Change:
+def remove_adapters(encoder: nn.Module) -> LoraChanges:
     """Take the adapters out of an encoder, which is then what it was to the bit; return their changes."""
     from peft.tuners.lora import LoraLayer
 
-    found: Change = {}
+    found: LoraChanges = {}
     layers: list[tuple[str, Any]] = [
         (name, module) for name, module in encoder.named_modules() if isinstance(module, LoraLayer)
     ]
@@ -117,20 +117,22 @@ def take_out(encoder: nn.Module) -> Change:
     return dict(reversed(found.items()))
 
 
-def merge(encoder: nn.Module, changes: Change) -> None:
+def merge_adapters(encoder: nn.Module, changes: LoraChanges) -> None:
     """Add changes to the weights of an encoder."""
     with torch.no_grad():
         for name, (down_RN, up_MR) in changes.items():
             parameter = encoder.get_parameter(name)
-            parameter.copy_(changed(parameter, down_RN, up_MR))
+            parameter.copy_(add_factors(parameter, down_RN, up_MR))
 
 
-def tensors_of(changes: Change) -> dict[str, Tensor]:
+def named_factors(changes: LoraChanges) -> dict[str, Tensor]:
     """Return changes as tensors to save."""
-    return {key: tensor for name, pair in changes.items() for key, tensor in factors(name, *pair).items()}
+    return {
+        key: tensor for name, pair in changes.items() for key, tensor in name_factors(name, *pair).items()
+    }
 
 
-def target_names(name: str, encoder: nn.Module, options: Lora) -> list[str]:
+def find_target_layers(name: str, encoder: nn.Module, options: Lora) -> list[str]:
     """List the layers that get an adapter.
 
     `auto` is the linear layers and fused attentions of the blocks (attention and MLP); of an encoder that
@@ -141,7 +143,7 @@ def target_names(name: str, encoder: nn.Module, options: Lora) -> list[str]:
     """
     layers = {n: layer for n, layer in _candidates(encoder) if not (options.head and _in_head(n))}
     if options.targets == "auto":
-        found = _auto(encoder, layers)
+        found = _auto_targets(encoder, layers)
         if not found:
             raise RecipeError(f"the encoder of '{name}' has no layers that LoRA can adapt; train it whole")
         return found
@@ -151,14 +153,14 @@ def target_names(name: str, encoder: nn.Module, options: Lora) -> list[str]:
         known = dict.fromkeys(_tail(n) for n in layers)
         raise RecipeError(
             f"the encoder of '{name}' has no layer {absent[0]!r} that LoRA can adapt; "
-            f"it has {_some(list(known)) or 'none: train it whole'}"
+            f"it has {_list_some(list(known)) or 'none: train it whole'}"
         )
     wanted = {n for names in found.values() for n in names}
     return [n for n in layers if n in wanted]
 
 
-def _auto(encoder: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
-    blocks = tuple(f"{block}." for block in block_names(encoder))
+def _auto_targets(encoder: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
+    blocks = tuple(f"{block}." for block in find_blocks(encoder))
     body = {n: layer for n, layer in layers.items() if not _in_head(n)}
     inside = {n: layer for n, layer in body.items() if not blocks or f"{n}.".startswith(blocks)}
     for layers_of in (inside, body):
@@ -200,12 +202,12 @@ def _tail(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
-def _some(names: list[str]) -> str:
+def _list_some(names: list[str]) -> str:
     rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + rest
 
 
-def _peft() -> Any:
+def _import_peft() -> Any:
     hide_broken_torchaudio()  # peft imports transformers, which dies of it
     try:
         import peft
@@ -214,7 +216,7 @@ def _peft() -> Any:
     return peft
 
 
-class FusedAttention(MultiheadAttention):
+class LoraFusedAttention(MultiheadAttention):
     """peft's layer for fused attention, but one that never touches the weights it adapts.
 
     peft's own adds the change to the weights before each forward pass and subtracts it afterwards, which

@@ -14,7 +14,7 @@ from torch import Tensor
 from geobind.data.neighbours import compute_grouped_share
 from geobind.errors import DataError
 from geobind.recipe.stage_options import PCME, InfoNCE, SigLIP
-from geobind.training.losses import Context, label_ids, unit_sphere
+from geobind.training.losses import LossContext, hash_labels, unit_sphere
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +29,7 @@ _MIN_NEIGHBOUR_SHARE = 0.9  # of the neighbours asked for: fewer are worth a war
 
 def build_loss_context(
     gather: Callable[[Tensor], Tensor], device: torch.device, options: Options, meta: BatchMeta
-) -> Context | None:
+) -> LossContext | None:
     """Put together what the loss asks for of the rows of all ranks; None if it asks for nothing.
 
     Args:
@@ -40,16 +40,16 @@ def build_loss_context(
     """
     labels = xyz = hours = rows = None
     if options.positives == "label":
-        labels = gather(label_ids(meta.labels or [None] * len(meta.keys)).to(device))
+        labels = gather(hash_labels(meta.labels or [None] * len(meta.keys)).to(device))
     if options.needs_places:
         xyz = gather(unit_sphere(_to_tensor(meta.lat, meta), _to_tensor(meta.lon, meta)).to(device))
     if options.needs_times:
         hours = gather(_to_tensor(meta.hours, meta).to(device))
     if isinstance(options, InfoNCE) and options.queue is not None:
-        rows = gather(label_ids(meta.keys).to(device))
+        rows = gather(hash_labels(meta.keys).to(device))
     if labels is None and xyz is None and hours is None and rows is None:
         return None
-    return Context(
+    return LossContext(
         labels_N=labels,
         xyz_N3=xyz,
         hours_N=hours,

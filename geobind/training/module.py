@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from geobind.recipe.schema import Bound
 from geobind.scoring import unit
 from geobind.training.distributed import Ranks
-from geobind.training.losses import Context, ContrastiveLoss
+from geobind.training.losses import ContrastiveLoss, LossContext
 from geobind.training.sync_batchnorm import dummy_pass
 
 _MIN_ROWS = 2  # rows with both of a pair: one alone has nothing to be told from
@@ -24,7 +24,7 @@ _MIN_ROWS = 2  # rows with both of a pair: one alone has nothing to be told from
 class About:
     """What is known of a step's rows, hidden from Fabric: it casts numbers and refuses frozen values."""
 
-    def __init__(self, context: Context | None) -> None:
+    def __init__(self, context: LossContext | None) -> None:
         self.context = context
 
 
@@ -128,7 +128,7 @@ class ContrastiveModule(nn.Module):
             return self.embed(name, self.dummy_rows[name])[:0]
 
     def contrast(
-        self, embedded: Mapping[str, Tensor], compared: ActivePairs, context: Context | None = None
+        self, embedded: Mapping[str, Tensor], compared: ActivePairs, context: LossContext | None = None
     ) -> StepLosses:
         """Return the losses of this rank's embeddings, of the rows that have them, among all ranks'."""
         local = {name: self._local(name, embedded, compared.present_BM) for name in compared.names}
@@ -155,7 +155,9 @@ class ContrastiveModule(nn.Module):
             for parameter in self._part(name).parameters():
                 parameter.grad = None
 
-    def _loss(self, name: str, sides: tuple[Tensor, Tensor], context: Context | None, own: slice) -> Tensor:
+    def _loss(
+        self, name: str, sides: tuple[Tensor, Tensor], context: LossContext | None, own: slice
+    ) -> Tensor:
         """The loss of a pair; if each rank takes a part of it, the sum of all parts."""
         loss = self.losses[name]
         if not loss.local or self.ranks.world == 1:
@@ -217,7 +219,7 @@ def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def _select_context(context: Context | None, row_R: Tensor | None) -> Context | None:
+def _select_context(context: LossContext | None, row_R: Tensor | None) -> LossContext | None:
     """What is known of some of the rows."""
     if context is None or row_R is None:
         return context

@@ -21,13 +21,18 @@ from geobind.training.fsdp import is_sharded, local_shard
 from geobind.training.gradients import batch_norm_encoders, chunk_rows
 from geobind.training.module import ContrastiveModule
 from geobind.training.sync_batchnorm import build_dummy_rows, sync_batch_norms
-from geobind.training.trainable import InFloat32, parameter_groups, precision_of, shares_of
+from geobind.training.trainable import (
+    Float32Modules,
+    build_parameter_groups,
+    collect_lr_scales,
+    get_precision,
+)
 from geobind.utils.logs import rank_zero_logger
 
 _log = rank_zero_logger(__name__)
 
 if TYPE_CHECKING:
-    from geobind.embedding_cache.build import Stored
+    from geobind.embedding_cache.build import CachedColumn
     from geobind.training.stage import StageRun
 
 
@@ -113,7 +118,7 @@ class OptimizerState(NamedTuple):
 
 
 def set_up_optimizer(
-    fabric: Fabric, job: StageRun, bind: ContrastiveModule, stored: Mapping[str, Stored]
+    fabric: Fabric, job: StageRun, bind: ContrastiveModule, stored: Mapping[str, CachedColumn]
 ) -> OptimizerState:
     """Build the optimiser of what a stage trains, and set both up where the stage runs.
 
@@ -125,8 +130,8 @@ def set_up_optimizer(
     """
     place = job.recipe.fabric
     _search_nvml_once()
-    if precision_of(job).endswith("-true"):
-        bind.losses = InFloat32(dict(bind.losses.items()))
+    if get_precision(job).endswith("-true"):
+        bind.losses = Float32Modules(dict(bind.losses.items()))
     if fabric.world_size > 1:
         _sync_batch_norms(fabric, job, bind)
     if place.checkpoint_activations:
@@ -137,7 +142,9 @@ def set_up_optimizer(
     module: Any = fabric.setup_module(bind)
     bind.dummy_rows.update(build_dummy_rows(fabric, job, bind.encoders, stored))
     options = job.stage.optimizer
-    groups = parameter_groups(bind, options, shares_of(job))  # after the module: shards are other parameters
+    groups = build_parameter_groups(
+        bind, options, collect_lr_scales(job)
+    )  # after the module: shards are other parameters
     # On a CPU the fused kernel goes through the weights once; elsewhere torch knows best. It refuses
     # gradients that a scaler has scaled down before it, as their norm asks for.
     scaled = getattr(fabric.strategy.precision, "scaler", None) is not None

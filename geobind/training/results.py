@@ -13,7 +13,7 @@ from geobind.data.sources import TableRows
 from geobind.data.table import Table, count_licences
 from geobind.evaluation.held_out import EvaluationResults
 from geobind.recipe import Recipe
-from geobind.training.stability import gathered
+from geobind.training.stability import collect_proofs
 from geobind.training.stage_data import StageData
 from geobind.utils import files, system
 
@@ -49,7 +49,7 @@ def write_results(
         metrics={**retrieval, **others},
         data=list(describe_data(recipe, sources, measured)),
         author=recipe.card.model_dump(mode="json"),
-        proof=gathered(stages),
+        proof=collect_proofs(stages),
         calibration=measured.calibrated.calibration if measured and measured.calibrated else None,
     )
     binder.save(folder / "bundle")

@@ -44,7 +44,7 @@ from geobind.training.resume import (
     stage_folders,
 )
 from geobind.training.run_loggers import open_run_loggers
-from geobind.training.stability import Prover, told
+from geobind.training.stability import Prover, describe_proof
 from geobind.training.stage import StageResult, StageRun, run_stage
 from geobind.training.stage_data import StageData
 from geobind.training.trainable import check_part
@@ -224,7 +224,7 @@ def _run_or_load(
     states = rank_zero_run(fabric, lambda: prover.states(fabric))
     outcome = run_stage(fabric, job)
     proof = rank_zero_run(fabric, lambda: prover.proof(fabric, stage.name, tuple(stage.parts), states or {}))
-    for line in told(proof, before[-1] if before else None) if proof else ():
+    for line in describe_proof(proof, before[-1] if before else None) if proof else ():
         _log.info("%s: %s", stage.name, line)
     return _write_stage(fabric, job, outcome, proof)
 

@@ -15,10 +15,10 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from geobind.binder import Binder
-from geobind.bundles.stability import Proof, StageProof, State, difference, digest_of_embeddings
+from geobind.bundles.stability import ModalityState, Proof, StageProof, describe_difference, hash_embeddings
 from geobind.data.loader import collate
 from geobind.data.table import Table
-from geobind.embedding_cache.loader import Cells
+from geobind.embedding_cache.loader import RawColumn
 from geobind.errors import DataError, TrainingError
 from geobind.inference import moved, still
 from geobind.recipe import Recipe
@@ -28,10 +28,10 @@ from geobind.utils import system
 from geobind.utils.hashing import fingerprint
 
 ROWS = 32  # of each modality, in one forward pass
-_LOOKED = 2 * ROWS  # some of them may be broken
+_MAX_CANDIDATES = 2 * ROWS  # some of them may be broken
 
 
-class _Rows(NamedTuple):
+class _PreparedRows(NamedTuple):
     """Rows of one modality, prepared as for evaluation."""
 
     where: str  # the table and its split
@@ -44,7 +44,7 @@ class _Rows(NamedTuple):
         return fingerprint(self.where, list(self.keys))
 
 
-class _Left(NamedTuple):
+class _EncoderState(NamedTuple):
     """What a stage left of a modality: if it is still there to the bit, so are its embeddings."""
 
     weights: str  # a hash
@@ -67,16 +67,16 @@ class Prover:
 
     def __init__(self, recipe: Recipe, sources: StageData, binder: Binder) -> None:
         self.recipe, self.sources, self.binder = recipe, sources, binder
-        self._rows: dict[str, _Rows | None] = {}
-        self._left: dict[str, tuple[_Left, State]] = {}
+        self._rows: dict[str, _PreparedRows | None] = {}
+        self._left: dict[str, tuple[_EncoderState, ModalityState]] = {}
 
-    def states(self, fabric: Fabric) -> dict[str, State]:
+    def states(self, fabric: Fabric) -> dict[str, ModalityState]:
         """Return what every modality is now."""
-        with _one_thread():
+        with _single_thread():
             return {name: self._state(fabric, name) for name in self.binder.modalities}
 
     def proof(
-        self, fabric: Fabric, stage: str, trained: Sequence[str], before: Mapping[str, State]
+        self, fabric: Fabric, stage: str, trained: Sequence[str], before: Mapping[str, ModalityState]
     ) -> StageProof:
         """Compare every modality with what it was before a stage.
 
@@ -102,21 +102,21 @@ class Prover:
             made_by=system.collect_versions() | {"device": str(fabric.device), "batch": str(ROWS)},
         )
 
-    def _state(self, fabric: Fabric, name: str) -> State:
+    def _state(self, fabric: Fabric, name: str) -> ModalityState:
         encoder = self.binder.encoders[name]
         weights = system.hash_module(encoder)
         if name not in self._rows:
-            self._rows[name] = _rows_of(self.recipe, self.sources, name)
+            self._rows[name] = _prepare_rows(self.recipe, self.sources, name)
         rows = self._rows[name]
         if rows is None:
-            return State(weights=weights)
-        now = _Left(weights, _hash_of_unsaved(encoder), fabric.device)
+            return ModalityState(weights=weights)
+        now = _EncoderState(weights, _hash_unsaved_buffers(encoder), fabric.device)
         before = self._left.get(name)
         if before is None or before[0] != now:
             self._left[name] = now, self._embedded(fabric, name, rows, weights)
         return self._left[name][1]
 
-    def _embedded(self, fabric: Fabric, name: str, rows: _Rows, weights: str) -> State:
+    def _embedded(self, fabric: Fabric, name: str, rows: _PreparedRows, weights: str) -> ModalityState:
         encoder = self.binder.encoders[name]
         home = next((p.device for p in encoder.parameters()), torch.device("cpu"))
         try:
@@ -124,23 +124,23 @@ class Prover:
                 embedding_ND = self.binder(name, moved(rows.batch, fabric.device))
         finally:
             encoder.to(home)
-        embeddings = digest_of_embeddings(embedding_ND)
-        return State(weights=weights, rows=rows.name, count=len(rows.keys), embeddings=embeddings)
+        embeddings = hash_embeddings(embedding_ND)
+        return ModalityState(weights=weights, rows=rows.name, count=len(rows.keys), embeddings=embeddings)
 
 
-def _hash_of_unsaved(encoder: nn.Module) -> str:
+def _hash_unsaved_buffers(encoder: nn.Module) -> str:
     """Hash the buffers that are in no state dict."""
     saved = encoder.state_dict().keys()
     return system.hash_tensors({key: value for key, value in encoder.named_buffers() if key not in saved})
 
 
-def gathered(stages: Sequence[Mapping[str, Any]]) -> Proof:
+def collect_proofs(stages: Sequence[Mapping[str, Any]]) -> Proof:
     """Put the proofs of all stages together, those of stages that were finished before included."""
     found = [StageProof.model_validate(stage["proof"]) for stage in stages if stage.get("proof")]
     return Proof(stages=tuple(found))
 
 
-def told(proof: StageProof, last: Mapping[str, Any] | None) -> list[str]:
+def describe_proof(proof: StageProof, last: Mapping[str, Any] | None) -> list[str]:
     """Say what a stage left as it was, and what became different between it and the one before it.
 
     Args:
@@ -148,7 +148,7 @@ def told(proof: StageProof, last: Mapping[str, Any] | None) -> list[str]:
         last: The `stage.json` of the one before it, if there is one.
     """
     lines: list[str] = []
-    same = ", ".join(f"{n} ({_count(proof.after[n])})" for n in proof.identical)
+    same = ", ".join(f"{n} ({_describe_state(proof.after[n])})" for n in proof.identical)
     if same:
         lines.append(f"bit-identical to before: {same}")
     strays = [name for name in proof.changed if name not in proof.trained]
@@ -160,19 +160,19 @@ def told(proof: StageProof, last: Mapping[str, Any] | None) -> list[str]:
     if last and last.get("proof"):
         was = StageProof.model_validate(last["proof"]).after
         for name in was:
-            if name in proof.before and (said := difference(was[name], proof.before[name])):
+            if name in proof.before and (said := describe_difference(was[name], proof.before[name])):
                 lines.append(f"warning: '{name}' is not what stage '{last['name']}' left: {said}")
     return lines
 
 
-def _count(state: State) -> str:
+def _describe_state(state: ModalityState) -> str:
     return f"{state.count} rows embedded" if state.count else "weights; it has no rows to embed"
 
 
-def _rows_of(recipe: Recipe, sources: StageData, name: str) -> _Rows | None:
-    where, cells, keys = _found(recipe, sources, name)
+def _prepare_rows(recipe: Recipe, sources: StageData, name: str) -> _PreparedRows | None:
+    where, cells, keys = _find_rows(recipe, sources, name)
     good: list[tuple[str, Any]] = []
-    for key, cell in islice(zip(keys, cells, strict=True), _LOOKED):
+    for key, cell in islice(zip(keys, cells, strict=True), _MAX_CANDIDATES):
         try:
             raw = cell()
             good.append((key, recipe.built[name].prepare(raw[0] if isinstance(raw, list) else raw)))
@@ -182,37 +182,37 @@ def _rows_of(recipe: Recipe, sources: StageData, name: str) -> _Rows | None:
             break
     if not good:
         return None
-    return _Rows(where, tuple(key for key, _ in good), collate([prepared for _, prepared in good]))
+    return _PreparedRows(where, tuple(key for key, _ in good), collate([prepared for _, prepared in good]))
 
 
-def _found(recipe: Recipe, sources: StageData, name: str) -> tuple[str, list[Any], list[str]]:
+def _find_rows(recipe: Recipe, sources: StageData, name: str) -> tuple[str, list[Any], list[str]]:
     """Find rows that have a modality: where they are, what reads each, and their keys."""
     table = sources.evaluation_table()
     if table is not None and len(table.rows_with([name])):
-        return _of_table(table, name)
+        return _find_table_rows(table, name)
     for stage in recipe.stages:
         if name in recipe.names_of(stage):
             rows = sources.rows(stage)
-            cells = Cells(rows, name)
+            cells = RawColumn(rows, name)
             there = [
                 s.rows.rows_with([name]) + first for s, first in zip(rows.sources, rows.starts, strict=True)
             ]
-            picked = [int(row) for part in there for row in part[:_LOOKED]][:_LOOKED]
+            picked = [int(row) for part in there for row in part[:_MAX_CANDIDATES]][:_MAX_CANDIDATES]
             keys = [rows[row].key for row in picked]
             where = f"split '{stage.split}' of {', '.join(s.name for s in rows.sources)}"
             return where, [partial(cells.__getitem__, row) for row in picked], keys
     return "", [], []
 
 
-def _of_table(table: Table, name: str) -> tuple[str, list[Any], list[str]]:
-    taken = table.take(table.rows_with([name])[:_LOOKED])
+def _find_table_rows(table: Table, name: str) -> tuple[str, list[Any], list[str]]:
+    taken = table.take(table.rows_with([name])[:_MAX_CANDIDATES])
     samples = taken.samples(name)
     reads = [partial(samples.__getitem__, row) for row in range(len(taken))]
     return f"split '{table.view}' of {table.name}", reads, [taken.keys[row] for row in range(len(taken))]
 
 
 @contextmanager
-def _one_thread() -> Generator[None]:
+def _single_thread() -> Generator[None]:
     """Compute on one thread: how sums are shared among threads changes their last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -16,21 +16,21 @@ from torch import nn
 from geobind.binder import Binder
 from geobind.data.loader import BatchLoader, ModalityInput, choose_workers
 from geobind.data.sampler import BatchSampler, MixedDataset, seed_torch
-from geobind.embedding_cache.loader import StoredLoader
+from geobind.embedding_cache.loader import CachedLoader
 from geobind.recipe import Recipe, Stage
 from geobind.recipe.schema import Bound
-from geobind.training.cache import CachedInputs, read_from_cache
+from geobind.training.cache import CachedInputs, open_stage_cache
 from geobind.training.checkpoint import Checkpoint
 from geobind.training.distributed import Ranks
 from geobind.training.gradients import accumulation_step, build_accumulator, build_presence
 from geobind.training.interruption import defer_signals, explain_failures
 from geobind.training.loss_inputs import build_batch_sampler, build_loss_context
 from geobind.training.losses import ContrastiveLoss, uncertainties
-from geobind.training.losses.build import make_loss
+from geobind.training.losses.build import build_loss
 from geobind.training.metrics import MetricsFile, Recorder, StepRecord
 from geobind.training.module import About, ContrastiveModule
 from geobind.training.optimizer import set_up_optimizer
-from geobind.training.trainable import in_training, states_of
+from geobind.training.trainable import collect_trained_states, prepare_encoders
 from geobind.training.validation import ValidationResult, Validator
 from geobind.utils import files, system
 from geobind.utils.hashing import derive_seed
@@ -118,10 +118,10 @@ def run_stage(fabric: Fabric, job: StageRun) -> StageResult:
     if cuda:
         torch.cuda.reset_peak_memory_stats(fabric.device)
     stage = job.stage
-    with explain_failures(job, fabric.device), in_training(fabric, job) as frozen:
-        cached = read_from_cache(fabric, job, frozen, count_workers(fabric, job))
+    with explain_failures(job, fabric.device), prepare_encoders(fabric, job) as frozen:
+        cached = open_stage_cache(fabric, job, frozen, count_workers(fabric, job))
         torch.manual_seed(derive_seed(job.recipe.seed, stage.name))
-        losses = {pair.name: make_loss(stage.loss, job.recipe.width) for pair in job.pairs}
+        losses = {pair.name: build_loss(stage.loss, job.recipe.width) for pair in job.pairs}
         quarantined, last, last_of, watched = _train(fabric, job, losses, cached)
         cached.close()
     if fabric.is_global_zero and (heads := uncertainties(losses)):
@@ -190,7 +190,7 @@ def _train(
             scales = {name: loss.temperature.log_scale.detach().exp() for name, loss in losses.items()}
             norm = optimizer.step() if turn.last else None
             for loss in losses.values():
-                loss.after_step()
+                loss.clamp_temperature()
 
             source = job.rows.name_of(plan.source(step))
             taken = StepRecord(step, found.total.detach(), norm, rate, found.pairs, scales, meta.keys, source)
@@ -206,7 +206,7 @@ def _train(
     return broken(), log.last_loss, log.last_of, validator.finish()
 
 
-def _all_quarantined(told: Mapping[str, Any], loader: BatchLoader | StoredLoader) -> Quarantined:
+def _all_quarantined(told: Mapping[str, Any], loader: BatchLoader | CachedLoader) -> Quarantined:
     """The samples left out so far, those before the checkpoint included."""
     return tuple({**dict(told.get("broken", ())), **dict(loader.quarantined)}.items())
 
@@ -221,7 +221,7 @@ def _rewound_metrics(fabric: Fabric, job: StageRun, first_step: int) -> MetricsF
 
 def _checkpoint_modules(job: StageRun, losses: PairLosses) -> dict[str, nn.Module]:
     """What a checkpoint holds the weights of: the losses, and the encoders in training."""
-    trained = {f"encoder.{name}": state for name, state in states_of(job).items()}
+    trained = {f"encoder.{name}": state for name, state in collect_trained_states(job).items()}
     return {**{f"loss.{name}": loss for name, loss in losses.items()}, **trained}
 
 

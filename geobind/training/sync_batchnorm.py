@@ -32,7 +32,7 @@ from geobind.errors import DataError, TrainingError
 from geobind.training.fsdp import is_sharded
 
 if TYPE_CHECKING:
-    from geobind.embedding_cache.build import Stored
+    from geobind.embedding_cache.build import CachedColumn
     from geobind.training.stage import StageRun
 
 
@@ -227,7 +227,7 @@ def _all_reduce(tensor: Tensor) -> None:
 
 
 def build_dummy_rows(
-    fabric: Fabric, job: StageRun, encoders: nn.ModuleDict, stored: Mapping[str, Stored]
+    fabric: Fabric, job: StageRun, encoders: nn.ModuleDict, stored: Mapping[str, CachedColumn]
 ) -> dict[str, Any]:
     """Return, of each modality whose encoder every process must run or none, a prepared batch of one row.
 

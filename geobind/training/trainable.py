@@ -13,18 +13,18 @@ from torch.distributed.tensor import DTensor
 
 from geobind.errors import RecipeError, TrainingError
 from geobind.recipe.stage_options import AdamW, Full, Head, Last, Lora, Part
-from geobind.training.blocks import last_parameters, rate_shares
+from geobind.training.blocks import compute_lr_scales, last_parameters
 from geobind.training.distributed import broadcast_tensors
 from geobind.training.encoder_transforms import disable_checkpointing, explain_compile_errors, uncompile
 from geobind.training.fsdp import unshard
 from geobind.training.lora import (
+    adapter_state,
     check_lora,
-    insert,
-    merge,
+    insert_adapters,
+    merge_adapters,
+    named_factors,
+    remove_adapters,
     set_adapters_trainable,
-    take_out,
-    tensors_of,
-    trained_state,
 )
 from geobind.training.sync_batchnorm import unsync_batch_norms
 from geobind.utils import files
@@ -53,12 +53,12 @@ def set_trainable(name: str, encoder: nn.Module, part: Part | None) -> None:
     if isinstance(part, Lora):
         set_adapters_trainable(encoder)
     if isinstance(part, Head) or (isinstance(part, Lora) and part.head and _has_head(encoder)):
-        head = head_of(name, encoder)
+        head = get_head(name, encoder)
         head.requires_grad_(True)
         head.train()
 
 
-def head_of(name: str, encoder: nn.Module) -> nn.Module:
+def get_head(name: str, encoder: nn.Module) -> nn.Module:
     """Return the head of an encoder.
 
     Raises:
@@ -72,10 +72,10 @@ def head_of(name: str, encoder: nn.Module) -> nn.Module:
     return encoder.get_submodule("head")
 
 
-def frozen_digests(encoders: Mapping[str, nn.Module], parts: Mapping[str, Part]) -> dict[str, str]:
+def hash_frozen(encoders: Mapping[str, nn.Module], parts: Mapping[str, Part]) -> dict[str, str]:
     """Hash what a stage must not change, by modality; an encoder with adapters must be without them."""
     return {
-        name: hash_module(encoder, but=loose_names(encoder, parts.get(name)))
+        name: hash_module(encoder, but=list_trainable_names(encoder, parts.get(name)))
         for name, encoder in encoders.items()
         if not isinstance(parts.get(name), Full)
     }
@@ -95,7 +95,7 @@ def check_frozen(before: Mapping[str, str], after: Mapping[str, str], stage: str
         )
 
 
-def parameter_groups(
+def build_parameter_groups(
     module: nn.Module, options: AdamW, shares: Mapping[nn.Parameter, float] | None = None
 ) -> list[dict[str, list[Tensor] | float]]:
     """Group what is trained for AdamW: no weight decay on biases, norms and the loss's own scalars.
@@ -136,7 +136,7 @@ def _train_with_parameters(module: nn.Module) -> None:
                 _train_with_parameters(child)
 
 
-def loose_names(encoder: nn.Module, part: Part | None) -> list[str]:
+def list_trainable_names(encoder: nn.Module, part: Part | None) -> list[str]:
     """Name what may change of an encoder that is not trained as a whole."""
     if isinstance(part, Last):
         loose = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
@@ -152,7 +152,7 @@ def loose_names(encoder: nn.Module, part: Part | None) -> list[str]:
 _TYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
 
 
-class Cast:
+class PrecisionCast:
     """Turns encoders to the type that a precision computes in; nothing happens if that is float32.
 
     Args:
@@ -168,8 +168,8 @@ class Cast:
         if self.type is None:
             return
         for name, encoder in encoders.items():
-            moves = _moving(encoder, parts.get(name))
-            there = dict(_floats(encoder))
+            moves = _list_changed_names(encoder, parts.get(name))
+            there = dict(_iter_floats(encoder))
             self._kept[name] = {
                 k: t.detach().to("cpu", copy=True) for k, t in there.items() if k not in moves
             }
@@ -179,12 +179,12 @@ class Cast:
     def undo(self, encoders: Mapping[str, nn.Module]) -> None:
         """Give frozen weights back to the bit, and trained ones in the type that they had."""
         for name, kept in self._kept.items():
-            for key, tensor in _floats(encoders[name]):
+            for key, tensor in _iter_floats(encoders[name]):
                 there = tensor.data
                 tensor.data = kept[key].to(there.device) if key in kept else there.to(self._types[name][key])
 
 
-class InFloat32(nn.ModuleDict):
+class Float32Modules(nn.ModuleDict):
     """Modules that stay in float32 when what they are part of is cast to another type.
 
     A temperature in bfloat16 would not move: its steps are smaller than the type can tell apart.
@@ -198,19 +198,19 @@ class InFloat32(nn.ModuleDict):
         return super()._apply(moved, recurse)
 
 
-def _floats(encoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _iter_floats(encoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """All floating-point parameters and buffers, those included that are not in the state dict."""
     for key, tensor in (*encoder.named_parameters(), *encoder.named_buffers()):
         if tensor.is_floating_point():
             yield key, tensor
 
 
-def _moving(encoder: nn.Module, part: Part | None) -> set[str]:
+def _list_changed_names(encoder: nn.Module, part: Part | None) -> set[str]:
     """Name what a stage changes."""
-    return set(encoder.state_dict()) if isinstance(part, Full) else set(loose_names(encoder, part))
+    return set(encoder.state_dict()) if isinstance(part, Full) else set(list_trainable_names(encoder, part))
 
 
-ADAPTER = "adapter.safetensors"
+ADAPTER_FILE = "adapter.safetensors"
 
 
 def check_part(name: str, encoder: nn.Module, part: Part) -> None:
@@ -221,17 +221,17 @@ def check_part(name: str, encoder: nn.Module, part: Part) -> None:
         PluginError: What it takes is not installed.
     """
     if isinstance(part, Head):
-        head_of(name, encoder)
+        get_head(name, encoder)
     elif isinstance(part, Lora):
         check_lora(name, encoder, part)
     elif isinstance(part, Last):
         list(last_parameters(name, encoder, part.blocks))
     if isinstance(part, Full | Last) and part.layer_decay < 1:
-        rate_shares(name, encoder, part.layer_decay)
+        compute_lr_scales(name, encoder, part.layer_decay)
 
 
 @contextmanager
-def in_training(fabric: Fabric, job: StageRun) -> Generator[dict[str, str]]:
+def prepare_encoders(fabric: Fabric, job: StageRun) -> Generator[dict[str, str]]:
     """Make the encoders of a stage trainable as it asks.
 
     Afterwards adapters are merged into the weights they adapt, and lie on their own beside the stage.
@@ -248,35 +248,37 @@ def in_training(fabric: Fabric, job: StageRun) -> Generator[dict[str, str]]:
     adapted = {name: part for name, part in trained.items() if isinstance(part, Lora)}
     for name, encoder in encoders.items():
         set_trainable(name, encoder, trained.get(name))
-    before = held = frozen_digests(encoders, trained)
-    cast = Cast(encoders, trained, precision_of(job))
+    before = held = hash_frozen(encoders, trained)
+    cast = PrecisionCast(encoders, trained, get_precision(job))
     if cast.type is not None:
-        held = frozen_digests(encoders, trained)
+        held = hash_frozen(encoders, trained)
     for name, part in adapted.items():
-        insert(name, encoders[name], part, derive_seed(job.recipe.seed, job.stage.name, "adapter", name))
+        insert_adapters(
+            name, encoders[name], part, derive_seed(job.recipe.seed, job.stage.name, "adapter", name)
+        )
         set_trainable(name, encoders[name], part)
 
     with explain_compile_errors(job.stage.name):
         yield before
 
-    encoders = _plain(fabric, job)
-    changes = {name: take_out(encoders[name]) for name in adapted}
-    check_frozen(held, frozen_digests(encoders, trained), job.stage.name)
+    encoders = _restore_encoders(fabric, job)
+    changes = {name: remove_adapters(encoders[name]) for name in adapted}
+    check_frozen(held, hash_frozen(encoders, trained), job.stage.name)
     cast.undo(encoders)
     for name, change in changes.items():
-        merge(encoders[name], change)
+        merge_adapters(encoders[name], change)
     for name, encoder in encoders.items():
         set_trainable(name, encoder, None)
     if changes and fabric.is_global_zero:
         small: dict[str, Tensor] = {}
         for name, change in changes.items():
             head = encoders[name].state_dict() if adapted[name].head else {}
-            learnt = tensors_of(change) | {k: v for k, v in head.items() if k.startswith("head.")}
+            learnt = named_factors(change) | {k: v for k, v in head.items() if k.startswith("head.")}
             small |= {f"{name}.{key}": tensor for key, tensor in learnt.items()}
-        files.write_tensors(job.folder / ADAPTER, small)
+        files.write_tensors(job.folder / ADAPTER_FILE, small)
 
 
-def _plain(fabric: Fabric, job: StageRun) -> dict[str, nn.Module]:
+def _restore_encoders(fabric: Fabric, job: StageRun) -> dict[str, nn.Module]:
     """Make encoders whole and plain again, with the same batch statistics on all ranks; return them."""
     unshard(job.binder.encoders)
     for name, encoder in job.encoders.items():
@@ -288,23 +290,23 @@ def _plain(fabric: Fabric, job: StageRun) -> dict[str, nn.Module]:
     return job.encoders
 
 
-def precision_of(job: StageRun) -> str:
+def get_precision(job: StageRun) -> str:
     """Return the precision that a stage computes in, as Fabric names it."""
     return job.stage.precision or job.recipe.fabric.precision
 
 
-def shares_of(job: StageRun) -> dict[nn.Parameter, float]:
+def collect_lr_scales(job: StageRun) -> dict[nn.Parameter, float]:
     """Return the share of the learning rate of each parameter that does not get all of it."""
     shares: dict[nn.Parameter, float] = {}
     for name, part in job.stage.trained.items():
         if isinstance(part, Full | Last) and part.layer_decay < 1:
-            shares |= rate_shares(name, job.encoders[name], part.layer_decay)
+            shares |= compute_lr_scales(name, job.encoders[name], part.layer_decay)
     return shares
 
 
-def states_of(job: StageRun) -> dict[str, nn.Module]:
+def collect_trained_states(job: StageRun) -> dict[str, nn.Module]:
     """Return what a checkpoint must hold of each encoder in training, by modality."""
     return {
-        name: trained_state(job.encoders[name]) if isinstance(part, Lora) else job.encoders[name]
+        name: adapter_state(job.encoders[name]) if isinstance(part, Lora) else job.encoders[name]
         for name, part in job.stage.trained.items()
     }

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from geobind.data.loader import BatchMeta, collate
 from geobind.data.sampler import MixedDataset, WeightedSource
 from geobind.data.sources import PluginPairs, TableRows
-from geobind.embedding_cache.loader import Cells
+from geobind.embedding_cache.loader import RawColumn
 from geobind.errors import CheckpointError, DataError, TrainingError
 from geobind.evaluation import rank_counts_both
 from geobind.inference import moved, still
@@ -42,7 +42,7 @@ from geobind.training.loss_inputs import build_loss_context
 from geobind.training.losses import ContrastiveLoss
 from geobind.training.metrics import Recorder
 from geobind.training.optimizer import OptimizerState
-from geobind.training.trainable import states_of
+from geobind.training.trainable import collect_trained_states
 from geobind.utils import files
 from geobind.utils.logs import rank_zero_logger
 
@@ -110,7 +110,7 @@ class ValidationInputs:
     def __init__(self, fabric: Fabric, job: StageRun, rows: MixedDataset, name: str) -> None:
         self.fabric, self.name = fabric, name
         self._prepare: Callable[..., Any] = job.recipe.built[name].prepare
-        self._cells = Cells(rows, name)
+        self._cells = RawColumn(rows, name)
         self._kept: dict[int, Any] = {}  # prepared inputs by row
         starts = zip(rows.sources, rows.starts, strict=True)
         there_N = np.concatenate([source.rows.rows_with([name]) + start for source, start in starts])
@@ -524,7 +524,7 @@ class Validator:
 
     def _kept(self) -> dict[str, Tensor]:
         """What the best weights are: all that is saved of the encoders, and the losses' parameters."""
-        states = {f"encoder.{name}": m.state_dict() for name, m in states_of(self.job).items()}
+        states = {f"encoder.{name}": m.state_dict() for name, m in collect_trained_states(self.job).items()}
         states |= {f"loss.{name}": dict(loss.named_parameters()) for name, loss in self.losses.items()}
         return {f"{head}.{key}": value for head, state in states.items() for key, value in state.items()}
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from geobind import plugins
 from geobind.binder import Binder
-from geobind.bundles.delta import applied, difference
+from geobind.bundles.delta import apply_delta, compute_delta
 from geobind.errors import CheckpointError
 from geobind.modality import Modality
 
@@ -160,8 +160,8 @@ def test_weights_come_back_from_their_difference(rank, rows, columns, size):
     before = {"w": torch.randn(rows, columns, generator=random), "same": torch.ones(2)}
     up, down = torch.randn(rows, rank, generator=random), torch.randn(rank, columns, generator=random)
     after = {"w": before["w"] + size * up @ down, "same": torch.ones(2), "new": torch.zeros(1)}
-    delta = difference(before, after)
-    back = applied(before, delta, after)
+    delta = compute_delta(before, after)
+    back = apply_delta(before, delta, after)
     assert "same" not in delta and torch.equal(delta["new"], after["new"])
     torch.testing.assert_close(back["w"], after["w"], atol=2e-6 * after["w"].abs().max().item(), rtol=0)
     assert sum(t.numel() for n, t in delta.items() if n.startswith("w")) <= rows * columns
@@ -172,7 +172,7 @@ def test_short_numbers_are_kept_whole(dtype):
     before = {"w": torch.ones(40, 40, dtype=dtype)}
     after = {"w": before["w"].clone()}
     after["w"][0] += 1
-    delta = difference(before, after)
+    delta = compute_delta(before, after)
     assert torch.equal(delta["w"], after["w"])
 
 
@@ -181,6 +181,6 @@ def test_convolutions_have_factors_too():
     before = {"w": torch.randn(20, 10, 3, 3, generator=random)}
     change = torch.randn(20, 1, generator=random) @ torch.randn(1, 90, generator=random)
     after = {"w": before["w"] + change.view(20, 10, 3, 3)}
-    delta = difference(before, after)
+    delta = compute_delta(before, after)
     assert {name: tuple(t.shape) for name, t in delta.items()} == {"w.lora_A": (1, 90), "w.lora_B": (20, 1)}
-    torch.testing.assert_close(applied(before, delta, after)["w"], after["w"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(apply_delta(before, delta, after)["w"], after["w"], atol=1e-6, rtol=0)

@@ -14,7 +14,7 @@ import torch
 from geobind import plugins, report
 from geobind.embedding_cache import loader as loading
 from geobind.embedding_cache import store
-from geobind.embedding_cache.store import entries, rows_of
+from geobind.embedding_cache.store import count_rows, find_entries
 from geobind.errors import DataError
 
 FORK = multiprocessing.get_context("fork")
@@ -92,7 +92,9 @@ def test_what_is_cached_is_not_computed_nor_prepared_again(tmp_path, monkeypatch
     from geobind.training import run, stability
 
     monkeypatch.setattr(run, "rehearse", lambda *_: [])
-    monkeypatch.setattr(stability, "_rows_of", lambda *_: None)  # the proof embeds the same rows each time
+    monkeypatch.setattr(
+        stability, "_prepare_rows", lambda *_: None
+    )  # the proof embeds the same rows each time
     for kind in (notes.Left, notes.Right):
         monkeypatch.setattr(kind, "prepare", lambda *_, **__: pytest.fail("it was prepared"))
     assert notes.losses(notes.run_notes(tmp_path, "second", HEADS)) == first
@@ -101,21 +103,21 @@ def test_what_is_cached_is_not_computed_nor_prepared_again(tmp_path, monkeypatch
 @pytest.mark.parametrize("table", [{"several": True}, {"broken": (3, 11)}])
 def test_lookups_give_what_the_loader_gives(tmp_path, monkeypatch, table):
     given, loaders = [], []
-    init = loading.StoredLoader.__init__
+    init = loading.CachedLoader.__init__
 
     def watched(self, loader, rows, stored):
         init(self, loader, rows, stored)
         loaders.append(self.loader)
 
-    lookups = loading.StoredLoader._lookups
+    lookups = loading.CachedLoader._lookups
 
     def kept(self, known):
         for batch in lookups(self, known):
             given.append(batch)
             yield batch
 
-    monkeypatch.setattr(loading.StoredLoader, "__init__", watched)
-    monkeypatch.setattr(loading.StoredLoader, "_lookups", kept)
+    monkeypatch.setattr(loading.CachedLoader, "__init__", watched)
+    monkeypatch.setattr(loading.CachedLoader, "_lookups", kept)
     notes.write_table(tmp_path, **table)
     notes.run_notes(tmp_path, "run", HEADS, "max_broken=0.1")
     assert len(given) == 18
@@ -138,13 +140,13 @@ def test_a_changed_cell_is_embedded_again_and_no_other(tmp_path, logged):
 def test_auto_leaves_a_stage_alone_that_does_not_see_its_rows_once(tmp_path, logged):
     notes.write_table(tmp_path)
     notes.run_notes(tmp_path, "run", "stages.0.epochs=null", "stages.0.steps=5")
-    assert entries() == [] and "cache" not in logged()
+    assert find_entries() == [] and "cache" not in logged()
 
 
 def test_off_and_whole_precisions_cache_nothing(tmp_path):
     notes.write_table(tmp_path)
     notes.run_notes(tmp_path, "off", OFF)
-    assert entries() == []
+    assert find_entries() == []
 
 
 def test_augmentation_of_a_trunk_is_not_lost_silently(tmp_path, logged):
@@ -161,7 +163,7 @@ def test_views_augment_what_is_frozen(tmp_path):
     plain = notes.losses(notes.run_notes(tmp_path, "plain", *noisy))
     views = notes.losses(notes.run_notes(tmp_path, "views", *noisy, "stages.0.cache={views: 3}"))
     assert views != plain
-    assert [rows_of(held) for held in entries() if held.facts["augmented"]] == [3 * notes.ROWS]
+    assert [count_rows(held) for held in find_entries() if held.facts["augmented"]] == [3 * notes.ROWS]
     assert notes.losses(notes.run_notes(tmp_path, "again", *noisy, "stages.0.cache={views: 3}")) == views
     heads = notes.losses(notes.run_notes(tmp_path, "heads", *noisy, HEADS, "stages.0.cache={views: 3}"))
     assert len(heads) == 18
@@ -185,11 +187,11 @@ def test_a_cache_that_cannot_be_written_costs_no_run(tmp_path, monkeypatch, logg
 def test_a_run_keeps_the_cache_within_its_limit(tmp_path, monkeypatch):
     notes.write_table(tmp_path)
     notes.run_notes(tmp_path, "first")
-    (old,) = entries()
-    os.utime(old.folder / store.FACTS, (time.time() - 60,) * 2)
+    (old,) = find_entries()
+    os.utime(old.folder / store.FACTS_FILE, (time.time() - 60,) * 2)
     monkeypatch.setenv("GEOBIND_CACHE_GB", str(1.5 * old.bytes / 1e9))
     notes.run_notes(tmp_path, "second", "seed=1")
-    (left,) = entries()
+    (left,) = find_entries()
     assert left.key != old.key
 
 
@@ -212,8 +214,8 @@ def test_two_ranks_share_the_work_and_give_the_losses_of_one(tmp_path):
     for process in both:
         process.join()
     assert [process.exitcode for process in both] == [0, 0]
-    (held,) = entries()
+    (held,) = find_entries()
     shards = list(held.folder.glob("*.safetensors"))
-    assert rows_of(held) == notes.ROWS and len(shards) == 2  # each made its share
+    assert count_rows(held) == notes.ROWS and len(shards) == 2  # each made its share
     alone = notes.losses(notes.run_notes(tmp_path, "alone", "fabric.accelerator=cpu", "stages.0.epochs=2"))
     assert notes.losses(tmp_path / "two") == pytest.approx(alone, rel=1e-4)

@@ -20,7 +20,7 @@ from geobind.cli import main
 from geobind.embedding_cache import build, store
 from geobind.embedding_cache import keys as contents
 from geobind.embedding_cache.keys import FileHashes, Uncacheable
-from geobind.embedding_cache.store import Damaged, entries, open_shard, prune, verify, write_shard
+from geobind.embedding_cache.store import Damaged, find_entries, open_shard, prune, verify, write_shard
 from geobind.errors import DataError, TrainingError
 from geobind.modality import Modality
 from geobind.scoring import unit
@@ -123,7 +123,7 @@ def test_the_source_code_of_a_plugin_counts(tmp_path, monkeypatch):
 
     paths = world.note_files(tmp_path, 3)
     world.stored(paths)
-    monkeypatch.setattr(address, "_code", lambda cls: "edited")
+    monkeypatch.setattr(address, "_hash_source", lambda cls: "edited")
     assert world.stored(paths)[0].made == 3
 
 
@@ -136,8 +136,8 @@ def test_a_row_is_found_again_with_torchaudio_with_a_broken_one_and_without_it(m
     from geobind_audio import Audio
 
     def key():
-        address._versions.cache_clear()
-        facts = address.facts_of(
+        address._library_versions.cache_clear()
+        facts = address.cache_key_facts(
             Audio(timm={"model": "test_resnet", "pretrained": False}),
             Source("audio", "geobind", "1.0"),
             weights="w",
@@ -148,7 +148,7 @@ def test_a_row_is_found_again_with_torchaudio_with_a_broken_one_and_without_it(m
             files=lambda path: b"",
         )
         assert "torch" in facts["versions"]
-        return address.key_of(facts)
+        return address.cache_key(facts)
 
     installed = metadata.version
 
@@ -163,7 +163,7 @@ def test_a_row_is_found_again_with_torchaudio_with_a_broken_one_and_without_it(m
     keys.append(key())
     monkeypatch.setattr(metadata, "version", version)
     keys.append(key())
-    address._versions.cache_clear()
+    address._library_versions.cache_clear()
     assert len(set(keys)) == 1
 
 
@@ -173,8 +173,8 @@ def test_a_plugin_that_declares_torchaudio_itself_goes_by_its_version(monkeypatc
     declared = {"geobind": ["torchaudio>=2.8", "torch"], "acme": ["torchaudio"]}
     monkeypatch.setattr(address.metadata, "requires", declared.__getitem__)
     monkeypatch.setattr(address.metadata, "version", lambda name: "2.0")
-    assert "torchaudio" not in address._versions.__wrapped__("geobind")
-    assert "torchaudio" in address._versions.__wrapped__("acme")
+    assert "torchaudio" not in address._library_versions.__wrapped__("geobind")
+    assert "torchaudio" in address._library_versions.__wrapped__("acme")
 
 
 def test_each_of_several_observations_has_a_row_and_the_loaders_draw_decides(tmp_path):
@@ -254,7 +254,7 @@ def test_weights_that_drift_leave_no_rows(tmp_path):
     encoder.register_forward_pre_hook(grow)
     with pytest.raises(TrainingError, match="frozen weights of note changed"):
         world.stored(world.note_files(tmp_path, 3), encoder=encoder)
-    assert [held.bytes for held in entries()] and not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert [held.bytes for held in find_entries()] and not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_inputs_whose_content_cannot_be_told_are_not_cached(tmp_path):
@@ -355,17 +355,17 @@ def test_pruning_takes_what_was_used_longest_ago_and_spares_what_is_open(tmp_pat
     paths = world.note_files(tmp_path, 30)
     held = [world.stored(paths, modality=world.Note(scale=scale))[1] for scale in (1.0, 2.0, 3.0)]
     for age, one in zip((300, 200, 100), held, strict=True):
-        os.utime(one.folder / store.FACTS, (time.time() - age,) * 2)
-    sizes = {one.key: one.bytes for one in entries()}
+        os.utime(one.folder / store.FACTS_FILE, (time.time() - age,) * 2)
+    sizes = {one.key: one.bytes for one in find_entries()}
     world.stored(paths, modality=world.Note(scale=1.0))  # used again: now the last to go
     gone = prune(sum(sizes.values()) - 1)
     assert [one.folder for one in gone] == [held[1].folder]
-    facts = json.loads((held[2].folder / store.FACTS).read_text())
-    in_use = store.Entry(facts)
+    facts = json.loads((held[2].folder / store.FACTS_FILE).read_text())
+    in_use = store.CacheEntry(facts)
     assert [one.folder for one in prune(0)] == [held[0].folder]
     in_use.close()
     assert [one.folder for one in prune(0)] == [held[2].folder]
-    assert entries() == []
+    assert find_entries() == []
 
 
 def test_rows_stay_readable_when_their_entry_is_pruned(tmp_path):
@@ -409,7 +409,7 @@ RAWS = [
 
 
 def test_no_two_kinds_of_input_share_a_content(tmp_path):
-    found = [one for (one,) in contents.contents_of(RAWS, FileHashes(tmp_path / "f.sqlite"))]
+    found = [one for (one,) in contents.content_hashes(RAWS, FileHashes(tmp_path / "f.sqlite"))]
     assert len(set(found)) == len(RAWS)
 
 
@@ -473,7 +473,7 @@ def test_the_commands_list_verify_and_prune(tmp_path):
         "0 rows in 1 entries are as written; 1 files are damaged\n",
     )
     assert json.loads(called("verify", "--json")[1])[0]["damaged"] == [[path.name, "it is cut short"]]
-    assert json.loads(called("prune", "--json")[1]) == {"removed": [], "bytes": entries()[0].bytes}
+    assert json.loads(called("prune", "--json")[1]) == {"removed": [], "bytes": find_entries()[0].bytes}
     code, pruned = called("prune", "--max-gb", "0")
     assert code == 0 and f"removed {held.folder.name[:12]}" in pruned and "0 GB left" in pruned
 
@@ -517,7 +517,7 @@ def test_windows_of_rasters_are_told_apart_without_being_read(tmp_path):
         chosen = RasterOptions(size_m=300.0, **options)
         column = RasterColumn(tmp_path / "rows.arrow", "cell", FileResolver(tmp_path), chosen)
         told = [column.described(row) for row in range(len(cells))]
-        return list(contents.contents_of(told, FileHashes(tmp_path / "f.sqlite")))
+        return list(contents.content_hashes(told, FileHashes(tmp_path / "f.sqlite")))
 
     a, b, c, moved, both, nothing = contents_now()
     assert a == b and len({*a, *c, *moved}) == 3

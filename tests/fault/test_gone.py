@@ -135,16 +135,16 @@ def test_a_tar_file_that_is_cut_while_it_is_read_breaks_rows_and_one_that_is_gon
 
 
 def test_data_that_go_while_the_cache_fills_are_said_to_be_gone(notes):
-    from geobind.embedding_cache.build import Filling, Wanted
-    from geobind.embedding_cache.loader import Cells
+    from geobind.embedding_cache.build import CacheBuilder, MissingRow
+    from geobind.embedding_cache.loader import RawColumn
 
     rows = rows_of(notes)
     lose(notes)
-    cells = Cells(rows, "noted")
+    cells = RawColumn(rows, "noted")
     entry = type("Entry", (), {})
-    filling = Filling(entry, Noted(), cells, False, 0, lambda batch: batch, lambda: None, 8, 0)
+    filling = CacheBuilder(entry, Noted(), cells, False, 0, lambda batch: batch, lambda: None, 8, 0)
     with pytest.raises(DataError, match="are gone"):
-        filling.fill([Wanted(row, 0, 0, (row, row)) for row in range(ROWS)])
+        filling.fill([MissingRow(row, 0, 0, (row, row)) for row in range(ROWS)])
 
 
 def test_after_a_loss_that_is_not_finite_mended_data_go_on_from_the_checkpoint_and_another_rate_starts_anew(

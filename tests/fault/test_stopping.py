@@ -56,7 +56,7 @@ def test_a_signal_ends_the_step_saves_it_and_the_run_goes_on_to_the_same_end(
 @pytest.mark.parametrize(
     ("owner", "name", "after"),
     [
-        (cache.Entry, "add", 1),  # while the cache fills
+        (cache.CacheEntry, "add", 1),  # while the cache fills
         (stage, "defer_signals", 1),  # before the first step of the second stage
         (held_out, "build_retrieval_table", 0),
         (stage.Checkpoint, "save", 2),
@@ -76,7 +76,7 @@ def test_what_was_made_for_the_cache_is_kept(home, monkeypatch):
 
     monkeypatch.setattr(build, "_SECONDS", 1000.0)  # nothing is written before the end
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        before(patch, build.Filling, "_keep", signal.SIGTERM, 2)
+        before(patch, build.CacheBuilder, "_keep", signal.SIGTERM, 2)
         fault_world.train(home)
     shards = list((home / "cache" / "embeddings").rglob("*.safetensors"))
     assert len(shards) == 1

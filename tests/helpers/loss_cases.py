@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from geobind.training.losses import Context, tiling, unit_sphere
+from geobind.training.losses import LossContext, tiling, unit_sphere
 
 DIRECTIONS = ["both", "anchor_to_other", "other_to_anchor"]
 
@@ -24,20 +24,20 @@ def embeddings(
 
 
 def shrink_tiles(monkeypatch, rows: int = 3, columns: int = 5) -> None:
-    def grid(query: Tensor, key: Tensor, own: slice | None = None) -> tuple[list[slice], list[slice]]:
+    def tile_blocks(query: Tensor, key: Tensor, own: slice | None = None) -> tuple[list[slice], list[slice]]:
         first, last = (0, len(query)) if own is None else (own.start, own.stop)
-        keys = tiling.blocks(0, len(query), columns) + tiling.blocks(len(query), len(key), columns)
-        return tiling.blocks(first, last, rows) or [slice(first, first)], keys
+        keys = tiling.split_range(0, len(query), columns) + tiling.split_range(len(query), len(key), columns)
+        return tiling.split_range(first, last, rows) or [slice(first, first)], keys
 
-    monkeypatch.setattr(tiling, "grid", grid)
+    monkeypatch.setattr(tiling, "tile_blocks", tile_blocks)
     for kernel in ("infonce", "siglip", "hard_negatives", "pcme"):
-        monkeypatch.setattr(f"geobind.training.losses.{kernel}.grid", grid)
+        monkeypatch.setattr(f"geobind.training.losses.{kernel}.tile_blocks", tile_blocks)
 
 
 EARTH_RADIUS_M = 6_371_008.8
 
 
-def masks(context: Context) -> tuple[Tensor, Tensor]:
+def masks(context: LossContext) -> tuple[Tensor, Tensor]:
     """The N x N matrices of positive and of ignored pairs, by haversine rather than by chord."""
     count = len(context.xyz_N3)
     labels, hours, xyz = context.labels_N, context.hours_N, context.xyz_N3
@@ -64,7 +64,7 @@ def dense_one_way(logits: Tensor, positive: Tensor, ignored: Tensor) -> Tensor:
 
 def context_of(
     pairs: int, seed: int, *, labelled: bool, metres: float | None, hours: float | None
-) -> Context:
+) -> LossContext:
     """Pairs in a few towns, days and classes, some with label or time unknown."""
     generator = torch.Generator().manual_seed(seed)
     town = torch.randint(0, 3, (pairs,), generator=generator) * 10.0
@@ -72,7 +72,7 @@ def context_of(
     labels = torch.randint(-1, 3, (pairs,), generator=generator)
     time = torch.rand(pairs, generator=generator, dtype=torch.float64) * 48 + 490_000
     time[torch.rand(pairs, generator=generator) < 0.1] = math.nan
-    return Context(
+    return LossContext(
         labels_N=labels if labelled else None,
         xyz_N3=unit_sphere(town + street[0], town + street[1]),
         hours_N=time,

@@ -69,15 +69,15 @@ def stored(
     raws, *, modality=None, encoder=None, source=SOURCE, part="whole", augmented=False, views=0, **more
 ):
     """What a stage does to read a side from the cache; returns the side and the entry it lies in."""
-    from geobind.embedding_cache.build import Encoding, Filling, observe, store
-    from geobind.embedding_cache.keys import FileHashes, facts_of
-    from geobind.embedding_cache.store import Entry, embeddings_folder
+    from geobind.embedding_cache.build import CacheBuilder, RowEncoder, ensure_cached, hash_inputs
+    from geobind.embedding_cache.keys import FileHashes, cache_key_facts
+    from geobind.embedding_cache.store import CacheEntry, embeddings_folder
     from geobind.training.trainable import check_frozen
 
     modality, encoder = modality or Note(), encoder or net()
     files = FileHashes(embeddings_folder() / "files.sqlite")
     weights = system.hash_module(encoder)
-    facts = facts_of(
+    facts = cache_key_facts(
         modality,
         source,
         weights=weights,
@@ -87,20 +87,24 @@ def stored(
         augmented=augmented,
         files=files,
     )
-    entry = Entry(facts)
-    filling = Filling(
+    entry = CacheEntry(facts)
+    filling = CacheBuilder(
         entry,
         modality,
         raws,
         augmented,
         views,
-        Encoding(encoder, part, nullcontext, torch.device("cpu")),
+        RowEncoder(encoder, part, nullcontext, torch.device("cpu")),
         lambda: check_frozen({"note": weights}, {"note": system.hash_module(encoder)}, "toy"),
         batch_size=more.pop("batch_size", 8),
         workers=0,
     )
-    side = store(
-        observe(raws, files, "looking"), filling, views=views, max_broken=more.pop("max_broken", 0.0), **more
+    side = ensure_cached(
+        hash_inputs(raws, files, "looking"),
+        filling,
+        views=views,
+        max_broken=more.pop("max_broken", 0.0),
+        **more,
     )
     entry.close()
     return side, entry
@@ -113,7 +117,7 @@ def fill_folder(folder: Path, die_after_shards: int | None = None) -> None:
 
     build._SECONDS = 0.0
     if die_after_shards is not None:
-        add, left = entry.Entry.add, iter(range(die_after_shards))
+        add, left = entry.CacheEntry.add, iter(range(die_after_shards))
 
         def add_then_die(self, *what):
             if next(left, None) is None:  # in the middle of writing
@@ -121,5 +125,5 @@ def fill_folder(folder: Path, die_after_shards: int | None = None) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return add(self, *what)
 
-        entry.Entry.add = add_then_die
+        entry.CacheEntry.add = add_then_die
     stored(sorted(folder.glob("*.txt")))

@@ -20,9 +20,15 @@ from geobind.errors import PluginError, RecipeError
 from geobind.recipe.stage_options import Head, Last, Lora
 from geobind.towers.tower import Tower
 from geobind.training import metrics
-from geobind.training.lora import insert, merge, take_out, target_names, trained_state
+from geobind.training.lora import (
+    adapter_state,
+    find_target_layers,
+    insert_adapters,
+    merge_adapters,
+    remove_adapters,
+)
 from geobind.training.run import run
-from geobind.training.trainable import check_part, frozen_digests, set_trainable
+from geobind.training.trainable import check_part, hash_frozen, set_trainable
 from geobind.utils.system import hash_module
 
 needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="adapters need peft")
@@ -62,7 +68,7 @@ IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 def trained(encoder: nn.Module, part: Lora, steps: int = 3) -> torch.Tensor:
     """Put adapters in, train them, and return what the encoder then gives."""
-    insert("tile", encoder, part, seed=0)
+    insert_adapters("tile", encoder, part, seed=0)
     set_trainable("tile", encoder, part)
     optimizer = torch.optim.AdamW([p for p in encoder.parameters() if p.requires_grad], lr=0.05)
     for _ in range(steps):
@@ -81,9 +87,9 @@ def test_merged_weights_give_what_the_adapters_gave_and_the_base_never_moved(mak
     before, plain = hash_module(encoder), encoder(IMAGES).detach()
     adapted = trained(encoder, part)
     assert (adapted - plain).abs().max() > 1e-2
-    changes = take_out(encoder)
+    changes = remove_adapters(encoder)
     assert hash_module(encoder) == before  # fused attention as well, which peft's own layer would round
-    merge(encoder, changes)
+    merge_adapters(encoder, changes)
     torch.testing.assert_close(encoder(IMAGES).detach(), adapted, atol=1e-5, rtol=1e-5)
 
 
@@ -92,9 +98,9 @@ def test_merged_weights_give_what_the_adapters_gave_and_the_base_never_moved(mak
 def test_adapters_change_nothing_until_they_are_trained_and_are_the_same_for_a_seed(make):
     first, second = make(), make()
     plain = first(IMAGES)
-    insert("tile", first, Lora(), seed=7)
+    insert_adapters("tile", first, Lora(), seed=7)
     torch.manual_seed(99)
-    insert("tile", second, Lora(), seed=7)
+    insert_adapters("tile", second, Lora(), seed=7)
     torch.testing.assert_close(first(IMAGES), plain, atol=1e-6, rtol=1e-6)
     assert hash_module(first) == hash_module(second)
 
@@ -103,32 +109,32 @@ def test_adapters_change_nothing_until_they_are_trained_and_are_the_same_for_a_s
 def test_gradients_reach_the_adapters_and_the_head_alone():
     encoder = clip()
     encoder.head = nn.Linear(8, 8)
-    insert("tile", encoder, Lora(), seed=0)
+    insert_adapters("tile", encoder, Lora(), seed=0)
     set_trainable("tile", encoder, Lora())
     moving = [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
     assert moving and all("lora_" in name or name.startswith("head.") for name in moving)
     encoder(IMAGES).square().mean().backward()
     ups = [p.grad for name, p in encoder.named_parameters() if "lora_B" in name]
     assert all(grad is not None and grad.abs().sum() > 0 for grad in ups)
-    held = trained_state(encoder).state_dict()
+    held = adapter_state(encoder).state_dict()
     assert sum(value.numel() for value in held.values()) < 0.7 * sum(p.numel() for p in encoder.parameters())
 
 
 def test_auto_targets_are_the_linear_layers_of_blocks_the_fused_attention_or_the_convolutions():
-    names = target_names("tile", vit(), Lora())
+    names = find_target_layers("tile", vit(), Lora())
     assert {name.rpartition(".")[2] for name in names} == {"qkv", "proj", "fc1", "fc2"}
     assert all(name.startswith("trunk.blocks.") for name in names)
     layers = ("attn", "mlp.c_fc", "mlp.c_proj")
     named = [f"trunk.transformer.resblocks.{block}.{layer}" for block in (0, 1) for layer in layers]
-    assert target_names("tile", clip(), Lora()) == named
-    assert target_names("tile", convolutions(), Lora()) == ["trunk.0", "trunk.3"]
+    assert find_target_layers("tile", clip(), Lora()) == named
+    assert find_target_layers("tile", convolutions(), Lora()) == ["trunk.0", "trunk.3"]
 
 
 @needs_peft
 def test_named_targets_are_found_by_the_end_of_their_name_and_nothing_else_is_adapted():
     encoder = vit()
-    insert("tile", encoder, Lora(targets=("attn.proj", "blocks.1.mlp.fc1")), seed=0)
-    adapted = [name.removeprefix("trunk.blocks.") for name in take_out(encoder)]
+    insert_adapters("tile", encoder, Lora(targets=("attn.proj", "blocks.1.mlp.fc1")), seed=0)
+    adapted = [name.removeprefix("trunk.blocks.") for name in remove_adapters(encoder)]
     assert adapted == ["0.attn.proj.weight", "1.attn.proj.weight", "1.mlp.fc1.weight", *adapted[3:]]
     assert all(name.endswith("attn.proj.weight") for name in adapted[3:])
 
@@ -152,7 +158,7 @@ def test_layers_that_change_their_weight_before_they_use_it_are_no_targets():
     layers = {"plain": nn.Conv2d(4, 4, 1), "grouped": nn.Conv2d(4, 4, 1, groups=2)}
     layers["dilated"] = nn.Conv2d(4, 4, 3, dilation=2)
     layers["normed"] = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
-    assert target_names("tile", nn.Sequential(nn.ModuleDict(layers)), Lora()) == ["0.plain"]
+    assert find_target_layers("tile", nn.Sequential(nn.ModuleDict(layers)), Lora()) == ["0.plain"]
 
 
 def test_without_peft_the_extra_is_named(monkeypatch):
@@ -165,15 +171,15 @@ def test_the_last_blocks_train_with_all_that_follows_them_and_the_rest_stays():
     encoder = vit()
     part = Last(blocks=2)
     set_trainable("tile", encoder, part)
-    before = frozen_digests({"tile": encoder}, {"tile": part})
+    before = hash_frozen({"tile": encoder}, {"tile": part})
     moving = [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
     assert {name.split(".")[2] for name in moving if "blocks" in name} == {"4", "5"}
     assert all(p.requires_grad for p in (*encoder.head.parameters(), *encoder.trunk.norm.parameters()))
     assert encoder.trunk.blocks[5].training and not encoder.trunk.blocks[3].training
     encoder.trunk.blocks[5].mlp.fc1.weight.data.add_(1)
-    assert frozen_digests({"tile": encoder}, {"tile": part}) == before
+    assert hash_frozen({"tile": encoder}, {"tile": part}) == before
     encoder.trunk.blocks[3].mlp.fc1.weight.data.add_(1)
-    assert frozen_digests({"tile": encoder}, {"tile": part}) != before
+    assert hash_frozen({"tile": encoder}, {"tile": part}) != before
 
 
 def test_what_an_encoder_has_not_is_told():

@@ -9,12 +9,12 @@ from torch import nn
 from geobind.errors import RecipeError
 from geobind.recipe.stage_options import AdamW
 from geobind.towers.tower import Tower
-from geobind.training.blocks import block_names, depths_of, last_parameters, rate_shares
-from geobind.training.trainable import parameter_groups
+from geobind.training.blocks import compute_lr_scales, find_blocks, find_depths, last_parameters
+from geobind.training.trainable import build_parameter_groups
 
 
 def where(encoder: nn.Module) -> dict[str, int]:
-    return dict(depths_of("tile", encoder).layers)
+    return dict(find_depths("tile", encoder).layers)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def where(encoder: nn.Module) -> dict[str, int]:
 )
 def test_timm_models_tell_their_layers(model, blocks, stem, first):
     encoder = Tower(timm.create_model(model, num_classes=0), nn.Linear(4, 4))
-    found = depths_of("tile", encoder)
+    found = find_depths("tile", encoder)
     assert found.blocks == blocks
     assert found.layers[f"trunk.{stem}"] == 0
     assert {depth for name, depth in found.layers.items() if name.startswith(f"trunk.{first}")} == {1}
@@ -63,7 +63,7 @@ def test_the_norm_of_htsats_input_is_in_its_stem_though_it_is_registered_last():
 def test_layers_one_by_one_where_nothing_repeats():
     trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
     encoder = Tower(trunk, nn.Linear(4, 4))
-    assert block_names(encoder) == []
+    assert find_blocks(encoder) == []
     assert where(encoder) == {
         "trunk.0.weight": 1, "trunk.0.bias": 1, "trunk.1.weight": 1, "trunk.1.bias": 1,
         "trunk.3.weight": 2, "trunk.3.bias": 2, "head.weight": 3, "head.bias": 3,
@@ -79,12 +79,12 @@ def test_an_encoder_without_layers_is_told():
 
 def test_each_layer_learns_by_decay_times_the_one_after_it():
     encoder = Tower(timm.create_model("test_vit", num_classes=0), nn.Linear(64, 4))
-    shares = rate_shares("tile", encoder, 0.5)
+    shares = compute_lr_scales("tile", encoder, 0.5)
     assert shares[encoder.head.weight] == 1
     assert shares[encoder.trunk.blocks[5].mlp.fc1.weight] == 0.5
     assert shares[encoder.trunk.blocks[0].mlp.fc1.weight] == 0.5**6
     assert shares[encoder.trunk.cls_token] == 0.5**7
-    groups = parameter_groups(encoder, AdamW(weight_decay=0.1), shares)
+    groups = build_parameter_groups(encoder, AdamW(weight_decay=0.1), shares)
     assert {group["share"] for group in groups} == {0.5**n for n in range(8)}
     assert sum(len(group["params"]) for group in groups) == len(list(encoder.parameters()))
     assert all(parameter.ndim < 2 for g in groups if g["weight_decay"] == 0 for parameter in g["params"])

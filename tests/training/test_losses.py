@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from geobind.errors import DataError, RecipeError
 from geobind.training.losses import (
-    Context,
+    EmbeddingQueue,
     InfoNCE,
-    QueueOf,
+    LossContext,
     SigLIP,
     Temperature,
     infonce,
@@ -178,8 +178,8 @@ def test_rows_that_would_underflow_at_a_high_scale_are_still_exact(monkeypatch):
     anchor = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     other = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     called = []
-    apart = infonce.both_ways_apart
-    monkeypatch.setattr(infonce, "both_ways_apart", lambda *given: called.append(1) or apart(*given))
+    apart = infonce.mean_of_both_ways
+    monkeypatch.setattr(infonce, "mean_of_both_ways", lambda *given: called.append(1) or apart(*given))
     value = InfoNCE("both", Temperature(0.01))(anchor, other)
     expected = dense_infonce(anchor.double(), other.double(), torch.tensor(100.0).double(), "both")
     assert called
@@ -187,7 +187,7 @@ def test_rows_that_would_underflow_at_a_high_scale_are_still_exact(monkeypatch):
 
 
 def test_ordinary_embeddings_at_the_highest_scale_keep_to_the_fast_path(monkeypatch):
-    monkeypatch.setattr(infonce, "both_ways_apart", None)
+    monkeypatch.setattr(infonce, "mean_of_both_ways", None)
     anchor, other = embeddings(600, 32, dtype=torch.float32)
     value = InfoNCE("both", Temperature(0.01))(anchor, other)
     expected = dense_infonce(anchor.double(), other.double(), torch.tensor(100.0).double(), "both")
@@ -226,7 +226,7 @@ def test_differentiating_twice_is_refused():
 
 @pytest.mark.parametrize("loss", [InfoNCE(), InfoNCE("other_to_anchor"), SigLIP()])
 def test_without_gradients_no_gradient_is_worked_out(loss, monkeypatch):
-    monkeypatch.setattr(tiling.Gradients, "add_", None)
+    monkeypatch.setattr(tiling.TiledGradients, "add_", None)
     anchor, other = (part.requires_grad_() for part in embeddings(6, 4, dtype=torch.float32))
     with torch.no_grad():
         assert not loss(anchor, other).requires_grad
@@ -292,7 +292,7 @@ def test_the_temperature_returns_within_its_limits_and_still_learns_there():
         optimiser.zero_grad()
         loss.temperature.log_scale.grad = torch.tensor(-1.0 * sign)
         optimiser.step()
-        loss.after_step()
+        loss.clamp_temperature()
         assert loss.temperature.scale.item() == pytest.approx(limit, rel=1e-6)
     optimiser.zero_grad()
     loss(anchor, anchor.flip(0)).backward()
@@ -336,8 +336,8 @@ def test_parts_of_own_rows_and_their_gradients_add_up_to_the_loss(make, about, c
     anchor, other = (side.requires_grad_() for side in embeddings(14, 6))
     context = {
         "pairs": None,
-        "labels": Context(labels_N=torch.arange(14) % 4),
-        "places": Context(
+        "labels": LossContext(labels_N=torch.arange(14) % 4),
+        "places": LossContext(
             xyz_N3=unit_sphere(torch.arange(14) // 3, torch.zeros(14)), same_within_m=1e5, ignore_within_m=2e5
         ),
     }[about]
@@ -354,7 +354,7 @@ def test_parts_of_own_rows_and_their_gradients_add_up_to_the_loss(make, about, c
 
 
 def test_a_part_looks_among_queued_keys_as_the_whole_does():
-    losses = [InfoNCE("anchor_to_other", queue=QueueOf(10, 6), local=local) for local in (False, True)]
+    losses = [InfoNCE("anchor_to_other", queue=EmbeddingQueue(10, 6), local=local) for local in (False, True)]
     for loss in losses:
         loss.queue.push(embeddings(8, 6, seed=1, dtype=torch.float32)[0])
         loss.eval()

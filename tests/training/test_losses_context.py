@@ -11,17 +11,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geobind.errors import DataError, RecipeError
-from geobind.training.losses import Context, InfoNCE, QueueOf, SigLIP, label_ids, unit_sphere
+from geobind.training.losses import EmbeddingQueue, InfoNCE, LossContext, SigLIP, hash_labels, unit_sphere
 
 
-def dense_infonce(anchor: Tensor, other: Tensor, scale: Tensor, direction: str, context: Context) -> Tensor:
+def dense_infonce(
+    anchor: Tensor, other: Tensor, scale: Tensor, direction: str, context: LossContext
+) -> Tensor:
     logits = scale * anchor @ other.T
     positive, ignored = masks(context)
     there, back = dense_one_way(logits, positive, ignored), dense_one_way(logits.T, positive.T, ignored.T)
     return {"both": (there + back) / 2, "anchor_to_other": there, "other_to_anchor": back}[direction]
 
 
-def dense_siglip(anchor: Tensor, other: Tensor, scale: Tensor, bias: Tensor, context: Context) -> Tensor:
+def dense_siglip(anchor: Tensor, other: Tensor, scale: Tensor, bias: Tensor, context: LossContext) -> Tensor:
     positive, ignored = masks(context)
     terms = -F.logsigmoid((2.0 * positive - 1) * (scale * anchor @ other.T + bias))
     return terms.masked_fill(ignored, 0).sum() / len(anchor)
@@ -64,7 +66,7 @@ def test_ignored_pairs_have_exactly_no_influence_on_each_other(loss):
     # Pairs 0 and 1 share a place; 2 is on the other side of the Earth. Embedding i lies along axis i, so the
     # gradient of an anchor along another's axis can only come from the entry between the two.
     place = unit_sphere(torch.tensor([47.0, 47.0, -47.0]), torch.tensor([8.0, 8.0, -172.0]))
-    context = Context(xyz_N3=place, ignore_within_m=100)
+    context = LossContext(xyz_N3=place, ignore_within_m=100)
     anchor, other = torch.eye(3).requires_grad_(), torch.eye(3).requires_grad_()
     loss(anchor, other, context).backward()
     for gradient in (anchor.grad, other.grad):
@@ -76,14 +78,14 @@ def test_a_place_or_time_that_is_unknown_is_never_ignored():
     anchor, other = embeddings(4, 3)
     nowhere = torch.full((4, 3), math.nan)
     never = torch.full((4,), math.nan)
-    context = Context(xyz_N3=nowhere, hours_N=never, ignore_within_m=3e7, ignore_within_h=1e9)
+    context = LossContext(xyz_N3=nowhere, hours_N=never, ignore_within_m=3e7, ignore_within_h=1e9)
     loss = InfoNCE().double()
     torch.testing.assert_close(loss(anchor, other, context), loss(anchor, other))
 
 
 def test_if_all_but_its_own_pair_are_ignored_nothing_is_lost():
     anchor, other = embeddings(5, 3)
-    context = Context(hours_N=torch.zeros(5), ignore_within_h=1)
+    context = LossContext(hours_N=torch.zeros(5), ignore_within_h=1)
     for direction in DIRECTIONS:
         assert InfoNCE(direction).double()(anchor, other, context).item() == pytest.approx(0, abs=1e-12)
 
@@ -93,8 +95,8 @@ def test_the_threshold_is_the_distance_along_the_ground_to_a_tenth_of_a_metre():
     loss = InfoNCE().double()
     north = math.degrees(50.0 / EARTH_RADIUS_M)  # 50 m to the north
     place = unit_sphere(torch.tensor([60.0, 60.0 + north], dtype=torch.float64), torch.tensor([25.0, 25.0]))
-    outside = loss(anchor, other, Context(xyz_N3=place, ignore_within_m=49.9))
-    inside = loss(anchor, other, Context(xyz_N3=place, ignore_within_m=50.1))
+    outside = loss(anchor, other, LossContext(xyz_N3=place, ignore_within_m=49.9))
+    inside = loss(anchor, other, LossContext(xyz_N3=place, ignore_within_m=50.1))
     torch.testing.assert_close(outside, loss(anchor, other))
     assert inside.item() == pytest.approx(0, abs=1e-12)
 
@@ -103,12 +105,12 @@ def test_unlabelled_pairs_are_positives_of_themselves_alone():
     anchor, other = embeddings(6, 3)
     loss = InfoNCE().double()
     torch.testing.assert_close(
-        loss(anchor, other, Context(labels_N=label_ids([None] * 6))), loss(anchor, other)
+        loss(anchor, other, LossContext(labels_N=hash_labels([None] * 6))), loss(anchor, other)
     )
 
 
 def test_label_ids_are_fixed_for_ever():
-    ids = label_ids(["church bells", None, "church bells", "a bird"]).tolist()
+    ids = hash_labels(["church bells", None, "church bells", "a bird"]).tolist()
     assert ids[0] == ids[2] == 2834988982272805705
     assert ids[1] == -1
     assert ids[3] not in ids[:3]
@@ -127,20 +129,20 @@ def test_label_ids_are_fixed_for_ever():
 )
 def test_a_threshold_that_makes_no_sense_is_refused(options, message):
     with pytest.raises(DataError, match=message):
-        Context(**options)
+        LossContext(**options)
 
 
 @pytest.mark.parametrize(
     ("context", "message"),
     [
         (
-            Context(labels_N=torch.zeros(3, dtype=torch.int64)),
+            LossContext(labels_N=torch.zeros(3, dtype=torch.int64)),
             r"labels_N has shape \(3,\), but 4 pairs need \(4,\)",
         ),
-        (Context(xyz_N3=torch.zeros(4, 2)), r"xyz_N3 has shape \(4, 2\), but 4 pairs need \(4, 3\)"),
+        (LossContext(xyz_N3=torch.zeros(4, 2)), r"xyz_N3 has shape \(4, 2\), but 4 pairs need \(4, 3\)"),
         (
-            Context(labels_N=torch.zeros(4)),
-            r"labels_N is torch\.float32, but labels are integers; see label_ids",
+            LossContext(labels_N=torch.zeros(4)),
+            r"labels_N is torch\.float32, but labels are integers; see hash_labels",
         ),
     ],
 )
@@ -151,7 +153,7 @@ def test_a_context_of_other_pairs_is_refused(context, message):
 
 
 def test_a_queue_holds_the_newest_embeddings_and_forgets_the_oldest():
-    queue = QueueOf(5, width=1)
+    queue = EmbeddingQueue(5, width=1)
     rows = torch.arange(12.0).unsqueeze(1)
     for batch in rows.split(3):
         queue.push(batch)
@@ -162,16 +164,16 @@ def test_a_queue_holds_the_newest_embeddings_and_forgets_the_oldest():
 
 
 def test_a_queue_in_a_checkpoint_comes_back_whole():
-    queue, fresh = QueueOf(4, width=3), QueueOf(4, width=3)
+    queue, fresh = EmbeddingQueue(4, width=3), EmbeddingQueue(4, width=3)
     keys, _ = embeddings(3, 3)
-    queue.push(keys, Context(labels_N=torch.tensor([1, 2, 3])))
+    queue.push(keys, LossContext(labels_N=torch.tensor([1, 2, 3])))
     fresh.load_state_dict(queue.state_dict())
     assert torch.equal(fresh.keys(keys), queue.keys(keys)) and torch.equal(fresh.labels_Q, queue.labels_Q)
 
 
 @pytest.mark.parametrize("direction", ["both", "anchor_to_other"])
 def test_queued_embeddings_are_negatives_of_the_anchors_only(direction):
-    loss = InfoNCE(direction, queue=QueueOf(7, width=4)).double()
+    loss = InfoNCE(direction, queue=EmbeddingQueue(7, width=4)).double()
     old_anchor, old = embeddings(5, 4, seed=1)
     loss(old_anchor, old)
     anchor, other = embeddings(3, 4, seed=2)
@@ -193,8 +195,8 @@ def test_queued_embeddings_of_the_same_label_or_place_do_not_oppose():
     labels, place = torch.tensor([4, 5]), unit_sphere(torch.tensor([10.0, 20.0]), torch.tensor([0.0, 0.0]))
     anchor, other = embeddings(2, 4)
     plain = InfoNCE("anchor_to_other").double()
-    for context in (Context(labels_N=labels), Context(xyz_N3=place, ignore_within_m=100)):
-        queued = InfoNCE("anchor_to_other", queue=QueueOf(2, width=4)).double()
+    for context in (LossContext(labels_N=labels), LossContext(xyz_N3=place, ignore_within_m=100)):
+        queued = InfoNCE("anchor_to_other", queue=EmbeddingQueue(2, width=4)).double()
         queued(anchor, other, context)
         with_both_queued = queued(anchor, other, context)
         keys = torch.cat([other, other])
@@ -206,7 +208,7 @@ def test_queued_embeddings_of_the_same_label_or_place_do_not_oppose():
 
 
 def test_a_queue_grows_in_training_only():
-    loss = InfoNCE("anchor_to_other", queue=QueueOf(8, width=4)).eval()
+    loss = InfoNCE("anchor_to_other", queue=EmbeddingQueue(8, width=4)).eval()
     loss(*embeddings(3, 4, dtype=torch.float32))
     assert len(loss.queue) == 0
     loss.train()(*embeddings(3, 4, dtype=torch.float32))
@@ -215,11 +217,11 @@ def test_a_queue_grows_in_training_only():
 
 def test_a_queue_where_it_cannot_serve_is_refused():
     with pytest.raises(RecipeError, match="drop the queue or choose another direction"):
-        InfoNCE("other_to_anchor", queue=QueueOf(8, width=4))
+        InfoNCE("other_to_anchor", queue=EmbeddingQueue(8, width=4))
     with pytest.raises(RecipeError, match="size 0 and width 4 must be positive"):
-        QueueOf(0, width=4)
+        EmbeddingQueue(0, width=4)
     anchor, other = embeddings(3, 4)
     with pytest.raises(DataError, match="the other side is in training, so its queued embeddings are stale"):
-        InfoNCE(queue=QueueOf(8, width=4))(anchor, other.requires_grad_())
+        InfoNCE(queue=EmbeddingQueue(8, width=4))(anchor, other.requires_grad_())
     with pytest.raises(DataError, match=r"embeddings of shape \(3, 4\) in a queue of width 5"):
-        QueueOf(8, width=5).push(anchor)
+        EmbeddingQueue(8, width=5).push(anchor)

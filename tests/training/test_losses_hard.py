@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geobind.errors import RecipeError
-from geobind.training.losses import Context, InfoNCE, QueueOf, SigLIP, Temperature, unit_sphere
+from geobind.training.losses import EmbeddingQueue, InfoNCE, LossContext, SigLIP, Temperature, unit_sphere
 
 
 def weighted(logits: Tensor, negative: Tensor, beta: float) -> Tensor:
@@ -36,7 +36,7 @@ def dense_sigmoid(logits: Tensor, positive: Tensor, ignored: Tensor, beta: float
     return (positive * F.softplus(-logits) + weights * F.softplus(logits)).sum() / len(logits)
 
 
-def dense(loss, anchor: Tensor, other: Tensor, beta: float, context: Context) -> Tensor:
+def dense(loss, anchor: Tensor, other: Tensor, beta: float, context: LossContext) -> Tensor:
     scale, (positive, ignored) = loss.temperature.scale, masks(context)
     if isinstance(loss, SigLIP):
         logits, formula = scale * anchor @ other.T + loss.bias, dense_sigmoid
@@ -89,7 +89,7 @@ def test_float32_at_the_true_tile_size_equals_the_dense_formula_in_float64(which
     exact = [side.requires_grad_() for side in embeddings(1100, 32)]
     rough = [side.detach().float().requires_grad_() for side in exact]
     loss = hard(which, 1.0, temperature=0.07)
-    nothing = Context(xyz_N3=torch.full((1100, 3), math.nan))
+    nothing = LossContext(xyz_N3=torch.full((1100, 3), math.nan))
     expected = dense(loss, *exact, 1.0, nothing)
     value = loss.float()(*rough)
     torch.testing.assert_close(value.double(), expected, rtol=2e-6, atol=2e-6)
@@ -129,7 +129,7 @@ def test_no_scale_overflows_in_float32(which, temperature):
 @pytest.mark.parametrize("which", [*DIRECTIONS, "siglip"])
 def test_a_pair_without_negatives_costs_what_its_own_entry_costs(which):
     anchor, other = (side.requires_grad_() for side in embeddings(5, 3))
-    everywhere = Context(hours_N=torch.zeros(5), ignore_within_h=1)
+    everywhere = LossContext(hours_N=torch.zeros(5), ignore_within_h=1)
     value = hard(which, 1.0)(anchor, other, everywhere)
     own = 5 * (anchor * other).sum(1) - 1.0
     expected = F.softplus(-own).mean() if which == "siglip" else torch.zeros((), dtype=torch.float64)
@@ -148,7 +148,7 @@ def test_the_order_of_the_pairs_does_not_matter(pairs, which, seed):
 
 
 def test_queued_embeddings_are_weighed_with_the_rest():
-    loss = InfoNCE("anchor_to_other", Temperature(0.2), QueueOf(7, width=4), hardness=1.0).double()
+    loss = InfoNCE("anchor_to_other", Temperature(0.2), EmbeddingQueue(7, width=4), hardness=1.0).double()
     old_anchor, old = embeddings(5, 4, seed=1)
     loss(old_anchor, old)
     anchor, other = embeddings(3, 4, seed=2)
@@ -173,7 +173,7 @@ def test_an_embedding_that_is_not_finite_makes_the_loss_nan(which, bad):
 def test_memory_stays_far_below_the_square_of_the_batch(which):
     anchor, other = (side.requires_grad_() for side in embeddings(PAIRS, WIDTH, dtype=torch.float32))
     degrees = torch.linspace(0, 80, PAIRS)
-    context = Context(xyz_N3=unit_sphere(degrees, degrees), same_within_m=1e3, ignore_within_m=1e4)
+    context = LossContext(xyz_N3=unit_sphere(degrees, degrees), same_within_m=1e3, ignore_within_m=1e4)
     with Live() as live:
         hard(which, 1.0).float()(anchor, other, context).backward()
     assert live.peak < SQUARE / 6

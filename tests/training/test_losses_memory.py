@@ -4,7 +4,7 @@ import pytest
 import torch
 from loss_cases import PAIRS, SQUARE, WIDTH, Live, embeddings
 
-from geobind.training.losses import Context, InfoNCE, SigLIP, unit_sphere
+from geobind.training.losses import InfoNCE, LossContext, SigLIP, unit_sphere
 
 CASES = {
     "both": (InfoNCE(), False),
@@ -28,7 +28,7 @@ def test_memory_stays_far_below_the_square_of_the_batch(loss, told):
     context = None
     if told:
         degrees = torch.linspace(0, 80, PAIRS)
-        context = Context(
+        context = LossContext(
             labels_N=torch.arange(PAIRS) // 3, xyz_N3=unit_sphere(degrees, degrees), ignore_within_m=1e4
         )
     with Live() as live:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from geobind.errors import CheckpointError, DataError, RecipeError
 from geobind.training.losses import (
     PCME,
-    Context,
+    LossContext,
     Temperature,
     Uncertainty,
     read_uncertainties,
@@ -124,7 +124,7 @@ def test_the_order_of_the_pairs_does_not_matter(pairs, seed):
 def test_labels_say_which_rows_match():
     anchor, other = embeddings(4, 3)
     loss = pcme(3)
-    alike = Context(labels_N=torch.tensor([7, 7, 3, -1]))
+    alike = LossContext(labels_N=torch.tensor([7, 7, 3, -1]))
     positive = torch.eye(4, dtype=torch.bool)
     positive[0, 1] = positive[1, 0] = True
     expected = dense(loss, anchor, other, positive, torch.zeros_like(positive))
@@ -137,7 +137,7 @@ def trained(loss: PCME, anchor: Tensor, other: Tensor, steps: int) -> PCME:
         optimiser.zero_grad()
         loss(anchor, other).backward()
         optimiser.step()
-        loss.after_step()
+        loss.clamp_temperature()
     return loss
 
 
@@ -178,7 +178,7 @@ def test_an_embedding_that_is_not_finite_makes_the_loss_nan_or_infinite(bad):
 def test_memory_stays_far_below_the_square_of_the_batch():
     anchor, other = (side.requires_grad_() for side in embeddings(PAIRS, WIDTH, dtype=torch.float32))
     degrees = torch.linspace(0, 80, PAIRS)
-    context = Context(xyz_N3=unit_sphere(degrees, degrees), ignore_within_m=1e4)
+    context = LossContext(xyz_N3=unit_sphere(degrees, degrees), ignore_within_m=1e4)
     with Live() as live:
         PCME(WIDTH)(anchor, other, context).backward()
     assert live.peak < SQUARE / 6

@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geobind.errors import DataError
-from geobind.training.losses import Context, InfoNCE, QueueOf, SigLIP, unit_sphere
+from geobind.training.losses import EmbeddingQueue, InfoNCE, LossContext, SigLIP, unit_sphere
 
 
-def full_masks(context: Context) -> tuple[Tensor, Tensor]:
+def full_masks(context: LossContext) -> tuple[Tensor, Tensor]:
     """The N x N matrices of positive and of ignored pairs, by haversine."""
     xyz, hours, labels = context.xyz_N3, context.hours_N, context.labels_N
     chord = torch.cdist(xyz, xyz, compute_mode="donot_use_mm_for_euclid_dist")
@@ -47,7 +47,7 @@ def full_masks(context: Context) -> tuple[Tensor, Tensor]:
     return positive, near & ~positive
 
 
-def street(pairs: int, seed: int, **rules) -> Context:
+def street(pairs: int, seed: int, **rules) -> LossContext:
     """Pairs along a few streets, so that being of one place is not transitive; some places unknown."""
     generator = torch.Generator().manual_seed(seed)
     town = torch.randint(0, 2, (pairs,), generator=generator) * 10.0
@@ -56,10 +56,10 @@ def street(pairs: int, seed: int, **rules) -> Context:
     lat[torch.rand(pairs, generator=generator) < 0.1] = math.nan
     hours = torch.rand(pairs, generator=generator, dtype=torch.float64) * 48 + 490_000
     hours[torch.rand(pairs, generator=generator) < 0.1] = math.nan
-    return Context(xyz_N3=unit_sphere(lat, town), hours_N=hours, **rules)
+    return LossContext(xyz_N3=unit_sphere(lat, town), hours_N=hours, **rules)
 
 
-def dense(loss, anchor: Tensor, other: Tensor, context: Context) -> Tensor:
+def dense(loss, anchor: Tensor, other: Tensor, context: LossContext) -> Tensor:
     positive, ignored = full_masks(context)
     logits = loss.temperature.scale * anchor @ other.T
     if isinstance(loss, SigLIP):
@@ -105,7 +105,7 @@ def test_places_and_times_act_as_full_masks_would(
 def test_three_places_in_a_row_have_two_three_and_two_positives():
     # 0, 80 and 160 m along a meridian with a threshold of 100 m: the ends are no positives of each other.
     north = torch.tensor([0.0, 80.0, 160.0], dtype=torch.float64) / EARTH_RADIUS_M
-    context = Context(xyz_N3=unit_sphere(north.rad2deg(), torch.zeros(3)), same_within_m=100)
+    context = LossContext(xyz_N3=unit_sphere(north.rad2deg(), torch.zeros(3)), same_within_m=100)
     anchor, other = embeddings(3, 4)
     loss = InfoNCE("both").double()
     logits = loss.temperature.scale * anchor @ other.T
@@ -117,23 +117,23 @@ def test_three_places_in_a_row_have_two_three_and_two_positives():
 
 def test_unknown_places_are_positives_of_themselves_alone():
     anchor, other = embeddings(5, 4)
-    nowhere = Context(xyz_N3=torch.full((5, 3), math.nan, dtype=torch.float64), same_within_m=1e6)
+    nowhere = LossContext(xyz_N3=torch.full((5, 3), math.nan, dtype=torch.float64), same_within_m=1e6)
     for loss in (InfoNCE().double(), SigLIP().double(), InfoNCE(hardness=1.0).double()):
         torch.testing.assert_close(loss(anchor, other, nowhere), loss(anchor, other))
 
 
 def test_the_same_hour_of_another_season_is_no_reason_to_ignore():
     anchor, other = embeddings(2, 3)
-    year = Context(hours_N=torch.tensor([0.0, 24.0 * 365]), ignore_within_h=12)
+    year = LossContext(hours_N=torch.tensor([0.0, 24.0 * 365]), ignore_within_h=12)
     loss = InfoNCE().double()
     torch.testing.assert_close(loss(anchor, other, year), loss(anchor, other))
 
 
 def test_queued_keys_of_the_same_place_neither_attract_nor_oppose():
     place = unit_sphere(torch.tensor([10.0, 20.0]), torch.tensor([0.0, 0.0]))
-    context = Context(xyz_N3=place, same_within_m=100)
+    context = LossContext(xyz_N3=place, same_within_m=100)
     anchor, other = embeddings(2, 4)
-    queued = InfoNCE("anchor_to_other", queue=QueueOf(2, width=4)).double()
+    queued = InfoNCE("anchor_to_other", queue=EmbeddingQueue(2, width=4)).double()
     queued(anchor, other, context)
     logits = queued.temperature.scale * anchor @ torch.cat([other, other]).T
     logits[0, 2] = logits[1, 3] = -math.inf
@@ -144,7 +144,7 @@ def test_queued_keys_of_the_same_place_neither_attract_nor_oppose():
 def test_memory_stays_far_below_the_square_of_the_batch(loss):
     anchor, other = (side.requires_grad_() for side in embeddings(PAIRS, WIDTH, dtype=torch.float32))
     degrees = torch.linspace(0, 80, PAIRS)
-    context = Context(
+    context = LossContext(
         xyz_N3=unit_sphere(degrees, degrees),
         hours_N=torch.linspace(0, 1e4, PAIRS, dtype=torch.float64),
         same_within_m=1e3,
@@ -161,6 +161,6 @@ def test_memory_stays_far_below_the_square_of_the_batch(loss):
 def test_rules_that_leave_nothing_to_ignore_are_refused():
     place = torch.zeros(2, 3)
     with pytest.raises(DataError, match=r"pairs within 50 m are positives, which leaves none to ignore"):
-        Context(xyz_N3=place, same_within_m=50, ignore_within_m=50)
+        LossContext(xyz_N3=place, same_within_m=50, ignore_within_m=50)
     with pytest.raises(DataError, match="same_within_m is given without xyz_N3"):
-        Context(same_within_m=50)
+        LossContext(same_within_m=50)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from geobind.binder import Binder
 from geobind.bundles import stability
-from geobind.bundles.stability import State, difference, digest_of_embeddings
+from geobind.bundles.stability import ModalityState, describe_difference, hash_embeddings
 from geobind.cli import main
 from geobind.errors import CheckpointError, TrainingError
 from geobind.training import resume as keys
@@ -64,13 +64,13 @@ def test_the_proof_is_of_the_embeddings_that_the_bundles_give(grown):
     rows = [toy.view(i, "left") for i in range(32)]
     for bundle in (old, new):
         found = Binder.load(bundle).embed("left", rows, batch_size=32)
-        assert digest_of_embeddings(found) == state.embeddings
+        assert hash_embeddings(found) == state.embeddings
     assert Binder.load(new).card.proof.stages[1].keys["left"][:2] == ("row0", "row1")
 
 
 def test_of_an_old_bundle_the_indexes_of_what_was_not_trained_stay_valid(grown):
     old, new, _ = grown
-    found = {one.modality: one for one in stability.compare(Binder.load(new), Binder.load(old))}
+    found = {one.modality: one for one in stability.compare_bundles(Binder.load(new), Binder.load(old))}
     assert {name: one.verdict for name, one in found.items()} == {
         "left": "same",
         "right": "changed",
@@ -174,12 +174,12 @@ def test_what_a_stage_left_is_embedded_again_before_the_next_only_if_a_bit_of_it
 
 
 def test_another_library_between_two_stages_is_told_from_other_weights():
-    was = State(weights="a", rows="r", count=3, embeddings="x")
-    assert difference(was, was) == ""
-    assert difference(was, was.model_copy(update={"weights": "b"})) == "its weights are others"
-    said = difference(was, was.model_copy(update={"embeddings": "y"}))
+    was = ModalityState(weights="a", rows="r", count=3, embeddings="x")
+    assert describe_difference(was, was) == ""
+    assert describe_difference(was, was.model_copy(update={"weights": "b"})) == "its weights are others"
+    said = describe_difference(was, was.model_copy(update={"embeddings": "y"}))
     assert said == "its weights are the same, but it embeds the same rows to other bits"
-    assert difference(was, was.model_copy(update={"rows": "s", "embeddings": "y"})) == ""
+    assert describe_difference(was, was.model_copy(update={"rows": "s", "embeddings": "y"})) == ""
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from geobind.errors import DataError
 from geobind.recipe import RecipeProblems
 from geobind.training import metrics
 from geobind.training import stage as stages
-from geobind.training.losses import Context, InfoNCE, QueueOf
+from geobind.training.losses import EmbeddingQueue, InfoNCE, LossContext
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
 PROGRAM = Path(toy.__file__)
@@ -76,14 +76,14 @@ def test_the_queue_is_no_part_of_what_a_stage_leaves(whole):
 
 def test_each_row_knows_its_own_key(tmp_path, monkeypatch):
     """Keys of the rows reach the queue, so that at an epoch's turn no pair opposes itself."""
-    seen, make = [], stages.make_loss
+    seen, make = [], stages.build_loss
 
     def watched(*arguments):
         loss = make(*arguments)
         loss.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[2]))
         return loss
 
-    monkeypatch.setattr(stages, "make_loss", watched)
+    monkeypatch.setattr(stages, "build_loss", watched)
     toy_run(tmp_path, *QUEUED, "stages.0.epochs=2")
     first, second = (torch.cat([context.rows_N for context in seen[i : i + 6]]) for i in (0, 6))
     assert len(first.unique()) == len(first) == 96
@@ -94,8 +94,8 @@ def test_each_row_knows_its_own_key(tmp_path, monkeypatch):
 @pytest.mark.parametrize("direction", ["anchor_to_other", "both"])
 def test_a_pairs_own_queued_key_does_not_oppose_it(direction):
     anchor, other = (F.normalize(torch.randn(3, 4, dtype=torch.float64), dim=1) for _ in range(2))
-    rows = Context(rows_N=torch.tensor([5, 6, 7]))
-    loss = InfoNCE(direction, queue=QueueOf(8, width=4)).double()
+    rows = LossContext(rows_N=torch.tensor([5, 6, 7]))
+    loss = InfoNCE(direction, queue=EmbeddingQueue(8, width=4)).double()
     first = loss(anchor, other, rows)
     assert len(loss.queue) == 3
     # Another batch's keys oppose; of its own three, each anchor is opposed by the other two alone.
@@ -107,9 +107,9 @@ def test_a_pairs_own_queued_key_does_not_oppose_it(direction):
     wanted = there if direction == "anchor_to_other" else (there + back) / 2
     assert loss(anchor, other, rows).item() == pytest.approx(wanted.item())
     assert wanted > first
-    unknown = InfoNCE(direction, queue=QueueOf(8, width=4)).double()
-    unknown(anchor, other, Context(rows_N=torch.full((3,), -1)))
-    assert unknown(anchor, other, Context(rows_N=torch.full((3,), -1))) > wanted
+    unknown = InfoNCE(direction, queue=EmbeddingQueue(8, width=4)).double()
+    unknown(anchor, other, LossContext(rows_N=torch.full((3,), -1)))
+    assert unknown(anchor, other, LossContext(rows_N=torch.full((3,), -1))) > wanted
 
 
 def problems(tmp_path, *overrides):

@@ -16,7 +16,7 @@ from geobind.recipe.schema import bound_pairs
 from geobind.training import gradients as two_pass
 from geobind.training.distributed import Ranks
 from geobind.training.gradients import GradientAccumulator, chunk_rows, chunk_slices, count_rows, select_rows
-from geobind.training.losses import PCME, Context, InfoNCE, QueueOf, SigLIP, label_ids
+from geobind.training.losses import PCME, EmbeddingQueue, InfoNCE, LossContext, SigLIP, hash_labels
 from geobind.training.module import About, ContrastiveModule
 from geobind.training.run import run
 
@@ -121,7 +121,7 @@ def test_the_gradient_is_that_of_the_whole_batch_for_every_loss(make, chunk):
 
 def test_labels_and_places_are_those_of_the_whole_batch():
     setup, batches = made(encoders()), rows()
-    context = Context(labels_N=label_ids(["a", "b", "a", None] * 3))
+    context = LossContext(labels_N=hash_labels(["a", "b", "a", None] * 3))
     _, expected = gradients(setup, batches, context=context)
     _, ours = gradients(setup, batches, 4, context=context)
     _, plain = gradients(setup, batches, 4)
@@ -198,7 +198,7 @@ def test_a_queue_is_filled_once_a_step_and_counts_alike():
     parts["spoke"].requires_grad_(False)
 
     def make():
-        return InfoNCE("anchor_to_other", queue=QueueOf(24, WIDTH))
+        return InfoNCE("anchor_to_other", queue=EmbeddingQueue(24, WIDTH))
 
     one, two = (made(parts, make, pairs="anchor", trained=("hub",)) for _ in range(2))
     for seed in (1, 2):

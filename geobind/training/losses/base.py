@@ -83,7 +83,7 @@ UNLABELLED = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
+class LossContext:
     """The labels, places and times of N pairs; whatever is left out plays no part in the loss.
 
     Pairs of one label are positives of each other, and so are pairs of one place. Pairs that are near are
@@ -91,7 +91,7 @@ class Context:
     pushed from each other. A pair is always its own positive, and being positives outweighs nearness.
 
     Attributes:
-        labels_N: Group ids, integers; a negative id means no label (see `label_ids`).
+        labels_N: Group ids, integers; a negative id means no label (see `hash_labels`).
         xyz_N3: Points on the unit sphere (see `unit_sphere`); a NaN row means place unknown, never ignored.
         hours_N: Times in hours from any fixed origin; NaN means time unknown, never ignored.
         rows_N: Which row of the data each pair is, integers; its own key in a queue is then ignored. A
@@ -147,7 +147,7 @@ class Context:
                 )
         if self.labels_N is not None and (self.labels_N.is_floating_point() or self.labels_N.is_complex()):
             raise DataError(
-                f"loss context: labels_N is {self.labels_N.dtype}, but labels are integers; see label_ids"
+                f"loss context: labels_N is {self.labels_N.dtype}, but labels are integers; see hash_labels"
             )
 
 
@@ -173,15 +173,15 @@ def unit_sphere(lat_N: Tensor, lon_N: Tensor) -> Tensor:
     return torch.stack([lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()], dim=1)
 
 
-def label_ids(labels: Sequence[str | None]) -> Tensor:
+def hash_labels(labels: Sequence[str | None]) -> Tensor:
     """Return one integer per label, the same on every rank and in every run; None becomes "no label".
 
     The id is 62 bits of a BLAKE2b digest, so ranks agree without talking to each other.
     """
-    return torch.tensor([_label_id(label) for label in labels], dtype=torch.int64)
+    return torch.tensor([_hash_label(label) for label in labels], dtype=torch.int64)
 
 
-def _label_id(label: str | None) -> int:
+def _hash_label(label: str | None) -> int:
     if label is None:
         return UNLABELLED
     return int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest(), "big") >> 2
@@ -202,12 +202,12 @@ class ContrastiveLoss(nn.Module):
     temperature: Temperature
     local: bool = False
 
-    def after_step(self) -> None:
+    def clamp_temperature(self) -> None:
         """Bring the temperature back within its limits; call it after every optimiser step."""
         self.temperature.clamp_()
 
 
-def check_batch(anchor_ND: Tensor, other_ND: Tensor, context: Context | None) -> None:
+def check_batch(anchor_ND: Tensor, other_ND: Tensor, context: LossContext | None) -> None:
     """Refuse a batch no contrastive loss can be taken of.
 
     Raises:
@@ -232,7 +232,7 @@ def check_batch(anchor_ND: Tensor, other_ND: Tensor, context: Context | None) ->
         context.check(len(anchor_ND))
 
 
-def checked_hardness(hardness: float) -> float:
+def check_hardness(hardness: float) -> float:
     """Return the hardness of a loss.
 
     Raises:

@@ -8,17 +8,17 @@ from geobind.recipe.stage_options import PCME as PCMEOptions
 from geobind.recipe.stage_options import InfoNCE as InfoNCEOptions
 from geobind.recipe.stage_options import SigLIP as SigLIPOptions
 from geobind.recipe.stage_options import Temperature as TemperatureOptions
-from geobind.training.losses import PCME, ContrastiveLoss, InfoNCE, QueueOf, SigLIP, Temperature
+from geobind.training.losses import PCME, ContrastiveLoss, EmbeddingQueue, InfoNCE, SigLIP, Temperature
 
 
-def make_loss(options: InfoNCEOptions | SigLIPOptions | PCMEOptions, width: int) -> ContrastiveLoss:
+def build_loss(options: InfoNCEOptions | SigLIPOptions | PCMEOptions, width: int) -> ContrastiveLoss:
     """Build the loss a stage asks for, over embeddings of this width."""
-    temperature = _temperature(options.temperature)
+    temperature = _build_temperature(options.temperature)
     if options.name == "siglip":
         return SigLIP(temperature, options.bias, options.hardness, local=options.local)
     if options.name == "pcme":
         return PCME(width, temperature, options.shift, options.pseudo_positives, options.vib)
-    queue = None if options.queue is None else QueueOf(options.queue, width)
+    queue = None if options.queue is None else EmbeddingQueue(options.queue, width)
     return InfoNCE(options.direction, temperature, queue, options.hardness, local=options.local)
 
 
@@ -38,7 +38,7 @@ def check_queue(stage: Stage, rows: int) -> None:
         )
 
 
-def _temperature(options: TemperatureOptions) -> Temperature:
+def _build_temperature(options: TemperatureOptions) -> Temperature:
     return Temperature(
         options.init, learn=options.learn, min_scale=1 / options.maximum, max_scale=1 / options.minimum
     )

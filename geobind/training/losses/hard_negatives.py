@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geobind.training.losses.tiling import Gradients, Outcome, Tile, Wanted, grid, length, shares
+from geobind.training.losses.tiling import (
+    LossAndGrads,
+    NeededGrads,
+    Tile,
+    TiledGradients,
+    block_length,
+    compute_positive_shares,
+    tile_blocks,
+)
 
 if TYPE_CHECKING:
     from geobind.training.losses.tiling import Pairing
@@ -26,21 +34,21 @@ if TYPE_CHECKING:
 Tiles = Callable[[], Iterator[Tile]]
 
 
-def hard_softmax(
-    query_ND: Tensor, key_MD: Tensor, scale: Tensor, pairing: Pairing, wanted: Wanted, *, beta: float
-) -> Outcome:
+def hard_softmax_one_way(
+    query_ND: Tensor, key_MD: Tensor, scale: Tensor, pairing: Pairing, needed: NeededGrads, *, beta: float
+) -> LossAndGrads:
     """Return the mean of -l_p + log(sum exp l_p + sum w_n exp l_n) over queries, and its gradients.
 
     p are the positives of a query, n its negatives with weights w_n; the first term is a mean over positives.
     """
     pairs = len(query_ND)
-    gradients = Gradients(query_ND, key_MD, scale, wanted)
+    gradients = TiledGradients(query_ND, key_MD, scale, needed)
     loss_N = query_ND.new_zeros(pairs)
-    for rows, stripe in _stripes(query_ND, key_MD, scale, pairing):
-        kin_T1, tilt_T1, tilted_T1 = query_ND.new_zeros(3, length(rows), 1)
+    for rows, stripe in _iter_stripes(query_ND, key_MD, scale, pairing):
+        kin_T1, tilt_T1, tilted_T1 = query_ND.new_zeros(3, block_length(rows), 1)
         for part in stripe.parts():
             if part.mask_TC is not None:
-                kin_T1 += part.of_positives(part.logits_TC - stripe.best_T1).exp_().sum(1, keepdim=True)
+                kin_T1 += part.keep_positives(part.logits_TC - stripe.best_T1).exp_().sum(1, keepdim=True)
             weights_TC = (part.apart_TC * beta).exp_()
             tilt_T1 += weights_TC.sum(1, keepdim=True)
             tilted_T1 += weights_TC.mul_(part.apart_TC.exp()).sum(1, keepdim=True)
@@ -50,39 +58,39 @@ def hard_softmax(
         loss_N[rows] = total_T1.squeeze(1) - stripe.attraction_T
         share_T1 = (rivals_T1 - total_T1).exp_() / pairs
         rise_T1, fall_T1 = (1 + beta) * share_T1 / tilted_T1, beta * share_T1 / tilt_T1
-        for part in stripe.parts() if gradients.any else ():
+        for part in stripe.parts() if gradients.uses_tiles else ():
             weights_TC = (part.apart_TC * beta).exp_()
             weights_TC *= part.apart_TC.exp_().mul_(rise_T1).sub_(fall_T1)
             if part.mask_TC is not None:
-                weights_TC += part.of_positives(part.logits_TC - total_T1).exp_().div_(pairs)
-            part.tile.subtract_(weights_TC, 1 / pairs)
+                weights_TC += part.keep_positives(part.logits_TC - total_T1).exp_().div_(pairs)
+            part.tile.subtract_positives_(weights_TC, 1 / pairs)
             gradients.add_(rows, part.columns, weights_TC, stripe.scaled_TD)
-    return gradients.outcome(loss_N.mean())
+    return gradients.finish(loss_N.mean())
 
 
-def hard_sigmoid(
+def hard_sigmoid_one_way(
     query_ND: Tensor,
     key_MD: Tensor,
     scale: Tensor,
     pairing: Pairing,
-    wanted: Wanted,
+    needed: NeededGrads,
     *,
     beta: float,
     bias: Tensor,
-) -> Outcome:
+) -> LossAndGrads:
     """Return the mean of sum softplus(-l_p) + sum w_n softplus(l_n) over queries, and its gradients.
 
     p are the positives of a query, n its negatives with weights w_n. The paper has softmax losses alone; this
     is the same tilt for the sigmoid loss, which is a sum over negatives as well.
     """
     pairs = len(query_ND)
-    gradients = Gradients(query_ND, key_MD, scale, wanted)
+    gradients = TiledGradients(query_ND, key_MD, scale, needed)
     loss_N, slope_N = query_ND.new_zeros(2, pairs)
-    for rows, stripe in _stripes(query_ND, key_MD, scale, pairing, bias):
-        tilt_T1, spent_T1 = query_ND.new_zeros(2, length(rows), 1)
+    for rows, stripe in _iter_stripes(query_ND, key_MD, scale, pairing, bias):
+        tilt_T1, spent_T1 = query_ND.new_zeros(2, block_length(rows), 1)
         for part in stripe.parts():
             if part.mask_TC is not None:
-                loss_N[rows] += F.softplus(part.of_positives(-part.logits_TC)).sum(1)
+                loss_N[rows] += F.softplus(part.keep_positives(-part.logits_TC)).sum(1)
             weights_TC = (part.apart_TC * beta).exp_()
             tilt_T1 += weights_TC.sum(1, keepdim=True)
             spent_T1 += weights_TC.mul_(F.softplus(part.apart_TC + stripe.peak_T1)).sum(1, keepdim=True)
@@ -90,19 +98,19 @@ def hard_sigmoid(
         mean_T1 = spent_T1 / tilt_T1
         loss_N[rows] += (stripe.count_T1 * mean_T1).squeeze(1)
         share_T1 = stripe.count_T1 / tilt_T1
-        for part in stripe.parts() if gradients.any or wanted.bias else ():
+        for part in stripe.parts() if gradients.uses_tiles or needed.bias else ():
             weights_TC = (part.apart_TC * beta).exp_()
             logits_TC = part.apart_TC.add_(stripe.peak_T1)
             weights_TC *= (F.softplus(logits_TC) - mean_T1).mul_(beta).add_(logits_TC.sigmoid())
             weights_TC *= share_T1
             if part.mask_TC is not None:
-                weights_TC -= part.of_positives(-part.logits_TC).sigmoid_()
+                weights_TC -= part.keep_positives(-part.logits_TC).sigmoid_()
             slope_N[rows] += weights_TC.sum(1)
             gradients.add_(rows, part.columns, weights_TC.div_(pairs), stripe.scaled_TD)
-    return gradients.outcome(loss_N.mean(), slope_N.mean() if wanted.bias else None)
+    return gradients.finish(loss_N.mean(), slope_N.mean() if needed.bias else None)
 
 
-class _Part(NamedTuple):
+class _StripeTile(NamedTuple):
     """What a stripe holds inside one tile."""
 
     tile: Tile
@@ -111,7 +119,7 @@ class _Part(NamedTuple):
     mask_TC: Tensor | None  # where the positives are; None if there are none
     apart_TC: Tensor  # logits less the largest of a negative; all that is no negative is -inf
 
-    def of_positives(self, values_TC: Tensor) -> Tensor:
+    def keep_positives(self, values_TC: Tensor) -> Tensor:
         """Return values with -inf for all that are no positives."""
         return values_TC if self.mask_TC is None else values_TC.masked_fill_(~self.mask_TC, -torch.inf)
 
@@ -132,8 +140,8 @@ class _Stripe:
             logits_TC = torch.mm(scaled_TD, key_MD[tile.columns].T, out=self._logits_TM[:, tile.columns])
             if bias is not None:
                 logits_TC += bias
-            self.attraction_T += tile.positives(logits_TC)
-            tile.drop_(logits_TC, fill=-torch.inf)
+            self.attraction_T += tile.sum_positives(logits_TC)
+            tile.mask_ignored_(logits_TC, fill=-torch.inf)
             mask_TC = tile.positive_mask(logits_TC)
             if mask_TC is not None:
                 best_T1 = logits_TC.masked_fill(~mask_TC, -torch.inf).amax(1, keepdim=True)
@@ -143,7 +151,7 @@ class _Stripe:
             self.count_T1 += (logits_TC != -torch.inf).sum(1, keepdim=True)
         self.peak_T1.masked_fill_(self.count_T1 == 0, 0.0)
 
-    def parts(self) -> Iterator[_Part]:
+    def parts(self) -> Iterator[_StripeTile]:
         """Go through the tiles; what a part holds, save the logits, can be overwritten."""
         for tile in self._tiles():
             logits_TC = self._logits_TM[:, tile.columns]
@@ -151,23 +159,23 @@ class _Stripe:
             apart_TC = logits_TC - self.peak_T1
             if mask_TC is not None:
                 apart_TC.masked_fill_(mask_TC, -torch.inf)
-            yield _Part(tile, tile.columns, logits_TC, mask_TC, apart_TC)
+            yield _StripeTile(tile, tile.columns, logits_TC, mask_TC, apart_TC)
 
 
-def _stripes(
+def _iter_stripes(
     query_ND: Tensor, key_MD: Tensor, scale: Tensor, pairing: Pairing, bias: Tensor | None = None
 ) -> Iterator[tuple[slice, _Stripe]]:
     """Yield the logits of some queries after the other, all in the same memory."""
-    row_blocks, column_blocks = grid(query_ND, key_MD, pairing.own)
-    share_N1 = shares(pairing, query_ND)
-    space = query_ND.new_empty(length(row_blocks[0]) * len(key_MD))
+    row_blocks, column_blocks = tile_blocks(query_ND, key_MD, pairing.own)
+    share_N1 = compute_positive_shares(pairing, query_ND)
+    space = query_ND.new_empty(block_length(row_blocks[0]) * len(key_MD))
     for rows in row_blocks:
         # Anew for each pass: a tile remembers its masks, which for all columns would be large.
-        tiles = partial(_tiles, pairing, rows, column_blocks, share_N1)
+        tiles = partial(_iter_tiles, pairing, rows, column_blocks, share_N1)
         yield rows, _Stripe(query_ND[rows] * scale, key_MD, bias, tiles, space)
 
 
-def _tiles(
+def _iter_tiles(
     pairing: Pairing, rows: slice, column_blocks: list[slice], share_N1: Tensor | None
 ) -> Iterator[Tile]:
     return (Tile(pairing, rows, columns, share_N1) for columns in column_blocks)

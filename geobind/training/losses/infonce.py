@@ -12,41 +12,45 @@ import torch
 from torch import Tensor
 
 from geobind.errors import DataError, RecipeError
-from geobind.training.losses.base import ContrastiveLoss, Temperature, check_batch, checked_hardness
-from geobind.training.losses.hard_negatives import hard_softmax
+from geobind.training.losses.base import ContrastiveLoss, Temperature, check_batch, check_hardness
+from geobind.training.losses.hard_negatives import hard_softmax_one_way
 from geobind.training.losses.tiling import (
-    Gradients,
-    Outcome,
+    LossAndGrads,
+    NeededGrads,
     Pairing,
     Tile,
-    Wanted,
-    evaluate,
-    grid,
-    length,
-    shares,
+    TiledGradients,
+    apply_kernel,
+    block_length,
+    compute_positive_shares,
+    tile_blocks,
 )
 
 if TYPE_CHECKING:
-    from geobind.training.losses.base import Context
-    from geobind.training.losses.queue import QueueOf
+    from geobind.training.losses.base import LossContext
+    from geobind.training.losses.queue import EmbeddingQueue
 
 
 # N queries (pairs on all ranks), M >= N keys (the N pairs' own, then queued ones), D width, T x C one tile
 
-OneWay = Callable[[Tensor, Tensor, Tensor, "Pairing", Wanted], Outcome]  # query, key, scale, pairing, wanted
+OneWayKernel = Callable[
+    [Tensor, Tensor, Tensor, "Pairing", NeededGrads], LossAndGrads
+]  # query, key, scale, pairing, needed
 
 
-def one_way(query_ND: Tensor, key_MD: Tensor, scale: Tensor, pairing: Pairing, wanted: Wanted) -> Outcome:
+def softmax_one_way(
+    query_ND: Tensor, key_MD: Tensor, scale: Tensor, pairing: Pairing, needed: NeededGrads
+) -> LossAndGrads:
     """Return the mean over queries of -log softmax(positive among all keys), and its gradients.
 
     With several positives this is their mean log-probability, eq. 2 of Khosla et al., arXiv:2004.11362. One
     product of N M D multiply-adds, one more per trainable side; the workspace is a stripe of T x M.
     """
-    pairs, share_N1 = len(query_ND), shares(pairing, query_ND)
-    row_blocks, column_blocks = grid(query_ND, key_MD, pairing.own)
-    gradients = Gradients(query_ND, key_MD, scale, wanted)
+    pairs, share_N1 = len(query_ND), compute_positive_shares(pairing, query_ND)
+    row_blocks, column_blocks = tile_blocks(query_ND, key_MD, pairing.own)
+    gradients = TiledGradients(query_ND, key_MD, scale, needed)
     loss_N = query_ND.new_zeros(pairs)
-    space = query_ND.new_empty(length(row_blocks[0]) * len(key_MD))
+    space = query_ND.new_empty(block_length(row_blocks[0]) * len(key_MD))
     for rows in row_blocks:
         scaled_TD = query_ND[rows] * scale
         stripe_TM = space[: len(scaled_TD) * len(key_MD)].view(len(scaled_TD), len(key_MD))
@@ -54,50 +58,52 @@ def one_way(query_ND: Tensor, key_MD: Tensor, scale: Tensor, pairing: Pairing, w
         for columns in column_blocks:
             tile = Tile(pairing, rows, columns, share_N1)
             logits_TC = torch.mm(scaled_TD, key_MD[columns].T, out=stripe_TM[:, columns])
-            loss_T -= tile.positives(logits_TC)
-            tile.drop_(logits_TC, fill=-math.inf)
+            loss_T -= tile.sum_positives(logits_TC)
+            tile.mask_ignored_(logits_TC, fill=-math.inf)
             peak_T1 = torch.maximum(peak_T1, logits_TC.amax(1, keepdim=True))
         total_T1 = torch.zeros_like(peak_T1)
         for columns in column_blocks:
             total_T1 += stripe_TM[:, columns].sub_(peak_T1).exp_().sum(1, keepdim=True)
         loss_N[rows] = loss_T + (peak_T1 + total_T1.log()).squeeze(1)
-        for columns in column_blocks if gradients.any else ():
+        for columns in column_blocks if gradients.uses_tiles else ():
             weights_TC = stripe_TM[:, columns].mul_(1 / (total_T1 * pairs))
-            Tile(pairing, rows, columns, share_N1).subtract_(weights_TC, 1 / pairs)
+            Tile(pairing, rows, columns, share_N1).subtract_positives_(weights_TC, 1 / pairs)
             gradients.add_(rows, columns, weights_TC, scaled_TD)
-    return gradients.outcome(loss_N.mean())
+    return gradients.finish(loss_N.mean())
 
 
-def both_ways(query_ND: Tensor, key_ND: Tensor, scale: Tensor, pairing: Pairing, wanted: Wanted) -> Outcome:
-    """Return the mean of `one_way` from either side, and its gradients, both sides read off the same tiles.
+def softmax_both_ways(
+    query_ND: Tensor, key_ND: Tensor, scale: Tensor, pairing: Pairing, needed: NeededGrads
+) -> LossAndGrads:
+    """Return the mean of `softmax_one_way` from either side, and its gradients, in one pass over the tiles.
 
-    Two products of N^2 D multiply-adds (one if no gradient is wanted), one more per trainable side; the
+    Two products of N^2 D multiply-adds (one if no gradient is needed), one more per trainable side; the
     workspace is two tiles. All exponentials share one shift, so that one serves row and column; should a row
     or column be lost to underflow (all its similarities near -1 at the highest scales), the sides are taken
     one by one instead.
     """
-    pairs, share_N1 = len(query_ND), shares(pairing, query_ND)
-    row_blocks, column_blocks = grid(query_ND, key_ND)
+    pairs, share_N1 = len(query_ND), compute_positive_shares(pairing, query_ND)
+    row_blocks, column_blocks = tile_blocks(query_ND, key_ND)
     shift = _common_shift(query_ND, key_ND, scale)
     row_sum_N, column_sum_N, positive_N = query_ND.new_zeros(3, pairs)
-    space, spare = query_ND.new_empty(2, length(row_blocks[0]) * length(column_blocks[0]))
+    space, spare = query_ND.new_empty(2, block_length(row_blocks[0]) * block_length(column_blocks[0]))
     for rows in row_blocks:
         scaled_TD = query_ND[rows] * scale
         for columns in column_blocks:
             tile = Tile(pairing, rows, columns, share_N1, mutual=pairing.uneven)
             logits_TC = _product(scaled_TD, key_ND[columns], space)
-            positive_N[rows] += tile.positives(logits_TC)
+            positive_N[rows] += tile.sum_positives(logits_TC)
             values_TC = _exponentials_(logits_TC, shift, tile)
             row_sum_N[rows] += values_TC.sum(1)
             column_sum_N[columns] += values_TC.sum(0)
     limits = torch.finfo(query_ND.dtype)
     if not torch.minimum(row_sum_N, column_sum_N).amin() >= pairs * limits.tiny / limits.eps:
-        return both_ways_apart(query_ND, key_ND, scale, pairing, wanted)
+        return mean_of_both_ways(query_ND, key_ND, scale, pairing, needed)
     loss_N = (row_sum_N.log() + column_sum_N.log()) / 2 + shift - positive_N
-    gradients = Gradients(query_ND, key_ND, scale, wanted)
+    gradients = TiledGradients(query_ND, key_ND, scale, needed)
     row_weight_N1, column_weight_N = (0.5 / pairs / row_sum_N).unsqueeze(1), 0.5 / pairs / column_sum_N
     only = len(row_blocks) == len(column_blocks) == 1
-    for rows in row_blocks if gradients.any else ():
+    for rows in row_blocks if gradients.uses_tiles else ():
         scaled_TD = query_ND[rows] * scale
         for columns in column_blocks:
             tile = Tile(pairing, rows, columns, share_N1, mutual=pairing.uneven)
@@ -107,29 +113,33 @@ def both_ways(query_ND: Tensor, key_ND: Tensor, scale: Tensor, pairing: Pairing,
                 weights_TC = _exponentials_(_product(scaled_TD, key_ND[columns], space), shift, tile)
             factor_TC = spare[: weights_TC.numel()].view_as(weights_TC)
             weights_TC *= torch.add(row_weight_N1[rows], column_weight_N[columns], out=factor_TC)
-            tile.subtract_(weights_TC, 1 / pairs)
+            tile.subtract_positives_(weights_TC, 1 / pairs)
             gradients.add_(rows, columns, weights_TC, scaled_TD)
-    return gradients.outcome(loss_N.mean())
+    return gradients.finish(loss_N.mean())
 
 
-def both_ways_apart(
+def mean_of_both_ways(
     query_ND: Tensor,
     key_MD: Tensor,
     scale: Tensor,
     pairing: Pairing,
-    wanted: Wanted,
-    look: OneWay = one_way,
-) -> Outcome:
-    """Return what `both_ways` does, side by side: dearer, but safe at any scale, and able to use queued keys.
+    needed: NeededGrads,
+    one_way: OneWayKernel = softmax_one_way,
+) -> LossAndGrads:
+    """Return the mean of a loss from either side, one after the other.
+
+    It costs more than `softmax_both_ways`, but is safe at any scale and can use queued keys.
 
     Queued keys are negatives of the queries only; with any, the keys must be frozen. The loss of one side can
-    be another than `one_way`.
+    be another than `softmax_one_way`.
     """
-    there = look(query_ND, key_MD, scale, pairing, wanted)
+    there = one_way(query_ND, key_MD, scale, pairing, needed)
     unqueued = replace(pairing, column=pairing.row)
-    back = look(key_MD[: len(query_ND)], query_ND, scale, unqueued, wanted.swapped()).swapped()
+    back = one_way(key_MD[: len(query_ND)], query_ND, scale, unqueued, needed.swap()).swap()
     value = (there.value + back.value) / 2
-    return Outcome(value, *(_mean(one, other) for one, other in zip(there[1:], back[1:], strict=True)))
+    return LossAndGrads(
+        value, *(_average(one, other) for one, other in zip(there[1:], back[1:], strict=True))
+    )
 
 
 def _common_shift(query_ND: Tensor, key_ND: Tensor, scale: Tensor) -> float:
@@ -142,7 +152,7 @@ def _common_shift(query_ND: Tensor, key_ND: Tensor, scale: Tensor) -> float:
     return max(0.0, largest.item() - room)
 
 
-def _mean(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+def _average(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return None if one is None or other is None else one.add_(other).div_(2)
 
 
@@ -153,7 +163,7 @@ def _product(scaled_TD: Tensor, key_CD: Tensor, space: Tensor) -> Tensor:
 
 def _exponentials_(logits_TC: Tensor, shift: float, tile: Tile) -> Tensor:
     values_TC = (logits_TC.sub_(shift) if shift else logits_TC).exp_()
-    tile.drop_(values_TC)
+    tile.mask_ignored_(values_TC)
     return values_TC
 
 
@@ -187,7 +197,7 @@ class InfoNCE(ContrastiveLoss):
         self,
         direction: Direction = "both",
         temperature: Temperature | None = None,
-        queue: QueueOf | None = None,
+        queue: EmbeddingQueue | None = None,
         hardness: float = 0.0,
         *,
         local: bool = False,
@@ -203,7 +213,7 @@ class InfoNCE(ContrastiveLoss):
                 "drop the queue or choose another direction"
             )
         self.direction: Direction = direction
-        self.hardness = checked_hardness(hardness)
+        self.hardness = check_hardness(hardness)
         self.temperature = Temperature() if temperature is None else temperature
         self.queue = queue
         self.local = local
@@ -212,7 +222,7 @@ class InfoNCE(ContrastiveLoss):
         self,
         anchor_ND: Tensor,
         other_ND: Tensor,
-        context: Context | None = None,
+        context: LossContext | None = None,
         own: slice | None = None,
     ) -> Tensor:
         """Return the loss of N pairs of unit-length embeddings, a scalar; NaN if any embedding is not finite.
@@ -225,32 +235,32 @@ class InfoNCE(ContrastiveLoss):
         check_batch(anchor_ND, other_ND, context)
         keys_MD, pairing = self._keys(anchor_ND, other_ND, context, own)
         direction = self.direction
-        look = partial(hard_softmax, beta=self.hardness) if self.hardness else one_way
+        one_way = partial(hard_softmax_one_way, beta=self.hardness) if self.hardness else softmax_one_way
 
-        def kernel(query: Tensor, key: Tensor, scale: Tensor, _: Tensor, wanted: Wanted) -> Outcome:
+        def kernel(query: Tensor, key: Tensor, scale: Tensor, _: Tensor, needed: NeededGrads) -> LossAndGrads:
             if direction == "anchor_to_other":
-                return look(query, key, scale, pairing, wanted)
+                return one_way(query, key, scale, pairing, needed)
             if direction == "other_to_anchor":
-                return look(key, query, scale, pairing, wanted.swapped()).swapped()
-            if look is one_way and len(key) == len(query) and own is None:
-                return both_ways(query, key, scale, pairing, wanted)
-            return both_ways_apart(query, key, scale, pairing, wanted, look)
+                return one_way(key, query, scale, pairing, needed.swap()).swap()
+            if one_way is softmax_one_way and len(key) == len(query) and own is None:
+                return softmax_both_ways(query, key, scale, pairing, needed)
+            return mean_of_both_ways(query, key, scale, pairing, needed, one_way)
 
-        loss = evaluate(kernel, anchor_ND, keys_MD, self.temperature.scale)
+        loss = apply_kernel(kernel, anchor_ND, keys_MD, self.temperature.scale)
         if self.queue is not None and self.training:
             self.queue.push(other_ND, context)
         return loss
 
     def _keys(
-        self, anchor_ND: Tensor, other_ND: Tensor, context: Context | None, own: slice | None
+        self, anchor_ND: Tensor, other_ND: Tensor, context: LossContext | None, own: slice | None
     ) -> tuple[Tensor, Pairing]:
         pairs, device = len(anchor_ND), anchor_ND.device
         if self.queue is None:
-            return other_ND, Pairing.of(pairs, context, device, own=own)
+            return other_ND, Pairing.from_context(pairs, context, device, own=own)
         if other_ND.requires_grad and torch.is_grad_enabled():
             raise DataError(
                 "infonce: the other side is in training, so its queued embeddings are stale; "
                 "freeze it or drop the queue"
             )
         keys_MD = torch.cat([other_ND, self.queue.keys(like=other_ND)])
-        return keys_MD, Pairing.of(pairs, context, device, self.queue.traits(), own)
+        return keys_MD, Pairing.from_context(pairs, context, device, self.queue.traits(), own)

@@ -14,10 +14,19 @@ from torch.nn import functional as F
 from geobind.errors import CheckpointError, RecipeError
 from geobind.towers.weights import read_weights
 from geobind.training.losses.base import ContrastiveLoss, Temperature, check_batch
-from geobind.training.losses.tiling import Gradients, Outcome, Pairing, Tile, Wanted, evaluate, grid, length
+from geobind.training.losses.tiling import (
+    LossAndGrads,
+    NeededGrads,
+    Pairing,
+    Tile,
+    TiledGradients,
+    apply_kernel,
+    block_length,
+    tile_blocks,
+)
 
 if TYPE_CHECKING:
-    from geobind.training.losses.base import Context
+    from geobind.training.losses.base import LossContext
 
 
 # N pairs on all ranks, D width, T x C one tile
@@ -29,10 +38,10 @@ def matching(
     scale: Tensor,
     bias: Tensor,
     pairing: Pairing,
-    wanted: Wanted,
+    needed: NeededGrads,
     *,
     pseudo: float,
-) -> Outcome:
+) -> LossAndGrads:
     """Return 2 M + pseudo (R + C), and its gradients, for logits of scale q.k + bias.
 
     M is the binary cross-entropy of telling positives from the rest, a mean over all N^2 entries. In R every
@@ -41,29 +50,29 @@ def matching(
     of N^2 D multiply-adds, one more per trainable side.
     """
     pairs = len(query_ND)
-    row_blocks, column_blocks = grid(query_ND, key_ND)
-    gradients = Gradients(query_ND, key_ND, scale, wanted)
+    row_blocks, column_blocks = tile_blocks(query_ND, key_ND)
+    gradients = TiledGradients(query_ND, key_ND, scale, needed)
     own_N = (query_ND * key_ND).sum(1) * scale + bias
     loss_N, slope_N = query_ND.new_zeros(2, pairs)
-    space = query_ND.new_empty(length(row_blocks[0]) * length(column_blocks[0]))
+    space = query_ND.new_empty(block_length(row_blocks[0]) * block_length(column_blocks[0]))
     for rows in row_blocks:
         scaled_TD = query_ND[rows] * scale
         for columns in column_blocks:
             tile = Tile(pairing, rows, columns)
-            shape = (len(scaled_TD), length(columns))
+            shape = (len(scaled_TD), block_length(columns))
             logits_TC = torch.mm(scaled_TD, key_ND[columns].T, out=space[: math.prod(shape)].view(shape))
             logits_TC += bias
             pull_TC = _pull(tile, logits_TC, own_N, pseudo)
-            tile.drop_(pull_TC)
+            tile.mask_ignored_(pull_TC)
             loss_N[rows] -= (pull_TC * logits_TC).sum(1)
-            tile.drop_(logits_TC, fill=-math.inf)
+            tile.mask_ignored_(logits_TC, fill=-math.inf)
             loss_N[rows] += F.softplus(logits_TC).sum(1).mul_(2 + 2 * pseudo)
-            if gradients.any or wanted.bias:
+            if gradients.uses_tiles or needed.bias:
                 weights_TC = logits_TC.sigmoid_().mul_(2 + 2 * pseudo).sub_(pull_TC)
                 slope_N[rows] += weights_TC.sum(1)
                 gradients.add_(rows, columns, weights_TC.div_(pairs**2), scaled_TD)
-    slope = slope_N.mean() / pairs if wanted.bias else None
-    return gradients.outcome(loss_N.mean() / pairs, slope)
+    slope = slope_N.mean() / pairs if needed.bias else None
+    return gradients.finish(loss_N.mean() / pairs, slope)
 
 
 def _pull(tile: Tile, logits_TC: Tensor, own_N: Tensor, pseudo: float) -> Tensor:
@@ -144,18 +153,20 @@ class PCME(ContrastiveLoss):
         self.pseudo, self.vib = pseudo, vib
         self.anchor, self.other = Uncertainty(width), Uncertainty(width)
 
-    def forward(self, anchor_ND: Tensor, other_ND: Tensor, context: Context | None = None) -> Tensor:
+    def forward(self, anchor_ND: Tensor, other_ND: Tensor, context: LossContext | None = None) -> Tensor:
         """Return the loss of N pairs of unit-length embeddings, a scalar; NaN if any embedding is not finite.
 
         Raises:
             DataError: If the batch cannot be contrasted.
         """
         check_batch(anchor_ND, other_ND, context)
-        pairing = Pairing.of(len(anchor_ND), context, anchor_ND.device)
+        pairing = Pairing.from_context(len(anchor_ND), context, anchor_ND.device)
         pseudo = self.pseudo
 
-        def kernel(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, wanted: Wanted) -> Outcome:
-            return matching(query, key, scale, bias, pairing, wanted, pseudo=pseudo)
+        def kernel(
+            query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, needed: NeededGrads
+        ) -> LossAndGrads:
+            return matching(query, key, scale, bias, pairing, needed, pseudo=pseudo)
 
         with torch.autocast(anchor_ND.device.type, enabled=False):
             logs = self.anchor(anchor_ND), self.other(other_ND)
@@ -165,7 +176,7 @@ class PCME(ContrastiveLoss):
             one_N = torch.ones_like(square_N)
             query_ND = torch.cat([2 * sides[0][0], torch.stack([-square_N, -one_N], dim=1)], dim=1)
             key_ND = torch.cat([sides[1][0], torch.stack([one_N, other_square_N], dim=1)], dim=1)
-            loss = evaluate(kernel, query_ND, key_ND, self.temperature.scale, self.shift)
+            loss = apply_kernel(kernel, query_ND, key_ND, self.temperature.scale, self.shift)
             return loss + self.vib * (_divergence(*sides[0]) + _divergence(*sides[1]))
 
 

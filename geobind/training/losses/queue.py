@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 from geobind.errors import DataError, RecipeError
 from geobind.training.losses.base import UNLABELLED
-from geobind.training.losses.tiling import Traits
+from geobind.training.losses.tiling import PairTraits
 
 if TYPE_CHECKING:
-    from geobind.training.losses.base import Context
+    from geobind.training.losses.base import LossContext
 
 # N pairs on all ranks, Q places in the queue, F <= Q of them filled, D width
 
 
-class QueueOf(nn.Module):
+class EmbeddingQueue(nn.Module):
     """The last `size` embeddings of a frozen side, as further negatives (MoCo, arXiv:1911.05722).
 
     Only a frozen side may be queued: keys of a side in training would be stale. Labels, places, times and
-    data rows are queued with their keys, so the rules of a `Context` hold against them too. Keep the queue
-    shorter than an epoch: a longer one holds keys twice, and without rows in the context a pair would meet
-    its own key as a negative. Everything is kept in buffers: a checkpoint holds it.
+    data rows are queued with their keys, so the rules of a `LossContext` hold against them too. Keep the
+    queue shorter than an epoch: a longer one holds keys twice, and without rows in the context a pair would
+    meet its own key as a negative. Everything is kept in buffers: a checkpoint holds it.
 
     Args:
         size: How many embeddings are kept.
@@ -64,13 +64,13 @@ class QueueOf(nn.Module):
         """Return the held embeddings, as (F, D), in the dtype and on the device of `like`."""
         return self.keys_QD[: len(self)].to(like)
 
-    def traits(self) -> Traits:
+    def traits(self) -> PairTraits:
         """Return the labels, places, times and rows of the held embeddings; unknown ones match nothing."""
         held = slice(0, len(self))
-        return Traits(self.labels_Q[held], self.xyz_Q3[held], self.hours_Q[held], self.rows_Q[held])
+        return PairTraits(self.labels_Q[held], self.xyz_Q3[held], self.hours_Q[held], self.rows_Q[held])
 
     @torch.no_grad()
-    def push(self, key_ND: Tensor, context: Context | None = None) -> None:
+    def push(self, key_ND: Tensor, context: LossContext | None = None) -> None:
         """Append embeddings, the oldest ones giving way.
 
         Raises:

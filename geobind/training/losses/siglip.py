@@ -10,21 +10,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geobind.training.losses.base import ContrastiveLoss, Temperature, check_batch, checked_hardness
-from geobind.training.losses.hard_negatives import hard_sigmoid
-from geobind.training.losses.infonce import both_ways_apart
-from geobind.training.losses.tiling import Gradients, Outcome, Pairing, Tile, Wanted, evaluate, grid, length
+from geobind.training.losses.base import ContrastiveLoss, Temperature, check_batch, check_hardness
+from geobind.training.losses.hard_negatives import hard_sigmoid_one_way
+from geobind.training.losses.infonce import mean_of_both_ways
+from geobind.training.losses.tiling import (
+    LossAndGrads,
+    NeededGrads,
+    Pairing,
+    Tile,
+    TiledGradients,
+    apply_kernel,
+    block_length,
+    tile_blocks,
+)
 
 if TYPE_CHECKING:
-    from geobind.training.losses.base import Context
+    from geobind.training.losses.base import LossContext
 
 
 # N pairs on all ranks, D width, T x C one tile
 
 
-def pairwise(
-    query_ND: Tensor, key_ND: Tensor, scale: Tensor, bias: Tensor, pairing: Pairing, wanted: Wanted
-) -> Outcome:
+def sigmoid_pairs(
+    query_ND: Tensor, key_ND: Tensor, scale: Tensor, bias: Tensor, pairing: Pairing, needed: NeededGrads
+) -> LossAndGrads:
     """Return the sum over all entries of -log sigmoid(z logit), over N; z = 1 for positives, -1 for the rest.
 
     Zhai et al., arXiv:2303.15343, eq. 1. Since softplus(-x) = softplus(x) - x, every pair contributes a
@@ -32,26 +41,26 @@ def pairwise(
     trainable side.
     """
     pairs = len(query_ND)
-    row_blocks, column_blocks = grid(query_ND, key_ND, pairing.own)
-    gradients = Gradients(query_ND, key_ND, scale, wanted)
+    row_blocks, column_blocks = tile_blocks(query_ND, key_ND, pairing.own)
+    gradients = TiledGradients(query_ND, key_ND, scale, needed)
     loss_N, slope_N = query_ND.new_zeros(2, pairs)
-    space, spare = query_ND.new_empty(2, length(row_blocks[0]) * length(column_blocks[0]))
+    space, spare = query_ND.new_empty(2, block_length(row_blocks[0]) * block_length(column_blocks[0]))
     for rows in row_blocks:
         scaled_TD = query_ND[rows] * scale
         for columns in column_blocks:
             tile = Tile(pairing, rows, columns)
-            shape = (len(scaled_TD), length(columns))
+            shape = (len(scaled_TD), block_length(columns))
             logits_TC, other_TC = (memory[: math.prod(shape)].view(shape) for memory in (space, spare))
             torch.mm(scaled_TD, key_ND[columns].T, out=logits_TC).add_(bias)
-            loss_N[rows] -= tile.positives(logits_TC)
-            tile.drop_(logits_TC, fill=-math.inf)
+            loss_N[rows] -= tile.sum_positives(logits_TC)
+            tile.mask_ignored_(logits_TC, fill=-math.inf)
             loss_N[rows] += F.softplus(logits_TC, out=other_TC).sum(1)  # pyright: ignore[reportCallIssue]
-            if gradients.any or wanted.bias:
+            if gradients.uses_tiles or needed.bias:
                 weights_TC = logits_TC.sigmoid_()
-                tile.subtract_(weights_TC, 1.0)
+                tile.subtract_positives_(weights_TC, 1.0)
                 slope_N[rows] += weights_TC.sum(1)
                 gradients.add_(rows, columns, weights_TC.div_(pairs), scaled_TD)
-    return gradients.outcome(loss_N.mean(), slope_N.mean() if wanted.bias else None)
+    return gradients.finish(loss_N.mean(), slope_N.mean() if needed.bias else None)
 
 
 # N pairs on all ranks, D width
@@ -84,7 +93,7 @@ class SigLIP(ContrastiveLoss):
         local: bool = False,
     ) -> None:
         super().__init__()
-        self.hardness = checked_hardness(hardness)
+        self.hardness = check_hardness(hardness)
         self.temperature = Temperature(0.1) if temperature is None else temperature
         self.bias = nn.Parameter(torch.tensor(float(bias)))
         self.local = local
@@ -93,7 +102,7 @@ class SigLIP(ContrastiveLoss):
         self,
         anchor_ND: Tensor,
         other_ND: Tensor,
-        context: Context | None = None,
+        context: LossContext | None = None,
         own: slice | None = None,
     ) -> Tensor:
         """Return the loss of N pairs of unit-length embeddings, a scalar; NaN if any embedding is not finite.
@@ -104,13 +113,15 @@ class SigLIP(ContrastiveLoss):
             DataError: If the batch cannot be contrasted.
         """
         check_batch(anchor_ND, other_ND, context)
-        pairing = Pairing.of(len(anchor_ND), context, anchor_ND.device, own=own)
+        pairing = Pairing.from_context(len(anchor_ND), context, anchor_ND.device, own=own)
         beta = self.hardness
 
-        def kernel(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, wanted: Wanted) -> Outcome:
+        def kernel(
+            query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, needed: NeededGrads
+        ) -> LossAndGrads:
             if beta:
-                look = partial(hard_sigmoid, beta=beta, bias=bias)
-                return both_ways_apart(query, key, scale, pairing, wanted, look)
-            return pairwise(query, key, scale, bias, pairing, wanted)
+                one_way = partial(hard_sigmoid_one_way, beta=beta, bias=bias)
+                return mean_of_both_ways(query, key, scale, pairing, needed, one_way)
+            return sigmoid_pairs(query, key, scale, bias, pairing, needed)
 
-        return evaluate(kernel, anchor_ND, other_ND, self.temperature.scale, self.bias)
+        return apply_kernel(kernel, anchor_ND, other_ND, self.temperature.scale, self.bias)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from geobind.training.losses.base import Context
+    from geobind.training.losses.base import LossContext
 
 
 # N queries (pairs on all ranks), M >= N keys (the N pairs' own, then queued ones), D width, T x C one tile
 
 
-class Wanted(NamedTuple):
+class NeededGrads(NamedTuple):
     """Which gradients are needed; a frozen side costs no matrix product."""
 
     query: bool = False
@@ -31,13 +31,13 @@ class Wanted(NamedTuple):
     scale: bool = False
     bias: bool = False
 
-    def swapped(self) -> Wanted:
+    def swap(self) -> NeededGrads:
         """Return the same wish with query and key exchanged."""
         return self._replace(query=self.key, key=self.query)
 
 
-class Outcome(NamedTuple):
-    """A loss and those of its gradients that were wanted."""
+class LossAndGrads(NamedTuple):
+    """A loss and those of its gradients that were needed."""
 
     value: Tensor
     query_ND: Tensor | None = None
@@ -45,30 +45,32 @@ class Outcome(NamedTuple):
     scale: Tensor | None = None
     bias: Tensor | None = None
 
-    def swapped(self) -> Outcome:
+    def swap(self) -> LossAndGrads:
         """Return the same outcome with query and key exchanged."""
         return self._replace(query_ND=self.key_MD, key_MD=self.query_ND)
 
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Wanted], Outcome]  # query, key, scale, bias, wanted
+Kernel = Callable[
+    [Tensor, Tensor, Tensor, Tensor, NeededGrads], LossAndGrads
+]  # query, key, scale, bias, needed
 
 
-class Gradients:
+class TiledGradients:
     """The gradients of a loss with respect to its embeddings and scale, added up tile by tile."""
 
-    def __init__(self, query_ND: Tensor, key_MD: Tensor, scale: Tensor, wanted: Wanted) -> None:
-        """Set up zeros for what is wanted.
+    def __init__(self, query_ND: Tensor, key_MD: Tensor, scale: Tensor, needed: NeededGrads) -> None:
+        """Set up zeros for what is needed.
 
         The scale's gradient falls out of either side's, so with both sides frozen one of them is worked out
         for it.
         """
-        self.query_ND, self.key_MD, self.scale, self.wanted = query_ND, key_MD, scale, wanted
-        with_query = wanted.query or (wanted.scale and not wanted.key)
+        self.query_ND, self.key_MD, self.scale, self.needed = query_ND, key_MD, scale, needed
+        with_query = needed.query or (needed.scale and not needed.key)
         self._query_ND = torch.zeros_like(query_ND) if with_query else None
-        self._key_MD = torch.zeros_like(key_MD) if wanted.key else None
+        self._key_MD = torch.zeros_like(key_MD) if needed.key else None
 
     @property
-    def any(self) -> bool:
+    def uses_tiles(self) -> bool:
         """Whether any gradient needs the tiles at all."""
         return self._query_ND is not None or self._key_MD is not None
 
@@ -79,7 +81,7 @@ class Gradients:
         if self._key_MD is not None:
             self._key_MD[columns].addmm_(weights_TC.T, scaled_TD)
 
-    def outcome(self, value: Tensor, bias: Tensor | None = None) -> Outcome:
+    def finish(self, value: Tensor, bias: Tensor | None = None) -> LossAndGrads:
         """Return the loss with its finished gradients.
 
         With logits L = s q.k and weights W = dLoss/dL, the sums so far are W k for the query (its gradient
@@ -87,17 +89,19 @@ class Gradients:
         of either with q or k.
         """
         scale = None
-        if self.wanted.scale and self._query_ND is not None:
-            scale = _inner(self._query_ND, self.query_ND)
-        elif self.wanted.scale and self._key_MD is not None:
-            scale = _inner(self._key_MD, self.key_MD) / self.scale
+        if self.needed.scale and self._query_ND is not None:
+            scale = _inner_product(self._query_ND, self.query_ND)
+        elif self.needed.scale and self._key_MD is not None:
+            scale = _inner_product(self._key_MD, self.key_MD) / self.scale
         query_ND = (
-            self._query_ND.mul_(self.scale) if self._query_ND is not None and self.wanted.query else None
+            self._query_ND.mul_(self.scale) if self._query_ND is not None and self.needed.query else None
         )
-        return Outcome(value, query_ND, self._key_MD, scale, bias)
+        return LossAndGrads(value, query_ND, self._key_MD, scale, bias)
 
 
-def grid(query_ND: Tensor, key_MD: Tensor, own: slice | None = None) -> tuple[list[slice], list[slice]]:
+def tile_blocks(
+    query_ND: Tensor, key_MD: Tensor, own: slice | None = None
+) -> tuple[list[slice], list[slice]]:
     """Return the row and column blocks whose tiles cover all logits; none straddles the own and queued keys.
 
     Tiles fit the cache of a CPU core; an accelerator gets larger ones, so that each fills it. With `own` the
@@ -106,21 +110,21 @@ def grid(query_ND: Tensor, key_MD: Tensor, own: slice | None = None) -> tuple[li
     rows_T, columns_C = (512, 1024) if query_ND.device.type == "cpu" else (2048, 4096)
     pairs = len(query_ND)
     first, last = (0, pairs) if own is None else (own.start, own.stop)
-    rows = blocks(first, last, rows_T) or [slice(first, first)]
-    return rows, blocks(0, pairs, columns_C) + blocks(pairs, len(key_MD), columns_C)
+    rows = split_range(first, last, rows_T) or [slice(first, first)]
+    return rows, split_range(0, pairs, columns_C) + split_range(pairs, len(key_MD), columns_C)
 
 
-def blocks(start: int, stop: int, step: int) -> list[slice]:
+def split_range(start: int, stop: int, step: int) -> list[slice]:
     """Return the consecutive slices of at most `step` that cover start to stop."""
     return [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
 
 
-def length(block: slice) -> int:
+def block_length(block: slice) -> int:
     """Return how many rows or columns a block holds."""
     return block.stop - block.start
 
 
-def evaluate(
+def apply_kernel(
     kernel: Kernel, query_ND: Tensor, key_MD: Tensor, scale: Tensor, bias: Tensor | None = None
 ) -> Tensor:
     """Return the kernel's loss as a differentiable scalar.
@@ -132,18 +136,18 @@ def evaluate(
     """
     bias = scale.new_zeros(()) if bias is None else bias
     if not torch.is_grad_enabled():
-        return _run(kernel, query_ND, key_MD, scale, bias, Wanted()).value
-    return _Fused.apply(kernel, query_ND, key_MD, scale, bias)  # pyright: ignore[reportReturnType]
+        return _run_kernel(kernel, query_ND, key_MD, scale, bias, NeededGrads()).value
+    return _KernelFunction.apply(kernel, query_ND, key_MD, scale, bias)  # pyright: ignore[reportReturnType]
 
 
-class _Fused(torch.autograd.Function):
+class _KernelFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, kernel: Kernel, query_ND: Tensor, key_MD: Tensor, scale: Tensor, bias: Tensor
     ) -> Tensor:
-        ctx.kernel, ctx.wanted = kernel, Wanted(*ctx.needs_input_grad[1:])
+        ctx.kernel, ctx.needed = kernel, NeededGrads(*ctx.needs_input_grad[1:])
         ctx.save_for_backward(query_ND, key_MD, scale, bias)
-        value, *ctx.gradients = _run(kernel, query_ND, key_MD, scale, bias, ctx.wanted)
+        value, *ctx.gradients = _run_kernel(kernel, query_ND, key_MD, scale, bias, ctx.needed)
         return value
 
     @staticmethod
@@ -153,7 +157,7 @@ class _Fused(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         query_ND, key_MD, scale, bias = ctx.saved_tensors
         if gradients is None:
-            _, *gradients = _run(ctx.kernel, query_ND, key_MD, scale, bias, ctx.wanted)
+            _, *gradients = _run_kernel(ctx.kernel, query_ND, key_MD, scale, bias, ctx.needed)
         # In place: this pass is their only owner, and a copy would double the memory. In half precision only
         # once multiplied by what comes from upstream, where a gradient scaler acts.
         return None, *(
@@ -162,9 +166,9 @@ class _Fused(torch.autograd.Function):
         )
 
 
-def _run(
-    kernel: Kernel, query_ND: Tensor, key_MD: Tensor, scale: Tensor, bias: Tensor, wanted: Wanted
-) -> Outcome:
+def _run_kernel(
+    kernel: Kernel, query_ND: Tensor, key_MD: Tensor, scale: Tensor, bias: Tensor, needed: NeededGrads
+) -> LossAndGrads:
     dtype = torch.promote_types(torch.promote_types(query_ND.dtype, key_MD.dtype), torch.float32)
     query, key, factor, offset = (
         given.detach().to(dtype).contiguous() for given in (query_ND, key_MD, scale, bias)
@@ -172,12 +176,12 @@ def _run(
     kind = query_ND.device.type
     cast = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
     with torch.no_grad(), cast:
-        return kernel(query, key, factor, offset, wanted)
+        return kernel(query, key, factor, offset, needed)
 
 
-def _inner(one_ND: Tensor, other_ND: Tensor) -> Tensor:
+def _inner_product(one_ND: Tensor, other_ND: Tensor) -> Tensor:
     """Return the sum of the elementwise product, without a second matrix of that size."""
-    parts = [(one_ND[part] * other_ND[part]).sum() for part in blocks(0, len(one_ND), 512)]
+    parts = [(one_ND[part] * other_ND[part]).sum() for part in split_range(0, len(one_ND), 512)]
     return torch.stack(parts).sum()
 
 
@@ -194,7 +198,7 @@ class Tile:
         pairing: The whole it is part of.
         rows: Its rows.
         columns: Its columns.
-        share_N1: The weight of each positive of a row (see `shares`); None for weight 1.
+        share_N1: The weight of each positive of a row (see `compute_positive_shares`); None for weight 1.
         mutual: Whether a positive's weight is the mean of its row's and its column's, for losses that look
             from both sides at once. Only where the pairing is uneven does that make a difference.
     """
@@ -213,7 +217,7 @@ class Tile:
         own_TC.diagonal(self._offset).fill_(True)
         return own_TC
 
-    def positives(self, logits_TC: Tensor) -> Tensor:
+    def sum_positives(self, logits_TC: Tensor) -> Tensor:
         """Return each row's sum of positive logits in this tile, weighted by their share."""
         mask_TC = self._positive_TC
         if mask_TC is not None:
@@ -226,12 +230,12 @@ class Tile:
             sums_T[first : first + len(own)] = own
         return sums_T
 
-    def drop_(self, values_TC: Tensor, fill: float = 0.0) -> None:
+    def mask_ignored_(self, values_TC: Tensor, fill: float = 0.0) -> None:
         """Overwrite the ignored entries in place."""
         if self._ignored_TC is not None:
             values_TC.masked_fill_(self._ignored_TC, fill)
 
-    def subtract_(self, weights_TC: Tensor, amount: float) -> None:
+    def subtract_positives_(self, weights_TC: Tensor, amount: float) -> None:
         """Subtract `amount` times its share from every positive entry, in place."""
         mask_TC = self._positive_TC
         if mask_TC is not None:
@@ -258,13 +262,13 @@ class Tile:
         return self.rows.start < self.columns.stop and self.columns.start < self.rows.stop
 
     @cached_property
-    def _alike_TC(self) -> Tensor | None:
+    def _related_TC(self) -> Tensor | None:
         """True where row and column have the same group or the same place; None when no rule says so."""
         row, column = self.pairing.row.ids, self.pairing.column.ids
         kin_TC = None if row is None or column is None else row[self.rows, None] == column[self.columns]
         if self.pairing.same_dot is None or self._dot_TC is None:
             return kin_TC
-        here_TC = _either(self._dot_TC > self.pairing.same_dot, kin_TC)
+        here_TC = _union(self._dot_TC > self.pairing.same_dot, kin_TC)
         if self._holds_own:  # itself even where its place is unknown
             here_TC.diagonal(self._offset).fill_(True)
         return here_TC
@@ -276,7 +280,7 @@ class Tile:
         return None if row is None or column is None else row[self.rows] @ column[self.columns].T
 
     @property
-    def _same_TC(self) -> Tensor | None:
+    def _same_row_TC(self) -> Tensor | None:
         """True where row and column are the same row of the data; None when rows are not known."""
         row, column = self.pairing.row.rows, self.pairing.column.rows
         return None if row is None or column is None else row[self.rows, None] == column[self.columns]
@@ -288,23 +292,23 @@ class Tile:
     @property
     def _positive_TC(self) -> Tensor | None:
         """True where row and column belong together; None when that is at most a pair's own entry."""
-        return None if self._queued else self._alike_TC
+        return None if self._queued else self._related_TC
 
     @cached_property
     def _ignored_TC(self) -> Tensor | None:
         """True where an entry is neither positive nor negative; None when none is."""
-        near_TC = self._near()
+        near_TC = self._find_near()
         if self._queued:  # stale keys of the row itself, or of its group, neither attract nor oppose
-            for kin_TC in (self._alike_TC, self._same_TC):
-                near_TC = near_TC if kin_TC is None else _either(kin_TC, near_TC)
+            for kin_TC in (self._related_TC, self._same_row_TC):
+                near_TC = near_TC if kin_TC is None else _union(kin_TC, near_TC)
             return near_TC
-        if near_TC is not None and self._alike_TC is not None:
-            near_TC &= ~self._alike_TC
+        if near_TC is not None and self._related_TC is not None:
+            near_TC &= ~self._related_TC
         elif near_TC is not None and self._holds_own:
             near_TC.diagonal(self._offset).fill_(False)
         return near_TC
 
-    def _near(self) -> Tensor | None:
+    def _find_near(self) -> Tensor | None:
         """True where two pairs are near by the thresholds there are; None when there is none."""
         pairing, near_TC, soon_TC = self.pairing, None, None
         if pairing.min_dot is not None and self._dot_TC is not None:
@@ -317,20 +321,20 @@ class Tile:
         return near_TC | soon_TC if pairing.either else near_TC & soon_TC
 
 
-def _either(one_TC: Tensor, other_TC: Tensor | None) -> Tensor:
+def _union(one_TC: Tensor, other_TC: Tensor | None) -> Tensor:
     return one_TC if other_TC is None else one_TC | other_TC
 
 
-def shares(pairing: Pairing, like_ND: Tensor) -> Tensor | None:
+def compute_positive_shares(pairing: Pairing, like_ND: Tensor) -> Tensor | None:
     """Return one over the number of positives of each row, as (N, 1); None when each has one.
 
     Where a pairing looks at some rows only, no others are counted.
     """
     if pairing.uneven:
-        parts, own = blocks(0, pairing.pairs, _COUNTED), pairing.own or slice(0, pairing.pairs)
+        parts, own = split_range(0, pairing.pairs, _COUNTED), pairing.own or slice(0, pairing.pairs)
         count_N = like_ND.new_ones(pairing.pairs)
-        for rows in blocks(own.start, own.stop, _COUNTED):
-            count_N[rows] = _positives_of(pairing, rows, parts, like_ND)
+        for rows in split_range(own.start, own.stop, _COUNTED):
+            count_N[rows] = _count_positives(pairing, rows, parts, like_ND)
     elif pairing.row.ids is not None:
         _, group_N, count_G = pairing.row.ids.unique(return_inverse=True, return_counts=True)
         count_N = count_G[group_N].to(like_ND.dtype)
@@ -339,11 +343,13 @@ def shares(pairing: Pairing, like_ND: Tensor) -> Tensor | None:
     return count_N.reciprocal().unsqueeze(1)
 
 
-def _positives_of(pairing: Pairing, rows: slice, parts: list[slice], like_ND: Tensor) -> Tensor:
+def _count_positives(pairing: Pairing, rows: slice, parts: list[slice], like_ND: Tensor) -> Tensor:
     """Count the positives of some rows."""
-    count_T = like_ND.new_zeros(length(rows))
+    count_T = like_ND.new_zeros(block_length(rows))
     for columns in parts:
-        count_T += Tile(pairing, rows, columns).positives(like_ND.new_ones(length(rows), length(columns)))
+        count_T += Tile(pairing, rows, columns).sum_positives(
+            like_ND.new_ones(block_length(rows), block_length(columns))
+        )
     return count_T
 
 
@@ -353,7 +359,7 @@ EARTH_RADIUS_M = 6_371_008.8  # mean radius of WGS 84
 
 
 @dataclass(frozen=True)
-class Traits:
+class PairTraits:
     """What is known of each row or column of the similarities: group, unit-sphere point, hours, data row."""
 
     ids: Tensor | None = None
@@ -361,9 +367,9 @@ class Traits:
     hours: Tensor | None = None
     rows: Tensor | None = None
 
-    def followed_by(self, other: Traits) -> Traits:
+    def concat(self, other: PairTraits) -> PairTraits:
         """Return the traits of these rows and then of the other's; a trait only one side knows is dropped."""
-        return Traits(
+        return PairTraits(
             _append(self.ids, other.ids),
             _append(self.xyz, other.xyz),
             _append(self.hours, other.hours),
@@ -387,8 +393,8 @@ class Pairing:
     """
 
     pairs: int
-    row: Traits = Traits()
-    column: Traits = Traits()
+    row: PairTraits = PairTraits()
+    column: PairTraits = PairTraits()
     same_dot: float | None = None
     min_dot: float | None = None
     min_hours: float | None = None
@@ -396,29 +402,29 @@ class Pairing:
     own: slice | None = None
 
     @staticmethod
-    def of(
+    def from_context(
         pairs: int,
-        context: Context | None,
+        context: LossContext | None,
         device: torch.device,
-        queued: Traits | None = None,
+        queued: PairTraits | None = None,
         own: slice | None = None,
     ) -> Pairing:
         """Return the pairing of a batch, its columns followed by those of a queue if there is one."""
         if context is None:
             return Pairing(pairs, own=own)
-        row = Traits(
-            None if context.labels_N is None else _own_ids(context.labels_N.to(device)),
+        row = PairTraits(
+            None if context.labels_N is None else _fill_unlabelled(context.labels_N.to(device)),
             None if context.xyz_N3 is None else context.xyz_N3.to(device, torch.float64),
             None if context.hours_N is None else context.hours_N.to(device, torch.float64),
-            None if context.rows_N is None else _own_ids(context.rows_N.to(device)),
+            None if context.rows_N is None else _fill_unlabelled(context.rows_N.to(device)),
         )
-        column = row if queued is None else row.followed_by(queued)
+        column = row if queued is None else row.concat(queued)
         return Pairing(
             pairs,
             row,
             column,
-            _dot_at(context.same_within_m),
-            _dot_at(context.ignore_within_m),
+            _dot_at_distance(context.same_within_m),
+            _dot_at_distance(context.ignore_within_m),
             context.ignore_within_h,
             context.ignore_when == "either",
             own,
@@ -430,12 +436,12 @@ class Pairing:
         return self.same_dot is not None
 
 
-def _dot_at(metres: float | None) -> float | None:
+def _dot_at_distance(metres: float | None) -> float | None:
     """Return the dot product of two unit-sphere points this far apart along the ground."""
     return None if metres is None else math.cos(min(metres / EARTH_RADIUS_M, math.pi))
 
 
-def _own_ids(labels_N: Tensor) -> Tensor:
+def _fill_unlabelled(labels_N: Tensor) -> Tensor:
     """Give each unlabelled pair a group of its own, below -1 so that no unlabelled queued key equals it."""
     alone_N = -2 - torch.arange(len(labels_N), device=labels_N.device)
     return torch.where(labels_N < 0, alone_N, labels_N.long())
