@@ -208,7 +208,7 @@ def _race(setup: Setup, contest: Contest, batch: int, peak: list[float], end: De
             seconds[0].append(now - began)
         else:
             first.append(figures.losses[0])
-        rows = [torch.from_numpy(job.plan.rows(look * window + number)) for number in range(window)]
+        rows = [torch.from_numpy(job.sampler.rows(look * window + number)) for number in range(window)]
         precision = {"device": setup.device, "precision": "amp_bf16"}
         taken = timed(setup.device, lambda: open_clip_epoch(model, optimizer, rows, loss, **precision))
         if look:

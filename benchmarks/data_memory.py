@@ -101,11 +101,11 @@ def million(folder: Path, rows: int, batch: int) -> None:
     table = timed("opened the first time (checked, and written to the cache)", lambda: opened(large, names))
     table = timed("opened again", lambda: opened(large, names))
     train = timed("the rows of a split", lambda: table.split("train"))
-    plan = BatchSampler((len(train),), batch, 0)
-    timed("shuffled: the first step's rows", lambda: plan.rows(0))
-    timed("the same step of the next epoch", lambda: plan.rows(plan.epoch))
+    sampler = BatchSampler((len(train),), batch, 0)
+    timed("shuffled: the first step's rows", lambda: sampler.rows(0))
+    timed("the same step of the next epoch", lambda: sampler.rows(sampler.steps_per_epoch))
     samples = train.samples("text")
-    timed("a thousand rows read at random", lambda: [samples[int(row)] for row in plan.rows(1)[:1000]])
+    timed("a thousand rows read at random", lambda: [samples[int(row)] for row in sampler.rows(1)[:1000]])
     for count in (1, 2, 4):
         few, many = (in_a_new_process(manifest, names, batch, count) for manifest in (small, large))
         print(

@@ -250,7 +250,7 @@ class Preparer(Protocol):
 class ModalityInput(NamedTuple):
     """One modality of a batch: who prepares its inputs, and whether they are augmented."""
 
-    by: Preparer
+    preparer: Preparer
     augment: bool = False
 
 
@@ -263,8 +263,8 @@ class _Rows(Protocol):
 class BatchLoader:
     """Batches of steps `first_step` up to `last_step`: `(step, batch of each modality, BatchMeta)`.
 
-    What a step holds depends on the rows, the plan and the step alone: not on workers, nor on where the run
-    began. Rank r of `world` gets the r-th of `world` equal runs of the step's rows, so that the ranks'
+    What a step holds depends on the rows, the sampler and the step alone: not on workers, nor on where the
+    run began. Rank r of `world` gets the r-th of `world` equal runs of the step's rows, so that the ranks'
     batches put together in rank order are the batch of a single process.
 
     Where rows may lack a modality, its batch holds those that have it, and `BatchMeta.present_BM` says
@@ -281,7 +281,7 @@ class BatchLoader:
 
     rows: _Rows
     sides: Mapping[str, ModalityInput]  # by modality
-    plan: BatchSampler
+    sampler: BatchSampler
     first_step: int
     last_step: int
     workers: Workers = "auto"
@@ -291,9 +291,9 @@ class BatchLoader:
     max_broken: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.plan.batch_size % self.world:
+        if self.sampler.batch_size % self.world:
             raise DataError(
-                f"a batch of {self.plan.batch_size} cannot be shared by {self.world} processes; "
+                f"a batch of {self.sampler.batch_size} cannot be shared by {self.world} processes; "
                 f"make it a multiple"
             )
         self._faults: dict[int, tuple[str, str]] = {}
@@ -320,8 +320,8 @@ class BatchLoader:
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """Return this rank's rows of a step."""
-        share = self.plan.batch_size // self.world
-        return self.plan.rows(step)[self.rank * share : (self.rank + 1) * share]
+        share = self.sampler.batch_size // self.world
+        return self.sampler.rows(step)[self.rank * share : (self.rank + 1) * share]
 
     def _judge(self, faults: Sequence[Fault], count: int) -> None:
         self._seen += count
@@ -343,7 +343,7 @@ class _Samples(Dataset[Any]):
     """Prepares what a row has, or what another one has where it is broken."""
 
     def __init__(self, loader: BatchLoader) -> None:
-        self.rows, self.sides, self.plan = loader.rows, dict(loader.sides), loader.plan
+        self.rows, self.sides, self.sampler = loader.rows, dict(loader.sides), loader.sampler
         self.partial = loader.partial
         self.attempts = _ATTEMPTS if loader.max_broken else 0
 
@@ -358,7 +358,7 @@ class _Samples(Dataset[Any]):
     def _sample(self, step: int, row: int) -> PreparedRow | Failure:
         faults: dict[int, tuple[str, str]] = {}
         for attempt in range(self.attempts + 1):
-            drawn = row if attempt == 0 else self.plan.replacement(step, row, attempt)
+            drawn = row if attempt == 0 else self.sampler.replacement(step, row, attempt)
             key = f"row {drawn}"
             try:
                 seen = self.rows[drawn]
@@ -379,9 +379,9 @@ class _Samples(Dataset[Any]):
         )
 
     def _prepared(self, step: int, row: int, raws: Mapping[str, Any]) -> dict[str, Prepared]:
-        seed_rng(self.plan.seed, step, row)
+        seed_rng(self.sampler.seed, step, row)
         return {
-            name: side.by.prepare(
+            name: side.preparer.prepare(
                 _choose_observation(raws.get(name), random.randrange), training=side.augment
             )
             for name, side in self.sides.items()

@@ -24,10 +24,10 @@ _ROUNDS = 3  # times that cells are laid over the places still in no group
 class NeighbourOptions(NamedTuple):
     """What is asked of batches: groups of rows whose places are all this far from each other."""
 
-    least_km: float
-    most_km: float
+    min_km: float
+    max_km: float
     share: float  # of the rows of a batch that come in groups
-    together: int  # rows of a group, at most
+    group_size: int  # rows of a group, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,19 +43,19 @@ class Coordinates:
 
 @lru_cache(maxsize=8)  # several sources take turns
 def neighbour_batches(
-    places: Coordinates, ring: NeighbourOptions, batch_size: int, seed: int, epoch: int
+    places: Coordinates, options: NeighbourOptions, batch_size: int, seed: int, epoch: int
 ) -> Ints:
     """Return the rows of every step of an epoch, as (T, B): each row once, but those that fill no batch.
 
-    A group has two to `ring.together` rows, every two of them at least `least_km` and at most `most_km`
+    A group has two to `options.group_size` rows, every two of them at least `min_km` and at most `max_km`
     apart. Groups are formed anew each epoch. Where places are too scattered for the share asked for, batches
     hold fewer groups and more of the other rows.
     """
     count, steps = len(places), len(places) // batch_size
     rng = np.random.default_rng([seed, epoch])
-    row_N, group_N = _form_groups(places, ring, rng)
+    row_N, group_N = _form_groups(places, options, rng)
     size_C = np.bincount(group_N[group_N >= 0])
-    step_C = _deal_groups(size_C, steps, batch_size, min(batch_size, round(ring.share * batch_size)), rng)
+    step_C = _deal_groups(size_C, steps, batch_size, min(batch_size, round(options.share * batch_size)), rng)
     in_group = group_N >= 0
     step_N = np.where(in_group, step_C[group_N] if len(step_C) else -1, -1)
     free_T = batch_size - np.bincount(step_N[step_N >= 0], minlength=steps)
@@ -69,12 +69,14 @@ def neighbour_batches(
     return batches_TB
 
 
-def compute_grouped_share(places: Coordinates, ring: NeighbourOptions, batch_size: int, seed: int) -> float:
+def compute_grouped_share(
+    places: Coordinates, options: NeighbourOptions, batch_size: int, seed: int
+) -> float:
     """Return which share of the first epoch's rows comes in groups."""
     rng = np.random.default_rng([seed, 0])
-    _, group_N = _form_groups(places, ring, rng)
+    _, group_N = _form_groups(places, options, rng)
     size_C, steps = np.bincount(group_N[group_N >= 0]), len(places) // batch_size
-    wanted = min(batch_size, round(ring.share * batch_size))
+    wanted = min(batch_size, round(options.share * batch_size))
     kept_C = _deal_groups(size_C, steps, batch_size, wanted, rng) >= 0
     return float(size_C[kept_C].sum() / (steps * batch_size)) if len(size_C) else 0.0
 
@@ -96,7 +98,9 @@ def _deal_groups(size_C: Ints, steps: int, batch_size: int, wanted: int, rng: np
     return step_C
 
 
-def _form_groups(places: Coordinates, ring: NeighbourOptions, rng: np.random.Generator) -> tuple[Ints, Ints]:
+def _form_groups(
+    places: Coordinates, options: NeighbourOptions, rng: np.random.Generator
+) -> tuple[Ints, Ints]:
     """Group rows, and return them in random order with the group of each, -1 for those in none.
 
     What is cut apart by the edges of cells is tried again with cells that lie elsewhere.
@@ -108,12 +112,14 @@ def _form_groups(places: Coordinates, ring: NeighbourOptions, rng: np.random.Gen
         left_K = np.flatnonzero(known_N & (group_N < 0))
         if len(left_K) < 2:
             break
-        group_K = _group_by_cells(places.lat_N[row_N[left_K]], places.lon_N[row_N[left_K]], ring, rng)
+        group_K = _group_by_cells(places.lat_N[row_N[left_K]], places.lon_N[row_N[left_K]], options, rng)
         group_N[left_K[group_K >= 0]] = group_K[group_K >= 0] + group_N.max() + 1
     return row_N, group_N
 
 
-def _group_by_cells(lat_K: Floats, lon_K: Floats, ring: NeighbourOptions, rng: np.random.Generator) -> Ints:
+def _group_by_cells(
+    lat_K: Floats, lon_K: Floats, options: NeighbourOptions, rng: np.random.Generator
+) -> Ints:
     """Group places by cells, and return the group of each, -1 for those in none.
 
     Places of one large cell are near enough. Small cells are coloured like a chessboard of four colours: two
@@ -121,16 +127,16 @@ def _group_by_cells(lat_K: Floats, lon_K: Floats, ring: NeighbourOptions, rng: n
     and one colour, at most one from each small cell, are also far enough from each other.
     """
     lat_K, lon_K = _rotate_sphere(lat_K, lon_K, rng)
-    chord = 2 * np.sin(min(ring.most_km / EARTH_KM, np.pi) / 2)
+    chord = 2 * np.sin(min(options.max_km / EARTH_KM, np.pi) / 2)
     large_K = _number_combinations(*_near_cells(lat_K, lon_K, chord / np.sqrt(2)))
     turn_K = colour_K = np.zeros(len(lat_K), dtype=np.int64)
-    if ring.least_km:
-        band_K, column_K = _distant_cells(lat_K, lon_K, ring.least_km / EARTH_KM)
+    if options.min_km:
+        band_K, column_K = _distant_cells(lat_K, lon_K, options.min_km / EARTH_KM)
         colour_K = band_K % 2 * 2 + column_K % 2
         turn_K = _rank_in_class(_number_combinations(large_K, band_K, column_K))
     class_K = _number_combinations(large_K, colour_K, turn_K)
     size_C = np.bincount(class_K)
-    parts_C = -(-size_C // ring.together)  # of equal size, but for one
+    parts_C = -(-size_C // options.group_size)  # of equal size, but for one
     first_C = np.cumsum(parts_C) - parts_C
     part_K = first_C[class_K] + _rank_in_class(class_K) * parts_C[class_K] // size_C[class_K]
     several_K = np.bincount(part_K)[part_K] > 1

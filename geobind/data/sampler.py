@@ -177,7 +177,7 @@ class MixedDataset:
         source = find_source(self.starts, row)
         return self.sources[source].rows[row - self.starts[source]]
 
-    def vanished(self, row: int) -> str | None:
+    def find_missing_storage(self, row: int) -> str | None:
         """Say that the data of a row's source are gone, if they are."""
         source = find_source(self.starts, row)
         return find_missing_storage(self.sources[source].rows, row - self.starts[source])
@@ -199,7 +199,7 @@ class MixedDataset:
         """
         found: list[Coordinates] = []
         for source in self.sources:
-            known = source.rows.known()
+            known = source.rows.metadata()
             if not np.isfinite(known.lat_N).any():
                 raise DataError(
                     f"{source.name}: no row has a place, but batches of neighbours are asked for "
@@ -208,8 +208,8 @@ class MixedDataset:
             found.append(Coordinates(known.lat_N, known.lon_N))
         return tuple(found)
 
-    def plan(
-        self, batch_size: int, seed: int, *, mixed: bool = False, ring: NeighbourOptions | None = None
+    def sampler(
+        self, batch_size: int, seed: int, *, mixed: bool = False, neighbours: NeighbourOptions | None = None
     ) -> BatchSampler:
         """Plan which rows each step takes.
 
@@ -217,14 +217,16 @@ class MixedDataset:
             batch_size: Rows of a step.
             seed: Any whole number from 0.
             mixed: Whether a batch holds rows of all sources.
-            ring: The neighbours that batches are to hold; None for rows drawn at random.
+            neighbours: The neighbours that batches are to hold; None for rows drawn at random.
 
         Raises:
             DataError: A source has too few rows for its part of a batch, or no part in it, or no places.
         """
         sizes = tuple(len(source.rows) for source in self.sources)
-        plan = BatchSampler(sizes, batch_size, seed, self.shares, mixed, ring, self.places if ring else ())
-        for source, share, wanted in zip(self.sources, self.shares, plan.wanted, strict=True):
+        sampler = BatchSampler(
+            sizes, batch_size, seed, self.shares, mixed, neighbours, self.places if neighbours else ()
+        )
+        for source, share, wanted in zip(self.sources, self.shares, sampler.row_counts, strict=True):
             if not wanted:
                 raise DataError(
                     f"{source.name}: its share of {share:.2g} is less than a row of a batch of {batch_size}; "
@@ -234,7 +236,7 @@ class MixedDataset:
                 batch_indices(len(source.rows), wanted, 0, seed)
             except DataError as error:
                 raise DataError(f"{source.name}: {error}") from error
-        return plan
+        return sampler
 
 
 @dataclass(frozen=True)
@@ -250,11 +252,11 @@ class BatchSampler:
     seed: int
     shares: tuple[float, ...] = (1.0,)  # of the rows drawn, summing to 1
     mixed: bool = False  # whether a batch holds rows of all sources
-    ring: NeighbourOptions | None = None  # the neighbours that batches hold
-    places: tuple[Coordinates, ...] = ()  # of the rows of each source, if there is a ring
+    neighbours: NeighbourOptions | None = None  # groups of near rows that batches hold
+    places: tuple[Coordinates, ...] = ()  # of the rows of each source, if there are neighbours
 
     @property
-    def wanted(self) -> tuple[int, ...]:
+    def row_counts(self) -> tuple[int, ...]:
         """How many rows of each source a batch holds that holds any: whole numbers nearest to its share."""
         if not self.mixed:
             return (self.batch_size,) * len(self.sizes)
@@ -265,7 +267,7 @@ class BatchSampler:
         return tuple(int(count) for count in counts)
 
     @property
-    def epoch(self) -> int:
+    def steps_per_epoch(self) -> int:
         """Steps that draw as many rows as there are, less what fills no batch."""
         if self.mixed:
             return sum(self.sizes) // self.batch_size
@@ -295,17 +297,17 @@ class BatchSampler:
     def _batch(self, source: int, count: int, turn: int) -> NDArray[np.int64]:
         """The rows of a source that its `turn`-th step takes, counted in it."""
         size, seed = self.sizes[source], self._seed(source)
-        if self.ring is None:
+        if self.neighbours is None:
             return batch_indices(size, count, turn, seed)
         epoch, batch = divmod(turn, size // count)
-        return neighbour_batches(self.places[source], self.ring, count, seed, epoch)[batch]
+        return neighbour_batches(self.places[source], self.neighbours, count, seed, epoch)[batch]
 
     def _parts(self, step: int) -> list[tuple[int, int, int]]:
         """The sources of a step, how many rows of each, and how many steps had some of it before."""
         if len(self.sizes) == 1:
             return [(0, self.batch_size, step)]
         if self.mixed:
-            return [(source, count, step) for source, count in enumerate(self.wanted)]
+            return [(source, count, step) for source, count in enumerate(self.row_counts)]
         source_T, turn_T = _alternate_sources(self.shares, self.seed, 1 << max(10, (step + 1).bit_length()))
         return [(int(source_T[step]), self.batch_size, int(turn_T[step]))]
 

@@ -34,14 +34,14 @@ _OTHERS = 8  # files of other rows that are looked for before all are said to be
 class DetectsMissingStorage(Protocol):
     """Rows whose files can go away."""
 
-    def vanished(self, row: int) -> str | None:
+    def find_missing_storage(self, row: int) -> str | None:
         """Say that the data are gone if this row's file is not there, nor those of other rows."""
         ...
 
 
 def find_missing_storage(rows: object, row: int) -> str | None:
     """Say that data are gone, once a row of them cannot be used; None if only this row is at fault."""
-    return rows.vanished(row) if isinstance(rows, DetectsMissingStorage) else None
+    return rows.find_missing_storage(row) if isinstance(rows, DetectsMissingStorage) else None
 
 
 def find_missing_files(table: Table, index: int) -> str | None:
@@ -120,7 +120,7 @@ class RowSource(Protocol):
         """Return the numbers of the rows that have all of these modalities."""
         ...
 
-    def known(self) -> RowMetadata:
+    def metadata(self) -> RowMetadata:
         """Return what is known about all rows."""
         ...
 
@@ -145,9 +145,9 @@ class TableRows:
         return len(self.table)
 
     def __getitem__(self, index: int) -> Row:
-        return self.table.observed(index, self.names)
+        return self.table.read_row(index, self.names)
 
-    def vanished(self, row: int) -> str | None:
+    def find_missing_storage(self, row: int) -> str | None:
         """Say that the data are gone if this row's file is not there, nor those of other rows."""
         return find_missing_files(self.table, row)
 
@@ -155,7 +155,7 @@ class TableRows:
         """Return the numbers of the rows that have all of these modalities."""
         return self.table.rows_with(names)
 
-    def known(self) -> RowMetadata:
+    def metadata(self) -> RowMetadata:
         """Return what is known about all rows."""
         count, table = len(self), self.table
         lat_N, lon_N = (np.full(count, np.nan) if part is None else part for part in (table.lat, table.lon))
@@ -187,7 +187,7 @@ class PluginPairs:
         """Return all rows, or none: each has the two modalities and no other."""
         return np.arange(len(self.pairs) if set(names) <= {self.anchor, self.other} else 0)
 
-    def known(self) -> RowMetadata:
+    def metadata(self) -> RowMetadata:
         """Return what is known about all rows."""
         pairs = [self.pairs[row] for row in range(len(self))]
         places = [pair.place or Place(np.nan, np.nan) for pair in pairs]

@@ -67,13 +67,21 @@ class LazySequence(Sequence[T], Generic[T]):
         return self.make(int(self.rows_N[index]))
 
 
+_SHOWN = 5  # mistakes listed in one message
+
+
 @dataclass(frozen=True, eq=False)
-class Known:
-    """What is known of rows of places; it lies in a memory-mapped file that every process shares."""
+class Table:
+    """Rows of places with one column for each modality.
+
+    It pickles small, because the cells lie in memory-mapped files that every process shares.
+    """
 
     name: str  # what messages call it
     path: Path  # the Arrow file with keys, splits and places
     rows_N: NDArray[np.int32]  # the rows of the file that are meant
+    columns: Mapping[str, TableColumn]  # by modality
+    view: str = ""  # the split, if it is one
 
     def __len__(self) -> int:
         return len(self.rows_N)
@@ -119,46 +127,6 @@ class Known:
     def time(self) -> NDArray[np.datetime64] | None:
         """When, in UTC (N,), NaT where unknown; None if no row has it."""
         return self._array("time")
-
-    def _cell(self, field: str, row: int) -> Any:
-        table = map_arrow_table(self.path)
-        return table.column(field)[row].as_py() if field in table.column_names else None
-
-    def _key(self, row: int) -> str:
-        return self._cell("key", row) or f"{self.name}:{self._cell('line', row)}"
-
-    def _place(self, row: int) -> Place | None:
-        lat, time = self._cell("lat", row), self._cell("time", row)
-        return None if lat is None else Place(lat, self._cell("lon", row), time and time.replace(tzinfo=UTC))
-
-    def _taken(self, field: str) -> pa.ChunkedArray | None:
-        table = map_arrow_table(self.path)
-        if field not in table.column_names:
-            return None
-        values = table.column(field).take(pa.array(self.rows_N))
-        return None if values.null_count == len(values) else values
-
-    def _field(self, field: str) -> list[str | None] | None:
-        values = self._taken(field)
-        return None if values is None else values.to_pylist()
-
-    def _array(self, field: str) -> NDArray[Any] | None:
-        values = self._taken(field)
-        return None if values is None else values.to_numpy()
-
-
-_SHOWN = 5  # mistakes listed in one message
-
-
-@dataclass(frozen=True, eq=False)
-class Table(Known):
-    """Rows of places with one column for each modality.
-
-    It pickles small, because the cells lie in memory-mapped files that every process shares.
-    """
-
-    columns: Mapping[str, TableColumn]  # by modality
-    view: str = ""  # the split, if it is one
 
     def split(self, name: str) -> Table:
         """Return the rows of one split.
@@ -211,7 +179,7 @@ class Table(Known):
             )
         return TablePairs(table, anchor, other)
 
-    def observed(self, index: int, names: Collection[str]) -> Row:
+    def read_row(self, index: int, names: Collection[str]) -> Row:
         """Return raw inputs of one row (counted in this table), and what is known about it."""
         row = int(self.rows_N[index])
         key = self._key(row)
@@ -249,6 +217,32 @@ class Table(Known):
             raise DataError(f"{self.name}: {len(wrong)} of {checked} files cannot be used:{listed}{more}")
         return checked
 
+    def _cell(self, field: str, row: int) -> Any:
+        table = map_arrow_table(self.path)
+        return table.column(field)[row].as_py() if field in table.column_names else None
+
+    def _key(self, row: int) -> str:
+        return self._cell("key", row) or f"{self.name}:{self._cell('line', row)}"
+
+    def _place(self, row: int) -> Place | None:
+        lat, time = self._cell("lat", row), self._cell("time", row)
+        return None if lat is None else Place(lat, self._cell("lon", row), time and time.replace(tzinfo=UTC))
+
+    def _taken(self, field: str) -> pa.ChunkedArray | None:
+        table = map_arrow_table(self.path)
+        if field not in table.column_names:
+            return None
+        values = table.column(field).take(pa.array(self.rows_N))
+        return None if values.null_count == len(values) else values
+
+    def _field(self, field: str) -> list[str | None] | None:
+        values = self._taken(field)
+        return None if values is None else values.to_pylist()
+
+    def _array(self, field: str) -> NDArray[Any] | None:
+        values = self._taken(field)
+        return None if values is None else values.to_numpy()
+
     def _present_N(self, name: str) -> NDArray[np.bool_]:
         column = self.columns.get(name)
         return np.zeros(len(self), dtype=bool) if column is None else column.present_N()[self.rows_N]
@@ -282,7 +276,7 @@ class TablePairs(Sequence[Pair]):
     def __getitem__(self, index: int | slice) -> Pair | TablePairs:
         if isinstance(index, slice):
             return replace(self, table=self.table.take(np.arange(len(self))[index]))
-        raws, key, place, label = self.table.observed(index, (self.anchor, self.other))
+        raws, key, place, label = self.table.read_row(index, (self.anchor, self.other))
         return Pair(raws[self.anchor], raws[self.other], key, place, label)
 
 

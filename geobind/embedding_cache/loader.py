@@ -51,12 +51,12 @@ class RawColumn(Sequence[Any]):
             return None
         column, cell = there.table.columns[self.name], int(there.table.rows_N[row])
         if self.described and isinstance(column, RasterColumn):
-            return column.described(cell)
+            return column.describe_window(cell)
         return column[cell]
 
-    def vanished(self, row: int) -> str | None:
+    def find_missing_storage(self, row: int) -> str | None:
         """Say that the data of a row's source are gone, if they are."""
-        return self.rows.vanished(row)
+        return self.rows.find_missing_storage(row)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +75,9 @@ class CachedRows:
             raws={**seen.raws, **{name: picks.cell(row) for name, picks in self.picks.items()}}
         )
 
-    def vanished(self, row: int) -> str | None:
+    def find_missing_storage(self, row: int) -> str | None:
         """Say that the data of a row's source are gone, if they are."""
-        return self.rows.vanished(row)
+        return self.rows.find_missing_storage(row)
 
 
 def drop_columns(rows: MixedDataset, names: Mapping[str, Any]) -> MixedDataset:
@@ -121,7 +121,7 @@ class _StageMetadata(NamedTuple):
 
     @staticmethod
     def of(rows: MixedDataset) -> _StageMetadata:
-        parts = [source.rows.known() for source in rows.sources]
+        parts = [source.rows.metadata() for source in rows.sources]
         columns = RowMetadata(*(np.concatenate(column) for column in zip(*parts, strict=True)))
         return _StageMetadata(lambda row: rows[row].key or f"row {row}", columns)
 
@@ -199,7 +199,7 @@ class CachedLoader:
             open_B = np.any([found_B < 0 for found_B in picked.values()], axis=0)
             try:
                 for place in np.flatnonzero(open_B):
-                    draw = python_random(self.loader.plan.seed, step, int(row_B[place])).randrange
+                    draw = python_random(self.loader.sampler.seed, step, int(row_B[place])).randrange
                     for name, picks in self._picks.items():
                         picked[name][place] = picks.pick(int(row_B[place]), draw)
             except DataError:  # a row is broken, and the loader knows what takes its place

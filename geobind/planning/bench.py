@@ -226,4 +226,4 @@ def seconds_since(start: float) -> float:
 
 def goes_through(job: StageRun) -> bool:
     """Whether a stage takes all of its rows at least once."""
-    return job.steps >= job.plan.epoch
+    return job.steps >= job.sampler.steps_per_epoch

@@ -204,7 +204,7 @@ def plan_stage(
     asked = None if "batch_size" in stage.open else stage.batch_size
     chosen = choose(found, batch_size=asked, chunk=stage.chunk, ranks=ranks, usable=usable)
     shares = tuple(size / max(1, sum(found.sources)) for size in found.sources)
-    epoch = BatchSampler(found.sources, chosen.batch_size, 0, shares, stage.mix == "rows").epoch
+    epoch = BatchSampler(found.sources, chosen.batch_size, 0, shares, stage.mix == "rows").steps_per_epoch
     steps = stage.steps if stage.steps is not None else (stage.epochs or 0) * epoch
     seconds = _seconds(stage, found, chosen, steps, epoch, max(1, chosen.batch_size // ranks))
     sides = found.filling.sides if found.filling else {}

@@ -235,7 +235,7 @@ class StageProbe:
 
     def _makes_a_batch(self, size: int) -> bool:
         try:
-            _ = self.bench.at(size, 2, size).plan
+            _ = self.bench.at(size, 2, size).sampler
         except DataError:  # a table's share would be less than a row
             return False
         return True

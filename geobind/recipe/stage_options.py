@@ -85,7 +85,7 @@ class Batches(Options):
     together: int = Field(default=8, ge=2, description="neighbours of a group, at most")
 
     @property
-    def ring(self) -> NeighbourOptions:
+    def neighbours(self) -> NeighbourOptions:
         """The same for the rows of a stage."""
         return NeighbourOptions(*self.near_km, self.share, self.together)
 

@@ -166,7 +166,7 @@ def equal_steps(recipe: Recipe) -> int:
 def _steps(stage: Stage, rows: MixedDataset) -> int:
     if stage.steps is not None:
         return stage.steps
-    return (stage.epochs or 0) * rows.plan(stage.batch_size, 0, mixed=stage.mix == "rows").epoch
+    return (stage.epochs or 0) * rows.sampler(stage.batch_size, 0, mixed=stage.mix == "rows").steps_per_epoch
 
 
 def _forward_flops(recipe: Recipe, mixtures: Sequence[MixedDataset]) -> dict[str, int]:

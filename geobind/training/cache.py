@@ -95,7 +95,7 @@ def open_stage_cache(fabric: Fabric, job: StageRun, digests: Mapping[str, str], 
     precision = job.stage.precision or job.recipe.fabric.precision
     if wanted == "off" or precision not in _PRECISIONS:
         return CachedInputs()
-    if wanted == "auto" and job.steps < job.plan.epoch:
+    if wanted == "auto" and job.steps < job.sampler.steps_per_epoch:
         return CachedInputs()
     views = wanted.views if isinstance(wanted, Views) else 0
     started = time.monotonic()

@@ -71,9 +71,9 @@ def build_batch_sampler(stage: Stage, rows: MixedDataset, seed: int) -> BatchSam
     Raises:
         DataError: A table has too few rows for its part of a batch, or no places for batches of neighbours.
     """
-    ring = stage.batches.ring if stage.batches else None
+    neighbours = stage.batches.neighbours if stage.batches else None
     try:
-        return rows.plan(stage.batch_size, seed, mixed=stage.mix == "rows", ring=ring)
+        return rows.sampler(stage.batch_size, seed, mixed=stage.mix == "rows", neighbours=neighbours)
     except DataError as error:
         raise DataError(f"stage '{stage.name}': {error}") from error
 
@@ -102,7 +102,7 @@ def _check_source(stage: Stage, source: WeightedSource) -> None:
     }
     if not any(wanted for _, _, wanted in asked.values()):
         return
-    known = source.rows.known()
+    known = source.rows.metadata()
     there = {
         "label": any(label is not None for label in known.label_N),
         "place": bool(np.isfinite(known.lat_N).any()),
@@ -118,12 +118,12 @@ def _check_source(stage: Stage, source: WeightedSource) -> None:
 
 def _scattered_warnings(stage: Stage, rows: MixedDataset) -> Iterator[str]:
     """Say of which tables places are too scattered for the neighbours that batches should hold."""
-    plan, options = build_batch_sampler(stage, rows, seed=0), stage.batches
-    if plan.ring is None or options is None:
+    sampler, options = build_batch_sampler(stage, rows, seed=0), stage.batches
+    if sampler.neighbours is None or options is None:
         return
     asked = f"from {options.near_km[0]:g} to {options.near_km[1]:g} km of each other"
-    for source, places, count in zip(rows.sources, plan.places, plan.wanted, strict=True):
-        share = compute_grouped_share(places, plan.ring, count, seed=0)
+    for source, places, count in zip(rows.sources, sampler.places, sampler.row_counts, strict=True):
+        share = compute_grouped_share(places, sampler.neighbours, count, seed=0)
         if not share:
             raise DataError(
                 f"stage '{stage.name}': no rows of {source.name} were found {asked} that a batch of {count} "

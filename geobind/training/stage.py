@@ -65,7 +65,7 @@ class StageRun:
         return self.recipe.pairs_of(self.stage)
 
     @cached_property
-    def plan(self) -> BatchSampler:
+    def sampler(self) -> BatchSampler:
         """Which rows each step takes."""
         seed = derive_seed(self.recipe.seed, self.stage.name, "data")
         return build_batch_sampler(self.stage, self.rows, seed)
@@ -80,7 +80,7 @@ class StageRun:
         """How many steps the stage takes."""
         if self.stage.steps is not None:
             return self.stage.steps
-        return (self.stage.epochs or 0) * self.plan.epoch
+        return (self.stage.epochs or 0) * self.sampler.steps_per_epoch
 
 
 class StageResult(NamedTuple):
@@ -154,7 +154,7 @@ def _train(
     fabric: Fabric, job: StageRun, losses: PairLosses, cached: CachedInputs
 ) -> tuple[Quarantined, float, dict[str, float], ValidationResult]:
     """Take the steps of a stage; return the broken samples, the last losses, and what validator it found."""
-    stage, seed, plan = job.stage, job.recipe.seed, job.plan
+    stage, seed, sampler = job.stage, job.recipe.seed, job.sampler
     ranks = Ranks(fabric.all_gather, fabric.world_size, fabric.global_rank)
     bind = ContrastiveModule(
         cached.encoders(job), losses, job.pairs, ranks, job.recipe.width, partial=job.partial
@@ -192,7 +192,7 @@ def _train(
             for loss in losses.values():
                 loss.clamp_temperature()
 
-            source = job.rows.name_of(plan.source(step))
+            source = job.rows.name_of(sampler.source(step))
             taken = StepRecord(step, found.total.detach(), norm, rate, found.pairs, scales, meta.keys, source)
             log.add(taken, len(broken()))
             validator.after_step(step, log, moved=turn.last)
@@ -231,7 +231,7 @@ def build_loader(fabric: Fabric, job: StageRun, first_step: int) -> BatchLoader:
     return BatchLoader(
         job.rows,
         {name: ModalityInput(recipe.built[name], augment=name in stage.parts) for name in job.encoders},
-        job.plan,
+        job.sampler,
         first_step=first_step,
         last_step=job.steps,
         workers=count_workers(fabric, job),

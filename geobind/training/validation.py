@@ -186,7 +186,7 @@ class RowMetadata(NamedTuple):
     @classmethod
     def read(cls, rows: MixedDataset) -> RowMetadata:
         """Read them."""
-        parts = [source.rows.known() for source in rows.sources]
+        parts = [source.rows.metadata() for source in rows.sources]
         return cls(
             [f"held out {row}" for row in range(len(rows))],
             np.concatenate([part.lat_N for part in parts]),
@@ -243,7 +243,7 @@ def check_validation_rows(recipe: Recipe, stage: Stage, rows: MixedDataset) -> N
                 f"'{pair.other}' to watch it on{always}; give it more than {most}, or watch another measure"
             )
     if watch.by == "label":
-        unlabelled = [s.name for s in rows.sources if any(one is None for one in s.rows.known().label_N)]
+        unlabelled = [s.name for s in rows.sources if any(one is None for one in s.rows.metadata().label_N)]
         if unlabelled:
             raise DataError(
                 f"stage '{stage.name}': {unlabelled[0]} has rows of split '{watch.split}' without a `label`, "

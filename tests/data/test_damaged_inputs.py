@@ -139,7 +139,7 @@ def test_a_number_too_large_for_32_bits_is_refused_where_it_is_read(tmp_path, re
     (tmp_path / "m.jsonl").write_text(json.dumps({"tile": [1.0, 1e39], "key": "a"}))
     table = opened(tmp_path, "m.jsonl")
     refused(lambda: table.samples("tile")[0], "holds a number larger than 3.4e+38")
-    refused(lambda: table.observed(0, ["tile"]), "a: holds a number")
+    refused(lambda: table.read_row(0, ["tile"]), "a: holds a number")
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

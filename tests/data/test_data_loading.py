@@ -55,8 +55,10 @@ def loader(pairs=PAIRS, batch_size=4, seed=7, first_step=0, last_step=8, **optio
     options = {"workers": 0} | options
     anchor = ModalityInput(options.pop("anchor", Number()), augment=options.pop("augment_anchor", True))
     sides = {"anchor": anchor, "other": ModalityInput(Number())}
-    plan = BatchSampler((len(pairs),), batch_size, seed)
-    return BatchLoader(PluginPairs(pairs, "anchor", "other"), sides, plan, first_step, last_step, **options)
+    sampler = BatchSampler((len(pairs),), batch_size, seed)
+    return BatchLoader(
+        PluginPairs(pairs, "anchor", "other"), sides, sampler, first_step, last_step, **options
+    )
 
 
 def content(batches):

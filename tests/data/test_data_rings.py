@@ -37,8 +37,8 @@ def towns(rows, seed, spread_km, unknown=0.1):
     return Coordinates(lat, lon)
 
 
-def groups(places, ring, seed=0):
-    row, group = neighbours._form_groups(places, ring, np.random.default_rng(seed))
+def groups(places, options, seed=0):
+    row, group = neighbours._form_groups(places, options, np.random.default_rng(seed))
     return [row[group == number] for number in range(group.max() + 1)]
 
 
@@ -49,19 +49,19 @@ def groups(places, ring, seed=0):
     together=st.integers(2, 9),
     seed=st.integers(0, 1000),
 )
-def test_every_two_rows_of_a_group_lie_inside_the_ring(least, wider, together, seed):
-    ring = NeighbourOptions(least, min(wider * (least or 1), 20_000), 0.5, together)
-    places = towns(400, seed, spread_km=3 * ring.most_km)
+def test_every_two_rows_of_a_group_lie_inside_the_range(least, wider, together, seed):
+    options = NeighbourOptions(least, min(wider * (least or 1), 20_000), 0.5, together)
+    places = towns(400, seed, spread_km=3 * options.max_km)
     seen = []
-    for group in groups(places, ring, seed):
+    for group in groups(places, options, seed):
         assert 2 <= len(group) <= together
         km = km_apart(places.lat_N[group], places.lon_N[group])[np.triu_indices(len(group), 1)]
-        assert km.min() >= least * (1 - 1e-9) and km.max() <= ring.most_km * (1 + 1e-9)
+        assert km.min() >= least * (1 - 1e-9) and km.max() <= options.max_km * (1 + 1e-9)
         seen += group.tolist()
     assert len(seen) == len(set(seen))
 
 
-def test_rows_of_one_place_are_never_in_one_group_unless_the_ring_begins_at_nought():
+def test_rows_of_one_place_are_never_in_one_group_unless_the_range_begins_at_nought():
     here = Coordinates(np.full(50, 47.0), np.full(50, 8.0))
     assert not compute_grouped_share(here, NeighbourOptions(0.1, 10, 0.5, 4), 10, 0)
     assert compute_grouped_share(here, NeighbourOptions(0, 10, 0.5, 4), 10, 0) > 0.3
@@ -87,21 +87,23 @@ def test_every_row_comes_at_most_once_an_epoch_and_as_many_as_fill_batches(
     assert 0 <= found.min() and found.max() < rows
 
 
-def neighbours_share(places, batch, ring):
-    """Which share of a batch's rows have another of the batch in their ring."""
+def neighbours_share(places, batch, options):
+    """Which share of a batch's rows have another of the batch in their range."""
     km = km_apart(places.lat_N[batch], places.lon_N[batch])
-    return ((km >= ring.least_km) & (km <= ring.most_km)).any(1).mean()
+    return ((km >= options.min_km) & (km <= options.max_km)).any(1).mean()
 
 
 def test_batches_hold_the_share_of_neighbours_asked_for_evenly():
     rng = np.random.default_rng(0)  # all of the Earth, thinly
     centre = np.stack([np.degrees(np.arcsin(rng.uniform(-1, 1, 500))), rng.uniform(-180, 180, 500)], axis=1)
     at = np.repeat(centre, 8, axis=0) + rng.normal(size=(4000, 2)) * 0.05
-    places, ring = Coordinates(at[:, 0], at[:, 1]), NeighbourOptions(1, 30, 0.5, 8)
-    assert compute_grouped_share(places, ring, 100, 0) == pytest.approx(0.5, abs=0.01)
-    near = [neighbours_share(places, batch, ring) for batch in neighbour_batches(places, ring, 100, 0, 0)]
+    places, options = Coordinates(at[:, 0], at[:, 1]), NeighbourOptions(1, 30, 0.5, 8)
+    assert compute_grouped_share(places, options, 100, 0) == pytest.approx(0.5, abs=0.01)
+    near = [
+        neighbours_share(places, batch, options) for batch in neighbour_batches(places, options, 100, 0, 0)
+    ]
     random = np.random.default_rng(0).permutation(4000).reshape(40, 100)
-    chance = np.mean([neighbours_share(places, batch, ring) for batch in random])
+    chance = np.mean([neighbours_share(places, batch, options) for batch in random])
     assert chance < 0.25
     assert min(near) > 0.45
 
@@ -126,29 +128,29 @@ def mixture(*sizes, place=lambda i: Place(47 + i / 500, 8.0)):
     )
 
 
-RING = NeighbourOptions(1, 20, 0.5, 4)
+OPTIONS = NeighbourOptions(1, 20, 0.5, 4)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_plan_is_a_function_of_the_seed_and_the_step_alone(mixed):
-    plan = mixture(60, 90).plan(10, 7, mixed=mixed, ring=RING)
-    again = pickle.loads(pickle.dumps(mixture(60, 90).plan(10, 7, mixed=mixed, ring=RING)))
-    there = [plan.rows(step).tolist() for step in range(40)]
+    sampler = mixture(60, 90).sampler(10, 7, mixed=mixed, neighbours=OPTIONS)
+    again = pickle.loads(pickle.dumps(mixture(60, 90).sampler(10, 7, mixed=mixed, neighbours=OPTIONS)))
+    there = [sampler.rows(step).tolist() for step in range(40)]
     back = {step: again.rows(step).tolist() for step in reversed(range(40))}
     assert there == [back[step] for step in range(40)]
-    other = mixture(60, 90).plan(10, 8, mixed=mixed, ring=RING)
+    other = mixture(60, 90).sampler(10, 8, mixed=mixed, neighbours=OPTIONS)
     assert there != [other.rows(step).tolist() for step in range(40)]
-    row = plan.rows(3)[0]
-    assert plan.replacement(3, row, 1) == again.replacement(3, row, 1)
-    assert plan.replacement(3, row, 1) not in plan.rows(3)
+    row = sampler.rows(3)[0]
+    assert sampler.replacement(3, row, 1) == again.replacement(3, row, 1)
+    assert sampler.replacement(3, row, 1) not in sampler.rows(3)
 
 
 def test_each_source_of_a_mixture_goes_through_its_own_epochs():
-    plan = mixture(60, 90).plan(10, 7, ring=RING)
-    seen = np.concatenate([plan.rows(step) for step in range(plan.epoch)])
+    sampler = mixture(60, 90).sampler(10, 7, neighbours=OPTIONS)
+    seen = np.concatenate([sampler.rows(step) for step in range(sampler.steps_per_epoch)])
     assert np.bincount(seen, minlength=150).max() <= 2
 
 
 def test_rows_without_places_cannot_be_neighbours():
     with pytest.raises(DataError, match=r"x: no row has a place, but batches of neighbours are asked for"):
-        mixture(20, place=lambda _: None).plan(5, 0, ring=RING)
+        mixture(20, place=lambda _: None).sampler(5, 0, neighbours=OPTIONS)

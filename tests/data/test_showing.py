@@ -191,7 +191,7 @@ def drawn(table, steps=12):
     rows = MixedDataset((WeightedSource("m", TableRows(table, ("text",))),))
     by = Words()
     loader = BatchLoader(
-        rows, {"text": LoadedSide(by)}, rows.plan(3, 0), first_step=0, last_step=steps, workers=0
+        rows, {"text": LoadedSide(by)}, rows.sampler(3, 0), first_step=0, last_step=steps, workers=0
     )
     return [tuple(batch["text"].tolist()) for _, batch, _ in loader]
 

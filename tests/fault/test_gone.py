@@ -55,9 +55,9 @@ def rows_of(folder, **options):
 
 
 def batches(rows, max_broken=0.01, workers=0, steps=20):
-    plan = rows.plan(4, seed=0)
+    sampler = rows.sampler(4, seed=0)
     return BatchLoader(
-        rows, {"noted": ModalityInput(Noted())}, plan, 0, steps, workers=workers, max_broken=max_broken
+        rows, {"noted": ModalityInput(Noted())}, sampler, 0, steps, workers=workers, max_broken=max_broken
     )
 
 

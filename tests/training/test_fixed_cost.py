@@ -59,7 +59,7 @@ def test_the_rows_of_a_stage_are_planned_once(tmp_path, monkeypatch):
         (WeightedSource("right", PluginPairs(toy.Right().pairs("train", "left"), "left", "right")),)
     )
     job = jobs.StageRun(recipe, recipe.stages[0], None, rows, tmp_path, None, "key")
-    assert [job.steps, job.steps, job.plan.epoch] == [18, 18, 6] and len(planned) == 1
+    assert [job.steps, job.steps, job.sampler.steps_per_epoch] == [18, 18, 6] and len(planned) == 1
 
 
 def steps(count):

@@ -123,7 +123,7 @@ def test_times_are_hours_of_utc_whether_read_row_by_row_or_at_once(tmp_path):
         ("hub", "spoke"),
     )
     one_by_one = [hours_since_1970(rows[row].place) for row in range(5)]
-    np.testing.assert_array_equal(rows.known().hour_N, one_by_one)
+    np.testing.assert_array_equal(rows.metadata().hour_N, one_by_one)
     assert one_by_one[0] - one_by_one[1] == 2 and one_by_one[2] == -1
     assert np.isnan(one_by_one[3]) and np.isnan(one_by_one[4])
 

@@ -105,7 +105,7 @@ class RasterColumn:
         windows = [self._read(window, row) for window in self._windows(row)]
         return windows[0] if len(windows) == 1 else windows or None
 
-    def described(self, row: int) -> Any:
+    def describe_window(self, row: int) -> Any:
         """Tell what this row's window is cut out of and how, without reading it; otherwise as `[row]`.
 
         Returns:
