@@ -24,7 +24,6 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch.nn import functional as F
 
 from geobind.losses import InfoNCE, LossContext, SigLIP, Temperature, unit_sphere
-from geobind.training.losses import PCME
 
 # N pairs, D width
 
@@ -80,7 +79,6 @@ def variants(n: int, d: int) -> dict[str, Variant]:
         "SigLIP, both trained": Variant(siglip, SigLIP(), True, True, 3),
         "SigLIP, other frozen": Variant(siglip, SigLIP(), True, False, 2),
         "SigLIP, hardness 1": Variant(siglip, SigLIP(hardness=1.0), True, True, 6),
-        "PCME++, both trained": Variant(siglip, PCME(d), True, True, 3),
     }
 
 

@@ -253,10 +253,14 @@ def _tag_key(item: ErrorDetails) -> str:
     return item.get("ctx", {})["discriminator"].strip("'")
 
 
+# Losses of earlier versions: the variances of PCME++ were functions of the embeddings alone.
+_REMOVED = {"pcme": "the loss 'pcme' was removed; choose infonce or siglip"}
+
+
 def _unknown_tag(item: ErrorDetails) -> str:
     told = item.get("ctx", {})
     known, given = re.findall(r"'([^']*)'", told["expected_tags"]), told["tag"]
-    near = did_you_mean(given, known)
+    near = _REMOVED.get(given) or did_you_mean(given, known)
     return f"Input should be one of {', '.join(known)} (got '{given}')" + (f"; {near}" if near else "")
 
 

@@ -21,7 +21,6 @@ from pydantic import (
 from geobind.data.options import DataOptions, MixedData
 from geobind.modality import Modality, Role
 from geobind.recipe.stage_options import (
-    PCME,
     AdamW,
     Batches,
     BatchSize,
@@ -289,7 +288,7 @@ class Stage(Options):
     )
     epochs: int | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, gt=0)
-    loss: Annotated[InfoNCE | SigLIP | PCME, Field(discriminator="name")] = InfoNCE()
+    loss: Annotated[InfoNCE | SigLIP, Field(discriminator="name")] = InfoNCE()
     optimizer: AdamW = AdamW()
     schedule: Annotated[Constant | Cosine | WarmRestarts, Field(discriminator="name")] = Cosine()
     precision: Precision | None = Field(default=None, description="default: the recipe's")

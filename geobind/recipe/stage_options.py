@@ -325,21 +325,3 @@ class SigLIP(Hard):
     name: Literal["siglip"]
     temperature: Temperature = Temperature(init=0.1)
     bias: float = Field(default=-10.0, description="added to every logit at the start; learned")
-
-
-class PCME(Told):
-    """Probabilistic matching of Gaussians whose variances are learned (PCME++, arXiv:2305.18171)."""
-
-    name: Literal["pcme"]
-    temperature: Temperature = Temperature(init=0.2)
-    shift: float = Field(
-        default=5.0, description="what distances over the temperature are taken from, at the start; learned"
-    )
-    pseudo_positives: float = Field(
-        default=0.1,
-        ge=0,
-        description="weight of a second loss in which rows at least as near as the pair count as pairs too",
-    )
-    vib: float = Field(
-        default=1e-4, ge=0, description="weight of the bottleneck that keeps variances from collapsing"
-    )

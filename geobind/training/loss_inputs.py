@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geobind.data.neighbours import compute_grouped_share
 from geobind.errors import DataError
-from geobind.recipe.stage_options import PCME, InfoNCE, SigLIP
+from geobind.recipe.stage_options import InfoNCE, SigLIP
 from geobind.training.losses import LossContext, hash_labels, unit_sphere
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from geobind.data.sampler import BatchSampler, MixedDataset, WeightedSource
     from geobind.recipe import Stage
 
-Options = InfoNCE | SigLIP | PCME
+Options = InfoNCE | SigLIP
 _MIN_NEIGHBOUR_SHARE = 0.9  # of the neighbours asked for: fewer are worth a warning
 
 

@@ -25,14 +25,14 @@ from geobind.training.distributed import Ranks
 from geobind.training.gradients import accumulation_step, build_accumulator, build_presence
 from geobind.training.interruption import defer_signals, explain_failures
 from geobind.training.loss_inputs import build_batch_sampler, build_loss_context
-from geobind.training.losses import ContrastiveLoss, uncertainties
+from geobind.training.losses import ContrastiveLoss
 from geobind.training.losses.build import build_loss
 from geobind.training.metrics import MetricsFile, Recorder, StepRecord
 from geobind.training.module import About, ContrastiveModule
 from geobind.training.optimizer import set_up_optimizer
 from geobind.training.trainable import collect_trained_states, prepare_encoders
 from geobind.training.validation import ValidationResult, Validator
-from geobind.utils import files, system
+from geobind.utils import system
 from geobind.utils.hashing import derive_seed
 
 PairLosses = Mapping[str, ContrastiveLoss]  # by pair
@@ -124,8 +124,6 @@ def run_stage(fabric: Fabric, job: StageRun) -> StageResult:
         losses = {pair.name: build_loss(stage.loss, job.recipe.width) for pair in job.pairs}
         quarantined, last, last_of, watched = _train(fabric, job, losses, cached)
         cached.close()
-    if fabric.is_global_zero and (heads := uncertainties(losses)):
-        files.write_tensors(job.folder / "uncertainty.safetensors", heads)
     return StageResult(
         steps=watched.steps,
         loss=last,

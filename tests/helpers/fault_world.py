@@ -46,7 +46,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "stages.1.loss={name: infonce, direction: anchor_to_other, queue: 16}",
         "stages.1.train=[hub]",
     ),
-    "siglip": ("stages.0.loss={name: siglip}", "stages.1.loss={name: pcme}"),
+    "siglip": ("stages.0.loss={name: siglip}", "stages.1.loss={name: siglip, hardness: 0.5}"),
     "head": ("stages.1.train={rim: head}", "stages.0.schedule={name: warm_restarts, period: 3}"),
     "rare checkpoints": ("stages.0.checkpoint_seconds=0.02", "stages.1.checkpoint_seconds=600"),
     "no cache": ("stages.1.cache=off", "max_broken=0"),

@@ -105,7 +105,7 @@ def test_every_mistake_is_told_at_once_with_its_line_and_fix(recipe_file):
         ({"train: [satellite]": "train: [ground_image]"}, "'ground_image' is frozen by its plugin"),
         (
             {"epochs: 1": "epochs: 1\n    loss: {name: infonse}"},
-            "14:12: stages.0.loss.name: Input should be one of infonce, siglip, pcme (got 'infonse'); "
+            "14:12: stages.0.loss.name: Input should be one of infonce, siglip (got 'infonse'); "
             "did you mean 'infonce'?",
         ),
         ({"epochs: 1": "epochs: 1\n    loss: {}"}, "stages.0.loss.name: missing; it must be given"),
@@ -127,7 +127,7 @@ def test_every_mistake_is_told_at_once_with_its_line_and_fix(recipe_file):
         ),
         (
             {"epochs: 1": "epochs: 1\n    loss: {name: triplet}"},
-            "one of infonce, siglip, pcme (got 'triplet')",
+            "one of infonce, siglip (got 'triplet')",
         ),
     ],
 )

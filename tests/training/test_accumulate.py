@@ -204,11 +204,6 @@ def test_steps_to_a_move_are_a_positive_number(tmp_path, word):
         toy.recipe(tmp_path, f"stages.0.accumulate={word}")
 
 
-def test_only_losses_that_can_be_shared_are(tmp_path):
-    with pytest.raises(RecipeError, match=r"stages\.0\.loss\.local: unknown key"):
-        toy.recipe(tmp_path, "stages.0.loss={name: pcme, local: true}")
-
-
 def test_the_recipe_of_the_page_on_big_batches_is_good(tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "big_batches.md").read_text(encoding="utf-8")
     (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)

@@ -16,7 +16,7 @@ from geobind.recipe.schema import bound_pairs
 from geobind.training import gradients as two_pass
 from geobind.training.distributed import Ranks
 from geobind.training.gradients import GradientAccumulator, chunk_rows, chunk_slices, count_rows, select_rows
-from geobind.training.losses import PCME, EmbeddingQueue, InfoNCE, LossContext, SigLIP, hash_labels
+from geobind.training.losses import EmbeddingQueue, InfoNCE, LossContext, SigLIP, hash_labels
 from geobind.training.module import About, ContrastiveModule
 from geobind.training.run import run
 
@@ -103,7 +103,7 @@ def test_rows_are_taken_of_every_tensor_of_a_structure():
 # The gradient
 
 
-@pytest.mark.parametrize("make", [InfoNCE, SigLIP, lambda: PCME(WIDTH), lambda: InfoNCE(hardness=0.5)])
+@pytest.mark.parametrize("make", [InfoNCE, SigLIP, lambda: InfoNCE(hardness=0.5)])
 @pytest.mark.parametrize("chunk", [2, 5, 11])
 def test_the_gradient_is_that_of_the_whole_batch_for_every_loss(make, chunk):
     torch.manual_seed(0)

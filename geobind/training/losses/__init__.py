@@ -6,12 +6,10 @@ context)`, and call `loss.clamp_temperature()` after each optimiser step. Double
 
 from geobind.training.losses.base import ContrastiveLoss, LossContext, Temperature, hash_labels, unit_sphere
 from geobind.training.losses.infonce import Direction, InfoNCE
-from geobind.training.losses.pcme import PCME, Uncertainty, read_uncertainties, uncertainties
 from geobind.training.losses.queue import EmbeddingQueue
 from geobind.training.losses.siglip import SigLIP
 
 __all__ = [
-    "PCME",
     "ContrastiveLoss",
     "Direction",
     "EmbeddingQueue",
@@ -19,9 +17,6 @@ __all__ = [
     "LossContext",
     "SigLIP",
     "Temperature",
-    "Uncertainty",
     "hash_labels",
-    "read_uncertainties",
-    "uncertainties",
     "unit_sphere",
 ]

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from geobind.errors import DataError
 from geobind.recipe.schema import Stage
-from geobind.recipe.stage_options import PCME as PCMEOptions
 from geobind.recipe.stage_options import InfoNCE as InfoNCEOptions
 from geobind.recipe.stage_options import SigLIP as SigLIPOptions
 from geobind.recipe.stage_options import Temperature as TemperatureOptions
-from geobind.training.losses import PCME, ContrastiveLoss, EmbeddingQueue, InfoNCE, SigLIP, Temperature
+from geobind.training.losses import ContrastiveLoss, EmbeddingQueue, InfoNCE, SigLIP, Temperature
 
 
-def build_loss(options: InfoNCEOptions | SigLIPOptions | PCMEOptions, width: int) -> ContrastiveLoss:
+def build_loss(options: InfoNCEOptions | SigLIPOptions, width: int) -> ContrastiveLoss:
     """Build the loss a stage asks for, over embeddings of this width."""
     temperature = _build_temperature(options.temperature)
     if options.name == "siglip":
         return SigLIP(temperature, options.bias, options.hardness, local=options.local)
-    if options.name == "pcme":
-        return PCME(width, temperature, options.shift, options.pseudo_positives, options.vib)
     queue = None if options.queue is None else EmbeddingQueue(options.queue, width)
     return InfoNCE(options.direction, temperature, queue, options.hardness, local=options.local)
 
