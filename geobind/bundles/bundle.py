@@ -125,8 +125,8 @@ def save(binder: Bound, folder: Path, *, over: str | Path | None = None) -> Path
     card, tensors, kept = card_of(binder, over=None), binder.encoders.state_dict(), (WEIGHTS, DELTA_FILE)
     if over is not None:
         base = _base_weights(folder, str(over))
-        tensors, told, digests = split_delta(tensors, read_weights(base), _called(over))
-        card = card.model_copy(update={"over": told, "digests": digests})
+        tensors, reference = split_delta(tensors, read_weights(base), _called(over))
+        card = card.model_copy(update={"over": reference})
         kept = (DELTA_FILE, WEIGHTS)
     if card.recipe:
         storage.write_atomic(folder / RECIPE, dump(card.recipe).encode())

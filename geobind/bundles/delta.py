@@ -1,11 +1,10 @@
-"""Bundles stored as a difference to a base bundle."""
+"""Small bundles: the tensors that differ from those of a base bundle."""
 
 # M rows and N columns of a weight laid out as a matrix, R the rank of its change
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import prod
 from pathlib import Path
 
 import torch
@@ -16,15 +15,12 @@ from geobind.errors import CheckpointError
 from geobind.towers.weights import read_weights
 from geobind.utils.system import hash_tensors
 
-DOWN, UP = ".lora_A", ".lora_B"  # what stands after a weight's name; the field's names for the factors
-_SAVES = 0.5  # factors larger than this share of their weight are not worth it
-_ROUNDINGS = 4  # how many times a weight may have been rounded since
-_EXTRA = 4  # more directions than the rank that is tried: a random one may miss a true one
-_FACTORED = (torch.float32, torch.float64)  # in shorter types rounding hides a small change
+DOWN, UP = ".lora_A", ".lora_B"  # suffixes of a weight's name: the usual names of the two factors
+DELTA_FILE = "adapter.safetensors"
 
 
 def name_factors(name: str, down_RN: Tensor, up_MR: Tensor) -> dict[str, Tensor]:
-    """Name the two factors of a change of a weight."""
+    """Return the two factors of a weight's change, by the names under which they are saved."""
     return {name + DOWN: down_RN.flatten(1).contiguous(), name + UP: up_MR.flatten(1).contiguous()}
 
 
@@ -35,34 +31,27 @@ def add_factors(weight: Tensor, down_RN: Tensor, up_MR: Tensor) -> Tensor:
 
 
 def compute_delta(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what leads from some weights to others.
-
-    A tensor that is bit-equal in both is left out. One whose change has a low rank, as after LoRA, is
-    two factors, exact to the rounding of its numbers; any other is there whole.
+    """Return the tensors of `after` that are not bit-equal in `before`.
 
     Args:
         before: The weights to start from, by name.
-        after: Those to arrive at; none is in `before` alone that matters.
+        after: The weights to arrive at.
     """
-    found: dict[str, Tensor] = {}
-    for name, tensor in after.items():
-        old = before.get(name)
-        if old is not None and (old.shape, old.dtype) == (tensor.shape, tensor.dtype):
-            old = old.to(tensor.device)
-            if torch.equal(old, tensor):
-                continue
-            pair = _factored(old, tensor)
-            if pair is not None:
-                found |= name_factors(name, *pair)
-                continue
-        found[name] = tensor.contiguous()
-    return found
+    return {
+        name: tensor.contiguous()
+        for name, tensor in after.items()
+        if (old := before.get(name)) is None
+        or (old.shape, old.dtype) != (tensor.shape, tensor.dtype)
+        or not torch.equal(old.to(tensor.device), tensor)
+    }
 
 
 def apply_delta(
     before: Mapping[str, Tensor], delta: Mapping[str, Tensor], names: Iterable[str]
 ) -> dict[str, Tensor]:
-    """Return the weights of these names that `delta` leads to from `before`.
+    """Return the weights of these names after `delta` is applied to `before`.
+
+    Bundles of earlier versions hold the change of a weight as two factors; newer ones hold the weight whole.
 
     Raises:
         KeyError: A weight is in neither, or a factor lacks the other.
@@ -79,38 +68,8 @@ def apply_delta(
     return after
 
 
-def _factored(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Split a weight's change into factors, (R, N) and (M, R); None where that saves too little.
-
-    The columns of the change times random vectors span it as soon as these are as many as its rank (the
-    range finder of arXiv:0909.4061, algorithm 4.1), so that their number is doubled until they do.
-    """
-    if new.ndim < 2 or new.dtype not in _FACTORED or not bool(torch.isfinite(new).all()):
-        return None
-    change_MN = (new.double() - old.double()).flatten(1)
-    rows, columns = change_MN.shape
-    allowed = _ROUNDINGS * torch.finfo(new.dtype).eps / 2 * new.abs().max().item()
-    most = int(_SAVES * prod(new.shape) / (rows + columns))
-    generator = torch.Generator(device="cpu").manual_seed(0)
-    rank = 1
-    while rank <= most:
-        random_NR = torch.randn(columns, rank + _EXTRA, generator=generator, dtype=torch.float64)
-        basis_MR = torch.linalg.qr(change_MN @ random_NR.to(change_MN.device)).Q
-        inside_RN = basis_MR.T @ change_MN
-        left_RR, size_R, right_RN = torch.linalg.svd(inside_RN, full_matrices=False)
-        up_MR = basis_MR @ (left_RR * size_R)[:, :rank]
-        down_RN = right_RN[:rank]
-        if (change_MN - up_MR @ down_RN).abs().max().item() <= allowed:
-            return down_RN.to(new.dtype), up_MR.to(new.dtype)
-        rank = min(2 * rank, most) if rank < most else most + 1
-    return None
-
-
-DELTA_FILE = "adapter.safetensors"
-
-
 class BaseReference(BaseModel):
-    """The bundle that a small one changes."""
+    """The base bundle of a small one."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -120,22 +79,17 @@ class BaseReference(BaseModel):
 
 def split_delta(
     tensors: Mapping[str, Tensor], base: Mapping[str, Tensor], name: str
-) -> tuple[dict[str, Tensor], BaseReference, dict[str, str]]:
-    """Separate a binder's weights into those of a base and what changes them.
+) -> tuple[dict[str, Tensor], BaseReference]:
+    """Return the weights that a binder does not share with a base, and a reference to that base.
 
     Args:
-        tensors: The weights of its encoders; their names begin with the modality's.
-        base: Those of the base.
-        name: What the base is called.
-
-    Returns:
-        The change; the base, as it must be found again; and the hash of each encoder that comes of the two,
-        whose weights are the binder's to their rounding.
+        tensors: The weights of the binder's encoders; each name begins with the modality's.
+        base: The weights of the base.
+        name: The base's folder name, or its id on a hub.
     """
-    delta = compute_delta(base, tensors)
-    whole = _group_by_encoder(apply_delta(base, delta, tensors))
-    shared = {encoder: own for encoder, own in _group_by_encoder(base).items() if encoder in whole}
-    return delta, BaseReference(name=name, digests=_hash_encoders(shared)), _hash_encoders(whole)
+    used = _group_by_encoder(tensors).keys()
+    shared = {encoder: own for encoder, own in _group_by_encoder(base).items() if encoder in used}
+    return compute_delta(base, tensors), BaseReference(name=name, digests=_hash_encoders(shared))
 
 
 def read_with_base(folder: Path, over: BaseReference, base: Path, names: Iterable[str]) -> dict[str, Tensor]:
@@ -143,17 +97,17 @@ def read_with_base(folder: Path, over: BaseReference, base: Path, names: Iterabl
 
     Args:
         folder: The bundle.
-        over: What its card says of the base.
+        over: The base that its card names.
         base: The file of the base's weights.
-        names: The weights wanted.
+        names: The weights to return.
 
     Raises:
-        CheckpointError: The base is not the one it was made over, or a file is damaged.
+        CheckpointError: It was saved over another base, or a file is damaged.
     """
     tensors = read_weights(base)
     encoders = _group_by_encoder(tensors)
-    found = _hash_encoders({name: encoders.get(name, {}) for name in over.digests})
-    others = [name for name in over.digests if found[name] != over.digests[name]]
+    digests = _hash_encoders({name: encoders.get(name, {}) for name in over.digests})
+    others = [name for name in over.digests if digests[name] != over.digests[name]]
     if others:
         raise CheckpointError(
             f"{folder}: made over the bundle '{over.name}', but {base.parent} has other weights of "
@@ -170,10 +124,10 @@ def read_with_base(folder: Path, over: BaseReference, base: Path, names: Iterabl
 
 
 def find_base(folder: Path, over: BaseReference, base: str | Path | None) -> str | Path:
-    """Tell where the base of a small bundle is: as told, beside it, or on a hub.
+    """Return where the base of a small bundle is: `base` if given, else beside it or on a hub.
 
     Raises:
-        CheckpointError: It can be in none of these places.
+        CheckpointError: It is not beside the bundle, and its name is no id on a hub.
     """
     if base is not None:
         return base
@@ -189,11 +143,11 @@ def find_base(folder: Path, over: BaseReference, base: str | Path | None) -> str
 
 
 def _group_by_encoder(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    found: dict[str, dict[str, Tensor]] = {}
+    encoders: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         encoder, _, own = name.partition(".")
-        found.setdefault(encoder, {})[own] = tensor
-    return found
+        encoders.setdefault(encoder, {})[own] = tensor
+    return encoders
 
 
 def _hash_encoders(encoders: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:

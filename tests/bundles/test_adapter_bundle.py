@@ -4,14 +4,13 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from geobind import plugins
 from geobind.binder import Binder
 from geobind.bundles.delta import apply_delta, compute_delta
+from geobind.bundles.stability import find_faults
 from geobind.errors import CheckpointError
 from geobind.modality import Modality
 
@@ -78,25 +77,40 @@ def test_a_small_bundle_with_its_base_embeds_as_the_whole_one_does(base, tmp_pat
     binder = tuned(base)
     small = binder.save(tmp_path / "small", over=base)
     again = Binder.load(small)
-    torch.testing.assert_close(again.embed("tile", INPUTS), binder.embed("tile", INPUTS), atol=1e-6, rtol=0)
+    assert torch.equal(again.embed("tile", INPUTS), binder.embed("tile", INPUTS))
+    assert find_faults(again) == []
     moved = Binder.load(small.rename(tmp_path.parent / f"{tmp_path.name}-moved"), base=base)
     assert torch.equal(moved.embed("tile", INPUTS), again.embed("tile", INPUTS))
 
 
-def test_it_holds_the_factors_of_what_changed_and_no_more(base, tmp_path):
-    small = tuned(base).save(tmp_path / "small", over=base)
-    held = {name: tuple(tensor.shape) for name, tensor in load_file(small / "adapter.safetensors").items()}
-    rank = held["tile.trunk.0.weight.lora_A"][0]
-    assert 3 <= rank <= 4
-    assert held == {
-        "tile.head.bias": (8,),
-        "tile.trunk.0.weight.lora_A": (rank, 40),
-        "tile.trunk.0.weight.lora_B": (60, rank),
-        "tile.trunk.2.weight.lora_A": (held["tile.trunk.2.weight.lora_A"][0], 60),
-        "tile.trunk.2.weight.lora_B": (60, held["tile.trunk.2.weight.lora_A"][0]),
-    }
+def test_it_holds_the_tensors_that_changed_and_no_more(base, tmp_path):
+    binder = tuned(base)
+    small = binder.save(tmp_path / "small", over=base)
+    held = load_file(small / "adapter.safetensors")
+    assert set(held) == {"tile.head.bias", "tile.trunk.0.weight", "tile.trunk.2.weight"}
+    assert all(torch.equal(tensor, binder.encoders.state_dict()[name]) for name, tensor in held.items())
     assert not (small / "model.safetensors").exists()
     assert "changes of the bundle `base`" in (small / "README.md").read_text()
+
+
+def with_factors(small, rank: int = 3):
+    """Rewrite a small bundle as earlier versions did: the change of a weight as two factors."""
+    held = load_file(small / "adapter.safetensors")
+    base = load_file(small.parent / "base" / "model.safetensors")
+    for name in ("tile.trunk.0.weight", "tile.trunk.2.weight"):
+        left, size, right = torch.linalg.svd(held.pop(name) - base[name])
+        held[f"{name}.lora_A"] = right[:rank].contiguous()
+        held[f"{name}.lora_B"] = (left[:, :rank] * size[:rank]).contiguous()
+    save_file(held, small / "adapter.safetensors")
+    return held
+
+
+def test_one_of_an_earlier_version_with_factors_still_loads(base, tmp_path):
+    binder = tuned(base)
+    small = binder.save(tmp_path / "small", over=base)
+    assert {"tile.trunk.0.weight.lora_A", "tile.trunk.2.weight.lora_B"} < set(with_factors(small))
+    again = Binder.load(small)
+    torch.testing.assert_close(again.embed("tile", INPUTS), binder.embed("tile", INPUTS), atol=1e-6, rtol=0)
 
 
 def test_a_modality_that_the_base_has_not_is_there_whole(base, tmp_path):
@@ -146,41 +160,25 @@ def test_a_whole_bundle_in_the_place_of_a_small_one_leaves_nothing_of_it(base, t
 
 def test_a_damaged_one_is_told(base, tmp_path):
     small = tuned(base).save(tmp_path / "small", over=base)
-    held = load_file(small / "adapter.safetensors")
+    held = with_factors(small)
     held["tile.trunk.0.weight.lora_A"] = torch.zeros(3, 7)
     save_file(held, small / "adapter.safetensors")
     with pytest.raises(CheckpointError, match="does not fit its base"):
         Binder.load(small)
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.integers(1, 5), st.integers(8, 40), st.integers(8, 40), st.sampled_from([1e-4, 1e-2, 1.0]))
-def test_weights_come_back_from_their_difference(rank, rows, columns, size):
-    random = torch.Generator().manual_seed(rank * rows * columns)
-    before = {"w": torch.randn(rows, columns, generator=random), "same": torch.ones(2)}
-    up, down = torch.randn(rows, rank, generator=random), torch.randn(rank, columns, generator=random)
-    after = {"w": before["w"] + size * up @ down, "same": torch.ones(2), "new": torch.zeros(1)}
-    delta = compute_delta(before, after)
-    back = apply_delta(before, delta, after)
-    assert "same" not in delta and torch.equal(delta["new"], after["new"])
-    torch.testing.assert_close(back["w"], after["w"], atol=2e-6 * after["w"].abs().max().item(), rtol=0)
-    assert sum(t.numel() for n, t in delta.items() if n.startswith("w")) <= rows * columns
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64])
-def test_short_numbers_are_kept_whole(dtype):
-    before = {"w": torch.ones(40, 40, dtype=dtype)}
-    after = {"w": before["w"].clone()}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_weights_come_back_from_their_delta_to_the_bit(dtype):
+    before = {"w": torch.ones(40, 40, dtype=dtype), "same": torch.ones(2)}
+    after = {"w": before["w"].clone(), "same": torch.ones(2), "new": torch.zeros(1)}
     after["w"][0] += 1
     delta = compute_delta(before, after)
-    assert torch.equal(delta["w"], after["w"])
+    assert set(delta) == {"w", "new"}
+    back = apply_delta(before, delta, after)
+    assert all(torch.equal(back[name], tensor) for name, tensor in after.items())
 
 
-def test_convolutions_have_factors_too():
-    random = torch.Generator().manual_seed(0)
-    before = {"w": torch.randn(20, 10, 3, 3, generator=random)}
-    change = torch.randn(20, 1, generator=random) @ torch.randn(1, 90, generator=random)
-    after = {"w": before["w"] + change.view(20, 10, 3, 3)}
-    delta = compute_delta(before, after)
-    assert {name: tuple(t.shape) for name, t in delta.items()} == {"w.lora_A": (1, 90), "w.lora_B": (20, 1)}
-    torch.testing.assert_close(apply_delta(before, delta, after)["w"], after["w"], atol=1e-6, rtol=0)
+def test_a_weight_of_another_shape_or_type_is_part_of_the_delta():
+    before = {"shape": torch.ones(2, 2), "type": torch.ones(2)}
+    after = {"shape": torch.ones(4), "type": torch.ones(2, dtype=torch.float64)}
+    assert set(compute_delta(before, after)) == {"shape", "type"}
