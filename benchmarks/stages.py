@@ -213,7 +213,7 @@ def run(
         if between is not None:
             metrics.between = lambda look: between(look, job, metrics)
         rows = StageData(recipe).rows(recipe.stages[0])
-        job = StageRun(recipe, recipe.stages[0], binder, rows, folder, metrics, "key", look_every=every)
+        job = StageRun(recipe, recipe.stages[0], binder, rows, folder, metrics, "key", log_every=every)
         outcome = run_stage(fabric, job)
     return Ran(outcome, fabric, metrics.losses, metrics.norms, metrics.stamps)
 

@@ -550,7 +550,7 @@ class Validator:
         return self.job.folder / _BEST.replace("*", f"{steps:08d}")
 
     def _say(self, facts: Mapping[str, Any]) -> None:
-        early = f"stopped after {self._taken} of {self.job.steps} steps, " if self.over else ""
+        early = f"stopped after {self._taken} of {self.job.steps} steps, " if self.is_stopped else ""
         told = f"{early}weights after {facts['kept_steps']} steps kept"
         _log.info(
             "%s: %s (best %s on split '%s': %.4g, after %s)",
