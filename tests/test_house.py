@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from geobind import hookspecs, plugins
+from geobind import extras, hookspecs, plugins
 
 ROOT = Path(__file__).parent.parent
 CORE = ROOT / "geobind"
@@ -42,7 +42,7 @@ LAYER = {module: height for height, line in enumerate(LAYERS) for module in line
 
 # The same inside training: losses, the trained module, its gradients, the optimizer, a stage, a run.
 TRAINING_LAYERS = """
-interruption metrics ema blocks resume distributed losses
+interruption metrics ema blocks resume distributed losses lora_attention
 fsdp
 checkpoint lora sync_batchnorm
 encoder_transforms
@@ -63,6 +63,7 @@ LONG = {}
 # Modules of under 60 lines with one importer, in their own package, and why each stands alone.
 SMALL = {
     "hookspecs.py": "what plugin authors read and import",
+    "training/lora_attention.py": "imports peft, which only adapters need",
 }
 
 # Strings in code that are the name of a built-in modality, and why each may be.
@@ -175,6 +176,16 @@ def test_the_core_names_no_built_in_modality():
 
 def test_each_name_the_core_may_say_is_said():
     assert all(word in strings(TREES[name]) for name, word in NAMED)
+
+
+def test_a_module_imports_optional_packages_only_when_they_are_needed():
+    def optional(name):
+        body = [node for node in TREES[name].body if isinstance(node, ast.Import | ast.ImportFrom)]
+        tops = {path.split(".")[0] for path in imports(ast.Module(body, []))}
+        return tops & {*extras.INSTALL, "torchaudio"}
+
+    # Imported by lora.py in the function that needs it.
+    assert found_in(FILES, optional) == {"training/lora_attention.py": {"peft"}}
 
 
 @pytest.mark.parametrize("module", ["geobind", "geobind.plugins", "geobind.recipe", "geobind.cli"])

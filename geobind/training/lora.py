@@ -12,9 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import MultiheadAttention
 from torch import Tensor, nn
-from torch.func import functional_call  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.utils.parametrize import is_parametrized
 
 from geobind.bundles.delta import add_factors, name_factors
@@ -61,6 +59,7 @@ def insert_adapters(name: str, encoder: nn.Module, options: Lora, seed: int) -> 
     """
     check_lora(name, encoder, options)
     peft = _import_peft()
+    from geobind.training.lora_attention import LoraFusedAttention  # imports peft
 
     targets = find_target_layers(name, encoder, options)
     config = peft.LoraConfig(
@@ -214,28 +213,3 @@ def _import_peft() -> Any:
     except ImportError as error:
         raise PluginError(f"LoRA needs peft ({error}): {INSTALL['peft']}") from error
     return peft
-
-
-class LoraFusedAttention(MultiheadAttention):
-    """peft's layer for fused attention, but one that never touches the weights it adapts.
-
-    peft's own adds the change to the weights before each forward pass and subtracts it afterwards, which
-    leaves them a rounding away from what they were: no longer frozen, and different after a resume.
-    """
-
-    def forward(self, query: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Attend with the weights plus their changes."""
-        base: Any = self.get_base_layer()
-        adapted = {
-            "in_proj_weight": base.in_proj_weight + self._change(self),
-            "out_proj.base_layer.weight": base.out_proj.weight + self._change(base.out_proj),
-        }
-        return functional_call(base, adapted, (query, *args), kwargs)
-
-    def _restore_weights(self) -> None:
-        """Leave the parameters alone: nothing took them away."""
-
-    @staticmethod
-    def _change(layer: Any) -> Tensor:
-        (name,) = layer.active_adapters
-        return layer.lora_B[name].weight @ layer.lora_A[name].weight * layer.scaling[name]

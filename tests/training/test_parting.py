@@ -17,21 +17,21 @@ def gloo_threads():
     return sum("gloo" in name for name in names)
 
 atexit.register(lambda: print("left", gloo_threads() > 0))  # called after what is registered later
-from geobind.training.processes import parting
+from geobind.training import distributed
 if sys.argv[1] == "closes":
-    parting.close_at_exit()
+    distributed.close_at_exit()
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-dist.all_reduce(torch.ones(3), group=parting.patient())
+dist.all_reduce(torch.ones(3), group=distributed.control_group())
 print("had", gloo_threads() > 0)
 """
 
 ALONE = """
 import sys, torch
 from torch import distributed as dist
-from geobind.training.processes import parting
+from geobind.training import distributed
 
-parting._SECONDS, rank = 1, int(sys.argv[2])
-parting.close_at_exit()
+distributed._CLOSE_SECONDS, rank = 1, int(sys.argv[2])
+distributed.close_at_exit()
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[1], 2), rank=rank, world_size=2)
 if rank == 0:
     sent = dist.all_reduce(torch.ones(3), async_op=True)
