@@ -81,7 +81,7 @@ class Two(One):
 
 def recipe(kind: str, train: dict[str, str], batch: int, steps: int, cache: str):
     registry = {c.name: plugins.Plugin(c, plugins.Source(c.name, "benchmark", "0")) for c in (One, Two)}
-    plugins.registry = lambda: plugins.ModalityRegistry(registry, ())
+    plugins.registry = lambda: plugins.Registry("modality", registry, ())
     modalities = {"one": {"kind": kind}, "two": {"rows": EPOCH * batch, "role": "trainable"}}
     stage = {"name": "s", "align": "two", "train": train, "batch_size": batch, "steps": steps, "cache": cache}
     values = {

@@ -101,7 +101,7 @@ class Plain(Dataset):
 
 def recipe(steps: int, batch: int, cached: bool):
     registry = {c.name: plugins.Plugin(c, plugins.Source(c.name, "benchmark", "0")) for c in (One, Two)}
-    plugins.registry = lambda: plugins.ModalityRegistry(registry, ())
+    plugins.registry = lambda: plugins.Registry("modality", registry, ())
     stage = {"name": "s", "align": "two", "train": ["one"], "batch_size": batch, "steps": steps}
     stage["cache"] = "auto" if cached else "off"
     rows = batch * EPOCH if cached else len(IMAGES)

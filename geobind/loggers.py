@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from geobind import plugins
 from geobind.errors import PluginError
 from geobind.extras import missing
-from geobind.plugins import fault_of, find, gather, open_plugin, provided, unknown_option
+from geobind.plugins import PluginKind, Registry, find, unknown_option
 
 
 class About(NamedTuple):
@@ -78,31 +76,13 @@ class FabricWriter:
         self.logger.finalize("success")
 
 
-class Registry(plugins.Registry[Logger]):
-    """Every logger on this machine."""
-
-    kind = "logger"
-
-
-def check(cls: object) -> str | None:
-    """Say in one line what is wrong with a class that claims to be a logger, or None."""
-    return fault_of(cls, Logger, "geobind.loggers.Logger", lambda _: None)
-
-
-def load(entry: EntryPoint) -> list[type[Logger]]:
-    """Import one plugin and ask it for its loggers; most have none."""
-    return provided(open_plugin(entry), "geobind_loggers")
-
-
-def collect(entries: Iterable[EntryPoint]) -> Registry:
-    """Load and check each entry point; a faulty one is remembered with its reason and harms no other."""
-    return Registry(*gather(entries, load, check))
+LOGGER = PluginKind("logger", Logger, "geobind.loggers.Logger", "geobind_loggers")
 
 
 @lru_cache(maxsize=1)
-def registry() -> Registry:
+def registry() -> Registry[Logger]:
     """Return every logger on this machine; plugins are looked up once per process."""
-    return collect(find())
+    return LOGGER.collect(find())
 
 
 def make(name: str, options: Mapping[str, Any]) -> Logger:

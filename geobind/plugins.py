@@ -1,4 +1,4 @@
-"""Plugin discovery by entry point, the checks of what plugins provide, and the installed modalities."""
+"""Plugin discovery by entry point, checks of the classes that plugins provide, and their registries."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class Named(Protocol):
-    """What every plugin provides has a name, which recipes and commands use."""
+    """A class that a plugin provides; recipes and commands use its name."""
 
     name: ClassVar[str]
 
 
-C = TypeVar("C", bound=Named)  # what the classes that plugins provide are subclasses of
+C = TypeVar("C", bound=Named)  # the base class of one kind
 
 
 class Source(NamedTuple):
-    """Where a plugin comes from."""
+    """The origin of a plugin."""
 
     entry_point: str
     distribution: str
@@ -41,7 +41,7 @@ class Source(NamedTuple):
 
 
 class Plugin(NamedTuple, Generic[C]):
-    """A class that a plugin provides, found, loaded and checked."""
+    """A class that a plugin provides, loaded and checked."""
 
     cls: type[C]
     source: Source
@@ -52,14 +52,14 @@ class Broken(NamedTuple):
 
     source: Source
     reason: str
-    name: str | None = None  # the name of what it provides, when the plugin got far enough to tell
+    name: str | None = None  # of the class it provides, where two plugins clash over it
 
 
 @dataclass(frozen=True)
 class Registry(Generic[C]):
-    """Everything of one kind that plugins on this machine provide."""
+    """Every class of one kind that plugins on this machine provide."""
 
-    kind: ClassVar[str]  # the word for one of them in messages
+    kind: str  # the word for one of them in messages
     plugins: dict[str, Plugin[C]]
     broken: tuple[Broken, ...]
 
@@ -74,11 +74,11 @@ class Registry(Generic[C]):
         raise PluginError(self.explain(name))
 
     def clashes(self, name: str) -> list[str]:
-        """Say which plugins all provide `name`, so that none of them is used; nothing if there are none."""
+        """Return the reasons why no plugin may provide `name`, because several do."""
         return [broken.reason for broken in self.broken if broken.name == name]
 
     def explain(self, name: str) -> str:
-        """Say why there is no usable plugin called `name`, and what there is instead."""
+        """Return why there is no usable class called `name`, and which there are instead."""
         clash = self.clashes(name)
         lines = [clash[0] if clash else f"no {self.kind} named '{name}'"]
         if near := did_you_mean(name, self.plugins):
@@ -87,6 +87,74 @@ class Registry(Generic[C]):
         lines.append(f"  installed: {installed}")
         lines += [f"  failed to load: {b.source}: {b.reason}" for b in self.broken if b.reason not in clash]
         return "\n".join(lines)
+
+
+def _accept(_: type[Any]) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class PluginKind(Generic[C]):
+    """A kind of class that plugins provide: its base class, its hook, and the checks of its own."""
+
+    word: str  # for one of them in messages
+    base: type[C]
+    address: str  # of the base class, for messages
+    hook: str
+    find_own_fault: Callable[[type[C]], str | None] = _accept
+    required: bool = False  # a plugin that answers no hook at all is broken as one of this kind
+
+    def load(self, entry: EntryPoint) -> list[type[C]]:
+        """Import one plugin and return the classes of this kind that it provides, which may be none.
+
+        Raises:
+            PluginError: The plugin answers a hook that does not exist, or none although it must.
+        """
+        manager = open_plugin(entry)
+        classes: list[type[C]] = [cls for answer in getattr(manager.hook, self.hook)() for cls in answer]
+        others = (hook for name, hook in vars(manager.hook).items() if name != self.hook)
+        if self.required and not classes and not any(hook.get_hookimpls() for hook in others):
+            raise PluginError(f"it provides no {self.word}: no function {self.hook} marked @geobind.hookimpl")
+        return classes
+
+    def find_fault(self, cls: object) -> str | None:
+        """Return in one line what is wrong with a class that claims to be of this kind, or None."""
+        if not (inspect.isclass(cls) and issubclass(cls, self.base)):
+            return f"{cls!r} is not a subclass of {self.address}"
+        name = getattr(cls, "name", None)
+        if not (isinstance(name, str) and _NAME.fullmatch(name)):
+            return f"{cls.__name__}.name must be lower-case letters, digits and underscores, not {name!r}"
+        if fault := self.find_own_fault(cls):
+            return fault
+        missing = sorted(getattr(cls, "__abstractmethods__", ()))
+        return f"{cls.__name__} does not implement {', '.join(missing)}" if missing else None
+
+    def collect(self, entries: Iterable[EntryPoint]) -> Registry[C]:
+        """Load and check each entry point; a faulty one is remembered with its reason and harms no other."""
+        checked: dict[str, list[Plugin[C]]] = {}
+        broken: list[Broken] = []
+        for entry in entries:
+            source = _source(entry)
+            try:
+                classes = self.load(entry)
+            except (Exception, SystemExit) as error:  # a plugin that exits must not end the command
+                reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+                broken.append(Broken(source, " ".join(reason.split())))
+                continue
+            for cls in classes:
+                if fault := self.find_fault(cls):
+                    broken.append(Broken(source, fault))
+                else:
+                    checked.setdefault(cls.name, []).append(Plugin(cls, source))
+        usable: dict[str, Plugin[C]] = {}
+        for name, plugins in sorted(checked.items()):
+            if len(plugins) == 1:
+                usable[name] = plugins[0]
+            else:
+                who = " and ".join(str(plugin.source) for plugin in plugins)
+                reason = f"two plugins provide '{name}': {who}; uninstall one"
+                broken.append(Broken(plugins[1].source, reason, name))
+        return Registry(self.word, usable, tuple(broken))
 
 
 def find() -> list[EntryPoint]:
@@ -99,6 +167,9 @@ def open_plugin(entry: EntryPoint) -> pluggy.PluginManager:
 
     Each plugin gets a pluggy manager of its own: pluggy's loader stops at the first plugin that fails,
     skips a repeated entry-point name and lets a misspelt hook pass, and none of that may cross plugins.
+
+    Raises:
+        PluginError: The plugin answers a hook that does not exist.
     """
     manager = pluggy.PluginManager(hookspecs.hookspec.project_name)
     manager.add_hookspecs(hookspecs)
@@ -112,7 +183,7 @@ def open_plugin(entry: EntryPoint) -> pluggy.PluginManager:
 
 
 def _unknown_hook(manager: pluggy.PluginManager, plugin: object) -> str | None:
-    """Say which hook of a plugin is none of geobind's, and which may be meant."""
+    """Name the first hook of a plugin that geobind does not have, and the one it resembles."""
     known = [name for name, hook in sorted(vars(manager.hook).items()) if hook.has_spec()]
     for hook in manager.get_hookcallers(plugin) or ():
         if not hook.has_spec():
@@ -121,77 +192,11 @@ def _unknown_hook(manager: pluggy.PluginManager, plugin: object) -> str | None:
     return None
 
 
-def provided(manager: pluggy.PluginManager, hook: str) -> list[Any]:
-    """Ask an open plugin for the classes that it provides through one hook."""
-    return [cls for classes in getattr(manager.hook, hook)() for cls in classes]
-
-
-def fault_of(cls: object, base: type[C], address: str, own: Callable[[type[C]], str | None]) -> str | None:
-    """Say in one line what is wrong with a class that a plugin provides, or None.
-
-    Args:
-        cls: What claims to be such a class.
-        base: What it must be a subclass of.
-        address: What messages call `base`.
-        own: Says what else is wrong with a class of this kind.
-    """
-    if not (inspect.isclass(cls) and issubclass(cls, base)):
-        return f"{cls!r} is not a subclass of {address}"
-    name = getattr(cls, "name", None)
-    if not (isinstance(name, str) and _NAME.fullmatch(name)):
-        return f"{cls.__name__}.name must be lower-case letters, digits and underscores, not {name!r}"
-    if fault := own(cls):
-        return fault
-    missing = sorted(getattr(cls, "__abstractmethods__", ()))
-    return f"{cls.__name__} does not implement {', '.join(missing)}" if missing else None
-
-
 def unknown_option(given: Iterable[str], known: Sequence[str]) -> str | None:
-    """Say which option is none of those known, and which may be meant, or None."""
-    there = ", ".join(known) or "none"
+    """Name the first option that is not known, and the one it resembles; None if all are known."""
+    options = ", ".join(known) or "none"
     unknown = next((name for name in given if name not in known), None)
-    return unknown and f"no option '{unknown}'; {did_you_mean(unknown, known, f'it has {there}')}"
-
-
-def gather(
-    entries: Iterable[EntryPoint],
-    load: Callable[[EntryPoint], list[type[C]]],
-    check: Callable[[object], str | None],
-) -> tuple[dict[str, Plugin[C]], tuple[Broken, ...]]:
-    """Load and check what each entry point provides; a faulty one is remembered with its reason.
-
-    Args:
-        entries: The plugins.
-        load: Returns the classes that one plugin provides, each with a `name`.
-        check: Says what is wrong with a class, or None.
-
-    Returns:
-        The usable classes by name, each with where it comes from, and what cannot be used.
-    """
-    found: dict[str, list[Plugin[C]]] = {}
-    broken: list[Broken] = []
-    for entry in entries:
-        source = _source(entry)
-        try:
-            classes = load(entry)
-        except (Exception, SystemExit) as error:  # a plugin that exits must not end the command
-            reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-            broken.append(Broken(source, " ".join(reason.split())))
-            continue
-        for cls in classes:
-            if fault := check(cls):
-                broken.append(Broken(source, fault))
-            else:
-                found.setdefault(cls.name, []).append(Plugin(cls, source))
-    usable: dict[str, Plugin[C]] = {}
-    for name, plugins in sorted(found.items()):
-        if len(plugins) == 1:
-            usable[name] = plugins[0]
-        else:
-            who = " and ".join(str(plugin.source) for plugin in plugins)
-            reason = f"two plugins provide '{name}': {who}; uninstall one"
-            broken.append(Broken(plugins[1].source, reason, name))
-    return usable, tuple(broken)
+    return unknown and f"no option '{unknown}'; {did_you_mean(unknown, known, f'it has {options}')}"
 
 
 def _source(entry: EntryPoint) -> Source:
@@ -204,40 +209,7 @@ def _source(entry: EntryPoint) -> Source:
 _RESERVED = {"key", "split", "lat", "lon", "time", "label", "group", "licence"}  # columns of every table
 
 
-class ModalityRegistry(Registry[Modality]):
-    """Every modality on this machine."""
-
-    kind = "modality"
-
-
-def load(entry: EntryPoint) -> list[type[Modality]]:
-    """Import one plugin and ask it for its modalities; one that answers another hook may have none."""
-    manager = open_plugin(entry)
-    classes = provided(manager, "geobind_modalities")
-    if not classes and not any(
-        hook.get_hookimpls() for name, hook in vars(manager.hook).items() if name != "geobind_modalities"
-    ):
-        raise PluginError("it provides no modality: no function geobind_modalities marked @geobind.hookimpl")
-    return classes
-
-
-def check(cls: object) -> str | None:
-    """Say in one line what is wrong with a class that claims to be a modality, or None."""
-    return fault_of(cls, Modality, "geobind.Modality", _fault)
-
-
-def collect(entries: Iterable[EntryPoint]) -> ModalityRegistry:
-    """Load and check each entry point; a faulty one is remembered with its reason and harms no other."""
-    return ModalityRegistry(*gather(entries, load, check))
-
-
-@lru_cache(maxsize=1)
-def registry() -> ModalityRegistry:
-    """Return every modality on this machine; plugins are looked up once per process."""
-    return collect(find())
-
-
-def _fault(cls: type[Modality]) -> str | None:
+def _fault_of_modality(cls: type[Modality]) -> str | None:
     if cls.name in _RESERVED:
         return f"{cls.__name__}.name cannot be {cls.name!r}: every data table has a column of that name"
     taken = sorted({"role", "data"} & set(cls.model_fields))
@@ -247,3 +219,14 @@ def _fault(cls: type[Modality]) -> str | None:
     if role not in get_args(Role):
         return f"{cls.__name__}.role must be 'frozen' or 'trainable', not {role!r}"
     return None
+
+
+MODALITY = PluginKind(
+    "modality", Modality, "geobind.Modality", "geobind_modalities", _fault_of_modality, required=True
+)
+
+
+@lru_cache(maxsize=1)
+def registry() -> Registry[Modality]:
+    """Return every modality on this machine; plugins are looked up once per process."""
+    return MODALITY.collect(find())

@@ -256,7 +256,9 @@ def test_a_bundle_of_another_format_names_the_version_to_install(bundle):
 def test_two_plugins_of_the_modality_that_a_bundle_needs_are_not_answered_with_a_third(bundle, monkeypatch):
     clash = "two plugins provide 'right': toy 1.0 [right] and zoo 2.0 [right]; uninstall one"
     source = plugins.Source("right", "zoo", "2.0")
-    both = plugins.ModalityRegistry({"left": registry().plugins["left"]}, (Broken(source, clash, "right"),))
+    both = plugins.Registry(
+        "modality", {"left": registry().plugins["left"]}, (Broken(source, clash, "right"),)
+    )
     monkeypatch.setattr(plugins, "registry", lambda: both)
     with pytest.raises(PluginError, match="uninstall one") as caught:
         Binder.load(bundle)
@@ -273,7 +275,7 @@ def test_a_recipe_error_of_an_encoder_names_the_modality():
 
 
 def test_a_missing_plugin_is_named_with_its_install_command(bundle, monkeypatch):
-    only_left = plugins.ModalityRegistry({"left": registry().plugins["left"]}, ())
+    only_left = plugins.Registry("modality", {"left": registry().plugins["left"]}, ())
     monkeypatch.setattr(plugins, "registry", lambda: only_left)
     with pytest.raises(
         PluginError, match=r"needs the modality 'right' of toy 1\.0(.|\n)*pip install toy==1\.0"

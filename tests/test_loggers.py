@@ -70,7 +70,7 @@ def installed(monkeypatch):
     classes = (Notes, Torn, Absent, *built_in)
     known = {cls.name: Plugin(cls, Source(cls.name, "toy", "1.0")) for cls in classes}
     made = sys.modules["geobind.loggers"]
-    monkeypatch.setattr(made, "registry", lambda: made.Registry(known, ()))
+    monkeypatch.setattr(made, "registry", lambda: made.Registry("logger", known, ()))
     monkeypatch.setattr(Notebook, "pages", [])
     torch.set_num_threads(1)
 
@@ -78,7 +78,7 @@ def installed(monkeypatch):
 def load_built_in(monkeypatch):
     monkeypatch.syspath_prepend(str(MODALITIES))
     entry = EntryPoint("loggers", "geobind_logging", "geobind")
-    return sys.modules["geobind.loggers"].load(entry)
+    return sys.modules["geobind.loggers"].LOGGER.load(entry)
 
 
 def go(folder, *overrides, resume=False):

@@ -192,7 +192,7 @@ def test_a_plugin_may_provide_something_sound_beside_something_faulty(kind, publ
 
 def test_an_empty_machine_says_how_to_install_geobind(kind):
     with pytest.raises(PluginError) as failure:
-        kind.registry.collect([]).get("audio")
+        kind.kind.collect([]).get("audio")
     assert str(failure.value) == (
         f"no {kind.word} named 'audio'\n  installed: none (is geobind itself installed? pip install -e .)"
     )
@@ -210,7 +210,7 @@ def test_a_plugin_that_marks_no_hook_is_broken_as_a_plugin_of_modalities_alone(p
 
 
 def test_what_is_built_in_comes_through_entry_points_and_none_of_it_is_broken(kind):
-    found = kind.registry.registry()
+    found = kind.registry()
     mine = {name for name, plugin in found.plugins.items() if plugin.source.distribution == "geobind"}
     assert mine == BUILT_IN[kind.word]
     assert [broken for broken in found.broken if broken.source.distribution == "geobind"] == []

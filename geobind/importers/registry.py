@@ -1,51 +1,48 @@
-"""Find the installed importers, check them, and make one from its options."""
+"""The installed importers, and importers built from the words of a command line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from geobind import plugins
 from geobind.data.delimited import PLACE_COLUMNS
 from geobind.errors import DataError
 from geobind.extras import missing
 from geobind.importers.contract import Column, Importer, Kind
-from geobind.plugins import fault_of, find, gather, open_plugin, provided, unknown_option
+from geobind.plugins import PluginKind, Registry, find, unknown_option
 
 _TOLD = ("title", "home", "licence", "citation", "layout")
 
 
-class Registry(plugins.Registry[Importer]):
-    """Every importer on this machine."""
+def _fault_of_importer(cls: type[Importer]) -> str | None:
+    silent = [word for word in _TOLD if not str(getattr(cls, word, "")).strip()]
+    if silent:
+        return f"{cls.__name__} does not say its {', '.join(silent)}"
+    columns = getattr(cls, "columns", None)
+    if not isinstance(columns, Mapping) or not all(
+        isinstance(column, Column) and column.kind in get_args(Kind) for column in columns.values()
+    ):
+        return f"{cls.__name__}.columns must be a dict of geobind.importers.Column by name"
+    taken = sorted(set(columns) & set(PLACE_COLUMNS))
+    if taken:
+        return f"{cls.__name__}.columns has '{taken[0]}', which every manifest may have; leave it out"
+    return None
 
-    kind = "importer"
 
-
-def check(cls: object) -> str | None:
-    """Say in one line what is wrong with a class that claims to be an importer, or None."""
-    return fault_of(cls, Importer, "geobind.importers.Importer", _fault)
-
-
-def load(entry: EntryPoint) -> list[type[Importer]]:
-    """Import one plugin and ask it for its importers; most have none."""
-    return provided(open_plugin(entry), "geobind_importers")
-
-
-def collect(entries: Iterable[EntryPoint]) -> Registry:
-    """Load and check each entry point; a faulty one is remembered with its reason and harms no other."""
-    return Registry(*gather(entries, load, check))
+IMPORTER = PluginKind(
+    "importer", Importer, "geobind.importers.Importer", "geobind_importers", _fault_of_importer
+)
 
 
 @lru_cache(maxsize=1)
-def registry() -> Registry:
+def registry() -> Registry[Importer]:
     """Return every importer on this machine; plugins are looked up once per process."""
-    return collect(find())
+    return IMPORTER.collect(find())
 
 
 def make(cls: type[Importer], sources: Sequence[Path], options: Mapping[str, str]) -> Importer:
@@ -73,21 +70,6 @@ def make(cls: type[Importer], sources: Sequence[Path], options: Mapping[str, str
     if faults := [*missing(made.requires())]:
         raise DataError(f"{cls.name} {'; '.join(faults)}")
     return made
-
-
-def _fault(cls: type[Importer]) -> str | None:
-    silent = [word for word in _TOLD if not str(getattr(cls, word, "")).strip()]
-    if silent:
-        return f"{cls.__name__} does not say its {', '.join(silent)}"
-    columns = getattr(cls, "columns", None)
-    if not isinstance(columns, Mapping) or not all(
-        isinstance(column, Column) and column.kind in get_args(Kind) for column in columns.values()
-    ):
-        return f"{cls.__name__}.columns must be a dict of geobind.importers.Column by name"
-    taken = sorted(set(columns) & set(PLACE_COLUMNS))
-    if taken:
-        return f"{cls.__name__}.columns has '{taken[0]}', which every manifest may have; leave it out"
-    return None
 
 
 def _value(word: str) -> Any:

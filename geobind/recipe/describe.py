@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from geobind.data.options import MixedData
-from geobind.plugins import ModalityRegistry
+from geobind.modality import Modality
+from geobind.plugins import Registry
 from geobind.recipe.schema import Recipe, Stage, Watch
 from geobind.recipe.stage_options import Full, Head, Last, Lora, Part
 from geobind.recipe.validation import own_pairs
@@ -156,7 +157,7 @@ Schema = dict[str, Any]
 _ENTRY = "#/$defs/Entry"
 
 
-def editor_schema(registry: ModalityRegistry) -> Schema:
+def editor_schema(registry: Registry[Modality]) -> Schema:
     """Return the JSON schema of recipes, with the options of every installed modality."""
     schema = Recipe.model_json_schema()
     definitions = schema["$defs"]

@@ -14,7 +14,7 @@ from geobind.data.options import DataOptions, MixedData
 from geobind.errors import DataError, PluginError, did_you_mean
 from geobind.extras import INSTALL, missing
 from geobind.modality import Modality
-from geobind.plugins import ModalityRegistry
+from geobind.plugins import Registry
 from geobind.recipe.embedding_sum import read_sum
 from geobind.recipe.parsing import Path_, Problem, Written, field_problems, strings, written_path
 from geobind.recipe.schema import Entry, Recipe, Stage, bound_pairs, pair_words
@@ -350,7 +350,7 @@ def _without(values: dict[str, Any], paths: Iterable[Path_]) -> dict[str, Any]:
 
 
 def check_modalities(
-    written: Written, registry: ModalityRegistry, base: Path
+    written: Written, registry: Registry[Modality], base: Path
 ) -> tuple[dict[str, Modality], list[Problem]]:
     """Construct each modality of the recipe from its options.
 

@@ -95,11 +95,11 @@ class InputContract(Subject):
     def test_is_found_by_its_entry_point(self) -> None:
         """The installed plugin provides this very class under its name."""
         cls = type(self.modality)
-        if fault := plugins.check(cls):
+        if fault := plugins.MODALITY.find_fault(cls):
             fail(fault, "mend the class; geobind.Modality says what it needs")
         if not self.entry_point:
             raise SkipTest("entry_point = False")
-        registry = plugins.collect(plugins.find())
+        registry = plugins.MODALITY.collect(plugins.find())
         line = f'[project.entry-points.{plugins.GROUP}] {cls.name} = "{cls.__module__}"'
         if cls.name not in registry.plugins:
             fail(registry.explain(cls.name), f"add {line} to pyproject.toml, and install it again")

@@ -50,7 +50,7 @@ INPUTS = list(torch.randn(5, 40, generator=torch.Generator().manual_seed(0)))
 @pytest.fixture(autouse=True)
 def two_modalities(monkeypatch):
     found = {c.name: plugins.Plugin(c, plugins.Source(c.name, "toy", "1.0")) for c in (Tile, Sound)}
-    monkeypatch.setattr(plugins, "registry", lambda: plugins.ModalityRegistry(found, ()))
+    monkeypatch.setattr(plugins, "registry", lambda: plugins.Registry("modality", found, ()))
 
 
 @pytest.fixture

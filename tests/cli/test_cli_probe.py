@@ -71,7 +71,7 @@ class Words(Tile):
 def registry(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path_factory.mktemp("cache")))
     known = {c.name: plugins.Plugin(c, plugins.Source(c.name, "tiny", "1.0")) for c in (Tile, Sound, Words)}
-    monkeypatch.setattr(plugins, "registry", lambda: plugins.ModalityRegistry(known, ()))
+    monkeypatch.setattr(plugins, "registry", lambda: plugins.Registry("modality", known, ()))
 
 
 @pytest.fixture

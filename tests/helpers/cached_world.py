@@ -35,10 +35,12 @@ class Third(world.Note):
     role = "trainable"
 
 
-def registry() -> plugins.ModalityRegistry:
+def registry() -> plugins.Registry:
     classes: tuple[type[Modality], ...] = (Left, Right, Third)
-    return plugins.ModalityRegistry(
-        {c.name: plugins.Plugin(c, world.SOURCE._replace(entry_point=c.name)) for c in classes}, ()
+    return plugins.Registry(
+        "modality",
+        {c.name: plugins.Plugin(c, world.SOURCE._replace(entry_point=c.name)) for c in classes},
+        (),
     )
 
 

@@ -91,10 +91,10 @@ def figures(run: Path) -> list[tuple[str, int, float, float]]:
         return [(r["stage"], int(r["step"]), float(r["loss"]), float(r["grad_norm"])) for r in rows]
 
 
-def registry() -> plugins.ModalityRegistry:
+def registry() -> plugins.Registry:
     known = toy.registry()
     more = {c.name: plugins.Plugin(c, plugins.Source(c.name, "toy", "1.0")) for c in (Near, Far)}
-    return plugins.ModalityRegistry({**known.plugins, **more}, ())
+    return plugins.Registry("modality", {**known.plugins, **more}, ())
 
 
 def recipe(folder: Path, *overrides: str):

@@ -1,17 +1,19 @@
 """Plugins of each kind, as third parties would write them, and what geobind finds of them."""
 
-from importlib import import_module
-from types import ModuleType
+from collections.abc import Callable
 from typing import NamedTuple
 
-from geobind import plugins
+from geobind import loggers, plugins
+from geobind.importers import registry as importers
+from geobind.plugins import PluginKind, Registry
 
 
 class Kind(NamedTuple):
     """One kind of thing that plugins provide."""
 
     word: str  # in messages
-    registry: ModuleType
+    kind: PluginKind
+    registry: Callable[[], Registry]
     base: str  # what a class must be derived from
     hook: str
     method: str  # that it must implement
@@ -22,12 +24,13 @@ class Kind(NamedTuple):
 
     def collect(self):
         """The registry of the plugins that tests published, and of those alone."""
-        return self.registry.collect(entry for entry in plugins.find() if entry.dist.name.startswith("acme-"))
+        return self.kind.collect(entry for entry in plugins.find() if entry.dist.name.startswith("acme-"))
 
 
 MODALITY = Kind(
     "modality",
-    plugins,
+    plugins.MODALITY,
+    plugins.registry,
     "geobind.Modality",
     "geobind_modalities",
     "prepare",
@@ -47,7 +50,8 @@ MODALITY = Kind(
 )
 IMPORTER = Kind(
     "importer",
-    import_module("geobind.importers.registry"),
+    importers.IMPORTER,
+    importers.registry,
     "geobind.importers.Importer",
     "geobind_importers",
     "rows",
@@ -76,7 +80,8 @@ IMPORTER = Kind(
 )
 LOGGER = Kind(
     "logger",
-    import_module("geobind.loggers"),
+    loggers.LOGGER,
+    loggers.registry,
     "geobind.loggers.Logger",
     "geobind_loggers",
     "open",

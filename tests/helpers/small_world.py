@@ -110,10 +110,10 @@ evaluate: {{split: test}}
 """
 
 
-def registry() -> plugins.ModalityRegistry:
+def registry() -> plugins.Registry:
     classes = (Tile, Photo, Words, Sound)
-    return plugins.ModalityRegistry(
-        {c.name: plugins.Plugin(c, plugins.Source(c.name, "small", "1.0")) for c in classes}, ()
+    return plugins.Registry(
+        "modality", {c.name: plugins.Plugin(c, plugins.Source(c.name, "small", "1.0")) for c in classes}, ()
     )
 
 

@@ -173,10 +173,10 @@ stages:
 """
 
 
-def registry() -> plugins.ModalityRegistry:
+def registry() -> plugins.Registry:
     classes = (Left, Right, Cold, Hub, Spoke, Rim)
-    return plugins.ModalityRegistry(
-        {c.name: plugins.Plugin(c, plugins.Source(c.name, "toy", "1.0")) for c in classes}, ()
+    return plugins.Registry(
+        "modality", {c.name: plugins.Plugin(c, plugins.Source(c.name, "toy", "1.0")) for c in classes}, ()
     )
 
 
