@@ -201,11 +201,12 @@ def _bf16_fault(device: str) -> str | None:
 def _plugins() -> Facts:
     """List what plugins provide, and those that cannot be used."""
     from geobind import loggers, plugins
+    from geobind.data import dataset as datasets
     from geobind.importers import registry as importers
 
     installed: list[Facts] = []
-    broken: dict[tuple[str, str], Facts] = {}  # one that does not import is broken in all three registries
-    for registry in (plugins.registry(), importers.registry(), loggers.registry()):
+    broken: dict[tuple[str, str], Facts] = {}  # one that does not import is broken in all registries
+    for registry in (plugins.registry(), importers.registry(), datasets.registry(), loggers.registry()):
         for name, plugin in registry.plugins.items():
             source = plugin.source
             home = f"{source.distribution} {source.version}"

@@ -9,6 +9,7 @@ import pluggy
 from geobind.modality import Modality
 
 if TYPE_CHECKING:
+    from geobind.data.dataset import Dataset
     from geobind.importers.contract import Importer
     from geobind.loggers import Logger
 
@@ -24,6 +25,11 @@ def geobind_modalities() -> list[type[Modality]]:  # pyright: ignore[reportRetur
 @hookspec
 def geobind_importers() -> list[type[Importer]]:  # pyright: ignore[reportReturnType]
     """Return the importers of datasets this plugin provides."""
+
+
+@hookspec
+def geobind_datasets() -> list[type[Dataset]]:  # pyright: ignore[reportReturnType]
+    """Return the datasets this plugin provides: named sources of the tables of recipes."""
 
 
 @hookspec

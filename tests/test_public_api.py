@@ -21,9 +21,7 @@ PUBLIC = [
 ]
 # Documents that show a module outside the face, and why.
 SHOWN = {
-    "README.md": {"geobind.toyearth"},
-    "docs/toy_earth.md": {"geobind.toyearth", "geobind.toyearth.contact_sheet"},
-    "docs/images/binding.py": {"geobind.toyearth", "geobind.toyearth.contact_sheet"},
+    "docs/images/binding.py": {"geobind.data.contact_sheet"},  # the spectrogram of contact sheets
     "docs/report.md": {"geobind.report", "geobind.licences"},  # the report's own functions
     "docs/evaluation.md": {"geobind.recipe.embedding_sum"},  # the language of sums
     "docs/watching.md": {"geobind.bundles"},  # the stability of bundles

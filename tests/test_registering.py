@@ -1,7 +1,7 @@
 """Plugins of every kind are found, loaded one by one and checked; a faulty one harms no other."""
 
 import pytest
-from published import IMPORTER, KINDS, LOGGER, MODALITY, only_fault
+from published import DATASET, IMPORTER, KINDS, MODALITY, only_fault
 
 from geobind.errors import PluginError
 
@@ -89,6 +89,13 @@ OWN_FAULTS = {
         '" "',
         "Thing does not say its licence, citation",
     ),
+    "a dataset without a title": (DATASET, "Bells of the Alps", " ", "Thing does not say its title"),
+    "a dataset with the name of another key": (
+        DATASET,
+        '"thermal"',
+        '"columns"',
+        "Thing.name cannot be 'columns': `data` has a key of that name",
+    ),
     "columns that are none": (IMPORTER, 'Column("file")', '"file"', COLUMNS),
     "a kind of column that does not exist": (IMPORTER, 'Column("file")', 'Column("video")', COLUMNS),
     "a column that every manifest has": (
@@ -115,6 +122,7 @@ BUILT_IN = {
         *("rsicd", "rsitmd", "ucm_captions", "sydney_captions", "eurosat", "torchgeo"),
         *("image_folder", "stac", "webdataset"),
     },
+    "dataset": {"toyearth"},
     "logger": {"tensorboard", "wandb", "mlflow"},
 }
 
@@ -206,7 +214,12 @@ def test_a_plugin_of_one_kind_alone_is_no_broken_plugin_of_another(kind, other, 
 
 def test_a_plugin_that_marks_no_hook_is_broken_as_a_plugin_of_modalities_alone(publish):
     publish("acme-thermal", MODALITY.source.replace("@geobind.hookimpl", ""))
-    assert (len(MODALITY.collect().broken), IMPORTER.collect().broken, LOGGER.collect().broken) == (1, (), ())
+    assert {word: len(kind.collect().broken) for word, kind in KINDS.items()} == {
+        "modality": 1,
+        "importer": 0,
+        "dataset": 0,
+        "logger": 0,
+    }
 
 
 def test_what_is_built_in_comes_through_entry_points_and_none_of_it_is_broken(kind):

@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from PIL import Image
 
+from geobind.data.contact_sheet import spectrogram
 from geobind_toyearth import render_photos, render_sounds, render_tiles, write_captions
-from geobind_toyearth.contact_sheet import spectrogram, typical_places
+from geobind_toyearth.contact_sheet import typical_places
 
 NAMES = ("text", "ground_image", "satellite", "audio")
 INK, EMERGENT = "#1b1f24", "#b3420a"

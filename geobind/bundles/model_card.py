@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from geobind.data.dataset import registry
 from geobind.licences import UNSTATED, Effective, effective, looser, terms_of
 
 _USE = """```python
@@ -104,8 +105,10 @@ def _intended(card: Mapping[str, Any], author: Mapping[str, Any]) -> Iterator[st
     yield "- Decisions about people or their property without a person who checks them."
     yield "- To locate or watch individuals."
     yield "- Places, seasons and sensors unlike those it was trained on, unless it was measured there first."
-    if any(used["source"] == "toyearth" for used in card.get("data", [])):
-        yield "- Anything on the real Earth: it was trained or measured on a procedural toy planet."
+    installed = registry().plugins
+    for source in dict.fromkeys(used["source"] for used in card.get("data", [])):
+        if source in installed and installed[source].cls.caution:
+            yield f"- {installed[source].cls.caution}"
 
 
 def _modalities(card: Mapping[str, Any]) -> Iterator[str]:

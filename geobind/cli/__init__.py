@@ -65,7 +65,7 @@ COMMANDS = {
         "Check this installation, and name what mends each fault.",
     ),
     "toyearth": (
-        "geobind.cli.data:toyearth_command",
+        "geobind.cli.data:dataset_command",
         "Write toy Earth as files: tiles, photos, sounds, captions.",
     ),
 }

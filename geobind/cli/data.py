@@ -302,10 +302,10 @@ def _replaced(data: DataOptions | None, given: Mapping[str, Any]) -> DataOptions
 @click.option("--places", type=click.IntRange(1, 100_000), default=100, show_default=True)
 @click.option("--held-out", type=click.IntRange(0, 100_000), default=20, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
-def toyearth_command(folder: Path, places: int, held_out: int, seed: int) -> None:
+def dataset_command(folder: Path, places: int, held_out: int, seed: int) -> None:
     """Write toy Earth to FOLDER as files with a manifest: tiles, photos, sounds, captions."""
-    from geobind.data.options import ToyEarthOptions
-    from geobind.data.toyearth_table import write_toyearth
+    from geobind.data.dataset import registry
 
-    manifest = write_toyearth(folder, ToyEarthOptions(places=places, held_out=held_out, seed=seed))
+    options = {"places": places, "held_out": held_out, "seed": seed}
+    manifest = registry().get("toyearth").model_validate(options).write_files(folder)
     click.echo(f"manifest: {manifest}")

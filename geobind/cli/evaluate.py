@@ -211,7 +211,11 @@ def _figure(metric: Metric) -> str:
 
 @click.command("eval")
 @bundle_argument
-@click.option("--data", required=True, help="A manifest, or `toyearth` (as in the bundle's recipe).")
+@click.option(
+    "--data",
+    required=True,
+    help="A manifest, or a dataset such as `toyearth`, with the options of the bundle's recipe.",
+)
 @click.option("--split", default="test", show_default=True, help="The held-out rows.")
 @click.option(
     "--protocol",

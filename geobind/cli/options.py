@@ -59,9 +59,6 @@ def out_file(*names: str, about: str) -> Callable[[Command], Command]:
     return click.option(*names, type=kind, required=True, help=about)
 
 
-TOYEARTH = "toyearth"
-
-
 def mapped_columns(columns: tuple[str, ...]) -> dict[str, str]:
     """Read `--column MODALITY=COLUMN`.
 
@@ -76,15 +73,16 @@ def mapped_columns(columns: tuple[str, ...]) -> dict[str, str]:
 
 def asked_data(binder: Binder, data: str, columns: Mapping[str, str], root: Path | None) -> DataOptions:
     """Return the `data` block that `--data`, `--column` and `--root` stand for."""
-    from geobind.data.options import DataOptions, ToyEarthOptions
+    from geobind.data.dataset import registry
+    from geobind.data.options import DataOptions
 
-    if data != TOYEARTH:
+    if data not in registry().plugins:
         return DataOptions(manifest=Path(data), columns=dict(columns), root=root)
-    for said in _of_recipe(binder):
-        if isinstance(said, Mapping) and TOYEARTH in said:
-            known = DataOptions.model_validate(said)
+    for block in _of_recipe(binder):
+        if isinstance(block, Mapping) and block.get(data) is not None:
+            known = DataOptions.model_validate(block)
             return known.model_copy(update={"columns": {**known.columns, **columns}})
-    return DataOptions(toyearth=ToyEarthOptions(), columns=dict(columns))
+    return DataOptions.model_validate({data: {}, "columns": dict(columns)})
 
 
 def _of_recipe(binder: Binder) -> list[Any]:

@@ -19,7 +19,11 @@ _ALL = "all"
 
 @click.command("probe")
 @bundle_argument
-@click.option("--data", required=True, help="A manifest, or `toyearth` (as in the bundle's recipe).")
+@click.option(
+    "--data",
+    required=True,
+    help="A manifest, or a dataset such as `toyearth`, with the options of the bundle's recipe.",
+)
 @click.option("--modality", required=True, help="What is recognised.")
 @click.option("--labels", default="label", show_default=True, help="The column of classes.")
 @click.option("--through", multiple=True, metavar="MODALITY", help="What describes the classes; repeatable.")

@@ -7,6 +7,12 @@ from typing import TYPE_CHECKING
 from geobind.utils.faces import lazy_names
 
 if TYPE_CHECKING:
+    from geobind.data.cache import build_once as build_once
+    from geobind.data.cache import cache_root as cache_root
+    from geobind.data.columns import ArrayColumn as ArrayColumn
+    from geobind.data.columns import ArrowColumn as ArrowColumn
+    from geobind.data.dataset import Dataset as Dataset
+    from geobind.data.dataset import DatasetRows as DatasetRows
     from geobind.data.options import DataOptions as DataOptions
     from geobind.data.options import RasterOptions as RasterOptions
     from geobind.data.pack import pack_table as pack_table
@@ -22,10 +28,16 @@ if TYPE_CHECKING:
     from geobind.data.table import open_table as open_table
 
 _HOMES = {
+    "ArrayColumn": "geobind.data.columns",
+    "ArrowColumn": "geobind.data.columns",
+    "Dataset": "geobind.data.dataset",
+    "DatasetRows": "geobind.data.dataset",
     "DataOptions": "geobind.data.options",
     "RasterOptions": "geobind.data.options",
     "Table": "geobind.data.table",
     "audio_seconds": "geobind.data.readers",
+    "build_once": "geobind.data.cache",
+    "cache_root": "geobind.data.cache",
     "batch_indices": "geobind.data.sampler",
     "measure_loudness": "geobind.data.readers.audio",
     "open_table": "geobind.data.table",

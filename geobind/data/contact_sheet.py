@@ -148,9 +148,18 @@ def write_text(axis: Axes, text: str) -> None:
     )
 
 
+_WINDOW, _HOP = 512, 128  # samples
+
+
+def spectrogram(sound_T: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a sound's loudness by frequency and moment: (257, W) decibels, low frequencies first."""
+    frames_WT = np.lib.stride_tricks.sliding_window_view(sound_T, _WINDOW)[::_HOP]
+    power_WH = np.abs(np.fft.rfft(frames_WT * np.hanning(_WINDOW), axis=1)) ** 2 / (_WINDOW / 4) ** 2
+    return (10 * np.log10(power_WH.T + 1e-10)).astype(np.float32)
+
+
 def _draw_sound(axis: Axes, raw: Any) -> None:
     from geobind.data.readers.audio import read_audio
-    from geobind_toyearth.contact_sheet import spectrogram
 
     samples_T = read_audio(raw, _RATE).numpy()
     loud_FW = spectrogram(np.pad(samples_T, (0, max(0, _SHORTEST - len(samples_T)))))

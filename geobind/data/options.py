@@ -1,30 +1,29 @@
-"""What a recipe can say about its data."""
+"""Options of the `data` blocks of recipes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Any, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
-
-class ToyEarthOptions(BaseModel):
-    """A procedural planet: places with a tile, a photo, a sound and captions that belong together."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    places: int = Field(default=4500, ge=1, le=1_000_000, description="places of split `train`")
-    held_out: int = Field(default=500, ge=0, le=1_000_000, description="places of split `test`")
-    validation: int = Field(default=0, ge=0, le=1_000_000, description="places of split `val`")
-    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="which planet, and which places on it")
-    tile_size: int = Field(default=64, ge=8, le=1024, description="side of a satellite tile, in pixels")
-    photo_size: int = Field(default=64, ge=8, le=1024, description="side of a ground photo, in pixels")
-    gsd: float = Field(
-        default=10.0, ge=0.1, le=100, description="ground sampling distance of a tile, metres per pixel"
-    )
-    seconds: float = Field(default=2.0, ge=0.25, le=60, description="length of a sound")
-    rate: int = Field(default=16_000, ge=4000, le=48_000, description="sampling rate of a sound, in Hz")
-    captions: int = Field(default=5, ge=1, le=50, description="captions of a place")
+from geobind.data.dataset import Dataset, registry
+from geobind.errors import did_you_mean
 
 
 class RasterOptions(BaseModel):
@@ -71,8 +70,28 @@ class RasterOptions(BaseModel):
         return self
 
 
+_DATASET = "(dataset)"  # the key under which a dataset's block is handed to its field: nobody writes it
+# A dump of a manifest's options names this dataset too: fingerprints of stages are hashes of dumps, and this
+# key was there before other datasets were.
+_DUMPED_UNUSED = "toyearth"
+
+
+def _build_dataset(value: Any) -> Any:
+    """Build a dataset from its name and its options, with the name in the location of every mistake."""
+    if not isinstance(value, tuple):
+        return value
+    name, options = cast("tuple[str, Any]", value)
+    found = registry()
+    if name not in found.plugins:
+        reason = PydanticCustomError("dataset", "{reason}", {"reason": found.explain(name)})
+        raise ValidationError.from_exception_data(
+            name, [InitErrorDetails(type=reason, loc=(name,), input=options)]
+        )
+    return TypeAdapter(dict[str, found.plugins[name].cls]).validate_python({name: options})[name]
+
+
 class DataOptions(BaseModel):
-    """One table of places: a manifest of files, or toy Earth."""
+    """One table of places: a manifest of files, or a dataset of a plugin, such as toy Earth."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -81,8 +100,9 @@ class DataOptions(BaseModel):
         description="a CSV, JSONL or Parquet file with a row per place, or a folder of Parquet files, "
         "relative to the recipe",
     )
-    toyearth: ToyEarthOptions | None = Field(
-        default=None, description="a procedural planet instead of a manifest"
+    # In a recipe its key is the name of the dataset.
+    dataset: Annotated[Dataset | None, BeforeValidator(_build_dataset)] = Field(
+        default=None, validation_alias=_DATASET, exclude=True
     )
     columns: dict[str, str] = Field(
         default_factory=dict,
@@ -114,15 +134,44 @@ class DataOptions(BaseModel):
     )
     limit: int | None = Field(default=None, ge=1, description="use only this many rows from the top")
 
+    @property
+    def source(self) -> str:
+        """The name of the manifest's file or of the dataset."""
+        return self.dataset.name if self.dataset is not None else cast(Path, self.manifest).name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_dataset(cls, values: Any) -> Any:
+        """Move the block whose key is the name of a dataset to the field of datasets."""
+        if not isinstance(values, Mapping):
+            return values
+        block = dict(cast("Mapping[Any, Any]", values))
+        fields = {*cls.model_fields} - {"dataset"} | {_DATASET}
+        strangers = [key for key in block if key not in fields]
+        if not strangers:
+            return block
+        found = registry()
+        datasets = {key: block.pop(key) for key in strangers if key in found.plugins}
+        chosen = [name for name, options in datasets.items() if options is not None]
+        unknown = next((key for key in strangers if key not in datasets), None)
+        if len(chosen) > 1:
+            raise ValueError(_one_of_all())
+        if chosen:
+            block[_DATASET] = chosen[0], datasets[chosen[0]]
+        elif unknown and found.broken and not did_you_mean(str(unknown), [*fields, *found.plugins]):
+            block[_DATASET] = str(unknown), block.pop(unknown)  # maybe that of a plugin that fails to load
+        return block
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.manifest is None) == (self.toyearth is None):
-            raise ValueError("give exactly one of `manifest` and `toyearth`")
-        if self.toyearth is not None and (
+        if (self.manifest is None) == (self.dataset is None):
+            raise ValueError(_one_of_all())
+        if self.dataset is not None and (
             self.root or self.links or self.files or self.inline or self.rasters
         ):
             raise ValueError(
-                "`root`, `links`, `files`, `inline`, `rasters` belong to a manifest; toy Earth has no files"
+                "`root`, `links`, `files`, `inline`, `rasters` belong to a manifest; "
+                f"{self.dataset.title} has no files"
             )
         for name, rasters in self.rasters.items():
             if rasters.paths and name in self.columns:
@@ -131,6 +180,47 @@ class DataOptions(BaseModel):
         if both:
             raise ValueError(f"column '{both[0]}' is in both `files` and `inline`")
         return self
+
+    @model_serializer(mode="wrap")
+    def _dump(self, dump_fields: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        fields: dict[str, Any] = dump_fields(self)
+        given_alone = info.exclude_none or info.exclude_unset or info.exclude_defaults
+        if self.dataset is not None:
+            own = self.dataset.model_dump(
+                mode=info.mode,
+                exclude_none=info.exclude_none,
+                exclude_unset=info.exclude_unset,
+                exclude_defaults=info.exclude_defaults,
+            )
+            dataset = {self.dataset.name: own}
+        else:
+            dataset = {} if given_alone else {_DUMPED_UNUSED: None}
+        manifest = {"manifest": fields.pop("manifest")} if "manifest" in fields else {}
+        return manifest | dataset | fields
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Return the JSON schema, with a key for each dataset that is installed."""
+        made = handler(schema)
+        body = handler.resolve_ref_schema(made)
+        keys = {key: value for key, value in body["properties"].items() if key not in (_DATASET, "dataset")}
+        datasets = {
+            name: {
+                "anyOf": [handler(plugin.cls.__pydantic_core_schema__), {"type": "null"}],
+                "default": None,
+                "description": plugin.cls.about,
+            }
+            for name, plugin in registry().plugins.items()
+        }
+        body["properties"] = {"manifest": keys.pop("manifest"), **datasets, **keys}
+        return made
+
+
+def _one_of_all() -> str:
+    names = ["`manifest`", *(f"`{name}`" for name in registry().plugins)]
+    return f"give exactly one of {', '.join(names[:-1])} and {names[-1]}"
 
 
 class MixedData(DataOptions):

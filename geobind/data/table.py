@@ -25,9 +25,8 @@ from geobind.data.manifest import convert_manifest
 from geobind.data.options import DataOptions
 from geobind.data.rasters.column import RasterColumn
 from geobind.data.readers.files import FileResolver
-from geobind.data.toyearth_table import NAME as TOYEARTH
 from geobind.errors import DataError
-from geobind.licences import GENERATED, UNSTATED
+from geobind.licences import UNSTATED
 from geobind.modality import Pair, Place
 from geobind.utils.arrow import map_arrow_table, pc
 
@@ -82,6 +81,7 @@ class Table:
     rows_N: NDArray[np.int32]  # the rows of the file that are meant
     columns: Mapping[str, TableColumn]  # by modality
     view: str = ""  # the split, if it is one
+    licence: str = ""  # of rows without a licence of their own, if their dataset states one
 
     def __len__(self) -> int:
         return len(self.rows_N)
@@ -291,11 +291,10 @@ def open_table(options: DataOptions, base: Path, names: Collection[str]) -> Tabl
     Raises:
         DataError: The table is missing, malformed, or has no column for any of the modalities.
     """
-    if options.toyearth is not None:
-        from geobind.data.toyearth_table import open_toyearth
-
-        name, path, there = open_toyearth(options.toyearth)
-        columns = select_columns(there, options.columns, names, name)
+    if options.dataset is not None:
+        name = options.dataset.name
+        path, all_columns = options.dataset.rows()
+        columns = select_columns(all_columns, options.columns, names, name)
     else:
         manifest = base / cast(Path, options.manifest)
         name = manifest.name
@@ -308,7 +307,9 @@ def open_table(options: DataOptions, base: Path, names: Collection[str]) -> Tabl
         columns = open_manifest_columns(path, options, names, files, name)
     count = map_arrow_table(path).num_rows
     columns = keep_first_observations(columns, options.first, names)
-    return Table(name, path, np.arange(min(count, options.limit or count), dtype=np.int32), columns)
+    rows_N = np.arange(min(count, options.limit or count), dtype=np.int32)
+    licence = options.dataset.licence if options.dataset is not None else ""
+    return Table(name, path, rows_N, columns, licence=licence)
 
 
 COLUMN = "licence"
@@ -318,6 +319,6 @@ def count_licences(table: Table) -> dict[str, int]:
     """Count a table's rows by their `licence`, the most frequent first; empty when it has no such column."""
     rows = map_arrow_table(table.path)
     if COLUMN not in rows.column_names:
-        return {GENERATED: len(table)} if table.name == TOYEARTH else {}
+        return {table.licence: len(table)} if table.licence else {}
     words: Sequence[str | None] = rows.column(COLUMN).take(table.rows_N).to_pylist()
     return dict(Counter(word or UNSTATED for word in words).most_common())

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from geobind.binder import Binder
-from geobind.data.options import DataOptions, ToyEarthOptions
+from geobind.data.options import DataOptions
 from geobind.data.table import Table
-from geobind.data.toyearth_table import combine_places, render_column
 from geobind.errors import DataError
 from geobind.evaluation.bootstrap import Resampling, draw_counts
 from geobind.evaluation.embedded import EmbeddedRows
@@ -27,6 +26,8 @@ from geobind.utils.hashing import derive_seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from geobind.data.dataset import Composer
 
 
 Truth = Literal["composed", "row", "label"]
@@ -175,10 +176,9 @@ def _compare_with_rivals(
 
 MAX_QUERIES = 500
 MIN_PLACES = 10  # with fewer, rivals of different kinds would be the same picture
-_CHUNK = 100  # places rendered at a time
 
 
-def evaluate_sum_on_toyearth(
+def evaluate_sum_of_composed_places(
     binder: Binder,
     table: Table,
     options: DataOptions,
@@ -197,7 +197,7 @@ def evaluate_sum_on_toyearth(
 
     Args:
         binder: The encoders.
-        table: Rows of toy Earth.
+        table: Rows of a dataset that renders composed places, such as toy Earth.
         options: The `data` block that they are read by.
         found: Their embeddings, by modality.
         wanted: The part that shows the land, the part that tells of the moment, and the gallery.
@@ -205,9 +205,10 @@ def evaluate_sum_on_toyearth(
         settings: Cut-offs, resamples.
 
     Raises:
-        DataError: The rows are not toy Earth's, there are too few, or the sum is not of two parts.
+        DataError: The dataset does not render composed places, there are too few rows, or the sum is not of
+            two parts.
     """
-    toyearth = _check_toyearth(table, options, wanted)
+    compose = _check_composer(table, options, wanted)
     random = np.random.default_rng(derive_seed(0, "sums"))
     land_Q = random.permutation(len(table))[:most]
     # Shifts along one shuffled circle, such that no two kinds of rival are the same picture.
@@ -215,8 +216,8 @@ def evaluate_sum_on_toyearth(
 
     def rendered(land: NDArray[np.int64], moment: NDArray[np.int64]) -> Tensor:
         column = options.columns.get(wanted.gallery, wanted.gallery)
-        raws = _render(toyearth, column, table.rows_N[land], table.rows_N[moment])
-        return binder.embed(wanted.gallery, raws)
+        raws = compose(column, table.rows_N[land], table.rows_N[moment])
+        return binder.embed(wanted.gallery, map(_first, raws))
 
     land, moment = wanted.parts
     rivals = {
@@ -238,24 +239,18 @@ def evaluate_sum_on_toyearth(
     )
 
 
-def _check_toyearth(table: Table, options: DataOptions, wanted: Sum) -> ToyEarthOptions:
-    if options.toyearth is None:
-        raise DataError(f"{table.name}: only toy Earth can render the land of one place at another's moment")
+def _check_composer(table: Table, options: DataOptions, wanted: Sum) -> Composer:
+    compose = options.dataset.composer() if options.dataset is not None else None
+    if options.dataset is None or compose is None:
+        raise DataError(
+            f"{table.name}: no column shows the land of one place at another's moment; toy Earth renders it"
+        )
+    title = options.dataset.title
     if len(wanted.parts) != 2:
-        raise DataError(f"sum '{wanted}': toy Earth takes the land from one part and the moment from another")
+        raise DataError(f"sum '{wanted}': {title} takes the land from one part and the moment from another")
     if len(table) < MIN_PLACES:
         raise DataError(f"{table.name}: {len(table)} rows; sums of two places need {MIN_PLACES}")
-    return options.toyearth
-
-
-def _render(
-    toyearth: ToyEarthOptions, column: str, land_Q: NDArray[np.int32], moment_Q: NDArray[np.int32]
-) -> Iterator[Any]:
-    """What a column shows of the land of some rows at the moments of others, rendered as it is asked for."""
-    places = combine_places(toyearth, land_Q, moment_Q)
-    for start in range(0, len(land_Q), _CHUNK):
-        for raw in render_column(column, places.take(slice(start, start + _CHUNK)), toyearth):
-            yield _first(raw)
+    return compose
 
 
 def _first(raw: Any) -> Any:

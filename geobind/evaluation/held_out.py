@@ -20,8 +20,8 @@ from geobind.errors import DataError
 from geobind.evaluation.arithmetic import (
     MIN_PLACES,
     SumResult,
+    evaluate_sum_of_composed_places,
     evaluate_sum_of_rows,
-    evaluate_sum_on_toyearth,
 )
 from geobind.evaluation.calibration import CalibrationResult, calibrate, measure_calibration
 from geobind.evaluation.embedded import EmbeddedRows, embed_rows
@@ -223,14 +223,15 @@ def fit_and_measure_calibration(
 def measure_sum(
     binder: Binder, table: Table, data: DataOptions, found: Mapping[str, EmbeddedRows], wanted: Sum, by: str
 ) -> list[SumResult]:
-    """Measure a sum: of observations of one place, and on toy Earth of two places as well.
+    """Measure a sum: of observations of one place, and of composed places where the dataset renders them.
 
     Raises:
         DataError: Too few rows have all its modalities.
     """
     measured = [evaluate_sum_of_rows(found, wanted, require_labels(table) if by == "label" else None)]
-    if data.toyearth is not None and len(wanted.parts) == 2 and len(table) >= MIN_PLACES:
-        measured.insert(0, evaluate_sum_on_toyearth(binder, table, data, found, wanted))
+    composes = data.dataset is not None and data.dataset.composer() is not None
+    if composes and len(wanted.parts) == 2 and len(table) >= MIN_PLACES:
+        measured.insert(0, evaluate_sum_of_composed_places(binder, table, data, found, wanted))
     return measured
 
 

@@ -30,8 +30,6 @@ from geobind.inference import class_examples
 from geobind.recipe import load_recipe
 from geobind.utils.hashing import derive_seed
 
-_FACTS = "facts"  # toy Earth's column of all facts
-
 
 class ProbeSource(NamedTuple):
     """Where rows come from: the table, how many of them, and which split."""
@@ -115,31 +113,33 @@ def read_targets(
 ) -> tuple[Table, Mapping[str, Any]]:
     """Open the rows that have a modality, and read numbers of them by the names of their columns.
 
-    Of toy Earth a target is the name of a fact, or `facts` for all.
+    Where a dataset has a column of vectors of named facts, as toy Earth has, a target is the name of a fact,
+    or that of the column for all of them.
 
     Raises:
         DataError: A target is no column, or a cell is no number.
     """
-    toyearth = source.options.toyearth is not None
-    columns = (_FACTS,) if toyearth else tuple(targets)
+    vectors = source.options.dataset.vector_names() if source.options.dataset is not None else {}
+    vector = next(iter(vectors), None)
+    columns = tuple(targets) if vector is None else (vector,)
     table = source.table(split, name, *columns)
     table = table.take(table.rows_with([name]))
-    if toyearth:
-        return table, _toyearth_facts(table, targets)
+    if vector is not None:
+        return table, _named_facts(table, vector, vectors[vector], targets)
     for target in targets:
         if target not in table.columns:
             raise DataError(f"{table.name}: has no column '{target}' (--target)")
     return table, {target: _numbers(table, target) for target in targets}
 
 
-def _toyearth_facts(table: Table, targets: Sequence[str]) -> Mapping[str, Any]:
-    from geobind_toyearth import FACTS
-
-    wanted = list(FACTS) if _FACTS in targets else list(targets)
-    if unknown := [target for target in wanted if target not in FACTS]:
-        raise DataError(f"toyearth: has no fact '{unknown[0]}'; its facts: {', '.join(FACTS)}")
-    fact_NT = np.stack([np.asarray(row) for row in table.samples(_FACTS)])
-    return {target: fact_NT[:, FACTS.index(target)] for target in wanted}
+def _named_facts(
+    table: Table, column: str, facts: Sequence[str], targets: Sequence[str]
+) -> Mapping[str, Any]:
+    wanted = list(facts) if column in targets else list(targets)
+    if unknown := [target for target in wanted if target not in facts]:
+        raise DataError(f"{table.name}: has no fact '{unknown[0]}'; its facts: {', '.join(facts)}")
+    fact_NT = np.stack([np.asarray(row) for row in table.samples(column)])
+    return {target: fact_NT[:, facts.index(target)] for target in wanted}
 
 
 def _numbers(table: Table, target: str) -> list[float | None]:

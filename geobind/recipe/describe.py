@@ -142,7 +142,7 @@ def _sources(recipe: Recipe, stage: Stage) -> list[_Source]:
     others = [name for name in stage.aligned if name not in own]
     tables = recipe.tables_of(stage, others) if others else ()
     names = [f"the pairs of {name}" for name in own]
-    names += ["toyearth" if table.manifest is None else table.manifest.name for table in tables]
+    names += [table.source for table in tables]
     weights = [table.weight if isinstance(table, MixedData) else None for table in tables]
     weights = [1.0] if len(names) == 1 else [*(None for _ in own), *weights]
     total = sum(weight or 0.0 for weight in weights)

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 import geobind
 from geobind.binder import Binder
+from geobind.data.dataset import RESERVED, registry
 from geobind.data.table import Table, count_licences
 from geobind.errors import DataError
 from geobind.evaluation import PairTable
@@ -161,9 +162,11 @@ def _resources(started: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _source_text(data: Mapping[str, Any] | None) -> str:
     if data is None:
         return "pairs that its modality brings"
-    if data.get("toyearth") is not None:
-        options = ", ".join(f"{name} {value}" for name, value in data["toyearth"].items())
-        return f"toy Earth{f' ({options})' if options else ''}"
+    dataset = next((key for key, value in data.items() if key not in RESERVED and value is not None), None)
+    if dataset is not None:
+        plugin = registry().plugins.get(dataset)
+        options = ", ".join(f"{name} {value}" for name, value in data[dataset].items())
+        return f"{plugin.cls.title if plugin else dataset}{f' ({options})' if options else ''}"
     name = str(data.get("manifest", "?"))
     return PurePath(name).name if PurePath(name).is_absolute() else name
 

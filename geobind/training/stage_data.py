@@ -77,9 +77,11 @@ class StageData:
                 asked = stage.model_copy(update={"split": watch.split, **other})
                 rows = subsample(MixedDataset(tuple(self._sources(asked, own=not watch.data))), watch.limit)
             except DataError as error:
+                datasets = [table.dataset for table in self.recipe.tables_of(stage) if table.dataset]
+                hints = dict.fromkeys(dataset.held_out_hint for dataset in datasets if dataset.held_out_hint)
                 raise DataError(
                     f"stage '{stage.name}' cannot be watched: {error}\n  name rows to watch it on with "
-                    f"`watch.split` and `watch.data`; toy Earth has some with `toyearth: {{validation: 500}}`"
+                    f"{'; '.join(('`watch.split` and `watch.data`', *hints))}"
                 ) from error
             check_validation_rows(self.recipe, stage, rows)
             self._validation_rows[stage.name] = rows

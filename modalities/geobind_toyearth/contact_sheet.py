@@ -1,14 +1,12 @@
 """A contact sheet of the toy planet: a few places, each as tile, photo, spectrogram and caption."""
-# N places, S pixels along a side, T samples, H frequencies, W moments
+# N places
 
 from __future__ import annotations
 
 import io
 import textwrap
-from typing import TYPE_CHECKING
 
-import numpy as np
-
+from geobind.data.contact_sheet import spectrogram
 from geobind.errors import DataError
 from geobind_toyearth.captions import write_captions
 from geobind_toyearth.photos import render_photos
@@ -16,11 +14,7 @@ from geobind_toyearth.planet import FACTS, Places, Planet
 from geobind_toyearth.sounds import render_sounds
 from geobind_toyearth.tiles import render_tiles
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 _RATE = 16000
-_WINDOW, _HOP = 512, 128
 _DAY = {"daylight": 0.6, "rain": 0.0, "wind": 0.2}
 _DRY = {"water": 0.0, "sea": 0.0}
 _WISHES: tuple[dict[str, float], ...] = (
@@ -116,13 +110,6 @@ def contact_sheet(places: Places, seed: int = 0) -> bytes:
     # A palette quarters the file: the camera's grain does not compress.
     Image.open(shot).convert("RGB").quantize(256).save(out, format="PNG", optimize=True)
     return out.getvalue()
-
-
-def spectrogram(sound_T: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give a sound's loudness by frequency and moment: (257, W) decibels, low frequencies first."""
-    frames_WT = np.lib.stride_tricks.sliding_window_view(sound_T, _WINDOW)[::_HOP]
-    power_WH = np.abs(np.fft.rfft(frames_WT * np.hanning(_WINDOW), axis=1)) ** 2 / (_WINDOW / 4) ** 2
-    return (10 * np.log10(power_WH.T + 1e-10)).astype(np.float32)
 
 
 def typical_places(seed: int = 0) -> Places:

@@ -5,12 +5,12 @@ import pytest
 import soundfile
 from PIL import Image
 
-from geobind.data import toyearth_table
-from geobind.data.options import DataOptions, ToyEarthOptions
+from geobind.data.options import DataOptions
 from geobind.data.readers.audio import read_audio
 from geobind.data.readers.images import read_image
 from geobind.data.table import open_table
-from geobind.data.toyearth_table import write_toyearth
+from geobind_toyearth import ToyEarth
+from geobind_toyearth import table as toyearth_table
 
 SMALL = {
     "places": 5,
@@ -86,7 +86,7 @@ def test_a_column_toy_earth_lacks_is_named(tmp_path, refused):
 
 
 def test_files_hold_what_the_arrays_hold(tmp_path, refused):
-    manifest = write_toyearth(tmp_path / "world", ToyEarthOptions(**SMALL))
+    manifest = ToyEarth(**SMALL).write_files(tmp_path / "world")
     with open(manifest, newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 7
@@ -110,4 +110,4 @@ def test_files_hold_what_the_arrays_hold(tmp_path, refused):
             read_audio(table.samples("ear")[row], 8000)
         )
         assert written.samples("words")[row] == table.samples("words")[row]
-    refused(lambda: write_toyearth(tmp_path / "world", ToyEarthOptions(**SMALL)), "is there already")
+    refused(lambda: ToyEarth(**SMALL).write_files(tmp_path / "world"), "is there already")

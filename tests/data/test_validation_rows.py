@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from geobind.data.options import DataOptions, ToyEarthOptions
+from geobind.data.options import DataOptions
 from geobind.data.table import open_table
+from geobind_toyearth import ToyEarth
 
 SMALL = {"places": 6, "held_out": 4, "tile_size": 16, "photo_size": 16, "seconds": 0.25, "rate": 8000}
 
@@ -28,7 +29,7 @@ def test_a_planet_without_validation_rows_is_rendered_into_the_cache_it_always_w
     assert (
         opened().path
         == open_table(
-            DataOptions(toyearth=ToyEarthOptions(**SMALL, validation=0), columns={"seen": "tile"}),
+            DataOptions(toyearth=ToyEarth(**SMALL, validation=0), columns={"seen": "tile"}),
             None,
             ["seen"],
         ).path

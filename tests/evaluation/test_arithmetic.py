@@ -10,17 +10,17 @@ from torch import nn
 from geobind.binder import Binder
 from geobind.data.options import DataOptions
 from geobind.data.table import open_table
-from geobind.data.toyearth_table import MOMENT, combine_places, list_places, render_column
 from geobind.errors import DataError
 from geobind.evaluation.arithmetic import (
+    evaluate_sum_of_composed_places,
     evaluate_sum_of_rows,
     evaluate_sum_of_two_places,
-    evaluate_sum_on_toyearth,
 )
 from geobind.evaluation.embedded import EmbeddedRows, embed_rows
 from geobind.modality import Modality
 from geobind.recipe.embedding_sum import read_sum
 from geobind_toyearth import FACTS
+from geobind_toyearth.table import MOMENT, combine_places, list_places, render_column
 
 NAMES = ("tile", "sound", "photo")
 OPTIONS = DataOptions(
@@ -73,7 +73,9 @@ def knowing(**facts):
 
 def measured(binder, text="tile+sound:photo"):
     table = open_table(OPTIONS, None, NAMES).split("test")
-    return evaluate_sum_on_toyearth(binder, table, OPTIONS, embed_rows(binder, table), read_sum(text, NAMES))
+    return evaluate_sum_of_composed_places(
+        binder, table, OPTIONS, embed_rows(binder, table), read_sum(text, NAMES)
+    )
 
 
 def test_encoders_that_see_only_their_part_find_the_composed_truth_and_no_part_alone_does():
@@ -96,7 +98,7 @@ def test_a_sum_of_parts_that_say_the_same_prefers_the_place_as_it_was():
 
 def test_composed_places_have_the_land_of_one_and_the_moment_of_the_other():
     rows = np.array([0, 5]), np.array([7, 3])
-    places, all_places = combine_places(OPTIONS.toyearth, *rows), list_places(OPTIONS.toyearth)
+    places, all_places = combine_places(OPTIONS.dataset, *rows), list_places(OPTIONS.dataset)
     for number, fact in enumerate(FACTS):
         source = rows[1] if fact in MOMENT else rows[0]
         assert (places.facts[:, number] == all_places.facts[source, number]).all()
@@ -107,13 +109,13 @@ def test_composed_places_have_the_land_of_one_and_the_moment_of_the_other():
 def test_a_rendered_column_is_what_the_table_holds():
     options = OPTIONS.model_copy(update={"columns": {"a": "tile", "b": "sound", "c": "captions"}})
     table = open_table(options, None, "abc")
-    places = list_places(options.toyearth).take([6])
-    assert (render_column("tile", places, options.toyearth)[0] == table.samples("a")[6]).all()
-    samples, rate = render_column("sound", places, options.toyearth)[0]
+    places = list_places(options.dataset).take([6])
+    assert (render_column("tile", places, options.dataset)[0] == table.samples("a")[6]).all()
+    samples, rate = render_column("sound", places, options.dataset)[0]
     assert (samples == table.samples("b")[6][0]).all() and rate == 8000
-    assert render_column("captions", places, options.toyearth)[0] == table.samples("c")[6]
+    assert render_column("captions", places, options.dataset)[0] == table.samples("c")[6]
     with pytest.raises(DataError, match="toyearth: has no column 'smell'; its columns: tile"):
-        render_column("smell", places, options.toyearth)
+        render_column("smell", places, options.dataset)
 
 
 def noisy(rows=60, seed=0):
@@ -178,12 +180,12 @@ def test_what_toy_earth_cannot_do_is_told():
     table = open_table(OPTIONS, None, NAMES)
     few = table.take(np.arange(5))
     with pytest.raises(DataError, match="5 rows; sums of two places need 10"):
-        evaluate_sum_on_toyearth(
+        evaluate_sum_of_composed_places(
             binder, few, OPTIONS, embed_rows(binder, few), read_sum("tile+sound:photo", NAMES)
         )
     manifest = DataOptions(manifest="rows.csv")
-    with pytest.raises(DataError, match="only toy Earth can render"):
-        evaluate_sum_on_toyearth(binder, table, manifest, {}, read_sum("tile+sound:photo", NAMES))
+    with pytest.raises(DataError, match="toy Earth renders it"):
+        evaluate_sum_of_composed_places(binder, table, manifest, {}, read_sum("tile+sound:photo", NAMES))
     with pytest.raises(DataError, match="0 rows have a, b, c"):
         evaluate_sum_of_rows(
             {n: EmbeddedRows(np.array([i]), torch.eye(3)[[i]]) for i, n in enumerate("abc")},

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from geobind import loggers, plugins
+from geobind.data import dataset as datasets
 from geobind.importers import registry as importers
 from geobind.plugins import PluginKind, Registry
 
@@ -98,7 +99,28 @@ LOGGER = Kind(
         return [Thing]
     """,
 )
-KINDS = {kind.word: kind for kind in (MODALITY, IMPORTER, LOGGER)}
+DATASET = Kind(
+    "dataset",
+    datasets.DATASET,
+    datasets.registry,
+    "geobind.data.Dataset",
+    "geobind_datasets",
+    "rows",
+    """
+    import geobind
+    from geobind.data import Dataset
+
+    class Thing(Dataset):
+        name = "NAME"
+        title = "Bells of the Alps"
+        def rows(self): ...
+
+    @geobind.hookimpl
+    def geobind_datasets():
+        return [Thing]
+    """,
+)
+KINDS = {kind.word: kind for kind in (MODALITY, IMPORTER, DATASET, LOGGER)}
 
 
 def only_fault(publish, kind, source):

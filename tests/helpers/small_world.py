@@ -136,10 +136,9 @@ def patched(cache: Path):
 
 def write_world(folder: Path) -> Path:
     """Toy Earth as files, its manifest with a licence, evil words, and a sound that is no sound."""
-    from geobind.data.options import ToyEarthOptions
-    from geobind.data.toyearth_table import write_toyearth
+    from geobind_toyearth import ToyEarth
 
-    manifest = write_toyearth(folder, ToyEarthOptions(**OPTIONS))
+    manifest = ToyEarth(**OPTIONS).write_files(folder)
     with manifest.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for number, row in enumerate(rows):

@@ -1,6 +1,6 @@
-"""Toy Earth as a table, rendered in memory or written as files."""
+"""The rows of toy Earth, rendered into the cache folder or written as files."""
 
-# N places
+# N places, Q queries, F facts
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import csv
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,49 +18,41 @@ import pyarrow as pa
 
 from geobind.data.cache import build_once, cache_root, fingerprint
 from geobind.data.columns import ArrayColumn, ArrowColumn, TableColumn
-from geobind.data.options import ToyEarthOptions
+from geobind.data.dataset import DatasetRows
 from geobind.errors import DataError
 from geobind.utils.arrow import map_arrow_table
 from geobind.utils.progress import is_interactive, track
-from geobind_toyearth.planet import FACTS, Places
-
-_log = logging.getLogger(__name__)
+from geobind_toyearth.captions import write_captions
+from geobind_toyearth.dataset import ToyEarth
+from geobind_toyearth.photos import render_photos
+from geobind_toyearth.planet import FACTS, Places, Planet
+from geobind_toyearth.sounds import render_sounds
+from geobind_toyearth.tiles import render_tiles
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-
-NAME = "toyearth"
+_log = logging.getLogger("geobind.toyearth")  # below the logger that the command line configures
 _CHUNK = 100  # places rendered at a time
 _YEAR = 2024
 _ARRAYS = ("tile", "photo", "sound", "facts")
 
 
-def open_toyearth(options: ToyEarthOptions) -> tuple[str, Path, Mapping[str, TableColumn]]:
-    """Return toy Earth's name, the Arrow file of its places, and its columns, rendered if need be.
-
-    The columns are `tile` and `photo` (uint8 arrays), `sound` (int16 array and rate), `captions` (a list of
-    strings) and `facts` (float32 array). Its label is the land cover that most of the place has.
-    """
-    # Without rows for validation it is the planet that it was before there were any.
+def open_rows(options: ToyEarth) -> DatasetRows:
+    """Return the Arrow file of toy Earth's places and its columns, rendered if need be."""
+    # Without rows for validation the planet has the address that it had before there were any.
     asked = options.model_dump(exclude=set() if options.validation else {"validation"})
-    made_from = (asked, _hash_renderers())
-    folder = build_once(
-        cache_root() / NAME / fingerprint(*made_from), lambda target: _render(target, options)
-    )
+    address = fingerprint(asked, _hash_renderers())
+    folder = build_once(cache_root() / ToyEarth.name / address, lambda target: _render(target, options))
     path = folder / "rows.arrow"
     columns: dict[str, TableColumn] = {name: ArrayColumn(folder / f"{name}.npy") for name in _ARRAYS}
     columns["sound"] = ArrayColumn(folder / "sound.npy", options.rate)
     columns["captions"] = ArrowColumn(path, "captions")
-    return NAME, path, columns
+    return DatasetRows(path, columns)
 
 
-def write_toyearth(folder: Path, options: ToyEarthOptions) -> Path:
-    """Write toy Earth as PNG and WAV files with a CSV manifest, for people to look at and to edit.
-
-    Returns:
-        The manifest, `folder/manifest.csv`; its columns are key, split, lat, lon, time, label, tile, photo,
-        sound and captions.
+def write_files(folder: Path, options: ToyEarth) -> Path:
+    """Write toy Earth as PNG and WAV files with a CSV manifest, and return the manifest.
 
     Raises:
         DataError: The folder cannot be written, or holds a manifest already.
@@ -69,7 +60,7 @@ def write_toyearth(folder: Path, options: ToyEarthOptions) -> Path:
     import soundfile
     from PIL import Image
 
-    _, path, columns = open_toyearth(options)
+    path, columns = open_rows(options)
     manifest = folder / "manifest.csv"
     if manifest.exists():
         raise DataError(f"{manifest}: is there already; choose another folder or delete it")
@@ -96,22 +87,18 @@ def write_toyearth(folder: Path, options: ToyEarthOptions) -> Path:
     return manifest
 
 
-def list_places(options: ToyEarthOptions) -> Places:
-    """The places of toy Earth, in the order of its rows: to train on, held out, and for validation."""
-    from geobind_toyearth import Planet
-
+def list_places(options: ToyEarth) -> Places:
+    """Return the places of toy Earth, in the order of its rows: to train on, held out, and for validation."""
     count = options.places + options.held_out + options.validation
     return Planet(options.seed).places(count, options.seed)
 
 
-def render_column(name: str, places: Places, options: ToyEarthOptions) -> Sequence[Any]:
-    """Make one column's raw inputs of any places: a tile, a photo, a sound, captions or facts of each.
+def render_column(name: str, places: Places, options: ToyEarth) -> Sequence[Any]:
+    """Render one column of any places: a tile, a photo, a sound, captions or facts of each.
 
     Raises:
         DataError: There is no such column.
     """
-    from geobind_toyearth import render_photos, render_sounds, render_tiles, write_captions
-
     if name == "tile":
         return list(render_tiles(places, options.seed, options.tile_size, options.gsd))
     if name == "photo":
@@ -124,10 +111,12 @@ def render_column(name: str, places: Places, options: ToyEarthOptions) -> Sequen
         return write_captions(places, options.seed, options.captions)
     if name == "facts":
         return list(places.facts)
-    raise DataError(f"{NAME}: has no column '{name}'; its columns: {', '.join((*_ARRAYS, 'captions'))}")
+    raise DataError(
+        f"{ToyEarth.name}: has no column '{name}'; its columns: {', '.join((*_ARRAYS, 'captions'))}"
+    )
 
 
-def _render(folder: Path, options: ToyEarthOptions) -> None:
+def _render(folder: Path, options: ToyEarth) -> None:
     places = list_places(options)
     count = len(places.lat)
     starts = range(0, count, _CHUNK)
@@ -158,14 +147,14 @@ def _render(folder: Path, options: ToyEarthOptions) -> None:
         writer.write_table(table)
 
 
-def _rows(places: Places, captions: list[list[str]], options: ToyEarthOptions) -> pa.Table:
+def _rows(places: Places, captions: list[list[str]], options: ToyEarth) -> pa.Table:
     count = len(captions)
     # Last, so that asking for them moves no other row.
     split = ["train"] * options.places + ["test"] * options.held_out + ["val"] * options.validation
     return pa.table(
         {
             "line": pa.array(range(count), pa.int64()),
-            "key": [f"{NAME}:{split[row]}:{row}" for row in range(count)],
+            "key": [f"{ToyEarth.name}:{split[row]}:{row}" for row in range(count)],
             "split": split,
             "lat": places.lat,
             "lon": places.lon,
@@ -184,8 +173,6 @@ def _time(places: Places, row: int) -> datetime:
 
 def _labels(places: Places) -> list[str]:
     """Name each place by what covers most of it, or as town where it is densely built."""
-    from geobind_toyearth.planet import FACTS
-
     fact = dict(zip(FACTS, places.facts.T, strict=True))
     cover = {name: fact[name] for name in ("water", "forest", "crops", "bare")}
     cover["grass"] = 1 - sum(cover.values())
@@ -196,32 +183,37 @@ def _labels(places: Places) -> list[str]:
 
 
 def _hash_renderers() -> str:
-    """Hash the source of the renderers, so that pictures of an older version are never taken for theirs."""
-    spec = find_spec("geobind_toyearth")
-    folders = (spec and spec.submodule_search_locations) or []
-    sources = sorted(file for folder in folders for file in Path(folder).glob("*.py"))
+    """Hash the source of this package, so that rows which an older version rendered are never used."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()
 
 
-# What passes: season, time of day and weather. The rest lies on the ground, snow with it: a tile shows it.
+# The facts that pass: season, time of day, weather. The others, snow too, are of the ground: tiles show them.
 MOMENT = ("summer", "spring", "daylight", "morning", "wind", "rain")
 
 
-def combine_places(
-    options: ToyEarthOptions, land_N: NDArray[np.integer], moment_N: NDArray[np.integer]
-) -> Places:
-    """Make places with the land of some rows, seen at the moment of others.
+def combine_places(options: ToyEarth, land_Q: NDArray[np.integer], moment_Q: NDArray[np.integer]) -> Places:
+    """Return places with the land of some rows, seen at the moments of others.
 
     Coordinates and the facts of the ground come from the one, month, hour and the facts of the moment from
-    the other, so that such a place also has its own layout, as a place has that was drawn.
+    the other, so that such a place also has a layout of its own, like a place that was drawn.
 
     Args:
         options: Which toy Earth.
-        land_N: Rows of its table.
-        moment_N: As many rows.
+        land_Q: Rows of its table.
+        moment_Q: As many rows.
     """
     places = list_places(options)
-    land, moment = places.take(land_N), places.take(moment_N)
+    land, moment = places.take(land_Q), places.take(moment_Q)
     passing_F = np.isin(FACTS, MOMENT)
-    facts_NF = np.where(passing_F, moment.facts, land.facts)
-    return Places(land.lat, land.lon, moment.month, moment.hour, facts_NF)
+    facts_QF = np.where(passing_F, moment.facts, land.facts)
+    return Places(land.lat, land.lon, moment.month, moment.hour, facts_QF)
+
+
+def render_composed(
+    options: ToyEarth, column: str, land_Q: NDArray[np.integer], moment_Q: NDArray[np.integer]
+) -> Iterator[Any]:
+    """Yield what a column shows of the land of some rows at the moments of others, in chunks."""
+    places = combine_places(options, land_Q, moment_Q)
+    for start in range(0, len(land_Q), _CHUNK):
+        yield from render_column(column, places.take(slice(start, start + _CHUNK)), options)
