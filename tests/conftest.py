@@ -25,11 +25,9 @@ collect_ignore = ["third_party"]  # plugins run their own tests, once installed
 sys.path.append(str(THIRD_PARTY / "faulty"))
 
 
-@pytest.fixture(scope="session")
-def thermal_site(tmp_path_factory):
-    """A folder of installed packages with geobind-thermal in it: its module and its dist-info."""
-    folder = tmp_path_factory.mktemp("thermal")
-    source = shutil.copytree(THIRD_PARTY / "geobind_thermal", folder / "source")
+def build_site(name, folder):
+    """Build and install a plugin of tests/third_party; return the folder with its module and dist-info."""
+    source = shutil.copytree(THIRD_PARTY / name, folder / "source")
     # What pip does, which an environment made by uv does not have: call the build backend, unpack the wheel.
     code = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, folder], cwd=source, check=True, capture_output=True)
@@ -39,17 +37,43 @@ def thermal_site(tmp_path_factory):
     return folder / "site"
 
 
+def install(site, module, monkeypatch):
+    """Add a folder of installed packages to this process and those it starts, for one test."""
+    from geobind import plugins
+    from geobind.data import dataset
+
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+    for registry in (plugins.registry, dataset.registry):
+        registry.cache_clear()
+    yield site
+    for registry in (plugins.registry, dataset.registry):
+        registry.cache_clear()
+    sys.modules.pop(module, None)
+
+
+@pytest.fixture(scope="session")
+def thermal_site(tmp_path_factory):
+    """A folder of installed packages with geobind-thermal in it: its module and its dist-info."""
+    return build_site("geobind_thermal", tmp_path_factory.mktemp("thermal"))
+
+
 @pytest.fixture
 def thermal(thermal_site, monkeypatch):
     """geobind-thermal, installed for one test, in this process and in those it starts."""
-    from geobind import plugins
+    yield from install(thermal_site, "geobind_thermal", monkeypatch)
 
-    monkeypatch.syspath_prepend(thermal_site)
-    monkeypatch.setenv("PYTHONPATH", str(thermal_site), prepend=os.pathsep)
-    plugins.registry.cache_clear()
-    yield thermal_site
-    plugins.registry.cache_clear()
-    sys.modules.pop("geobind_thermal", None)
+
+@pytest.fixture(scope="session")
+def lakes_site(tmp_path_factory):
+    """A folder of installed packages with geobind-lakes in it: its module and its dist-info."""
+    return build_site("geobind_lakes", tmp_path_factory.mktemp("lakes"))
+
+
+@pytest.fixture
+def lakes(lakes_site, monkeypatch):
+    """geobind-lakes, installed for one test, in this process and in those it starts."""
+    yield from install(lakes_site, "geobind_lakes", monkeypatch)
 
 
 @pytest.fixture

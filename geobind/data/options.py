@@ -83,7 +83,12 @@ def _build_dataset(value: Any) -> Any:
     name, options = cast("tuple[str, Any]", value)
     found = registry()
     if name not in found.plugins:
-        reason = PydanticCustomError("dataset", "{reason}", {"reason": found.explain(name)})
+        first, *others = found.explain(name).splitlines()
+        if not found.clashes(name) and (
+            near := did_you_mean(name, {*DataOptions.model_fields, *found.plugins})
+        ):
+            first = f"unknown key; {near}"
+        reason = PydanticCustomError("dataset", "{reason}", {"reason": "\n".join([first, *others])})
         raise ValidationError.from_exception_data(
             name, [InitErrorDetails(type=reason, loc=(name,), input=options)]
         )
@@ -158,8 +163,8 @@ class DataOptions(BaseModel):
             raise ValueError(_one_of_all())
         if chosen:
             block[_DATASET] = chosen[0], datasets[chosen[0]]
-        elif unknown and found.broken and not did_you_mean(str(unknown), [*fields, *found.plugins]):
-            block[_DATASET] = str(unknown), block.pop(unknown)  # maybe that of a plugin that fails to load
+        elif unknown is not None and found.broken:  # it may be of a plugin that fails to load
+            block[_DATASET] = str(unknown), block.pop(unknown)
         return block
 
     @model_validator(mode="after")

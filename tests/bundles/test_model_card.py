@@ -89,6 +89,12 @@ def test_toy_earth_is_said_to_be_a_toy():
     assert "procedural toy planet" in text
 
 
+def test_the_caution_of_a_third_partys_dataset_is_told(lakes):
+    data = [{**CARD["data"][0], "source": "lakes"}]
+    assert "- Navigation: the lakes are drawn." in model_card({**CARD, "data": data})
+    assert "Navigation" not in model_card(CARD)
+
+
 def test_what_users_wrote_breaks_no_table():
     data = [{**CARD["data"][0], "source": "a|b\n<script>", "licences": {"x | y\n# <b>": 10}}]
     text = model_card({**CARD, "data": data})
