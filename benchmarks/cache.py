@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from geobind import Binder, Modality, Pair, plugins
 from geobind.evaluation import unit
-from geobind.recipe import recipe_from
+from geobind.recipe import build_recipe
 
 WIDTH = 512
 EPOCH = 2  # steps
@@ -91,7 +91,7 @@ def recipe(kind: str, train: dict[str, str], batch: int, steps: int, cache: str)
         "workers": 0,
         "fabric": {"accelerator": "cpu"},
     }
-    return recipe_from({**values, "modalities": modalities, "stages": [stage]}, Path(), source="cache")
+    return build_recipe({**values, "modalities": modalities, "stages": [stage]}, Path(), source="cache")
 
 
 def stage(kind: str, train: dict[str, str], batch: int, cache: str) -> Callable[[int], float]:

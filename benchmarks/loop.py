@@ -36,7 +36,7 @@ from geobind import Binder, Modality, Pair, plugins
 from geobind.data.sampler import MixedDataset, WeightedSource, batch_indices
 from geobind.data.sources import PluginPairs
 from geobind.evaluation import unit
-from geobind.recipe import recipe_from
+from geobind.recipe import build_recipe
 from geobind.utils.hashing import derive_seed
 
 WIDTH = 128
@@ -106,7 +106,7 @@ def recipe(steps: int, batch: int, cached: bool):
     stage["cache"] = "auto" if cached else "off"
     rows = batch * EPOCH if cached else len(IMAGES)
     values = {"name": "loop", "width": WIDTH, "anchor": "one", "workers": 0, "fabric": {"accelerator": "cpu"}}
-    return recipe_from(
+    return build_recipe(
         {**values, "modalities": {"one": {}, "two": {"rows": rows}}, "stages": [stage]}, Path(), source="loop"
     )
 

@@ -24,7 +24,7 @@ from torch import nn
 from geobind import plugins
 from geobind.binder import Binder
 from geobind.modality import Modality, Pair
-from geobind.recipe import Recipe, recipe_from
+from geobind.recipe import Recipe, build_recipe
 from geobind.training.launch import make_fabric
 from geobind.training.metrics import MetricsFile
 from geobind.training.stage import StageResult, StageRun, run_stage
@@ -147,7 +147,7 @@ class Stage:
             },
             "stages": [stage],
         }
-        return recipe_from(values, Path(), source="benchmark")
+        return build_recipe(values, Path(), source="benchmark")
 
     def binder(self) -> Binder:
         """Return both towers with the random weights of seed 0."""

@@ -33,7 +33,7 @@ def setup(args: argparse.Namespace, batch: int, frozen: bool) -> Setup:
     from lightning_fabric import Fabric
 
     from geobind.losses import InfoNCE
-    from geobind.recipe.schema import bound_pairs
+    from geobind.recipe.schema import build_pairs
     from geobind.training.distributed import Ranks
     from geobind.training.module import ContrastiveModule
 
@@ -51,7 +51,7 @@ def setup(args: argparse.Namespace, batch: int, frozen: bool) -> Setup:
     encoders = {"one": Net().train(), "two": Net().train()}
     if frozen:
         encoders["two"].eval().requires_grad_(False)
-    pairs = bound_pairs("one", ["two"])
+    pairs = build_pairs("one", ["two"])
     bind = ContrastiveModule(encoders, {"one-two": InfoNCE()}, pairs, Ranks(lambda part, **_: part, 1), WIDTH)
     shape = (batch, 3, args.size, args.size)
     images = {name: torch.randint(0, 256, shape, dtype=torch.uint8) for name in encoders}

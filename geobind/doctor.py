@@ -49,7 +49,7 @@ _LESSER = {"OGG", "Opus", "MP3", "WebP", "TIFF", *RASTERS}  # formats that an ol
 
 
 @dataclass(frozen=True)
-class Finding:
+class DoctorFinding:
     """One thing that was looked at."""
 
     section: Section
@@ -60,14 +60,14 @@ class Finding:
     facts: Mapping[str, Any] = field(default_factory=dict)  # for programs
 
 
-class Outcome(NamedTuple):
+class ProbeOutcome(NamedTuple):
     """What a probe came to: facts, or an error."""
 
     facts: Mapping[str, Any]
     error: str = ""
 
 
-def examine(patience: float = PATIENCE) -> list[Finding]:
+def examine(patience: float = PATIENCE) -> list[DoctorFinding]:
     """Look at everything that geobind needs, or can use.
 
     Args:
@@ -89,7 +89,7 @@ def examine(patience: float = PATIENCE) -> list[Finding]:
     ]
 
 
-def run_probes(names: Sequence[str], patience: float) -> dict[str, Outcome]:
+def run_probes(names: Sequence[str], patience: float) -> dict[str, ProbeOutcome]:
     """Run probes in a process of their own, and in another one those that are left when it dies.
 
     Args:
@@ -99,7 +99,7 @@ def run_probes(names: Sequence[str], patience: float) -> dict[str, Outcome]:
     Returns:
         What each came to; none of those that need another one that failed.
     """
-    found: dict[str, Outcome] = {}
+    found: dict[str, ProbeOutcome] = {}
     left = [*names]
     while left:
         found |= _run_process(left, patience)
@@ -108,12 +108,12 @@ def run_probes(names: Sequence[str], patience: float) -> dict[str, Outcome]:
     return found
 
 
-def _run_process(names: Sequence[str], patience: float) -> dict[str, Outcome]:
+def _run_process(names: Sequence[str], patience: float) -> dict[str, ProbeOutcome]:
     """Run probes in one process until it ends; if it dies, that is what the probe in progress came to."""
     code = (
         f"import sys; sys.path[:] = {sys.path!r}; from geobind.doctor_probes import main; main({[*names]!r})"
     )
-    found: dict[str, Outcome] = {}
+    found: dict[str, ProbeOutcome] = {}
     current = ""
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -131,7 +131,7 @@ def _run_process(names: Sequence[str], patience: float) -> dict[str, Outcome]:
             if "begin" in line:
                 current = line["begin"]
             else:
-                found[line["end"]] = Outcome(line.get("facts", {}), line.get("error", ""))
+                found[line["end"]] = ProbeOutcome(line.get("facts", {}), line.get("error", ""))
                 current = ""
         code = process.wait()
         if current or error or not found:
@@ -140,7 +140,7 @@ def _run_process(names: Sequence[str], patience: float) -> dict[str, Outcome]:
             reason = error or _how_it_died(code, words[-1][:200] if words else "")
             # One that has not begun a probe will not begin any other.
             broken = [current] if current else [name for name in names if name not in found]
-            found |= {name: Outcome({}, reason) for name in broken}
+            found |= {name: ProbeOutcome({}, reason) for name in broken}
     return found
 
 
@@ -176,7 +176,7 @@ def _how_it_died(code: int, last: str) -> str:
     return f"the process that loads it {how}{f': {last}' if last else ''}"
 
 
-def python_finding(version: tuple[int, ...]) -> Finding:
+def python_finding(version: tuple[int, ...]) -> DoctorFinding:
     """Compare the version of Python with those that geobind runs on, and was tested on."""
     told, tested = ".".join(map(str, version)), ".".join(map(str, _TESTED))
     state: State = "ok"
@@ -187,37 +187,39 @@ def python_finding(version: tuple[int, ...]) -> Finding:
     elif version[:2] > _TESTED:
         state, told = "note", f"{told}; the newest that geobind is tested on is {tested}"
     fix = "" if state == "ok" else f"python{tested} -m venv .venv, and install geobind there"
-    return Finding("machine", "Python", state, told, fix, {"version": told, "executable": sys.executable})
+    return DoctorFinding(
+        "machine", "Python", state, told, fix, {"version": told, "executable": sys.executable}
+    )
 
 
-def pip_finding(version: str | None) -> Finding:
+def pip_finding(version: str | None) -> DoctorFinding:
     """Compare the version of pip with the oldest that installs geobind."""
     facts = {"version": version}
     if version is None:
         told = "not installed; with uv, write `uv pip` for `pip` below"
-        return Finding("machine", "pip", "absent", told, "python -m ensurepip", facts)
+        return DoctorFinding("machine", "pip", "absent", told, "python -m ensurepip", facts)
     if _numbers(version)[:2] < _OLDEST_PIP:
         told = (
             f"{version} is too old: it may not find the wheels that {'.'.join(map(str, _OLDEST_PIP))} finds"
         )
-        return Finding("machine", "pip", "note", told, "python -m pip install --upgrade pip", facts)
-    return Finding("machine", "pip", "ok", version, facts=facts)
+        return DoctorFinding("machine", "pip", "note", told, "python -m pip install --upgrade pip", facts)
+    return DoctorFinding("machine", "pip", "ok", version, facts=facts)
 
 
-def _system() -> Finding:
+def _system() -> DoctorFinding:
     told = f"{platform.system()} {platform.release()}, {platform.machine()}"
-    return Finding("machine", "system", "ok", told, facts={"platform": platform.platform()})
+    return DoctorFinding("machine", "system", "ok", told, facts={"platform": platform.platform()})
 
 
-def _memory() -> Finding:
+def _memory() -> DoctorFinding:
     free = system.available_memory()
     if free is None:
-        return Finding("machine", "memory", "ok", "the system does not tell")
+        return DoctorFinding("machine", "memory", "ok", "the system does not tell")
     told, facts = f"{_size(free.bytes)} free: {free.says}", {"free_bytes": free.bytes}
-    return Finding("machine", "memory", "ok", told, facts=facts)
+    return DoctorFinding("machine", "memory", "ok", told, facts=facts)
 
 
-def _computing(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
+def _computing(outcomes: Mapping[str, ProbeOutcome]) -> Iterator[DoctorFinding]:
     """Report the processor and the accelerators."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     facts: dict[str, Any] = {"cores": cores}
@@ -226,18 +228,18 @@ def _computing(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
         fault = tried.error or tried.facts["bf16"]
         facts["bf16"] = not fault
         told += f"; bf16 does not work ({fault})" if fault else ", bf16 works"
-    yield Finding("machine", "processor", "ok", told, facts=facts)
+    yield DoctorFinding("machine", "processor", "ok", told, facts=facts)
     tried = outcomes.get("accelerators")
     if tried is None:
         yield _untried("machine", "accelerators", ["torch"])
     elif tried.error:
         fix = f"install the torch that fits: {_SELECTOR}"
-        yield Finding("machine", "accelerators", "note", tried.error, fix)
+        yield DoctorFinding("machine", "accelerators", "note", tried.error, fix)
     else:
         yield from accelerator_findings(tried.facts)
 
 
-def accelerator_findings(facts: Mapping[str, Any]) -> Iterator[Finding]:
+def accelerator_findings(facts: Mapping[str, Any]) -> Iterator[DoctorFinding]:
     """Report each accelerator, or why there is none.
 
     Args:
@@ -252,45 +254,47 @@ def accelerator_findings(facts: Mapping[str, Any]) -> Iterator[Finding]:
         if device["bf16"]:
             told += f"; bf16 does not work ({device['bf16']})"
             fix = "set `fabric: {precision: 32-true}`, or install the torch that fits: " + _SELECTOR
-            yield Finding("machine", device["device"], "note", told, fix, kept)
+            yield DoctorFinding("machine", device["device"], "note", told, fix, kept)
         else:
-            yield Finding("machine", device["device"], "ok", f"{told}, bf16 works", facts=kept)
+            yield DoctorFinding("machine", device["device"], "ok", f"{told}, bf16 works", facts=kept)
     if facts["devices"]:
         return
     built, driver, said = facts["built"], facts["driver"], " ".join(facts["said"])
     kept = {"cuda_of_torch": built, "cuda_of_driver": driver}
     if driver is None:
         told = "none; training runs on the processor"
-        yield Finding("machine", "accelerators", "ok", told, facts=kept)
+        yield DoctorFinding("machine", "accelerators", "ok", told, facts=kept)
     elif built is None:
         told = f"torch is built without CUDA, but there is an NVIDIA driver for CUDA {driver}"
         fix = f"install a torch built for CUDA: {_SELECTOR}"
-        yield Finding("machine", "accelerators", "note", told, fix, kept)
+        yield DoctorFinding("machine", "accelerators", "note", told, fix, kept)
     else:
         told = f"torch, built for CUDA {built}, finds no GPU; the NVIDIA driver is for CUDA {driver}"
         fix = f"update the NVIDIA driver, or install a torch built for CUDA {driver}: {_SELECTOR}"
         if _numbers(driver) >= _numbers(built):
             fix = "nvidia-smi: if it lists a GPU, see that CUDA_VISIBLE_DEVICES does not hide it"
-        yield Finding("machine", "accelerators", "note", f"{told}{f' ({said})' if said else ''}", fix, kept)
+        yield DoctorFinding(
+            "machine", "accelerators", "note", f"{told}{f' ({said})' if said else ''}", fix, kept
+        )
 
 
-def _packages(outcomes: Mapping[str, Outcome], needed: Mapping[str, str]) -> Iterator[Finding]:
+def _packages(outcomes: Mapping[str, ProbeOutcome], needed: Mapping[str, str]) -> Iterator[DoctorFinding]:
     """Report every package that geobind can use: its version, whether that fits, whether it loads."""
     version = _version("geobind")
     if version is None:
         told = "runs from a folder that is on Python's path, and is not installed: no plugin is found"
-        yield Finding("packages", "geobind", "fault", told, "pip install -e .")
+        yield DoctorFinding("packages", "geobind", "fault", told, "pip install -e .")
     else:
         home = str(Path(__file__).parent)
-        yield Finding("packages", "geobind", "ok", f"{version} in {home}", facts={"version": version})
+        yield DoctorFinding("packages", "geobind", "ok", f"{version} in {home}", facts={"version": version})
     for name in (*WITH_TORCH, *WITHOUT_TORCH):
         if name not in {*SOUNDS, *IMAGES, *RASTERS, "processor", "accelerators", "plugins"}:
             yield package_finding(name, _version(name), needed.get(name.lower(), name), outcomes)
 
 
 def package_finding(
-    name: str, version: str | None, requirement: str, outcomes: Mapping[str, Outcome]
-) -> Finding:
+    name: str, version: str | None, requirement: str, outcomes: Mapping[str, ProbeOutcome]
+) -> DoctorFinding:
     """Report one package.
 
     Args:
@@ -307,23 +311,23 @@ def package_finding(
     if version is None and (outcome is None or outcome.error.startswith("ModuleNotFoundError")):
         if not optional:
             fix = f"pip install {shlex.quote(requirement)}"
-            return Finding("packages", name, "fault", "not installed", fix, facts)
+            return DoctorFinding("packages", name, "fault", "not installed", fix, facts)
         fix = INSTALL.get(name, f"pip install {name}")
-        return Finding("packages", name, "absent", f"not installed; for {OPTIONAL[name]}", fix, facts)
+        return DoctorFinding("packages", name, "absent", f"not installed; for {OPTIONAL[name]}", fix, facts)
     shown = version or "of unknown version"
     if outcome is not None and outcome.error:
         told = f"{shown} does not load: {outcome.error}"
         if optional:
             told += f" (for {OPTIONAL[name]})"
         fix = _reinstall(name, requirement)
-        return Finding("packages", name, "note" if optional else "fault", told, fix, facts)
+        return DoctorFinding("packages", name, "note" if optional else "fault", told, fix, facts)
     found = dict(outcome.facts) if outcome else {}
     more = found.pop("told", "")
     shown, facts = f"{shown}, {more}" if more else shown, {**found, **facts}
     if version is not None and not _fits(version, requirement):
         fix = f"pip install {shlex.quote(requirement)}"
-        return Finding("packages", name, "note", f"{shown}; geobind asks for {requirement}", fix, facts)
-    return Finding("packages", name, "ok", shown, facts=facts)
+        return DoctorFinding("packages", name, "note", f"{shown}; geobind asks for {requirement}", fix, facts)
+    return DoctorFinding("packages", name, "ok", shown, facts=facts)
 
 
 def _reinstall(name: str, requirement: str) -> str:
@@ -336,7 +340,7 @@ def _reinstall(name: str, requirement: str) -> str:
     return f"pip install --force-reinstall {shlex.quote(requirement)}"
 
 
-def _folders(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
+def _folders(outcomes: Mapping[str, ProbeOutcome]) -> Iterator[DoctorFinding]:
     """Report where geobind writes: whether it can, and how much room there is."""
     cache, other = cache_root(), "another that can be written"
     fix = f"export GEOBIND_CACHE=FOLDER, {other}"
@@ -349,10 +353,12 @@ def _folders(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
     try:
         yield folder_finding("temporary", Path(tempfile.gettempdir()), "fault", fix)
     except OSError as error:
-        yield Finding("folders", "temporary", "fault", f"there is none: {error.strerror}", fix)
+        yield DoctorFinding("folders", "temporary", "fault", f"there is none: {error.strerror}", fix)
 
 
-def folder_finding(part: str, folder: Path, state: State, fix: str, *, held: int | None = None) -> Finding:
+def folder_finding(
+    part: str, folder: Path, state: State, fix: str, *, held: int | None = None
+) -> DoctorFinding:
     """Write a file into a folder, or into the one that it would be made in, and remove it.
 
     Args:
@@ -370,21 +376,21 @@ def folder_finding(part: str, folder: Path, state: State, fix: str, *, held: int
         free = shutil.disk_usage(there).free
     except OSError as error:
         told = f"{folder} cannot be written: {error.strerror or error}"
-        return Finding("folders", part, state, told, fix, {**facts, "writable": False})
+        return DoctorFinding("folders", part, state, told, fix, {**facts, "writable": False})
     facts |= {"writable": True, "free_bytes": free} | ({} if held is None else {"bytes": held})
     told = f"{folder}: {_size(free)} free" + (f", holds {_size(held)}" if held else "")
     if free < _LITTLE:
         fix = "geobind cache prune --max-gb 1" if held else fix
-        return Finding("folders", part, "note", f"{told}; that is little", fix, facts)
-    return Finding("folders", part, "ok", told, facts=facts)
+        return DoctorFinding("folders", part, "note", f"{told}; that is little", fix, facts)
+    return DoctorFinding("folders", part, "ok", told, facts=facts)
 
 
-def _formats(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
+def _formats(outcomes: Mapping[str, ProbeOutcome]) -> Iterator[DoctorFinding]:
     """Report the formats of files that were written and read, those that failed each by itself."""
     for part, names in (("sounds", SOUNDS), ("images", IMAGES), ("rasters", RASTERS)):
         good = [name for name in names if name in outcomes and not outcomes[name].error]
         if good:
-            yield Finding("formats", part, "ok", ", ".join(good), facts={"formats": good})
+            yield DoctorFinding("formats", part, "ok", ", ".join(good), facts={"formats": good})
         untried = [name for name in names if name not in outcomes]
         if untried:
             blocking = sorted({other for name in untried for other in _failed(name, outcomes)})
@@ -394,17 +400,17 @@ def _formats(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
                 yield _format_fault(name, part, outcomes)
 
 
-def _format_fault(name: str, part: str, outcomes: Mapping[str, Outcome]) -> Finding:
+def _format_fault(name: str, part: str, outcomes: Mapping[str, ProbeOutcome]) -> DoctorFinding:
     blocking = _failed(name, outcomes)
     if blocking:
         return _untried("formats", name, blocking)
     library = {"sounds": "soundfile", "images": "pillow", "rasters": "rasterio"}[part]
     state: State = "note" if name in _LESSER else "fault"
     fix = f"pip install --upgrade --force-reinstall {library}"
-    return Finding("formats", name, state, f"cannot be read: {outcomes[name].error}", fix)
+    return DoctorFinding("formats", name, state, f"cannot be read: {outcomes[name].error}", fix)
 
 
-def _plugins(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
+def _plugins(outcomes: Mapping[str, ProbeOutcome]) -> Iterator[DoctorFinding]:
     """Report what plugins provide, and those that are broken."""
     outcome = outcomes.get("plugins")
     if outcome is None:
@@ -414,19 +420,19 @@ def _plugins(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
         found = {entry.dist.name for entry in metadata.entry_points(group="geobind") if entry.dist}
         others = sorted(found - {"geobind"})
         fix = f"pip uninstall {' '.join(others)}, one at a time" if others else _REINSTALL
-        yield Finding("plugins", "all of them", "fault", outcome.error, fix)
+        yield DoctorFinding("plugins", "all of them", "fault", outcome.error, fix)
         return
     provided: dict[str, dict[str, list[str]]] = {}  # by distribution and kind
     for one in outcome.facts["installed"]:
         provided.setdefault(one["distribution"], {}).setdefault(one["kind"], []).append(one["name"])
     for distribution, names in provided.items():
         told = "; ".join(f"{kind}: {', '.join(each)}" for kind, each in names.items())
-        yield Finding("plugins", distribution, "ok", told, facts=names)
+        yield DoctorFinding("plugins", distribution, "ok", told, facts=names)
     for one in outcome.facts["broken"]:
         name = one["distribution"]
         own = name == "geobind"
         fix = _REINSTALL if own else f"pip install --upgrade {name}, or pip uninstall {name}"
-        yield Finding("plugins", one["plugin"], "fault" if own else "note", one["reason"], fix, one)
+        yield DoctorFinding("plugins", one["plugin"], "fault" if own else "note", one["reason"], fix, one)
 
 
 def _untried(
@@ -435,12 +441,12 @@ def _untried(
     blocking: Sequence[str],
     what: str = "",
     facts: Mapping[str, Any] | None = None,
-) -> Finding:
+) -> DoctorFinding:
     told = f"not tried, as {' and '.join(blocking)} {'does' if len(blocking) == 1 else 'do'} not load"
-    return Finding(section, part, "untried", f"{what}: {told}" if what else told, facts=facts or {})
+    return DoctorFinding(section, part, "untried", f"{what}: {told}" if what else told, facts=facts or {})
 
 
-def _failed(name: str, outcomes: Mapping[str, Outcome]) -> list[str]:
+def _failed(name: str, outcomes: Mapping[str, ProbeOutcome]) -> list[str]:
     """List what a probe needs and what does not load."""
     return [need for need in NEEDS.get(name, ()) if need in outcomes and outcomes[need].error]
 

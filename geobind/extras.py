@@ -23,7 +23,7 @@ def is_installed(module: str) -> bool:
         return False
 
 
-def missing(required: Mapping[str, str]) -> Iterator[str]:
+def find_missing(required: Mapping[str, str]) -> Iterator[str]:
     """Yield a message for each module that is not installed.
 
     Args:

@@ -16,7 +16,7 @@ _REMEMBERED = 60.0  # seconds for which a hub that did not answer is not asked a
 _states: dict[str, tuple[float, str | None]] = {}  # by address: when it was asked, why it cannot be reached
 
 
-def unreachable(patience: float = _PATIENCE) -> str | None:
+def check_reachability(patience: float = _PATIENCE) -> str | None:
     """Return why the hub cannot be reached, or None if it can; it is asked once, and again after failures.
 
     Args:
@@ -42,7 +42,7 @@ def hub_or_cache() -> Generator[None]:
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = unreachable() is not None
+    constants.HF_HUB_OFFLINE = check_reachability() is not None
     try:
         with _unconfigured_logging():
             yield
@@ -50,7 +50,7 @@ def hub_or_cache() -> Generator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def no_weights(what: str, error: Exception) -> CheckpointError:
+def missing_weights_error(what: str, error: Exception) -> CheckpointError:
     """Return the error of weights that could not be loaded: what, why, and what to do about it.
 
     Args:
@@ -58,17 +58,17 @@ def no_weights(what: str, error: Exception) -> CheckpointError:
         error: What was raised.
     """
     instead = "name a local .safetensors file, or its folder, under pretrained"
-    if _lacking(error) and unreachable() is not None:
+    if _lacking(error) and check_reachability() is not None:
         copy = "fetch them on a machine with a network and name a copy of its cache with HF_HOME"
         instead = f"{copy}, or {instead}"
-    return CheckpointError(f"{what} cannot be had: {reason_of(error)}; {instead}")
+    return CheckpointError(f"{what} cannot be had: {explain_failure(error)}; {instead}")
 
 
-def reason_of(error: Exception) -> str:
+def explain_failure(error: Exception) -> str:
     """Return in one line why something could not be fetched: the hub is out of reach, or what was raised."""
     from huggingface_hub import constants
 
-    reason = unreachable() if _lacking(error) else None
+    reason = check_reachability() if _lacking(error) else None
     if reason is None:
         return _first_line(error)
     asked = "the hub is not asked" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from geobind.errors import PluginError
-from geobind.extras import missing
+from geobind.extras import find_missing
 from geobind.plugins import PluginKind, Registry, find, unknown_option
 
 
@@ -57,7 +57,7 @@ class Logger(BaseModel, ABC):
         Raises:
             PluginError: It is not.
         """
-        for fault in missing({self.needs: self.install} if self.needs else {}):
+        for fault in find_missing({self.needs: self.install} if self.needs else {}):
             raise PluginError(f"logger '{self.name}' {fault}")
 
 

@@ -47,7 +47,7 @@ def test_what_the_cache_holds_is_loaded_without_the_hub(no_hub):
 def test_a_hub_that_accepts_and_never_answers_is_given_up(no_hub, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert hub.unreachable(patience=0.2) is not None
+        assert hub.check_reachability(patience=0.2) is not None
 
 
 def test_without_leave_to_ask_the_hub_is_not_asked(monkeypatch):

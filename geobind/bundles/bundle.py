@@ -17,9 +17,9 @@ from geobind.bundles.card import CARD, FORMAT, Card, Origin, read_card
 from geobind.bundles.delta import DELTA_FILE, find_base, read_with_base, split_delta
 from geobind.bundles.model_card import model_card
 from geobind.errors import CheckpointError, GeobindError, PluginError
-from geobind.hub import hub_or_cache, reason_of, unreachable
+from geobind.hub import check_reachability, explain_failure, hub_or_cache
 from geobind.modality import Modality
-from geobind.recipe.parsing import dump
+from geobind.recipe.parsing import dump_yaml
 from geobind.towers.weights import load_strictly, read_weights
 from geobind.utils import files as storage
 from geobind.utils.system import collect_versions, hash_module
@@ -51,7 +51,7 @@ def fetched(name: str, files: Iterable[str], revision: str | None = None) -> Pat
             return Path(snapshot_download(name, revision=revision, allow_patterns=[*files]))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"no folder '{name}', and the hub gives no such bundle: {reason_of(error)}"
+            f"no folder '{name}', and the hub gives no such bundle: {explain_failure(error)}"
         ) from error
 
 
@@ -70,7 +70,7 @@ def publish(folder: Path, name: str, *, private: bool = False) -> str:
             hub.create_repo(name, private=private, exist_ok=True)
             return str(hub.upload_folder(repo_id=name, folder_path=folder, commit_message="geobind bundle"))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = unreachable() or str(error).splitlines()[0]
+        reason = check_reachability() or str(error).splitlines()[0]
         raise GeobindError(f"cannot publish '{name}': {reason}") from error
 
 
@@ -129,7 +129,7 @@ def save(binder: Bound, folder: Path, *, over: str | Path | None = None) -> Path
         card = card.model_copy(update={"over": reference})
         kept = (DELTA_FILE, WEIGHTS)
     if card.recipe:
-        storage.write_atomic(folder / RECIPE, dump(card.recipe).encode())
+        storage.write_atomic(folder / RECIPE, dump_yaml(card.recipe).encode())
     storage.write_atomic(folder / README, model_card(card.model_dump()).encode())
     (folder / kept[1]).unlink(missing_ok=True)
     storage.write_tensors(folder / kept[0], tensors)

@@ -71,7 +71,7 @@ COMMANDS = {
 }
 
 
-class Lazy(click.Group):
+class LazyGroup(click.Group):
     """A group that knows its commands by name and imports one only to run it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -107,9 +107,9 @@ class Lazy(click.Group):
             with log_to_stderr(_level(quiet=ctx.params["quiet"], verbose=ctx.params["verbose"])):
                 return super().invoke(ctx)
         except GeobindError as error:
-            from geobind.cli.run import tells
+            from geobind.cli.run import message_of_rank
 
-            if (message := tells(str(error))) is not None:
+            if (message := message_of_rank(str(error))) is not None:
                 _say("error: ", error, message)
             sys.exit(error.exit_code)
         except KeyboardInterrupt as error:
@@ -157,7 +157,7 @@ def _level(*, quiet: bool, verbose: bool) -> int:
     return logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
 
 
-@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(geobind.__version__, "--version")
 @click.option("-q", "--quiet", is_flag=True, help=_QUIET)
 @click.option("-v", "--verbose", is_flag=True, help=_VERBOSE)

@@ -17,7 +17,7 @@ import geobind
 from geobind.cli.options import json_option
 
 if TYPE_CHECKING:
-    from geobind.doctor import Finding
+    from geobind.doctor import DoctorFinding
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def doctor_command(as_json: bool) -> None:
     sys.exit(1 if faults else 0)
 
 
-def _lines(findings: Sequence[Finding]) -> Iterator[str]:
+def _lines(findings: Sequence[DoctorFinding]) -> Iterator[str]:
     """Yield what was found, a section at a time, in lines that a terminal shows whole."""
     for number, (section, group) in enumerate(groupby(findings, key=lambda finding: finding.section)):
         yield f"{section}" if number == 0 else f"\n{section}"
@@ -59,7 +59,7 @@ def _lines(findings: Sequence[Finding]) -> Iterator[str]:
             yield from _told(finding)
 
 
-def _told(finding: Finding) -> Iterator[str]:
+def _told(finding: DoctorFinding) -> Iterator[str]:
     state = finding.state if finding.state in _COLOURS else "-"
     start = f"  {state:5}  {finding.part:{_NAME}}  "
     wrapped = textwrap.wrap(

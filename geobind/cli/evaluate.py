@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
-from geobind.cli.options import asked_data, bundle_argument, json_option, mapped_columns
+from geobind.cli.options import bundle_argument, data_options_from_cli, json_option, mapped_columns
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _MEASURES = ("R@1", "R@10", "median_rank")
 
 
-class Asked(NamedTuple):
+class EvalOptions(NamedTuple):
     """What the command line asks for beside retrieval."""
 
     calibrate: str | None
@@ -39,7 +39,7 @@ class Asked(NamedTuple):
     gap: bool
 
 
-class More(NamedTuple):
+class ExtraMetrics(NamedTuple):
     """What was measured of it."""
 
     calibrated: CalibrationResult | None
@@ -55,7 +55,7 @@ class More(NamedTuple):
         }
 
 
-def more_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def extra_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options."""
     for option in (
         click.option("--gap", is_flag=True, help="Show how far apart the modalities lie in their space."),
@@ -81,13 +81,13 @@ def more_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def check(asked: Asked, split: str, bundle: str, names: Mapping[str, Any]) -> None:
+def check_options(asked: EvalOptions, split: str, bundle: str, names: Mapping[str, Any]) -> None:
     """Find what cannot be, before anything is embedded.
 
     Raises:
         DataError: Calibrated and measured on the same rows, nowhere to keep scales, or a malformed sum.
     """
-    from geobind.recipe.embedding_sum import read_sum
+    from geobind.recipe.embedding_sum import parse_sum
 
     if asked.calibrate == split:
         raise DataError(
@@ -97,22 +97,22 @@ def check(asked: Asked, split: str, bundle: str, names: Mapping[str, Any]) -> No
     if asked.keep and (asked.calibrate is None or not Path(bundle).is_dir()):
         raise DataError("--keep needs --calibrate SPLIT and a bundle in a folder of yours")
     for text in asked.sums:
-        read_sum(text, names)
+        parse_sum(text, names)
 
 
-def measure_more(
+def measure_extras(
     binder: Binder,
     table: Table,
     data: DataOptions,
     held_out: Table,
     found: Mapping[str, EmbeddedRows],
     by: str,
-    asked: Asked,
-) -> More:
+    asked: EvalOptions,
+) -> ExtraMetrics:
     """Measure what is asked for; see `geobind.evaluation.held_out`."""
     from geobind.evaluation.gap import modality_gap
     from geobind.evaluation.held_out import fit_and_measure_calibration, measure_sum
-    from geobind.recipe.embedding_sum import read_sum
+    from geobind.recipe.embedding_sum import parse_sum
 
     calibrated = None
     if asked.calibrate is not None:
@@ -120,12 +120,12 @@ def measure_more(
     sums = [
         one
         for text in asked.sums
-        for one in measure_sum(binder, held_out, data, found, read_sum(text, binder.modalities), by)
+        for one in measure_sum(binder, held_out, data, found, parse_sum(text, binder.modalities), by)
     ]
-    return More(calibrated, sums, modality_gap(found))
+    return ExtraMetrics(calibrated, sums, modality_gap(found))
 
 
-def keep(binder: Binder, calibrated: CalibrationResult, bundle: str) -> None:
+def store_calibration(binder: Binder, calibrated: CalibrationResult, bundle: str) -> None:
     """Store fitted scales in a bundle's card; its weights stay as they are.
 
     Raises:
@@ -136,7 +136,7 @@ def keep(binder: Binder, calibrated: CalibrationResult, bundle: str) -> None:
     save_card(binder, Path(bundle), calibration=calibrated.calibration)
 
 
-def grids(more: More, asked: Asked) -> Iterator[Grid]:
+def render_extras(more: ExtraMetrics, asked: EvalOptions) -> Iterator[Grid]:
     """The tables for people."""
     if more.calibrated:
         yield _calibration(more.calibrated)
@@ -236,7 +236,7 @@ def _figure(metric: Metric) -> str:
 @click.option("--by", type=click.Choice(["row", "label"]), default="row", show_default=True)
 @click.option("--limit", type=click.IntRange(2), help="At most this many rows, the first ones.")
 @click.option("--train-split", help="Say what the held-out rows share with this split.")
-@more_options
+@extra_options
 @json_option
 def eval_command(
     bundle: str,
@@ -264,9 +264,9 @@ def eval_command(
 
     chosen = [get_protocol(name) for name in dict.fromkeys(protocols) if name != "clean"]
     binder = Binder.from_pretrained(bundle)
-    asked = Asked(**given)
-    check(asked, split, bundle, binder.modalities)
-    options = asked_data(binder, data, mapped, root)
+    asked = EvalOptions(**given)
+    check_options(asked, split, bundle, binder.modalities)
+    options = data_options_from_cli(binder, data, mapped, root)
     table = open_table(options, Path.cwd(), tuple(binder.modalities))
     held_out = take_first_rows(table.split(split), limit)
     leak = leakage(table.split(train_split), held_out, most_images=None) if train_split else None
@@ -277,22 +277,22 @@ def eval_command(
         held_out, found, {frozenset(pair) for pair in _trained(binder)}, by, clusters
     )
     clean = replace(clean, warnings=(leak.warning,) if leak and leak.warning else ())
-    more = measure_more(binder, table, options, held_out, found, by, asked)
+    more = measure_extras(binder, table, options, held_out, found, by, asked)
     if more.calibrated and asked.keep:
-        keep(binder, more.calibrated, bundle)
+        store_calibration(binder, more.calibrated, bundle)
     results = [result for each in chosen for result in _published(each, found, pairs)]
     if as_json:
         click.echo(json.dumps(_as_dict(bundle, held_out, clean, results, leak) | more.to_dict(), indent=1))
     else:
-        _show(clean, results, leak, grids(more, asked))
+        _show(clean, results, leak, render_extras(more, asked))
 
 
 def _trained(binder: Binder) -> list[tuple[str, str]]:
     """What was aligned, as (anchor, other), in the order of the stages."""
-    from geobind.recipe.schema import pairs_done
+    from geobind.recipe.schema import read_trained_pairs
 
     stages = binder.card.stages if binder.card else []
-    return list(dict.fromkeys(pair for stage in stages for pair in pairs_done(stage)))
+    return list(dict.fromkeys(pair for stage in stages for pair in read_trained_pairs(stage)))
 
 
 def _pairs(binder: Binder, anchor: str | None) -> list[tuple[str, str]]:

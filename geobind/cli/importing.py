@@ -121,17 +121,17 @@ def _list(as_json: bool) -> None:
 
 def _show(name: str, as_json: bool) -> None:
     from geobind.importers.registry import registry
-    from geobind.recipe.describe import options_of
+    from geobind.recipe.describe import list_options
 
     cls = registry().get(name)
     found = registry().plugins[name]
-    options = [option for option in options_of(cls) if option["path"] != "sources"]
+    options = [option for option in list_options(cls) if option["path"] != "sources"]
     if as_json:
         columns = {name: column._asdict() for name, column in cls.columns.items()}
         told = {**_row(found), "columns": columns, "layout": cls.layout, "options": options}
         click.echo(json.dumps(told, indent=1))
         return
-    for line in about(cls, found.source, options):
+    for line in describe_importer(cls, found.source, options):
         click.echo(line)
 
 
@@ -214,7 +214,9 @@ def _unmapped(summary: ImportSummary, modalities: Collection[str]) -> list[str]:
     return [name for name in summary.columns if name not in modalities]
 
 
-def about(importer: type[Importer], source: Source, options: list[dict[str, Any]]) -> Iterator[str]:
+def describe_importer(
+    importer: type[Importer], source: Source, options: list[dict[str, Any]]
+) -> Iterator[str]:
     """Yield what an importer is, for people."""
     yield f"{importer.name}: {importer.title}"
     for word in ("home", "licence", "citation"):

@@ -71,7 +71,9 @@ def mapped_columns(columns: tuple[str, ...]) -> dict[str, str]:
     return dict(text.split("=", 1) for text in columns)
 
 
-def asked_data(binder: Binder, data: str, columns: Mapping[str, str], root: Path | None) -> DataOptions:
+def data_options_from_cli(
+    binder: Binder, data: str, columns: Mapping[str, str], root: Path | None
+) -> DataOptions:
     """Return the `data` block that `--data`, `--column` and `--root` stand for."""
     from geobind.data.dataset import registry
     from geobind.data.options import DataOptions

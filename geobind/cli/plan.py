@@ -13,7 +13,7 @@ import click
 from rich.table import Table
 
 from geobind.cli.options import json_option, memory_option, overrides_option, recipe_argument
-from geobind.planning.models import Plan
+from geobind.planning.models import RunPlan
 from geobind.utils.formatting import NBSP, format_count, format_duration, format_size
 from geobind.utils.progress import is_interactive
 
@@ -60,19 +60,19 @@ def plan_command(
     from geobind.data.cache import cache_root
     from geobind.planning.auto import make_plan
     from geobind.planning.models import write_plan
-    from geobind.planning.predict import shortage
+    from geobind.planning.predict import find_shortages
 
     with _progress() as say:
         plan = make_plan(checked, seconds=seconds, limit=limit, say=say)
-    short = shortage(plan, _free(out or Path()), _free(cache_root()))
+    short = find_shortages(plan, _free(out or Path()), _free(cache_root()))
     plan = plan.model_copy(update={"notes": (*plan.notes, *(f"warning: {line}" for line in short))})
     if out:
         write_plan(plan, out)
     if as_json:
         click.echo(json.dumps(plan.model_dump(mode="json"), indent=1))
         return
-    Console(soft_wrap=True).print(table_of(plan))
-    for line in lines_of(plan):
+    Console(soft_wrap=True).print(plan_table(plan))
+    for line in plan_lines(plan):
         click.echo(line)
     if out:
         click.echo(f"written to {out / 'plan.json'}: `geobind run ... --out {out}` takes these numbers")
@@ -96,7 +96,7 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def table_of(plan: Plan) -> Table:
+def plan_table(plan: RunPlan) -> Table:
     """Return the stages of a plan, and the whole run, as a table."""
     title = f"{plan.recipe}: what it takes on {plan.device}"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
@@ -128,7 +128,7 @@ def table_of(plan: Plan) -> Table:
     return table
 
 
-def lines_of(plan: Plan) -> Iterator[str]:
+def plan_lines(plan: RunPlan) -> Iterator[str]:
     """Yield why each stage is computed as it is, what was settled, and warnings."""
     for stage in plan.stages:
         yield f"{stage.name}: {stage.why}"

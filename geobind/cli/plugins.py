@@ -37,11 +37,11 @@ def list_modalities(as_json: bool) -> None:
 def show_modality(name: str, as_json: bool) -> None:
     """Show the modality NAME: its role, what it accepts, and its options."""
     from geobind.plugins import registry
-    from geobind.recipe.describe import options_of
+    from geobind.recipe.describe import list_options
 
     cls = registry().get(name)
     plugin = registry().plugins[name]
-    options = options_of(cls)
+    options = list_options(cls)
     if as_json:
         click.echo(json.dumps({**_row(plugin), "accepts": cls.accepts, "options": options}, indent=1))
         return

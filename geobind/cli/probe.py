@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geobind.cli.options import asked_data, bundle_argument, json_option, mapped_columns
+from geobind.cli.options import bundle_argument, data_options_from_cli, json_option, mapped_columns
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def probe_command(bundle: str, as_json: bool, out: Path | None, **asked: Any) ->
 
     binder = Binder.from_pretrained(bundle).to("cuda" if torch.cuda.is_available() else "cpu")
     binder.modality(asked["modality"])
-    of_data = asked_data(binder, asked["data"], columns, asked["root"])
+    of_data = data_options_from_cli(binder, asked["data"], columns, asked["root"])
     request = probing.ProbeRequest(
         source=probing.ProbeSource(of_data, asked["limit"]),
         modality=asked["modality"],

@@ -20,9 +20,9 @@ def check_command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> Non
     A manifest that is not there is a mistake; but where a recipe comes with geobind, it is only said.
     """
     from geobind.recipe import RecipeProblems, load_recipe
-    from geobind.recipe.describe import cautions, details, facts, sentence
+    from geobind.recipe.describe import describe_details, describe_stage, recipe_warnings, stage_facts
     from geobind.recipe.loading import is_shipped
-    from geobind.recipe.validation import missing_files
+    from geobind.recipe.validation import find_missing_files
 
     problems = ()
     checked = None
@@ -33,7 +33,7 @@ def check_command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> Non
         if not as_json:
             raise
     if as_json:
-        stages = [facts(checked, stage) for stage in checked.stages] if checked else []
+        stages = [stage_facts(checked, stage) for stage in checked.stages] if checked else []
         told = {"ok": not problems, "problems": [p._asdict() for p in problems], "stages": stages}
         click.echo(json.dumps(told, indent=1))
         sys.exit(2 if problems else 0)
@@ -42,12 +42,12 @@ def check_command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> Non
             f"{checked.name}: good; {len(checked.modalities)} modalities, {len(checked.stages)} stages"
         )
         for stage in checked.stages:
-            click.echo(f"  {stage.name}: {sentence(checked, stage)}")
-            for line in details(checked, stage):
+            click.echo(f"  {stage.name}: {describe_stage(checked, stage)}")
+            for line in describe_details(checked, stage):
                 click.echo(f"    {line}")
-            for line in cautions(checked, stage):
+            for line in recipe_warnings(checked, stage):
                 click.echo(f"    warning: {line}")
-        for path, manifest in missing_files(checked):
+        for path, manifest in find_missing_files(checked):
             click.echo(f"  not here yet: {manifest} (--set {'.'.join(map(str, path))}=FILE names another)")
 
 
@@ -59,18 +59,18 @@ def schema_command() -> None:
     complete and check as you type.
     """
     from geobind.plugins import registry
-    from geobind.recipe.describe import editor_schema
+    from geobind.recipe.describe import build_editor_schema
 
-    click.echo(json.dumps(editor_schema(registry()), indent=1))
+    click.echo(json.dumps(build_editor_schema(registry()), indent=1))
 
 
 @click.command("recipes")
 @json_option
 def recipes_command(as_json: bool) -> None:
     """List the recipes that come with geobind; `geobind run NAME` runs one."""
-    from geobind.recipe import shipped
+    from geobind.recipe import list_shipped
 
-    found = {name: _first_comment(path.read_text(encoding="utf-8")) for name, path in shipped().items()}
+    found = {name: _first_comment(path.read_text(encoding="utf-8")) for name, path in list_shipped().items()}
     if as_json:
         click.echo(json.dumps(found, indent=1))
     else:

@@ -31,7 +31,7 @@ def is_first() -> bool:
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
-def tells(message: str) -> str | None:
+def message_of_rank(message: str) -> str | None:
     """Return what this process says of an error that ended it; None if the first of several says the same.
 
     Where it is the only one to meet it, the message gets its number, a few seconds later.
@@ -72,7 +72,7 @@ def _store() -> Store | None:
         return None
 
 
-def launch(count: int, words: Sequence[str]) -> NoReturn:
+def launch_processes(count: int, words: Sequence[str]) -> NoReturn:
     """Run a geobind command in several processes, as torchrun does, and end as they end.
 
     Args:
@@ -155,7 +155,7 @@ def run_command(
     if processes is not None:
         devices = f"fabric.devices={processes}"
         load_recipe(recipe, (*overrides, devices))  # what is wrong with it is said once
-        launch(processes, _words(recipe, (*overrides, devices), out, resume, plan, memory))
+        launch_processes(processes, _words(recipe, (*overrides, devices), out, resume, plan, memory))
     checked = load_recipe(recipe, overrides)
     folder = out or Path("runs") / checked.name
     if is_first():
@@ -163,12 +163,12 @@ def run_command(
 
     from geobind.cli.options import print_table
     from geobind.evaluation import build_summary_table
-    from geobind.planning.auto import Settling
+    from geobind.planning.auto import AutoResolver
     from geobind.report.page import PAGE
     from geobind.training.run import run
     from geobind.utils.system import parse_size
 
-    settling = Settling(always=plan, limit=parse_size(memory) if memory else None)
+    settling = AutoResolver(always=plan, limit=parse_size(memory) if memory else None)
     finished = run(checked, folder, resume=resume, resolver=settling)
     if finished.table is not None:
         print_table(build_summary_table(finished.table))
@@ -193,9 +193,9 @@ def _words(
 
 def _sweep(recipe: str, overrides: tuple[str, ...], out: Path | None, swept: tuple[str, ...]) -> None:
     from geobind.cli.studies import run_study
-    from geobind.studies.grid import grid, parse_axis
+    from geobind.studies.grid import build_grid, parse_axis
 
     axes = [parse_axis(text) for text in swept]
     title = f"{Path(recipe).stem} by {' and '.join(axis.name for axis in axes)}"
     home = out or Path("runs") / f"{Path(recipe).stem}-sweep"
-    sys.exit(1 if run_study(grid(recipe, axes, overrides), home, title) else 0)
+    sys.exit(1 if run_study(build_grid(recipe, axes, overrides), home, title) else 0)

@@ -14,7 +14,7 @@ from geobind.cli.options import overrides_option, recipe_argument
 
 if TYPE_CHECKING:
     from geobind.studies.grid import Cell
-    from geobind.studies.runner import Ran
+    from geobind.studies.runner import CellResult
 
 _log = logging.getLogger(__name__)
 
@@ -25,10 +25,10 @@ _log = logging.getLogger(__name__)
 @click.option("--measure", metavar="NAME", help="A measure for the table, such as R@1; default: R@10.")
 def sweep_command(names: tuple[str, ...], out: Path | None, measure: str | None) -> None:
     """Run NAMES: sweep files, folders of them, or shipped ones such as ablations/temperature."""
-    from geobind.studies.sweep_file import read_sweeps
+    from geobind.studies.sweep_file import load_sweeps
 
     failed = 0
-    for sweep in [sweep for name in names for sweep in read_sweeps(name)]:
+    for sweep in [sweep for name in names for sweep in load_sweeps(name)]:
         home = (out or Path("runs") / "sweeps") / sweep.name
         failed += run_study(sweep.cells, home, sweep.about or sweep.name, measure)
     sys.exit(1 if failed else 0)
@@ -39,17 +39,17 @@ def run_study(cells: Sequence[Cell], home: Path, title: str, measure: str | None
     from rich.console import Console
 
     from geobind.studies.runner import run_cells
-    from geobind.studies.summary import rich_table, summarise, table_of, write_sweep
+    from geobind.studies.summary import summarise_sweep, sweep_table, to_rich_table, write_sweep
 
     _log.info("%d runs; results go to %s", len(cells), home)
     ran = run_cells(cells, home)
-    summary = summarise(ran, measure)
-    Console().print(rich_table(table_of(summary, title)))
+    summary = summarise_sweep(ran, measure)
+    Console().print(to_rich_table(sweep_table(summary, title)))
     click.echo(f"page: {write_sweep(summary, title, home)}")
-    return tell_failures(ran)
+    return report_failures(ran)
 
 
-def tell_failures(ran: Sequence[Ran]) -> int:
+def report_failures(ran: Sequence[CellResult]) -> int:
     """Name the runs that failed; return how many."""
     failed = [one for one in ran if one.failed]
     for one in failed:
@@ -100,19 +100,25 @@ def emergence_command(
     from rich.console import Console
 
     from geobind.studies import emergence
-    from geobind.studies.emergence import find, pairs_table, verdicts, ways_table, write_emergence
+    from geobind.studies.emergence import (
+        describe_differences,
+        pairs_table,
+        summarise_emergence,
+        ways_table,
+        write_emergence,
+    )
     from geobind.studies.runner import run_cells
-    from geobind.studies.summary import rich_table
+    from geobind.studies.summary import to_rich_table
 
-    setting = emergence.plan(recipe, overrides, anchors=anchors, seeds=seeds, steps=steps)
-    cells = emergence.cells_of(setting)
+    setting = emergence.plan_emergence(recipe, overrides, anchors=anchors, seeds=seeds, steps=steps)
+    cells = emergence.build_cells(setting)
     home = out or Path("runs") / f"{Path(recipe).stem}-emergence"
     _log.info("%d runs, joint ones of %s steps; results go to %s", len(cells), setting.steps, home)
     ran = run_cells(cells, home)
-    found = find(ran, measure)
+    found = summarise_emergence(ran, measure)
     for table in (ways_table(found), pairs_table(found)):
-        Console().print(rich_table(table))
-    for line in verdicts(found):
+        Console().print(to_rich_table(table))
+    for line in describe_differences(found):
         click.echo(line)
     click.echo(f"page: {write_emergence(found, f'Emergence: {Path(recipe).stem}', home)}")
-    sys.exit(1 if tell_failures(ran) else 0)
+    sys.exit(1 if report_failures(ran) else 0)

@@ -20,7 +20,7 @@ from geobind.errors import DataError
 from geobind.evaluation.bootstrap import Resampling, draw_counts
 from geobind.evaluation.embedded import EmbeddedRows
 from geobind.evaluation.retrieval_metrics import Metric, Retrieval, RetrievalSettings, retrieval
-from geobind.recipe.embedding_sum import Sum
+from geobind.recipe.embedding_sum import EmbeddingSum
 from geobind.scoring import add_embeddings, unit
 from geobind.utils.hashing import derive_seed
 
@@ -47,7 +47,7 @@ class SumQuery:
 class SumResult:
     """A sum beside its parts, on one gallery."""
 
-    sum: Sum
+    sum: EmbeddingSum
     truth: Truth
     says: str  # what the queries, the right answers and the gallery are
     queries: tuple[SumQuery, ...]  # the sum first
@@ -76,7 +76,7 @@ class SumResult:
 
 def evaluate_sum_of_rows(
     found: Mapping[str, EmbeddedRows],
-    wanted: Sum,
+    wanted: EmbeddingSum,
     labels: Sequence[Any] | None = None,
     settings: RetrievalSettings | None = None,
 ) -> SumResult:
@@ -112,7 +112,7 @@ def evaluate_sum_of_rows(
 
 
 def evaluate_sum_of_two_places(
-    wanted: Sum,
+    wanted: EmbeddingSum,
     parts: Mapping[str, Tensor],
     right_QD: Tensor,
     others_GD: Tensor,
@@ -146,7 +146,7 @@ def evaluate_sum_of_two_places(
     return SumResult(wanted, "composed", says, tuple(queries), settings)
 
 
-def _build_queries(wanted: Sum, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _build_queries(wanted: EmbeddingSum, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The sum of the parts, then each alone."""
     added = add_embeddings(parts, wanted.weights)
     return {" + ".join(wanted.words): added, **{name: unit(part) for name, part in parts.items()}}
@@ -183,7 +183,7 @@ def evaluate_sum_of_composed_places(
     table: Table,
     options: DataOptions,
     found: Mapping[str, EmbeddedRows],
-    wanted: Sum,
+    wanted: EmbeddingSum,
     *,
     most: int = MAX_QUERIES,
     settings: RetrievalSettings | None = None,
@@ -239,7 +239,7 @@ def evaluate_sum_of_composed_places(
     )
 
 
-def _check_composer(table: Table, options: DataOptions, wanted: Sum) -> Composer:
+def _check_composer(table: Table, options: DataOptions, wanted: EmbeddingSum) -> Composer:
     compose = options.dataset.composer() if options.dataset is not None else None
     if options.dataset is None or compose is None:
         raise DataError(

@@ -29,7 +29,7 @@ from geobind.evaluation.gap import ModalityGap, modality_gap
 from geobind.evaluation.pairs import PairRow, PairTable, evaluate_pairs
 from geobind.evaluation.retrieval_metrics import RetrievalSettings, retrieval
 from geobind.evaluation.split_leakage import ClusterBy, cluster_rows
-from geobind.recipe.embedding_sum import Sum, read_sum
+from geobind.recipe.embedding_sum import EmbeddingSum, parse_sum
 from geobind.recipe.schema import Evaluation
 
 Trained = Collection[frozenset[str]]
@@ -168,7 +168,7 @@ def check_evaluation_rows(table: Table, options: Evaluation) -> None:
     if options.calibrate:
         table.split(options.calibrate)
     for text in options.sums:
-        wanted = read_sum(text, table.columns)
+        wanted = parse_sum(text, table.columns)
         if len(held_out.rows_with((*wanted.parts, wanted.gallery))) < 2:
             raise DataError(
                 f"{table.name}: sum '{wanted}': fewer than two rows of '{options.split}' have all"
@@ -200,7 +200,7 @@ def measure_all(
     sums = tuple(
         one
         for text in options.sums
-        for one in measure_sum(binder, held_out, data, found, read_sum(text, found), options.by)
+        for one in measure_sum(binder, held_out, data, found, parse_sum(text, found), options.by)
     )
     return EvaluationResults(held_out, found, measured, modality_gap(found), calibrated, calibrating, sums)
 
@@ -221,7 +221,12 @@ def fit_and_measure_calibration(
 
 
 def measure_sum(
-    binder: Binder, table: Table, data: DataOptions, found: Mapping[str, EmbeddedRows], wanted: Sum, by: str
+    binder: Binder,
+    table: Table,
+    data: DataOptions,
+    found: Mapping[str, EmbeddedRows],
+    wanted: EmbeddingSum,
+    by: str,
 ) -> list[SumResult]:
     """Measure a sum: of observations of one place, and of composed places where the dataset renders them.
 

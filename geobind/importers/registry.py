@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from geobind.data.delimited import PLACE_COLUMNS
 from geobind.errors import DataError
-from geobind.extras import missing
+from geobind.extras import find_missing
 from geobind.importers.contract import Column, Importer, Kind
 from geobind.plugins import PluginKind, Registry, find, unknown_option
 
@@ -67,7 +67,7 @@ def make(cls: type[Importer], sources: Sequence[Path], options: Mapping[str, str
             for item in error.errors()
         ]
         raise DataError(f"{cls.name}: {'; '.join(faults)}") from error
-    if faults := [*missing(made.requires())]:
+    if faults := [*find_missing(made.requires())]:
         raise DataError(f"{cls.name} {'; '.join(faults)}")
     return made
 

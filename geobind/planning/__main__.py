@@ -21,15 +21,15 @@ def main() -> None:
             print(json.dumps([kind, values]), file=out, flush=True)
 
         try:
-            from geobind.planning.probe import Doing, probe
-            from geobind.recipe import recipe_from
+            from geobind.planning.probe import Progress, measure_recipe
+            from geobind.recipe import build_recipe
             from geobind.training.interruption import deterministic_algorithms
             from geobind.utils.logs import log_to_stderr
 
-            recipe = recipe_from(asked["recipe"], Path(asked["base"]), source=asked["name"])
+            recipe = build_recipe(asked["recipe"], Path(asked["base"]), source=asked["name"])
             with log_to_stderr(), deterministic_algorithms(recipe.fabric.deterministic):
-                for event in probe(recipe, Path(asked["folder"]), asked["seconds"], asked["limit"]):
-                    said = event.what if isinstance(event, Doing) else event.model_dump(mode="json")
+                for event in measure_recipe(recipe, Path(asked["folder"]), asked["seconds"], asked["limit"]):
+                    said = event.what if isinstance(event, Progress) else event.model_dump(mode="json")
                     tell(type(event).__name__, said)
         except GeobindError as error:
             tell("error", [type(error).__name__, str(error)])

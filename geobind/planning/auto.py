@@ -23,17 +23,17 @@ from geobind import errors
 from geobind.errors import GeobindError, RecipeError, TrainingError
 from geobind.planning.models import (
     FILE,
-    AllFound,
-    EndingFound,
+    EndingMeasurement,
     Machine,
-    Plan,
-    StageFound,
+    ProbeResult,
+    RunPlan,
+    StageMeasurement,
     read_plan,
     write_plan,
 )
-from geobind.planning.predict import predict
-from geobind.recipe import Recipe, recipe_from
-from geobind.recipe.parsing import dump
+from geobind.planning.predict import predict_run
+from geobind.recipe import Recipe, build_recipe
+from geobind.recipe.parsing import dump_yaml
 from geobind.training.distributed import broadcast_result
 from geobind.training.resume import stage_folders
 from geobind.utils import files
@@ -46,7 +46,7 @@ _OF_MANY = re.compile(r"(LOCAL_|NODE_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_.*|
 _LAST = 15  # lines of what a process said before it died
 
 
-def ask(recipe: Recipe, *, seconds: float, limit: int | None, say: Say) -> AllFound:
+def run_probe_process(recipe: Recipe, *, seconds: float, limit: int | None, say: Say) -> ProbeResult:
     """Measure a recipe in another process.
 
     Args:
@@ -60,18 +60,18 @@ def ask(recipe: Recipe, *, seconds: float, limit: int | None, say: Say) -> AllFo
     """
     began = time.monotonic()
     machine: Machine | None = None
-    ending: EndingFound | None = None
-    stages: list[StageFound] = []
+    ending: EndingMeasurement | None = None
+    stages: list[StageMeasurement] = []
     for kind, values in _events(recipe, seconds, limit, say):
         if kind == "Machine":
             machine = Machine.model_validate(values)
-        elif kind == "StageFound":
-            stages.append(StageFound.model_validate(values))
-        elif kind == "EndingFound":
-            ending = EndingFound.model_validate(values)
+        elif kind == "StageMeasurement":
+            stages.append(StageMeasurement.model_validate(values))
+        elif kind == "EndingMeasurement":
+            ending = EndingMeasurement.model_validate(values)
     if machine is None or len(stages) < len(recipe.stages):
         raise TrainingError("the process that measures ended before it had measured everything")
-    return AllFound(machine=machine, stages=tuple(stages), ending=ending, seconds=time.monotonic() - began)
+    return ProbeResult(machine=machine, stages=tuple(stages), ending=ending, seconds=time.monotonic() - began)
 
 
 def _events(recipe: Recipe, seconds: float, limit: int | None, say: Say) -> Iterator[tuple[str, Any]]:
@@ -97,7 +97,7 @@ def _events(recipe: Recipe, seconds: float, limit: int | None, say: Say) -> Iter
                 json.dump({**asked, "folder": folder, "seconds": seconds, "limit": limit}, there)
             for line in cast("IO[str]", process.stdout):
                 kind, values = json.loads(line)
-                if kind == "Doing":
+                if kind == "Progress":
                     doing = values
                     say(doing)
                 elif kind == "error":
@@ -129,10 +129,10 @@ def _died(code: int, doing: str, heard: str) -> GeobindError:
 
 
 SECONDS = 12.0  # that measuring takes, about, unless told otherwise
-Numbers = Mapping[str, Mapping[str, int | None]]  # by stage, then by option
+AutoValues = Mapping[str, Mapping[str, int | None]]  # by stage, then by option
 
 
-def make_plan(recipe: Recipe, *, seconds: float = SECONDS, limit: int | None = None, say: Say) -> Plan:
+def make_plan(recipe: Recipe, *, seconds: float = SECONDS, limit: int | None = None, say: Say) -> RunPlan:
     """Measure a recipe and say what its run will take; nothing of the run's folder or the cache changes.
 
     Args:
@@ -144,19 +144,19 @@ def make_plan(recipe: Recipe, *, seconds: float = SECONDS, limit: int | None = N
     Raises:
         GeobindError: The recipe cannot run, or what it leaves open cannot be settled.
     """
-    return predict(recipe, ask(recipe, seconds=seconds, limit=limit, say=say))
+    return predict_run(recipe, run_probe_process(recipe, seconds=seconds, limit=limit, say=say))
 
 
-def settled(recipe: Recipe, numbers: Numbers) -> Recipe:
+def with_values(recipe: Recipe, numbers: AutoValues) -> Recipe:
     """Return the recipe with numbers where it left something open."""
     values: dict[str, Any] = copy.deepcopy(recipe.written)
     for stage, written in zip(recipe.stages, values["stages"], strict=True):
         written.update({name: numbers[stage.name][name] for name in stage.open})
-    return recipe_from(values, recipe.base, source=recipe.name)
+    return build_recipe(values, recipe.base, source=recipe.name)
 
 
 @dataclass(frozen=True)
-class Settling:
+class AutoResolver:
     """Settles a recipe at the start of its run: by the plan in the run's folder, else by a new one.
 
     Args:
@@ -178,12 +178,12 @@ class Settling:
         if not self.always and not any(stage.open for stage in recipe.stages):
             return recipe
         numbers = broadcast_result(fabric, lambda: self._numbers(recipe, folder))
-        result = settled(recipe, numbers)
+        result = with_values(recipe, numbers)
         if fabric.is_global_zero:
-            files.write_atomic(folder / "recipe.yaml", dump(result.written).encode())
+            files.write_atomic(folder / "recipe.yaml", dump_yaml(result.written).encode())
         return result
 
-    def _numbers(self, recipe: Recipe, folder: Path) -> Numbers:
+    def _numbers(self, recipe: Recipe, folder: Path) -> AutoValues:
         plan = read_plan(folder)
         if plan is not None and _is_of(plan, recipe, every=self.always):
             where = f"as planned before, in {folder / FILE}"
@@ -198,7 +198,7 @@ class Settling:
         return {stage.name: stage.settled for stage in plan.stages}
 
 
-def _is_of(plan: Plan, recipe: Recipe, *, every: bool) -> bool:
+def _is_of(plan: RunPlan, recipe: Recipe, *, every: bool) -> bool:
     """Whether a plan was made of this recipe, in the stages that leave something open or in all."""
     planned = {stage.name: stage.key for stage in plan.stages}
     keys = (key for _, key in stage_folders(recipe, Path()))

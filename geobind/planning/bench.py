@@ -24,22 +24,22 @@ from geobind.utils import system
 from geobind.utils.logs import captured
 
 
-def some(rows: MixedDataset, count: int) -> MixedDataset:
+def sample_rows(rows: MixedDataset, count: int) -> MixedDataset:
     """Return at most `count` rows of each source, drawn once for all: fewer are among more."""
-    return MixedDataset(tuple(_some(source, count) for source in rows.sources))
+    return MixedDataset(tuple(_sample_source(source, count) for source in rows.sources))
 
 
-def _some(source: WeightedSource, count: int) -> WeightedSource:
+def _sample_source(source: WeightedSource, count: int) -> WeightedSource:
     there, size = source.rows, len(source.rows)
     chosen = np.sort(np.random.default_rng(0).permutation(size)[:count])
     if isinstance(there, TableRows):
         return source._replace(rows=replace(there, table=there.table.take(chosen)))
     if isinstance(there, PluginPairs):
-        return source._replace(rows=replace(there, pairs=_Some(there.pairs, chosen.tolist())))
+        return source._replace(rows=replace(there, pairs=_SampledPairs(there.pairs, chosen.tolist())))
     return source
 
 
-class _Some(Sequence[Pair]):
+class _SampledPairs(Sequence[Pair]):
     """Some of a plugin's own pairs."""
 
     def __init__(self, pairs: Sequence[Pair], chosen: list[int]) -> None:
@@ -54,11 +54,11 @@ class _Some(Sequence[Pair]):
     def __getitem__(self, index: slice) -> Sequence[Pair]: ...
     def __getitem__(self, index: int | slice) -> Pair | Sequence[Pair]:
         if isinstance(index, slice):
-            return _Some(self.pairs, self.chosen[index])
+            return _SampledPairs(self.pairs, self.chosen[index])
         return self.pairs[self.chosen[index]]
 
 
-class Clock(MetricsFile):
+class StepTimer(MetricsFile):
     """Notes when steps were looked at, and writes nothing."""
 
     def __init__(self, folder: Path) -> None:
@@ -91,7 +91,7 @@ _SLOW = 1e-9  # learning rate: what is measured is not to be moved
 _NEVER = 1e9  # seconds
 
 
-class Ran(NamedTuple):
+class BenchRun(NamedTuple):
     """Some steps of a stage."""
 
     job: StageRun
@@ -158,14 +158,14 @@ class Bench:
         stage = job.stage.model_copy(update=changes)
         self.benches += 1
         home = self.folder / f"{stage.name}-{self.benches}"  # of its own: nothing goes on with a checkpoint
-        rows_ = some(job.rows, rows)
+        rows_ = sample_rows(job.rows, rows)
         watched = subsample(job.validation_rows, held) if held and job.validation_rows else None
-        notes = Clock(home)
-        return StageRun(recipe, stage, job.binder, rows_, home, Clock(home), "probe", 1, watched, notes)
+        notes = StepTimer(home)
+        return StageRun(recipe, stage, job.binder, rows_, home, StepTimer(home), "probe", 1, watched, notes)
 
     def run(
         self, size: int, steps: int, *, chunk: int | None = None, saves: bool = False, held: int = 0
-    ) -> Ran:
+    ) -> BenchRun:
         """Take some steps of one size.
 
         Raises:
@@ -179,11 +179,11 @@ class Bench:
         with self.quiet():
             outcome = run_stage(self.fabric, job)
         self.ready = max(self.ready, rows) if self.caches else 0
-        seconds = clock.mean() if isinstance(clock, Clock) else 0.0
-        within = clock.at[-1] - clock.at[0] + seconds if isinstance(clock, Clock) and clock.at else 0.0
+        seconds = clock.mean() if isinstance(clock, StepTimer) else 0.0
+        within = clock.at[-1] - clock.at[0] + seconds if isinstance(clock, StepTimer) and clock.at else 0.0
         other = max(0.0, outcome.seconds - within - outcome.filled["seconds"])
         process = outcome.process_bytes if outcome.process_since == "stage" else None
-        return Ran(job, seconds, other, outcome.peak_memory_bytes or process, idle, outcome)
+        return BenchRun(job, seconds, other, outcome.peak_memory_bytes or process, idle, outcome)
 
     def _idle(self) -> int | None:
         """Give back what is not needed, and return how much is still held."""
@@ -224,6 +224,6 @@ def seconds_since(start: float) -> float:
     return time.monotonic() - start
 
 
-def goes_through(job: StageRun) -> bool:
+def covers_all_rows(job: StageRun) -> bool:
     """Whether a stage takes all of its rows at least once."""
     return job.steps >= job.sampler.steps_per_epoch

@@ -13,16 +13,16 @@ from geobind.errors import CheckpointError
 from geobind.utils import files
 
 FILE = "plan.json"
-Way = Literal["direct", "cached", "two-pass"]
+StepMethod = Literal["direct", "cached", "two-pass"]
 
 
-class Planned(BaseModel):
+class PlanModel(BaseModel):
     """Values of a plan; fields this version does not know are passed over."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Seconds(Planned):
+class Seconds(PlanModel):
     """What a stage's time goes to."""
 
     step: float
@@ -34,7 +34,7 @@ class Seconds(Planned):
     stage: float
 
 
-class Disk(Planned):
+class Disk(PlanModel):
     """What a stage writes, in bytes."""
 
     cache: int
@@ -42,7 +42,7 @@ class Disk(Planned):
     checkpoint: int  # while it runs
 
 
-class SidePlan(Planned):
+class SidePlan(PlanModel):
     """A side that is read from the cache."""
 
     rows: int
@@ -50,7 +50,7 @@ class SidePlan(Planned):
     bytes: int  # of those
 
 
-class StagePlan(Planned):
+class StagePlan(PlanModel):
     """What one stage will take."""
 
     name: str
@@ -61,7 +61,7 @@ class StagePlan(Planned):
     chunk: int | None
     steps: int
     epoch_steps: int
-    way: Way
+    way: StepMethod
     why: str
     cached: dict[str, SidePlan]
     uncached: dict[str, str]
@@ -71,7 +71,7 @@ class StagePlan(Planned):
     warnings: tuple[str, ...] = ()
 
 
-class Memory(Planned):
+class Memory(PlanModel):
     """The memory that figures are compared with."""
 
     kind: str  # "process" or "accelerator"
@@ -80,7 +80,7 @@ class Memory(Planned):
     says: str
 
 
-class Plan(Planned):
+class RunPlan(PlanModel):
     """What a run will take."""
 
     recipe: str
@@ -101,7 +101,7 @@ class Plan(Planned):
     notes: tuple[str, ...] = ()
 
 
-def write_plan(plan: Plan, folder: Path) -> Path:
+def write_plan(plan: RunPlan, folder: Path) -> Path:
     """Write a plan where a run finds it.
 
     Raises:
@@ -111,7 +111,7 @@ def write_plan(plan: Plan, folder: Path) -> Path:
     return folder / FILE
 
 
-def read_plan(folder: Path) -> Plan | None:
+def read_plan(folder: Path) -> RunPlan | None:
     """Return the plan of a run, if there is one.
 
     Raises:
@@ -119,7 +119,7 @@ def read_plan(folder: Path) -> Plan | None:
     """
     values = files.read_json(folder / FILE)
     try:
-        return Plan.model_validate(values) if values else None
+        return RunPlan.model_validate(values) if values else None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -129,7 +129,7 @@ def read_plan(folder: Path) -> Plan | None:
 _HALVINGS = 80  # of the range in which a root is looked for
 
 
-class Line(NamedTuple):
+class LinearCost(NamedTuple):
     """What so many rows take: `base + slope * rows`, neither of them negative."""
 
     base: float
@@ -140,7 +140,7 @@ class Line(NamedTuple):
         return self.base + self.slope * rows
 
 
-def fit(points: Iterable[tuple[float, float]]) -> Line:
+def fit_linear_cost(points: Iterable[tuple[float, float]]) -> LinearCost:
     """Return the line through the two measurements with most rows, exact at the last of them.
 
     More rows never take less: where the two say so, or a line through them would begin below zero, the
@@ -152,16 +152,16 @@ def fit(points: Iterable[tuple[float, float]]) -> Line:
     known = sorted(dict(points).items())
     rows, value = known[-1]
     if len(known) == 1:
-        return Line(value, 0.0)
+        return LinearCost(value, 0.0)
     before, less = known[-2]
     slope = (value - less) / (rows - before)
     if slope <= 0:
-        return Line(value, 0.0)
+        return LinearCost(value, 0.0)
     base = value - slope * rows
-    return Line(base, slope) if base >= 0 else Line(0.0, value / rows)
+    return LinearCost(base, slope) if base >= 0 else LinearCost(0.0, value / rows)
 
 
-def different(found: int, looked: int, total: int) -> float:
+def estimate_distinct(found: int, looked: int, total: int) -> float:
     """Estimate how many different things there are among `total`, from those found among a sample.
 
     If D things are equally frequent, n draws show D (1 - exp(-n / D)) of them; D is solved for, and put
@@ -188,16 +188,16 @@ def _shown(kinds: float, draws: float) -> float:
     return -kinds * math.expm1(-draws / kinds)
 
 
-SPARE = 0.9  # of the memory that is free: what is measured is not all that is held
+USABLE_SHARE = 0.9  # of the memory that is free: what is measured is not all that is held
 
 
-class Found(BaseModel):
+class Measurement(BaseModel):
     """Values that a probe sends."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Step(Found):
+class StepCost(Measurement):
     """Training steps of one size, on one device."""
 
     rows: int
@@ -206,7 +206,7 @@ class Step(Found):
     chunk: int | None = None  # rows at a time, in two passes
 
 
-class Side(Found):
+class SideCost(Measurement):
     """A side of a stage that can be read from the cache."""
 
     inputs: float  # of all rows, each content once
@@ -214,15 +214,15 @@ class Side(Found):
     row_bytes: int
 
 
-class Filling(Found):
+class FillCost(Measurement):
     """What looking at the frozen sides, and making their missing rows, takes for all rows of the stage."""
 
     seconds: float
     bytes: int | None
-    sides: dict[str, Side]
+    sides: dict[str, SideCost]
 
 
-class StageFound(Found):
+class StageMeasurement(Measurement):
     """Everything measured of one stage."""
 
     name: str
@@ -230,9 +230,9 @@ class StageFound(Found):
     sources: tuple[int, ...]  # rows of each
     most: int  # no larger batch makes sense
     most_why: str
-    steps: tuple[Step, ...]  # all sides at once, from few rows to many
-    two_pass: Step | None = None
-    filling: Filling | None = None  # None where nothing is cached
+    steps: tuple[StepCost, ...]  # all sides at once, from few rows to many
+    two_pass: StepCost | None = None
+    filling: FillCost | None = None  # None where nothing is cached
     uncached: dict[str, str] = {}  # frozen sides that are computed in every step, and why
     frozen: tuple[str, ...] = ()
     loading_a_row: float = 0.0  # seconds, if nothing else were done
@@ -244,25 +244,25 @@ class StageFound(Found):
     failed: str = ""  # why no more rows were tried
 
     @property
-    def seconds(self) -> Line:
+    def seconds(self) -> LinearCost:
         """Seconds of a step, by rows of a device."""
-        return fit((step.rows, step.seconds) for step in self.steps)
+        return fit_linear_cost((step.rows, step.seconds) for step in self.steps)
 
     @property
-    def bytes(self) -> Line | None:
+    def bytes(self) -> LinearCost | None:
         """Memory of a step, by rows of a device."""
         known = [(step.rows, step.bytes) for step in self.steps if step.bytes is not None]
-        return fit(known) if known else None
+        return fit_linear_cost(known) if known else None
 
 
-class EndingFound(Found):
+class EndingMeasurement(Measurement):
     """What comes after the last stage."""
 
     seconds: float  # embedding held-out rows, measuring, the bundle
     report_seconds: float
 
 
-class Machine(Found):
+class Machine(Measurement):
     """Where it was measured."""
 
     device: str  # "cpu", or what an accelerator is called
@@ -275,10 +275,10 @@ class Machine(Found):
     notes: tuple[str, ...] = ()
 
 
-class AllFound(Found):
+class ProbeResult(Measurement):
     """Everything that a probe measures."""
 
     machine: Machine
-    stages: tuple[StageFound, ...]
-    ending: EndingFound | None = None
+    stages: tuple[StageMeasurement, ...]
+    ending: EndingMeasurement | None = None
     seconds: float = 0.0  # that the probe took

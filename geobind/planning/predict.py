@@ -11,16 +11,16 @@ import geobind
 from geobind.data.sampler import BatchSampler
 from geobind.errors import RecipeError
 from geobind.planning.models import (
-    SPARE,
-    AllFound,
+    USABLE_SHARE,
     Disk,
     Memory,
-    Plan,
+    ProbeResult,
+    RunPlan,
     Seconds,
     SidePlan,
-    StageFound,
+    StageMeasurement,
     StagePlan,
-    Way,
+    StepMethod,
 )
 from geobind.recipe import Recipe, Stage
 from geobind.training.resume import stage_folders
@@ -31,7 +31,7 @@ from geobind.utils.system import utc_now
 _TWICE = 4 / 3  # what a second forward pass makes of a step, where it was not measured
 
 
-class Chosen(NamedTuple):
+class BatchChoice(NamedTuple):
     """How a stage's batches are computed."""
 
     batch_size: int  # over all devices
@@ -41,14 +41,14 @@ class Chosen(NamedTuple):
     fits: bool
 
 
-def choose(
-    found: StageFound,
+def choose_batch(
+    found: StageMeasurement,
     *,
     batch_size: int | None,
     chunk: int | str | None,
     ranks: int,
     usable: float | None,
-) -> Chosen:
+) -> BatchChoice:
     """Choose what a recipe left open, and tell what that takes.
 
     Args:
@@ -65,24 +65,28 @@ def choose(
     if batch_size is None:
         batch_size, why = _largest(found, chunk if isinstance(chunk, int) else None, ranks, usable)
     local = max(1, batch_size // ranks)
-    direct = needed(found, local, None)
-    at_once = f"{_pairs(local)} at once take {of(direct, usable)}"
+    direct = predict_memory(found, local, None)
+    at_once = f"{_pairs(local)} at once take {format_share(direct, usable)}"
     fits = direct is None or usable is None or direct <= usable
     if isinstance(chunk, int) and chunk < local:
-        taken = needed(found, local, chunk)
+        taken = predict_memory(found, local, chunk)
         fits = taken is None or usable is None or taken <= usable
-        return Chosen(batch_size, chunk, taken, f"{_pairs(chunk)} at a time take {of(taken, usable)}", fits)
+        return BatchChoice(
+            batch_size, chunk, taken, f"{_pairs(chunk)} at a time take {format_share(taken, usable)}", fits
+        )
     if chunk != "auto" or fits:
-        return Chosen(batch_size, None, direct, "; ".join(filter(None, (at_once, why))), fits)
+        return BatchChoice(batch_size, None, direct, "; ".join(filter(None, (at_once, why))), fits)
     chunk = max(2, 2 ** ((local - 1).bit_length() - 1))
-    while chunk > 2 and (needed(found, local, chunk) or 0) > (usable or 0):
+    while chunk > 2 and (predict_memory(found, local, chunk) or 0) > (usable or 0):
         chunk //= 2
-    taken = needed(found, local, chunk)
+    taken = predict_memory(found, local, chunk)
     fits = taken is None or usable is None or taken <= usable
-    return Chosen(batch_size, chunk, taken, f"{_pairs(local)} at once would take {of(direct, usable)}", fits)
+    return BatchChoice(
+        batch_size, chunk, taken, f"{_pairs(local)} at once would take {format_share(direct, usable)}", fits
+    )
 
 
-def needed(found: StageFound, local: int, chunk: int | None) -> int | None:
+def predict_memory(found: StageMeasurement, local: int, chunk: int | None) -> int | None:
     """Return the memory that a step takes at most, with what comes before it; None where nothing tells.
 
     In two passes that is a chunk's, and something for every row of the batch: its input and embeddings.
@@ -102,7 +106,7 @@ def needed(found: StageFound, local: int, chunk: int | None) -> int | None:
     return round(max(line(chunk) + each * local, filling))
 
 
-def step_seconds(found: StageFound, local: int, chunk: int | None) -> float:
+def predict_step_seconds(found: StageMeasurement, local: int, chunk: int | None) -> float:
     """Return the seconds of a step: of computing, or of loading where that is slower."""
     computing = found.seconds(local)
     if chunk is not None and chunk < local:
@@ -111,14 +115,14 @@ def step_seconds(found: StageFound, local: int, chunk: int | None) -> float:
     return max(computing, found.loading_a_row * local)
 
 
-def of(taken: float | None, usable: float | None) -> str:
+def format_share(taken: float | None, usable: float | None) -> str:
     """Say what something takes of the memory that it may take."""
     if taken is None:
         return "memory that this system does not tell of"
     return format_size(taken) if usable is None else f"{format_size(taken)} of {format_size(usable)}"
 
 
-def _largest(found: StageFound, chunk: int | None, ranks: int, usable: float | None) -> tuple[int, str]:
+def _largest(found: StageMeasurement, chunk: int | None, ranks: int, usable: float | None) -> tuple[int, str]:
     if found.bytes is None or usable is None:
         raise RecipeError(
             f"stage '{found.name}': `batch_size: auto` needs to know how much memory there is and how much a "
@@ -126,18 +130,17 @@ def _largest(found: StageFound, chunk: int | None, ranks: int, usable: float | N
         )
     batch = found.most
     while batch >= 2 * ranks or batch == found.most:
-        taken = needed(found, batch // ranks, chunk) or 0
+        taken = predict_memory(found, batch // ranks, chunk) or 0
         if taken <= usable:
             if batch == found.most:
                 return batch, f"no more than {found.most_why}"
-            more = needed(found, 2 * batch // ranks, chunk)
-            return batch, f"{2 * batch:,} pairs would take {of(more, usable)}"
+            more = predict_memory(found, 2 * batch // ranks, chunk)
+            return batch, f"{2 * batch:,} pairs would take {format_share(more, usable)}"
         batch //= 2
-    least = 2 * ranks
+    taken = format_share(predict_memory(found, 2, chunk), usable)
     raise RecipeError(
-        f"stage '{found.name}': `batch_size: auto`: even {least} pairs take "
-        f"{of(needed(found, 2, chunk), usable)}; free memory, say how much there is with --memory, or take "
-        f"smaller encoders"
+        f"stage '{found.name}': `batch_size: auto`: even {2 * ranks} pairs take {taken}; free memory, say "
+        f"how much there is with --memory, or take smaller encoders"
     )
 
 
@@ -145,23 +148,23 @@ def _pairs(count: int) -> str:
     return f"{count:,} pairs"
 
 
-def predict(recipe: Recipe, found: AllFound) -> Plan:
+def predict_run(recipe: Recipe, found: ProbeResult) -> RunPlan:
     """Say what a run will take.
 
     Raises:
         RecipeError: What the recipe leaves open cannot be settled on this machine.
     """
     machine = found.machine
-    usable = None if machine.available is None else SPARE * machine.available
+    usable = None if machine.available is None else USABLE_SHARE * machine.available
     keys = [key for _, key in stage_folders(recipe, Path())]
     stages = tuple(
-        plan_stage(stage, measured, ranks=machine.ranks, usable=usable, key=key)
+        predict_stage(stage, measured, ranks=machine.ranks, usable=usable, key=key)
         for stage, measured, key in zip(recipe.stages, found.stages, keys, strict=True)
     )
     evaluation = found.ending.seconds if found.ending else 0.0
     report = found.ending.report_seconds if found.ending else 0.0
     held = [stage.memory_bytes for stage in stages if stage.memory_bytes is not None]
-    return Plan(
+    return RunPlan(
         recipe=recipe.name,
         made=utc_now(),
         version=geobind.__version__,
@@ -186,8 +189,8 @@ def predict(recipe: Recipe, found: AllFound) -> Plan:
     )
 
 
-def plan_stage(
-    stage: Stage, found: StageFound, *, ranks: int = 1, usable: float | None = None, key: str = ""
+def predict_stage(
+    stage: Stage, found: StageMeasurement, *, ranks: int = 1, usable: float | None = None, key: str = ""
 ) -> StagePlan:
     """Say what a stage will take.
 
@@ -202,7 +205,7 @@ def plan_stage(
         RecipeError: What it leaves open cannot be settled.
     """
     asked = None if "batch_size" in stage.open else stage.batch_size
-    chosen = choose(found, batch_size=asked, chunk=stage.chunk, ranks=ranks, usable=usable)
+    chosen = choose_batch(found, batch_size=asked, chunk=stage.chunk, ranks=ranks, usable=usable)
     shares = tuple(size / max(1, sum(found.sources)) for size in found.sources)
     epoch = BatchSampler(found.sources, chosen.batch_size, 0, shares, stage.mix == "rows").steps_per_epoch
     steps = stage.steps if stage.steps is not None else (stage.epochs or 0) * epoch
@@ -215,7 +218,7 @@ def plan_stage(
         for name, side in sides.items()
     }
     settled = {"batch_size": chosen.batch_size, "chunk": chosen.chunk}
-    way: Way = "two-pass" if chosen.chunk is not None else "cached" if cached else "direct"
+    way: StepMethod = "two-pass" if chosen.chunk is not None else "cached" if cached else "direct"
     return StagePlan(
         name=stage.name,
         key=key,
@@ -240,8 +243,10 @@ def plan_stage(
     )
 
 
-def _seconds(stage: Stage, found: StageFound, chosen: Chosen, steps: int, epoch: int, local: int) -> Seconds:
-    step = step_seconds(found, local, chosen.chunk)
+def _seconds(
+    stage: Stage, found: StageMeasurement, chosen: BatchChoice, steps: int, epoch: int, local: int
+) -> Seconds:
+    step = predict_step_seconds(found, local, chosen.chunk)
     filling = found.filling.seconds if found.filling else 0.0
     every = stage.checkpoint_seconds
     saves = steps if every <= step else int(steps * step / every)
@@ -259,7 +264,7 @@ def _seconds(stage: Stage, found: StageFound, chosen: Chosen, steps: int, epoch:
 
 
 def _why(
-    found: StageFound, chosen: Chosen, cached: dict[str, SidePlan], seconds: Seconds, epochs: float
+    found: StageMeasurement, chosen: BatchChoice, cached: dict[str, SidePlan], seconds: Seconds, epochs: float
 ) -> Iterator[str]:
     if chosen.chunk is not None:
         yield f"two-pass with chunk {chosen.chunk:,}: {chosen.why}"
@@ -279,17 +284,17 @@ def _why(
         yield "loading takes longer than computing: more `workers` may help"
 
 
-def _warnings(found: StageFound, chosen: Chosen, usable: float | None) -> Iterator[str]:
+def _warnings(found: StageMeasurement, chosen: BatchChoice, usable: float | None) -> Iterator[str]:
     if not chosen.fits:
         yield (
-            f"{chosen.batch_size:,} pairs take {of(chosen.bytes, usable)}: more than there is; "
+            f"{chosen.batch_size:,} pairs take {format_share(chosen.bytes, usable)}: more than there is; "
             f"write `chunk: auto`, or a smaller batch_size"
         )
     if found.failed:
         yield f"measuring larger batches ended early: {found.failed}"
 
 
-def shortage(plan: Plan, free_bytes: int, cache_free_bytes: int) -> Sequence[str]:
+def find_shortages(plan: RunPlan, free_bytes: int, cache_free_bytes: int) -> Sequence[str]:
     """Say what will not fit on the disks of the run's folder and of the cache."""
     cache = sum(stage.disk.cache for stage in plan.stages)
     checkpoints = 2 * max((stage.disk.checkpoint for stage in plan.stages), default=0)

@@ -25,22 +25,22 @@ from geobind.embedding_cache.loader import CachedLoader
 from geobind.embedding_cache.store import embeddings_folder, read_limit
 from geobind.errors import DataError, GeobindError
 from geobind.evaluation.held_out import EvaluationResults, measure_all, take_first_rows
-from geobind.planning.bench import Bench, Clock, goes_through, seconds_since
+from geobind.planning.bench import Bench, StepTimer, covers_all_rows, seconds_since
 from geobind.planning.models import (
-    SPARE,
-    EndingFound,
-    Filling,
-    Line,
+    USABLE_SHARE,
+    EndingMeasurement,
+    FillCost,
+    LinearCost,
     Machine,
-    Side,
-    StageFound,
-    Step,
-    different,
-    fit,
+    SideCost,
+    StageMeasurement,
+    StepCost,
+    estimate_distinct,
+    fit_linear_cost,
 )
 from geobind.recipe import Recipe, Stage
-from geobind.recipe.parsing import dump
-from geobind.recipe.stage_options import InfoNCE
+from geobind.recipe.parsing import dump_yaml
+from geobind.recipe.stage_options import InfoNCEOptions
 from geobind.training.cache import CachedInputs, open_stage_cache
 from geobind.training.launch import make_fabric
 from geobind.training.loss_inputs import check_loss_inputs
@@ -57,7 +57,7 @@ _PART_OF_TIME = 0.3  # of a stage's time
 _ALWAYS = 10**9  # steps; more than an epoch of anything
 
 
-def measure_filling(bench: Bench, seconds: float) -> tuple[Filling | None, tuple[str, ...], float]:
+def measure_filling(bench: Bench, seconds: float) -> tuple[FillCost | None, tuple[str, ...], float]:
     """Make some rows of the frozen sides in the scratch cache, and see how long it takes.
 
     Where the cache may not hold them all, the bench goes on without it, as the stage will.
@@ -77,7 +77,7 @@ def measure_filling(bench: Bench, seconds: float) -> tuple[Filling | None, tuple
         return None, frozen, 0.0
     afford = max(1, int(_PART_OF_TIME * seconds * looked / seconds_since(began)))
     points: list[tuple[float, float]] = []
-    sides: dict[str, Side] = {}
+    sides: dict[str, SideCost] = {}
     unlike, most = 1.0, 0
     for more in (min(_MOST_ROWS // 4, max(1, afford // 4)), min(_MOST_ROWS, afford)):
         before, looked = looked, min(rows, looked + more)
@@ -86,7 +86,7 @@ def measure_filling(bench: Bench, seconds: float) -> tuple[Filling | None, tuple
         with bench.holding() as held:
             _, cached = _fill(bench, looked)
         points.append((looked - before, cached.filled.seconds))
-        sides = {name: side_of(stored, before, looked, rows) for name, stored in cached.sides.items()}
+        sides = {name: estimate_side(stored, before, looked, rows) for name, stored in cached.sides.items()}
         unlike, most = _unlike(cached, sides, rows / looked), max(most, *held, 0)
     needed = sum(side.inputs * side.row_bytes for side in sides.values())
     if needed > read_limit():
@@ -94,11 +94,11 @@ def measure_filling(bench: Bench, seconds: float) -> tuple[Filling | None, tuple
         reason = f"its {needed / 1e9:.3g} GB of rows are more than the cache may hold"
         bench.messages += [f"{bench.job.stage.name}: {name} is not cached: {reason}" for name in sides]
         return None, frozen, 0.0
-    bench.ready, line = looked, fit(points)
-    return Filling(seconds=line(rows * unlike), bytes=most or None, sides=sides), frozen, line.slope
+    bench.ready, line = looked, fit_linear_cost(points)
+    return FillCost(seconds=line(rows * unlike), bytes=most or None, sides=sides), frozen, line.slope
 
 
-def side_of(stored: CachedColumn, before: int, looked: int, rows: int) -> Side:
+def estimate_side(stored: CachedColumn, before: int, looked: int, rows: int) -> SideCost:
     """Say of all rows what was found of a side in some.
 
     Args:
@@ -109,10 +109,10 @@ def side_of(stored: CachedColumn, before: int, looked: int, rows: int) -> Side:
     """
     row_MK = stored.picks.row_MK
     found = len(set(row_MK[row_MK >= 0].tolist()))
-    inputs = different(found, row_MK.size, round(row_MK.size * rows / looked))
+    inputs = estimate_distinct(found, row_MK.size, round(row_MK.size * rows / looked))
     new = max(1.0, found * (1 - before / looked))
     missing = inputs * min(1.0, stored.made / new)
-    return Side(inputs=inputs, missing=missing, row_bytes=2 * math.prod(stored.rows.shape) + 20)
+    return SideCost(inputs=inputs, missing=missing, row_bytes=2 * math.prod(stored.rows.shape) + 20)
 
 
 def _fill(bench: Bench, rows: int) -> tuple[tuple[str, ...], CachedInputs]:
@@ -123,7 +123,7 @@ def _fill(bench: Bench, rows: int) -> tuple[tuple[str, ...], CachedInputs]:
     return tuple(frozen), cached
 
 
-def _unlike(cached: CachedInputs, sides: dict[str, Side], share: float) -> float:
+def _unlike(cached: CachedInputs, sides: dict[str, SideCost], share: float) -> float:
     """Return the part of the inputs of all rows that are not like another."""
     found = [side.inputs / (share * cached.sides[name].picks.row_MK.size) for name, side in sides.items()]
     return min(1.0, *found, 1.0)
@@ -154,12 +154,12 @@ class StageProbe:
 
     def __post_init__(self) -> None:
         self._began = time.monotonic()
-        self._steps: list[Step] = []
+        self._steps: list[StepCost] = []
         self._a_row = 0.0  # seconds that the frozen sides of a row take
         self._other = 0.0
         self._idle: int | None = None
 
-    def measure(self) -> StageFound:
+    def measure(self) -> StageMeasurement:
         """Measure everything.
 
         Raises:
@@ -172,7 +172,7 @@ class StageProbe:
         two_pass = None if failed else self._two_pass()
         watching = self._watching()
         cached = filling.sides if filling else {}
-        return StageFound(
+        return StageMeasurement(
             name=job.stage.name,
             rows=len(job.rows),
             sources=tuple(len(source.rows) for source in job.rows.sources),
@@ -204,12 +204,12 @@ class StageProbe:
     def _target(self) -> int:
         return max(2, self.bench.job.stage.batch_size // self.ranks)
 
-    def _warm_up(self) -> tuple[Step, int, float]:
+    def _warm_up(self) -> tuple[StepCost, int, float]:
         """Take the first, slow steps; return them, and what a checkpoint takes in bytes and seconds."""
         size = self._least()
         began = time.monotonic()
         ran = self.bench.run(size, 2, saves=True)
-        warm = Step(rows=size, seconds=seconds_since(began) / 2, bytes=None)
+        warm = StepCost(rows=size, seconds=seconds_since(began) / 2, bytes=None)
         path = ran.job.folder / "state.ckpt"
         if not path.is_file():
             return warm, 0, 0.0
@@ -230,7 +230,7 @@ class StageProbe:
         stage = self.bench.job.stage
         if stage.cache == "off":
             return "cache: off"
-        short = stage.cache == "auto" and not goes_through(self.bench.job)
+        short = stage.cache == "auto" and not covers_all_rows(self.bench.job)
         return "the stage does not go through its rows once" if short else self.bench.why_not(name)
 
     def _makes_a_batch(self, size: int) -> bool:
@@ -240,9 +240,9 @@ class StageProbe:
             return False
         return True
 
-    def _sizes(self, warm: Step) -> str:
+    def _sizes(self, warm: StepCost) -> str:
         """Take steps of two sizes or three; return why it ended before the stage's own."""
-        guess, size = fit([(0, 0.0), (warm.rows, warm.seconds)]), self._first(warm)
+        guess, size = fit_linear_cost([(0, 0.0), (warm.rows, warm.seconds)]), self._first(warm)
         while True:
             last = size >= self._target
             steps = (
@@ -257,15 +257,15 @@ class StageProbe:
                     raise
                 return str(error).partition("\n")[0]
             self._idle, self._other = ran.idle, ran.other
-            self._steps.append(Step(rows=size, seconds=ran.seconds, bytes=ran.bytes))
+            self._steps.append(StepCost(rows=size, seconds=ran.seconds, bytes=ran.bytes))
             known = [(step.rows, step.seconds) for step in self._steps]
-            guess = fit(known if len(known) > 1 else [(0, 0.0), *known])
+            guess = fit_linear_cost(known if len(known) > 1 else [(0, 0.0), *known])
             larger = None if last else self._larger(size, guess)
             if larger is None:
                 return ""
             size = larger
 
-    def _first(self, warm: Step) -> int:
+    def _first(self, warm: StepCost) -> int:
         """Return the first size whose steps count: a quarter of the last one, if that is not too slow."""
         quarter = 2 ** int(math.log2(max(2, self._target // 4)))
         slow = warm.seconds / warm.rows  # more than it is from the second step on
@@ -275,7 +275,7 @@ class StageProbe:
             return max(warm.rows, quarter)
         return quarter if self._makes_a_batch(quarter) else self._target
 
-    def _larger(self, size: int, guess: Line) -> int | None:
+    def _larger(self, size: int, guess: LinearCost) -> int | None:
         """Return the next size; None where what is left of the time, or the memory, does not allow it."""
         target = self._target
         for one in (target, *(2**power for power in range(int(math.log2(target)), 0, -1))):
@@ -291,9 +291,9 @@ class StageProbe:
         known = [(step.rows, step.bytes) for step in self._steps if step.bytes is not None]
         if len(known) == 1 and self._idle is not None:
             known.append((0, min(self._idle, known[0][1])))
-        return self.usable is None or not known or fit(known)(size) <= self.usable
+        return self.usable is None or not known or fit_linear_cost(known)(size) <= self.usable
 
-    def _two_pass(self) -> Step | None:
+    def _two_pass(self) -> StepCost | None:
         """Take steps in two passes if the stage may need them, of twice the rows that one pass took."""
         asked, largest = self.bench.job.stage.chunk, self._steps[-1].rows
         if asked is None or (asked == "auto" and (largest >= self._target or self._fits(self._target))):
@@ -303,11 +303,11 @@ class StageProbe:
         if size <= chunk:
             size, chunk = self._target, max(2, self._target // 2)
         # The first steps of a size take new memory, which slows them.
-        guess = 2 * fit((step.rows, step.seconds) for step in self._steps)(size)
+        guess = 2 * fit_linear_cost((step.rows, step.seconds) for step in self._steps)(size)
         ran = self.bench.run(
             size, int(min(_MANY_STEPS, max(2 * _FEW_STEPS, 0.4 * self._left / guess))), chunk=chunk
         )
-        return Step(rows=size, seconds=ran.seconds, bytes=ran.bytes, chunk=chunk)
+        return StepCost(rows=size, seconds=ran.seconds, bytes=ran.bytes, chunk=chunk)
 
     def _watching(self) -> float:
         """Return the seconds of an evaluation on the way; getting ready for them counts as other."""
@@ -317,7 +317,7 @@ class StageProbe:
         rows = min(_HELD, len(job.validation_rows))
         size = self._steps[0].rows
         plain, ran = self.bench.run(size, 2), self.bench.run(size, 2, held=rows)
-        told = ran.job.validation_metrics.rows if isinstance(ran.job.validation_metrics, Clock) else []
+        told = ran.job.validation_metrics.rows if isinstance(ran.job.validation_metrics, StepTimer) else []
         each = [float(row["seconds"]) for row in told]
         more = len(job.validation_rows) / rows
         if not each:
@@ -343,14 +343,14 @@ def _times(loader: BatchLoader | CachedLoader) -> list[float]:
 _ROWS = 32, 128
 
 
-def measure_ending(recipe: Recipe, binder: Binder, sources: StageData, folder: Path) -> EndingFound:
+def measure_ending(recipe: Recipe, binder: Binder, sources: StageData, folder: Path) -> EndingMeasurement:
     """Measure a few held-out rows, and write what a run leaves of them into a scratch folder.
 
     Raises:
         GeobindError: What the recipe asks for cannot be measured.
     """
     found, measured = _evaluated(recipe, binder)
-    files.write_atomic(folder / "recipe.yaml", dump(recipe.written).encode())
+    files.write_atomic(folder / "recipe.yaml", dump_yaml(recipe.written).encode())
     files.write_json(folder / "run.json", {"recipe": recipe.name, "started": system.utc_now()})
     with captured():
         began = time.monotonic()
@@ -359,7 +359,7 @@ def measure_ending(recipe: Recipe, binder: Binder, sources: StageData, folder: P
         began = time.monotonic()
         binder.save(folder / "again")
         bundle = seconds_since(began)
-    return EndingFound(seconds=found + bundle, report_seconds=max(0.0, whole - bundle))
+    return EndingMeasurement(seconds=found + bundle, report_seconds=max(0.0, whole - bundle))
 
 
 def _evaluated(recipe: Recipe, binder: Binder) -> tuple[float, EvaluationResults | None]:
@@ -379,7 +379,7 @@ def _evaluated(recipe: Recipe, binder: Binder) -> tuple[float, EvaluationResults
             began = time.monotonic()
             measured = measure_all(binder, table, data, set(), few)
             points.append((count, seconds_since(began)))
-    line = fit(points)
+    line = fit_linear_cost(points)
     calibrating = len(table.split(options.calibrate)) if options.calibrate else 0
     return line(rows) + line.slope * calibrating, measured
 
@@ -390,16 +390,16 @@ _FEW = 64  # pairs that an open batch is taken to have in the checks before the 
 _MANY = 50_000  # rows from which on looking for leaks is left out of what is measured
 
 
-class Doing(NamedTuple):
+class Progress(NamedTuple):
     """What a probe is about to do."""
 
     what: str
 
 
-Event = Doing | Machine | StageFound | EndingFound
+Event = Progress | Machine | StageMeasurement | EndingMeasurement
 
 
-def probe(recipe: Recipe, folder: Path, seconds: float, limit: int | None = None) -> Iterator[Event]:
+def measure_recipe(recipe: Recipe, folder: Path, seconds: float, limit: int | None = None) -> Iterator[Event]:
     """Measure a recipe; the recipe, the run's folder and the embedding cache stay as they are.
 
     Args:
@@ -411,7 +411,7 @@ def probe(recipe: Recipe, folder: Path, seconds: float, limit: int | None = None
     Raises:
         GeobindError: The recipe cannot run; the message is that of the run.
     """
-    yield Doing("opening tables, building encoders")
+    yield Progress("opening tables, building encoders")
     devices = _devices(recipe)
     ranks = devices * recipe.fabric.num_nodes
     alone = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
@@ -426,7 +426,7 @@ def probe(recipe: Recipe, folder: Path, seconds: float, limit: int | None = None
     found = [sources.rows(stage) for stage in recipe.stages]
     tried: list[Stage] = []
     for stage, rows in zip(recipe.stages, found, strict=True):
-        tried.append(_closed(stage, min(_FEW, _most(recipe, stage, rows)[0])))
+        tried.append(_with_numbers(stage, min(_FEW, _most(recipe, stage, rows)[0])))
         check_loss_inputs(tried[-1], rows)
     binder = Binder(recipe.built, recipe.width, seed=recipe.seed)
     rehearse(recipe.model_copy(update={"stages": tried}), binder, found)
@@ -441,15 +441,15 @@ def probe(recipe: Recipe, folder: Path, seconds: float, limit: int | None = None
         shared = {"available": machine.available // devices, "says": f"{machine.says}, for each of {devices}"}
         machine = machine.model_copy(update=shared)
     yield machine
-    usable = None if machine.available is None else SPARE * machine.available
+    usable = None if machine.available is None else USABLE_SHARE * machine.available
     ends = time.monotonic() + seconds
     with _scratch_cache(folder):
         for number, (stage, rows) in enumerate(zip(recipe.stages, found, strict=True)):
-            yield Doing(f"stage {stage.name}")
+            yield Progress(f"stage {stage.name}")
             most = _most(recipe, stage, rows, ranks)
             size = most[0] if "batch_size" in stage.open else stage.batch_size
             whole = stage.model_copy(update={"batch_size": size})
-            clock = Clock(folder)
+            clock = StepTimer(folder)
             job = StageRun(
                 recipe,
                 whole,
@@ -463,7 +463,7 @@ def probe(recipe: Recipe, folder: Path, seconds: float, limit: int | None = None
             bench = Bench(fabrics[stage.precision or recipe.fabric.precision], job, folder, _caches(job))
             share = max(0.0, ends - time.monotonic()) / (len(found) - number)
             yield StageProbe(bench, ranks, usable, share, most).measure()
-        yield Doing("measuring held-out rows, bundle and report")
+        yield Progress("measuring held-out rows, bundle and report")
         yield measure_ending(recipe, binder, sources, folder / "ending")
 
 
@@ -476,7 +476,7 @@ def _devices(recipe: Recipe) -> int:
     return torch.cuda.device_count() if on_cuda else 1
 
 
-def _closed(stage: Stage, size: int) -> Stage:
+def _with_numbers(stage: Stage, size: int) -> Stage:
     """Return a stage with a number for what it left open, for the checks that every stage passes."""
     changes = {"batch_size": size, "chunk": None}
     return stage.model_copy(update={name: changes[name] for name in stage.open})
@@ -487,7 +487,7 @@ def _most(recipe: Recipe, stage: Stage, rows: MixedDataset, ranks: int = 1) -> t
     limits = {f"{_MOST:,} pairs": _MOST, f"a quarter of its {len(rows):,} rows": len(rows) // _PART}
     if stage.mix == "batches" and len(rows.sources) > 1:
         limits["the rows of its smallest table"] = min(len(source.rows) for source in rows.sources)
-    queue = stage.loss.queue if isinstance(stage.loss, InfoNCE) else None
+    queue = stage.loss.queue if isinstance(stage.loss, InfoNCEOptions) else None
     if queue is not None:
         both = min(rows.having(pair.both) for pair in recipe.pairs_of(stage))
         limits["the rows that its queue leaves"] = both - queue
@@ -498,7 +498,7 @@ def _most(recipe: Recipe, stage: Stage, rows: MixedDataset, ranks: int = 1) -> t
 
 def _caches(job: StageRun) -> bool:
     wanted = job.stage.cache
-    return wanted != "off" and (wanted != "auto" or goes_through(job))
+    return wanted != "off" and (wanted != "auto" or covers_all_rows(job))
 
 
 def _machine(

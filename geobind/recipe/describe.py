@@ -12,10 +12,10 @@ from geobind.modality import Modality
 from geobind.plugins import Registry
 from geobind.recipe.schema import Recipe, Stage, Watch
 from geobind.recipe.stage_options import Full, Head, Last, Lora, Part
-from geobind.recipe.validation import own_pairs
+from geobind.recipe.validation import find_pair_providers
 
 
-def cautions(recipe: Recipe, stage: Stage) -> Iterator[str]:
+def recipe_warnings(recipe: Recipe, stage: Stage) -> Iterator[str]:
     """Say what options of a stage do not do, and which do."""
     ranks = _ranks(recipe)
     if stage.accumulate > 1:
@@ -24,12 +24,12 @@ def cautions(recipe: Recipe, stage: Stage) -> Iterator[str]:
             yield f"accumulate: {stage.accumulate} exceeds the {stage.steps} steps: the weights move once"
     if getattr(stage.loss, "local", False) and ranks == 1:
         yield "loss.local: changes nothing with one process, which has all rows"
-    if isinstance(stage.chunk, int) and not is_cut(recipe, stage):
+    if isinstance(stage.chunk, int) and not is_chunked(recipe, stage):
         rows, whose = stage.batch_size // (ranks or 1), "a process has" if ranks else "there are"
         yield f"chunk: {stage.chunk} cuts nothing, as {whose} {rows} rows; steps take one pass"
 
 
-def is_cut(recipe: Recipe, stage: Stage) -> bool:
+def is_chunked(recipe: Recipe, stage: Stage) -> bool:
     """Whether a stage has a chunk that is smaller than what a process has of a batch, as far as is known."""
     if not isinstance(stage.chunk, int):
         return False
@@ -57,7 +57,7 @@ def _ranks(recipe: Recipe) -> int | None:
     return devices * recipe.fabric.num_nodes if isinstance(devices, int) else None
 
 
-def sentence(recipe: Recipe, stage: Stage) -> str:
+def describe_stage(recipe: Recipe, stage: Stage) -> str:
     """Say what a stage aligns, with what, and what it trains."""
     anchor = recipe.anchor_of(stage)
     if stage.pairs == "all" and len(stage.aligned) > 1:
@@ -68,7 +68,7 @@ def sentence(recipe: Recipe, stage: Stage) -> str:
     return f"align {aligned}, train {trained}"
 
 
-def details(recipe: Recipe, stage: Stage) -> Iterator[str]:
+def describe_details(recipe: Recipe, stage: Stage) -> Iterator[str]:
     """Say what follows from a stage with several pairs or tables, or with neighbours in its batches."""
     pairs, sources = recipe.pairs_of(stage), _sources(recipe, stage)
     if len(pairs) > 1 or any(pair.weight != 1 for pair in pairs):
@@ -82,7 +82,7 @@ def details(recipe: Recipe, stage: Stage) -> Iterator[str]:
         )
     if stage.open:
         yield f"{' and '.join(stage.open)}: auto, settled by what fits in memory when the run begins"
-    if is_cut(recipe, stage):
+    if is_chunked(recipe, stage):
         yield f"steps: two passes, {stage.chunk} rows of a process at a time, the gradient of all"
     if stage.accumulate > 1:
         yield f"steps: every {stage.accumulate} move the weights once, by their mean gradient"
@@ -97,7 +97,7 @@ def details(recipe: Recipe, stage: Stage) -> Iterator[str]:
         yield f"ema: ends with the mean of its weights, decay {stage.average.decay:g}"
 
 
-def facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+def stage_facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """What follows from a stage, as plain values."""
     return {
         "name": stage.name,
@@ -106,7 +106,7 @@ def facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
         "train": stage.parts,
         "pairs": [pair._asdict() for pair in recipe.pairs_of(stage)],
         "data": [source._asdict() for source in _sources(recipe, stage)],
-        "warnings": list(cautions(recipe, stage)),
+        "warnings": list(recipe_warnings(recipe, stage)),
     }
 
 
@@ -138,7 +138,7 @@ class _Source(NamedTuple):
 
 
 def _sources(recipe: Recipe, stage: Stage) -> list[_Source]:
-    own = own_pairs(stage, recipe.built)
+    own = find_pair_providers(stage, recipe.built)
     others = [name for name in stage.aligned if name not in own]
     tables = recipe.tables_of(stage, others) if others else ()
     names = [f"the pairs of {name}" for name in own]
@@ -154,10 +154,10 @@ def _listed(words: Sequence[str]) -> str:
 
 
 Schema = dict[str, Any]
-_ENTRY = "#/$defs/Entry"
+_ENTRY = "#/$defs/ModalityEntry"
 
 
-def editor_schema(registry: Registry[Modality]) -> Schema:
+def build_editor_schema(registry: Registry[Modality]) -> Schema:
     """Return the JSON schema of recipes, with the options of every installed modality."""
     schema = Recipe.model_json_schema()
     definitions = schema["$defs"]
@@ -165,7 +165,7 @@ def editor_schema(registry: Registry[Modality]) -> Schema:
     for name, plugin in registry.plugins.items():
         own = plugin.cls.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
         definitions |= {f"{name}.{model}": part for model, part in own.pop("$defs", {}).items()}
-        core = definitions["Entry"]["properties"]
+        core = definitions["ModalityEntry"]["properties"]
         own["properties"] = {**own.get("properties", {}), **core}
         own["description"] = f"{plugin.source}. {own.get('description', '')}".strip()
         entries[name] = {"anyOf": [own, {"type": "null"}]}
@@ -173,7 +173,7 @@ def editor_schema(registry: Registry[Modality]) -> Schema:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "geobind recipe"}
 
 
-def options_of(cls: type[BaseModel]) -> list[dict[str, Any]]:
+def list_options(cls: type[BaseModel]) -> list[dict[str, Any]]:
     """List a class's options, nested ones too: path, type, default, whether required, help."""
     schema = cls.model_json_schema()
     return list(_options(schema, schema.get("$defs", {}), ()))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from geobind.errors import DataError
 
 
-class Sum(NamedTuple):
+class EmbeddingSum(NamedTuple):
     """What is added, and where the sum is looked for."""
 
     weights: Mapping[str, float]  # by modality
@@ -30,7 +30,7 @@ class Sum(NamedTuple):
         return f"{'+'.join(self.words)}:{self.gallery}"
 
 
-def read_sum(text: str, known: Collection[str]) -> Sum:
+def parse_sum(text: str, known: Collection[str]) -> EmbeddingSum:
     """Read a sum such as `satellite+audio:ground_image`.
 
     Raises:
@@ -49,7 +49,7 @@ def read_sum(text: str, known: Collection[str]) -> Sum:
     strangers = [name for name in (*weights, gallery) if name not in known]
     if strangers:
         raise DataError(f"sum '{text}': no modality '{strangers[0]}'; there are {', '.join(known)}")
-    return Sum(weights, gallery)
+    return EmbeddingSum(weights, gallery)
 
 
 def _weight(factor: str, text: str) -> float:

@@ -9,7 +9,14 @@ from typing import Any
 from geobind import plugins
 from geobind.errors import did_you_mean
 from geobind.recipe import validation
-from geobind.recipe.parsing import Problem, RecipeProblems, Written, dump, parse, read
+from geobind.recipe.parsing import (
+    ParsedYaml,
+    Problem,
+    RecipeProblems,
+    dump_yaml,
+    parse_yaml,
+    read_recipe_file,
+)
 from geobind.recipe.schema import Recipe
 
 # In a wheel the recipes lie inside the package; in a checkout beside it.
@@ -17,18 +24,18 @@ _HERE = Path(__file__).resolve().parents[1]
 _SHELVES = (_HERE / "recipes", _HERE.parent / "recipes")
 
 
-def shelves() -> list[Path]:
+def recipe_folders() -> list[Path]:
     """The folders in which recipes come with geobind."""
     return [shelf for shelf in _SHELVES if shelf.is_dir()]
 
 
-def shipped() -> dict[str, Path]:
+def list_shipped() -> dict[str, Path]:
     """List the recipes that come with geobind, by name."""
-    files = (file for shelf in shelves() for file in sorted(shelf.glob("*.yaml")))
+    files = (file for shelf in recipe_folders() for file in sorted(shelf.glob("*.yaml")))
     return {file.stem: file for file in files}
 
 
-def locate(name: str | Path) -> Path:
+def find_recipe(name: str | Path) -> Path:
     """Find a recipe file by its path, or a shipped recipe by its bare name.
 
     Raises:
@@ -37,7 +44,7 @@ def locate(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    recipes = shipped()
+    recipes = list_shipped()
     if path.suffix == "" and path.name == str(name) and path.name in recipes:
         return recipes[path.name]
     hint = did_you_mean(path.stem, recipes, f"shipped recipes: {', '.join(recipes) or 'none'}")
@@ -56,17 +63,17 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = (), *, files: bool 
     Raises:
         RecipeProblems: The recipe has mistakes; every one is listed with file, line, column and the fix.
     """
-    file = locate(name)
+    file = find_recipe(name)
     base = Path() if is_shipped(name) else file.parent
-    return _checked(read(file, overrides), base, files=files, packages=True)
+    return _checked(read_recipe_file(file, overrides), base, files=files, packages=True)
 
 
 def is_shipped(name: str | Path) -> bool:
     """Whether this is the bare name of a recipe that comes with geobind, and no path."""
-    return not Path(name).is_file() and str(name) in shipped()
+    return not Path(name).is_file() and str(name) in list_shipped()
 
 
-def recipe_from(values: Mapping[str, Any], base: Path, *, source: str, files: bool = False) -> Recipe:
+def build_recipe(values: Mapping[str, Any], base: Path, *, source: str, files: bool = False) -> Recipe:
     """Check a recipe given as plain values, such as the one saved in a bundle.
 
     It may have run on another machine: the packages that it trained with need not be installed here.
@@ -77,11 +84,11 @@ def recipe_from(values: Mapping[str, Any], base: Path, *, source: str, files: bo
         source: What to call it in messages.
         files: Whether the manifests it names must be there.
     """
-    plain, marks = parse(dump(dict(values)), source)
-    return _checked(Written(plain, {path: source for path in marks}, source), base, files=files)
+    plain, marks = parse_yaml(dump_yaml(dict(values)), source)
+    return _checked(ParsedYaml(plain, {path: source for path in marks}, source), base, files=files)
 
 
-def _checked(written: Written, base: Path, *, files: bool, packages: bool = False) -> Recipe:
+def _checked(written: ParsedYaml, base: Path, *, files: bool, packages: bool = False) -> Recipe:
     recipe, problems, marred = validation.check_fields(written)
     built, more = validation.check_modalities(written, plugins.registry(), base)
     problems += more

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
-Path_ = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 _MAX_BYTES = 1_000_000
 _MAX_NODES = 100_000  # a few aliases of aliases can stand for billions of values
 
@@ -35,14 +35,14 @@ class Problem(NamedTuple):
         return f"{self.where}: {self.path}: {self.message}" if self.path else f"{self.where}: {self.message}"
 
 
-class Written(NamedTuple):
+class ParsedYaml(NamedTuple):
     """A recipe as its author wrote it: plain values, and where each stands."""
 
     values: dict[str, Any]
-    marks: Mapping[Path_, str]  # path of a value -> "file:line:column" or "--set path"
+    marks: Mapping[KeyPath, str]  # path of a value -> "file:line:column" or "--set path"
     file: str
 
-    def problem(self, path: Path_, message: str) -> Problem:
+    def problem(self, path: KeyPath, message: str) -> Problem:
         """Point at the value at `path`, or at the nearest thing around it that was written."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.marks:
@@ -63,21 +63,21 @@ def _position(problem: Problem) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers if number.isdecimal())
 
 
-def read(file: Path, overrides: Iterable[str] = ()) -> Written:
+def read_recipe_file(file: Path, overrides: Iterable[str] = ()) -> ParsedYaml:
     """Read a recipe file and apply `a.b=c` overrides to it.
 
     Raises:
         RecipeError: The file is missing, no YAML mapping, or an override does not fit it.
     """
-    values, marks = parse(_text(file), str(file))
+    values, marks = parse_yaml(_text(file), str(file))
     config = _configured(values, str(file))
     for override in overrides:
         path = _override(config, override)
         marks[path] = f"--set {'.'.join(map(str, path))}"
-    return Written(_resolved(config, str(file)), marks, str(file))
+    return ParsedYaml(_resolved(config, str(file)), marks, str(file))
 
 
-def parse(text: str, file: str) -> tuple[dict[str, Any], dict[Path_, str]]:
+def parse_yaml(text: str, file: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """Parse YAML into plain values and the place of each, refusing repeated keys and alias bombs."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -93,7 +93,7 @@ def parse(text: str, file: str) -> tuple[dict[str, Any], dict[Path_, str]]:
         raise RecipeProblems(
             [Problem(f"{file}:1:1", "", "a recipe is a YAML mapping that starts with `name:`")]
         )
-    marks: dict[Path_, str] = {}
+    marks: dict[KeyPath, str] = {}
     problems: list[Problem] = []
     _mark(node, (), file, marks, problems)
     if problems:
@@ -105,7 +105,9 @@ def parse(text: str, file: str) -> tuple[dict[str, Any], dict[Path_, str]]:
     return values, marks
 
 
-def _mark(node: yaml.Node, path: Path_, file: str, marks: dict[Path_, str], problems: list[Problem]) -> None:
+def _mark(
+    node: yaml.Node, path: KeyPath, file: str, marks: dict[KeyPath, str], problems: list[Problem]
+) -> None:
     where = f"{file}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
     marks.setdefault(path, where)
     if len(marks) > _MAX_NODES or len(path) > 50:
@@ -143,7 +145,7 @@ def _text(file: Path) -> str:
 
 def _configured(values: dict[str, Any], file: str) -> Any:
     # OmegaConf's resolvers read environment variables, which would be saved with the recipe: keys alone.
-    for path, text in strings(values, ()):
+    for path, text in iterate_strings(values, ()):
         if "${" in text and ":" in text.split("${", 1)[1].split("}", 1)[0]:
             raise RecipeProblems(
                 [Problem(file, ".".join(map(str, path)), "${...} may name another key only")]
@@ -151,19 +153,19 @@ def _configured(values: dict[str, Any], file: str) -> Any:
     return OmegaConf.create(values)
 
 
-def strings(value: object, path: Path_) -> Iterable[tuple[Path_, str]]:
+def iterate_strings(value: object, path: KeyPath) -> Iterable[tuple[KeyPath, str]]:
     """List every string among plain values, with its path."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):
         for key, child in value.items():
-            yield from strings(child, (*path, str(key)))
+            yield from iterate_strings(child, (*path, str(key)))
     elif isinstance(value, list):
         for index, child in enumerate(value):
-            yield from strings(child, (*path, index))
+            yield from iterate_strings(child, (*path, index))
 
 
-def _override(config: Any, override: str) -> Path_:
+def _override(config: Any, override: str) -> KeyPath:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted.strip():
         raise RecipeProblems([Problem(f"--set {override}", "", "write it as --set stages.0.batch_size=64")])
@@ -216,19 +218,19 @@ def _resolved(config: Any, file: str) -> dict[str, Any]:
         ) from None
 
 
-def dump(values: dict[str, Any]) -> str:
+def dump_yaml(values: dict[str, Any]) -> str:
     """Write plain values as YAML that `parse` reads back."""
     stream = io.StringIO()
     yaml.safe_dump(values, stream, sort_keys=False, allow_unicode=True)
     return stream.getvalue()
 
 
-def field_problems(
-    written: Written, error: ValidationError, prefix: Path_, model: type[BaseModel]
+def explain_field_errors(
+    written: ParsedYaml, error: ValidationError, prefix: KeyPath, model: type[BaseModel]
 ) -> Iterator[Problem]:
     """Say what pydantic found, at the place it was written."""
     for item in error.errors(include_url=False, include_context=True):
-        path = written_path(written.values, (*prefix, *item["loc"]))
+        path = to_key_path(written.values, (*prefix, *item["loc"]))
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             near = did_you_mean(str(item["loc"][-1]), _fields(model, item["loc"][:-1]))
@@ -264,7 +266,7 @@ def _unknown_tag(item: ErrorDetails) -> str:
     return f"Input should be one of {', '.join(known)} (got '{given}')" + (f"; {near}" if near else "")
 
 
-def written_path(values: Any, loc: Path_) -> Path_:
+def to_key_path(values: Any, loc: KeyPath) -> KeyPath:
     """Drop from pydantic's location the names of union members, which nobody wrote.
 
     The last word is kept even when it is absent: it is the key that is missing.
@@ -288,7 +290,7 @@ def written_path(values: Any, loc: Path_) -> Path_:
     return tuple(path)
 
 
-def _fields(model: Any, loc: Path_) -> list[str]:
+def _fields(model: Any, loc: KeyPath) -> list[str]:
     """List the keys allowed in the block at `loc`, as far as the models tell."""
     schema = model.model_json_schema()
     definitions = schema.get("$defs", {})

@@ -22,25 +22,25 @@ from geobind.data.options import DataOptions, MixedData
 from geobind.modality import Modality, Role
 from geobind.recipe.stage_options import (
     AdamW,
-    Batches,
     BatchSize,
-    Cache,
+    CacheSpec,
     Chunk,
     Constant,
     Cosine,
-    InfoNCE,
-    Options,
+    InfoNCEOptions,
+    NeighbourBatches,
     Part,
-    SigLIP,
-    Train,
+    RecipeBlock,
+    SigLIPOptions,
+    TrainSpec,
     WarmRestarts,
-    options_of,
+    to_part,
 )
 
 Pairing = Literal["anchor", "all"]
 
 
-class Bound(NamedTuple):
+class ModalityPair(NamedTuple):
     """Two modalities that a stage compares; in a loss the first is the anchor and the second the other."""
 
     anchor: str
@@ -58,13 +58,13 @@ class Bound(NamedTuple):
         return frozenset((self.anchor, self.other))
 
 
-def bound_pairs(
+def build_pairs(
     anchor: str,
     aligned: Sequence[str],
     pairing: Pairing = "anchor",
     trained: Collection[str] = (),
     weights: Mapping[str, float] | None = None,
-) -> tuple[Bound, ...]:
+) -> tuple[ModalityPair, ...]:
     """List the pairs of modalities that a stage compares.
 
     Args:
@@ -84,29 +84,29 @@ def bound_pairs(
         pairs = [pair for pair in combinations(names, 2) if set(pair) & set(trained)]
     said = weights or {}
     return tuple(
-        Bound(*pair, next((said[word] for word in pair_words(*pair, anchor) if word in said), 1.0))
+        ModalityPair(*pair, next((said[word] for word in pair_aliases(*pair, anchor) if word in said), 1.0))
         for pair in pairs
     )
 
 
-def pair_words(one: str, two: str, anchor: str) -> tuple[str, ...]:
+def pair_aliases(one: str, two: str, anchor: str) -> tuple[str, ...]:
     """List what a recipe can call a pair: `one-two`, `two-one`, and `two` alone with the anchor."""
     alone = (two,) if one == anchor else (one,) if two == anchor else ()
     return (f"{one}-{two}", f"{two}-{one}", *alone)
 
 
-def pairs_done(stage: Mapping[str, Any]) -> list[tuple[str, str]]:
+def read_trained_pairs(stage: Mapping[str, Any]) -> list[tuple[str, str]]:
     """List what a finished stage compared, as (anchor, other), from what `stage.json` holds."""
     told = stage.get("losses") or [{"anchor": stage["anchor"], "other": stage["align"]}]
     return [(str(pair["anchor"]), str(pair["other"])) for pair in told]
 
 
-def names_of(aligned: str | Iterable[str]) -> tuple[str, ...]:
+def to_names(aligned: str | Iterable[str]) -> tuple[str, ...]:
     """Read `align`, which is one name or several."""
     return (aligned,) if isinstance(aligned, str) else tuple(aligned)
 
 
-class Evaluation(Options):
+class Evaluation(RecipeBlock):
     """What is measured after the last stage: retrieval for every ordered pair of modalities."""
 
     data: DataOptions | None = Field(default=None, description="default: the recipe's data")
@@ -139,7 +139,7 @@ class Evaluation(Options):
         return self
 
 
-class CardOptions(Options):
+class CardOptions(RecipeBlock):
     """What only its author can say of a model; it goes into the model card."""
 
     use: str | None = Field(default=None, description="what the model is meant for")
@@ -155,7 +155,7 @@ class CardOptions(Options):
 _ONE_VALUE, _BLOCK = "one value", "a block"  # no identifiers: they are left out of a mistake's path
 
 
-class Watch(Options):
+class Watch(RecipeBlock):
     """Evaluate a stage on held-out rows while it runs, keep the best weights, stop when none get better."""
 
     every: int = Field(
@@ -188,7 +188,7 @@ class Watch(Options):
         return 10 if self.measure == "loss" else int(self.measure.removeprefix("R@"))
 
 
-class Average(Options):
+class EmaOptions(RecipeBlock):
     """An exponential moving average of the weights in training, which evaluations and the result take."""
 
     decay: float = Field(gt=0, lt=1, description="share of the old average that each step keeps")
@@ -198,19 +198,20 @@ class Average(Options):
 
 
 def _is_block(value: object) -> str:
-    return _BLOCK if isinstance(value, Mapping | Options) else _ONE_VALUE
+    return _BLOCK if isinstance(value, Mapping | RecipeBlock) else _ONE_VALUE
 
 
-def average_of(said: float | Average | None) -> Average | None:
+def to_ema_options(said: float | EmaOptions | None) -> EmaOptions | None:
     """Return the options that a number, or a block, stands for."""
-    return said if said is None or isinstance(said, Average) else Average(decay=said)
+    return said if said is None or isinstance(said, EmaOptions) else EmaOptions(decay=said)
 
 
 # 0.999, or {decay: 0.999, warmup: false}
-Ema = Annotated[
-    Annotated[Annotated[float, Field(gt=0, lt=1)] | None, Tag(_ONE_VALUE)] | Annotated[Average, Tag(_BLOCK)],
+EmaSpec = Annotated[
+    Annotated[Annotated[float, Field(gt=0, lt=1)] | None, Tag(_ONE_VALUE)]
+    | Annotated[EmaOptions, Tag(_BLOCK)],
     Discriminator(_is_block),
-    AfterValidator(average_of),  # what means the same is spelt alike, so that it has the same fingerprint
+    AfterValidator(to_ema_options),  # what means the same is spelt alike, so that it has the same fingerprint
 ]
 
 
@@ -223,20 +224,20 @@ class LoggerEntry(BaseModel):
 
 
 # tensorboard, or {name: wandb, project: sounds}
-Logs = Annotated[
+LoggerSpec = Annotated[
     Annotated[str, Tag(_ONE_VALUE)] | Annotated[LoggerEntry, Tag(_BLOCK)],
     Discriminator(lambda value: _BLOCK if isinstance(value, Mapping | LoggerEntry) else _ONE_VALUE),
 ]
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)]
-Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
 _ONE, _MANY = "one of them", "several of them"  # no identifiers: they are left out of a mistake's path
 OneOrMany = Discriminator(lambda value: _MANY if isinstance(value, list | tuple) else _ONE)
 
 
-class Stage(Options):
+class Stage(RecipeBlock):
     """One sentence: align these modalities with the anchor, train these encoders."""
 
     name: Name
@@ -255,7 +256,7 @@ class Stage(Options):
     anchor: str | None = Field(
         default=None, description="the modality aligned with; default: the recipe's anchor"
     )
-    train: Train = Field(
+    train: TrainSpec = Field(
         description="the encoders to train, or of each what: full, head, lora, or a block with its options"
     )
     data: Annotated[
@@ -283,26 +284,26 @@ class Stage(Options):
         description="steps whose mean gradient moves the weights once; adds no negatives, which chunk and a "
         "larger batch_size do",
     )
-    batches: Batches | None = Field(
+    batches: NeighbourBatches | None = Field(
         default=None, description="what batches hold besides rows drawn at random: groups of neighbours"
     )
     epochs: int | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, gt=0)
-    loss: Annotated[InfoNCE | SigLIP, Field(discriminator="name")] = InfoNCE()
+    loss: Annotated[InfoNCEOptions | SigLIPOptions, Field(discriminator="name")] = InfoNCEOptions()
     optimizer: AdamW = AdamW()
     schedule: Annotated[Constant | Cosine | WarmRestarts, Field(discriminator="name")] = Cosine()
     precision: Precision | None = Field(default=None, description="default: the recipe's")
     clip_norm: float | None = Field(
         default=1.0, gt=0, description="largest norm of the gradient; null: no clipping"
     )
-    cache: Cache = Field(
+    cache: CacheSpec = Field(
         default="auto",
         description="keep what frozen encoders make of the inputs, and read it in later epochs and runs",
     )
     watch: Watch | None = Field(
         default=None, description="evaluate on held-out rows on the way, keep the best weights, stop early"
     )
-    ema: Ema = Field(
+    ema: EmaSpec = Field(
         default=None,
         description="end with an exponential moving average of the weights: its decay, or a block",
     )
@@ -313,7 +314,7 @@ class Stage(Options):
     @property
     def aligned(self) -> tuple[str, ...]:
         """The modalities that are aligned with the anchor."""
-        return names_of(self.align)
+        return to_names(self.align)
 
     @property
     def open(self) -> tuple[str, ...]:
@@ -324,12 +325,12 @@ class Stage(Options):
     def trained(self) -> dict[str, Part]:
         """What is trained of each encoder and how, by modality."""
         said = dict.fromkeys(self.train, "full") if isinstance(self.train, list) else self.train
-        return {name: options_of(part) for name, part in said.items()}
+        return {name: to_part(part) for name, part in said.items()}
 
     @property
-    def average(self) -> Average | None:
+    def average(self) -> EmaOptions | None:
         """How weights are averaged, None if they are not."""
-        return average_of(self.ema)
+        return to_ema_options(self.ema)
 
     @property
     def parts(self) -> dict[str, str]:
@@ -337,7 +338,7 @@ class Stage(Options):
         return {name: part.part for name, part in self.trained.items()}
 
 
-class Fabric(Options):
+class FabricOptions(RecipeBlock):
     """Where to run, as Lightning Fabric understands it."""
 
     accelerator: str = "auto"
@@ -348,7 +349,7 @@ class Fabric(Options):
         description="whether each process holds all weights (ddp, the default of several) or a share (fsdp2)",
     )
     precision: Precision = "32-true"
-    compile: bool | Mode = Field(
+    compile: bool | CompileMode = Field(
         default=False, description="torch.compile of the encoders, or what it is to strive for"
     )
     checkpoint_activations: bool = Field(
@@ -361,12 +362,12 @@ class Fabric(Options):
     )
 
     @property
-    def mode(self) -> Mode | None:
+    def mode(self) -> CompileMode | None:
         """What torch.compile is to strive for; None: nothing is compiled."""
         return ("default" if self.compile is True else self.compile) or None
 
 
-class Entry(BaseModel):
+class ModalityEntry(BaseModel):
     """One modality of a recipe: two words for the core, the rest are the modality's own options."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -380,7 +381,7 @@ class Entry(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Recipe(Options):
+class Recipe(RecipeBlock):
     """Modalities, and the stages that bind them."""
 
     name: Name
@@ -389,18 +390,18 @@ class Recipe(Options):
     anchor: str = Field(
         default="satellite", description="the modality that stages align with unless they say otherwise"
     )
-    modalities: dict[str, Entry] = Field(min_length=1)
+    modalities: dict[str, ModalityEntry] = Field(min_length=1)
     data: DataOptions | None = Field(
         default=None, description="rows for every stage that names none of its own"
     )
-    fabric: Fabric = Fabric()
+    fabric: FabricOptions = FabricOptions()
     workers: int | Literal["auto"] = Field(default="auto", description="processes that load data; 0: none")
     max_broken: float = Field(
         default=0.01, ge=0, le=1, description="share of broken samples past which a stage stops"
     )
     stages: list[Stage] = Field(min_length=1)
     evaluate: Evaluation | None = None
-    loggers: tuple[Logs, ...] = Field(
+    loggers: tuple[LoggerSpec, ...] = Field(
         default=(), description="where figures go beside metrics.csv: names, or blocks with options"
     )
     card: CardOptions = Field(default=CardOptions(), description="what only its author can say of a model")
@@ -436,9 +437,9 @@ class Recipe(Options):
         """The modalities that take part in a stage, its anchor first."""
         return tuple(dict.fromkeys((self.anchor_of(stage), *stage.aligned)))
 
-    def pairs_of(self, stage: Stage) -> tuple[Bound, ...]:
+    def pairs_of(self, stage: Stage) -> tuple[ModalityPair, ...]:
         """The pairs of modalities that a stage compares."""
-        return bound_pairs(self.anchor_of(stage), stage.aligned, stage.pairs, stage.parts, stage.weights)
+        return build_pairs(self.anchor_of(stage), stage.aligned, stage.pairs, stage.parts, stage.weights)
 
     def tables_of(self, stage: Stage, aligned: Collection[str] | None = None) -> tuple[DataOptions, ...]:
         """The tables a stage trains on: its own, else those of its aligned modalities, else the recipe's."""

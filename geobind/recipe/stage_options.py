@@ -19,13 +19,13 @@ from pydantic import (
 from geobind.data.neighbours import NeighbourOptions
 
 
-class Options(BaseModel):
+class RecipeBlock(BaseModel):
     """A block of a recipe: unknown keys are refused, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Views(Options):
+class CachedViews(RecipeBlock):
     """Keep augmented views of what a stage does not train."""
 
     views: int = Field(ge=1, le=1000, description="augmented views of each input, of which one is drawn")
@@ -43,10 +43,10 @@ def _number_or_auto(value: object) -> object:
 
 
 _WORD, _BLOCK = "a word", "a block"  # no identifiers: they are left out of a mistake's path
-Cache = Annotated[
+CacheSpec = Annotated[
     Annotated[Literal["auto", "off"], BeforeValidator(_cache_word), Tag(_WORD)]
-    | Annotated[Views, Tag(_BLOCK)],
-    Discriminator(lambda value: _BLOCK if isinstance(value, Mapping | Views) else _WORD),
+    | Annotated[CachedViews, Tag(_BLOCK)],
+    Discriminator(lambda value: _BLOCK if isinstance(value, Mapping | CachedViews) else _WORD),
 ]
 _NUMBER = "a number"
 Chunk = Annotated[
@@ -61,7 +61,7 @@ else:
     BatchSize = Chunk
 
 
-class AdamW(Options):
+class AdamW(RecipeBlock):
     """AdamW; the defaults are CLIP's, with a learning rate for small models."""
 
     name: Literal["adamw"] = "adamw"
@@ -73,7 +73,7 @@ class AdamW(Options):
     )
 
 
-class Batches(Options):
+class NeighbourBatches(RecipeBlock):
     """Batches that hold neighbours, which are harder to tell apart than places far from each other."""
 
     near_km: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0, le=20_000)]] = Field(
@@ -100,14 +100,14 @@ class Batches(Options):
         return self
 
 
-class Constant(Options):
+class Constant(RecipeBlock):
     """The peak learning rate throughout, after a linear warm-up."""
 
     name: Literal["constant"]
     warmup_steps: int = Field(default=0, ge=0)
 
 
-class Cosine(Options):
+class Cosine(RecipeBlock):
     """Linear warm-up, then half a cosine from the peak down to `final` times the peak."""
 
     name: Literal["cosine"] = "cosine"
@@ -117,7 +117,7 @@ class Cosine(Options):
     )
 
 
-class WarmRestarts(Options):
+class WarmRestarts(RecipeBlock):
     """Cosine annealing with warm restarts (SGDR, arXiv:1608.03983 eq. 5)."""
 
     name: Literal["warm_restarts"]
@@ -131,24 +131,24 @@ class WarmRestarts(Options):
     )
 
 
-Word = Literal["full", "head", "last", "lora"]
+PartName = Literal["full", "head", "last", "lora"]
 _DECAY = "each layer's learning rate is this times that of the layer after it; 1: all alike"
 
 
-class Full(Options):
+class Full(RecipeBlock):
     """All of an encoder."""
 
     part: Literal["full"] = "full"
     layer_decay: float = Field(default=1.0, gt=0, le=1, description=_DECAY)
 
 
-class Head(Options):
+class Head(RecipeBlock):
     """The head alone."""
 
     part: Literal["head"] = "head"
 
 
-class Last(Options):
+class Last(RecipeBlock):
     """The last blocks, and all that follows them: norms, a projection, the head."""
 
     part: Literal["last"] = "last"
@@ -156,7 +156,7 @@ class Last(Options):
     layer_decay: float = Field(default=1.0, gt=0, le=1, description=_DECAY)
 
 
-class Lora(Options):
+class Lora(RecipeBlock):
     """Low-rank adapters (LoRA, arXiv:2106.09685) in layers that stay as they are, merged after the stage."""
 
     part: Literal["lora"] = "lora"
@@ -190,25 +190,25 @@ def _short(value: Literal["full", "head", "lora"] | Part) -> Literal["full", "he
 
 
 # `full`, or a block such as {part: lora, rank: 4}. Tags that are no identifiers stay out of mistakes' paths.
-Trains = Annotated[
+PartSpec = Annotated[
     Annotated[Literal["full", "head", "lora"], Tag("a word")]
     | Annotated[Annotated[Part, Field(discriminator="part")], Tag("a block")],
-    Discriminator(lambda value: "a block" if isinstance(value, Mapping | Options) else "a word"),
+    Discriminator(lambda value: "a block" if isinstance(value, Mapping | RecipeBlock) else "a word"),
     BeforeValidator(_said),
     AfterValidator(_short),
 ]
-Train = Annotated[
-    Annotated[list[str], Tag("a list")] | Annotated[dict[str, Trains], Tag("a block")],
+TrainSpec = Annotated[
+    Annotated[list[str], Tag("a list")] | Annotated[dict[str, PartSpec], Tag("a block")],
     Discriminator(lambda value: "a block" if isinstance(value, Mapping) else "a list"),
 ]
 
 
-def options_of(said: Any) -> Part:
+def to_part(said: Any) -> Part:
     """Return the options that a word, or a block, stands for."""
     return Full() if said == "full" else Head() if said == "head" else said
 
 
-class Temperature(Options):
+class TemperatureOptions(RecipeBlock):
     """The temperature of a contrastive loss: similarities are divided by it."""
 
     init: float = Field(default=0.07, gt=0, le=10, description="value at the start of the stage")
@@ -227,7 +227,7 @@ class Temperature(Options):
         return self
 
 
-class Told(Options):
+class ContrastiveLossOptions(RecipeBlock):
     """What every loss can be told of its rows: which belong together, and which are too near to oppose."""
 
     positives: Literal["pair", "label", "place"] = Field(
@@ -277,7 +277,7 @@ class Told(Options):
         return self
 
 
-class Hard(Told):
+class HardNegativeOptions(ContrastiveLossOptions):
     """Losses that can give hard negatives more weight."""
 
     hardness: float = Field(
@@ -294,14 +294,14 @@ class Hard(Told):
     )
 
 
-class InfoNCE(Hard):
+class InfoNCEOptions(HardNegativeOptions):
     """Softmax contrastive loss over the batch (arXiv:1807.03748; GeoBind eqs. 1-4)."""
 
     name: Literal["infonce"] = "infonce"
     direction: Literal["both", "anchor_to_other", "other_to_anchor"] = Field(
         default="both", description="which side queries the other; both is the mean of the two"
     )
-    temperature: Temperature = Temperature()
+    temperature: TemperatureOptions = TemperatureOptions()
     queue: int | None = Field(
         default=None,
         ge=1,
@@ -319,9 +319,9 @@ class InfoNCE(Hard):
         return self
 
 
-class SigLIP(Hard):
+class SigLIPOptions(HardNegativeOptions):
     """Pairwise sigmoid loss (arXiv:2303.15343)."""
 
     name: Literal["siglip"]
-    temperature: Temperature = Temperature(init=0.1)
+    temperature: TemperatureOptions = TemperatureOptions(init=0.1)
     bias: float = Field(default=-10.0, description="added to every logit at the start; learned")

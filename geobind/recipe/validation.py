@@ -12,21 +12,28 @@ from pydantic import ValidationError
 from geobind import loggers
 from geobind.data.options import DataOptions, MixedData
 from geobind.errors import DataError, PluginError, did_you_mean
-from geobind.extras import INSTALL, missing
+from geobind.extras import INSTALL, find_missing
 from geobind.modality import Modality
 from geobind.plugins import Registry
-from geobind.recipe.embedding_sum import read_sum
-from geobind.recipe.parsing import Path_, Problem, Written, field_problems, strings, written_path
-from geobind.recipe.schema import Entry, Recipe, Stage, bound_pairs, pair_words
+from geobind.recipe.embedding_sum import parse_sum
+from geobind.recipe.parsing import (
+    KeyPath,
+    ParsedYaml,
+    Problem,
+    explain_field_errors,
+    iterate_strings,
+    to_key_path,
+)
+from geobind.recipe.schema import ModalityEntry, Recipe, Stage, build_pairs, pair_aliases
 from geobind.recipe.stage_options import Lora
 
-Faults = Iterator[tuple[Path_, str]]  # where inside the stage, and what to do about it
+Faults = Iterator[tuple[KeyPath, str]]  # where inside the stage, and what to do about it
 
 
-def stage_faults(recipe: Recipe, stage: Stage, built: Mapping[str, Modality]) -> Faults:
+def find_stage_faults(recipe: Recipe, stage: Stage, built: Mapping[str, Modality]) -> Faults:
     """List what is wrong with a stage."""
     if stage.anchor is not None and stage.anchor not in recipe.modalities:
-        yield ("anchor",), unknown(stage.anchor, recipe.modalities)
+        yield ("anchor",), explain_unknown(stage.anchor, recipe.modalities)
     yield from _aligned(recipe, stage)
     if all(name in recipe.modalities for name in stage.aligned):
         yield from _rows(recipe, stage, built)
@@ -44,14 +51,14 @@ def stage_faults(recipe: Recipe, stage: Stage, built: Mapping[str, Modality]) ->
             yield ("batch_size",), f"{stage.batch_size} pairs do not divide among {ranks} devices"
 
 
-def unknown(name: str, known: Iterable[str]) -> str:
+def explain_unknown(name: str, known: Iterable[str]) -> str:
     """Say that a recipe has no such modality, and which was probably meant."""
     names = sorted(known)
     hint = did_you_mean(name, names, f"the recipe has {', '.join(names)}")
     return f"no modality {name!r} under `modalities`; {hint}"
 
 
-def own_pairs(stage: Stage, built: Mapping[str, Modality]) -> list[str]:
+def find_pair_providers(stage: Stage, built: Mapping[str, Modality]) -> list[str]:
     """The aligned modalities whose plugin brings pairs of its own."""
     return [name for name in stage.aligned if name in built and _brings_pairs(built[name])]
 
@@ -61,9 +68,9 @@ def _aligned(recipe: Recipe, stage: Stage) -> Faults:
     if not stage.aligned:
         yield ("align",), "nothing to align: name a modality"
     for number, name in enumerate(stage.aligned):
-        path: Path_ = ("align",) if isinstance(stage.align, str) else ("align", number)
+        path: KeyPath = ("align",) if isinstance(stage.align, str) else ("align", number)
         if name not in recipe.modalities:
-            yield path, unknown(name, recipe.modalities)
+            yield path, explain_unknown(name, recipe.modalities)
         elif name == anchor:
             yield path, f"{anchor!r} is this stage's anchor: a modality is not aligned with itself"
         elif name in stage.aligned[:number]:
@@ -71,7 +78,7 @@ def _aligned(recipe: Recipe, stage: Stage) -> Faults:
 
 
 def _rows(recipe: Recipe, stage: Stage, built: Mapping[str, Modality]) -> Faults:
-    own = own_pairs(stage, built)
+    own = find_pair_providers(stage, built)
     others = [name for name in stage.aligned if name not in own]
     tables = recipe.tables_of(stage, others) if others else ()
     for name in stage.aligned:
@@ -92,7 +99,7 @@ def _rows(recipe: Recipe, stage: Stage, built: Mapping[str, Modality]) -> Faults
 
 def _trained(recipe: Recipe, stage: Stage, name: str, built: Mapping[str, Modality]) -> Faults:
     if name not in recipe.modalities:
-        yield ("train",), unknown(name, recipe.modalities)
+        yield ("train",), explain_unknown(name, recipe.modalities)
     elif name not in recipe.names_of(stage):
         yield ("train",), f"{name!r} takes no part in this stage, so no gradient reaches it"
     elif name in built and recipe.role(name) == "frozen":
@@ -110,7 +117,7 @@ def _pairs(recipe: Recipe, stage: Stage) -> Faults:
                 fix = f"train one of the two, or do not align {pair.other!r}"
                 yield ("train",), f"nothing to train in {pair.name!r}: {fix}"
     named: dict[str, str] = {}  # pair: the word that it was called by
-    called = {word: pair.name for pair in pairs for word in pair_words(pair.anchor, pair.other, anchor)}
+    called = {word: pair.name for pair in pairs for word in pair_aliases(pair.anchor, pair.other, anchor)}
     for word in stage.weights:
         pair = called.get(word)
         if pair is None:
@@ -130,8 +137,8 @@ def _queue(recipe: Recipe, stage: Stage) -> Faults:
 
 def _no_pair(recipe: Recipe, stage: Stage, word: str) -> str:
     anchor, pairs = recipe.anchor_of(stage), recipe.pairs_of(stage)
-    every = bound_pairs(anchor, stage.aligned, "all", recipe.names_of(stage))
-    if any(word in pair_words(pair.anchor, pair.other, anchor) for pair in every):
+    every = build_pairs(anchor, stage.aligned, "all", recipe.names_of(stage))
+    if any(word in pair_aliases(pair.anchor, pair.other, anchor) for pair in every):
         if stage.pairs == "all":
             return f"{word!r} is not compared, as neither of the two is trained; drop its weight"
         return f"{word!r} is not compared: this stage compares with {anchor!r} alone, unless `pairs: all`"
@@ -145,11 +152,11 @@ def _brings_pairs(modality: Modality) -> bool:
 
 
 _WITH_HEADER = (".csv", ".tsv", ".parquet", ".geoparquet", "")  # a row of JSONL need not name all columns
-Fault = tuple[Path_, str]  # where in the recipe, and what to do about it
+Fault = tuple[KeyPath, str]  # where in the recipe, and what to do about it
 _CLUSTERS = {None: (), "cell": ("lat", "lon"), "group": ("group",)}
 
 
-def column_faults(recipe: Recipe, blocks: Iterable[tuple[Path_, DataOptions]]) -> Iterator[Fault]:
+def find_column_faults(recipe: Recipe, blocks: Iterable[tuple[KeyPath, DataOptions]]) -> Iterator[Fault]:
     """List what a recipe asks of its rows that no column of a manifest says, as far as its header tells.
 
     Manifests that are not there, or cannot be read, are left to those who say so.
@@ -161,7 +168,7 @@ def column_faults(recipe: Recipe, blocks: Iterable[tuple[Path_, DataOptions]]) -
     for path, table in blocks:
         yield from _mapped(recipe, path, table)
     for number, stage in enumerate(recipe.stages):
-        own = own_pairs(stage, recipe.built)
+        own = find_pair_providers(stage, recipe.built)
         tabled = [name for name in stage.aligned if name not in own and name in recipe.modalities]
         tables = recipe.tables_of(stage, tabled) if tabled else ()
         for at, columns in _asked(stage).items():
@@ -177,7 +184,7 @@ def column_faults(recipe: Recipe, blocks: Iterable[tuple[Path_, DataOptions]]) -
             yield from _needed(recipe, ("evaluate", word), columns, (measured,))
 
 
-def _mapped(recipe: Recipe, path: Path_, table: DataOptions) -> Iterator[Fault]:
+def _mapped(recipe: Recipe, path: KeyPath, table: DataOptions) -> Iterator[Fault]:
     """List the columns that a block maps and its manifest has not got."""
     there = _columns_of(recipe, table)
     if not there or table.manifest is None:
@@ -192,7 +199,7 @@ def _mapped(recipe: Recipe, path: Path_, table: DataOptions) -> Iterator[Fault]:
 
 
 def _needed(
-    recipe: Recipe, path: Path_, columns: Sequence[str], tables: Iterable[DataOptions]
+    recipe: Recipe, path: KeyPath, columns: Sequence[str], tables: Iterable[DataOptions]
 ) -> Iterator[Fault]:
     """List the tables that lack columns that an option needs; of those that are mapped `_mapped` tells."""
     for table in tables if columns else ():
@@ -207,7 +214,7 @@ def _needed(
             yield path, message
 
 
-def _asked(stage: Stage) -> dict[Path_, tuple[str, ...]]:
+def _asked(stage: Stage) -> dict[KeyPath, tuple[str, ...]]:
     """The columns that a stage needs, by what needs them."""
     loss, place = stage.loss, ("lat", "lon")
     asked = {
@@ -232,9 +239,11 @@ def _columns_of(recipe: Recipe, table: DataOptions) -> list[str]:
         return []
 
 
-def ending_faults(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
+def find_evaluation_faults(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     """List what is wrong, each with where and what to do about it."""
-    yield from ((("card", "weights", name), unknown(name, recipe.modalities)) for name in _strangers(recipe))
+    yield from (
+        (("card", "weights", name), explain_unknown(name, recipe.modalities)) for name in _strangers(recipe)
+    )
     evaluate = recipe.evaluate
     if evaluate is None:
         return
@@ -242,7 +251,7 @@ def ending_faults(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
         yield ("evaluate",), "has no rows: give `data` here or for the whole recipe"
     for number, text in enumerate(evaluate.sums):
         try:
-            read_sum(text, recipe.modalities)
+            parse_sum(text, recipe.modalities)
         except DataError as error:
             yield ("evaluate", "sums", number), str(error)
     data = evaluate.data or recipe.data
@@ -257,7 +266,7 @@ def _strangers(recipe: Recipe) -> list[str]:
     return [name for name in recipe.card.weights if name not in recipe.modalities]
 
 
-def watch_faults(recipe: Recipe, stage: Stage) -> Faults:
+def find_watch_faults(recipe: Recipe, stage: Stage) -> Faults:
     """List what is wrong with how a stage is watched, each with where inside the stage."""
     watch, evaluate = stage.watch, recipe.evaluate
     if watch is None or not all(name in recipe.modalities for name in stage.aligned):
@@ -279,16 +288,16 @@ def watch_faults(recipe: Recipe, stage: Stage) -> Faults:
         )
 
 
-def logger_faults(recipe: Recipe) -> Faults:
+def find_logger_faults(recipe: Recipe) -> Faults:
     """List the loggers that cannot be used, and why."""
     for number, said in enumerate(recipe.loggers):
         try:
-            loggers.make(*named(said))
+            loggers.make(*split_logger_entry(said))
         except PluginError as error:
             yield ("loggers", number), str(error)
 
 
-def named(said: Any) -> tuple[str, Mapping[str, Any]]:
+def split_logger_entry(said: Any) -> tuple[str, Mapping[str, Any]]:
     """The name and the options of a logger, however it was written."""
     return (said, {}) if isinstance(said, str) else (said.name, dict(said.model_extra or {}))
 
@@ -297,7 +306,7 @@ def _tables(recipe: Recipe, stage: Stage, other: DataOptions | None = None) -> l
     """Where the rows of a stage come from, as plain values: tables, and modalities that bring their own."""
     if other is not None:
         return [_facts(other)]
-    own = own_pairs(stage, recipe.built)
+    own = find_pair_providers(stage, recipe.built)
     others = [name for name in stage.aligned if name not in own]
     tables = recipe.tables_of(stage, others) if others else ()
     return [{"pairs of": name} for name in own] + [_facts(table) for table in tables]
@@ -311,7 +320,7 @@ def _facts(table: DataOptions) -> dict[str, Any]:
 _STAND_INS: dict[str | int, Any] = {"name": "unnamed", "batch_size": 2, "period": 1, "blocks": 1}
 
 
-def check_fields(written: Written) -> tuple[Recipe | None, list[Problem], set[int]]:
+def check_fields(written: ParsedYaml) -> tuple[Recipe | None, list[Problem], set[int]]:
     """Check keys, types and limits.
 
     Returns:
@@ -321,8 +330,8 @@ def check_fields(written: Written) -> tuple[Recipe | None, list[Problem], set[in
     try:
         return Recipe.model_validate(written.values), [], set()
     except ValidationError as error:
-        problems = list(field_problems(written, error, (), Recipe))
-        faults = [written_path(written.values, item["loc"]) for item in error.errors()]
+        problems = list(explain_field_errors(written, error, (), Recipe))
+        faults = [to_key_path(written.values, item["loc"]) for item in error.errors()]
     marred = {int(path[1]) for path in faults if len(path) > 1 and path[0] == "stages"}
     try:
         return Recipe.model_validate(_without(written.values, faults)), problems, marred
@@ -330,7 +339,7 @@ def check_fields(written: Written) -> tuple[Recipe | None, list[Problem], set[in
         return None, problems, marred
 
 
-def _without(values: dict[str, Any], paths: Iterable[Path_]) -> dict[str, Any]:
+def _without(values: dict[str, Any], paths: Iterable[KeyPath]) -> dict[str, Any]:
     pruned = copy.deepcopy(values)
     for path in reversed(
         dict.fromkeys(paths)
@@ -350,7 +359,7 @@ def _without(values: dict[str, Any], paths: Iterable[Path_]) -> dict[str, Any]:
 
 
 def check_modalities(
-    written: Written, registry: Registry[Modality], base: Path
+    written: ParsedYaml, registry: Registry[Modality], base: Path
 ) -> tuple[dict[str, Modality], list[Problem]]:
     """Construct each modality of the recipe from its options.
 
@@ -361,11 +370,13 @@ def check_modalities(
     problems: list[Problem] = []
     entries = written.values.get("modalities")
     for name, values in entries.items() if isinstance(entries, dict) else ():
-        path: Path_ = ("modalities", str(name))
+        path: KeyPath = ("modalities", str(name))
         try:
             cls = registry.get(str(name))
-            options = Entry.model_validate(values or {}).options
-            absent = [(at, text) for at, text in strings(options, path) if _is_path(text, base) is False]
+            options = ModalityEntry.model_validate(values or {}).options
+            absent = [
+                (at, text) for at, text in iterate_strings(options, path) if _is_path(text, base) is False
+            ]
             problems += [
                 written.problem(at, f"no such file or folder: {text} (from {base})") for at, text in absent
             ]
@@ -375,8 +386,8 @@ def check_modalities(
             problems.append(written.problem(path, str(error)))
         except ValidationError as error:
             # A mistake in `role` or `data` is a mistake of the recipe and was found with its fields.
-            if error.title != "Entry":
-                problems.extend(field_problems(written, error, path, registry.get(str(name))))
+            if error.title != "ModalityEntry":
+                problems.extend(explain_field_errors(written, error, path, registry.get(str(name))))
     return built, problems
 
 
@@ -394,7 +405,7 @@ def _located(value: Any, base: Path) -> Any:
 
 
 def check_stages(
-    written: Written, recipe: Recipe, built: dict[str, Modality], marred: Collection[int] = ()
+    written: ParsedYaml, recipe: Recipe, built: dict[str, Modality], marred: Collection[int] = ()
 ) -> list[Problem]:
     """Check what no field can tell alone: names that must exist, roles, data, and what can be trained.
 
@@ -402,42 +413,44 @@ def check_stages(
     """
     problems: list[Problem] = []
     if recipe.anchor not in recipe.modalities:
-        problems.append(written.problem(("anchor",), unknown(recipe.anchor, recipe.modalities)))
+        problems.append(written.problem(("anchor",), explain_unknown(recipe.anchor, recipe.modalities)))
     names = [stage.name for stage in recipe.stages]
     for index, stage in enumerate(recipe.stages):
-        path: Path_ = ("stages", index)
+        path: KeyPath = ("stages", index)
         if stage.name in names[:index]:
             problems.append(
                 written.problem((*path, "name"), f"stage {stage.name!r} is there already; rename one")
             )
         found = [
-            (at, message) for at, message in stage_faults(recipe, stage, built) if at or index not in marred
+            (at, message)
+            for at, message in find_stage_faults(recipe, stage, built)
+            if at or index not in marred
         ]
-        found += watch_faults(recipe, stage)
+        found += find_watch_faults(recipe, stage)
         problems.extend(written.problem((*path, *at), message) for at, message in found)
-    problems.extend(written.problem(at, message) for at, message in ending_faults(recipe))
+    problems.extend(written.problem(at, message) for at, message in find_evaluation_faults(recipe))
     return problems
 
 
-def check_packages(written: Written, recipe: Recipe, built: Mapping[str, Modality]) -> list[Problem]:
+def check_packages(written: ParsedYaml, recipe: Recipe, built: Mapping[str, Modality]) -> list[Problem]:
     """Check that every optional package and logger a recipe asks for is installed; no package is imported."""
-    faults: list[tuple[Path_, str]] = [*logger_faults(recipe)]
+    faults: list[tuple[KeyPath, str]] = [*find_logger_faults(recipe)]
     for name, modality in built.items():
         faults += [(("modalities", name), message) for message in _missing_of(modality)]
-    for path, options in data_of(recipe):
+    for path, options in list_data_blocks(recipe):
         if options.rasters:
-            faults += [((*path, "rasters"), message) for message in missing(_install("rasterio"))]
+            faults += [((*path, "rasters"), message) for message in find_missing(_install("rasterio"))]
     for number, stage in enumerate(recipe.stages):
         for name in (name for name, part in stage.trained.items() if isinstance(part, Lora)):
             path = ("stages", number, "train", name)
-            faults += [(path, message) for message in missing(_install("peft"))]
+            faults += [(path, message) for message in find_missing(_install("peft"))]
     return [written.problem(path, message) for path, message in faults]
 
 
 def _missing_of(modality: Modality) -> list[str]:
     """Return a message for each package of a modality that is not installed, or for a fault of its plugin."""
     try:
-        return [*missing(modality.requires())]
+        return [*find_missing(modality.requires())]
     except Exception as error:  # of a plugin's own code
         return [f"its plugin fails to name what it requires ({type(error).__name__}: {error})"]
 
@@ -446,28 +459,31 @@ def _install(module: str) -> dict[str, str]:
     return {module: INSTALL[module]}
 
 
-def check_files(written: Written, recipe: Recipe) -> list[Problem]:
+def check_files(written: ParsedYaml, recipe: Recipe) -> list[Problem]:
     """Check that every manifest the recipe names is there, and has the columns that stages ask for."""
     whose = "the current folder" if recipe.base == Path() else f"the recipe's folder, {recipe.base}"
     missing = [
-        (path, f"no such file: {manifest} (relative to {whose})") for path, manifest in missing_files(recipe)
+        (path, f"no such file: {manifest} (relative to {whose})")
+        for path, manifest in find_missing_files(recipe)
     ]
-    faults = column_faults(recipe, data_of(recipe))
+    faults = find_column_faults(recipe, list_data_blocks(recipe))
     return [written.problem(path, message) for path, message in [*missing, *faults]]
 
 
-def missing_files(recipe: Recipe) -> list[tuple[Path_, Path]]:
+def find_missing_files(recipe: Recipe) -> list[tuple[KeyPath, Path]]:
     """List the manifests that a recipe names and that are not there, each with its path in the recipe."""
-    named = ((path, options.manifest) for path, options in data_of(recipe) if options.manifest is not None)
+    named = (
+        (path, options.manifest) for path, options in list_data_blocks(recipe) if options.manifest is not None
+    )
     return [((*path, "manifest"), file) for path, file in named if not (recipe.base / file).exists()]
 
 
-def data_of(recipe: Recipe) -> Iterator[tuple[Path_, DataOptions]]:
+def list_data_blocks(recipe: Recipe) -> Iterator[tuple[KeyPath, DataOptions]]:
     """List every `data` block of a recipe with its path."""
-    blocks: list[tuple[Path_, DataOptions | None]] = [(("data",), recipe.data)]
+    blocks: list[tuple[KeyPath, DataOptions | None]] = [(("data",), recipe.data)]
     blocks += [(("modalities", name, "data"), entry.data) for name, entry in recipe.modalities.items()]
     for number, stage in enumerate(recipe.stages):
-        path: Path_ = ("stages", number, "data")
+        path: KeyPath = ("stages", number, "data")
         if isinstance(stage.data, tuple):
             blocks += [((*path, place), options) for place, options in enumerate(stage.data)]
         else:

@@ -19,7 +19,7 @@ from geobind.binder import Binder
 from geobind.data.table import Table, open_table
 from geobind.evaluation import rank_counts
 from geobind.evaluation.embedded import EmbeddedRows, embed_rows
-from geobind.recipe import Recipe, recipe_from
+from geobind.recipe import Recipe, build_recipe
 from geobind.report.media import Media, MediaBudget, build_media
 from geobind.report.plots import BANDS, GRID, MARKERS, MUTED, SERIES, SIGNS, Panel
 from geobind.scoring import cosine
@@ -71,7 +71,7 @@ def open_held_out(folder: Path, base: Path) -> tuple[Binder, Table | None]:
     """
     binder = Binder.load(folder / "bundle")
     written = binder.card.recipe if binder.card else {}
-    recipe = recipe_from(written, base, source=str(folder / "bundle" / "recipe.yaml"))
+    recipe = build_recipe(written, base, source=str(folder / "bundle" / "recipe.yaml"))
     return binder, open_held_out_rows(recipe)
 
 

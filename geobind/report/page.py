@@ -20,7 +20,7 @@ from geobind.data.table import Table, count_licences
 from geobind.errors import DataError
 from geobind.evaluation import PairTable
 from geobind.evaluation.embedded import EmbeddedRows
-from geobind.recipe.schema import names_of
+from geobind.recipe.schema import to_names
 from geobind.report import examples, plots
 from geobind.report.examples import (
     MAX_ROWS,
@@ -144,7 +144,7 @@ def _stage_tables(run: Run, stage: Mapping[str, Any]) -> list[Mapping[str, Any] 
     said = stage.get("data")
     if said is not None:
         return said if isinstance(said, list) else [said]
-    own = [(run.recipe["modalities"].get(name) or {}).get("data") for name in names_of(stage["align"])]
+    own = [(run.recipe["modalities"].get(name) or {}).get("data") for name in to_names(stage["align"])]
     return [data or run.recipe.get("data") for data in own]
 
 

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from geobind.errors import CheckpointError, DataError
 from geobind.recipe import Recipe
-from geobind.recipe.parsing import parse
-from geobind.recipe.schema import Bound, bound_pairs, names_of
+from geobind.recipe.parsing import parse_yaml
+from geobind.recipe.schema import ModalityPair, build_pairs, to_names
 from geobind.utils import files
 
 
@@ -408,9 +408,9 @@ class Run:
         """The pairs of modalities that some stage aligns."""
         return {pair.both for stage in self.recipe["stages"] for pair in self._bound(stage)}
 
-    def _bound(self, stage: Mapping[str, Any]) -> tuple[Bound, ...]:
-        anchor, aligned = stage.get("anchor") or self.anchor, names_of(stage["align"])
-        return bound_pairs(anchor, aligned, stage.get("pairs", "anchor"), stage["train"])
+    def _bound(self, stage: Mapping[str, Any]) -> tuple[ModalityPair, ...]:
+        anchor, aligned = stage.get("anchor") or self.anchor, to_names(stage["align"])
+        return build_pairs(anchor, aligned, stage.get("pairs", "anchor"), stage["train"])
 
 
 def read_run(folder: Path) -> Run:
@@ -425,7 +425,7 @@ def read_run(folder: Path) -> Run:
     if not started or not recipe_file.is_file():
         raise DataError(f"{folder}: not a run, it has no run.json and recipe.yaml; give what `--out` named")
     text = _read_text(recipe_file)
-    recipe, _ = parse(text, str(recipe_file))
+    recipe, _ = parse_yaml(text, str(recipe_file))
     if not isinstance(recipe.get("stages"), list) or not isinstance(recipe.get("modalities"), dict):
         raise CheckpointError(f"{recipe_file}: has no stages or no modalities; it is not the recipe of a run")
     arithmetic = _load_if_present(ArithmeticDone, folder / "arithmetic.json")

@@ -25,12 +25,21 @@ from geobind.data.sampler import MixedDataset
 from geobind.errors import DataError, RecipeError
 from geobind.inference import prepared
 from geobind.recipe import Recipe, Stage, load_recipe
-from geobind.recipe.schema import Pairing, bound_pairs
+from geobind.recipe.schema import Pairing, build_pairs
 from geobind.report.plots import LOWER_IS_BETTER, TITLES
 from geobind.report.run_files import Run, read_run
-from geobind.studies.grid import Axis, Cell, grid, make_axis
-from geobind.studies.runner import Ran
-from geobind.studies.summary import SEED, Grid, Spread, dots, measure_of, said, spread, write_study
+from geobind.studies.grid import Axis, Cell, build_grid, make_axis
+from geobind.studies.runner import CellResult
+from geobind.studies.summary import (
+    SEED,
+    SeedInterval,
+    TextTable,
+    choose_measure,
+    dot_panel,
+    format_interval,
+    seed_interval,
+    write_study,
+)
 from geobind.training.stage_data import StageData
 from geobind.utils import files, formatting
 from geobind.utils.formatting import format_number
@@ -39,14 +48,14 @@ from geobind.utils.formatting import format_number
 TRAINED_COSTS = 3
 
 
-def forward_flops(encoder: nn.Module, batch: Any) -> int:
+def count_forward_flops(encoder: nn.Module, batch: Any) -> int:
     """Count the floating-point operations of one forward pass, matrix products and convolutions alone."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encoder(batch)
     return counter.get_total_flops()
 
 
-def pair_flops(forward: Mapping[str, int], names: Collection[str], trained: Collection[str]) -> int:
+def count_stage_flops(forward: Mapping[str, int], names: Collection[str], trained: Collection[str]) -> int:
     """Operations that one row of a stage takes: each encoder once, three times what a stage trains.
 
     The loss is left out: it is the same product of embeddings whatever is compared, and small beside them.
@@ -65,7 +74,7 @@ AXIS = "bound"
 _SAME = ("batch_size", "loss", "optimizer", "schedule", "precision", "clip_norm", "split", "mix", "data")
 
 
-class Setting(NamedTuple):
+class EmergenceSetting(NamedTuple):
     """What a study compares."""
 
     recipe: str
@@ -75,19 +84,19 @@ class Setting(NamedTuple):
     steps: int  # of each joint stage
 
 
-def around(anchor: str) -> str:
+def anchored_name(anchor: str) -> str:
     """What a study calls training around an anchor."""
     return f"around {anchor}"
 
 
-def plan(
+def plan_emergence(
     recipe: str,
     overrides: Sequence[str] = (),
     *,
     anchors: Sequence[str] = (),
     seeds: Sequence[int] = (0, 1, 2),
     steps: int | None = None,
-) -> Setting:
+) -> EmergenceSetting:
     """Decide what to run: which anchors, and how many steps make the work equal.
 
     Args:
@@ -118,30 +127,30 @@ def plan(
             f"{recipe}: {' and '.join(frozen)} are both frozen, so that nothing can be learned between them; "
             f"write `role: trainable` for all but one of them"
         )
-    return Setting(
+    return EmergenceSetting(
         recipe,
         tuple(overrides),
         tuple(anchors) or names,
         tuple(seeds),
-        steps if steps is not None else equal_steps(checked),
+        steps if steps is not None else compute_equal_steps(checked),
     )
 
 
-def cells_of(setting: Setting) -> list[Cell]:
+def build_cells(setting: EmergenceSetting) -> list[Cell]:
     """The runs of a study: each way to bind, with each seed."""
     recipe = load_recipe(setting.recipe, setting.overrides)
     ways: dict[str, dict[str, Any]] = {AS_WRITTEN: {}}
     for anchor in setting.anchors:
-        ways[around(anchor)] = _joint(recipe, anchor, "anchor", setting.steps)
+        ways[anchored_name(anchor)] = _joint(recipe, anchor, "anchor", setting.steps)
     ways[ALL] = _joint(recipe, recipe.anchor, "all", setting.steps)
     axes: list[Axis] = [
         make_axis(AXIS, ways),
         make_axis(SEED, {str(seed): {SEED: seed} for seed in setting.seeds}),
     ]
-    return grid(setting.recipe, axes, setting.overrides)
+    return build_grid(setting.recipe, axes, setting.overrides)
 
 
-def equal_steps(recipe: Recipe) -> int:
+def compute_equal_steps(recipe: Recipe) -> int:
     """How many steps of a joint stage take the work of the recipe's own stages, encoders counted alone.
 
     Raises:
@@ -153,11 +162,11 @@ def equal_steps(recipe: Recipe) -> int:
     spent = sum(
         stage.batch_size
         * _steps(stage, rows[stage.name])
-        * pair_flops(forward, recipe.names_of(stage), stage.parts)
+        * count_stage_flops(forward, recipe.names_of(stage), stage.parts)
         for stage in recipe.stages
     )
     trained = [name for name in recipe.modalities if recipe.role(name) == "trainable"]
-    step = recipe.stages[0].batch_size * pair_flops(forward, list(recipe.modalities), trained)
+    step = recipe.stages[0].batch_size * count_stage_flops(forward, list(recipe.modalities), trained)
     if spent < step:
         raise RecipeError("the recipe's stages take less work than one joint step; give --steps")
     return round(spent / step)
@@ -179,7 +188,7 @@ def _forward_flops(recipe: Recipe, mixtures: Sequence[MixedDataset]) -> dict[str
             if name not in found and len(there_R):
                 raw = source.rows[int(there_R[0])].raws[name]
                 batch = collate([prepared(recipe.built[name], 0, raw[0] if isinstance(raw, list) else raw)])
-                found[name] = forward_flops(binder.encoders[name], batch)
+                found[name] = count_forward_flops(binder.encoders[name], batch)
     absent = [name for name in recipe.modalities if name not in found]
     if absent:
         raise RecipeError(
@@ -193,7 +202,7 @@ def _joint(recipe: Recipe, anchor: str, pairing: Pairing, steps: int) -> dict[st
     first = recipe.written["stages"][0]
     others = [name for name in recipe.modalities if name != anchor]
     trained = [name for name in recipe.modalities if recipe.role(name) == "trainable"]
-    pairs = bound_pairs(anchor, others, pairing, trained)
+    pairs = build_pairs(anchor, others, pairing, trained)
     stage = {
         "name": "joint",
         "align": others,
@@ -211,22 +220,22 @@ def _joint(recipe: Recipe, anchor: str, pairing: Pairing, steps: int) -> dict[st
 Unordered = tuple[str, str]
 
 
-class Way(NamedTuple):
+class BindingResult(NamedTuple):
     """One way to bind the modalities."""
 
     name: str
-    pairs: Mapping[Unordered, Spread]  # the mean of both directions, over seeds
+    pairs: Mapping[Unordered, SeedInterval]  # the mean of both directions, over seeds
     emergent: frozenset[Unordered]  # never trained together this way
-    every: Spread  # the mean over all pairs
-    seconds: Spread
+    every: SeedInterval  # the mean over all pairs
+    seconds: SeedInterval
 
 
 class Difference(NamedTuple):
     """All to all, less another way to bind: paired by seed."""
 
     way: str
-    every: Spread  # over all pairs
-    emergent: Spread  # over the pairs that are emergent in the other way
+    every: SeedInterval  # over all pairs
+    emergent: SeedInterval  # over the pairs that are emergent in the other way
 
 
 class Emergence(NamedTuple):
@@ -235,7 +244,7 @@ class Emergence(NamedTuple):
     measure: str
     chance: float
     seeds: int
-    ways: tuple[Way, ...]
+    ways: tuple[BindingResult, ...]
     differences: tuple[Difference, ...]
 
     @property
@@ -267,7 +276,7 @@ class Emergence(NamedTuple):
         }
 
 
-def find(ran: Sequence[Ran], measure: str | None = None) -> Emergence:
+def summarise_emergence(ran: Sequence[CellResult], measure: str | None = None) -> Emergence:
     """Read the runs of a study.
 
     Args:
@@ -286,7 +295,7 @@ def find(ran: Sequence[Ran], measure: str | None = None) -> Emergence:
     ]
     if not tables:
         raise DataError("no run of the study was finished; look at what the failed ones said")
-    chosen = measure_of(tables[0], measure)
+    chosen = choose_measure(tables[0], measure)
     by_seed = {name: {seed: _pairs(run, chosen) for seed, run in way.items()} for name, way in runs.items()}
     ways = tuple(_way(name, by_seed[name], runs[name]) for name in runs)
     base = by_seed.get(ALL, {})
@@ -295,7 +304,7 @@ def find(ran: Sequence[Ran], measure: str | None = None) -> Emergence:
     return Emergence(chosen, chance, max(map(len, runs.values())), ways, differences)
 
 
-def verdicts(found: Emergence) -> list[str]:
+def describe_differences(found: Emergence) -> list[str]:
     """Say what the differences show, and what they do not."""
     if found.seeds < 2:
         return [
@@ -309,7 +318,7 @@ def verdicts(found: Emergence) -> list[str]:
     return lines
 
 
-def _said(figure: Spread, measure: str) -> str:
+def _said(figure: SeedInterval, measure: str) -> str:
     low, high = figure.mean - figure.half, figure.mean + figure.half
     span = f"{format_number(figure.mean)} ({format_number(low)} to {format_number(high)})"
     if not math.isfinite(figure.half):
@@ -334,24 +343,29 @@ def _pairs(run: Run, measure: str) -> dict[Unordered, tuple[float, bool]]:
     return found
 
 
-def _way(name: str, seeds: Mapping[str, dict[Unordered, tuple[float, bool]]], runs: Mapping[str, Run]) -> Way:
+def _way(
+    name: str, seeds: Mapping[str, dict[Unordered, tuple[float, bool]]], runs: Mapping[str, Run]
+) -> BindingResult:
     first = next(iter(seeds.values()))
-    return Way(
+    return BindingResult(
         name,
-        {pair: spread([found[pair][0] for found in seeds.values() if pair in found]) for pair in first},
+        {
+            pair: seed_interval([found[pair][0] for found in seeds.values() if pair in found])
+            for pair in first
+        },
         frozenset(pair for pair, (_, emergent) in first.items() if emergent),
-        spread([fmean(value for value, _ in found.values()) for found in seeds.values() if found]),
-        spread([sum(stage.seconds for stage in run.stages) for run in runs.values()]),
+        seed_interval([fmean(value for value, _ in found.values()) for found in seeds.values() if found]),
+        seed_interval([sum(stage.seconds for stage in run.stages) for run in runs.values()]),
     )
 
 
 def _difference(
-    way: Way,
+    way: BindingResult,
     seeds: Mapping[str, dict[Unordered, tuple[float, bool]]],
     base: Mapping[str, dict[Unordered, tuple[float, bool]]],
 ) -> Difference:
-    def less(wanted: Sequence[Unordered]) -> Spread:
-        return spread(
+    def less(wanted: Sequence[Unordered]) -> SeedInterval:
+        return seed_interval(
             [
                 fmean(base[seed][pair][0] - found[pair][0] for pair in wanted)
                 for seed, found in seeds.items()
@@ -362,7 +376,7 @@ def _difference(
     return Difference(way.name, less(list(way.pairs)), less(sorted(way.emergent)))
 
 
-def _plain(figure: Spread) -> dict[str, float | int | None]:
+def _plain(figure: SeedInterval) -> dict[str, float | int | None]:
     half = figure.half if math.isfinite(figure.half) else None
     return {"mean": figure.mean if figure.runs else None, "half_width": half, "seeds": figure.runs}
 
@@ -383,19 +397,24 @@ def write_emergence(found: Emergence, title: str, home: Path) -> Path:
     files.write_json(home / "emergence.json", found.to_dict())
     measure = TITLES.get(found.measure, found.measure)
     series = {way.name: {"-".join(pair): figure for pair, figure in way.pairs.items()} for way in found.ways}
-    panels = [dots("emergence", f"{measure} of each pair", series, found.chance, "pair of modalities")]
+    panels = [dot_panel("emergence", f"{measure} of each pair", series, found.chance, "pair of modalities")]
     return write_study(
-        home, "emergence", title, [_NOTE, *verdicts(found)], [ways_table(found), pairs_table(found)], panels
+        home,
+        "emergence",
+        title,
+        [_NOTE, *describe_differences(found)],
+        [ways_table(found), pairs_table(found)],
+        panels,
     )
 
 
-def ways_table(found: Emergence) -> Grid:
+def ways_table(found: Emergence) -> TextTable:
     """A row for each way to bind: over all pairs, over its emergent ones, and its time."""
     measure = TITLES.get(found.measure, found.measure)
     rows = [
         [
             way.name,
-            said(way.every),
+            format_interval(way.every),
             _emergent(way),
             str(way.every.runs),
             formatting.format_duration(way.seconds.mean),
@@ -403,16 +422,16 @@ def ways_table(found: Emergence) -> Grid:
         for way in found.ways
     ]
     heads = ["bound", f"{measure}, all pairs", "its emergent pairs", "seeds", "training time"]
-    return Grid(f"Ways to bind (chance {formatting.format_number(found.chance)})", heads, rows)
+    return TextTable(f"Ways to bind (chance {formatting.format_number(found.chance)})", heads, rows)
 
 
-def pairs_table(found: Emergence) -> Grid:
+def pairs_table(found: Emergence) -> TextTable:
     """A row for each pair of modalities, a column for each way to bind."""
     rows = [["-".join(pair), *(_cell(way, pair) for way in found.ways)] for pair in found.pairs]
-    return Grid("Pairs (* emergent)", ["pair", *(way.name for way in found.ways)], rows)
+    return TextTable("Pairs (* emergent)", ["pair", *(way.name for way in found.ways)], rows)
 
 
-def _emergent(way: Way) -> str:
+def _emergent(way: BindingResult) -> str:
     return (
         formatting.format_number(fmean(way.pairs[pair].mean for pair in way.emergent))
         if way.emergent
@@ -420,7 +439,7 @@ def _emergent(way: Way) -> str:
     )
 
 
-def _cell(way: Way, pair: tuple[str, str]) -> str:
+def _cell(way: BindingResult, pair: tuple[str, str]) -> str:
     if pair not in way.pairs:
         return "–"
-    return said(way.pairs[pair]) + ("*" if pair in way.emergent else "")
+    return format_interval(way.pairs[pair]) + ("*" if pair in way.emergent else "")

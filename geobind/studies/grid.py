@@ -12,7 +12,7 @@ from geobind.recipe import Recipe, load_recipe
 from geobind.recipe.parsing import RecipeProblems
 from geobind.utils.hashing import fingerprint
 
-MOST_CELLS = 1000
+MAX_CELLS = 1000
 _READABLE = 60  # letters of a folder's name that tell people what it holds
 
 
@@ -65,7 +65,7 @@ def make_axis(name: str, values: Mapping[str, Mapping[str, Any]]) -> Axis:
     )
 
 
-def grid(recipe: str, axes: Sequence[Axis], overrides: Sequence[str] = ()) -> list[Cell]:
+def build_grid(recipe: str, axes: Sequence[Axis], overrides: Sequence[str] = ()) -> list[Cell]:
     """Every combination of the axes' values, the last axis changing fastest.
 
     Raises:
@@ -80,12 +80,12 @@ def grid(recipe: str, axes: Sequence[Axis], overrides: Sequence[str] = ()) -> li
         cells.append(
             Cell(recipe, (*overrides, *chain.from_iterable(changes)), dict(zip(names, chosen, strict=True)))
         )
-    if len(cells) > MOST_CELLS:
-        raise RecipeError(f"{len(cells)} runs; a sweep may have {MOST_CELLS}: sweep fewer values at once")
+    if len(cells) > MAX_CELLS:
+        raise RecipeError(f"{len(cells)} runs; a sweep may have {MAX_CELLS}: sweep fewer values at once")
     return cells
 
 
-def check(cells: Iterable[Cell]) -> list[Recipe]:
+def check_cells(cells: Iterable[Cell]) -> list[Recipe]:
     """Check the recipe of every cell before the first one runs.
 
     Raises:

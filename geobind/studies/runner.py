@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import geobind
 from geobind.recipe import Recipe
-from geobind.studies.grid import Cell, check
+from geobind.studies.grid import Cell, check_cells
 from geobind.training.interruption import SIGNALS, Stopped
 from geobind.training.resume import stage_folders
 from geobind.training.run_loggers import copy_stage_metrics
@@ -32,7 +32,7 @@ _DONE = "cell.json"  # written when a cell's run has ended well
 _STOPPED = {code: number for number in SIGNALS for code in (128 + number, -number)}
 
 
-class Ran(NamedTuple):
+class CellResult(NamedTuple):
     """A cell and what became of it."""
 
     cell: Cell
@@ -40,7 +40,7 @@ class Ran(NamedTuple):
     failed: bool
 
 
-def run_cells(cells: Sequence[Cell], home: Path) -> list[Ran]:
+def run_cells(cells: Sequence[Cell], home: Path) -> list[CellResult]:
     """Run every cell that is not finished, in `home/NAME`; a cell that fails does not stop the others.
 
     Args:
@@ -51,19 +51,19 @@ def run_cells(cells: Sequence[Cell], home: Path) -> list[Ran]:
         RecipeProblems: A cell's recipe has mistakes; nothing has run then.
         StorageError: The folder cannot be written.
     """
-    recipes = check(cells)
-    ran: list[Ran] = []
+    recipes = check_cells(cells)
+    ran: list[CellResult] = []
     for number, (cell, recipe) in enumerate(zip(cells, recipes, strict=True), start=1):
         folder = home / cell.name
         head = f"[{number} of {len(cells)}] {cell.title}"
         if _is_done(folder, recipe):
             _log.info("%s: finished before, unchanged; not run again", head)
-            ran.append(Ran(cell, folder, failed=False))
+            ran.append(CellResult(cell, folder, failed=False))
             continue
         shared = _share(recipe, folder, [one.folder for one in ran if not one.failed])
         taken = f" (takes over {formatting.format_count(shared, 'finished stage')})" if shared else ""
         _log.info("%s%s", head, taken)
-        ran.append(Ran(cell, folder, failed=not _run(cell, recipe, folder)))
+        ran.append(CellResult(cell, folder, failed=not _run(cell, recipe, folder)))
     return ran
 
 

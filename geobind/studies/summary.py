@@ -26,7 +26,7 @@ from geobind.report.plots import (
     headline_measure,
 )
 from geobind.report.run_files import Retrieved, Run, read_run
-from geobind.studies.runner import Ran
+from geobind.studies.runner import CellResult
 from geobind.utils import files, formatting
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ _T95 = (
 )
 
 
-class Spread(NamedTuple):
+class SeedInterval(NamedTuple):
     """A mean over runs, and half the width of its 95 % interval: NaN for a single run."""
 
     mean: float
@@ -63,37 +63,37 @@ class Spread(NamedTuple):
     runs: int
 
 
-class Line(NamedTuple):
+class SettingRow(NamedTuple):
     """One setting of a study."""
 
     settings: Mapping[str, str]  # without the seed
     folders: tuple[Path, ...]
     failed: int
-    measured: Mapping[str, Spread]  # by kind of pair: trained, emergent
+    measured: Mapping[str, SeedInterval]  # by kind of pair: trained, emergent
     chance: float
-    seconds: Spread
+    seconds: SeedInterval
 
 
-class Summary(NamedTuple):
+class SweepSummary(NamedTuple):
     """A study's result."""
 
     measure: str  # such as R@10
     axes: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[SettingRow, ...]
 
 
-def spread(values: Sequence[float]) -> Spread:
+def seed_interval(values: Sequence[float]) -> SeedInterval:
     """Mean and 95 % t interval of a few repetitions (Student 1908); NaN values are left out."""
     known = [value for value in values if math.isfinite(value)]
     if not known:
-        return Spread(math.nan, math.nan, 0)
+        return SeedInterval(math.nan, math.nan, 0)
     if len(known) == 1:
-        return Spread(known[0], math.nan, 1)
+        return SeedInterval(known[0], math.nan, 1)
     t = _T95[len(known) - 2] if len(known) - 2 < len(_T95) else 1.96 + 2.6 / (len(known) - 1)
-    return Spread(fmean(known), t * stdev(known) / math.sqrt(len(known)), len(known))
+    return SeedInterval(fmean(known), t * stdev(known) / math.sqrt(len(known)), len(known))
 
 
-def summarise(ran: Sequence[Ran], measure: str | None = None) -> Summary:
+def summarise_sweep(ran: Sequence[CellResult], measure: str | None = None) -> SweepSummary:
     """Read what the cells left and take the seeds of each setting together.
 
     Args:
@@ -110,16 +110,16 @@ def summarise(ran: Sequence[Ran], measure: str | None = None) -> Summary:
             "no run of the study has measured anything; give the recipe an `evaluate:` block, "
             "or look at what the failed runs said"
         )
-    chosen = measure_of(tables[0], measure)
+    chosen = choose_measure(tables[0], measure)
     axes = tuple(name for name in ran[0].cell.settings if name != SEED)
-    groups: dict[tuple[str, ...], list[Ran]] = {}
+    groups: dict[tuple[str, ...], list[CellResult]] = {}
     for one in ran:
         groups.setdefault(tuple(one.cell.settings[axis] for axis in axes), []).append(one)
     lines = [_line(dict(zip(axes, key, strict=True)), group, runs, chosen) for key, group in groups.items()]
-    return Summary(chosen, axes, tuple(lines))
+    return SweepSummary(chosen, axes, tuple(lines))
 
 
-def measure_of(table: Retrieved, wanted: str | None) -> str:
+def choose_measure(table: Retrieved, wanted: str | None) -> str:
     """The measure to show: the one wanted, or else the headline.
 
     Raises:
@@ -131,7 +131,7 @@ def measure_of(table: Retrieved, wanted: str | None) -> str:
     return chosen
 
 
-def mean_of(run: Run, measure: str, mark: str | None = None) -> tuple[float, float]:
+def mean_metric(run: Run, measure: str, mark: str | None = None) -> tuple[float, float]:
     """The mean of a measure over the ordered pairs with a mark (all without one), and that of its chance."""
     rows = [row for row in (run.retrieved.rows if run.retrieved else ()) if mark in (None, row.mark)]
     found = [row.metrics[measure] for row in rows if measure in row.metrics]
@@ -140,7 +140,7 @@ def mean_of(run: Run, measure: str, mark: str | None = None) -> tuple[float, flo
     return fmean(one.value for one in found), fmean(one.chance for one in found)
 
 
-def table_csv(summary: Summary) -> bytes:
+def render_csv(summary: SweepSummary) -> bytes:
     """The lines as CSV, shares as numbers from 0 to 1."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -153,15 +153,17 @@ def table_csv(summary: Summary) -> bytes:
     return text.getvalue().encode()
 
 
-def _line(settings: Mapping[str, str], group: Sequence[Ran], runs: Mapping[Path, Run], measure: str) -> Line:
+def _line(
+    settings: Mapping[str, str], group: Sequence[CellResult], runs: Mapping[Path, Run], measure: str
+) -> SettingRow:
     done = [runs[one.folder] for one in group if one.folder in runs]
-    return Line(
+    return SettingRow(
         settings,
         tuple(run.folder for run in done),
         len(group) - len(done),
-        {mark: spread([mean_of(run, measure, mark)[0] for run in done]) for mark in MARKS},
-        spread([mean_of(run, measure)[1] for run in done]).mean,
-        spread([sum(stage.seconds for stage in run.stages) for run in done]),
+        {mark: seed_interval([mean_metric(run, measure, mark)[0] for run in done]) for mark in MARKS},
+        seed_interval([mean_metric(run, measure)[1] for run in done]).mean,
+        seed_interval([sum(stage.seconds for stage in run.stages) for run in done]),
     )
 
 
@@ -173,7 +175,7 @@ _WIDTH, _HEIGHT = 4.6, 3.0  # inches of a panel
 _APART = 0.5  # how far the marks at one place of the x axis are spread, in its units
 
 
-class Grid(NamedTuple):
+class TextTable(NamedTuple):
     """A table, as text."""
 
     title: str
@@ -181,11 +183,16 @@ class Grid(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
-Series = Mapping[str, Mapping[str, Spread]]  # what a mark stands for -> place on the x axis -> figure
+Series = Mapping[str, Mapping[str, SeedInterval]]  # what a mark stands for -> place on the x axis -> figure
 
 
 def write_study(
-    home: Path, name: str, title: str, notes: Sequence[str], grids: Sequence[Grid], panels: Sequence[Panel]
+    home: Path,
+    name: str,
+    title: str,
+    notes: Sequence[str],
+    grids: Sequence[TextTable],
+    panels: Sequence[Panel],
 ) -> Path:
     """Write NAME.html and NAME.png into the study's folder; return the page.
 
@@ -202,7 +209,7 @@ def write_study(
     return page
 
 
-def rich_table(grid: Grid) -> Table:
+def to_rich_table(grid: TextTable) -> Table:
     """The table for the terminal."""
     from rich.markup import escape
     from rich.table import Table
@@ -215,14 +222,14 @@ def rich_table(grid: Grid) -> Table:
     return table
 
 
-def said(figure: Spread) -> str:
+def format_interval(figure: SeedInterval) -> str:
     """Write a mean and its interval."""
     if not math.isfinite(figure.half):
         return formatting.format_number(figure.mean)
     return f"{formatting.format_number(figure.mean)} ± {formatting.format_number(figure.half)}"
 
 
-def dots(name: str, title: str, series: Series, chance: float, axis: str = "") -> Panel:
+def dot_panel(name: str, title: str, series: Series, chance: float, axis: str = "") -> Panel:
     """A panel with a mark and its interval for each figure, and chance as a dotted line.
 
     Args:
@@ -234,7 +241,7 @@ def dots(name: str, title: str, series: Series, chance: float, axis: str = "") -
     """
     places = list(dict.fromkeys(place for figures in series.values() for place in figures))
     told = [
-        f"{', '.join(filter(None, (label, place)))}: {said(figure)}"
+        f"{', '.join(filter(None, (label, place)))}: {format_interval(figure)}"
         for label, figures in series.items()
         for place, figure in figures.items()
     ]
@@ -277,17 +284,17 @@ _NOTE = (
 )
 
 
-def write_sweep(summary: Summary, title: str, home: Path) -> Path:
+def write_sweep(summary: SweepSummary, title: str, home: Path) -> Path:
     """Write sweep.csv, sweep.png and sweep.html into the study's folder; return the page.
 
     Raises:
         StorageError: One of them cannot be written.
     """
-    files.write_atomic(home / "sweep.csv", table_csv(summary))
-    return write_study(home, "sweep", title, [_NOTE], [table_of(summary)], plots(summary))
+    files.write_atomic(home / "sweep.csv", render_csv(summary))
+    return write_study(home, "sweep", title, [_NOTE], [sweep_table(summary)], sweep_panels(summary))
 
 
-def table_of(summary: Summary, title: str = "Results") -> Grid:
+def sweep_table(summary: SweepSummary, title: str = "Results") -> TextTable:
     """The table: a row for each setting."""
     measure = TITLES.get(summary.measure, summary.measure)
     heads = [*summary.axes, "runs", *(f"{measure} {mark}" for mark in MARKS), "chance", "training time"]
@@ -295,26 +302,26 @@ def table_of(summary: Summary, title: str = "Results") -> Grid:
         [
             *line.settings.values(),
             f"{len(line.folders)}" + (f" ({line.failed} failed)" if line.failed else ""),
-            *(said(line.measured[mark]) for mark in MARKS),
+            *(format_interval(line.measured[mark]) for mark in MARKS),
             formatting.format_number(line.chance),
             formatting.format_duration(line.seconds.mean),
         ]
         for line in summary.lines
     ]
-    return Grid(title, heads, rows)
+    return TextTable(title, heads, rows)
 
 
-def plots(summary: Summary) -> list[Panel]:
+def sweep_panels(summary: SweepSummary) -> list[Panel]:
     """A panel for each kind of pair: the first axis from left to right, a mark for each other setting."""
     there = [mark for mark in MARKS if any(line.measured[mark].runs for line in summary.lines)]
     return [_panel(summary, mark) for mark in there]
 
 
-def _panel(summary: Summary, mark: str) -> Panel:
+def _panel(summary: SweepSummary, mark: str) -> Panel:
     measure = TITLES.get(summary.measure, summary.measure)
     first, *others = summary.axes or ("",)
-    series: dict[str, dict[str, Spread]] = {}
+    series: dict[str, dict[str, SeedInterval]] = {}
     for line in summary.lines:
         label = ", ".join(line.settings[axis] for axis in others)
         series.setdefault(label, {})[line.settings.get(first, "run")] = line.measured[mark]
-    return dots(f"sweep-{mark}", f"{measure}, {mark} pairs", series, summary.lines[0].chance, first)
+    return dot_panel(f"sweep-{mark}", f"{measure}, {mark} pairs", series, summary.lines[0].chance, first)

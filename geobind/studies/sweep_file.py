@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geobind.errors import RecipeError
-from geobind.recipe.loading import locate, shelves
-from geobind.recipe.parsing import Problem, RecipeProblems, Written, parse
-from geobind.studies.grid import Axis, Cell, grid, make_axis
+from geobind.recipe.loading import find_recipe, recipe_folders
+from geobind.recipe.parsing import ParsedYaml, Problem, RecipeProblems, parse_yaml
+from geobind.studies.grid import Axis, Cell, build_grid, make_axis
 from geobind.studies.summary import SEED
 
 _MAX_BYTES = 1_000_000
 
 
-class Plan(BaseModel):
+class SweepFile(BaseModel):
     """What a sweep file says."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,7 +41,7 @@ class Sweep(NamedTuple):
     cells: list[Cell]
 
 
-def read_sweeps(name: str) -> list[Sweep]:
+def load_sweeps(name: str) -> list[Sweep]:
     """Read a sweep file, or every one of a folder; a bare name is a shipped one.
 
     Raises:
@@ -59,7 +59,7 @@ def _located(name: str) -> Path:
     path = Path(name)
     if path.exists():
         return path
-    for shelf in shelves():
+    for shelf in recipe_folders():
         for there in (shelf / name, shelf / f"{name}.yaml"):
             if there.exists() and there.resolve().is_relative_to(shelf.resolve()):
                 return there
@@ -68,7 +68,7 @@ def _located(name: str) -> Path:
 
 
 def _offered() -> Iterator[str]:
-    for shelf in shelves():
+    for shelf in recipe_folders():
         for file in sorted(shelf.glob("*/*.yaml")):
             yield f"{file.parent.name}/{file.stem}"
 
@@ -77,25 +77,25 @@ def _read(file: Path) -> Sweep:
     if file.stat().st_size > _MAX_BYTES:
         raise RecipeProblems([Problem(str(file), "", f"larger than {_MAX_BYTES} bytes: not a sweep file")])
     try:
-        values, marks = parse(file.read_text(encoding="utf-8"), str(file))
+        values, marks = parse_yaml(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeProblems([Problem(str(file), "", f"cannot be read: {error}")]) from None
-    written = Written(values, marks, str(file))
+    written = ParsedYaml(values, marks, str(file))
     try:
-        plan = Plan.model_validate(values)
+        plan = SweepFile.model_validate(values)
     except ValidationError as error:
         raise RecipeProblems(
             written.problem(item["loc"], item["msg"]) for item in error.errors(include_url=False)
         ) from None
     near = file.parent / plan.recipe
-    recipe = str(near if near.is_file() else locate(plan.recipe))
+    recipe = str(near if near.is_file() else find_recipe(plan.recipe))
     overrides = [f"{path}={_text(value)}" for path, value in plan.set.items()]
     axes = [_axis(written, name, values) for name, values in plan.vary.items()]
     axes.append(make_axis(SEED, {str(seed): {SEED: seed} for seed in plan.seeds}))
-    return Sweep(file.stem, plan.about, grid(recipe, axes, overrides))
+    return Sweep(file.stem, plan.about, build_grid(recipe, axes, overrides))
 
 
-def _axis(written: Written, name: str, values: list[Any] | dict[str, dict[str, Any]]) -> Axis:
+def _axis(written: ParsedYaml, name: str, values: list[Any] | dict[str, dict[str, Any]]) -> Axis:
     if not values:
         raise RecipeProblems([written.problem(("vary", name), "has no values; list at least one")])
     if isinstance(values, list):

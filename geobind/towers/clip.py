@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from geobind.data.readers.text import read_text
 from geobind.errors import CheckpointError, DataError, RecipeError, did_you_mean
-from geobind.hub import hub_or_cache, no_weights
+from geobind.hub import hub_or_cache, missing_weights_error
 from geobind.towers.mel import hide_broken_torchaudio
 from geobind.towers.options import ClipOptions, HeadKind
 from geobind.towers.tower import Tower, make_head
@@ -339,7 +339,9 @@ def _from_tag(options: ClipOptions, part: Part, size: int | None) -> nn.Module:
                 force_image_size=size if part == "visual" else None,
             )
     except (RuntimeError, OSError) as error:
-        raise no_weights(f"the weights '{options.pretrained}' of {options.model}", error) from error
+        raise missing_weights_error(
+            f"the weights '{options.pretrained}' of {options.model}", error
+        ) from error
     return getattr(model, part)
 
 

@@ -10,7 +10,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from geobind.errors import RecipeError, did_you_mean
-from geobind.hub import hub_or_cache, no_weights
+from geobind.hub import hub_or_cache, missing_weights_error
 from geobind.towers.options import TimmOptions
 from geobind.towers.weights import load_strictly, read_weights
 
@@ -60,7 +60,7 @@ def backbone(
                 options.model, pretrained=weights is True, in_chans=channels, num_classes=0, **extra
             )
     except OSError as error:  # what the hub raises without a network
-        raise no_weights(f"timm's weights of {options.model}", error) from error
+        raise missing_weights_error(f"timm's weights of {options.model}", error) from error
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise RecipeError(
             f"timm cannot build {options.model} with {extra or 'its defaults'}: {error}"

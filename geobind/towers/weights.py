@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from geobind.errors import CheckpointError
-from geobind.hub import hub_or_cache, no_weights
+from geobind.hub import hub_or_cache, missing_weights_error
 from geobind.towers.options import PICKLED, PYTORCH
 
 _SHOWN = 3  # keys named in a message
@@ -52,7 +52,7 @@ def file_of(source: str) -> Path | None:
             with suppress(Exception):
                 hf_hub_download(source, "config.json")  # lies beside the weights, and says what they cannot
             return found
-    raise no_weights(f"the weights of {source}", faults[0]) from faults[0]
+    raise missing_weights_error(f"the weights of {source}", faults[0]) from faults[0]
 
 
 def read_weights(source: str | Path) -> dict[str, Tensor]:

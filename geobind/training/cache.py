@@ -26,7 +26,7 @@ from geobind.embedding_cache.keys import FileHashes, Part, Uncacheable, cache_ke
 from geobind.embedding_cache.loader import CachedLoader, RawColumn
 from geobind.embedding_cache.store import CacheEntry, embeddings_folder, prune, read_limit
 from geobind.errors import StorageError
-from geobind.recipe.stage_options import Last, Lora, Views
+from geobind.recipe.stage_options import CachedViews, Last, Lora
 from geobind.training.trainable import check_frozen, hash_frozen
 from geobind.utils.logs import rank_zero_logger
 
@@ -97,7 +97,7 @@ def open_stage_cache(fabric: Fabric, job: StageRun, digests: Mapping[str, str], 
         return CachedInputs()
     if wanted == "auto" and job.steps < job.sampler.steps_per_epoch:
         return CachedInputs()
-    views = wanted.views if isinstance(wanted, Views) else 0
+    views = wanted.views if isinstance(wanted, CachedViews) else 0
     started = time.monotonic()
     sides: dict[str, CachedColumn] = {}
     entries: list[CacheEntry] = []

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from geobind.recipe.schema import Average as Options
+from geobind.recipe.schema import EmaOptions
 
 
 class WeightAverage(nn.Module):
@@ -25,7 +25,7 @@ class WeightAverage(nn.Module):
         options: The recipe's; None: nothing is averaged, and all methods do nothing.
     """
 
-    def __init__(self, encoders: Mapping[str, nn.Module], options: Options | None) -> None:
+    def __init__(self, encoders: Mapping[str, nn.Module], options: EmaOptions | None) -> None:
         super().__init__()
         self.options = options
         self._weights = [*_trained_parameters(encoders)] if options else []

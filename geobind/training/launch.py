@@ -13,7 +13,7 @@ from torch import distributed as dist
 from geobind.data.sampler import MixedDataset
 from geobind.errors import RecipeError
 from geobind.recipe import Recipe
-from geobind.recipe.schema import Fabric as FabricOptions
+from geobind.recipe.schema import FabricOptions
 from geobind.training.distributed import close_at_exit
 from geobind.training.fsdp import build_fsdp2_strategy, is_sharded
 from geobind.training.gradients import chunk_rows

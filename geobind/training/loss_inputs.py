@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geobind.data.neighbours import compute_grouped_share
 from geobind.errors import DataError
-from geobind.recipe.stage_options import InfoNCE, SigLIP
+from geobind.recipe.stage_options import InfoNCEOptions, SigLIPOptions
 from geobind.training.losses import LossContext, hash_labels, unit_sphere
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from geobind.data.sampler import BatchSampler, MixedDataset, WeightedSource
     from geobind.recipe import Stage
 
-Options = InfoNCE | SigLIP
+Options = InfoNCEOptions | SigLIPOptions
 _MIN_NEIGHBOUR_SHARE = 0.9  # of the neighbours asked for: fewer are worth a warning
 
 
@@ -45,7 +45,7 @@ def build_loss_context(
         xyz = gather(unit_sphere(_to_tensor(meta.lat, meta), _to_tensor(meta.lon, meta)).to(device))
     if options.needs_times:
         hours = gather(_to_tensor(meta.hours, meta).to(device))
-    if isinstance(options, InfoNCE) and options.queue is not None:
+    if isinstance(options, InfoNCEOptions) and options.queue is not None:
         rows = gather(hash_labels(meta.keys).to(device))
     if labels is None and xyz is None and hours is None and rows is None:
         return None

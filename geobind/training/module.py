@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from geobind.recipe.schema import Bound
+from geobind.recipe.schema import ModalityPair
 from geobind.scoring import unit
 from geobind.training.distributed import Ranks
 from geobind.training.losses import ContrastiveLoss, LossContext
@@ -64,7 +64,7 @@ class ContrastiveModule(nn.Module):
         self,
         encoders: Mapping[str, nn.Module],
         losses: Mapping[str, ContrastiveLoss],
-        pairs: Sequence[Bound],
+        pairs: Sequence[ModalityPair],
         ranks: Ranks,
         width: int,
         *,

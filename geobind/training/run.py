@@ -19,8 +19,8 @@ from geobind.errors import CheckpointError, RecipeError
 from geobind.evaluation import Leakage, PairTable
 from geobind.evaluation.held_out import EvaluationResults
 from geobind.recipe import Recipe, load_recipe
-from geobind.recipe.describe import cautions, sentence
-from geobind.recipe.parsing import dump
+from geobind.recipe.describe import describe_stage, recipe_warnings
+from geobind.recipe.parsing import dump_yaml
 from geobind.towers.weights import load_strictly, read_weights
 from geobind.training.distributed import (
     broadcast_result,
@@ -70,7 +70,7 @@ def resolve_auto(recipe: Recipe, folder: Path, fabric: Fabric, resolver: AutoRes
         if stage.open:
             raise RecipeError(
                 f"stage '{stage.name}': `{stage.open[0]}: auto` is not settled; give `run` a "
-                f"`geobind.planning.auto.Settling()`, as `geobind run` does, or write a number"
+                f"`geobind.planning.auto.AutoResolver()`, as `geobind run` does, or write a number"
             )
     return recipe
 
@@ -130,7 +130,9 @@ def _run_all(recipe: Recipe, folder: Path, fabrics: dict[str, Fabric]) -> RunRes
     found = [sources.rows(stage) for stage in recipe.stages]
     check_batch_division(fabric, recipe, found)
     warned = [line for each in zip(recipe.stages, found, strict=True) for line in check_loss_inputs(*each)]
-    warned += [f"stage '{stage.name}': {line}" for stage in recipe.stages for line in cautions(recipe, stage)]
+    warned += [
+        f"stage '{stage.name}': {line}" for stage in recipe.stages for line in recipe_warnings(recipe, stage)
+    ]
     binder = Binder(recipe.built, recipe.width, seed=recipe.seed)
     rehearse(recipe, binder, found)
     sources.check()
@@ -179,7 +181,7 @@ def _open_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
             f"{folder} holds a run already: go on with it (--resume), or choose another folder (--out)"
         )
     files.remove_partial_files(folder)
-    files.write_atomic(folder / "recipe.yaml", dump(recipe.written).encode())
+    files.write_atomic(folder / "recipe.yaml", dump_yaml(recipe.written).encode())
     sources = {name: str(plugins.registry().plugins[name].source) for name in recipe.modalities}
     base = str(recipe.base.resolve())  # where `geobind report` finds relative manifests again
     facts = {"recipe": recipe.name, "base": base, "versions": system.collect_versions(), "plugins": sources}
@@ -220,7 +222,7 @@ def _run_or_load(
         _log.info("%s: finished before, unchanged; not run again", stage.name)
         return done
     again = f" (run again: {explain_rerun(done, fingerprint_parts(job.recipe, stage))})" if done else ""
-    _log.info("%s: %s%s", stage.name, sentence(job.recipe, stage), again)
+    _log.info("%s: %s%s", stage.name, describe_stage(job.recipe, stage), again)
     states = rank_zero_run(fabric, lambda: prover.states(fabric))
     outcome = run_stage(fabric, job)
     proof = rank_zero_run(fabric, lambda: prover.proof(fabric, stage.name, tuple(stage.parts), states or {}))

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from geobind.loggers import About, Logger, Writer, make
 from geobind.recipe import Recipe
-from geobind.recipe.parsing import dump
-from geobind.recipe.validation import named
+from geobind.recipe.parsing import dump_yaml
+from geobind.recipe.validation import split_logger_entry
 from geobind.training.metrics import FIELDS, MetricsFile
 from geobind.training.validation import validation_columns
 from geobind.utils.logs import rank_zero_logger
@@ -104,7 +104,7 @@ class RunLoggers:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe, self.folder = recipe, folder
         self._loggers: dict[str, Logger] = {
-            name: make(name, opts) for name, opts in map(named, recipe.loggers)
+            name: make(name, opts) for name, opts in map(split_logger_entry, recipe.loggers)
         }
         self._writers: dict[str, Writer] = {}
         self._stage: str | None = None
@@ -115,7 +115,7 @@ class RunLoggers:
             return
         self.close()
         self._stage = stage
-        text = dump(self.recipe.written)
+        text = dump_yaml(self.recipe.written)
         about = About(self.recipe.name, self.folder, stage, first_step, self.recipe.written, text)
 
         def open_one(name: str) -> None:

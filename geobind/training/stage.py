@@ -18,7 +18,7 @@ from geobind.data.loader import BatchLoader, ModalityInput, choose_workers
 from geobind.data.sampler import BatchSampler, MixedDataset, seed_torch
 from geobind.embedding_cache.loader import CachedLoader
 from geobind.recipe import Recipe, Stage
-from geobind.recipe.schema import Bound
+from geobind.recipe.schema import ModalityPair
 from geobind.training.cache import CachedInputs, open_stage_cache
 from geobind.training.checkpoint import Checkpoint
 from geobind.training.distributed import Ranks
@@ -60,7 +60,7 @@ class StageRun:
         return {name: self.binder.encoders[name] for name in self.recipe.names_of(self.stage)}
 
     @property
-    def pairs(self) -> tuple[Bound, ...]:
+    def pairs(self) -> tuple[ModalityPair, ...]:
         """The pairs of modalities that are compared."""
         return self.recipe.pairs_of(self.stage)
 

@@ -25,7 +25,7 @@ from geobind.errors import CheckpointError, DataError, TrainingError
 from geobind.evaluation import rank_counts_both
 from geobind.inference import moved, still
 from geobind.recipe import Recipe, Stage
-from geobind.recipe.schema import Bound, Watch
+from geobind.recipe.schema import ModalityPair, Watch
 from geobind.scoring import unit
 from geobind.towers.weights import read_weights
 from geobind.training.distributed import (
@@ -291,14 +291,14 @@ def measure_pairs(
     return {"loss": total, name: float(np.mean(list(recalls.values()))), **several}
 
 
-def _shared_rows(pair: Bound, sides: Mapping[str, EmbeddedSide]) -> NDArray[np.int64]:
+def _shared_rows(pair: ModalityPair, sides: Mapping[str, EmbeddedSide]) -> NDArray[np.int64]:
     return np.intersect1d(sides[pair.anchor].rows_N, sides[pair.other].rows_N)
 
 
 @torch.no_grad()
 def _loss(
     job: StageRun,
-    pair: Bound,
+    pair: ModalityPair,
     losses: Mapping[str, ContrastiveLoss],
     sides: Mapping[str, EmbeddedSide],
     row_N: NDArray[np.int64],

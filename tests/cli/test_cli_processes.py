@@ -9,7 +9,7 @@ from geobind.cli import run
 
 def test_several_processes_run_the_command_and_a_mistake_ends_them_with_its_code(capfd):
     with pytest.raises(SystemExit) as ended:
-        run.launch(2, ["run", "no_such_recipe"])
+        run.launch_processes(2, ["run", "no_such_recipe"])
     assert ended.value.code == 2
     said = capfd.readouterr().err
     assert said.count("error: ") == 1  # though both met it
@@ -30,19 +30,19 @@ def several(monkeypatch):
 
 def test_of_an_error_that_all_meet_the_first_process_alone_tells(several):
     several(0)
-    assert run.tells("no rows") == "no rows"
+    assert run.message_of_rank("no rows") == "no rows"
     several(2)
-    assert run.tells("no rows") is None
+    assert run.message_of_rank("no rows") is None
 
 
 def test_an_error_of_one_process_has_its_number(several):
     several(2)
-    assert run.tells("no rows") == "process 2: no rows"
+    assert run.message_of_rank("no rows") == "process 2: no rows"
     several(0)
-    assert run.tells("no columns") == "no columns"
+    assert run.message_of_rank("no columns") == "no columns"
     several(1)
-    assert run.tells("no rows") == "process 1: no rows"
-    assert run.tells("process 1 of 4 lost another one") == "process 1 of 4 lost another one"
+    assert run.message_of_rank("no rows") == "process 1: no rows"
+    assert run.message_of_rank("process 1 of 4 lost another one") == "process 1 of 4 lost another one"
 
 
 @pytest.mark.parametrize(

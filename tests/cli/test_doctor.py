@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from geobind import doctor
-from geobind.doctor import Outcome, accelerator_findings, folder_finding, package_finding, run_probes
+from geobind.doctor import ProbeOutcome, accelerator_findings, folder_finding, package_finding, run_probes
 
 ABORTS = """
     import os, sys
@@ -39,7 +39,10 @@ def test_a_part_that_hangs_is_given_up(fake_package):
 def test_a_part_that_prints_does_not_disturb_the_report(fake_package):
     fake_package("scipy", "import sys; print('geobind'); sys.stdout.close()")
     fake_package("scipy/io", "def loadmat(): pass")
-    assert run_probes(["scipy", "rich"], patience=100) == {"scipy": Outcome({}), "rich": Outcome({})}
+    assert run_probes(["scipy", "rich"], patience=100) == {
+        "scipy": ProbeOutcome({}),
+        "rich": ProbeOutcome({}),
+    }
 
 
 def test_the_examination_itself_needs_none_of_what_it_looks_at():
@@ -79,13 +82,13 @@ def test_a_pip_that_is_too_old_is_noted(version, state):
 
 
 def test_a_package_of_a_version_that_geobind_does_not_ask_for_is_noted():
-    found = package_finding("numpy", "1.24.0", "numpy>=1.26", {"numpy": Outcome({})})
+    found = package_finding("numpy", "1.24.0", "numpy>=1.26", {"numpy": ProbeOutcome({})})
     assert (found.state, found.told) == ("note", "1.24.0; geobind asks for numpy>=1.26")
     assert found.fix == "pip install 'numpy>=1.26'"
 
 
 def test_a_missing_package_is_a_fault_only_where_geobind_needs_it():
-    absent = Outcome({}, "ModuleNotFoundError: No module named it")
+    absent = ProbeOutcome({}, "ModuleNotFoundError: No module named it")
     found = package_finding("numpy", None, "numpy>=1.26", {"numpy": absent})
     assert (found.state, found.fix) == ("fault", "pip install 'numpy>=1.26'")
     found = package_finding("rasterio", None, "rasterio>=1.4", {"rasterio": absent})

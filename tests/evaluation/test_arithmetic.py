@@ -18,7 +18,7 @@ from geobind.evaluation.arithmetic import (
 )
 from geobind.evaluation.embedded import EmbeddedRows, embed_rows
 from geobind.modality import Modality
-from geobind.recipe.embedding_sum import read_sum
+from geobind.recipe.embedding_sum import parse_sum
 from geobind_toyearth import FACTS
 from geobind_toyearth.table import MOMENT, combine_places, list_places, render_column
 
@@ -74,7 +74,7 @@ def knowing(**facts):
 def measured(binder, text="tile+sound:photo"):
     table = open_table(OPTIONS, None, NAMES).split("test")
     return evaluate_sum_of_composed_places(
-        binder, table, OPTIONS, embed_rows(binder, table), read_sum(text, NAMES)
+        binder, table, OPTIONS, embed_rows(binder, table), parse_sum(text, NAMES)
     )
 
 
@@ -126,7 +126,7 @@ def noisy(rows=60, seed=0):
 
 
 def test_two_noisy_observations_of_a_place_find_it_better_than_one():
-    found = evaluate_sum_of_rows(noisy(), read_sum("a+b:c", "abc"))
+    found = evaluate_sum_of_rows(noisy(), parse_sum("a+b:c", "abc"))
     rank = {query.name: query.retrieval.metrics["mean_rank"].value for query in found.queries}
     assert list(rank) == ["a + b", "a", "b"]
     assert rank["a + b"] < min(rank["a"], rank["b"])
@@ -135,7 +135,7 @@ def test_two_noisy_observations_of_a_place_find_it_better_than_one():
 
 
 def test_labels_are_the_truth_where_they_are_given():
-    found = evaluate_sum_of_rows(noisy(), read_sum("a+b:c", "abc"), ["x", "y", None] * 20)
+    found = evaluate_sum_of_rows(noisy(), parse_sum("a+b:c", "abc"), ["x", "y", None] * 20)
     assert (found.truth, found.queries[0].retrieval.gallery) == ("label", 40)
     assert found.queries[0].retrieval.metrics["R@1"].chance == pytest.approx(0.5, abs=0.02)
 
@@ -144,13 +144,13 @@ def test_weights_count():
     right, other = torch.tensor([[1.0, 0.0]] * 2), torch.tensor([[0.0, 1.0]] * 2)
     parts, rivals = {"a": right, "b": other}, {"rival": other}
     light, heavy = (
-        evaluate_sum_of_two_places(read_sum(text, "abc"), parts, right, other, rivals, "x")
+        evaluate_sum_of_two_places(parse_sum(text, "abc"), parts, right, other, rivals, "x")
         .queries[0]
         .preferred["rival"]
         for text in ("2*a+b:c", "a+2*b:c")
     )
     assert (light.value, heavy.value) == (1.0, 0.0)
-    tied = evaluate_sum_of_two_places(read_sum("a+b:c", "abc"), parts, right, other, rivals, "x").queries[0]
+    tied = evaluate_sum_of_two_places(parse_sum("a+b:c", "abc"), parts, right, other, rivals, "x").queries[0]
     assert tied.preferred["rival"].value == 0.5
 
 
@@ -168,11 +168,11 @@ def test_weights_count():
 )
 def test_sums_written_wrongly_are_told(text, message):
     with pytest.raises(DataError, match=message):
-        read_sum(text, NAMES)
+        parse_sum(text, NAMES)
 
 
 def test_a_sum_is_written_as_it_was_read():
-    assert str(read_sum(" tile + 2*sound : photo ", NAMES)) == "tile+2*sound:photo"
+    assert str(parse_sum(" tile + 2*sound : photo ", NAMES)) == "tile+2*sound:photo"
 
 
 def test_what_toy_earth_cannot_do_is_told():
@@ -181,13 +181,13 @@ def test_what_toy_earth_cannot_do_is_told():
     few = table.take(np.arange(5))
     with pytest.raises(DataError, match="5 rows; sums of two places need 10"):
         evaluate_sum_of_composed_places(
-            binder, few, OPTIONS, embed_rows(binder, few), read_sum("tile+sound:photo", NAMES)
+            binder, few, OPTIONS, embed_rows(binder, few), parse_sum("tile+sound:photo", NAMES)
         )
     manifest = DataOptions(manifest="rows.csv")
     with pytest.raises(DataError, match="toy Earth renders it"):
-        evaluate_sum_of_composed_places(binder, table, manifest, {}, read_sum("tile+sound:photo", NAMES))
+        evaluate_sum_of_composed_places(binder, table, manifest, {}, parse_sum("tile+sound:photo", NAMES))
     with pytest.raises(DataError, match="0 rows have a, b, c"):
         evaluate_sum_of_rows(
             {n: EmbeddedRows(np.array([i]), torch.eye(3)[[i]]) for i, n in enumerate("abc")},
-            read_sum("a+b:c", "abc"),
+            parse_sum("a+b:c", "abc"),
         )

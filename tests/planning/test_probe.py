@@ -14,11 +14,11 @@ from geobind import report
 from geobind.cli import main
 from geobind.errors import DataError, RecipeError, TrainingError
 from geobind.planning import auto
-from geobind.planning.auto import Settling, make_plan
+from geobind.planning.auto import AutoResolver, make_plan
 from geobind.planning.bench import Bench
-from geobind.planning.models import AllFound, EndingFound, Machine, StageFound, read_plan
-from geobind.planning.probe import Doing, probe
-from geobind.recipe.parsing import parse
+from geobind.planning.models import EndingMeasurement, Machine, ProbeResult, StageMeasurement, read_plan
+from geobind.planning.probe import Progress, measure_recipe
+from geobind.recipe.parsing import parse_yaml
 from geobind.training.run import run
 from geobind.utils import files as storage
 
@@ -33,15 +33,17 @@ def seen(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def measured(recipe, scratch, **options) -> AllFound:
+def measured(recipe, scratch, **options) -> ProbeResult:
     """What `ask` brings from another process, measured in this one."""
     options = {"seconds": SECONDS, "limit": None, **options}
     scratch.mkdir(parents=True)
-    events = [event for event in probe(recipe, scratch, **options) if not isinstance(event, Doing)]
+    events = [
+        event for event in measure_recipe(recipe, scratch, **options) if not isinstance(event, Progress)
+    ]
     (machine,) = (event for event in events if isinstance(event, Machine))
-    (ending,) = (event for event in events if isinstance(event, EndingFound))
-    stages = tuple(event for event in events if isinstance(event, StageFound))
-    return AllFound(machine=machine, stages=stages, ending=ending)
+    (ending,) = (event for event in events if isinstance(event, EndingMeasurement))
+    stages = tuple(event for event in events if isinstance(event, StageMeasurement))
+    return ProbeResult(machine=machine, stages=stages, ending=ending)
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def here(monkeypatch, tmp_path):
         machine = found[recipe.name].machine.model_copy(update={"available": limit})
         return found[recipe.name].model_copy(update={"machine": machine})
 
-    monkeypatch.setattr(auto, "ask", ask)
+    monkeypatch.setattr(auto, "run_probe_process", ask)
     return asked
 
 
@@ -111,7 +113,7 @@ def test_two_passes_and_evaluations_on_the_way_are_measured(write_report, tmp_pa
 
 def test_processes_of_one_machine_share_its_memory_and_a_batch(tmp_path):
     recipe = toy.recipe(tmp_path, "fabric={accelerator: cpu, devices: 2}")
-    events = probe(recipe, tmp_path, SECONDS, 8 * GB)
+    events = measure_recipe(recipe, tmp_path, SECONDS, 8 * GB)
     machine = next(event for event in events if isinstance(event, Machine))
     assert (machine.available, machine.ranks) == (4 * GB, 2)
     assert "measured on one device of 2" in machine.notes[0]
@@ -132,15 +134,15 @@ def test_an_open_batch_is_settled_written_down_and_kept_when_the_run_goes_on(
     here, write_report, tmp_path, logged
 ):
     recipe = toy.recipe(tmp_path, "stages.0.batch_size=auto", "stages.1.chunk=auto")
-    folder = run(recipe, tmp_path / "run", resolver=Settling(limit=2**40)).folder
+    folder = run(recipe, tmp_path / "run", resolver=AutoResolver(limit=2**40)).folder
     assert here == [2**40]
-    written = parse((folder / "recipe.yaml").read_text(), "")[0]["stages"]
+    written = parse_yaml((folder / "recipe.yaml").read_text(), "")[0]["stages"]
     assert (written[0]["batch_size"], written[1]["chunk"]) == (16, None)  # a quarter of 96 rows is 24
     assert storage.read_json(folder / "stages" / "01_one" / "stage.json")["batch_size"] == 16
     plan = read_plan(folder)
     assert [stage.settled for stage in plan.stages] == [{"batch_size": 16}, {"chunk": None}]
 
-    run(recipe, folder, resume=True, resolver=Settling(limit=2**40 + 1))
+    run(recipe, folder, resume=True, resolver=AutoResolver(limit=2**40 + 1))
     assert here == [2**40], "the plan that lies there is not made again"
     said = logged()
     assert "one: batch_size 16 (as planned before" in said
@@ -155,7 +157,7 @@ def test_an_open_batch_is_settled_written_down_and_kept_when_the_run_goes_on(
     assert "no more than a quarter of its 96 rows" in text
     changed = toy.recipe(tmp_path, "stages.0.batch_size=auto", "stages.1.chunk=auto", "width=9")
     with pytest.raises(RecipeError, match="even 2 pairs take"):
-        run(changed, folder, resume=True, resolver=Settling(limit=1000))
+        run(changed, folder, resume=True, resolver=AutoResolver(limit=1000))
     assert here == [2**40, 1000]
 
 
@@ -236,7 +238,9 @@ def test_a_measuring_process_that_dies_is_told_with_what_it_was_doing(
 
 def test_a_table_for_people_fits_a_terminal(monkeypatch, tmp_path):
     stages = stage_found("one"), stage_found("two", filling=filling(), most=64)
-    monkeypatch.setattr(auto, "ask", lambda *_, **options: all_found(*stages, available=options["limit"]))
+    monkeypatch.setattr(
+        auto, "run_probe_process", lambda *_, **options: all_found(*stages, available=options["limit"])
+    )
     toy.recipe(tmp_path)
     result = CliRunner().invoke(main, ["plan", str(tmp_path / "toy.yaml"), "--memory", "1TB"])
     assert result.exit_code == 0, result.output

@@ -14,7 +14,7 @@ from geobind.cli import main
 from geobind.errors import DataError
 from geobind.importers.registry import make
 from geobind.importers.registry import registry as importers
-from geobind.recipe import RecipeProblems, load_recipe, recipe_from
+from geobind.recipe import RecipeProblems, build_recipe, load_recipe
 
 RECIPE = """\
 name: wants
@@ -92,7 +92,7 @@ def test_a_recipe_that_ran_elsewhere_needs_no_package_here(recipe, monkeypatch):
         patch.setattr(extras, "is_installed", lambda module: True)
         written = load_recipe(recipe).written
     monkeypatch.setattr(extras, "is_installed", lambda module: False)
-    assert recipe_from(written, Path(), source="bundle").name == "wants"
+    assert build_recipe(written, Path(), source="bundle").name == "wants"
 
 
 def test_a_plugin_names_what_its_options_require(publish, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from geobind import Binder
 from geobind.cli import main
-from geobind.recipe import RecipeProblems, load_recipe, locate
+from geobind.recipe import RecipeProblems, find_recipe, load_recipe
 from geobind.training.run import run
 
 pytest.importorskip("transformers")
@@ -166,7 +166,7 @@ def test_the_recipe_says_what_the_paper_says():
 
 
 def test_every_number_is_marked_as_the_papers_or_as_ours():
-    written = locate("geobind_paper").read_text(encoding="utf-8").split("\nname:", 1)[1].splitlines()[1:]
+    written = find_recipe("geobind_paper").read_text(encoding="utf-8").split("\nname:", 1)[1].splitlines()[1:]
     numbered = [line for line in written if any(letter.isdigit() for letter in line.partition("#")[0])]
     assert len(numbered) > 15
     assert [line for line in numbered if "[paper" not in line and "[ours" not in line] == []

@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geobind.recipe import RecipeProblems, load_recipe, recipe_from, shipped
-from geobind.recipe.parsing import dump, parse
+from geobind.recipe import RecipeProblems, build_recipe, list_shipped, load_recipe
+from geobind.recipe.parsing import dump_yaml, parse_yaml
 
 GOOD = """\
 name: tiny
@@ -154,7 +154,7 @@ def test_a_stage_of_several_modalities_has_its_pairs_weights_and_tables(recipe_f
         "ground_image-text": 2.0,
     }
     assert recipe.tables_of(stage) == (recipe.data, recipe.modalities["text"].data)
-    assert recipe_from(recipe.written, recipe.base, source="bundle") == recipe
+    assert build_recipe(recipe.written, recipe.base, source="bundle") == recipe
 
 
 TWO = "[{toyearth: {seed: 1}, weight: 1}, {toyearth: {seed: 2}}]"
@@ -283,8 +283,8 @@ def test_a_missing_recipe_suggests_a_shipped_one():
 
 
 def test_shipped_recipes_are_good():
-    assert "three_modal" in shipped()
-    for name in shipped():
+    assert "three_modal" in list_shipped()
+    for name in list_shipped():
         assert load_recipe(name, files=False).name == name
 
 
@@ -302,7 +302,7 @@ def test_the_recipes_on_the_page_about_them_are_good(tmp_path):
 
 def test_a_recipe_survives_its_own_dump(recipe_file):
     recipe = load_recipe(recipe_file(GOOD))
-    again = recipe_from(recipe.written, recipe.base, source="bundle")
+    again = build_recipe(recipe.written, recipe.base, source="bundle")
     assert again == recipe
     assert again.written == recipe.written
 
@@ -330,7 +330,7 @@ json_values = st.recursive(
 @settings(deadline=None, max_examples=60)
 @given(st.dictionaries(st.text("abc_", min_size=1), json_values, max_size=4))
 def test_what_is_dumped_is_parsed_back(values):
-    parsed, marks = parse(dump(values), "r")
+    parsed, marks = parse_yaml(dump_yaml(values), "r")
     assert parsed == values
     assert all((key,) in marks for key in values)
 
@@ -339,7 +339,7 @@ def test_what_is_dumped_is_parsed_back(values):
 @given(st.text(max_size=200) | st.binary(max_size=200).map(lambda b: b.decode("latin-1")))
 def test_no_text_makes_the_parser_fail_otherwise_than_by_saying_so(text):
     try:
-        parse(text, "r")
+        parse_yaml(text, "r")
     except RecipeProblems as error:
         assert error.problems
     else:
@@ -357,7 +357,7 @@ def test_a_shipped_recipe_finds_its_data_in_the_current_folder_and_an_own_one_be
         load_recipe(path)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    monkeypatch.setattr("geobind.recipe.loading.shipped", lambda: {"tiny": path})
+    monkeypatch.setattr("geobind.recipe.loading.list_shipped", lambda: {"tiny": path})
     with pytest.raises(RecipeProblems, match=r"no such file: rows\.csv \(relative to the current folder\)"):
         load_recipe("tiny")
     (tmp_path / "elsewhere" / "rows.csv").touch()

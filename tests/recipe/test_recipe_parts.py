@@ -6,7 +6,7 @@ import pytest
 
 from geobind import plugins
 from geobind.recipe import RecipeProblems, load_recipe
-from geobind.recipe.describe import editor_schema, sentence
+from geobind.recipe.describe import build_editor_schema, describe_stage
 from geobind.recipe.stage_options import Full, Head, Last, Lora
 
 RECIPE = """\
@@ -50,7 +50,7 @@ def test_each_part_is_read_and_said(tmp_path, written, part, said):
     (stage,) = recipe.stages
     assert stage.trained == {"satellite": part}
     assert stage.parts == {"satellite": part.part}
-    assert sentence(recipe, stage) == f"align ground_image with satellite, train {said}"
+    assert describe_stage(recipe, stage) == f"align ground_image with satellite, train {said}"
 
 
 def test_what_means_the_same_has_the_same_fingerprint(tmp_path):
@@ -87,5 +87,5 @@ def test_a_mistake_is_told_once_on_its_line(tmp_path, written, message):
 
 
 def test_editors_are_told_the_parts():
-    stage = editor_schema(plugins.registry())["$defs"]
+    stage = build_editor_schema(plugins.registry())["$defs"]
     assert {"Full", "Head", "Last", "Lora"} <= set(stage)

@@ -13,7 +13,7 @@ from geobind.errors import CheckpointError
 from geobind.evaluation.arithmetic import evaluate_sum_of_rows
 from geobind.evaluation.calibration import calibrate, measure_calibration
 from geobind.evaluation.embedded import EmbeddedRows, embed_rows
-from geobind.recipe.embedding_sum import read_sum
+from geobind.recipe.embedding_sum import parse_sum
 from geobind.report import write_report
 
 
@@ -72,7 +72,7 @@ def full(finished, tmp_path_factory):
     calibrated = measure_calibration(
         calibrate(world(0), "split 'val' of rows"), found, "split 'test' of rows"
     )
-    sums = evaluate_sum_of_rows(found, read_sum("tile+photo:words", found))
+    sums = evaluate_sum_of_rows(found, parse_sum("tile+photo:words", found))
     for name, part in (
         ("calibration", calibrated.to_dict()),
         ("arithmetic", {"sums": [sums.to_dict()]}),

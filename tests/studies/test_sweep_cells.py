@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from geobind.errors import RecipeError
 from geobind.recipe.parsing import RecipeProblems
-from geobind.studies.grid import MOST_CELLS, Cell, check, grid, make_axis, parse_axis
-from geobind.studies.sweep_file import read_sweeps
+from geobind.studies.grid import MAX_CELLS, Cell, build_grid, check_cells, make_axis, parse_axis
+from geobind.studies.sweep_file import load_sweeps
 
 VALUES = st.one_of(
     st.integers(-1000, 1000),
@@ -40,7 +40,7 @@ def test_a_value_named_twice_is_refused():
 
 
 def test_a_grid_is_every_combination_the_last_axis_changing_fastest():
-    cells = grid("r", [parse_axis("a=1,2"), parse_axis("b=x,y")], ("c=0",))
+    cells = build_grid("r", [parse_axis("a=1,2"), parse_axis("b=x,y")], ("c=0",))
     assert [cell.overrides for cell in cells] == [
         ("c=0", "a=1", "b=x"),
         ("c=0", "a=1", "b=y"),
@@ -52,10 +52,10 @@ def test_a_grid_is_every_combination_the_last_axis_changing_fastest():
 
 def test_an_axis_swept_twice_and_a_grid_too_large_are_refused():
     with pytest.raises(RecipeError, match="'a' is swept twice"):
-        grid("r", [parse_axis("a=1,2"), parse_axis("a=3")])
-    wide = make_axis("w", {str(n): {"w": n} for n in range(MOST_CELLS + 1)})
+        build_grid("r", [parse_axis("a=1,2"), parse_axis("a=3")])
+    wide = make_axis("w", {str(n): {"w": n} for n in range(MAX_CELLS + 1)})
     with pytest.raises(RecipeError, match="sweep fewer values at once"):
-        grid("r", [wide])
+        build_grid("r", [wide])
 
 
 def test_folders_are_readable_and_differ_when_overrides_do():
@@ -70,19 +70,19 @@ def test_folders_are_readable_and_differ_when_overrides_do():
 
 
 def test_mistakes_of_all_cells_are_reported_together_and_each_once():
-    cells = grid("three_modal", [parse_axis("stages.0.batch_size=1,-3"), parse_axis("seed=0,1")])
+    cells = build_grid("three_modal", [parse_axis("stages.0.batch_size=1,-3"), parse_axis("seed=0,1")])
     with pytest.raises(RecipeProblems) as caught:
-        check(cells)
+        check_cells(cells)
     assert len(caught.value.problems) == len({str(problem) for problem in caught.value.problems})
     assert "stages.0.batch_size" in str(caught.value)
 
 
 def test_shipped_ablations_are_sound():
-    sweeps = {sweep.name: sweep for sweep in read_sweeps("ablations")}
+    sweeps = {sweep.name: sweep for sweep in load_sweeps("ablations")}
     assert set(sweeps) == {"augmentation", "batch_size", "encoder_size", "epochs", "head", "temperature"}
     for sweep in sweeps.values():
         assert sweep.about
-        check(sweep.cells[:: len(sweep.cells) // 2])
+        check_cells(sweep.cells[:: len(sweep.cells) // 2])
 
 
 def test_a_sweep_file_names_variants_of_several_changes_and_its_seeds(tmp_path):
@@ -92,7 +92,7 @@ def test_a_sweep_file_names_variants_of_several_changes_and_its_seeds(tmp_path):
         "vary:\n  stages.0.epochs: [1, 2]\n  tower: {thin: {width: 32, seed: 5}, wide: {width: 128}}\n"
         "seeds: [3]\n"
     )
-    (sweep,) = read_sweeps(str(file))
+    (sweep,) = load_sweeps(str(file))
     assert [dict(cell.settings) for cell in sweep.cells][:2] == [
         {"stages.0.epochs": "1", "tower": "thin", "seed": "3"},
         {"stages.0.epochs": "1", "tower": "wide", "seed": "3"},
@@ -114,14 +114,14 @@ def test_a_faulty_sweep_file_is_refused_with_the_place(tmp_path, text, complaint
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(RecipeError, match=complaint):
-        read_sweeps(str(file))
+        load_sweeps(str(file))
 
 
 def test_an_unknown_sweep_is_refused_with_those_there_are():
     with pytest.raises(RecipeError, match="ablations/temperature"):
-        read_sweeps("ablation/temperatur")
+        load_sweeps("ablation/temperatur")
 
 
 def test_a_name_cannot_lead_out_of_the_shipped_recipes():
     with pytest.raises(RecipeError, match="no such sweep file"):
-        read_sweeps("../geobind/nothing")
+        load_sweeps("../geobind/nothing")

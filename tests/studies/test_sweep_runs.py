@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from geobind.errors import DataError
 from geobind.studies import runner
-from geobind.studies.grid import Cell, grid, parse_axis
-from geobind.studies.runner import Ran, run_cells
-from geobind.studies.summary import spread, summarise, write_sweep
+from geobind.studies.grid import Cell, build_grid, parse_axis
+from geobind.studies.runner import CellResult, run_cells
+from geobind.studies.summary import seed_interval, summarise_sweep, write_sweep
 from geobind.training.interruption import Stopped
 
 RECIPE = """
@@ -92,10 +92,10 @@ def test_a_cell_that_fails_is_named_and_does_not_stop_the_others(swept, capfd):
     folder, _ = swept
     recipe, home = str(folder / "tiny.yaml"), folder / "failing"
     # More than there are rows, which no check without the rows can see.
-    ran = run_cells(grid(recipe, [parse_axis("stages.last.batch_size=4096,16")]), home)
+    ran = run_cells(build_grid(recipe, [parse_axis("stages.last.batch_size=4096,16")]), home)
     assert [one.failed for one in ran] == [True, False]
     assert "4096" in capfd.readouterr().err
-    summary = summarise(ran)
+    summary = summarise_sweep(ran)
     assert [line.failed for line in summary.lines] == [1, 0]
     assert math.isnan(summary.lines[0].measured["trained"].mean)
     assert "0 (1 failed)" in write_sweep(summary, "t", home).read_text()
@@ -132,15 +132,15 @@ def test_a_study_that_is_asked_to_stop_asks_its_cell_and_waits_for_it(tmp_path, 
 
 
 def test_a_study_without_measurements_says_what_is_missing(tmp_path):
-    cells = grid("three_modal", [parse_axis("seed=0")])
+    cells = build_grid("three_modal", [parse_axis("seed=0")])
     with pytest.raises(DataError, match="evaluate"):
-        summarise([Ran(cells[0], Path("nowhere"), failed=True)])
+        summarise_sweep([CellResult(cells[0], Path("nowhere"), failed=True)])
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=12))
 def test_the_interval_over_seeds_is_students(values):
-    found = spread([*values, math.nan])
+    found = seed_interval([*values, math.nan])
     t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(values))
     assert found.mean == pytest.approx(fmean(values))
     assert found.runs == len(values)
@@ -149,4 +149,4 @@ def test_the_interval_over_seeds_is_students(values):
 
 
 def test_one_seed_has_no_interval():
-    assert math.isnan(spread([0.5]).half)
+    assert math.isnan(seed_interval([0.5]).half)

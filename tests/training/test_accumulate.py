@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from geobind.cli import main
 from geobind.errors import RecipeError
 from geobind.recipe import load_recipe
-from geobind.recipe.describe import cautions, details, facts
-from geobind.recipe.schema import bound_pairs
+from geobind.recipe.describe import describe_details, recipe_warnings, stage_facts
+from geobind.recipe.schema import build_pairs
 from geobind.training import metrics
 from geobind.training.distributed import Ranks
 from geobind.training.gradients import AccumulationStep, GradientAccumulator, accumulation_step
@@ -75,7 +75,7 @@ def test_each_step_has_a_row_and_those_that_move_the_weights_a_norm(whole):
 def test_the_gradient_is_the_mean_of_the_steps(chunk):
     torch.manual_seed(0)
     parts = {name: toy.Net(8, 0.0, False) for name in ("hub", "rim")}
-    pairs = bound_pairs("hub", ["rim"])
+    pairs = build_pairs("hub", ["rim"])
     bind = ContrastiveModule(parts, {"hub-rim": InfoNCE()}, pairs, Ranks(lambda part, **_: part, 1), 8)
     fabric = Fabric(accelerator="cpu", devices=1)
     gradients = GradientAccumulator(fabric, bind, fabric.setup(bind), chunk)
@@ -97,7 +97,7 @@ def test_the_gradient_is_the_mean_of_the_steps(chunk):
 def test_an_encoder_that_one_step_of_a_turn_trains_is_moved_and_one_that_none_does_is_not():
     torch.manual_seed(0)
     parts = {name: toy.Net(8, 0.0, False) for name in ("hub", "spoke", "rim")}
-    pairs = bound_pairs("hub", ["spoke", "rim"])
+    pairs = build_pairs("hub", ["spoke", "rim"])
     losses = {pair.name: InfoNCE() for pair in pairs}
     bind = ContrastiveModule(parts, losses, pairs, Ranks(lambda part, **_: part, 1), 8, partial=True)
     fabric = Fabric(accelerator="cpu", devices=1)
@@ -147,7 +147,7 @@ def test_a_queue_holds_the_steps_of_a_turn(tmp_path):
 
 def said(tmp_path, *options):
     recipe = toy.recipe(tmp_path, *options)
-    return " ".join(cautions(recipe, recipe.stages[0]))
+    return " ".join(recipe_warnings(recipe, recipe.stages[0]))
 
 
 def test_accumulating_is_said_to_add_no_negatives_and_what_does(tmp_path):
@@ -183,12 +183,12 @@ def test_what_changes_nothing_is_said(tmp_path):
 
 def test_check_and_run_warn(tmp_path, logged):
     recipe = toy.recipe(tmp_path, "stages.0.accumulate=2", "stages.0.chunk=4")
-    told = list(details(recipe, recipe.stages[0]))
+    told = list(describe_details(recipe, recipe.stages[0]))
     assert told == [
         "steps: two passes, 4 rows of a process at a time, the gradient of all",
         "steps: every 2 move the weights once, by their mean gradient",
     ]
-    assert "add no negatives" in facts(recipe, recipe.stages[0])["warnings"][0]
+    assert "add no negatives" in stage_facts(recipe, recipe.stages[0])["warnings"][0]
     arguments = ["check", str(tmp_path / "toy.yaml"), "--set", "stages.0.accumulate=2"]
     printed = CliRunner().invoke(main, arguments)
     assert "    warning: accumulate: 2 steps to a move add no negatives" in printed.output
@@ -213,4 +213,4 @@ def test_the_recipe_of_the_page_on_big_batches_is_good(tmp_path):
         patch.setattr(toy.plugins, "registry", REGISTRY)
         recipe = load_recipe(tmp_path / "page.yaml")
     assert recipe.stages[0].chunk == 64
-    assert not list(cautions(recipe, recipe.stages[0]))
+    assert not list(recipe_warnings(recipe, recipe.stages[0]))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from geobind.recipe.schema import Average as Options
+from geobind.recipe.schema import EmaOptions
 from geobind.training.ema import WeightAverage
 
 
@@ -23,14 +23,14 @@ def net(value=0.0, dtype=torch.float32):
 
 def test_it_is_the_mean_that_its_formula_says():
     layer = net(1.0)
-    average = WeightAverage({"one": layer}, Options(decay=0.9, warmup=False))
+    average = WeightAverage({"one": layer}, EmaOptions(decay=0.9, warmup=False))
     moved(layer.weight, [2.0, 4.0], average)
     assert average.means[0].item() == pytest.approx(0.9 * (0.9 * 1 + 0.1 * 2) + 0.1 * 4)
 
 
 def test_a_warm_up_forgets_the_first_weights_sooner():
     layer = net(1.0)
-    average = WeightAverage({"one": layer}, Options(decay=0.15))
+    average = WeightAverage({"one": layer}, EmaOptions(decay=0.15))
     moved(layer.weight, [2.0, 4.0], average)
     first = (1 / 10) * 1 + (9 / 10) * 2
     assert average.means[0].item() == pytest.approx(0.15 * first + 0.85 * 4)  # 2 / 11 is more than 0.15
@@ -38,7 +38,7 @@ def test_a_warm_up_forgets_the_first_weights_sooner():
 
 def test_weights_are_back_to_the_bit_after_they_made_room_for_their_mean():
     layer = net(1.0)
-    average = WeightAverage({"one": layer}, Options(decay=0.5, warmup=False))
+    average = WeightAverage({"one": layer}, EmaOptions(decay=0.5, warmup=False))
     moved(layer.weight, [1 / 3], average)
     memory = layer.weight.data_ptr()
     with average.swapped_in():
@@ -53,28 +53,30 @@ def test_weights_are_back_to_the_bit_after_they_made_room_for_their_mean():
 
 def test_small_moves_of_coarse_weights_are_not_lost():
     layer = net(1.0, torch.bfloat16)
-    average = WeightAverage({"one": layer}, Options(decay=0.999, warmup=False))
+    average = WeightAverage({"one": layer}, EmaOptions(decay=0.999, warmup=False))
     moved(layer.weight, [2.0], average)
     assert average.means[0].dtype == torch.float32
     assert average.means[0].item() == pytest.approx(1.001)  # bfloat16 knows nothing between 1 and 1.0078
-    assert WeightAverage({"one": net(1.0, torch.float64)}, Options(decay=0.9)).means[0].dtype == torch.float64
+    assert (
+        WeightAverage({"one": net(1.0, torch.float64)}, EmaOptions(decay=0.9)).means[0].dtype == torch.float64
+    )
 
 
 def test_only_what_is_trained_is_averaged_and_what_is_shared_once():
     body = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     body[0].requires_grad_(False)
-    average = WeightAverage({"one": body, "two": body}, Options(decay=0.9))
+    average = WeightAverage({"one": body, "two": body}, EmaOptions(decay=0.9))
     assert [mean.shape for mean in average.means] == [torch.Size([2])] * 2
     assert WeightAverage({"one": body}, None).means == []
 
 
 def test_a_checkpoint_of_it_goes_on_to_the_bit():
     one, two = net(1.0), net(1.0)
-    whole = WeightAverage({"one": one}, Options(decay=0.9))
+    whole = WeightAverage({"one": one}, EmaOptions(decay=0.9))
     moved(one.weight, [2.0, 3.0, 5.0], whole)
-    first = WeightAverage({"one": two}, Options(decay=0.9))
+    first = WeightAverage({"one": two}, EmaOptions(decay=0.9))
     moved(two.weight, [2.0], first)
-    second = WeightAverage({"one": two}, Options(decay=0.9))
+    second = WeightAverage({"one": two}, EmaOptions(decay=0.9))
     second.load_state_dict(first.state_dict())
     moved(two.weight, [3.0, 5.0], second)
     assert torch.equal(whole.means[0], second.means[0])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from geobind import plugins
 from geobind.binder import Binder
 from geobind.errors import DataError, TrainingError
-from geobind.recipe.schema import bound_pairs
+from geobind.recipe.schema import build_pairs
 from geobind.report.run_files import read_run
 from geobind.training import metrics, stability
 from geobind.training.distributed import Ranks
@@ -66,14 +66,14 @@ def marks(folder: Path) -> dict[frozenset[str], str]:
 
 def test_pairs_are_those_with_the_anchor_or_all_that_something_is_trained_of():
     def names(*words):
-        return [pair.name for pair in bound_pairs(*words)]
+        return [pair.name for pair in build_pairs(*words)]
 
     assert names("h", ["s", "r"]) == ["h-s", "h-r"]
     assert names("h", ["s", "r"], "all", ["h", "s", "r"]) == ["h-s", "h-r", "s-r"]
     assert names("h", ["s", "r"], "all", ["h"]) == ["h-s", "h-r"]
     assert names("h", ["s", "r"], "all", ["r"]) == ["h-r", "s-r"]
     said = {"r": 2.0, "r-s": 3.0}
-    assert [pair.weight for pair in bound_pairs("h", ["s", "r"], "all", ["h", "s", "r"], said)] == [1, 2, 3]
+    assert [pair.weight for pair in build_pairs("h", ["s", "r"], "all", ["h", "s", "r"], said)] == [1, 2, 3]
 
 
 # What a stage comes to
@@ -208,7 +208,7 @@ def toy_bind(ranks=Ranks(lambda part, **_: part, 1), partial=True) -> Contrastiv
     encoders = Binder(
         {"hub": toy.Hub(norm=False), "spoke": toy.Spoke(), "rim": toy.Rim()}, 8, seed=0
     ).encoders
-    pairs = bound_pairs("hub", ["spoke", "rim"], "all", ["hub", "spoke", "rim"])
+    pairs = build_pairs("hub", ["spoke", "rim"], "all", ["hub", "spoke", "rim"])
     losses = {pair.name: InfoNCE("both", Temperature(0.07)) for pair in pairs}
     return ContrastiveModule(dict(encoders.items()), losses, pairs, ranks, 8, partial=partial)
 

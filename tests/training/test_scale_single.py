@@ -219,17 +219,17 @@ def test_the_clock_is_looked_at_the_less_often_the_more_time_is_left(monkeypatch
 
 
 def test_processes_and_nodes_are_those_of_the_launcher_unless_the_recipe_says_them(monkeypatch):
-    from geobind.recipe.schema import Fabric
+    from geobind.recipe.schema import FabricOptions
 
     for name in ("SLURM_PROCID", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES", "SLURM_JOB_NAME"):
         monkeypatch.delenv(name, raising=False)
-    assert launch._launcher_counts(Fabric()) == {}
+    assert launch._launcher_counts(FabricOptions()) == {}
     for name, value in (("SLURM_PROCID", "3"), ("SLURM_NTASKS_PER_NODE", "4"), ("SLURM_NNODES", "2")):
         monkeypatch.setenv(name, value)
-    assert launch._launcher_counts(Fabric()) == {"devices": 4, "num_nodes": 2}
-    assert launch._launcher_counts(Fabric(devices=2, num_nodes=1)) == {}
+    assert launch._launcher_counts(FabricOptions()) == {"devices": 4, "num_nodes": 2}
+    assert launch._launcher_counts(FabricOptions(devices=2, num_nodes=1)) == {}
     monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
-    assert launch._launcher_counts(Fabric()) == {}
+    assert launch._launcher_counts(FabricOptions()) == {}
 
 
 def test_a_batch_or_a_stage_that_processes_cannot_share_is_told_before_training(monkeypatch, tmp_path):
@@ -255,7 +255,7 @@ def test_a_batch_or_a_stage_that_processes_cannot_share_is_told_before_training(
 def test_a_strategy_that_is_not_there_is_told(word):
     from pydantic import ValidationError
 
-    from geobind.recipe.schema import Fabric
+    from geobind.recipe.schema import FabricOptions
 
     with pytest.raises(ValidationError, match="'auto', 'ddp' or 'fsdp2'"):
-        Fabric(strategy=word)
+        FabricOptions(strategy=word)

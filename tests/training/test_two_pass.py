@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from geobind.errors import RecipeError
-from geobind.recipe.schema import bound_pairs
+from geobind.recipe.schema import build_pairs
 from geobind.training import gradients as two_pass
 from geobind.training.distributed import Ranks
 from geobind.training.gradients import GradientAccumulator, chunk_rows, chunk_slices, count_rows, select_rows
@@ -44,7 +44,7 @@ def made(
     encoders, make=InfoNCE, pairs="all", partial=False, trained=("hub", "spoke", "rim"), precision="32-true"
 ):
     """A bind, and what Fabric makes of it, at a precision."""
-    bound = bound_pairs("hub", [name for name in encoders if name != "hub"], pairs, trained, {"rim": 0.5})
+    bound = build_pairs("hub", [name for name in encoders if name != "hub"], pairs, trained, {"rim": 0.5})
     bind = ContrastiveModule(
         encoders,
         {pair.name: make() for pair in bound},

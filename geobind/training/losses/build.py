@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from geobind.errors import DataError
 from geobind.recipe.schema import Stage
-from geobind.recipe.stage_options import InfoNCE as InfoNCEOptions
-from geobind.recipe.stage_options import SigLIP as SigLIPOptions
-from geobind.recipe.stage_options import Temperature as TemperatureOptions
+from geobind.recipe.stage_options import InfoNCEOptions, SigLIPOptions, TemperatureOptions
 from geobind.training.losses import ContrastiveLoss, EmbeddingQueue, InfoNCE, SigLIP, Temperature
 
 

@@ -28,7 +28,7 @@ def speak(monkeypatch):
         theirs.warning("their warning")
         return {}
 
-    monkeypatch.setattr(recipe, "shipped", shipped)
+    monkeypatch.setattr(recipe, "list_shipped", shipped)
 
     def run(*words):
         done = CliRunner().invoke(main, [*words])
