@@ -22,16 +22,16 @@ class _FrozenModel(BaseModel):
 
 
 class ModalityState(_FrozenModel):
-    """What a modality was at a moment."""
+    """Hashes of a modality's weights and embeddings at one moment."""
 
     weights: str  # SHA-256 of its encoder
-    rows: str = ""  # of the keys of the rows that were embedded, and of where they are from
+    rows: str = ""  # SHA-256 of the keys of the embedded rows, and of the table they come from
     count: int = 0
-    embeddings: str = ""  # SHA-256 of every bit of their embeddings; empty where there are no rows
+    embeddings: str = ""  # SHA-256 of every bit of their embeddings; empty without rows
 
 
 class StageProof(_FrozenModel):
-    """The modalities before and after a stage, all of them embedded in the same way."""
+    """States of all modalities before and after a stage, embedded in the same way."""
 
     stage: str
     trained: tuple[str, ...]
@@ -42,30 +42,30 @@ class StageProof(_FrozenModel):
 
     @property
     def identical(self) -> list[str]:
-        """The modalities whose weights and embeddings the stage left as they were, to the bit."""
+        """The modalities whose weights and embeddings are bit-identical before and after the stage."""
         return [name for name, state in self.after.items() if state == self.before.get(name)]
 
     @property
     def changed(self) -> list[str]:
-        """The others."""
+        """The modalities that are not identical."""
         return [name for name in self.after if name not in self.identical]
 
 
 class Proof(_FrozenModel):
-    """The proof of every stage, in their order."""
+    """Proofs of all stages, in order."""
 
     stages: tuple[StageProof, ...] = ()
 
     def breaks(self) -> list[str]:
-        """Say what changed between two stages, where nothing may."""
-        found: list[str] = []
+        """Return a line for each modality that changed between two stages, where nothing may change."""
+        lines: list[str] = []
         for one, two in zip(self.stages, self.stages[1:], strict=False):
             for name, was in one.after.items():
                 now = two.before.get(name)
-                said = now and describe_difference(was, now)
-                if said:
-                    found.append(f"'{name}' between '{one.stage}' and '{two.stage}': {said}")
-        return found
+                change = now and describe_difference(was, now)
+                if change:
+                    lines.append(f"'{name}' between '{one.stage}' and '{two.stage}': {change}")
+        return lines
 
 
 def hash_embeddings(embedding_ND: Tensor) -> str:
@@ -76,7 +76,7 @@ def hash_embeddings(embedding_ND: Tensor) -> str:
 
 
 def describe_difference(was: ModalityState, now: ModalityState) -> str:
-    """Say in what two moments of a modality differ; nothing if in nothing that both tell."""
+    """Return how two states of a modality differ, empty if they agree in all that both record."""
     if was.weights != now.weights:
         return "its weights are others"
     if was.rows == now.rows and was.embeddings != now.embeddings:
@@ -88,7 +88,7 @@ Verdict = Literal["same", "unsure", "changed", "new", "gone"]
 
 
 class IndexFinding(BaseModel):
-    """What became of a modality's embeddings between two bundles."""
+    """Verdict on whether a modality's old embeddings are still valid."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -98,19 +98,19 @@ class IndexFinding(BaseModel):
 
     @property
     def index_is_valid(self) -> bool:
-        """Whether an index of the old embeddings can be used on."""
+        """Whether an index of the old embeddings stays usable."""
         return self.verdict == "same"
 
 
 def compare_bundles(new: Binder, old: Binder) -> list[IndexFinding]:
-    """Tell which modalities of an old bundle embed as they did, so that indexes of them stay valid.
+    """Return for each modality whether it embeds as in an old bundle, so that indexes of it stay valid.
 
-    Weights are hashed here and now. Where both bundles' proofs tell of embeddings of the same rows, these
-    decide; else a plugin of another version, or other options, leave it open.
+    Weights are hashed anew. Where both bundles' proofs hold embeddings of the same rows, these decide; else
+    a plugin of another version, or other options, leave it open.
 
     Args:
         new: A binder, as loaded from its bundle.
-        old: Another, of earlier.
+        old: An earlier one.
     """
     names = dict.fromkeys((*old.modalities, *new.modalities))
     return [_compare_modality(name, new, old) for name in names]
@@ -126,48 +126,49 @@ def _compare_modality(name: str, new: Binder, old: Binder) -> IndexFinding:
         return found("new", "the old bundle has no such modality")
     if new.width != old.width:
         return found("changed", f"embeddings are {new.width} wide and were {old.width}")
-    if hash_module(new.encoders[name]) != hash_module(old.encoders[name]):
+    weights = hash_module(new.encoders[name])
+    if weights != hash_module(old.encoders[name]):
         return found("changed", "the weights of its encoder are others")
-    shown = _last_state(new, name), _last_state(old, name)
+    shown = _last_state(new, name, weights), _last_state(old, name, weights)
     if shown[0] and shown[1] and shown[0].rows == shown[1].rows and shown[0].rows:
         if shown[0].embeddings != shown[1].embeddings:
             made = " and ".join(dict.fromkeys(_describe_origin(binder) for binder in (new, old)))
             return found("unsure", f"the same weights embed the same rows to other bits ({made})")
         same = f"the same weights, and the same bits for {shown[0].count} rows"
         return found("same", same)
-    said, was = (b.modalities[name].model_dump(mode="json") for b in (new, old))
-    if said != was:
-        keys = ", ".join(key for key in said if said[key] != was.get(key))
-        told = f"its options are others ({keys}), and no rows were embedded with both"
-        return found("unsure", f"the same weights, but {told}")
+    options, old_options = (b.modalities[name].model_dump(mode="json") for b in (new, old))
+    if options != old_options:
+        keys = ", ".join(key for key in options if options[key] != old_options.get(key))
+        reason = f"its options are others ({keys}), and no rows were embedded with both"
+        return found("unsure", f"the same weights, but {reason}")
     versions = [_describe_plugin(binder, name) for binder in (new, old)]
     if versions[0] != versions[1]:
-        told = f"made with {versions[0]}, and with {versions[1]} before; no rows were embedded with both"
-        return found("unsure", f"the same weights, but {told}")
+        reason = f"made with {versions[0]}, and with {versions[1]} before; no rows were embedded with both"
+        return found("unsure", f"the same weights, but {reason}")
     return found("same", "the same weights, options and plugin")
 
 
 def find_faults(binder: Binder) -> list[str]:
-    """Say what of a bundle is not what its card says: weights that were changed after it was written."""
+    """Return a line for each modality whose weights are not those that the bundle's card names."""
     if binder.card is None:
         return []
-    found = [
+    lines = [
         f"'{name}': its weights are not those that the card names; the file was changed"
         for name, known in binder.card.digests.items()
         if name in binder.modalities and hash_module(binder.encoders[name]) != known
     ]
-    return found + (binder.card.proof.breaks() if binder.card.proof else [])
+    return lines + (binder.card.proof.breaks() if binder.card.proof else [])
 
 
-def _last_state(binder: Binder, name: str) -> ModalityState | None:
-    """What the last stage left of a modality, if these are still its weights."""
+def _last_state(binder: Binder, name: str, weights: str) -> ModalityState | None:
+    """Return a modality's state after the last stage, None if its weights have changed since."""
     proof = binder.card.proof if binder.card else None
     state = proof.stages[-1].after.get(name) if proof and proof.stages else None
-    return state if state and state.weights == hash_module(binder.encoders[name]) else None
+    return state if state and state.weights == weights else None
 
 
 def _describe_origin(binder: Binder) -> str:
-    """What computed the last stage's embeddings."""
+    """Return the versions and device that computed the last stage's embeddings."""
     made = binder.card.proof.stages[-1].made_by if binder.card and binder.card.proof else {}
     return ", ".join(made.get(part, "?") for part in ("torch", "machine", "device"))
 
