@@ -1,4 +1,4 @@
-"""The base of contrastive losses, their temperature, and the context of a batch."""
+"""Base class of contrastive losses, the temperature with its clamp, and the metadata of a batch."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 
 class Temperature(nn.Module):
-    """A scale (one over the temperature) that multiplies similarities, learnt or fixed.
+    """Scale of the similarities (one over the temperature), learnt or fixed.
 
-    What is stored is log(scale), as in CLIP (arXiv:2103.00020, section 2.3). The limits are kept by `clamp_`,
-    which moves the parameter itself back after an optimiser step. The forward pass never clamps: a clamp
-    there has no gradient beyond its bound, so a scale that once crossed it would be stuck for ever.
+    The stored tensor is log(scale), as in CLIP (arXiv:2103.00020, section 2.3). `clamp_` keeps the limits: it
+    moves the parameter itself back after an optimiser step. The forward pass never clamps, because a clamp
+    there has no gradient beyond its bound: a scale that once crossed it would be stuck for ever.
 
     Args:
         init: Temperature to start from.
-        learn: Whether it is a parameter; if not, it is a buffer of the same name.
+        learn: Whether it is a parameter; otherwise it is a buffer of the same name.
         min_scale: Smallest scale, the highest temperature's inverse.
-        max_scale: Largest scale; 100 keeps the softmax of half-precision training stable.
+        max_scale: Largest scale; 100 keeps the softmax stable in half precision.
 
     Raises:
-        RecipeError: If the limits or the start make no sense.
+        RecipeError: If the limits are not a range, or the start lies outside it.
     """
 
     log_scale: Tensor
@@ -58,17 +58,17 @@ class Temperature(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """The factor on similarities, with its gradient."""
+        """Factor on the similarities, with its gradient."""
         return self.log_scale.exp()
 
     @property
     def value(self) -> float:
-        """The temperature as a plain number, for logs."""
+        """Temperature as a plain number, for logs."""
         return math.exp(-self.log_scale.item())
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Move the scale back within its limits."""
+        """Clamp the scale to its limits, in place."""
         self.log_scale.clamp_(math.log(self.min_scale), math.log(self.max_scale))
 
     def extra_repr(self) -> str:
@@ -84,7 +84,7 @@ UNLABELLED = -1
 
 @dataclass(frozen=True, kw_only=True)
 class LossContext:
-    """The labels, places and times of N pairs; whatever is left out plays no part in the loss.
+    """Labels, places and times of N pairs; a vector that is left out plays no part in the loss.
 
     Pairs of one label are positives of each other, and so are pairs of one place. Pairs that are near are
     *ignored*: neither positives nor negatives, because two sounds recorded ten metres apart should not be
@@ -94,8 +94,8 @@ class LossContext:
         labels_N: Group ids, integers; a negative id means no label (see `hash_labels`).
         xyz_N3: Points on the unit sphere (see `unit_sphere`); a NaN row means place unknown, never ignored.
         hours_N: Times in hours from any fixed origin; NaN means time unknown, never ignored.
-        rows_N: Which row of the data each pair is, integers; its own key in a queue is then ignored. A
-            negative number means unknown.
+        rows_N: Integer id of each pair's data row; its own key in a queue is then ignored. A negative number
+            means unknown.
         same_within_m: Pairs whose places lie nearer than this, in metres along the ground, are positives of
             each other. Three places in a row need not all be: the first and the last may lie too far apart.
         ignore_within_m: Ignore pairs whose places lie nearer than this, in metres along the ground.
@@ -129,7 +129,7 @@ class LossContext:
             )
 
     def check(self, pairs: int) -> None:
-        """Refuse vectors that do not describe exactly the pairs of the batch.
+        """Check that every vector describes exactly the pairs of the batch.
 
         Raises:
             DataError: If a vector has another shape or kind than N pairs need.
@@ -174,7 +174,7 @@ def unit_sphere(lat_N: Tensor, lon_N: Tensor) -> Tensor:
 
 
 def hash_labels(labels: Sequence[str | None]) -> Tensor:
-    """Return one integer per label, the same on every rank and in every run; None becomes "no label".
+    """Return an integer id for each label, the same on every rank and in every run; None means no label.
 
     The id is 62 bits of a BLAKE2b digest, so ranks agree without talking to each other.
     """
@@ -194,21 +194,21 @@ class ContrastiveLoss(nn.Module):
     """A loss over the embeddings of N pairs from all ranks; equal rows of the two sides belong together.
 
     Attributes:
-        temperature: Its temperature.
-        local: Whether each process takes the part of its own rows, `loss(anchor_ND, other_ND, context, own)`;
-            the parts of all processes add up to the loss, and so do their gradients.
+        temperature: Scale of the similarities.
+        local: Whether each process computes the part of its own rows, `loss(anchor_ND, other_ND, context,
+            own)`; the parts of all processes add up to the loss, and so do their gradients.
     """
 
     temperature: Temperature
     local: bool = False
 
     def clamp_temperature(self) -> None:
-        """Bring the temperature back within its limits; call it after every optimiser step."""
+        """Clamp the temperature to its limits; call this after every optimiser step."""
         self.temperature.clamp_()
 
 
 def check_batch(anchor_ND: Tensor, other_ND: Tensor, context: LossContext | None) -> None:
-    """Refuse a batch no contrastive loss can be taken of.
+    """Check that a contrastive loss of the batch is defined.
 
     Raises:
         DataError: If the shapes differ or are not (N, D), there are fewer than two pairs, or the context does
@@ -233,7 +233,7 @@ def check_batch(anchor_ND: Tensor, other_ND: Tensor, context: LossContext | None
 
 
 def check_hardness(hardness: float) -> float:
-    """Return the hardness of a loss.
+    """Return `hardness` after checking it.
 
     Raises:
         RecipeError: It is negative or not finite.

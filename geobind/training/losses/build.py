@@ -1,4 +1,4 @@
-"""The losses that a stage asks for, made."""
+"""Losses built from the options of a stage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from geobind.training.losses import ContrastiveLoss, EmbeddingQueue, InfoNCE, Si
 
 
 def build_loss(options: InfoNCEOptions | SigLIPOptions, width: int) -> ContrastiveLoss:
-    """Build the loss a stage asks for, over embeddings of this width."""
+    """Build the loss that the options describe, for embeddings of this width."""
     temperature = _build_temperature(options.temperature)
     if options.name == "siglip":
         return SigLIP(temperature, options.bias, options.hardness, local=options.local)
@@ -18,15 +18,15 @@ def build_loss(options: InfoNCEOptions | SigLIPOptions, width: int) -> Contrasti
 
 
 def check_queue(stage: Stage, rows: int) -> None:
-    """Refuse a queue that would hold the same rows more than once.
+    """Check that a queue is too short to hold a row twice.
 
     Raises:
-        DataError: It is as long as the data, or longer.
+        DataError: The queue and a batch have more rows than the data.
     """
     size = stage.loss.queue if isinstance(stage.loss, InfoNCEOptions) else None
-    most = rows - stage.batch_size
-    if size is not None and size > most:
-        fix = f"set loss.queue to {most} or less" if most > 0 else "drop loss.queue"
+    max_size = rows - stage.batch_size
+    if size is not None and size > max_size:
+        fix = f"set loss.queue to {max_size} or less" if max_size > 0 else "drop loss.queue"
         raise DataError(
             f"stage '{stage.name}': a queue of {size} embeddings and a batch of {stage.batch_size} are more "
             f"than the {rows} rows there are, so that it would hold some twice; {fix}"

@@ -1,7 +1,7 @@
-"""InfoNCE and SigLIP whose negatives count the more, the more they resemble: tile by tile, with gradients.
+"""InfoNCE and SigLIP kernels with hardness-weighted negatives (arXiv:2010.04592).
 
 With K negatives n of a query and their logits l, each has the weight K exp(beta l_n) / sum exp(beta l):
-importance weights for negatives drawn from a distribution tilted towards those that resemble the query
+importance weights for negatives drawn from a distribution tilted towards those similar to the query
 (Robinson et al., arXiv:2010.04592, section 3, with no correction for false negatives). As in the authors'
 code, gradients flow through the weights as well, so that they are the gradients of the value.
 """
@@ -37,7 +37,7 @@ Tiles = Callable[[], Iterator[Tile]]
 def hard_softmax_one_way(
     query_ND: Tensor, key_MD: Tensor, scale: Tensor, pairing: Pairing, needed: NeededGrads, *, beta: float
 ) -> LossAndGrads:
-    """Return the mean of -l_p + log(sum exp l_p + sum w_n exp l_n) over queries, and its gradients.
+    """Return the mean of -l_p + log(sum exp l_p + sum w_n exp l_n) over queries, with its gradients.
 
     p are the positives of a query, n its negatives with weights w_n; the first term is a mean over positives.
     """
@@ -78,10 +78,10 @@ def hard_sigmoid_one_way(
     beta: float,
     bias: Tensor,
 ) -> LossAndGrads:
-    """Return the mean of sum softplus(-l_p) + sum w_n softplus(l_n) over queries, and its gradients.
+    """Return the mean of sum softplus(-l_p) + sum w_n softplus(l_n) over queries, with its gradients.
 
-    p are the positives of a query, n its negatives with weights w_n. The paper has softmax losses alone; this
-    is the same tilt for the sigmoid loss, which is a sum over negatives as well.
+    p are the positives of a query, n its negatives with weights w_n. The paper treats softmax losses only;
+    this is the same weighting for the sigmoid loss, which also sums over negatives.
     """
     pairs = len(query_ND)
     gradients = TiledGradients(query_ND, key_MD, scale, needed)
@@ -111,21 +111,21 @@ def hard_sigmoid_one_way(
 
 
 class _StripeTile(NamedTuple):
-    """What a stripe holds inside one tile."""
+    """Logits and masks of a stripe inside one tile."""
 
     tile: Tile
     columns: slice
     logits_TC: Tensor  # ignored ones are -inf
     mask_TC: Tensor | None  # where the positives are; None if there are none
-    apart_TC: Tensor  # logits less the largest of a negative; all that is no negative is -inf
+    apart_TC: Tensor  # logits minus the largest negative logit; -inf except at negatives
 
     def keep_positives(self, values_TC: Tensor) -> Tensor:
-        """Return values with -inf for all that are no positives."""
+        """Return the values with -inf everywhere but at positives."""
         return values_TC if self.mask_TC is None else values_TC.masked_fill_(~self.mask_TC, -torch.inf)
 
 
 class _Stripe:
-    """The logits of some queries with all keys, and what is known of each query's (T, 1)."""
+    """Logits of a block of queries with all keys, and statistics of each query (T, 1)."""
 
     def __init__(
         self, scaled_TD: Tensor, key_MD: Tensor, bias: Tensor | None, tiles: Tiles, space: Tensor
@@ -152,7 +152,7 @@ class _Stripe:
         self.peak_T1.masked_fill_(self.count_T1 == 0, 0.0)
 
     def parts(self) -> Iterator[_StripeTile]:
-        """Go through the tiles; what a part holds, save the logits, can be overwritten."""
+        """Yield the tiles; their tensors may be overwritten, except the logits."""
         for tile in self._tiles():
             logits_TC = self._logits_TM[:, tile.columns]
             mask_TC = tile.positive_mask(logits_TC)
@@ -165,12 +165,12 @@ class _Stripe:
 def _iter_stripes(
     query_ND: Tensor, key_MD: Tensor, scale: Tensor, pairing: Pairing, bias: Tensor | None = None
 ) -> Iterator[tuple[slice, _Stripe]]:
-    """Yield the logits of some queries after the other, all in the same memory."""
+    """Yield the logits of one block of queries after the other, all in the same memory."""
     row_blocks, column_blocks = tile_blocks(query_ND, key_MD, pairing.own)
     share_N1 = compute_positive_shares(pairing, query_ND)
     space = query_ND.new_empty(block_length(row_blocks[0]) * len(key_MD))
     for rows in row_blocks:
-        # Anew for each pass: a tile remembers its masks, which for all columns would be large.
+        # New tiles for each pass: a tile caches its masks, which would be large over all columns.
         tiles = partial(_iter_tiles, pairing, rows, column_blocks, share_N1)
         yield rows, _Stripe(query_ND[rows] * scale, key_MD, bias, tiles, space)
 

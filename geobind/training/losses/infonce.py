@@ -1,4 +1,4 @@
-"""InfoNCE and its softmax kernel."""
+"""InfoNCE loss and its softmax kernels."""
 
 from __future__ import annotations
 
@@ -30,18 +30,111 @@ if TYPE_CHECKING:
     from geobind.training.losses.base import LossContext
     from geobind.training.losses.queue import EmbeddingQueue
 
+# N pairs on all ranks: N queries, M >= N keys (the pairs' own, then queued ones), D width, T x C one tile
 
-# N queries (pairs on all ranks), M >= N keys (the N pairs' own, then queued ones), D width, T x C one tile
+Direction = Literal["both", "anchor_to_other", "other_to_anchor"]
+# A kernel of query, key, scale, pairing, needed.
+OneWayKernel = Callable[[Tensor, Tensor, Tensor, Pairing, NeededGrads], LossAndGrads]
 
-OneWayKernel = Callable[
-    [Tensor, Tensor, Tensor, "Pairing", NeededGrads], LossAndGrads
-]  # query, key, scale, pairing, needed
+
+class InfoNCE(ContrastiveLoss):
+    """Cross-entropy of finding each embedding's pair among the batch by similarity (arXiv:1807.03748, eq. 4).
+
+    Exact at any batch size, in memory that grows with N: similarities are computed tile by tile. A side
+    that needs no gradient costs none. With labels in the context, every pair of the label is a positive and
+    the loss is their mean log-probability (SupCon, arXiv:2004.11362, eq. 2).
+
+    Args:
+        direction: "anchor_to_other" finds the other among all others, "other_to_anchor" the anchor among all
+            anchors, "both" is the mean of the two, as in CLIP.
+        temperature: Scale of the similarities; learnt from 0.07 by default.
+        queue: Earlier embeddings of the other side, as further negatives of the anchors. Every forward pass
+            in training mode fills it.
+        hardness: Weight of negatives similar to the query, which goes with exp(hardness * logit) (beta of
+            arXiv:2010.04592; see `hard_negatives`). 0 for none; more than 0 costs more time.
+        local: Whether each of several processes computes the part of its own rows.
+
+    Raises:
+        RecipeError: If the direction is unknown, or never uses the queue, or hardness is negative.
+    """
+
+    def __init__(
+        self,
+        direction: Direction = "both",
+        temperature: Temperature | None = None,
+        queue: EmbeddingQueue | None = None,
+        hardness: float = 0.0,
+        *,
+        local: bool = False,
+    ) -> None:
+        super().__init__()
+        if direction not in get_args(Direction):
+            raise RecipeError(
+                f"infonce: no direction {direction!r}; choose from {', '.join(get_args(Direction))}"
+            )
+        if queue is not None and direction == "other_to_anchor":
+            raise RecipeError(
+                "infonce: a queue holds others, but 'other_to_anchor' looks among anchors; "
+                "drop the queue or choose another direction"
+            )
+        self.direction: Direction = direction
+        self.hardness = check_hardness(hardness)
+        self.temperature = Temperature() if temperature is None else temperature
+        self.queue = queue
+        self.local = local
+
+    def forward(
+        self,
+        anchor_ND: Tensor,
+        other_ND: Tensor,
+        context: LossContext | None = None,
+        own: slice | None = None,
+    ) -> Tensor:
+        """Return the loss of N pairs of unit-length embeddings, a scalar; NaN if any embedding is not finite.
+
+        With `own`, return the part of these rows: the sum of their losses as queries, over N.
+
+        Raises:
+            DataError: If the batch is not valid, or the other side is queued but in training.
+        """
+        check_batch(anchor_ND, other_ND, context)
+        keys_MD, pairing = self._keys(anchor_ND, other_ND, context, own)
+        direction = self.direction
+        one_way = partial(hard_softmax_one_way, beta=self.hardness) if self.hardness else softmax_one_way
+
+        def kernel(query: Tensor, key: Tensor, scale: Tensor, _: Tensor, needed: NeededGrads) -> LossAndGrads:
+            if direction == "anchor_to_other":
+                return one_way(query, key, scale, pairing, needed)
+            if direction == "other_to_anchor":
+                return one_way(key, query, scale, pairing, needed.swap()).swap()
+            if one_way is softmax_one_way and len(key) == len(query) and own is None:
+                return softmax_both_ways(query, key, scale, pairing, needed)
+            return mean_of_both_ways(query, key, scale, pairing, needed, one_way)
+
+        loss = apply_kernel(kernel, anchor_ND, keys_MD, self.temperature.scale)
+        if self.queue is not None and self.training:
+            self.queue.push(other_ND, context)
+        return loss
+
+    def _keys(
+        self, anchor_ND: Tensor, other_ND: Tensor, context: LossContext | None, own: slice | None
+    ) -> tuple[Tensor, Pairing]:
+        pairs, device = len(anchor_ND), anchor_ND.device
+        if self.queue is None:
+            return other_ND, Pairing.from_context(pairs, context, device, own=own)
+        if other_ND.requires_grad and torch.is_grad_enabled():
+            raise DataError(
+                "infonce: the other side is in training, so its queued embeddings are stale; "
+                "freeze it or drop the queue"
+            )
+        keys_MD = torch.cat([other_ND, self.queue.keys(like=other_ND)])
+        return keys_MD, Pairing.from_context(pairs, context, device, self.queue.traits(), own)
 
 
 def softmax_one_way(
     query_ND: Tensor, key_MD: Tensor, scale: Tensor, pairing: Pairing, needed: NeededGrads
 ) -> LossAndGrads:
-    """Return the mean over queries of -log softmax(positive among all keys), and its gradients.
+    """Return the mean over queries of -log softmax(positive among all keys), with its gradients.
 
     With several positives this is their mean log-probability, eq. 2 of Khosla et al., arXiv:2004.11362. One
     product of N M D multiply-adds, one more per trainable side; the workspace is a stripe of T x M.
@@ -75,11 +168,11 @@ def softmax_one_way(
 def softmax_both_ways(
     query_ND: Tensor, key_ND: Tensor, scale: Tensor, pairing: Pairing, needed: NeededGrads
 ) -> LossAndGrads:
-    """Return the mean of `softmax_one_way` from either side, and its gradients, in one pass over the tiles.
+    """Return the mean of `softmax_one_way` from either side, with its gradients, in one pass over the tiles.
 
     Two products of N^2 D multiply-adds (one if no gradient is needed), one more per trainable side; the
     workspace is two tiles. All exponentials share one shift, so that one serves row and column; should a row
-    or column be lost to underflow (all its similarities near -1 at the highest scales), the sides are taken
+    or column underflow (all its similarities near -1 at the highest scales), the sides are computed
     one by one instead.
     """
     pairs, share_N1 = len(query_ND), compute_positive_shares(pairing, query_ND)
@@ -126,12 +219,12 @@ def mean_of_both_ways(
     needed: NeededGrads,
     one_way: OneWayKernel = softmax_one_way,
 ) -> LossAndGrads:
-    """Return the mean of a loss from either side, one after the other.
+    """Return the mean of a loss from either side, computed one after the other.
 
     It costs more than `softmax_both_ways`, but is safe at any scale and can use queued keys.
 
-    Queued keys are negatives of the queries only; with any, the keys must be frozen. The loss of one side can
-    be another than `softmax_one_way`.
+    Queued keys are negatives of the queries only; with any, the keys must be frozen. `one_way` is the loss
+    of one side.
     """
     there = one_way(query_ND, key_MD, scale, pairing, needed)
     unqueued = replace(pairing, column=pairing.row)
@@ -143,7 +236,7 @@ def mean_of_both_ways(
 
 
 def _common_shift(query_ND: Tensor, key_ND: Tensor, scale: Tensor) -> float:
-    """Return what to take off the logits lest a sum of exponentials overflow; 0 unless the scale is high.
+    """Return the shift of the logits that keeps sums of exponentials finite; 0 unless the scale is high.
 
     By Cauchy-Schwarz no logit exceeds the scale times the largest norms.
     """
@@ -165,102 +258,3 @@ def _exponentials_(logits_TC: Tensor, shift: float, tile: Tile) -> Tensor:
     values_TC = (logits_TC.sub_(shift) if shift else logits_TC).exp_()
     tile.mask_ignored_(values_TC)
     return values_TC
-
-
-# N pairs on all ranks, M >= N keys (the others, then queued ones), D width
-
-Direction = Literal["both", "anchor_to_other", "other_to_anchor"]
-
-
-class InfoNCE(ContrastiveLoss):
-    """Cross-entropy of finding each embedding's pair among the batch by similarity (arXiv:1807.03748, eq. 4).
-
-    Exact at any batch size, in memory that grows with N: similarities are worked out tile by tile. A side
-    that needs no gradient costs none. With labels in the context, every pair of the label is a positive and
-    the loss is their mean log-probability (SupCon, arXiv:2004.11362, eq. 2).
-
-    Args:
-        direction: "anchor_to_other" finds the other among all others, "other_to_anchor" the anchor among all
-            anchors, "both" is the mean of the two, as in CLIP.
-        temperature: Its temperature; learnt from 0.07 by default.
-        queue: Earlier embeddings of the other side, as further negatives where the anchor looks for its
-            other. Filled by every forward pass in training mode.
-        hardness: How much more those negatives count that resemble the query: weights go with
-            exp(hardness * logit) (beta of arXiv:2010.04592; see `hard`). 0 for none; more costs more time.
-        local: Whether each of several processes takes the part of its own rows.
-
-    Raises:
-        RecipeError: If the direction is unknown, or never uses the queue, or hardness is negative.
-    """
-
-    def __init__(
-        self,
-        direction: Direction = "both",
-        temperature: Temperature | None = None,
-        queue: EmbeddingQueue | None = None,
-        hardness: float = 0.0,
-        *,
-        local: bool = False,
-    ) -> None:
-        super().__init__()
-        if direction not in get_args(Direction):
-            raise RecipeError(
-                f"infonce: no direction {direction!r}; choose from {', '.join(get_args(Direction))}"
-            )
-        if queue is not None and direction == "other_to_anchor":
-            raise RecipeError(
-                "infonce: a queue holds others, but 'other_to_anchor' looks among anchors; "
-                "drop the queue or choose another direction"
-            )
-        self.direction: Direction = direction
-        self.hardness = check_hardness(hardness)
-        self.temperature = Temperature() if temperature is None else temperature
-        self.queue = queue
-        self.local = local
-
-    def forward(
-        self,
-        anchor_ND: Tensor,
-        other_ND: Tensor,
-        context: LossContext | None = None,
-        own: slice | None = None,
-    ) -> Tensor:
-        """Return the loss of N pairs of unit-length embeddings, a scalar; NaN if any embedding is not finite.
-
-        With `own` it is the part of these rows: the sum of what each costs as a query, over N.
-
-        Raises:
-            DataError: If the batch cannot be contrasted, or the other side is queued but in training.
-        """
-        check_batch(anchor_ND, other_ND, context)
-        keys_MD, pairing = self._keys(anchor_ND, other_ND, context, own)
-        direction = self.direction
-        one_way = partial(hard_softmax_one_way, beta=self.hardness) if self.hardness else softmax_one_way
-
-        def kernel(query: Tensor, key: Tensor, scale: Tensor, _: Tensor, needed: NeededGrads) -> LossAndGrads:
-            if direction == "anchor_to_other":
-                return one_way(query, key, scale, pairing, needed)
-            if direction == "other_to_anchor":
-                return one_way(key, query, scale, pairing, needed.swap()).swap()
-            if one_way is softmax_one_way and len(key) == len(query) and own is None:
-                return softmax_both_ways(query, key, scale, pairing, needed)
-            return mean_of_both_ways(query, key, scale, pairing, needed, one_way)
-
-        loss = apply_kernel(kernel, anchor_ND, keys_MD, self.temperature.scale)
-        if self.queue is not None and self.training:
-            self.queue.push(other_ND, context)
-        return loss
-
-    def _keys(
-        self, anchor_ND: Tensor, other_ND: Tensor, context: LossContext | None, own: slice | None
-    ) -> tuple[Tensor, Pairing]:
-        pairs, device = len(anchor_ND), anchor_ND.device
-        if self.queue is None:
-            return other_ND, Pairing.from_context(pairs, context, device, own=own)
-        if other_ND.requires_grad and torch.is_grad_enabled():
-            raise DataError(
-                "infonce: the other side is in training, so its queued embeddings are stale; "
-                "freeze it or drop the queue"
-            )
-        keys_MD = torch.cat([other_ND, self.queue.keys(like=other_ND)])
-        return keys_MD, Pairing.from_context(pairs, context, device, self.queue.traits(), own)

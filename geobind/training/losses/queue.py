@@ -1,4 +1,4 @@
-"""Negatives from earlier batches: a first-in, first-out queue of the frozen side's embeddings."""
+"""Memory bank of negatives: a first-in, first-out queue of a frozen side's embeddings (MoCo)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class EmbeddingQueue(nn.Module):
-    """The last `size` embeddings of a frozen side, as further negatives (MoCo, arXiv:1911.05722).
+    """The last `size` embeddings of a frozen side, as additional negatives (MoCo, arXiv:1911.05722).
 
     Only a frozen side may be queued: keys of a side in training would be stale. Labels, places, times and
     data rows are queued with their keys, so the rules of a `LossContext` hold against them too. Keep the
@@ -27,8 +27,8 @@ class EmbeddingQueue(nn.Module):
     meet its own key as a negative. Everything is kept in buffers: a checkpoint holds it.
 
     Args:
-        size: How many embeddings are kept.
-        width: Their width D.
+        size: Number of embeddings to keep.
+        width: Width D of an embedding.
 
     Raises:
         RecipeError: If size or width is not positive.
@@ -52,12 +52,11 @@ class EmbeddingQueue(nn.Module):
         self.register_buffer("xyz_Q3", torch.full((size, 3), math.nan, dtype=torch.float64))
         self.register_buffer("hours_Q", torch.full((size,), math.nan, dtype=torch.float64))
         self.register_buffer("rows_Q", torch.full((size,), UNLABELLED))
-        self.register_buffer(
-            "seen", torch.tensor(0)
-        )  # embeddings ever pushed, which also says where the next goes
+        # Embeddings ever pushed, which also gives the place of the next.
+        self.register_buffer("seen", torch.tensor(0))
 
     def __len__(self) -> int:
-        """Return how many embeddings the queue holds."""
+        """Return the number of embeddings held."""
         return min(int(self.seen), len(self.keys_QD))
 
     def keys(self, like: Tensor) -> Tensor:
@@ -66,12 +65,14 @@ class EmbeddingQueue(nn.Module):
 
     def traits(self) -> PairTraits:
         """Return the labels, places, times and rows of the held embeddings; unknown ones match nothing."""
-        held = slice(0, len(self))
-        return PairTraits(self.labels_Q[held], self.xyz_Q3[held], self.hours_Q[held], self.rows_Q[held])
+        filled = slice(0, len(self))
+        return PairTraits(
+            self.labels_Q[filled], self.xyz_Q3[filled], self.hours_Q[filled], self.rows_Q[filled]
+        )
 
     @torch.no_grad()
     def push(self, key_ND: Tensor, context: LossContext | None = None) -> None:
-        """Append embeddings, the oldest ones giving way.
+        """Append embeddings in place of the oldest ones.
 
         Raises:
             DataError: If the embeddings have another width than the queue.

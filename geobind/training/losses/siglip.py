@@ -1,4 +1,4 @@
-"""SigLIP and its sigmoid kernel."""
+"""SigLIP loss and its sigmoid kernel."""
 
 from __future__ import annotations
 
@@ -27,8 +27,67 @@ from geobind.training.losses.tiling import (
 if TYPE_CHECKING:
     from geobind.training.losses.base import LossContext
 
-
 # N pairs on all ranks, D width, T x C one tile
+
+
+class SigLIP(ContrastiveLoss):
+    """Logistic loss of telling true pairs from false ones by similarity (arXiv:2303.15343, eq. 1).
+
+    Exact at any batch size, in memory that grows with N, and each similarity is computed once. A side that
+    needs no gradient costs none. With labels in the context, every pair of one label is a true pair.
+
+    Args:
+        temperature: Scale of the similarities; learnt from 0.1 by default, as in the paper.
+        bias: Added to every logit, learnt; -10 at first, as in the paper, since nearly all pairs are false.
+        hardness: Weight of negatives similar to the query, which goes with exp(hardness * logit), from
+            either side (see `hard_negatives`). 0 for none.
+        local: Whether each of several processes computes the part of its own rows.
+
+    Raises:
+        RecipeError: If hardness is negative.
+    """
+
+    def __init__(
+        self,
+        temperature: Temperature | None = None,
+        bias: float = -10.0,
+        hardness: float = 0.0,
+        *,
+        local: bool = False,
+    ) -> None:
+        super().__init__()
+        self.hardness = check_hardness(hardness)
+        self.temperature = Temperature(0.1) if temperature is None else temperature
+        self.bias = nn.Parameter(torch.tensor(float(bias)))
+        self.local = local
+
+    def forward(
+        self,
+        anchor_ND: Tensor,
+        other_ND: Tensor,
+        context: LossContext | None = None,
+        own: slice | None = None,
+    ) -> Tensor:
+        """Return the loss of N pairs of unit-length embeddings, a scalar; NaN if any embedding is not finite.
+
+        With `own`, return the part of these rows: the sum of their losses as queries, over N.
+
+        Raises:
+            DataError: If the batch is not valid.
+        """
+        check_batch(anchor_ND, other_ND, context)
+        pairing = Pairing.from_context(len(anchor_ND), context, anchor_ND.device, own=own)
+        beta = self.hardness
+
+        def kernel(
+            query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, needed: NeededGrads
+        ) -> LossAndGrads:
+            if beta:
+                one_way = partial(hard_sigmoid_one_way, beta=beta, bias=bias)
+                return mean_of_both_ways(query, key, scale, pairing, needed, one_way)
+            return sigmoid_pairs(query, key, scale, bias, pairing, needed)
+
+        return apply_kernel(kernel, anchor_ND, other_ND, self.temperature.scale, self.bias)
 
 
 def sigmoid_pairs(
@@ -61,67 +120,3 @@ def sigmoid_pairs(
                 slope_N[rows] += weights_TC.sum(1)
                 gradients.add_(rows, columns, weights_TC.div_(pairs), scaled_TD)
     return gradients.finish(loss_N.mean(), slope_N.mean() if needed.bias else None)
-
-
-# N pairs on all ranks, D width
-
-
-class SigLIP(ContrastiveLoss):
-    """Logistic loss of telling true pairs from false ones by similarity (arXiv:2303.15343, eq. 1).
-
-    Exact at any batch size, in memory that grows with N, and each similarity is worked out once. A side that
-    needs no gradient costs none. With labels in the context, every pair of one label is a true pair.
-
-    Args:
-        temperature: Its temperature; learnt from 0.1 by default, as in the paper.
-        bias: What is added to every logit, learnt; -10 at first, as in the paper, since nearly all pairs are
-            false.
-        hardness: How much more those negatives count that resemble the query: weights go with
-            exp(hardness * logit), taken once from either side (see `hard`). 0 for none.
-        local: Whether each of several processes takes the part of its own rows.
-
-    Raises:
-        RecipeError: If hardness is negative.
-    """
-
-    def __init__(
-        self,
-        temperature: Temperature | None = None,
-        bias: float = -10.0,
-        hardness: float = 0.0,
-        *,
-        local: bool = False,
-    ) -> None:
-        super().__init__()
-        self.hardness = check_hardness(hardness)
-        self.temperature = Temperature(0.1) if temperature is None else temperature
-        self.bias = nn.Parameter(torch.tensor(float(bias)))
-        self.local = local
-
-    def forward(
-        self,
-        anchor_ND: Tensor,
-        other_ND: Tensor,
-        context: LossContext | None = None,
-        own: slice | None = None,
-    ) -> Tensor:
-        """Return the loss of N pairs of unit-length embeddings, a scalar; NaN if any embedding is not finite.
-
-        With `own` it is the part of these rows: the sum of what each costs as a query, over N.
-
-        Raises:
-            DataError: If the batch cannot be contrasted.
-        """
-        check_batch(anchor_ND, other_ND, context)
-        pairing = Pairing.from_context(len(anchor_ND), context, anchor_ND.device, own=own)
-        beta = self.hardness
-
-        def kernel(
-            query: Tensor, key: Tensor, scale: Tensor, bias: Tensor, needed: NeededGrads
-        ) -> LossAndGrads:
-            if beta:
-                one_way = partial(hard_sigmoid_one_way, beta=beta, bias=bias)
-                return mean_of_both_ways(query, key, scale, pairing, needed, one_way)
-            return sigmoid_pairs(query, key, scale, bias, pairing, needed)
-
-        return apply_kernel(kernel, anchor_ND, other_ND, self.temperature.scale, self.bias)

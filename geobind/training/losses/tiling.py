@@ -1,7 +1,7 @@
-"""Tiles of the similarity matrix, masks of pairs, losses with their gradients.
+"""Tiles of the similarity matrix, masks of positives and ignored pairs, and gradients summed over tiles.
 
-A loss is one number, so its gradients can be worked out beside it: where a tile of similarities is at hand
-anyway, using it at once saves the matrix product that recomputing it in the backward pass would cost.
+A loss is one number, so its gradients can be computed in the forward pass: a tile of similarities is used at
+once, which saves the matrix product that recomputing it in the backward pass would cost.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class NeededGrads(NamedTuple):
-    """Which gradients are needed; a frozen side costs no matrix product."""
+    """Gradients that autograd asks for; a frozen side costs no matrix product."""
 
     query: bool = False
     key: bool = False
@@ -32,12 +32,12 @@ class NeededGrads(NamedTuple):
     bias: bool = False
 
     def swap(self) -> NeededGrads:
-        """Return the same wish with query and key exchanged."""
+        """Return the same flags with query and key exchanged."""
         return self._replace(query=self.key, key=self.query)
 
 
 class LossAndGrads(NamedTuple):
-    """A loss and those of its gradients that were needed."""
+    """A loss and its gradients; None for those not needed."""
 
     value: Tensor
     query_ND: Tensor | None = None
@@ -46,22 +46,21 @@ class LossAndGrads(NamedTuple):
     bias: Tensor | None = None
 
     def swap(self) -> LossAndGrads:
-        """Return the same outcome with query and key exchanged."""
+        """Return the same values with query and key exchanged."""
         return self._replace(query_ND=self.key_MD, key_MD=self.query_ND)
 
 
-Kernel = Callable[
-    [Tensor, Tensor, Tensor, Tensor, NeededGrads], LossAndGrads
-]  # query, key, scale, bias, needed
+# A kernel of query, key, scale, bias, needed.
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, NeededGrads], LossAndGrads]
 
 
 class TiledGradients:
     """The gradients of a loss with respect to its embeddings and scale, added up tile by tile."""
 
     def __init__(self, query_ND: Tensor, key_MD: Tensor, scale: Tensor, needed: NeededGrads) -> None:
-        """Set up zeros for what is needed.
+        """Allocate zeros for the needed gradients.
 
-        The scale's gradient falls out of either side's, so with both sides frozen one of them is worked out
+        The scale's gradient follows from either side's, so with both sides frozen the query's is computed
         for it.
         """
         self.query_ND, self.key_MD, self.scale, self.needed = query_ND, key_MD, scale, needed
@@ -71,11 +70,11 @@ class TiledGradients:
 
     @property
     def uses_tiles(self) -> bool:
-        """Whether any gradient needs the tiles at all."""
+        """Whether any needed gradient depends on the tiles."""
         return self._query_ND is not None or self._key_MD is not None
 
     def add_(self, rows: slice, columns: slice, weights_TC: Tensor, scaled_TD: Tensor) -> None:
-        """Add one tile, given the loss's derivatives by its logits and the queries times the scale."""
+        """Add one tile, given the derivatives of the loss by its logits and the scaled queries."""
         if self._query_ND is not None:
             self._query_ND[rows].addmm_(weights_TC, self.key_MD[columns])
         if self._key_MD is not None:
@@ -120,7 +119,7 @@ def split_range(start: int, stop: int, step: int) -> list[slice]:
 
 
 def block_length(block: slice) -> int:
-    """Return how many rows or columns a block holds."""
+    """Return the number of rows or columns of a block."""
     return block.stop - block.start
 
 
@@ -129,8 +128,8 @@ def apply_kernel(
 ) -> Tensor:
     """Return the kernel's loss as a differentiable scalar.
 
-    The gradients are worked out in the forward pass and handed over in the first backward pass; a further one
-    (with `retain_graph`) works them out again. Half-precision embeddings are widened to float32 and autocast
+    The forward pass computes the gradients and the first backward pass returns them; a further one (with
+    `retain_graph`) computes them again. Half-precision embeddings are widened to float32 and autocast
     is off inside, so similarities, sums and gradients accumulate in float32 whatever the precision around.
     Differentiating twice is not supported and raises.
     """
@@ -192,15 +191,15 @@ _COUNTED = 1024  # rows and columns of a tile in which positives are counted
 
 @dataclass(frozen=True)
 class Tile:
-    """The part of a pairing inside one tile; its columns must not straddle N.
+    """Part of a pairing inside one tile; its columns must not straddle N.
 
     Attributes:
-        pairing: The whole it is part of.
+        pairing: The whole pairing.
         rows: Its rows.
         columns: Its columns.
         share_N1: The weight of each positive of a row (see `compute_positive_shares`); None for weight 1.
         mutual: Whether a positive's weight is the mean of its row's and its column's, for losses that look
-            from both sides at once. Only where the pairing is uneven does that make a difference.
+            from both sides at once. It makes a difference only where the pairing is uneven.
     """
 
     pairing: Pairing
@@ -210,7 +209,7 @@ class Tile:
     mutual: bool = False
 
     def positive_mask(self, like_TC: Tensor) -> Tensor | None:
-        """Return where the positives are, or None if there are none in this tile."""
+        """Return a mask of the positives, or None if this tile has none."""
         if self._positive_TC is not None or not self._holds_own:
             return self._positive_TC
         own_TC = torch.zeros_like(like_TC, dtype=torch.bool)
@@ -263,7 +262,7 @@ class Tile:
 
     @cached_property
     def _related_TC(self) -> Tensor | None:
-        """True where row and column have the same group or the same place; None when no rule says so."""
+        """True where row and column have the same group or place; None without such a rule."""
         row, column = self.pairing.row.ids, self.pairing.column.ids
         kin_TC = None if row is None or column is None else row[self.rows, None] == column[self.columns]
         if self.pairing.same_dot is None or self._dot_TC is None:
@@ -275,13 +274,13 @@ class Tile:
 
     @cached_property
     def _dot_TC(self) -> Tensor | None:
-        """Dot products of the places on the unit sphere; None when places are not known."""
+        """Dot products of the places on the unit sphere; None without places."""
         row, column = self.pairing.row.xyz, self.pairing.column.xyz
         return None if row is None or column is None else row[self.rows] @ column[self.columns].T
 
     @property
     def _same_row_TC(self) -> Tensor | None:
-        """True where row and column are the same row of the data; None when rows are not known."""
+        """True where row and column are the same row of the data; None without rows."""
         row, column = self.pairing.row.rows, self.pairing.column.rows
         return None if row is None or column is None else row[self.rows, None] == column[self.columns]
 
@@ -291,7 +290,7 @@ class Tile:
 
     @property
     def _positive_TC(self) -> Tensor | None:
-        """True where row and column belong together; None when that is at most a pair's own entry."""
+        """True at positives; None when these are at most each pair's own entry."""
         return None if self._queued else self._related_TC
 
     @cached_property
@@ -309,7 +308,7 @@ class Tile:
         return near_TC
 
     def _find_near(self) -> Tensor | None:
-        """True where two pairs are near by the thresholds there are; None when there is none."""
+        """Return True where two pairs are near by the given thresholds; None without thresholds."""
         pairing, near_TC, soon_TC = self.pairing, None, None
         if pairing.min_dot is not None and self._dot_TC is not None:
             near_TC = self._dot_TC > pairing.min_dot
@@ -328,7 +327,7 @@ def _union(one_TC: Tensor, other_TC: Tensor | None) -> Tensor:
 def compute_positive_shares(pairing: Pairing, like_ND: Tensor) -> Tensor | None:
     """Return one over the number of positives of each row, as (N, 1); None when each has one.
 
-    Where a pairing looks at some rows only, no others are counted.
+    If the pairing is limited to some rows, only these are counted.
     """
     if pairing.uneven:
         parts, own = split_range(0, pairing.pairs, _COUNTED), pairing.own or slice(0, pairing.pairs)
@@ -344,7 +343,7 @@ def compute_positive_shares(pairing: Pairing, like_ND: Tensor) -> Tensor | None:
 
 
 def _count_positives(pairing: Pairing, rows: slice, parts: list[slice], like_ND: Tensor) -> Tensor:
-    """Count the positives of some rows."""
+    """Return the number of positives of each of these rows."""
     count_T = like_ND.new_zeros(block_length(rows))
     for columns in parts:
         count_T += Tile(pairing, rows, columns).sum_positives(
@@ -360,7 +359,7 @@ EARTH_RADIUS_M = 6_371_008.8  # mean radius of WGS 84
 
 @dataclass(frozen=True)
 class PairTraits:
-    """What is known of each row or column of the similarities: group, unit-sphere point, hours, data row."""
+    """Metadata of each row or column of the similarities: group, unit-sphere point, hours, data row."""
 
     ids: Tensor | None = None
     xyz: Tensor | None = None
@@ -368,7 +367,7 @@ class PairTraits:
     rows: Tensor | None = None
 
     def concat(self, other: PairTraits) -> PairTraits:
-        """Return the traits of these rows and then of the other's; a trait only one side knows is dropped."""
+        """Return the traits of both, one after the other; a trait that one of them lacks is dropped."""
         return PairTraits(
             _append(self.ids, other.ids),
             _append(self.xyz, other.xyz),
@@ -379,7 +378,7 @@ class PairTraits:
 
 @dataclass(frozen=True)
 class Pairing:
-    """How N rows relate to M >= N columns: equal indices are a pair; columns from N on are negatives only.
+    """Relation of N rows to M >= N columns: equal indices are a pair, columns from N on only negatives.
 
     Attributes:
         pairs: N.
@@ -389,7 +388,7 @@ class Pairing:
         min_dot: The same above which two places are too near to oppose; None for no such rule.
         min_hours: Time difference below which two pairs are too near to oppose; None for no such rule.
         either: Whether one of the last two rules is enough, where there are both.
-        own: The rows that are looked at, as losses of single rows are added up over processes; None: all.
+        own: The rows of this process, where the losses of rows are summed over processes; None: all.
     """
 
     pairs: int
