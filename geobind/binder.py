@@ -15,7 +15,15 @@ from geobind import scoring
 from geobind.bundles import bundle
 from geobind.data.loader import collate
 from geobind.errors import DataError, PluginError, RecipeError
-from geobind.inference import class_examples, grouped, is_many, moved, of_width, prepared, still
+from geobind.inference import (
+    batch_inputs,
+    check_width,
+    eval_mode,
+    is_many_inputs,
+    list_class_examples,
+    prepare_input,
+    to_device,
+)
 from geobind.modality import Modality
 from geobind.scoring import SoftmaxTemperature, unit
 from geobind.utils.hashing import derive_seed
@@ -71,7 +79,7 @@ class Binder(nn.Module):
 
     def forward(self, name: str, batch: Any) -> Tensor:
         """Embed a prepared batch, (B, ...), as unit-length float32 (B, D)."""
-        return of_width(unit(self.encoders[name](batch)), self.width, name)
+        return check_width(unit(self.encoders[name](batch)), self.width, name)
 
     @property
     def device(self) -> torch.device:
@@ -126,13 +134,13 @@ class Binder(nn.Module):
         kind = self.modality(modality)
         if batch_size < 1:
             raise DataError(f"batch_size must be at least 1, not {batch_size}")
-        inputs = x if is_many(x) else [x]
+        inputs = x if is_many_inputs(x) else [x]
         total = len(inputs) if isinstance(inputs, Sequence) else None
         parts: list[Tensor] = []
-        with still(self.encoders[modality]):
-            for group in grouped(track(inputs, f"embedding {modality}", total, progress), batch_size):
-                batch = collate([prepared(kind, number, raw) for number, raw in group])
-                parts.append(self(modality, moved(batch, self.device)).cpu())
+        with eval_mode(self.encoders[modality]):
+            for group in batch_inputs(track(inputs, f"embedding {modality}", total, progress), batch_size):
+                batch = collate([prepare_input(kind, number, raw) for number, raw in group])
+                parts.append(self(modality, to_device(batch, self.device)).cpu())
         if not parts:
             raise DataError("nothing to embed: the input is an empty list")
         embedding_ND = torch.cat(parts)
@@ -203,7 +211,7 @@ class Binder(nn.Module):
         chosen = scoring.check_temperature(
             self.temperature(modality, through).value if temperature is None else temperature
         )
-        examples = class_examples(labels, templates)
+        examples = list_class_examples(labels, templates)
         class_CD = torch.stack([self.embed(through, e, batch_size=batch_size).mean(0) for e in examples])
         similarity_NC = scoring.cosine(self.embed(modality, x, batch_size=batch_size), class_CD)
         return scoring.softmax(similarity_NC, chosen)

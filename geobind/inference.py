@@ -7,20 +7,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from geobind.errors import DataError, PluginError
 from geobind.modality import Modality
 
 
-def is_many(x: object) -> bool:
+def is_many_inputs(x: object) -> bool:
     """Whether x is many raw inputs, and not one."""
     # A tuple is one input, (samples, rate); arrays and tensors are one input, whatever their axes.
     return isinstance(x, Sequence | Iterator) and not isinstance(x, str | bytes | bytearray | tuple)
 
 
-def grouped(inputs: Iterable[Any], size: int) -> Iterator[list[tuple[int, Any]]]:
+def batch_inputs(inputs: Iterable[Any], size: int) -> Iterator[list[tuple[int, Any]]]:
     """Number the inputs and yield them in groups of `size`, the last one perhaps smaller."""
     group: list[tuple[int, Any]] = []
     for numbered in enumerate(inputs):
@@ -32,7 +31,7 @@ def grouped(inputs: Iterable[Any], size: int) -> Iterator[list[tuple[int, Any]]]
         yield group
 
 
-def prepared(modality: Modality, number: int, raw: Any) -> Any:
+def prepare_input(modality: Modality, number: int, raw: Any) -> Any:
     """Prepare one input; a DataError says which one it was."""
     try:
         return modality.prepare(raw)
@@ -40,14 +39,14 @@ def prepared(modality: Modality, number: int, raw: Any) -> Any:
         raise DataError(f"input {number} of modality '{modality.name}': {error}") from error
 
 
-def moved(batch: Any, device: torch.device) -> Any:
+def to_device(batch: Any, device: torch.device) -> Any:
     """Move a batch, a tensor or a dict of tensors, to a device."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
-def of_width(embedding_BD: Tensor, width: int, name: str) -> Tensor:
+def check_width(embedding_BD: Tensor, width: int, name: str) -> Tensor:
     """Return embeddings that are (B, width).
 
     Raises:
@@ -61,7 +60,9 @@ def of_width(embedding_BD: Tensor, width: int, name: str) -> Tensor:
     return embedding_BD
 
 
-def class_examples(labels: Sequence[str] | Mapping[str, Any], templates: Sequence[str]) -> list[list[Any]]:
+def list_class_examples(
+    labels: Sequence[str] | Mapping[str, Any], templates: Sequence[str]
+) -> list[list[Any]]:
     """List the examples of each class: its name in every template, or those that a mapping gives.
 
     Raises:
@@ -70,14 +71,14 @@ def class_examples(labels: Sequence[str] | Mapping[str, Any], templates: Sequenc
     if not labels:
         raise DataError("no labels to choose from")
     if isinstance(labels, Mapping):
-        return [list(given) if is_many(given) else [given] for given in labels.values()]
+        return [list(given) if is_many_inputs(given) else [given] for given in labels.values()]
     if isinstance(labels, str) or not templates or any("{}" not in template for template in templates):
         raise DataError("labels must be a list of names, and every template must contain {}")
     return [[template.replace("{}", label) for template in templates] for label in labels]
 
 
 @contextmanager
-def still(encoder: nn.Module) -> Generator[None]:
+def eval_mode(encoder: nn.Module) -> Generator[None]:
     """Put an encoder in eval mode without gradients, and back as it was afterwards."""
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
@@ -88,9 +89,3 @@ def still(encoder: nn.Module) -> Generator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def rows_of(x: Tensor | NDArray[Any]) -> Tensor:
-    """Read embeddings as a tensor (N, D); one embedding is one row."""
-    rows = torch.as_tensor(x)
-    return rows[None] if rows.ndim == 1 else rows

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from geobind.errors import DataError
-from geobind.inference import rows_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,13 +69,19 @@ def unit(raw_BD: Tensor) -> Tensor:
     return functional.normalize(raw_BD.float(), dim=-1)
 
 
+def _as_rows(embeddings: Tensor | NDArray[Any]) -> Tensor:
+    """Return embeddings as a tensor (N, D); one embedding is one row."""
+    rows = torch.as_tensor(embeddings)
+    return rows[None] if rows.ndim == 1 else rows
+
+
 def cosine(a_ND: Tensor | NDArray[Any], b_MD: Tensor | NDArray[Any]) -> Tensor:
     """Cosine similarity of every row of `a_ND` with every row of `b_MD`: (N, M) in [-1, 1].
 
     Raises:
         DataError: The two are of different widths.
     """
-    a_ND, b_MD = rows_of(a_ND), rows_of(b_MD)
+    a_ND, b_MD = _as_rows(a_ND), _as_rows(b_MD)
     if a_ND.shape[1] != b_MD.shape[1]:
         raise DataError(f"embeddings of different widths: {a_ND.shape[1]} and {b_MD.shape[1]}")
     return unit(a_ND) @ unit(b_MD).T

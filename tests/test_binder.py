@@ -14,7 +14,7 @@ from toy import Cold, Left, Right, registry, view
 
 from geobind import plugins
 from geobind.binder import Binder
-from geobind.bundles.bundle import card_of
+from geobind.bundles.bundle import build_card
 from geobind.errors import CheckpointError, DataError, PluginError, RecipeError
 from geobind.plugins import Broken
 from geobind.scoring import Calibration, PairScales
@@ -117,7 +117,7 @@ CALIBRATION = Calibration(fitted_on="split 'val' of rows.csv", pairs=(SCALES,))
 @pytest.fixture
 def calibrated(tmp_path):
     fresh = Binder({"left": Left(), "right": Right()}, 8, seed=0)
-    fresh.card = card_of(fresh, calibration=CALIBRATION)
+    fresh.card = build_card(fresh, calibration=CALIBRATION)
     return Binder.load(fresh.save(tmp_path / "calibrated"))
 
 

@@ -8,14 +8,14 @@ import pytest
 from huggingface_hub import constants
 
 from geobind import hub
-from geobind.bundles.bundle import fetched, publish
+from geobind.bundles.bundle import fetch_folder, publish
 from geobind.errors import CheckpointError, GeobindError
-from geobind.towers.weights import file_of
+from geobind.towers.weights import find_weights_file
 
 
 def test_a_closed_port_is_named_with_its_address_and_the_fix(no_hub, caplog):
     with pytest.raises(CheckpointError) as caught:
-        file_of("someone/weights")
+        find_weights_file("someone/weights")
     message = str(caught.value)
     assert message.startswith("the weights of someone/weights cannot be had: ")
     assert f"{no_hub} cannot be reached (" in message
@@ -29,7 +29,7 @@ def test_a_hub_out_of_reach_is_asked_once(no_hub, monkeypatch):
     monkeypatch.setattr(hub, "_ask", lambda endpoint, patience: asked.append(endpoint) or "nobody is there")
     for name in ("one", "two"):
         with pytest.raises(CheckpointError, match="nobody is there"):
-            file_of(f"someone/{name}")
+            find_weights_file(f"someone/{name}")
     assert asked == [no_hub]
 
 
@@ -40,7 +40,7 @@ def test_what_the_cache_holds_is_loaded_without_the_hub(no_hub):
     (home / "snapshots" / ("0" * 40)).mkdir(parents=True)
     file = home / "snapshots" / ("0" * 40) / "model.safetensors"
     file.write_bytes(b"weights")
-    assert file_of("someone/weights") == file
+    assert find_weights_file("someone/weights") == file
     assert not constants.HF_HUB_OFFLINE
 
 
@@ -54,12 +54,12 @@ def test_without_leave_to_ask_the_hub_is_not_asked(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "_ask", lambda *_: pytest.fail("asked"))
     with pytest.raises(CheckpointError, match=r"the hub is not asked \(HF_HUB_OFFLINE is set\)"):
-        file_of("someone/weights")
+        find_weights_file("someone/weights")
 
 
 def test_a_bundle_is_not_waited_for_either(no_hub, tmp_path):
     with pytest.raises(CheckpointError, match=f"no folder 'me/mine', and .*{no_hub} cannot be reached"):
-        fetched("me/mine", ["*"])
+        fetch_folder("me/mine", ["*"])
     with pytest.raises(GeobindError, match="cannot publish 'me/mine': "):
         publish(tmp_path, "me/mine")
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from geobind import plugins
 from geobind.bundles.card import CARD, FORMAT, Card, Origin, read_card
 from geobind.bundles.delta import DELTA_FILE, find_base, read_with_base, split_delta
-from geobind.bundles.model_card import model_card
+from geobind.bundles.model_card import render_model_card
 from geobind.errors import CheckpointError, GeobindError, PluginError
 from geobind.hub import check_reachability, explain_failure, hub_or_cache
 from geobind.modality import Modality
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def fetched(name: str, files: Iterable[str], revision: str | None = None) -> Path:
+def fetch_folder(name: str, files: Iterable[str], revision: str | None = None) -> Path:
     """Find a folder of this name, or fetch it from the hub.
 
     Args:
@@ -78,7 +78,7 @@ WEIGHTS, RECIPE, README = "model.safetensors", "recipe.yaml", "README.md"
 _FILES = (CARD, WEIGHTS, DELTA_FILE, RECIPE, README)
 
 
-class Bound(Protocol):
+class SupportsBundle(Protocol):
     """What of a binder a bundle holds."""
 
     modalities: dict[str, Modality]
@@ -87,10 +87,10 @@ class Bound(Protocol):
     card: Card | None
 
 
-B = TypeVar("B", bound=Bound)
+B = TypeVar("B", bound=SupportsBundle)
 
 
-def card_of(binder: Bound, **facts: Any) -> Card:
+def build_card(binder: SupportsBundle, **facts: Any) -> Card:
     """Describe a binder as it is now; `facts` are further fields of the card."""
     known = binder.card.model_dump() if binder.card else {}
     options = {n: _without_folders(m.model_dump(mode="json")) for n, m in binder.modalities.items()}
@@ -108,7 +108,7 @@ def card_of(binder: Bound, **facts: Any) -> Card:
     return Card.model_validate({**known, **fresh, **facts})
 
 
-def save(binder: Bound, folder: Path, *, over: str | Path | None = None) -> Path:
+def save(binder: SupportsBundle, folder: Path, *, over: str | Path | None = None) -> Path:
     """Write a bundle.
 
     The weights come last but one and `binder.json` last, so that a folder with a card is a whole bundle.
@@ -122,22 +122,22 @@ def save(binder: Bound, folder: Path, *, over: str | Path | None = None) -> Path
         StorageError: The disk is full or the folder cannot be written.
         CheckpointError: There is no such base, or it is in this very folder.
     """
-    card, tensors, kept = card_of(binder, over=None), binder.encoders.state_dict(), (WEIGHTS, DELTA_FILE)
+    card, tensors, kept = build_card(binder, over=None), binder.encoders.state_dict(), (WEIGHTS, DELTA_FILE)
     if over is not None:
         base = _base_weights(folder, str(over))
-        tensors, reference = split_delta(tensors, read_weights(base), _called(over))
+        tensors, reference = split_delta(tensors, read_weights(base), _base_name(over))
         card = card.model_copy(update={"over": reference})
         kept = (DELTA_FILE, WEIGHTS)
     if card.recipe:
         storage.write_atomic(folder / RECIPE, dump_yaml(card.recipe).encode())
-    storage.write_atomic(folder / README, model_card(card.model_dump()).encode())
+    storage.write_atomic(folder / README, render_model_card(card.model_dump()).encode())
     (folder / kept[1]).unlink(missing_ok=True)
     storage.write_tensors(folder / kept[0], tensors)
     storage.write_atomic(folder / CARD, card.model_dump_json(indent=1).encode())
     return folder
 
 
-def save_card(binder: Bound, folder: Path, **facts: Any) -> None:
+def save_card(binder: SupportsBundle, folder: Path, **facts: Any) -> None:
     """Write a bundle's card and model card again with further facts; nothing else of it changes.
 
     Raises:
@@ -145,7 +145,7 @@ def save_card(binder: Bound, folder: Path, **facts: Any) -> None:
         StorageError: It cannot be written.
     """
     card = Card.model_validate({**read_card(folder).model_dump(), **facts})
-    storage.write_atomic(folder / README, model_card(card.model_dump()).encode())
+    storage.write_atomic(folder / README, render_model_card(card.model_dump()).encode())
     storage.write_atomic(folder / CARD, card.model_dump_json(indent=1).encode())
     binder.card = card
 
@@ -182,10 +182,10 @@ def from_pretrained(make: Callable[..., B], name: str, *, revision: str | None =
     Raises:
         CheckpointError: There is neither, or it is no bundle.
     """
-    return load(make, fetched(name, _FILES, revision))
+    return load(make, fetch_folder(name, _FILES, revision))
 
 
-def push_to_hub(binder: Bound, name: str, *, private: bool = False) -> str:
+def push_to_hub(binder: SupportsBundle, name: str, *, private: bool = False) -> str:
     """Publish a bundle on the Hugging Face hub; returns its address.
 
     Raises:
@@ -197,7 +197,7 @@ def push_to_hub(binder: Bound, name: str, *, private: bool = False) -> str:
 
 def _base_weights(folder: Path, base: str) -> Path:
     """Find the weights of the whole bundle that a small one, in `folder`, is over."""
-    found = fetched(base, _FILES)
+    found = fetch_folder(base, _FILES)
     if found.resolve() == folder.resolve():
         raise CheckpointError(f"{folder}: a bundle cannot be its own base; save it in another folder")
     if read_card(found).over is not None:
@@ -205,7 +205,7 @@ def _base_weights(folder: Path, base: str) -> Path:
     return found / WEIGHTS
 
 
-def _called(base: str | Path) -> str:
+def _base_name(base: str | Path) -> str:
     """What a card calls a base: its hub id, or the name of its folder."""
     return Path(base).resolve().name if os.path.isdir(base) else str(base)
 

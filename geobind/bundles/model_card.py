@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from geobind.data.dataset import registry
-from geobind.licences import UNSTATED, Effective, effective, looser, terms_of
+from geobind.licences import UNSTATED, EffectiveLicence, combine_licences, is_looser, parse_licence
 
 _USE = """```python
 from geobind import Binder
@@ -18,12 +18,12 @@ _SHOWN = ("R@1", "R@5", "R@10", "median_rank", "label_mAP")
 _HUB = ("cc0-1.0", "mit", "apache-2.0", "bsd-3-clause")  # identifiers that the hub knows, beside CC BY
 
 
-def model_card(card: Mapping[str, Any]) -> str:
+def render_model_card(card: Mapping[str, Any]) -> str:
     """Write the model card of a bundle whose `binder.json` holds `card`."""
     return "\n".join(_lines(card)) + "\n"
 
 
-def licence_parts(card: Mapping[str, Any]) -> dict[str, str]:
+def list_licence_parts(card: Mapping[str, Any]) -> dict[str, str]:
     """The licence of each thing the weights were made of: rows trained on, weights started from."""
     parts: dict[str, str] = {}
     for used in card.get("data", []):
@@ -32,14 +32,14 @@ def licence_parts(card: Mapping[str, Any]) -> dict[str, str]:
             for licence, rows in (used["licences"] or {UNSTATED: used["rows"]}).items():
                 parts[f"{where}: {licence} ({rows:,} rows)"] = licence
     told = (card.get("author") or {}).get("weights", {})
-    found = pretrained(card)
+    found = find_pretrained(card)
     for name in dict.fromkeys((*found, *told)):
         started = f", {found[name]}" if name in found else ""
         parts[f"{name}'s pretrained weights{started}"] = told.get(name, UNSTATED)
     return parts
 
 
-def pretrained(card: Mapping[str, Any]) -> dict[str, str]:
+def find_pretrained(card: Mapping[str, Any]) -> dict[str, str]:
     """What each modality's weights started from, by what its options call `pretrained`."""
     found = {name: "; ".join(_started(options)) for name, options in card["modalities"].items()}
     return {name: started for name, started in found.items() if started}
@@ -87,7 +87,7 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
 def _front_licence(licence: str | None) -> Iterator[str]:
     """The field that the hub reads; what it does not know goes as `other`."""
     if licence:
-        name = terms_of(licence).name.lower()
+        name = parse_licence(licence).name.lower()
         known = name in _HUB or name.startswith("cc-by")
         yield f"license: {name if known else 'other'}"
 
@@ -114,7 +114,7 @@ def _intended(card: Mapping[str, Any], author: Mapping[str, Any]) -> Iterator[st
 def _modalities(card: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "## Modalities", "")
     yield from ("| modality | plugin | started from | weights (SHA-256) |", "|---|---|---|---|")
-    started = pretrained(card)
+    started = find_pretrained(card)
     for name in card["modalities"]:
         origin = card["plugins"].get(name, {})
         plugin = f"{origin.get('distribution', '?')} {origin.get('version', '')}"
@@ -177,8 +177,8 @@ def _data(card: Mapping[str, Any]) -> Iterator[str]:
 def _licence(card: Mapping[str, Any], author: Mapping[str, Any]) -> Iterator[str]:
     if not card["stages"]:
         return
-    parts = licence_parts(card)
-    whole = effective(parts)
+    parts = list_licence_parts(card)
+    whole = combine_licences(parts)
     stated = author.get("licence")
     yield from ("", "## Licence", "")
     yield f"Of these weights, as their author states: **{_cell(stated or UNSTATED)}**."
@@ -187,7 +187,7 @@ def _licence(card: Mapping[str, Any], author: Mapping[str, Any]) -> Iterator[str
     yield from (f"- {demand.sentence} Asked by {_parts(demand.parts)}." for demand in whole.demands)
     if whole.conflict:
         yield f"- These terms cannot all be met: {_cell(whole.conflict)}."
-    if stated and looser(stated, whole):
+    if stated and is_looser(stated, whole):
         yield f"- **{_cell(stated)} is looser than what the parts ask, or may ask.**"
     yield from (
         "",
@@ -196,7 +196,7 @@ def _licence(card: Mapping[str, Any], author: Mapping[str, Any]) -> Iterator[str
     yield "careful view, reads licences by their names alone, and is no legal advice."
 
 
-def _why(whole: Effective) -> str:
+def _why(whole: EffectiveLicence) -> str:
     if not whole.demands:
         return " No part asks for anything." if not whole.terms.unknown else ""
     return f" Forced by {_parts(whole.demands[0].parts)}."

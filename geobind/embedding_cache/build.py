@@ -30,7 +30,7 @@ from geobind.embedding_cache.keys import (
 )
 from geobind.embedding_cache.store import LIMIT_VARIABLE, CacheEntry, ShardRows, read_limit
 from geobind.errors import DataError, StorageError
-from geobind.inference import moved, still
+from geobind.inference import eval_mode, to_device
 from geobind.modality import Modality
 from geobind.scoring import unit
 from geobind.utils.progress import track
@@ -437,8 +437,8 @@ class RowEncoder:
             Uncacheable: The encoder gives more than an embedding, does more after its head, or gives the head
                 something else than features.
         """
-        with still(self.encoder), self.context():
-            x = moved(batch, self.device)
+        with eval_mode(self.encoder), self.context():
+            x = to_device(batch, self.device)
             if self.part == "whole":
                 output = self.encoder(x)
                 if not isinstance(output, Tensor):

@@ -26,7 +26,7 @@ from geobind.evaluation.few_shot_curves import (
 )
 from geobind.evaluation.held_out import take_first_rows
 from geobind.evaluation.regression_probe import FactOptions, probe_facts
-from geobind.inference import class_examples
+from geobind.inference import list_class_examples
 from geobind.recipe import load_recipe
 from geobind.utils.hashing import derive_seed
 
@@ -77,7 +77,7 @@ def prototypes_from_prompts(
     binder: Binder, name: str, classes: Sequence[str], templates: Sequence[str]
 ) -> Prototypes:
     """Describe classes by their names, put into every template; `_` in a name is read as a space."""
-    examples = class_examples([label.replace("_", " ") for label in classes], templates)
+    examples = list_class_examples([label.replace("_", " ") for label in classes], templates)
     return build_prototypes(
         {label: binder.embed(name, of) for label, of in zip(classes, examples, strict=True)}
     )

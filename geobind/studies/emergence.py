@@ -23,7 +23,7 @@ from geobind.binder import Binder
 from geobind.data.loader import collate
 from geobind.data.sampler import MixedDataset
 from geobind.errors import DataError, RecipeError
-from geobind.inference import prepared
+from geobind.inference import prepare_input
 from geobind.recipe import Recipe, Stage, load_recipe
 from geobind.recipe.schema import Pairing, build_pairs
 from geobind.report.plots import LOWER_IS_BETTER, TITLES
@@ -187,7 +187,8 @@ def _forward_flops(recipe: Recipe, mixtures: Sequence[MixedDataset]) -> dict[str
             there_R = source.rows.rows_with([name])
             if name not in found and len(there_R):
                 raw = source.rows[int(there_R[0])].raws[name]
-                batch = collate([prepared(recipe.built[name], 0, raw[0] if isinstance(raw, list) else raw)])
+                first = raw[0] if isinstance(raw, list) else raw
+                batch = collate([prepare_input(recipe.built[name], 0, first)])
                 found[name] = count_forward_flops(binder.encoders[name], batch)
     absent = [name for name in recipe.modalities if name not in found]
     if absent:

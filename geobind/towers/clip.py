@@ -23,7 +23,7 @@ from geobind.hub import hub_or_cache, missing_weights_error
 from geobind.towers.mel import hide_broken_torchaudio
 from geobind.towers.options import ClipOptions, HeadKind
 from geobind.towers.tower import Tower, make_head
-from geobind.towers.weights import file_of, load_strictly, read_weights
+from geobind.towers.weights import find_weights_file, load_strictly, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +75,7 @@ def load_clip(
     given = {key: value for key, value in held.items() if key.startswith(prefix)}
     own = from_transformers(given, part, str(file))
     if own is not None:
-        _check_told(file, part, options, config)
+        _check_config(file, part, options, config)
     else:
         bare = {key.removeprefix(prefix): value for key, value in given.items()}
         theirs: dict[str, Tensor] = convert_to_custom_text_state_dict(bare)
@@ -83,8 +83,9 @@ def load_clip(
     if not own:
         behind = f" behind '{prefix}'" if prefix else ""
         raise CheckpointError(
-            f"{file}: no {part} tower of a CLIP in it{behind}; its keys begin with {_beginnings(held)}; what "
-            f"fits is open_clip's '{part}.', or transformers' '{_BODIES[part][0]}', also behind another name"
+            f"{file}: no {part} tower of a CLIP in it{behind}; its keys begin with {_key_prefixes(held)}; "
+            f"what fits is open_clip's '{part}.', or transformers' '{_BODIES[part][0]}', "
+            "also behind another name"
         )
     tower, projection = getattr(model, part), _PROJECTIONS[part]
     if projection in tower.state_dict() and projection not in own:
@@ -146,7 +147,7 @@ def from_transformers(tensors: Mapping[str, Tensor], part: Part, source: str) ->
     return renamed
 
 
-def _check_told(file: Path, part: Part, options: ClipOptions, config: Mapping[str, Any]) -> None:
+def _check_config(file: Path, part: Part, options: ClipOptions, config: Mapping[str, Any]) -> None:
     """Compare the model with what transformers' config.json beside the weights says of theirs.
 
     Activation and heads leave no trace in the weights: with the wrong ones they load, and mean nothing.
@@ -174,7 +175,7 @@ def _check_told(file: Path, part: Part, options: ClipOptions, config: Mapping[st
         )
 
 
-def _beginnings(tensors: Mapping[str, Tensor]) -> str:
+def _key_prefixes(tensors: Mapping[str, Tensor]) -> str:
     found = list(dict.fromkeys(".".join(key.split(".")[:2]) for key in tensors))
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return ", ".join(f"'{name}'" for name in found[:_SHOWN]) + more
@@ -196,7 +197,7 @@ class Preparation(NamedTuple):
     squash: bool  # the whole image is distorted to a square, instead of cropped to one
 
 
-def config_of(options: ClipOptions) -> dict[str, Any]:
+def read_architecture(options: ClipOptions) -> dict[str, Any]:
     """Return the architecture as open_clip's JSON spells it.
 
     Raises:
@@ -213,12 +214,13 @@ def config_of(options: ClipOptions) -> dict[str, Any]:
         raise RecipeError(f"open_clip has no model '{options.model}'; {hint}")
     if "multimodal_cfg" in config:
         raise RecipeError(
-            f"'{name_of(options)}' is a CoCa; its towers give tokens beside the embedding: choose a CLIP"
+            f"'{describe_clip(options)}' is a CoCa; its towers give tokens beside the embedding: "
+            "choose a CLIP"
         )
     return config
 
 
-def name_of(options: ClipOptions) -> str:
+def describe_clip(options: ClipOptions) -> str:
     """Return what messages call this CLIP."""
     return options.model if isinstance(options.model, str) else "the CLIP of this config"
 
@@ -237,7 +239,7 @@ def clip_tower(options: ClipOptions, part: Part, *, pretrained: bool, size: int 
         CheckpointError: The weights cannot be had, or are another model's.
     """
     weights = options.pretrained if pretrained else False
-    if isinstance(weights, str) and tag_of(options):
+    if isinstance(weights, str) and find_tag(options):
         return _projected(_from_tag(options, part, size), options)
     model = _both_towers(options, part, size)
     tower: Any = _projected(getattr(model, part), options)
@@ -250,16 +252,16 @@ def clip_tower(options: ClipOptions, part: Part, *, pretrained: bool, size: int 
 
 def clip_features(options: ClipOptions) -> int:
     """Return how many numbers the image tower of this CLIP gives, before any head."""
-    config = config_of(options)
+    config = read_architecture(options)
     section = config if options.projection else _section(config, "vision_cfg", options)
     return int(section["embed_dim"] if options.projection else section.get("width", 768))
 
 
-def preparation(options: ClipOptions) -> Preparation:
+def build_preparation(options: ClipOptions) -> Preparation:
     """Tell how images are prepared for this CLIP: CLIP's own way, unless the weights' tag says otherwise."""
-    vision = _section(config_of(options), "vision_cfg", options)
+    vision = _section(read_architecture(options), "vision_cfg", options)
     size = vision.get("image_size", 224)
-    told: dict[str, Any] = tag_of(options)
+    told: dict[str, Any] = find_tag(options)
     return Preparation(
         size=max(size) if isinstance(size, list | tuple) else int(size),
         mean=tuple(told.get("mean", open_clip.OPENAI_DATASET_MEAN)),
@@ -269,16 +271,17 @@ def preparation(options: ClipOptions) -> Preparation:
     )
 
 
-def tokenizer_of(options: ClipOptions) -> tuple[Callable[[str], list[int]], int]:
+def build_tokenizer(options: ClipOptions) -> tuple[Callable[[str], list[int]], int]:
     """Return the function from a text to its tokens, without start and end, and the context length.
 
     Raises:
         RecipeError: The model's tokenizer is not the one open_clip carries.
     """
-    config = _section(config_of(options), "text_cfg", options)
+    config = _section(read_architecture(options), "text_cfg", options)
     if config.get("hf_tokenizer_name") or config.get("hf_model_name"):
         raise RecipeError(
-            f"the text tower of {name_of(options)} needs files from a hub; choose one with CLIP's own tokens"
+            f"the text tower of {describe_clip(options)} needs files from a hub; "
+            "choose one with CLIP's own tokens"
         )
     if config.get("vocab_size", _BPE_SIZE) < _BPE_SIZE:
         raise RecipeError(f"text_cfg.vocab_size must be at least {_BPE_SIZE}, the size of CLIP's vocabulary")
@@ -287,7 +290,7 @@ def tokenizer_of(options: ClipOptions) -> tuple[Callable[[str], list[int]], int]
     return _bpe(clean), int(config.get("context_length", 77))
 
 
-def tag_of(options: ClipOptions) -> dict[str, Any]:
+def find_tag(options: ClipOptions) -> dict[str, Any]:
     """Return what open_clip knows of the weights' tag; nothing where they are a file, or random.
 
     Raises:
@@ -296,7 +299,7 @@ def tag_of(options: ClipOptions) -> dict[str, Any]:
     if not (isinstance(options.model, str) and isinstance(options.pretrained, str)):
         return {}
     tag: dict[str, Any] = open_clip.get_pretrained_cfg(options.model, options.pretrained)
-    quick = bool(config_of(options).get("quick_gelu", False))
+    quick = bool(read_architecture(options).get("quick_gelu", False))
     if tag and bool(tag.get("quick_gelu", False)) != quick:
         base = options.model.removesuffix("-quickgelu")
         raise RecipeError(
@@ -307,11 +310,11 @@ def tag_of(options: ClipOptions) -> dict[str, Any]:
 
 
 def _both_towers(options: ClipOptions, part: Part, size: int | None) -> nn.Module:
-    config = config_of(options)
+    config = read_architecture(options)
     vision = _section(config, "vision_cfg", options) if part == "visual" else _NO_VISION
     text = _section(config, "text_cfg", options) if part == "text" else _NO_TEXT
     if part == "text":
-        tokenizer_of(options)
+        build_tokenizer(options)
     vision = {**vision, "timm_model_pretrained": False} if "timm_model_name" in vision else dict(vision)
     if part == "visual" and size is not None:
         vision["image_size"] = size
@@ -323,7 +326,7 @@ def _both_towers(options: ClipOptions, part: Part, size: int | None) -> nn.Modul
             quick_gelu=config.get("quick_gelu", False),
         )
     except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
-        raise RecipeError(f"open_clip cannot build {name_of(options)}: {error}") from error
+        raise RecipeError(f"open_clip cannot build {describe_clip(options)}: {error}") from error
 
 
 def _from_tag(options: ClipOptions, part: Part, size: int | None) -> nn.Module:
@@ -331,7 +334,7 @@ def _from_tag(options: ClipOptions, part: Part, size: int | None) -> nn.Module:
     try:
         with hub_or_cache():
             # First by itself: within create_model its failure is logged as well as raised.
-            open_clip.download_pretrained(tag_of(options))
+            open_clip.download_pretrained(find_tag(options))
             model = open_clip.create_model(
                 str(options.model),
                 pretrained=str(options.pretrained),
@@ -351,26 +354,26 @@ def _projected(tower: nn.Module, options: ClipOptions) -> nn.Module:
         if not isinstance(getattr(tower, "proj", None), torch.nn.Parameter):
             raise RecipeError(
                 "clip.projection: false needs the image tower of a vision transformer, which "
-                f"{name_of(options)} has not here; leave it out"
+                f"{describe_clip(options)} has not here; leave it out"
             )
         tower.register_parameter("proj", None)
     return tower
 
 
 def _load_file(model: nn.Module, part: Part, options: ClipOptions, source: str) -> None:
-    file = file_of(source)
+    file = find_weights_file(source)
     if file is None:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name_of(options))) or "none"
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(describe_clip(options))) or "none"
         raise CheckpointError(
-            f"'{source}' is neither a file nor a tag of {name_of(options)}; its tags: {tags}"
+            f"'{source}' is neither a file nor a tag of {describe_clip(options)}; its tags: {tags}"
         )
-    load_clip(model, part, options, config_of(options), file)
+    load_clip(model, part, options, read_architecture(options), file)
 
 
 def _section(config: dict[str, Any], section: str, options: ClipOptions) -> dict[str, Any]:
     values = config.get(section)
     if not isinstance(values, dict):
-        raise RecipeError(f"{name_of(options)} has no {section}; this modality needs it")
+        raise RecipeError(f"{describe_clip(options)} has no {section}; this modality needs it")
     return values
 
 
@@ -394,9 +397,9 @@ def text_encoder(
 ) -> Tower:
     """Build the text tower of a CLIP, with a head where the widths differ; as `image_encoder`."""
     trunk = TextTrunk(clip_tower(options, "text", pretrained=pretrained))
-    features = int(config_of(options)["embed_dim"])
+    features = int(read_architecture(options)["embed_dim"])
     new = new_head or options.pretrained is False or not pretrained
-    return Tower(trunk, make_head(head, features, width, what=name_of(options), new_allowed=new))
+    return Tower(trunk, make_head(head, features, width, what=describe_clip(options), new_allowed=new))
 
 
 def prepare_text(raw: Any, options: ClipOptions) -> Tensor:
@@ -407,7 +410,7 @@ def prepare_text(raw: Any, options: ClipOptions) -> Tensor:
     Raises:
         DataError: There is no text, or none that the tokenizer keeps.
     """
-    encode, length = tokenizer_of(options)
+    encode, length = build_tokenizer(options)
     text = read_text(raw)
     words = encode(text)[: length - 2]
     if not words:

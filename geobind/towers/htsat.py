@@ -16,7 +16,7 @@ from geobind.towers.audio import SoundSpec, augment_samples, fit, log_mel, mask
 from geobind.towers.mel import check_torchaudio
 from geobind.towers.options import AudioAugment, HeadKind, HtsatOptions
 from geobind.towers.tower import CropsTower, Tower, make_head
-from geobind.towers.weights import file_of, load_strictly, read_weights
+from geobind.towers.weights import find_weights_file, load_strictly, read_weights
 
 
 def htsat_encoder(options: HtsatOptions, width: int, *, head: HeadKind, pretrained: bool) -> Tower:
@@ -29,7 +29,7 @@ def htsat_encoder(options: HtsatOptions, width: int, *, head: HeadKind, pretrain
     """
     model = _build(options)
     if pretrained and isinstance(options.pretrained, str):
-        tensors = read_weights(file_of(options.pretrained) or options.pretrained)
+        tensors = read_weights(find_weights_file(options.pretrained) or options.pretrained)
         own = {key: value for key, value in tensors.items() if key.startswith("audio_")}
         load_strictly(model, own, options.pretrained)
     trunk = HtsatTrunk(model)

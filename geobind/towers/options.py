@@ -26,7 +26,7 @@ _MADE_BY_THE_TOWER = {
 }
 
 
-def no_pickle(value: Any) -> Any:
+def refuse_pickle(value: Any) -> Any:
     """Refuse a weights file that only pickle can read: unpickling runs whatever code is in the file."""
     if isinstance(value, str) and Path(value).suffix.lower() in PICKLED:
         raise ValueError(
@@ -54,7 +54,7 @@ def _read_config(value: Any) -> Any:
 
 
 Architecture = Annotated[str | dict[str, Any], BeforeValidator(_read_config)]
-Weights = Annotated[str | bool, BeforeValidator(no_pickle)]
+Weights = Annotated[str | bool, BeforeValidator(refuse_pickle)]
 
 
 class Options(BaseModel):

@@ -77,7 +77,7 @@ def backbone(
     return model
 
 
-def features_of(model: nn.Module) -> int:
+def count_features(model: nn.Module) -> int:
     """Return how many numbers a backbone gives; some widen them after what timm calls its features."""
     return int(getattr(model, "head_hidden_size", None) or model.num_features)  # pyright: ignore[reportArgumentType]
 

@@ -17,7 +17,7 @@ from geobind.errors import RecipeError
 from geobind.towers.audio import sound_spec
 from geobind.towers.mel import check_torchaudio
 from geobind.towers.options import AudioOptions, HeadKind
-from geobind.towers.timm import backbone, features_of
+from geobind.towers.timm import backbone, count_features
 
 
 class Tower(nn.Module):
@@ -145,5 +145,5 @@ def mel_encoder(options: AudioOptions, width: int, *, pretrained: bool) -> Liste
         raise RecipeError("a tower that sees spectrograms needs the option timm")
     check_torchaudio()  # warns before loaders start
     trunk = backbone(chosen, channels=1, size=(spec.mels, spec.frames), pretrained=pretrained)
-    head = make_head(options.head, features_of(trunk), width, what=chosen.model)
+    head = make_head(options.head, count_features(trunk), width, what=chosen.model)
     return ListeningTower(trunk, head, (MEAN_DB,), (STD_DB,))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from geobind.towers.clip import clip_features, clip_tower, name_of, preparation
+from geobind.towers.clip import build_preparation, clip_features, clip_tower, describe_clip
 from geobind.towers.images import ImageSpec
 from geobind.towers.options import ClipOptions, ImageOptions
-from geobind.towers.timm import backbone, backbone_config, features_of
+from geobind.towers.timm import backbone, backbone_config, count_features
 from geobind.towers.tower import NormalisingTower, make_head
 
 
@@ -13,7 +13,7 @@ def image_spec(options: ImageOptions) -> ImageSpec:
     """Tell what the tower of these options wants to see; imports open_clip or timm, builds nothing."""
     chosen = options.chosen
     if isinstance(chosen, ClipOptions):
-        size, mean, std, how, squash = preparation(chosen)
+        size, mean, std, how, squash = build_preparation(chosen)
     else:
         config = backbone_config(chosen)
         size = int(chosen.options.get("img_size", config.input_size[-1]))
@@ -45,10 +45,10 @@ def image_encoder(
     chosen, spec = options.chosen, image_spec(options)
     if isinstance(chosen, ClipOptions):
         trunk = clip_tower(chosen, "visual", pretrained=pretrained, size=options.size)
-        features, what = clip_features(chosen), name_of(chosen)
+        features, what = clip_features(chosen), describe_clip(chosen)
     else:
         trunk = backbone(chosen, channels=spec.channels, size=options.size, pretrained=pretrained)
-        features, what = features_of(trunk), chosen.model
+        features, what = count_features(trunk), chosen.model
     new = new_head or chosen.pretrained is False or not pretrained
     head = make_head(options.head, features, width, what=what, new_allowed=new)
     return NormalisingTower(trunk, head, spec.mean, spec.std)

@@ -25,7 +25,7 @@ _HUB_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model
 _NESTED = ("state_dict", "model", "module")  # where trainers put the weights among other things
 
 
-def file_of(source: str) -> Path | None:
+def find_weights_file(source: str) -> Path | None:
     """Find the file or folder of weights that `source` names: a path, or `owner/name` of a hub.
 
     Returns:

@@ -41,7 +41,7 @@ def write_results(
     ]
     retrieval = parts.get("retrieval", {})
     others = {name: part for name, part in parts.items() if name != "retrieval"}
-    binder.card = bundle.card_of(
+    binder.card = bundle.build_card(
         binder,
         name=recipe.name,
         recipe=recipe.written,

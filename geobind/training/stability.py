@@ -20,7 +20,7 @@ from geobind.data.loader import collate
 from geobind.data.table import Table
 from geobind.embedding_cache.loader import RawColumn
 from geobind.errors import DataError, TrainingError
-from geobind.inference import moved, still
+from geobind.inference import eval_mode, to_device
 from geobind.recipe import Recipe
 from geobind.training.stage_data import StageData
 from geobind.training.trainable import check_frozen
@@ -120,8 +120,8 @@ class Prover:
         encoder = self.binder.encoders[name]
         home = next((p.device for p in encoder.parameters()), torch.device("cpu"))
         try:
-            with still(encoder.to(fabric.device)):
-                embedding_ND = self.binder(name, moved(rows.batch, fabric.device))
+            with eval_mode(encoder.to(fabric.device)):
+                embedding_ND = self.binder(name, to_device(rows.batch, fabric.device))
         finally:
             encoder.to(home)
         embeddings = hash_embeddings(embedding_ND)

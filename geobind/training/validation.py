@@ -23,7 +23,7 @@ from geobind.data.sources import PluginPairs, TableRows
 from geobind.embedding_cache.loader import RawColumn
 from geobind.errors import CheckpointError, DataError, TrainingError
 from geobind.evaluation import rank_counts_both
-from geobind.inference import moved, still
+from geobind.inference import eval_mode, to_device
 from geobind.recipe import Recipe, Stage
 from geobind.recipe.schema import ModalityPair, Watch
 from geobind.scoring import unit
@@ -127,7 +127,7 @@ class ValidationInputs:
             mine = blocks[min(first + rank, len(blocks) - 1)]  # a rank with nothing left does the last again
             whole_BD = torch.zeros(BLOCK, width, device=self.fabric.device)
             batch = collate([self._input(int(row)) for row in mine])
-            whole_BD[: len(mine)] = forward(moved(batch, self.fabric.device))
+            whole_BD[: len(mine)] = forward(to_device(batch, self.fabric.device))
             gathered_ND = ranks(whole_BD).cpu()
             found += [
                 gathered_ND[number * BLOCK : number * BLOCK + len(block)]
@@ -306,7 +306,7 @@ def _loss(
 ) -> float:
     loss, found = losses[pair.name], []
     device = next((tensor.device for tensor in (*loss.parameters(), *loss.buffers())), torch.device("cpu"))
-    with still(loss):
+    with eval_mode(loss):
         for rows in _batches(row_N, job.stage.batch_size):
             context = build_loss_context(lambda here: here, device, job.stage.loss, facts.meta(rows))
             anchor_ND, other_ND = (sides[name].select(rows).to(device) for name in (pair.anchor, pair.other))
@@ -515,7 +515,7 @@ class Validator:
             with self.fabric.autocast():  # the module has no more than its head
                 return unit(self.fabric.to_device(encoder)(batch))
 
-        with still(self.module), still(encoder):
+        with eval_mode(self.module), eval_mode(encoder):
             found = self._inputs[name].embed(forward, self.ranks, self.job.recipe.width)
         if name not in self.job.stage.parts:
             self._still[name] = found

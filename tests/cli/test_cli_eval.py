@@ -12,7 +12,7 @@ from torch import nn
 
 from geobind import plugins
 from geobind.binder import Binder
-from geobind.bundles.bundle import card_of
+from geobind.bundles.bundle import build_card
 from geobind.cli import main
 from geobind.evaluation import PROTOCOLS
 from geobind.modality import Modality
@@ -73,7 +73,7 @@ def make_bundle(tmp_path, *, data=None, aligned=True):
     stages = [{"name": "one", "anchor": "left", "align": "right", "train": ["right"]}] if aligned else []
     facts = {"pairs": 1, "steps": 1, "loss": 0.0, "temperature": 0.1}
     recipe = {"data": data} if data else {}
-    binder.card = card_of(binder, stages=[{**stage, **facts} for stage in stages], recipe=recipe)
+    binder.card = build_card(binder, stages=[{**stage, **facts} for stage in stages], recipe=recipe)
     return str(binder.save(tmp_path / "bundle"))
 
 

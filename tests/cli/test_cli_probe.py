@@ -11,7 +11,7 @@ from torch import nn
 
 from geobind import plugins
 from geobind.binder import Binder
-from geobind.bundles.bundle import card_of
+from geobind.bundles.bundle import build_card
 from geobind.cli import main
 from geobind.errors import DataError
 from geobind.modality import Modality
@@ -77,7 +77,7 @@ def registry(monkeypatch, tmp_path_factory):
 @pytest.fixture
 def bundle(tmp_path):
     binder = Binder({"tile": Tile(), "sound": Sound(), "words": Words()}, 6, seed=0)
-    binder.card = card_of(binder)
+    binder.card = build_card(binder)
     return str(binder.save(tmp_path / "bundle"))
 
 
@@ -241,7 +241,7 @@ def test_a_class_without_an_example_is_named(bundle, manifest, tmp_path):
 
 def test_facts_of_toy_earth_are_targets(bundle):
     binder = Binder({"tile": Tile()}, 6, seed=0)
-    binder.card = card_of(
+    binder.card = build_card(
         binder, recipe={"data": {"toyearth": {"places": 12, "held_out": 24, "tile_size": 8, "photo_size": 8}}}
     )
     saved = str(binder.save(bundle + "2"))

@@ -10,7 +10,14 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from geobind.errors import CheckpointError, DataError, RecipeError
-from geobind.towers.clip import TextTrunk, clip_tower, config_of, preparation, prepare_text, text_encoder
+from geobind.towers.clip import (
+    TextTrunk,
+    build_preparation,
+    clip_tower,
+    prepare_text,
+    read_architecture,
+    text_encoder,
+)
 from geobind.towers.options import ClipOptions
 
 CAPTIONS = ["a quiet river", "a harbour with many small boats, seen from the pier in the morning", "x"]
@@ -117,18 +124,18 @@ def test_openai_weights_need_quickgelu():
     with pytest.raises(ValidationError, match="write model: ViT-B-32-quickgelu"):
         ClipOptions(model="ViT-B-32", pretrained="openai")
     with pytest.raises(RecipeError, match=r"trained with QuickGELU: write model: ViT-B-32-quickgelu"):
-        preparation(ClipOptions(model="ViT-B-32", pretrained="metaclip_400m"))
-    assert preparation(ClipOptions(model="ViT-B-32-quickgelu", pretrained="openai")).size == 224
+        build_preparation(ClipOptions(model="ViT-B-32", pretrained="metaclip_400m"))
+    assert build_preparation(ClipOptions(model="ViT-B-32-quickgelu", pretrained="openai")).size == 224
 
 
 def test_siglip_images_are_squashed_and_normalised_its_way():
-    wanted = preparation(ClipOptions(model="ViT-B-16-SigLIP", pretrained="webli"))
+    wanted = build_preparation(ClipOptions(model="ViT-B-16-SigLIP", pretrained="webli"))
     assert (wanted.squash, wanted.mean, wanted.size) == (True, (0.5, 0.5, 0.5), 224)
 
 
 def test_wrong_models_are_refused_with_the_fix(tiny_clip):
     def config(model):
-        return config_of(ClipOptions(model=model, pretrained=False))
+        return read_architecture(ClipOptions(model=model, pretrained=False))
 
     with pytest.raises(RecipeError, match="no model 'ViT-B-23'; did you mean 'ViT-B-"):
         config("ViT-B-23")

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from geobind.errors import CheckpointError, DataError, RecipeError
 from geobind.towers.images import augment_image, prepare_image
 from geobind.towers.options import ImageOptions, PhotoAugment, TileAugment, TimmOptions
-from geobind.towers.timm import backbone, features_of
+from geobind.towers.timm import backbone, count_features
 from geobind.towers.tower import channels_last, make_head
 from geobind.towers.vision import image_encoder, image_spec
 
@@ -76,7 +76,7 @@ def test_a_backbone_is_timms_own(model, tmp_path):
     save_file(theirs.state_dict(), path)
     options = ImageOptions(timm=timm_options(model, str(path)))
     spec = image_spec(options)
-    encoder = image_encoder(options, features_of(theirs), pretrained=True).eval()
+    encoder = image_encoder(options, count_features(theirs), pretrained=True).eval()
     image = torch.rand(2, 3, spec.size, spec.size)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_a_backbone_is_timms_own(model, tmp_path):
 )
 def test_the_features_of_any_backbone_are_counted_right(model):
     trunk = backbone(timm_options(model), channels=2, size=None, pretrained=False).eval()
-    assert trunk(torch.zeros(1, 2, 64, 64)).shape == (1, features_of(trunk))
+    assert trunk(torch.zeros(1, 2, 64, 64)).shape == (1, count_features(trunk))
 
 
 def test_weights_for_three_bands_fit_thirteen(tmp_path):
@@ -96,7 +96,7 @@ def test_weights_for_three_bands_fit_thirteen(tmp_path):
     theirs = timm.create_model("test_resnet").eval()  # with its classifier, which is left behind
     save_file(theirs.state_dict(), path)
     trunk = backbone(timm_options(pretrained=str(path)), channels=13, size=None, pretrained=True).eval()
-    assert trunk(torch.rand(1, 13, 64, 64)).shape == (1, features_of(trunk))
+    assert trunk(torch.rand(1, 13, 64, 64)).shape == (1, count_features(trunk))
     assert trunk.conv1[0].weight.shape[1] == 13
     assert torch.allclose(trunk.conv1[0].weight[:, 12], theirs.conv1[0].weight[:, 0] * 3 / 13)
 

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from geobind.errors import CheckpointError
-from geobind.towers.weights import file_of, load_strictly, read_weights
+from geobind.towers.weights import find_weights_file, load_strictly, read_weights
 
 ONE, TWO = {"one": torch.ones(2)}, {"two": torch.zeros(3)}
 
@@ -129,14 +129,14 @@ def test_a_hub_is_asked_for_safetensors_first_and_for_the_config(tmp_path, monke
         return str(tmp_path / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert file_of("someone/weights") == tmp_path / "pytorch_model.bin"
+    assert find_weights_file("someone/weights") == tmp_path / "pytorch_model.bin"
     assert asked == [
         "model.safetensors",
         "open_clip_model.safetensors",
         "pytorch_model.bin",
         "config.json",
     ]
-    assert file_of("no hub name") is None
+    assert find_weights_file("no hub name") is None
 
 
 def test_only_the_first_of_many_faults_are_spelt_out():
