@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from geobind import scoring
 from geobind.bundles import bundle
-from geobind.data.loader import collate
 from geobind.errors import DataError, PluginError, RecipeError
 from geobind.inference import (
     batch_inputs,
     check_width,
+    collate,
     eval_mode,
     is_many_inputs,
     list_class_examples,

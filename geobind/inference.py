@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from geobind.errors import DataError, PluginError
 from geobind.modality import Modality
+
+if TYPE_CHECKING:
+    from geobind.modality import Prepared
 
 
 def is_many_inputs(x: object) -> bool:
@@ -37,6 +41,36 @@ def prepare_input(modality: Modality, number: int, raw: Any) -> Any:
         return modality.prepare(raw)
     except DataError as error:
         raise DataError(f"input {number} of modality '{modality.name}': {error}") from error
+
+
+def collate(samples: Sequence[Prepared]) -> Prepared:
+    """Stack prepared inputs, tensors or dicts of tensors, into a batch.
+
+    Raises:
+        DataError: There are none, or they differ in shape, type or keys.
+    """
+    if not samples:
+        raise DataError("a batch needs at least one input")
+    first = samples[0]
+    for number, sample in enumerate(samples):
+        if not _match(sample, first):
+            raise DataError(
+                f"inputs of a batch must be prepared alike: number 0 is {_describe_prepared(first)}, "
+                f"number {number} is {_describe_prepared(sample)}"
+            )
+    return default_collate([dict(sample) if isinstance(sample, Mapping) else sample for sample in samples])
+
+
+def _match(one: Prepared, other: Prepared) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and one.dtype == other.dtype
+    return _describe_prepared(one) == _describe_prepared(other)
+
+
+def _describe_prepared(sample: Prepared) -> str:
+    if isinstance(sample, Tensor):
+        return f"{str(sample.dtype).removeprefix('torch.')} of shape {tuple(sample.shape)}"
+    return "{" + ", ".join(f"{name}: {_describe_prepared(sample[name])}" for name in sorted(sample)) + "}"
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -22,10 +22,10 @@ LAYERS = """
 errors
 utils extras
 modality licences hub
-hookspecs
+hookspecs inference
 plugins
 data loggers
-inference recipe towers importers
+recipe towers importers
 scoring
 bundles
 binder

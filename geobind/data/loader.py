@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, cast
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from geobind.data.sampler import BatchSampler, preserve_rng, seed_rng
 from geobind.data.sources import find_missing_storage, hours_since_1970
 from geobind.data.table import Row
 from geobind.errors import DataError
+from geobind.inference import collate
 from geobind.modality import Modality
 
 if TYPE_CHECKING:
@@ -51,36 +51,6 @@ class PreparedRow(NamedTuple):
     prepared: Mapping[str, Prepared]  # by modality; what the row lacks is not in it
     known: Row  # without raw inputs
     faults: list[Fault]
-
-
-def collate(samples: Sequence[Prepared]) -> Prepared:
-    """Stack prepared inputs, tensors or dicts of tensors, into a batch.
-
-    Raises:
-        DataError: There are none, or they differ in shape, type or keys.
-    """
-    if not samples:
-        raise DataError("a batch needs at least one input")
-    first = samples[0]
-    for number, sample in enumerate(samples):
-        if not _match(sample, first):
-            raise DataError(
-                f"inputs of a batch must be prepared alike: number 0 is {_describe_prepared(first)}, "
-                f"number {number} is {_describe_prepared(sample)}"
-            )
-    return default_collate([dict(sample) if isinstance(sample, Mapping) else sample for sample in samples])
-
-
-def _match(one: Prepared, other: Prepared) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and one.dtype == other.dtype
-    return _describe_prepared(one) == _describe_prepared(other)
-
-
-def _describe_prepared(sample: Prepared) -> str:
-    if isinstance(sample, Tensor):
-        return f"{str(sample.dtype).removeprefix('torch.')} of shape {tuple(sample.shape)}"
-    return "{" + ", ".join(f"{name}: {_describe_prepared(sample[name])}" for name in sorted(sample)) + "}"
 
 
 class Collator(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from geobind.data.loader import Failure, collate, load_batches
+from geobind.data.loader import Failure, load_batches
 from geobind.data.sampler import seeded_rng
 from geobind.data.sources import find_missing_storage
 from geobind.embedding_cache.keys import (
@@ -30,7 +30,7 @@ from geobind.embedding_cache.keys import (
 )
 from geobind.embedding_cache.store import LIMIT_VARIABLE, CacheEntry, ShardRows, read_limit
 from geobind.errors import DataError, StorageError
-from geobind.inference import eval_mode, to_device
+from geobind.inference import collate, eval_mode, to_device
 from geobind.modality import Modality
 from geobind.scoring import unit
 from geobind.utils.progress import track

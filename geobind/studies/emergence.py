@@ -20,10 +20,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from geobind.binder import Binder
-from geobind.data.loader import collate
 from geobind.data.sampler import MixedDataset
 from geobind.errors import DataError, RecipeError
-from geobind.inference import prepare_input
+from geobind.inference import collate, prepare_input
 from geobind.recipe import Recipe, Stage, load_recipe
 from geobind.recipe.schema import Pairing, build_pairs
 from geobind.report.plots import LOWER_IS_BETTER, TITLES

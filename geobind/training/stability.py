@@ -16,11 +16,10 @@ from torch import nn
 
 from geobind.binder import Binder
 from geobind.bundles.stability import ModalityState, Proof, StageProof, describe_difference, hash_embeddings
-from geobind.data.loader import collate
 from geobind.data.table import Table
 from geobind.embedding_cache.loader import RawColumn
 from geobind.errors import DataError, TrainingError
-from geobind.inference import eval_mode, to_device
+from geobind.inference import collate, eval_mode, to_device
 from geobind.recipe import Recipe
 from geobind.training.stage_data import StageData
 from geobind.training.trainable import check_frozen

@@ -27,8 +27,8 @@ from torch.nn.modules._functions import SyncBatchNorm as Fused
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.overrides import TorchFunctionMode
 
-from geobind.data.loader import collate
 from geobind.errors import DataError, TrainingError
+from geobind.inference import collate
 from geobind.training.fsdp import is_sharded
 
 if TYPE_CHECKING:

@@ -17,13 +17,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from geobind.data.loader import BatchMeta, collate
+from geobind.data.loader import BatchMeta
 from geobind.data.sampler import MixedDataset, WeightedSource
 from geobind.data.sources import PluginPairs, TableRows
 from geobind.embedding_cache.loader import RawColumn
 from geobind.errors import CheckpointError, DataError, TrainingError
 from geobind.evaluation import rank_counts_both
-from geobind.inference import eval_mode, to_device
+from geobind.inference import collate, eval_mode, to_device
 from geobind.recipe import Recipe, Stage
 from geobind.recipe.schema import ModalityPair, Watch
 from geobind.scoring import unit

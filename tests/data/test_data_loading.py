@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.data import loader as loading
-from geobind.data.loader import BatchLoader, ModalityInput, choose_workers, collate, prepare_batches
+from geobind.data.loader import BatchLoader, ModalityInput, choose_workers, prepare_batches
 from geobind.data.options import DataOptions
 from geobind.data.sampler import BatchSampler, batch_indices, draw_replacement, seeded_rng
 from geobind.data.sources import PluginPairs
 from geobind.data.table import open_table
 from geobind.errors import DataError
+from geobind.inference import collate
 from geobind.modality import Modality, Pair, Place
 
 
