@@ -365,7 +365,7 @@ def measure_ending(recipe: Recipe, binder: Binder, sources: StageData, folder: P
 def _evaluated(recipe: Recipe, binder: Binder) -> tuple[float, EvaluationResults | None]:
     """Return the seconds that measuring will take, and what was measured of a few rows."""
     options = recipe.evaluate
-    data = (options.data or recipe.data) if options else None
+    data = recipe.evaluation_data
     if options is None or data is None:
         return 0.0, None
     table = open_table(data, recipe.base, tuple(recipe.modalities))

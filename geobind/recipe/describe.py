@@ -12,7 +12,6 @@ from geobind.modality import Modality
 from geobind.plugins import Registry
 from geobind.recipe.schema import Recipe, Stage, Watch
 from geobind.recipe.stage_options import Full, Head, Last, Lora, Part
-from geobind.recipe.validation import find_pair_providers
 
 
 def recipe_warnings(recipe: Recipe, stage: Stage) -> Iterator[str]:
@@ -138,9 +137,7 @@ class _Source(NamedTuple):
 
 
 def _sources(recipe: Recipe, stage: Stage) -> list[_Source]:
-    own = find_pair_providers(stage, recipe.built)
-    others = [name for name in stage.aligned if name not in own]
-    tables = recipe.tables_of(stage, others) if others else ()
+    own, tables = recipe.stage_sources(stage)
     names = [f"the pairs of {name}" for name in own]
     names += [table.source for table in tables]
     weights = [table.weight if isinstance(table, MixedData) else None for table in tables]

@@ -73,7 +73,7 @@ def build_pairs(
         pairing: "anchor" compares each with the anchor; "all" compares every two of them, the anchor among
             them, save two that the stage leaves as they are, for nothing would come of it.
         trained: The modalities in training; only "all" asks.
-        weights: How much a pair counts, by one of its `pair_words`.
+        weights: How much a pair counts, by one of its `pair_aliases`.
 
     Returns:
         The pairs, those with the anchor first.
@@ -381,6 +381,18 @@ class ModalityEntry(BaseModel):
         return dict(self.model_extra or {})
 
 
+def find_pair_providers(built: Mapping[str, Modality]) -> set[str]:
+    """Return the modalities whose plugins define pairs of their own."""
+    return {name for name, modality in built.items() if type(modality).pairs is not Modality.pairs}
+
+
+class StageSources(NamedTuple):
+    """Where the rows of a stage come from."""
+
+    own: tuple[str, ...]  # aligned modalities whose plugins bring their pairs with the anchor
+    tables: tuple[DataOptions, ...]  # the tables of the other aligned modalities
+
+
 class Recipe(RecipeBlock):
     """Modalities, and the stages that bind them."""
 
@@ -440,6 +452,24 @@ class Recipe(RecipeBlock):
     def pairs_of(self, stage: Stage) -> tuple[ModalityPair, ...]:
         """The pairs of modalities that a stage compares."""
         return build_pairs(self.anchor_of(stage), stage.aligned, stage.pairs, stage.parts, stage.weights)
+
+    @property
+    def evaluation_data(self) -> DataOptions | None:
+        """The table that `evaluate` measures on; None where nothing is evaluated, or no table is named."""
+        return (self.evaluate.data or self.data) if self.evaluate else None
+
+    def stage_sources(self, stage: Stage, own: Collection[str] | None = None) -> StageSources:
+        """Return where the rows of a stage come from; names that the recipe does not have are left out.
+
+        Args:
+            stage: The stage.
+            own: The modalities that bring their pairs; default: those whose plugins define `pairs`.
+        """
+        if own is None:
+            own = find_pair_providers(self._built)
+        others = [name for name in stage.aligned if name not in own and name in self.modalities]
+        brought = tuple(name for name in stage.aligned if name in own)
+        return StageSources(brought, self.tables_of(stage, others) if others else ())
 
     def tables_of(self, stage: Stage, aligned: Collection[str] | None = None) -> tuple[DataOptions, ...]:
         """The tables a stage trains on: its own, else those of its aligned modalities, else the recipe's."""

@@ -24,7 +24,7 @@ from geobind.recipe.parsing import (
     iterate_strings,
     to_key_path,
 )
-from geobind.recipe.schema import ModalityEntry, Recipe, Stage, build_pairs, pair_aliases
+from geobind.recipe.schema import ModalityEntry, Recipe, Stage, build_pairs, find_pair_providers, pair_aliases
 from geobind.recipe.stage_options import Lora
 
 Faults = Iterator[tuple[KeyPath, str]]  # where inside the stage, and what to do about it
@@ -58,11 +58,6 @@ def explain_unknown(name: str, known: Iterable[str]) -> str:
     return f"no modality {name!r} under `modalities`; {hint}"
 
 
-def find_pair_providers(stage: Stage, built: Mapping[str, Modality]) -> list[str]:
-    """The aligned modalities whose plugin brings pairs of its own."""
-    return [name for name in stage.aligned if name in built and _brings_pairs(built[name])]
-
-
 def _aligned(recipe: Recipe, stage: Stage) -> Faults:
     anchor = recipe.anchor_of(stage)
     if not stage.aligned:
@@ -78,9 +73,7 @@ def _aligned(recipe: Recipe, stage: Stage) -> Faults:
 
 
 def _rows(recipe: Recipe, stage: Stage, built: Mapping[str, Modality]) -> Faults:
-    own = find_pair_providers(stage, built)
-    others = [name for name in stage.aligned if name not in own]
-    tables = recipe.tables_of(stage, others) if others else ()
+    own, tables = recipe.stage_sources(stage, find_pair_providers(built))
     for name in stage.aligned:
         table = stage.data is not None or recipe.modalities[name].data or recipe.data
         if name not in own and name != recipe.anchor_of(stage) and not table:
@@ -147,10 +140,6 @@ def _no_pair(recipe: Recipe, stage: Stage, word: str) -> str:
     return f"no pair {word!r} in this stage; {hint}"
 
 
-def _brings_pairs(modality: Modality) -> bool:
-    return type(modality).pairs is not Modality.pairs
-
-
 _WITH_HEADER = (".csv", ".tsv", ".parquet", ".geoparquet", "")  # a row of JSONL need not name all columns
 Fault = tuple[KeyPath, str]  # where in the recipe, and what to do about it
 _CLUSTERS = {None: (), "cell": ("lat", "lon"), "group": ("group",)}
@@ -168,16 +157,14 @@ def find_column_faults(recipe: Recipe, blocks: Iterable[tuple[KeyPath, DataOptio
     for path, table in blocks:
         yield from _mapped(recipe, path, table)
     for number, stage in enumerate(recipe.stages):
-        own = find_pair_providers(stage, recipe.built)
-        tabled = [name for name in stage.aligned if name not in own and name in recipe.modalities]
-        tables = recipe.tables_of(stage, tabled) if tabled else ()
+        tables = recipe.stage_sources(stage).tables
         for at, columns in _asked(stage).items():
             yield from _needed(recipe, ("stages", number, *at), columns, tables)
         if stage.watch and stage.watch.by == "label":
             held = tables if stage.watch.data is None else (stage.watch.data,)
             yield from _needed(recipe, ("stages", number, "watch", "by"), ("label",), held)
     evaluate = recipe.evaluate
-    measured = evaluate and (evaluate.data or recipe.data)
+    measured = recipe.evaluation_data
     if evaluate and measured:
         asked = {"by": ("label",) if evaluate.by == "label" else (), "clusters": _CLUSTERS[evaluate.clusters]}
         for word, columns in asked.items():
@@ -247,14 +234,14 @@ def find_evaluation_faults(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     evaluate = recipe.evaluate
     if evaluate is None:
         return
-    if evaluate.data is None and recipe.data is None:
+    data = recipe.evaluation_data
+    if data is None:
         yield ("evaluate",), "has no rows: give `data` here or for the whole recipe"
     for number, text in enumerate(evaluate.sums):
         try:
             parse_sum(text, recipe.modalities)
         except DataError as error:
             yield ("evaluate", "sums", number), str(error)
-    data = evaluate.data or recipe.data
     for stage in recipe.stages:
         known = all(name in recipe.modalities for name in stage.aligned)
         if stage.split == evaluate.calibrate and known and data in recipe.tables_of(stage):
@@ -279,7 +266,7 @@ def find_watch_faults(recipe: Recipe, stage: Stage) -> Faults:
             yield ("watch", "split"), f"{whose} on split {watch.split!r}: name rows that none does"
             break
     chosen = watch.keep == "best" or watch.patience is not None
-    measured = evaluate and (evaluate.data or recipe.data)
+    measured = recipe.evaluation_data
     if evaluate and chosen and evaluate.split == watch.split and measured and _facts(measured) in mine:
         yield (
             ("watch", "split"),
@@ -306,9 +293,7 @@ def _tables(recipe: Recipe, stage: Stage, other: DataOptions | None = None) -> l
     """Where the rows of a stage come from, as plain values: tables, and modalities that bring their own."""
     if other is not None:
         return [_facts(other)]
-    own = find_pair_providers(stage, recipe.built)
-    others = [name for name in stage.aligned if name not in own]
-    tables = recipe.tables_of(stage, others) if others else ()
+    own, tables = recipe.stage_sources(stage)
     return [{"pairs of": name} for name in own] + [_facts(table) for table in tables]
 
 

@@ -82,7 +82,7 @@ def open_held_out_rows(recipe: Recipe) -> Table | None:
         DataError: They are not there, or the table is malformed.
     """
     options = recipe.evaluate
-    data = (options.data or recipe.data) if options else None
+    data = recipe.evaluation_data
     if options is None or data is None:
         return None
     table = open_table(data, recipe.base, tuple(recipe.modalities)).split(options.split)

@@ -44,7 +44,7 @@ class StageData:
                 self._open(options)
             if stage.watch and stage.watch.data:
                 self._open(stage.watch.data)
-        self._table(self._evaluated())
+        self._table(self.recipe.evaluation_data)
 
     def rows(self, stage: Stage) -> MixedDataset:
         """The rows a stage trains on: the pairs that its modalities bring, and those of its tables.
@@ -89,20 +89,20 @@ class StageData:
 
     def _sources(self, stage: Stage, *, own: bool = True) -> list[WeightedSource]:
         anchor = self.recipe.anchor_of(stage)
-        found: list[WeightedSource] = []
-        others: list[str] = []
-        for name in stage.aligned:
-            brought = self.recipe.built[name].pairs(stage.split, anchor) if own else None
-            if brought is None:
-                others.append(name)
-            else:
-                found.append(WeightedSource(f"the pairs of '{name}'", PluginPairs(brought, anchor, name)))
-        tables = self.recipe.tables_of(stage, others) if others else ()
-        if not found and not tables:
+        brought = {n: self.recipe.built[n].pairs(stage.split, anchor) for n in stage.aligned} if own else {}
+        plugins = {
+            name: PluginPairs(pairs, anchor, name) for name, pairs in brought.items() if pairs is not None
+        }
+        others = [name for name in stage.aligned if name not in plugins]
+        tables = self.recipe.stage_sources(stage, plugins).tables
+        if not plugins and not tables:
             raise RecipeError(
                 f"stage '{stage.name}': '{others[0]}' brings no pairs and the recipe names no data"
             )
-        return found + [self._source(stage, options, others) for options in tables]
+        return [
+            *(WeightedSource(f"the pairs of '{name}'", pairs) for name, pairs in plugins.items()),
+            *(self._source(stage, options, others) for options in tables),
+        ]
 
     def _source(self, stage: Stage, options: DataOptions, others: Sequence[str]) -> WeightedSource:
         anchor = self.recipe.anchor_of(stage)
@@ -141,13 +141,13 @@ class StageData:
         Raises:
             DataError: They have not.
         """
-        options, table = self.recipe.evaluate, self._table(self._evaluated())
+        options, table = self.recipe.evaluate, self._table(self.recipe.evaluation_data)
         if options is not None and table is not None:
             check_evaluation_rows(table, options)
 
     def measure(self, binder: Binder) -> EvaluationResults | None:
         """Measure what the recipe's `evaluate` asks for."""
-        options, data = self.recipe.evaluate, self._evaluated()
+        options, data = self.recipe.evaluate, self.recipe.evaluation_data
         table = self._table(data)
         if options is None or data is None or table is None:
             return None
@@ -157,7 +157,7 @@ class StageData:
 
     def evaluation_table(self) -> Table | None:
         """The rows that `evaluate` measures on."""
-        options, table = self.recipe.evaluate, self._table(self._evaluated())
+        options, table = self.recipe.evaluate, self._table(self.recipe.evaluation_data)
         if options is None or table is None:
             return None
         return take_first_rows(table.split(options.split), options.limit)
@@ -192,10 +192,6 @@ class StageData:
             for source in sources
             if isinstance(source.rows, TableRows)
         }
-
-    def _evaluated(self) -> DataOptions | None:
-        evaluate = self.recipe.evaluate
-        return (evaluate.data or self.recipe.data) if evaluate else None
 
     def _table(self, options: DataOptions | None) -> Table | None:
         return None if options is None else self._open(options)
