@@ -18,7 +18,7 @@ from geobind.report import page
 from geobind.training import cache
 
 CHANGED = [(plugins, "registry"), (build, "_SECONDS"), (cache, "_BATCH")]
-CHANGED += [(page, name) for name in ("png", "svg", "render")]
+CHANGED += [(page, name) for name in ("draw_png", "draw_svg", "render_template")]
 
 
 @pytest.fixture(scope="module", autouse=True)

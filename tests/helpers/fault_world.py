@@ -93,8 +93,8 @@ def quick(*, whole: bool = False) -> None:
 
     build._SECONDS = 0.0
     if not whole:
-        page.png = lambda *_: b"a figure"
-        page.svg = lambda *_: "<svg/>"
+        page.draw_png = lambda *_: b"a figure"
+        page.draw_svg = lambda *_: "<svg/>"
         page.render_template = lambda *_, **__: b"a page"
 
 

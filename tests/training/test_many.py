@@ -331,7 +331,7 @@ def test_an_interrupted_mixture_resumes_to_the_same_weights_bit_for_bit(mixed, t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("data={manifest: other.jsonl}",), "only 0 rows have both 'hub' and 'rim', and it takes 2"),
+        (("data={manifest: other.jsonl}",), "only 0 rows have both 'hub' and 'rim', and comparing needs 2"),
         (("stages.0.batch_size=80",), "72 rows cannot fill a batch of 80"),
         ((TABLES, "stages.0.batch_size=40"), "other.jsonl: 30 rows cannot fill a batch of 40"),
         (

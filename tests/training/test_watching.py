@@ -212,7 +212,7 @@ def test_the_report_draws_what_was_found_and_says_what_was_kept(undisturbed):
 
 def test_the_mean_moves_only_when_weights_do(one_stage, tmp_path, monkeypatch):
     moves = []
-    monkeypatch.setattr(validation.Average, "update", lambda self: moves.append(1))
+    monkeypatch.setattr(validation.WeightAverage, "update", lambda self: moves.append(1))
     toy_run(tmp_path, "stages.0.ema=0.9", "stages.0.accumulate=2", text=one_stage)
     assert len(moves) == 12  # of 24 steps
 
