@@ -62,12 +62,11 @@ def setup(args: argparse.Namespace, batch: int, frozen: bool) -> Setup:
 def step(made: Setup, chunk: int | None) -> float:
     """Leave the gradient of a step; return its CPU seconds."""
     from geobind.training.gradients import GradientAccumulator
-    from geobind.training.module import About
 
     made["bind"].zero_grad()
     gradients = GradientAccumulator(made["fabric"], made["bind"], made["module"], chunk)
     start = time.process_time()
-    gradients(made["images"], None, About(None))
+    gradients(made["images"], None)
     return time.process_time() - start
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from geobind.training.losses import LossContext
-from geobind.training.module import About, ActivePairs, ContrastiveModule, StepLosses
+from geobind.training.module import ContrastiveModule, EmbeddingGrads, StepLosses, Uncast, product_sum
 from geobind.utils.logs import rank_zero_logger
 
 _log = rank_zero_logger(__name__)
@@ -32,7 +31,6 @@ _log = rank_zero_logger(__name__)
 if TYPE_CHECKING:
     from geobind.data.loader import BatchMeta
     from geobind.recipe import Stage
-    from geobind.training.stage import StageRun
 
 
 def chunk_slices(count: int, most: int) -> list[slice]:
@@ -105,12 +103,12 @@ def batch_norm_encoders(encoders: nn.ModuleDict) -> list[str]:
     ]
 
 
-def no_grad_sync(fabric: Fabric, module: Any) -> AbstractContextManager[Any]:
+def no_grad_sync(fabric: Fabric, wrapped: Any) -> AbstractContextManager[Any]:
     """Let each rank keep the gradients that it adds up, until a backward pass outside puts them together.
 
     Strategies that shard parameters put gradients together in every pass, for no rank has room for all.
     """
-    return fabric.no_backward_sync(module) if _syncs_in_backward(fabric) else nullcontext()
+    return fabric.no_backward_sync(wrapped) if _syncs_in_backward(fabric) else nullcontext()
 
 
 def _syncs_in_backward(fabric: Fabric) -> bool:
@@ -121,19 +119,19 @@ def _syncs_in_backward(fabric: Fabric) -> bool:
 class GradCache(NamedTuple):
     """Leaves the gradient of a step in the parameters, with a few rows in work at a time.
 
-    All that is embedded goes through `module`, so that Fabric's precision and strategy hold, and gradients
+    All that is embedded goes through `wrapped`, so that Fabric's precision and strategy hold, and gradients
     come from sums of products with constants, which a gradient scaler scales as it would a loss.
 
     Args:
         fabric: Where the stage runs.
-        bind: What is differentiated.
-        module: The same as Fabric set it up.
+        module: What is differentiated.
+        wrapped: The same as Fabric set it up.
         chunk: How many rows of this rank are embedded together at most, P.
     """
 
     fabric: Fabric
-    bind: ContrastiveModule
-    module: Any
+    module: ContrastiveModule
+    wrapped: Any
     chunk: int
 
     def __call__(
@@ -150,52 +148,52 @@ class GradCache(NamedTuple):
         Args:
             batches: The prepared inputs of each modality: of the rows that have it, in their order.
             present_BM: Which rows have which modality; None: all have all.
-            context: What is known of the rows of all ranks.
+            context: The metadata of the rows of all ranks.
             share: What the gradient is multiplied by.
             sync: Whether the ranks put their gradients together.
         """
-        compared = self.bind.active_pairs(present_BM)
-        with no_grad_sync(self.fabric, self.module):
-            sides = {name: self._side(name, batches.get(name)) for name in compared.names}
-            whole = {name: side.whole_BD for name, side in sides.items()}
-            seen: _EmbeddingGrads = self.module(
-                None, part=partial(_contrast, whole, compared, context, share)
+        pairs = self.module.active_pairs(present_BM)
+        with no_grad_sync(self.fabric, self.wrapped):
+            sides = {name: self._first_pass(name, batches.get(name)) for name in pairs.names}
+            embedded = {name: side.embedded_BD for name, side in sides.items()}
+            step: EmbeddingGrads = self.wrapped(
+                "embedding_grads", Uncast(embedded), Uncast(pairs), Uncast(context), share
             )
             for name, side in sides.items():
                 if side.kept_PD is not None:
-                    self.fabric.backward(_product(side.kept_PD, seen.grads[name][-len(side.kept_PD) :]))
+                    self.fabric.backward(product_sum(side.kept_PD, step.grads[name][-len(side.kept_PD) :]))
             for name, side in sides.items():
-                for piece in side.again:
-                    piece.rng.restore(self.fabric.device)
-                    part = partial(_embed_back, name, seen.grads[name][piece.rows])
-                    self.fabric.backward(self.module(self._inputs(batches[name], piece.rows), part=part))
-        with nullcontext() if sync else no_grad_sync(self.fabric, self.module):
-            zeros = _syncs_in_backward(self.fabric) or not compared.rows  # as a step in one pass gives
-            rest = self.module(None, part=partial(_rest, seen.of_losses, zeros))
+                for chunk in side.again:
+                    chunk.rng.restore(self.fabric.device)
+                    inputs, grad_PD = self._inputs(batches[name], chunk.rows), step.grads[name][chunk.rows]
+                    self.fabric.backward(self.wrapped("embedding_surrogate", name, inputs, Uncast(grad_PD)))
+        with nullcontext() if sync else no_grad_sync(self.fabric, self.wrapped):
+            zeros = _syncs_in_backward(self.fabric) or not pairs.rows  # as a step in one pass gives
+            rest = self.wrapped("loss_surrogate", Uncast(step.of_losses), zeros)
             if rest.requires_grad:
                 self.fabric.backward(rest)
-        return seen.losses
+        return step.losses
 
-    def _side(self, name: str, batch: Any) -> _FirstPass:
+    def _first_pass(self, name: str, batch: Any) -> _FirstPass:
         """Embed the rows of a modality; those that are embedded once remember how to go back."""
-        encoder, pieces = self.bind.encoders[name], chunk_slices(count_rows(batch), self.chunk)
+        encoder, pieces = self.module.encoders[name], chunk_slices(count_rows(batch), self.chunk)
         trained = [key for key, parameter in encoder.named_parameters() if parameter.requires_grad]
         light = all(key.startswith("head.") for key in trained)
         once = 0 if not trained else len(pieces) if light else min(1, len(pieces))
         twice = len(pieces) - once
         again: list[_Recomputed] = []
-        found = [torch.zeros(0, self.bind.width, device=self.fabric.device)]  # a rank may have no rows
+        found = [torch.zeros(0, self.module.width, device=self.fabric.device)]  # a rank may have no rows
         with torch.no_grad(), preserve_buffers(encoder):
             for rows in pieces[:twice]:
                 again.append(_Recomputed(rows, RngState.capture(self.fabric.device)))
                 found.append(self._embed(name, batch, rows))
         kept = [self._embed(name, batch, rows) for rows in pieces[twice:]]
-        whole_BD = torch.cat([*found, *(kept_PD.detach() for kept_PD in kept)])
-        whole_BD.requires_grad_(bool(trained))
-        return _FirstPass(whole_BD, again if trained else [], torch.cat(kept) if kept else None)
+        embedded_BD = torch.cat([*found, *(kept_PD.detach() for kept_PD in kept)])
+        embedded_BD.requires_grad_(bool(trained))
+        return _FirstPass(embedded_BD, again if trained else [], torch.cat(kept) if kept else None)
 
     def _embed(self, name: str, batch: Any, rows: slice) -> Tensor:
-        return self.module(self._inputs(batch, rows), part=lambda bind, inputs: bind.embed(name, inputs))
+        return self.wrapped("embed", name, self._inputs(batch, rows))
 
     def _inputs(self, batch: Any, rows: slice) -> Any:
         return self.fabric.to_device(select_rows(batch, rows))
@@ -211,56 +209,9 @@ class _Recomputed(NamedTuple):
 class _FirstPass(NamedTuple):
     """A modality after the first pass."""
 
-    whole_BD: Tensor  # its embeddings, apart from what made them
+    embedded_BD: Tensor  # its embeddings, apart from what made them
     again: list[_Recomputed]  # what is embedded again
     kept_PD: Tensor | None  # the last of its embeddings, with what made them
-
-
-class _EmbeddingGrads(NamedTuple):
-    """What the losses of all embeddings came to."""
-
-    losses: StepLosses
-    grads: dict[str, Tensor]  # of each trained modality's embeddings (B, D)
-    of_losses: list[Tensor]  # of each parameter of `_learnt`; Fabric would hook the parameters themselves
-
-
-def _contrast(
-    whole: Mapping[str, Tensor],
-    compared: ActivePairs,
-    context: LossContext | None,
-    share: float,
-    bind: ContrastiveModule,
-    _: Any,
-) -> _EmbeddingGrads:
-    """Take the losses of all embeddings, and their gradients."""
-    with torch.enable_grad():
-        found = bind.contrast(whole, compared, context)
-        sides = {name: whole_BD for name, whole_BD in whole.items() if whole_BD.requires_grad}
-        wanted = [*sides.values(), *_learnt(bind)]
-        grads = torch.autograd.grad(share * found.total, wanted, materialize_grads=True)
-    of_sides, of_losses = dict(zip(sides, grads, strict=False)), list(grads[len(sides) :])
-    return _EmbeddingGrads(found._replace(total=found.total.detach()), of_sides, of_losses)
-
-
-def _learnt(bind: ContrastiveModule) -> list[nn.Parameter]:
-    """Return what is trained of the losses."""
-    return [parameter for parameter in bind.losses.parameters() if parameter.requires_grad]
-
-
-def _embed_back(name: str, grad_PD: Tensor, bind: ContrastiveModule, inputs: Any) -> Tensor:
-    return _product(bind.embed(name, inputs), grad_PD)
-
-
-def _rest(of_losses: list[Tensor], zeros: bool, bind: ContrastiveModule, _: Any) -> Tensor:
-    """What is left to go back through: the losses' own parameters, and all others if they are given zeros."""
-    rest = [_product(parameter, grad) for parameter, grad in zip(_learnt(bind), of_losses, strict=True)]
-    if zeros:
-        rest.append(bind.zero_loss())
-    return torch.stack(rest).sum() if rest else torch.zeros(())
-
-
-def _product(one: Tensor, other: Tensor) -> Tensor:
-    return (one * other).sum()
 
 
 class AccumulationStep(NamedTuple):
@@ -293,23 +244,23 @@ class GradientAccumulator:
 
     Args:
         fabric: Where the stage runs.
-        bind: What is differentiated.
-        module: The same as Fabric set it up.
+        module: What is differentiated.
+        wrapped: The same as Fabric set it up.
         chunk: How many rows are embedded at a time; None: all.
     """
 
     def __init__(
-        self, fabric: Fabric, bind: ContrastiveModule, module: Any, chunk: int | None = None
+        self, fabric: Fabric, module: ContrastiveModule, wrapped: Any, chunk: int | None = None
     ) -> None:
-        self.fabric, self.bind, self.module = fabric, bind, module
-        self.two_pass = None if chunk is None else GradCache(fabric, bind, module, chunk)
+        self.fabric, self.module, self.wrapped = fabric, module, wrapped
+        self.two_pass = None if chunk is None else GradCache(fabric, module, wrapped, chunk)
         self._idle: set[str] | None = None  # what no step of this turn has trained; None: no step was taken
 
     def __call__(
         self,
         batches: Mapping[str, Any],
-        present_BM: Tensor | None,
-        about: About,
+        present_BM: Tensor | None = None,
+        context: LossContext | None = None,
         turn: AccumulationStep | None = None,
     ) -> StepLosses:
         """Embed a batch, take the losses and go back through all of it.
@@ -317,46 +268,47 @@ class GradientAccumulator:
         Args:
             batches: The prepared inputs of each modality: of the rows that have it, in their order.
             present_BM: Which rows have which modality; None: all have all.
-            about: What is known of the rows of all ranks.
+            context: The metadata of the rows of all ranks.
             turn: The step's place among those whose mean gradient moves the weights; None: it is alone.
         """
         turn = turn or AccumulationStep()
         if self.two_pass is not None:
             share = 1 / turn.of
-            found = self.two_pass(batches, present_BM, about.context, share=share, sync=turn.last)
+            found = self.two_pass(batches, present_BM, context, share=share, sync=turn.last)
         else:
-            with nullcontext() if turn.last else no_grad_sync(self.fabric, self.module):
-                found = self.module(self.fabric.to_device(batches), present_BM, about)
+            with nullcontext() if turn.last else no_grad_sync(self.fabric, self.wrapped):
+                inputs = self.fabric.to_device(batches)
+                found = self.wrapped("compute_losses", inputs, present_BM, Uncast(context))
                 self.fabric.backward(found.total if turn.of == 1 else found.total / turn.of)
         self._idle = {*found.idle} if self._idle is None else self._idle & {*found.idle}
         if turn.last:
-            self.bind.clear_idle_grads(self._idle)
+            self.module.clear_idle_grads(self._idle)
             self._idle = None
         return found
 
 
-def build_presence(bind: ContrastiveModule, meta: BatchMeta) -> Tensor | None:
+def build_presence(module: ContrastiveModule, meta: BatchMeta) -> Tensor | None:
     """Tell which rows have which modality; None where all have all, on every rank and in every step."""
-    if not bind.partial:
+    if not module.partial:
         return None
     if meta.present_BM is None:
-        return torch.ones(len(meta.keys), len(bind.encoders), dtype=torch.bool)
+        return torch.ones(len(meta.keys), len(module.encoders), dtype=torch.bool)
     return torch.from_numpy(meta.present_BM)
 
 
 def build_accumulator(
-    fabric: Fabric, job: StageRun, bind: ContrastiveModule, module: Any
+    fabric: Fabric, stage: Stage, module: ContrastiveModule, wrapped: Any
 ) -> GradientAccumulator:
     """Return what leaves the gradients of a stage's steps, and warn of what chunks change."""
-    chunk = chunk_rows(job.stage, fabric.world_size)
-    names = batch_norm_encoders(bind.encoders) if chunk else []
+    chunk = chunk_rows(stage, fabric.world_size)
+    names = batch_norm_encoders(module.encoders) if chunk else []
     if names:
         _log.warning(
             "stage '%s': %s trains BatchNorm, whose statistics with `chunk` are those of %s rows and not of "
             "the batch, which makes another result; take a backbone with LayerNorm, GroupNorm or no norm, or "
             "train its `head` or `lora`, which leave BatchNorm as it is",
-            job.stage.name,
+            stage.name,
             ", ".join(names),
             chunk,
         )
-    return GradientAccumulator(fabric, bind, module, chunk)
+    return GradientAccumulator(fabric, module, wrapped, chunk)

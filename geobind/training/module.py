@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,18 @@ from geobind.training.sync_batchnorm import dummy_pass
 _MIN_ROWS = 2  # rows with both of a pair: one alone has nothing to be told from
 
 
-class About:
-    """What is known of a step's rows, hidden from Fabric: it casts numbers and refuses frozen values."""
+Mode = Literal["compute_losses", "embed", "embedding_grads", "embedding_surrogate", "loss_surrogate"]
 
-    def __init__(self, context: LossContext | None) -> None:
-        self.context = context
+
+class Uncast:
+    """An argument of `forward` that Fabric passes on as it is.
+
+    Fabric casts tensors inside of collections to its precision, which would blur places and gradients, and it
+    refuses frozen dataclasses.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 class StepLosses(NamedTuple):
@@ -42,6 +49,14 @@ class ActivePairs(NamedTuple):
     rows: dict[str, Tensor | None]  # rows (R,) of all ranks that have both of a pair; None: all have
     names: tuple[str, ...]  # the modalities of those pairs; pairs that fewer than two rows have are left out
     present_BM: Tensor | None  # which of this rank's rows have which modality; None: all have all
+
+
+class EmbeddingGrads(NamedTuple):
+    """The losses of given embeddings, and their gradients."""
+
+    losses: StepLosses
+    grads: dict[str, Tensor]  # of each trained modality's embeddings (B, D)
+    of_losses: list[Tensor]  # of each trained parameter of the losses; Fabric would hook the parameters
 
 
 class ContrastiveModule(nn.Module):
@@ -80,29 +95,64 @@ class ContrastiveModule(nn.Module):
         self.partial = partial
         self.dummy_rows: dict[str, Any] = {}  # a row for each encoder that all ranks must run, or none
 
-    def forward(
+    def forward(self, mode: Mode, *args: Any) -> Any:
+        """Run one of the methods under Fabric's precision and strategy, which wrap this method alone.
+
+        Args:
+            mode: The method's name.
+            args: Its arguments; Fabric casts tensors among them that are not `Uncast`.
+        """
+        return getattr(self, mode)(*(arg.value if isinstance(arg, Uncast) else arg for arg in args))
+
+    def compute_losses(
         self,
-        batches: Any,
+        batches: Mapping[str, Any],
         present_BM: Tensor | None = None,
-        about: About | None = None,
-        part: Callable[[ContrastiveModule, Any], Any] | None = None,
-    ) -> Any:
-        """Return the losses over all ranks' rows, or what a part of a step gives.
+        context: LossContext | None = None,
+    ) -> StepLosses:
+        """Return the losses over all ranks' rows.
 
         Args:
             batches: The prepared inputs of each modality: of the rows that have it, in their order.
             present_BM: Which rows have which modality, in the encoders' order; needed if rows may lack some.
-            about: What is known of the rows of all ranks.
-            part: What is done instead with `batches`. What does not go through here is not under Fabric's
-                precision and strategy.
+            context: The metadata of the rows of all ranks.
         """
-        if part is not None:
-            return part(self, batches)
-        compared = self.active_pairs(present_BM)
-        there = (name for name in compared.names if name in batches or name in self.dummy_rows)
+        pairs = self.active_pairs(present_BM)
+        names = (name for name in pairs.names if name in batches or name in self.dummy_rows)
         # On all ranks in one order, for they may wait for each other inside the encoders.
-        embedded = {n: self.embed(n, batches[n]) if n in batches else self._run_dummy_row(n) for n in there}
-        return self.contrast(embedded, compared, about and about.context)
+        embedded = {n: self.embed(n, batches[n]) if n in batches else self._run_dummy_row(n) for n in names}
+        return self.contrast(embedded, pairs, context)
+
+    def embedding_grads(
+        self, embedded: Mapping[str, Tensor], pairs: ActivePairs, context: LossContext | None, share: float
+    ) -> EmbeddingGrads:
+        """Return the losses of embeddings, and their gradients times `share`."""
+        with torch.enable_grad():
+            losses = self.contrast(embedded, pairs, context)
+            trained = {name: tensor for name, tensor in embedded.items() if tensor.requires_grad}
+            wanted = [*trained.values(), *self._loss_parameters()]
+            grads = torch.autograd.grad(share * losses.total, wanted, materialize_grads=True)
+        of_embeddings, of_losses = dict(zip(trained, grads, strict=False)), list(grads[len(trained) :])
+        return EmbeddingGrads(losses._replace(total=losses.total.detach()), of_embeddings, of_losses)
+
+    def embedding_surrogate(self, name: str, batch: Any, grad_PD: Tensor) -> Tensor:
+        """Return a scalar whose gradient is that of the losses, by way of the embeddings of a batch."""
+        return product_sum(self.embed(name, batch), grad_PD)
+
+    def loss_surrogate(self, of_losses: Sequence[Tensor], zeros: bool) -> Tensor:
+        """Return a scalar whose gradient is that of the losses' own parameters.
+
+        Args:
+            of_losses: The gradient of each of them.
+            zeros: Whether everything else that is trained gets a gradient of zeros.
+        """
+        terms = [product_sum(one, grad) for one, grad in zip(self._loss_parameters(), of_losses, strict=True)]
+        if zeros:
+            terms.append(self.zero_loss())
+        return torch.stack(terms).sum() if terms else torch.zeros(())
+
+    def _loss_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.losses.parameters() if parameter.requires_grad]
 
     def active_pairs(self, present_BM: Tensor | None = None) -> ActivePairs:
         """Tell what a step compares; every rank must ask, for they must agree."""
@@ -205,6 +255,11 @@ class ContrastiveModule(nn.Module):
     def _part(self, name: str) -> nn.Module:
         # A pair's name has a dash in it, and no modality's has.
         return self.losses[name] if name in self.losses else self.encoders[name]
+
+
+def product_sum(one: Tensor, other: Tensor) -> Tensor:
+    """Return the sum of the elementwise product: its gradient by one factor is the other."""
+    return (one * other).sum()
 
 
 def _zero_loss(module: nn.Module) -> Tensor:

@@ -74,7 +74,7 @@ class OptimizerState(NamedTuple):
 
     fabric: Fabric
     job: StageRun
-    module: Any  # the `ContrastiveModule` as Fabric set it up
+    wrapped: Any  # the `ContrastiveModule` as Fabric set it up
     optimizer: Any  # as Fabric set it up
     adamw: torch.optim.Optimizer  # inside it: what a checkpoint holds the state of
 
@@ -118,39 +118,39 @@ class OptimizerState(NamedTuple):
 
 
 def set_up_optimizer(
-    fabric: Fabric, job: StageRun, bind: ContrastiveModule, stored: Mapping[str, CachedColumn]
+    fabric: Fabric, job: StageRun, module: ContrastiveModule, stored: Mapping[str, CachedColumn]
 ) -> OptimizerState:
     """Build the optimiser of what a stage trains, and set both up where the stage runs.
 
     Args:
         fabric: Where the stage runs.
         job: The stage.
-        bind: What it trains.
+        module: What it trains.
         stored: The modalities that are read from the embedding cache.
     """
     place = job.recipe.fabric
     _search_nvml_once()
     if get_precision(job).endswith("-true"):
-        bind.losses = Float32Modules(dict(bind.losses.items()))
+        module.losses = Float32Modules(dict(module.losses.items()))
     if fabric.world_size > 1:
-        _sync_batch_norms(fabric, job, bind)
+        _sync_batch_norms(fabric, job, module)
     if place.checkpoint_activations:
         _checkpoint_activations(job)
     if place.mode:
-        for encoder in bind.encoders.values():
+        for encoder in module.encoders.values():
             compile_encoder(encoder, place.mode, by_block=is_sharded(fabric))
-    module: Any = fabric.setup_module(bind)
-    bind.dummy_rows.update(build_dummy_rows(fabric, job, bind.encoders, stored))
+    wrapped: Any = fabric.setup_module(module)
+    module.dummy_rows.update(build_dummy_rows(fabric, job, module.encoders, stored))
     options = job.stage.optimizer
     groups = build_parameter_groups(
-        bind, options, collect_lr_scales(job)
+        module, options, collect_lr_scales(job)
     )  # after the module: shards are other parameters
     # On a CPU the fused kernel goes through the weights once; elsewhere torch knows best. It refuses
     # gradients that a scaler has scaled down before it, as their norm asks for.
     scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
     fused = True if fabric.device.type == "cpu" and not scaled else None
     adamw = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
-    return OptimizerState(fabric, job, module, fabric.setup_optimizers(adamw), adamw)
+    return OptimizerState(fabric, job, wrapped, fabric.setup_optimizers(adamw), adamw)
 
 
 def _search_nvml_once() -> None:
@@ -175,15 +175,15 @@ def _checkpoint_activations(job: StageRun) -> None:
             )
 
 
-def _sync_batch_norms(fabric: Fabric, job: StageRun, bind: ContrastiveModule) -> None:
+def _sync_batch_norms(fabric: Fabric, job: StageRun, module: ContrastiveModule) -> None:
     """Have batch norms take statistics of all processes' rows, or say that each takes its own."""
     if chunk_rows(job.stage, fabric.world_size) is not None:
         return  # they are those of a chunk, of which the first process warns
     if job.recipe.fabric.sync_batchnorm:
         fused = fabric.device.type == "cuda" and not job.partial
-        for encoder in bind.encoders.values():
+        for encoder in module.encoders.values():
             sync_batch_norms(encoder, fused=fused)
-    elif names := batch_norm_encoders(bind.encoders):
+    elif names := batch_norm_encoders(module.encoders):
         _log.warning(
             "stage '%s': %s trains BatchNorm, whose statistics are those of each process's own rows, so that "
             "the result depends on the number of processes",

@@ -28,7 +28,7 @@ from geobind.training.loss_inputs import build_batch_sampler, build_loss_context
 from geobind.training.losses import ContrastiveLoss
 from geobind.training.losses.build import build_loss
 from geobind.training.metrics import MetricsFile, Recorder, StepRecord
-from geobind.training.module import About, ContrastiveModule
+from geobind.training.module import ContrastiveModule
 from geobind.training.optimizer import set_up_optimizer
 from geobind.training.trainable import collect_trained_states, prepare_encoders
 from geobind.training.validation import ValidationResult, Validator
@@ -151,14 +151,14 @@ def run_stage(fabric: Fabric, job: StageRun) -> StageResult:
 def _train(
     fabric: Fabric, job: StageRun, losses: PairLosses, cached: CachedInputs
 ) -> tuple[Quarantined, float, dict[str, float], ValidationResult]:
-    """Take the steps of a stage; return the broken samples, the last losses, and what validator it found."""
+    """Take the steps of a stage; return broken samples, the last losses and the result of validation."""
     stage, seed, sampler = job.stage, job.recipe.seed, job.sampler
     ranks = Ranks(fabric.all_gather, fabric.world_size, fabric.global_rank)
-    bind = ContrastiveModule(
+    module = ContrastiveModule(
         cached.encoders(job), losses, job.pairs, ranks, job.recipe.width, partial=job.partial
     )
-    optimizer = set_up_optimizer(fabric, job, bind, cached.sides)
-    gradients = build_accumulator(fabric, job, bind, optimizer.module)
+    optimizer = set_up_optimizer(fabric, job, module, cached.sides)
+    gradients = build_accumulator(fabric, stage, module, optimizer.wrapped)
     validator = Validator(fabric, job, optimizer, losses, cached.sides)
     saved, path = (
         {**_checkpoint_modules(job, losses), **validator.checkpoint_modules},
@@ -183,8 +183,8 @@ def _train(
             seed_torch(fabric.device, derive_seed(seed, stage.name, step, fabric.global_rank))
 
             turn = accumulation_step(step, stage.accumulate, job.steps)
-            about = About(build_loss_context(ranks, fabric.device, stage.loss, meta))
-            found = gradients(batches, build_presence(bind, meta), about, turn)
+            context = build_loss_context(ranks, fabric.device, stage.loss, meta)
+            found = gradients(batches, build_presence(module, meta), context, turn)
             scales = {name: loss.temperature.log_scale.detach().exp() for name, loss in losses.items()}
             norm = optimizer.step() if turn.last else None
             for loss in losses.values():

@@ -403,7 +403,7 @@ class Validator:
         stored: Mapping[str, Any],
     ) -> None:
         self.fabric, self.job, self.losses = fabric, job, losses
-        self.module, self.stored = optimizer.module, stored
+        self.wrapped, self.stored = optimizer.wrapped, stored
         self.average = WeightAverage(
             job.encoders, job.stage.average
         )  # evaluated and kept in the weights' place
@@ -511,11 +511,11 @@ class Validator:
 
         def forward(batch: Any) -> Tensor:
             if name not in self.stored:
-                return self.module(batch, part=lambda bind, inputs: bind.embed(name, inputs))
+                return self.wrapped("embed", name, batch)
             with self.fabric.autocast():  # the module has no more than its head
                 return unit(self.fabric.to_device(encoder)(batch))
 
-        with eval_mode(self.module), eval_mode(encoder):
+        with eval_mode(self.wrapped), eval_mode(encoder):
             found = self._inputs[name].embed(forward, self.ranks, self.job.recipe.width)
         if name not in self.job.stage.parts:
             self._still[name] = found

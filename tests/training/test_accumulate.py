@@ -21,7 +21,7 @@ from geobind.training import metrics
 from geobind.training.distributed import Ranks
 from geobind.training.gradients import AccumulationStep, GradientAccumulator, accumulation_step
 from geobind.training.losses import InfoNCE
-from geobind.training.module import About, ContrastiveModule
+from geobind.training.module import ContrastiveModule
 from geobind.training.run import run
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
@@ -82,11 +82,11 @@ def test_the_gradient_is_the_mean_of_the_steps(chunk):
     steps = [{name: torch.randn(8, 10) for name in parts} for _ in range(3)]
     alone = []
     for batches in steps:
-        gradients(batches, None, About(None))
+        gradients(batches, None)
         alone.append([parameter.grad.clone() for parameter in bind.parameters()])
         bind.zero_grad()
     for number, batches in enumerate(steps):
-        found = gradients(batches, None, About(None), AccumulationStep(number, 3))
+        found = gradients(batches, None, None, AccumulationStep(number, 3))
         assert found.total.item() == pytest.approx(
             float(sum(found.pairs.values()))
         )  # of this step, not a share
@@ -104,9 +104,9 @@ def test_an_encoder_that_one_step_of_a_turn_trains_is_moved_and_one_that_none_do
     gradients = GradientAccumulator(fabric, bind, fabric.setup(bind))
     there = torch.tensor([[1, 1, 0]] * 4).bool()
     rows = {name: torch.randn(4, 10) for name in ("hub", "spoke")}
-    gradients(rows, there, About(None), AccumulationStep(0, 2))
+    gradients(rows, there, None, AccumulationStep(0, 2))
     first = parts["spoke"].head.weight.grad.clone()
-    gradients({"hub": rows["hub"]}, torch.tensor([[1, 0, 0]] * 4).bool(), About(None), AccumulationStep(1, 2))
+    gradients({"hub": rows["hub"]}, torch.tensor([[1, 0, 0]] * 4).bool(), None, AccumulationStep(1, 2))
     assert torch.equal(parts["spoke"].head.weight.grad, first)
     assert first.any()
 

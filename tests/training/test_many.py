@@ -195,7 +195,7 @@ def test_an_encoder_without_rows_and_a_pair_with_one_row_stay_as_they_are(tmp_pa
     bind = toy_bind().train()  # batch statistics of one row are refused: the rim is not even embedded
     rows = torch.randn(5, 10)
     present = torch.tensor([[1, 1, 0]] * 4 + [[1, 0, 1]], dtype=torch.bool)
-    found = bind({"hub": rows, "spoke": rows[:4], "rim": rows[4:]}, present)
+    found = bind.compute_losses({"hub": rows, "spoke": rows[:4], "rim": rows[4:]}, present)
     found.total.backward()
     assert set(found.pairs) == {HUB_SPOKE}
     assert set(found.idle) == {"rim", HUB_RIM, SPOKE_RIM}
@@ -216,7 +216,7 @@ def toy_bind(ranks=Ranks(lambda part, **_: part, 1), partial=True) -> Contrastiv
 def test_a_step_that_compares_nothing_moves_nothing_and_does_not_fail():
     bind = toy_bind()
     rows = torch.randn(2, 10)
-    found = bind(
+    found = bind.compute_losses(
         {"hub": rows, "spoke": rows[:1], "rim": rows[1:]}, torch.tensor([[1, 1, 0], [1, 0, 1]]).bool()
     )
     found.total.backward()
@@ -229,7 +229,7 @@ def test_pairs_are_taken_over_the_rows_that_have_both():
     rows = torch.randn(6, 10)
     present = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 1, 1], [1, 1, 1], [1, 0, 1], [0, 1, 1]]).bool()
     batches = {name: rows[present[:, column]] for name, column in bind.column.items()}
-    found = bind(batches, present)
+    found = bind.compute_losses(batches, present)
     whole = {name: bind.embed(name, rows) for name in bind.column}
     for pair in bind.pairs:
         both = present[:, bind.column[pair.anchor]] & present[:, bind.column[pair.other]]
@@ -241,7 +241,7 @@ def test_pairs_are_taken_over_the_rows_that_have_both():
 def test_embeddings_can_be_contrasted_apart_from_their_encoders_chunk_by_chunk():
     bind = toy_bind(partial=False)
     rows = torch.randn(8, 10)
-    once = bind(dict.fromkeys(bind.column, rows))
+    once = bind.compute_losses(dict.fromkeys(bind.column, rows))
     once.total.backward()
     expected = {name: parameter.grad.clone() for name, parameter in bind.named_parameters()}
     bind.zero_grad()

@@ -17,7 +17,7 @@ from geobind.training import gradients as two_pass
 from geobind.training.distributed import Ranks
 from geobind.training.gradients import GradientAccumulator, chunk_rows, chunk_slices, count_rows, select_rows
 from geobind.training.losses import EmbeddingQueue, InfoNCE, LossContext, SigLIP, hash_labels
-from geobind.training.module import About, ContrastiveModule
+from geobind.training.module import ContrastiveModule
 from geobind.training.run import run
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
@@ -63,7 +63,7 @@ def gradients(setup, batches, chunk=None, present=None, context=None, turn=None)
     bind, fabric, module = setup
     bind.zero_grad()
     torch.manual_seed(7)
-    found = GradientAccumulator(fabric, bind, module, chunk)(batches, present, About(context), turn)
+    found = GradientAccumulator(fabric, bind, module, chunk)(batches, present, context, turn)
     return found, {name: p.grad if p.grad is None else p.grad.clone() for name, p in bind.named_parameters()}
 
 
