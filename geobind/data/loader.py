@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from geobind.data.sampler import BatchSampler, preserve_rng, seed_rng
-from geobind.data.sources import find_missing_storage, hours_since_1970
+from geobind.data.sources import BatchMeta, find_missing_storage, hours_since_1970
 from geobind.data.table import Row
 from geobind.errors import DataError
 from geobind.inference import collate
@@ -32,17 +32,6 @@ if TYPE_CHECKING:
 
 
 Fault = tuple[int, str, str]  # row, key, reason
-
-
-class BatchMeta(NamedTuple):
-    """What is known about the rows of a batch, in its order."""
-
-    keys: Sequence[str]
-    lat: NDArray[np.float64] | None  # (B,) degrees, NaN where unknown; None if no row has a place
-    lon: NDArray[np.float64] | None
-    labels: list[str | None] | None  # None if no row has one
-    present_BM: NDArray[np.bool_] | None = None  # None if every row has every modality
-    hours: NDArray[np.float64] | None = None  # (B,) since 1970 in UTC, NaN where unknown; None if of no row
 
 
 class PreparedRow(NamedTuple):

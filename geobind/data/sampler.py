@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from geobind.data.neighbours import Coordinates, NeighbourOptions, neighbour_batches
-from geobind.data.sources import RowSource, find_missing_storage
+from geobind.data.sources import RowMetadata, RowSource, find_missing_storage
 from geobind.data.table import Row
 from geobind.errors import DataError
 from geobind.utils.hashing import derive_seed
@@ -176,6 +176,10 @@ class MixedDataset:
     def __getitem__(self, row: int) -> Row:
         source = find_source(self.starts, row)
         return self.sources[source].rows[row - self.starts[source]]
+
+    def metadata(self) -> RowMetadata:
+        """Return the metadata of the rows of all sources."""
+        return RowMetadata.concatenate([source.rows.metadata() for source in self.sources])
 
     def find_missing_storage(self, row: int) -> str | None:
         """Say that the data of a row's source are gone, if they are."""

@@ -5,24 +5,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from geobind.data.loader import BatchLoader, BatchMeta, ModalityInput
-from geobind.data.rasters.column import RasterColumn
-from geobind.data.sampler import MixedDataset, WeightedSource, find_source, python_random
-from geobind.data.sources import RowMetadata, TableRows
+from geobind.data.sampler import MixedDataset, find_source, python_random
+from geobind.data.sources import RowMetadata, SourceColumn
 from geobind.data.table import LazySequence, Row
 from geobind.embedding_cache.build import CachedColumn, CacheIndex
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,15 +44,12 @@ class RawColumn(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         source = find_source(self.rows.starts, index)
-        there, row = self.rows.sources[source].rows, index - self.rows.starts[source]
-        if not isinstance(there, TableRows):
-            return there[row].raws.get(self.name)
-        if self.name not in there.names:
-            return None
-        column, cell = there.table.columns[self.name], int(there.table.rows_N[row])
-        if self.described and isinstance(column, RasterColumn):
-            return column.describe_window(cell)
-        return column[cell]
+        column, row = self._columns[source], index - self.rows.starts[source]
+        return column.describe(row) if self.described else column[row]
+
+    @cached_property
+    def _columns(self) -> tuple[SourceColumn, ...]:
+        return tuple(source.rows.column(self.name) for source in self.rows.sources)
 
     def find_missing_storage(self, row: int) -> str | None:
         """Say that the data of a row's source are gone, if they are."""
@@ -82,14 +79,7 @@ class CachedRows:
 
 def drop_columns(rows: MixedDataset, names: Mapping[str, Any]) -> MixedDataset:
     """Return the same rows without some modalities, whose cells are then not read."""
-
-    def less(source: WeightedSource) -> WeightedSource:
-        if not isinstance(source.rows, TableRows):
-            return source
-        kept = tuple(name for name in source.rows.names if name not in names)
-        return source._replace(rows=replace(source.rows, names=kept))
-
-    return MixedDataset(tuple(map(less, rows.sources)))
+    return MixedDataset(tuple(source._replace(rows=source.rows.drop(names)) for source in rows.sources))
 
 
 class CachedModality:
@@ -113,34 +103,6 @@ class CachedModality:
 Batches = tuple[int, dict[str, Any], BatchMeta]
 
 
-class _StageMetadata(NamedTuple):
-    """What is known about the rows of a stage, so that a step need not look at them one by one."""
-
-    key_of: Callable[[int], str]
-    columns: RowMetadata
-
-    @staticmethod
-    def of(rows: MixedDataset) -> _StageMetadata:
-        parts = [source.rows.metadata() for source in rows.sources]
-        columns = RowMetadata(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-        return _StageMetadata(lambda row: rows[row].key or f"row {row}", columns)
-
-    def meta(self, row_B: NDArray[np.int64]) -> BatchMeta:
-        """Return what is known about some rows."""
-        known = self.columns
-        lat_B, lon_B, hour_B = known.lat_N[row_B], known.lon_N[row_B], known.hour_N[row_B]
-        label_B = known.label_N[row_B]
-        placed, timed = not np.isnan(lat_B).all(), not np.isnan(hour_B).all()
-        labels = label_B.tolist() if any(label is not None for label in label_B) else None
-        return BatchMeta(
-            LazySequence(row_B.astype(np.int32), self.key_of),
-            lat_B if placed else None,
-            lon_B if placed else None,
-            labels,
-            hours=hour_B if timed else None,
-        )
-
-
 class CachedLoader:
     """The batches of a loader, with rows of the cache in place of the inputs of some modalities.
 
@@ -161,7 +123,8 @@ class CachedLoader:
             loader, rows=CachedRows(drop_columns(rows, stored), self._picks), sides={**loader.sides, **sides}
         )
         whole = set(loader.sides) == set(stored) and not loader.partial
-        self._known = _StageMetadata.of(rows) if whole else None
+        self._rows = rows
+        self._metadata = rows.metadata() if whole else None
         self._broken: dict[str, str] = {}
 
     @property
@@ -178,7 +141,7 @@ class CachedLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batches]:
-        found = self.loader if self._known is None else self._lookups(self._known)
+        found = self.loader if self._metadata is None else self._lookups(self._metadata)
         for step, batches, meta in found:
             yield step, {name: self._read(name, batch) for name, batch in batches.items()}, meta
 
@@ -191,7 +154,7 @@ class CachedLoader:
         yield from one
         self._broken |= dict(one.quarantined)
 
-    def _lookups(self, known: _StageMetadata) -> Iterator[Batches]:
+    def _lookups(self, metadata: RowMetadata) -> Iterator[Batches]:
         fixed = {name: picks.fixed_N for name, picks in self._picks.items()}
         for step in range(self.loader.first_step, self.loader.last_step):
             row_B = self.loader.indices(step)
@@ -205,4 +168,8 @@ class CachedLoader:
             except DataError:  # a row is broken, and the loader knows what takes its place
                 yield from self._loaded(step)
                 continue
-            yield step, {name: torch.from_numpy(rows) for name, rows in picked.items()}, known.meta(row_B)
+            meta = metadata.batch(row_B, LazySequence(row_B.astype(np.int32), self._key))
+            yield step, {name: torch.from_numpy(rows) for name, rows in picked.items()}, meta
+
+    def _key(self, row: int) -> str:
+        return self._rows[row].key or f"row {row}"

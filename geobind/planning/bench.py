@@ -6,17 +6,15 @@ import re
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 
 from geobind.data.sampler import MixedDataset, WeightedSource
-from geobind.data.sources import PluginPairs, TableRows
-from geobind.modality import Pair
 from geobind.training.metrics import MetricsFile
 from geobind.training.stage import StageResult, StageRun, count_workers, run_stage
 from geobind.training.validation import subsample
@@ -32,30 +30,7 @@ def sample_rows(rows: MixedDataset, count: int) -> MixedDataset:
 def _sample_source(source: WeightedSource, count: int) -> WeightedSource:
     there, size = source.rows, len(source.rows)
     chosen = np.sort(np.random.default_rng(0).permutation(size)[:count])
-    if isinstance(there, TableRows):
-        return source._replace(rows=replace(there, table=there.table.take(chosen)))
-    if isinstance(there, PluginPairs):
-        return source._replace(rows=replace(there, pairs=_SampledPairs(there.pairs, chosen.tolist())))
-    return source
-
-
-class _SampledPairs(Sequence[Pair]):
-    """Some of a plugin's own pairs."""
-
-    def __init__(self, pairs: Sequence[Pair], chosen: list[int]) -> None:
-        self.pairs, self.chosen = pairs, chosen
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Pair]: ...
-    def __getitem__(self, index: int | slice) -> Pair | Sequence[Pair]:
-        if isinstance(index, slice):
-            return _SampledPairs(self.pairs, self.chosen[index])
-        return self.pairs[self.chosen[index]]
+    return source._replace(rows=there.take(chosen))
 
 
 class StepTimer(MetricsFile):

@@ -29,7 +29,7 @@ from geobind.utils.logs import rank_zero_logger
 _log = rank_zero_logger(__name__)
 
 if TYPE_CHECKING:
-    from geobind.data.loader import BatchMeta
+    from geobind.data.sources import BatchMeta
     from geobind.recipe import Stage
 
 

@@ -19,8 +19,8 @@ from geobind.training.losses import LossContext, hash_labels, unit_sphere
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from geobind.data.loader import BatchMeta
     from geobind.data.sampler import BatchSampler, MixedDataset, WeightedSource
+    from geobind.data.sources import BatchMeta
     from geobind.recipe import Stage
 
 Options = InfoNCEOptions | SigLIPOptions

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,9 +16,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from geobind.data.loader import BatchMeta
-from geobind.data.sampler import MixedDataset, WeightedSource
-from geobind.data.sources import PluginPairs, TableRows
+from geobind.data.sampler import MixedDataset
+from geobind.data.sources import RowMetadata
 from geobind.embedding_cache.loader import RawColumn
 from geobind.errors import CheckpointError, DataError, TrainingError
 from geobind.evaluation import rank_counts_both
@@ -80,16 +78,9 @@ def subsample(rows: MixedDataset, limit: int | None) -> MixedDataset:
         picked_N[(picked_N >= start) & (picked_N < end)] - start
         for start, end in zip(rows.starts, ends, strict=True)
     ]
-    return MixedDataset(tuple(_take_rows(s, i) for s, i in zip(rows.sources, there, strict=True) if len(i)))
-
-
-def _take_rows(source: WeightedSource, index_N: NDArray[np.int64]) -> WeightedSource:
-    if isinstance(source.rows, TableRows):
-        return source._replace(rows=replace(source.rows, table=source.rows.table.take(index_N)))
-    own = source.rows
-    if not isinstance(own, PluginPairs):
-        raise DataError(f"{source.name}: rows of this kind cannot be evaluated on")
-    return source._replace(rows=replace(own, pairs=[own.pairs[int(row)] for row in index_N]))
+    return MixedDataset(
+        tuple(s._replace(rows=s.rows.take(i)) for s, i in zip(rows.sources, there, strict=True) if len(i))
+    )
 
 
 class ValidationInputs:
@@ -172,34 +163,6 @@ class ValidationInputs:
                 f"{said}, more than max_broken ({most:g}) allows; mend or drop them, or raise it:{listed}"
             )
         _log.warning("%s; they are left out:%s", said, listed)
-
-
-class RowMetadata(NamedTuple):
-    """What is known of all rows."""
-
-    keys: Sequence[str]
-    lat_N: NDArray[np.float64]
-    lon_N: NDArray[np.float64]
-    hour_N: NDArray[np.float64]
-    label_N: NDArray[np.object_]
-
-    @classmethod
-    def read(cls, rows: MixedDataset) -> RowMetadata:
-        """Read them."""
-        parts = [source.rows.metadata() for source in rows.sources]
-        return cls(
-            [f"held out {row}" for row in range(len(rows))],
-            np.concatenate([part.lat_N for part in parts]),
-            np.concatenate([part.lon_N for part in parts]),
-            np.concatenate([part.hour_N for part in parts]),
-            np.concatenate([part.label_N for part in parts]),
-        )
-
-    def meta(self, rows: NDArray[np.int64]) -> BatchMeta:
-        """What a loss is told of some rows."""
-        keys = [self.keys[int(row)] for row in rows]
-        labels = list(self.label_N[rows])
-        return BatchMeta(keys, self.lat_N[rows], self.lon_N[rows], labels, hours=self.hour_N[rows])
 
 
 def _bytes(prepared: Any) -> int:
@@ -308,7 +271,8 @@ def _loss(
     device = next((tensor.device for tensor in (*loss.parameters(), *loss.buffers())), torch.device("cpu"))
     with eval_mode(loss):
         for rows in _batches(row_N, job.stage.batch_size):
-            context = build_loss_context(lambda here: here, device, job.stage.loss, facts.meta(rows))
+            meta = facts.batch(rows, [f"held out {row}" for row in rows])
+            context = build_loss_context(lambda here: here, device, job.stage.loss, meta)
             anchor_ND, other_ND = (sides[name].select(rows).to(device) for name in (pair.anchor, pair.other))
             found.append(float(loss(anchor_ND, other_ND, context)))
     return float(np.mean(found))
@@ -438,7 +402,7 @@ class Validator:
         held = self.job.validation_rows
         if self.watch is not None and held is not None and not self.is_stopped:
             self._inputs = {n: ValidationInputs(self.fabric, self.job, held, n) for n in self.job.encoders}
-            self._facts = RowMetadata.read(held)
+            self._facts = held.metadata()
 
     def after_step(self, step: int, log: Recorder, *, moved: bool = True) -> None:
         """Take the weights of a step into their mean, if it moved them; evaluate after it if it is time.

@@ -516,7 +516,7 @@ def test_windows_of_rasters_are_told_apart_without_being_read(tmp_path):
     def contents_now(**options):
         chosen = RasterOptions(size_m=300.0, **options)
         column = RasterColumn(tmp_path / "rows.arrow", "cell", FileResolver(tmp_path), chosen)
-        told = [column.described(row) for row in range(len(cells))]
+        told = [column.describe_window(row) for row in range(len(cells))]
         return list(contents.content_hashes(told, FileHashes(tmp_path / "f.sqlite")))
 
     a, b, c, moved, both, nothing = contents_now()
