@@ -9,7 +9,6 @@ from typing import Any
 
 from geobind.binder import Binder
 from geobind.bundles import bundle
-from geobind.data.sources import TableRows
 from geobind.data.table import Table, count_licences
 from geobind.evaluation.held_out import EvaluationResults
 from geobind.recipe import Recipe
@@ -80,8 +79,7 @@ def describe_data(
     for stage in recipe.stages:
         for source in sources.rows(stage).sources:
             facts = {"used_for": "training", "stage": stage.name, "source": source.name, "split": stage.split}
-            table = source.rows.table if isinstance(source.rows, TableRows) else None
-            yield {**facts, "rows": len(source.rows), "licences": _count_licences(table)}
+            yield {**facts, "rows": len(source.rows), "licences": _count_licences(source.rows.table)}
     for use, table in (
         ("calibrating", measured and measured.calibrating),
         ("measuring", measured and measured.held_out),

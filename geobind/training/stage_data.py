@@ -177,8 +177,8 @@ class StageData:
         for stage in self.recipe.stages:
             held = self.validation_rows(stage)
             for source in held.sources if held else ():
-                if isinstance(source.rows, TableRows):
-                    shared = self._shared(stage, source.rows.table)
+                if (table := source.rows.table) is not None:
+                    shared = self._shared(stage, table)
                     found |= {f"{name}, watched on {source.name}": leak for name, leak in shared.items()}
         return found
 
@@ -187,10 +187,10 @@ class StageData:
         sources = self.rows(stage).sources
         return {
             stage.name if len(sources) == 1 else f"{stage.name}: {source.name}": leakage(
-                source.rows.table, test, source.rows.names, looked=self._looked
+                table, test, source.rows.names, looked=self._looked
             )
             for source in sources
-            if isinstance(source.rows, TableRows)
+            if (table := source.rows.table) is not None
         }
 
     def _table(self, options: DataOptions | None) -> Table | None:
