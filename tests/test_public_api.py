@@ -1,24 +1,17 @@
 """The public face: what users, documents, examples and plugins import, and may rely on."""
 
 import importlib
+import inspect
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PUBLIC = [
-    "geobind",
-    "geobind.data",
-    "geobind.errors",
-    "geobind.evaluation",
-    "geobind.importers",
-    "geobind.importers.reading",
-    "geobind.loggers",
-    "geobind.losses",
-    "geobind.testing",
-    "geobind.towers",
-]
+sys.path.append(str(ROOT / "docs"))
+make_api = importlib.import_module("make_api")
+PUBLIC = make_api.PUBLIC
 # Documents that show a module outside the face, and why.
 SHOWN = {
     "docs/images/binding.py": {"geobind.data.contact_sheet"},  # the spectrogram of contact sheets
@@ -48,3 +41,17 @@ def test_documents_and_examples_import_from_the_public_face_alone():
         return used - set(PUBLIC) - SHOWN.get(path.relative_to(ROOT).as_posix(), set())
 
     assert {path.name: found for path in READERS if (found := private(path))} == {}
+
+
+def test_the_page_lists_every_public_name_with_its_signature():
+    page = make_api.PAGE.read_text(encoding="utf-8")
+    assert page == make_api.render_page(), "run: python docs/make_api.py"
+
+
+def test_every_public_name_is_documented():
+    def silent(name):
+        module = importlib.import_module(name)
+        values = {word: getattr(module, word) for word in make_api.public_names(module)}
+        return {word for word, value in values.items() if callable(value) and not inspect.getdoc(value)}
+
+    assert {name: found for name in PUBLIC if (found := silent(name) - {"Role"})} == {}
