@@ -21,6 +21,7 @@ from geobind.data.columns import (
     open_manifest_columns,
     select_columns,
 )
+from geobind.data.delimited import PLACE_COLUMNS
 from geobind.data.manifest import convert_manifest
 from geobind.data.options import DataOptions
 from geobind.data.rasters.column import RasterColumn
@@ -280,17 +281,26 @@ class TablePairs(Sequence[Pair]):
         return Pair(raws[self.anchor], raws[self.other], key, place, label)
 
 
-def open_table(options: DataOptions, base: Path, names: Collection[str]) -> Table:
-    """Open the table that a recipe's `data` describes.
+def open_table(
+    options: DataOptions | str | Path, base: Path = Path(), names: Collection[str] = (), **columns: str
+) -> Table:
+    """Open a manifest, or the table that a recipe's `data` describes.
+
+    `open_table("places.csv", satellite="tile", audio="sound")` maps columns of a manifest to modalities.
 
     Args:
-        options: The `data` block.
-        base: The recipe's folder, which its paths are relative to.
-        names: The modalities wanted; those that have no column in the table are left out of it.
+        options: Path of a manifest, or a `data` block.
+        base: The folder that relative paths start from: a recipe's own.
+        names: The modalities wanted; those that have no column in the table are left out of it. By default all
+            that are mapped.
+        columns: With a path, the column of each modality, and of key, split, lat, lon, time, label.
 
     Raises:
         DataError: The table is missing, malformed, or has no column for any of the modalities.
     """
+    if not isinstance(options, DataOptions):
+        options = DataOptions(manifest=Path(options), columns=columns)
+    names = names or [name for name in options.columns if name not in PLACE_COLUMNS]
     if options.dataset is not None:
         name = options.dataset.name
         path, all_columns = options.dataset.rows()

@@ -47,6 +47,14 @@ def test_a_csv_manifest_is_a_table(tmp_path):
     assert table.rows_with(["sky", "words"]).tolist() == [0, 1]
 
 
+def test_a_manifest_opens_by_its_path_with_columns_as_keywords(tmp_path):
+    (tmp_path / "m.csv").write_text(CSV.replace("key,", "id,"))
+    table = open_table(str(tmp_path / "m.csv"), key="id", sky="tile", words="caption")
+    assert list(table.keys) == ["a", "b", "c"]
+    assert sorted(table.columns) == ["sky", "words"]
+    assert table.samples("words")[0] == "the sea"
+
+
 def test_pairs_are_the_rows_that_have_both(tmp_path):
     pairs = opened(tmp_path, CSV).split("train").pairs("sky", "words")
     assert len(pairs) == 2
