@@ -52,6 +52,8 @@ def test_every_public_name_is_documented():
     def silent(name):
         module = importlib.import_module(name)
         values = {word: getattr(module, word) for word in make_api.public_names(module)}
-        return {word for word, value in values.items() if inspect.isroutine(value) and not inspect.getdoc(value)}
+        return {
+            word for word, value in values.items() if inspect.isroutine(value) and not inspect.getdoc(value)
+        }
 
     assert {name: found for name in PUBLIC if (found := silent(name))} == {}

@@ -291,8 +291,8 @@ def open_table(
     Args:
         options: Path of a manifest, or a `data` block.
         base: The folder that relative paths start from: a recipe's own.
-        names: The modalities wanted; those that have no column in the table are left out of it. By default all
-            that are mapped.
+        names: The modalities wanted; those that have no column in the table are left out of it. By default
+            all that are mapped.
         columns: With a path, the column of each modality, and of key, split, lat, lon, time, label.
 
     Raises:
