@@ -40,6 +40,18 @@ def reader(request, tmp_path_factory):
     patch.undo()
 
 
+def pytest_collection_modifyitems(items):
+    """Mark the blocks of documents that need a trained run as slow."""
+    texts = {
+        path: path.read_text(encoding="utf-8")
+        for path in {item.path for item in items}
+        if path.suffix == ".md"
+    }
+    for item in items:
+        if "runs/three_modal" in texts.get(item.path, ""):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Keep together what builds on each other, or shares what takes long: blocks of a document, launches."""

@@ -16,6 +16,8 @@ from geobind.errors import DataError, TrainingError
 from geobind.modality import Modality
 from geobind.training.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.slow
+
 ROWS = 40
 
 

@@ -5,6 +5,8 @@ import pytest
 from fault_kills import Different, Killing
 from fault_moments import Moments, Target
 
+pytestmark = pytest.mark.slow
+
 VARIANTS = ["plain", "watched", "several pairs", "accumulated", "rare checkpoints"]
 
 

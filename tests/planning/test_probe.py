@@ -22,7 +22,7 @@ from geobind.recipe.parsing import parse_yaml
 from geobind.training.run import run
 from geobind.utils import files as storage
 
-pytestmark = pytest.mark.usefixtures("toys")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("toys")]
 # Each measurement of a size sets a stage up anew: a second of them is enough here.
 SECONDS = 1.0
 
