@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geobind.cli.options import json_option, out_file
+from geobind.cli.options import json_option, out_file, parse_columns
 from geobind.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -57,15 +57,6 @@ def _table_options(given: Callable[..., Any]) -> Callable[..., Any]:
     return given
 
 
-def _named(columns: tuple[str, ...]) -> dict[str, str]:
-    from geobind.errors import DataError
-
-    wrong = next((pair for pair in columns if not all(pair.partition("=")[::2])), None)
-    if wrong is not None:
-        raise DataError(f"--column {wrong}: write NAME=COLUMN, such as --column lat=latitude")
-    return dict(pair.split("=", 1) for pair in columns)
-
-
 def _open(
     manifest: Path,
     columns: tuple[str, ...],
@@ -84,7 +75,7 @@ def _open(
         if columns or root or files or inline:
             raise DataError(f"{manifest}: is a recipe and says itself which columns and files are meant")
         return _open_recipe(manifest, limit)
-    said = _named(columns)
+    said = parse_columns(columns)
     options = DataOptions(manifest=manifest, columns=said, root=root, files=files, inline=inline, limit=limit)
     names = [name for name in said if name not in PLACE_COLUMNS]
     if not names:
@@ -160,7 +151,7 @@ def split(
             f"--shares {shares}: write numbers with commas between, such as 0.8,0.1,0.1"
         ) from error
     chosen = SplitOptions(shares=numbers, names=tuple(names.split(",")) if names else (), **options)
-    counts = split_manifest(manifest, out, chosen, _named(columns))
+    counts = split_manifest(manifest, out, chosen, parse_columns(columns))
     told = ", ".join(f"{name or 'left out'} {count}" for name, count in counts.items())
     click.echo(f"{out}: {told}")
     if out.parent.resolve() != manifest.parent.resolve():
@@ -221,7 +212,7 @@ def show(
 
         write_atomic(out, draw_table_sheet(_open(**given), rows, seed))
     else:
-        said = {**given, "columns": _named(given["columns"])}
+        said = {**given, "columns": parse_columns(given["columns"])}
         write_atomic(out, stage_sheet(named, stage_name, said, rows=rows, seed=seed, draws=draws))
     click.echo(f"sheet: {out}")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
-from geobind.cli.options import bundle_argument, data_options_from_cli, json_option, mapped_columns
+from geobind.cli.options import bundle_argument, data_options_from_cli, json_option, parse_columns
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def eval_command(
     **given: Any,
 ) -> None:
     """Measure how well the modalities of BUNDLE, a folder or a hub id, find each other on held-out rows."""
-    mapped = mapped_columns(columns)
+    mapped = parse_columns(columns)
 
     from geobind.binder import Binder
     from geobind.data.table import open_table

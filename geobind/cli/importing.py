@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geobind.cli.options import json_option, list_plugins
+from geobind.cli.options import json_option, list_plugins, parse_assignments
 from geobind.importers.contract import Importer
 from geobind.importers.writing import ImportSummary
 from geobind.plugins import Source
@@ -87,7 +87,15 @@ def _import(
     from geobind.importers.writing import write_manifest
     from geobind.plugins import registry as modalities
 
-    importer = make(registry().get(name), sources, _named(options))
+    values = parse_assignments(
+        "--option",
+        options,
+        "KEY=VALUE",
+        "split=psm",
+        empty=True,
+        repeat="a list is written as JSON, such as KEY=[1, 2]",
+    )
+    importer = make(registry().get(name), sources, values)
     summary = write_manifest(importer, out, **given)
     installed = modalities().plugins
     if as_json:
@@ -97,20 +105,6 @@ def _import(
         click.echo(line)
     click.echo(f"  licence: {' '.join(importer.licence.split())}")
     click.echo(f"\n{data_block(summary, installed)}")
-
-
-def _named(options: tuple[str, ...]) -> dict[str, str]:
-    from geobind.errors import DataError
-
-    named: dict[str, str] = {}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not key or not equals:
-            raise DataError(f"--option {option}: write KEY=VALUE, such as --option split=psm")
-        if key in named:
-            raise DataError(f"--option {key} is given twice; a list is written as JSON, such as {key}=[1, 2]")
-        named[key] = value
-    return named
 
 
 def _list(as_json: bool) -> None:

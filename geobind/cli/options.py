@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -59,16 +59,46 @@ def out_file(*names: str, about: str) -> Callable[[Command], Command]:
     return click.option(*names, type=kind, required=True, help=about)
 
 
-def mapped_columns(columns: tuple[str, ...]) -> dict[str, str]:
-    """Read `--column MODALITY=COLUMN`.
+def parse_assignments(
+    option: str,
+    texts: Iterable[str],
+    form: str,
+    example: str,
+    *,
+    empty: bool = False,
+    repeat: str = "keep one",
+) -> dict[str, str]:
+    """Read a repeatable option of the form NAME=VALUE.
+
+    Args:
+        option: The option, such as `--column`.
+        texts: What was given.
+        form: Its form, for messages.
+        example: One that is right, for messages.
+        empty: Whether a value may be empty.
+        repeat: What to do instead of giving a name twice, for messages.
 
     Raises:
-        DataError: One is not of that form.
+        DataError: One is not of that form, or a name is given twice.
     """
-    wrong = [text for text in columns if not all(text.partition("="))]
-    if wrong:
-        raise DataError(f"--column {wrong[0]}: write MODALITY=COLUMN, such as --column label=class")
-    return dict(text.split("=", 1) for text in columns)
+    values: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals or not (value or empty):
+            raise DataError(f"{option} {text}: write {form}, such as {option} {example}")
+        if name in values:
+            raise DataError(f"{option} {name} is given twice; {repeat}")
+        values[name] = value
+    return values
+
+
+def parse_columns(texts: Iterable[str]) -> dict[str, str]:
+    """Read `--column NAME=COLUMN`.
+
+    Raises:
+        DataError: One is not of that form, or a name is given twice.
+    """
+    return parse_assignments("--column", texts, "NAME=COLUMN", "label=class")
 
 
 def data_options_from_cli(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geobind.cli.options import bundle_argument, data_options_from_cli, json_option, mapped_columns
+from geobind.cli.options import bundle_argument, data_options_from_cli, json_option, parse_columns
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ _ALL = "all"
 @json_option
 def probe_command(bundle: str, as_json: bool, out: Path | None, **asked: Any) -> None:
     """See what one modality of BUNDLE, a folder or a hub id, tells of its rows' classes or of numbers."""
-    columns = mapped_columns(asked["columns"])
+    columns = parse_columns(asked["columns"])
     if asked["labels"] != "label":
         columns["label"] = asked["labels"]
     shots = _shots(asked["shots"])

@@ -8,9 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from typing import NamedTuple
 import geobind
 from geobind.recipe import Recipe
 from geobind.studies.grid import Cell, check_cells
-from geobind.training.interruption import SIGNALS, Stopped
+from geobind.training.interruption import SIGNALS, Stopped, route_signals
 from geobind.training.resume import stage_folders
 from geobind.training.run_loggers import copy_stage_metrics
 from geobind.utils import files, formatting
@@ -73,12 +72,13 @@ def _run(cell: Cell, recipe: Recipe, folder: Path) -> bool:
     command = [sys.executable, "-m", "geobind", "run", cell.recipe, *sets, "--out", str(folder), "--resume"]
     command += level_options()
     # What a run prints on its standard output is its table, which the study shows once for all.
-    with _passing_on() as child, subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        child.began(process)
+    cell_process = _CellProcess()  # it ends with a checkpoint when a signal asks the study to stop
+    with route_signals(cell_process.forward), subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        cell_process.attach(process)
         code = process.wait()
     if code == 0:
         files.write_json(folder / _DONE, {"key": _key(recipe)})
-    if number := child.asked or _STOPPED.get(code):
+    if number := cell_process.signal or _STOPPED.get(code):
         name = signal.Signals(number).name
         raise Stopped(
             number, f"{name}: the study stops after '{cell.title}'; the same command goes on with it"
@@ -86,42 +86,24 @@ def _run(cell: Cell, recipe: Recipe, folder: Path) -> bool:
     return code == 0
 
 
-class _Child:
-    """The process of a cell, and what signals have asked of the study while it runs."""
+class _CellProcess:
+    """The process of a cell, to which the signals of the study are forwarded."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
-        self.asked = 0  # the number of the last signal
+        self.signal = 0  # the number of the last one
 
-    def began(self, process: subprocess.Popen[bytes]) -> None:
-        """Take the process; tell it of a signal that came before it could be told."""
+    def attach(self, process: subprocess.Popen[bytes]) -> None:
+        """Take the process, and forward a signal that came before it had started."""
         self.process = process
-        if self.asked:
-            process.send_signal(self.asked)
+        if self.signal:
+            process.send_signal(self.signal)
 
-    def hear(self, number: int, _: FrameType | None) -> None:
-        """Pass a signal on."""
-        self.asked = number
+    def forward(self, number: int, _: FrameType | None) -> None:
+        """Forward a signal."""
+        self.signal = number
         if self.process is not None:
             self.process.send_signal(number)
-
-
-@contextmanager
-def _passing_on() -> Generator[_Child]:
-    """Pass signals that ask the study to stop on to the cell, which ends with a checkpoint.
-
-    Outside the main thread nothing is changed.
-    """
-    child = _Child()
-    if threading.current_thread() is not threading.main_thread():
-        yield child
-        return
-    before = {number: signal.signal(number, child.hear) for number in SIGNALS}
-    try:
-        yield child
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _is_done(folder: Path, recipe: Recipe) -> bool:

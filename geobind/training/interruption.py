@@ -61,18 +61,24 @@ def handle_signals() -> Generator[None]:
     Between the steps of a stage a signal is remembered until the step is done; anywhere else, and the
     second time, it raises Stopped where the process is. Outside the main thread nothing is changed.
     """
+    if threading.current_thread() is threading.main_thread():
+        _Received.number, _Received.patient = 0, False
+    with route_signals(_on_signal):
+        yield
+
+
+@contextmanager
+def route_signals(handler: Callable[[int, FrameType | None], object]) -> Generator[None]:
+    """Route the signals that stop a run to a handler, while the block lasts and in the main thread alone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
-    _Received.number, _Received.patient = 0, False
-    for number in SIGNALS:
-        before[number] = signal.signal(number, _on_signal)
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number, previous in before.items():
+            signal.signal(number, signal.SIG_DFL if previous is None else previous)
 
 
 @contextmanager

@@ -211,7 +211,7 @@ def test_toy_earth_is_the_one_of_the_bundles_recipe(tmp_path):
     ("arguments", "message"),
     [
         (("--protocol", "clip"), "no protocol 'clip'; there are clean, geobind2024"),
-        (("--column", "left"), "--column left: write MODALITY=COLUMN"),
+        (("--column", "left"), "--column left: write NAME=COLUMN"),
         (("--split", "val"), "has no rows of split 'val'"),
         (("--train-split", "val"), "has no rows of split 'val'"),
         (("--anchor", "sonar"), "this binder has no modality 'sonar'"),

@@ -218,7 +218,7 @@ def test_results_are_written_with_a_drawing_and_shown_as_tables(bundle, manifest
         (("--target", "named"), "column 'named' (--target) is 'high', not a number"),
         (("--split", "nowhere"), "has no rows of split 'nowhere'"),
         (("--beside", "nothing.yaml"), "no such recipe file"),
-        (("--column", "tile"), "write MODALITY=COLUMN"),
+        (("--column", "tile"), "write NAME=COLUMN"),
     ],
 )
 def test_mistakes_are_named_with_their_remedy(bundle, manifest, arguments, message):
