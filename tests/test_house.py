@@ -34,7 +34,6 @@ report
 training
 losses planning
 studies
-doctor_probes
 doctor
 testing cli
 __main__

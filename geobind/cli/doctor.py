@@ -17,7 +17,7 @@ import geobind
 from geobind.cli.options import json_option
 
 if TYPE_CHECKING:
-    from geobind.doctor import DoctorFinding
+    from geobind.doctor.examination import DoctorFinding
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def doctor_command(as_json: bool) -> None:
 
     Exit code 0: all that geobind needs works, though notes may say what else does not. 1: it does not.
     """
-    from geobind.doctor import examine
+    from geobind.doctor.examination import examine
 
     if not as_json and sys.stderr.isatty():
         _log.info("loading each part, which takes some seconds")

@@ -15,8 +15,10 @@ import torch
 from lightning_fabric import Fabric
 
 from geobind.data.sampler import MixedDataset, WeightedSource
+from geobind.training.cache import CachedInputs, open_stage_cache
 from geobind.training.metrics import MetricsFile
 from geobind.training.stage import StageResult, StageRun, count_workers, run_stage
+from geobind.training.trainable import prepare_encoders
 from geobind.training.validation import subsample
 from geobind.utils import system
 from geobind.utils.logs import captured
@@ -94,9 +96,9 @@ class Bench:
     caches: bool
     ready: int = 0  # rows whose frozen sides lie in the scratch cache
     messages: list[str] = field(default_factory=list)
-    benches: int = 0  # stages made so far
+    stages_built: int = 0  # stages made so far
 
-    def at(
+    def build_stage(
         self,
         size: int,
         steps: int,
@@ -131,8 +133,10 @@ class Bench:
         }
         recipe = job.recipe.model_copy(update={"workers": count_workers(self.fabric, job)})
         stage = job.stage.model_copy(update=changes)
-        self.benches += 1
-        home = self.folder / f"{stage.name}-{self.benches}"  # of its own: nothing goes on with a checkpoint
+        self.stages_built += 1
+        home = (
+            self.folder / f"{stage.name}-{self.stages_built}"
+        )  # of its own: nothing goes on with a checkpoint
         rows_ = sample_rows(job.rows, rows)
         watched = subsample(job.validation_rows, held) if held and job.validation_rows else None
         notes = StepTimer(home)
@@ -148,10 +152,10 @@ class Bench:
         """
         # Rows in the cache are gone through again; others are prepared anew in every step, as in the stage.
         rows = max(size, self.ready) if self.caches else size * steps
-        job = self.at(size, steps, rows, chunk=chunk, saves=saves, held=held)
+        job = self.build_stage(size, steps, rows, chunk=chunk, saves=saves, held=held)
         clock = job.metrics
         idle = self._idle()
-        with self.quiet():
+        with self.capture_messages():
             outcome = run_stage(self.fabric, job)
         self.ready = max(self.ready, rows) if self.caches else 0
         seconds = clock.mean() if isinstance(clock, StepTimer) else 0.0
@@ -169,7 +173,7 @@ class Bench:
         return system.peak_bytes() if system.reset_peak() else None
 
     @contextmanager
-    def holding(self) -> Generator[list[int]]:
+    def measure_peak(self) -> Generator[list[int]]:
         """Put the most memory that is held inside into the list it yields; nothing where none can tell."""
         found: list[int] = []
         known = self._idle() is not None
@@ -182,13 +186,21 @@ class Bench:
             found.append(peak)
 
     @contextmanager
-    def quiet(self) -> Generator[None]:
+    def capture_messages(self) -> Generator[None]:
         """Collect the messages of training in `messages`, instead of showing them."""
         with captured() as messages:
             yield
         self.messages += messages
 
-    def why_not(self, name: str) -> str:
+    @contextmanager
+    def open_cache(self, job: StageRun) -> Generator[tuple[tuple[str, ...], CachedInputs]]:
+        """Yield the frozen modalities of a stage and its part of the cache, filled as training fills it."""
+        with self.capture_messages(), prepare_encoders(self.fabric, job) as frozen:
+            cached = open_stage_cache(self.fabric, job, frozen, count_workers(self.fabric, job))
+            yield tuple(frozen), cached
+            cached.close()
+
+    def find_cache_refusal(self, name: str) -> str:
         """Return why a frozen side is not cached, as training said it."""
         pattern = re.compile(rf"^[^:]*: {re.escape(name)} is not cached: (.*)$")
         return next((found[1] for line in self.messages if (found := pattern.match(line))), "")

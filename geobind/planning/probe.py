@@ -41,14 +41,13 @@ from geobind.planning.models import (
 from geobind.recipe import Recipe, Stage
 from geobind.recipe.parsing import dump_yaml
 from geobind.recipe.stage_options import InfoNCEOptions
-from geobind.training.cache import CachedInputs, open_stage_cache
+from geobind.training.cache import CachedInputs
 from geobind.training.launch import make_fabric
 from geobind.training.loss_inputs import check_loss_inputs
 from geobind.training.results import write_results
 from geobind.training.run import rehearse
-from geobind.training.stage import StageRun, build_loader, count_workers
+from geobind.training.stage import StageRun, build_loader
 from geobind.training.stage_data import StageData
-from geobind.training.trainable import prepare_encoders
 from geobind.utils import files, system
 from geobind.utils.logs import captured
 
@@ -83,7 +82,7 @@ def measure_filling(bench: Bench, seconds: float) -> tuple[FillCost | None, tupl
         before, looked = looked, min(rows, looked + more)
         if looked == before and points:
             break
-        with bench.holding() as held:
+        with bench.measure_peak() as held:
             _, cached = _fill(bench, looked)
         points.append((looked - before, cached.filled.seconds))
         sides = {name: estimate_side(stored, before, looked, rows) for name, stored in cached.sides.items()}
@@ -116,11 +115,9 @@ def estimate_side(stored: CachedColumn, before: int, looked: int, rows: int) -> 
 
 
 def _fill(bench: Bench, rows: int) -> tuple[tuple[str, ...], CachedInputs]:
-    job = bench.at(2, _ALWAYS, rows)
-    with bench.quiet(), prepare_encoders(bench.fabric, job) as frozen:
-        cached = open_stage_cache(bench.fabric, job, frozen, count_workers(bench.fabric, job))
-        cached.close()
-    return tuple(frozen), cached
+    job = bench.build_stage(2, _ALWAYS, rows)
+    with bench.open_cache(job) as (frozen, cached):
+        return frozen, cached
 
 
 def _unlike(cached: CachedInputs, sides: dict[str, SideCost], share: float) -> float:
@@ -231,11 +228,11 @@ class StageProbe:
         if stage.cache == "off":
             return "cache: off"
         short = stage.cache == "auto" and not covers_all_rows(self.bench.job)
-        return "the stage does not go through its rows once" if short else self.bench.why_not(name)
+        return "the stage does not go through its rows once" if short else self.bench.find_cache_refusal(name)
 
     def _makes_a_batch(self, size: int) -> bool:
         try:
-            _ = self.bench.at(size, 2, size).sampler
+            _ = self.bench.build_stage(size, 2, size).sampler
         except DataError:  # a table's share would be less than a row
             return False
         return True
@@ -328,11 +325,11 @@ class StageProbe:
     def _loading(self) -> float:
         """Return the seconds that a row of a batch takes if nothing else is done."""
         bench, size = self.bench, self._steps[-1].rows
-        job = bench.at(size, _FEW_STEPS, max(size, bench.ready) if bench.caches else size * _FEW_STEPS)
-        with bench.quiet(), prepare_encoders(bench.fabric, job) as frozen:
-            cached = open_stage_cache(bench.fabric, job, frozen, count_workers(bench.fabric, job))
+        job = bench.build_stage(
+            size, _FEW_STEPS, max(size, bench.ready) if bench.caches else size * _FEW_STEPS
+        )
+        with bench.open_cache(job) as (_, cached):
             at = _times(cached.loader(job, build_loader(bench.fabric, job, first_step=0)))
-            cached.close()
         return (at[-1] - at[1]) / (len(at) - 2) / size if len(at) > 2 else 0.0
 
 

@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from geobind import doctor
-from geobind.doctor import ProbeOutcome, accelerator_findings, folder_finding, package_finding, run_probes
+from geobind.doctor import examination
+from geobind.doctor.examination import (
+    ProbeOutcome,
+    accelerator_findings,
+    folder_finding,
+    package_finding,
+    run_probes,
+)
 
 ABORTS = """
     import os, sys
@@ -48,7 +54,7 @@ def test_a_part_that_prints_does_not_disturb_the_report(fake_package):
 def test_the_examination_itself_needs_none_of_what_it_looks_at():
     code = """
 import sys
-from geobind import doctor
+from geobind.doctor import examination
 from geobind.cli import doctor as command
 found = {"torch", "numpy", "pydantic", "pluggy", "pyarrow", "packaging", "rich"} & {*sys.modules}
 assert not found, found
@@ -67,7 +73,7 @@ assert not found, found
     ],
 )
 def test_python_is_compared_with_the_versions_that_were_tested(version, state, told):
-    found = doctor.python_finding(version)
+    found = examination.python_finding(version)
     assert (found.state, found.told) == (state, told)
     assert bool(found.fix) == (state != "ok")
 
@@ -76,7 +82,7 @@ def test_python_is_compared_with_the_versions_that_were_tested(version, state, t
     ("version", "state"), [("21.2.4", "note"), ("22.3", "ok"), ("26.1.dev0", "ok"), (None, "absent")]
 )
 def test_a_pip_that_is_too_old_is_noted(version, state):
-    found = doctor.pip_finding(version)
+    found = examination.pip_finding(version)
     assert found.state == state
     assert bool(found.fix) == (state != "ok")
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from geobind.cli import main
-from geobind.doctor_probes import IMAGES, RASTERS, SOUNDS
+from geobind.doctor.probes import IMAGES, RASTERS, SOUNDS
 from geobind.extras import is_installed
 
 

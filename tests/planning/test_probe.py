@@ -126,8 +126,8 @@ def test_why_a_frozen_side_is_not_cached_is_told(tmp_path):
         "one: wild cold is not cached: no",
         "one: cold is not cached: it draws (x)",
     ]
-    assert bench.why_not("cold") == "it draws (x)"
-    assert bench.why_not("hot") == ""
+    assert bench.find_cache_refusal("cold") == "it draws (x)"
+    assert bench.find_cache_refusal("hot") == ""
 
 
 def test_an_open_batch_is_settled_written_down_and_kept_when_the_run_goes_on(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from geobind.data.cache import cache_root
-from geobind.doctor_probes import IMAGES, MARK, NEEDS, RASTERS, SOUNDS, WITH_TORCH, WITHOUT_TORCH
+from geobind.doctor.probes import IMAGES, MARK, NEEDS, RASTERS, SOUNDS, WITH_TORCH, WITHOUT_TORCH
 from geobind.extras import INSTALL
 from geobind.utils import system
 
@@ -93,7 +93,7 @@ def run_probes(names: Sequence[str], patience: float) -> dict[str, ProbeOutcome]
     """Run probes in a process of their own, and in another one those that are left when it dies.
 
     Args:
-        names: The probes, of `doctor_probes.PROBES`.
+        names: The probes, of `probes.PROBES`.
         patience: Seconds that one of them may take.
 
     Returns:
@@ -111,7 +111,7 @@ def run_probes(names: Sequence[str], patience: float) -> dict[str, ProbeOutcome]
 def _run_process(names: Sequence[str], patience: float) -> dict[str, ProbeOutcome]:
     """Run probes in one process until it ends; if it dies, that is what the probe in progress came to."""
     code = (
-        f"import sys; sys.path[:] = {sys.path!r}; from geobind.doctor_probes import main; main({[*names]!r})"
+        f"import sys; sys.path[:] = {sys.path!r}; from geobind.doctor.probes import main; main({[*names]!r})"
     )
     found: dict[str, ProbeOutcome] = {}
     current = ""
@@ -285,7 +285,7 @@ def _packages(outcomes: Mapping[str, ProbeOutcome], needed: Mapping[str, str]) -
         told = "runs from a folder that is on Python's path, and is not installed: no plugin is found"
         yield DoctorFinding("packages", "geobind", "fault", told, "pip install -e .")
     else:
-        home = str(Path(__file__).parent)
+        home = str(Path(__file__).parents[1])
         yield DoctorFinding("packages", "geobind", "ok", f"{version} in {home}", facts={"version": version})
     for name in (*WITH_TORCH, *WITHOUT_TORCH):
         if name not in {*SOUNDS, *IMAGES, *RASTERS, "processor", "accelerators", "plugins"}:
