@@ -1,6 +1,6 @@
 """Probes of `geobind doctor`: each imports one part and makes it work, in a process that may die of it.
 
-The process is started by `geobind.doctor.examination` and writes a line when it begins with a probe and one when it ends.
+`geobind.doctor.examination` starts the process, which writes a line when a probe begins and when it ends.
 """
 
 from __future__ import annotations
