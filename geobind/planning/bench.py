@@ -134,9 +134,7 @@ class Bench:
         recipe = job.recipe.model_copy(update={"workers": count_workers(self.fabric, job)})
         stage = job.stage.model_copy(update=changes)
         self.stages_built += 1
-        home = (
-            self.folder / f"{stage.name}-{self.stages_built}"
-        )  # of its own: nothing goes on with a checkpoint
+        home = self.folder / f"{stage.name}-{self.stages_built}"  # its own, so that no checkpoint is resumed
         rows_ = sample_rows(job.rows, rows)
         watched = subsample(job.validation_rows, held) if held and job.validation_rows else None
         notes = StepTimer(home)
