@@ -6,6 +6,8 @@ import pytest
 
 from geobind.cli import run
 
+pytestmark = pytest.mark.slow
+
 
 def test_several_processes_run_the_command_and_a_mistake_ends_them_with_its_code(capfd):
     with pytest.raises(SystemExit) as ended:

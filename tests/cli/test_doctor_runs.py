@@ -12,6 +12,8 @@ from geobind.cli import main
 from geobind.doctor.probes import IMAGES, RASTERS, SOUNDS
 from geobind.extras import is_installed
 
+pytestmark = pytest.mark.slow
+
 
 def call(*words):
     return CliRunner().invoke(main, ["doctor", *words])

@@ -21,6 +21,8 @@ from geobind.data.split import SplitOptions, split_places, split_units
 from geobind.data.table import open_table
 from geobind.utils.geo import EARTH_KM, assign_cells, nearest_km
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("sky", "ear", "words")
 
 

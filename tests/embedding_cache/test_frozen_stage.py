@@ -17,6 +17,8 @@ from geobind.embedding_cache import store
 from geobind.embedding_cache.store import count_rows, find_entries
 from geobind.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 FORK = multiprocessing.get_context("fork")
 HEADS = "stages.0.train={left: head}"  # all that is computed is a head
 OFF = "stages.0.cache=off"

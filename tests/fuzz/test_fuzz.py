@@ -10,6 +10,8 @@ import fuzz_pool
 import fuzz_readers
 import fuzz_seeds
 
+pytestmark = pytest.mark.slow
+
 SLICE = 320  # of the tens of thousands that fuzz_readers.py reads
 
 

@@ -18,6 +18,8 @@ from geobind.cli import main
 from geobind.recipe import RecipeProblems, find_recipe, load_recipe
 from geobind.training.run import run
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("transformers")
 CLIP = {
     "embed_dim": 24,

@@ -15,7 +15,7 @@ FLAGS = (
     "--disable-component-update --disable-sync --hide-scrollbars --enable-logging=stderr"
 ).split()
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no chromium here")]
 
 
 def seen(page, folder, width, *flags):

@@ -23,6 +23,8 @@ from geobind.report.run_files import Measured, StageCurve, read_curves
 from geobind.scoring import unit
 from geobind.utils import formatting
 
+pytestmark = pytest.mark.slow
+
 FINITE = st.floats(-1e6, 1e6)
 
 

@@ -16,6 +16,8 @@ from geobind.evaluation.embedded import EmbeddedRows, embed_rows
 from geobind.recipe.embedding_sum import parse_sum
 from geobind.report import write_report
 
+pytestmark = pytest.mark.slow
+
 
 def world(seed, rows=60):
     random = np.random.default_rng(seed)

@@ -12,6 +12,8 @@ from geobind.binder import Binder
 from geobind.errors import CheckpointError, DataError
 from geobind.report import open_held_out, write_report
 
+pytestmark = pytest.mark.slow
+
 VOID = {"meta", "link", "img", "br"}
 
 

@@ -12,6 +12,8 @@ from small_world import EVIL
 
 from geobind.report.media import CLIP_RATE, SIDE, Media, MediaBudget, build_media
 
+pytestmark = pytest.mark.slow
+
 PIXELS = np.arange(300 * 200 * 3, dtype=np.uint32).astype(np.uint8).reshape(300, 200, 3)
 WAVE = (0.5 * np.sin(np.arange(16_000 * 5) / 20)).astype(np.float32)
 

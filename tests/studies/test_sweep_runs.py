@@ -22,6 +22,8 @@ from geobind.studies.runner import CellResult, run_cells
 from geobind.studies.summary import seed_interval, summarise_sweep, write_sweep
 from geobind.training.interruption import Stopped
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 name: tiny
 width: 16

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from geobind.training.run import run
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(toy.__file__).parent
 TOY = [
     "modalities.left.norm=false",

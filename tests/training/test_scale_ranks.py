@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 
 from geobind import plugins
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(deep.__file__)
 LAUNCH = [sys.executable, "-m", "torch.distributed.run"]
 FSDP2 = "fabric.strategy=fsdp2"

@@ -18,6 +18,8 @@ from geobind.training.checkpoint import Checkpoint
 from geobind.training.encoder_transforms import disable_checkpointing, enable_checkpointing
 from geobind.utils.system import hash_module
 
+pytestmark = pytest.mark.slow
+
 SHORT = ("stages.0.steps=4", "stages.1.steps=2")
 
 

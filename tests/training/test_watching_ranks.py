@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from geobind import plugins
 
+pytestmark = pytest.mark.slow
+
 # 70 rows are two blocks, one for each process; the second, smaller one is filled up.
 WATCH = "stages.0.watch={every: 2, limit: 70, measure: R@1, patience: 1, least: 0.9}"
 MEAN = "stages.0.ema=0.8"
