@@ -148,11 +148,10 @@ def render_extras(more: ExtraMetrics, asked: EvalOptions) -> Iterator[Grid]:
 def _calibration(calibrated: CalibrationResult) -> Grid:
     from rich.table import Table
 
-    known = calibrated.calibration
     grid = Table(title="Calibration", caption_justify="left")
     grid.caption = (
-        f"fitted on {known.fitted_on}, measured on {calibrated.measured_on}; error: expected calibration "
-        "error, 15 bins of equal width"
+        f"fitted on {calibrated.fitted_on}, measured on {calibrated.measured_on}; error: expected "
+        "calibration error, 15 bins of equal width"
     )
     for name in ("query to gallery", "temperature", "error", "perfect shows", "before", "log loss"):
         grid.add_column(name, justify="left" if name == "query to gallery" else "right", no_wrap=True)
@@ -173,16 +172,16 @@ def _calibration(calibrated: CalibrationResult) -> Grid:
 def _arithmetic(one: SumResult) -> Grid:
     from rich.table import Table
 
-    grid = Table(title=f"{' + '.join(one.sum.words)} to {one.sum.gallery}", caption=one.says)
+    grid = Table(title=f"{one.queries[0].name} to {one.gallery}", caption=one.says)
     grid.add_column("query", no_wrap=True)
-    measures = [name for name in _MEASURES if name in one.queries[0].retrieval.metrics]
+    measures = [name for name in _MEASURES if name in one.queries[0].metrics]
     rivals = list(one.queries[0].preferred)
     for name in measures:
         grid.add_column(name.replace("_", " "), justify="right")
     for name in rivals:
         grid.add_column(f"beats {name}", justify="right")
     for query in one.queries:
-        cells = [query.retrieval.metrics[name] for name in measures]
+        cells = [query.metrics[name] for name in measures]
         grid.add_row(query.name, *map(_figure, cells), *(_figure(query.preferred[name]) for name in rivals))
     return grid
 

@@ -39,39 +39,36 @@ class SumQuery:
     """What a sum, or one of its parts alone, finds."""
 
     name: str
-    retrieval: Retrieval
+    queries: int
+    gallery_size: int
+    metrics: Mapping[str, Metric]
     preferred: Mapping[str, Metric]  # by kind of rival: how often the right answer is more similar than it
+
+    @classmethod
+    def from_retrieval(cls, name: str, result: Retrieval, preferred: Mapping[str, Metric]) -> SumQuery:
+        """Build it from the measures of its retrieval."""
+        return cls(name, result.queries, result.gallery, result.metrics, preferred)
 
 
 @dataclass(frozen=True)
 class SumResult:
     """A sum beside its parts, on one gallery."""
 
-    sum: EmbeddingSum
+    parts: Mapping[str, float]  # weights by modality
+    gallery: str
     truth: Truth
     says: str  # what the queries, the right answers and the gallery are
-    queries: tuple[SumQuery, ...]  # the sum first
     settings: RetrievalSettings
+    queries: tuple[SumQuery, ...]  # the sum first
+
+    @property
+    def title(self) -> str:
+        """The sum as a heading."""
+        return f"{self.queries[0].name} → {self.gallery}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return {
-            "parts": dict(self.sum.weights),
-            "gallery": self.sum.gallery,
-            "truth": self.truth,
-            "says": self.says,
-            "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.settings).items()},
-            "queries": [
-                {
-                    "name": query.name,
-                    "queries": query.retrieval.queries,
-                    "gallery_size": query.retrieval.gallery,
-                    "metrics": {name: asdict(metric) for name, metric in query.retrieval.metrics.items()},
-                    "preferred": {name: asdict(metric) for name, metric in query.preferred.items()},
-                }
-                for query in self.queries
-            ],
-        }
+        return {**asdict(self), "parts": dict(self.parts), "settings": self.settings.to_dict()}
 
 
 def evaluate_sum_of_rows(
@@ -102,13 +99,15 @@ def evaluate_sum_of_rows(
     parts = {name: found[name].of(rows_Q) for name in wanted.parts}
     gallery_GD = found[wanted.gallery].of(rows_Q)
     queries = [
-        SumQuery(name, retrieval(query_QD, gallery_GD, query_ids=ids, gallery_ids=ids, settings=settings), {})
+        SumQuery.from_retrieval(
+            name, retrieval(query_QD, gallery_GD, query_ids=ids, gallery_ids=ids, settings=settings), {}
+        )
         for name, query_QD in _build_queries(wanted, parts).items()
     ]
     truth = "row" if labels is None else "label"
     right = "its own row" if labels is None else "any row of its class"
     says = f"observations of one place added; {right} is right, among {len(rows_Q):,} rows"
-    return SumResult(wanted, truth, says, tuple(queries), settings)
+    return SumResult(wanted.weights, wanted.gallery, truth, says, settings, tuple(queries))
 
 
 def evaluate_sum_of_two_places(
@@ -136,14 +135,14 @@ def evaluate_sum_of_two_places(
     ids = [*range(len(right_QD))], [*range(len(gallery_GD))]
     options = Resampling(settings.resamples, settings.seed, settings.confidence)
     queries = [
-        SumQuery(
+        SumQuery.from_retrieval(
             name,
             retrieval(query_QD, gallery_GD, query_ids=ids[0], gallery_ids=ids[1], settings=settings),
             _compare_with_rivals(query_QD, right_QD, rivals, options),
         )
         for name, query_QD in _build_queries(wanted, parts).items()
     ]
-    return SumResult(wanted, "composed", says, tuple(queries), settings)
+    return SumResult(wanted.weights, wanted.gallery, "composed", says, settings, tuple(queries))
 
 
 def _build_queries(wanted: EmbeddingSum, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -275,28 +275,35 @@ class MatchCalibration:
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """Fitted scales, and how good the probabilities that they give are on other rows."""
+    """Fitted scales, and how good the probabilities that they give are on other rows: `calibration.json`."""
 
-    calibration: Calibration
+    fitted_on: str
     measured_on: str
-    choices: tuple[GalleryCalibration, ...]
-    matchings: tuple[MatchCalibration, ...]
-    options: Resampling
+    by: str = "row"  # what counts as a match: the same row, or the same label
+    settings: Resampling = field(default_factory=Resampling)
+    scales: tuple[PairScales, ...] = ()
+    choices: tuple[GalleryCalibration, ...] = ()
+    matchings: tuple[MatchCalibration, ...] = ()
+
+    @property
+    def calibration(self) -> Calibration:
+        """The scales as a bundle stores them."""
+        return Calibration(fitted_on=self.fitted_on, by=self.by, pairs=self.scales)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON, with the conventions that the figures follow."""
         return {
-            "fitted_on": self.calibration.fitted_on,
+            "fitted_on": self.fitted_on,
             "measured_on": self.measured_on,
-            "by": self.calibration.by,
-            "settings": {**asdict(self.options), "bins": BINS, "most_rows": MAX_ROWS},
+            "by": self.by,
+            "settings": {**asdict(self.settings), "bins": BINS, "most_rows": MAX_ROWS},
             "conventions": {
                 "choice": "softmax over the gallery; is the most similar item right, ties shared",
                 "match": "sigmoid(scale * cosine + bias); as many mismatches as matches",
                 "interval": "basic bootstrap over queries; perfect: what perfect probabilities would show",
                 "before": f"temperature {CLIP_TEMPERATURE:g}",
             },
-            "scales": [pair.model_dump(mode="json") for pair in self.calibration.pairs],
+            "scales": [pair.model_dump(mode="json") for pair in self.scales],
             "choices": [asdict(one) for one in self.choices],
             "matchings": [asdict(one) for one in self.matchings],
         }
@@ -372,7 +379,15 @@ def measure_calibration(
             choices.append(_calibrate_gallery(there, query, gallery, scales, options))
             if query == scales.modalities[0]:
                 matchings.append(_calibrate_matches(there, scales, options))
-    return CalibrationResult(calibration, measured_on, tuple(choices), tuple(matchings), options)
+    return CalibrationResult(
+        calibration.fitted_on,
+        measured_on,
+        calibration.by,
+        options,
+        calibration.pairs,
+        tuple(choices),
+        tuple(matchings),
+    )
 
 
 def _compare(there: PairSides) -> tuple[Floats, NDArray[np.bool_]]:

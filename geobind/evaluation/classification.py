@@ -42,7 +42,12 @@ class Recognition:
     majority: float  # the accuracy of always naming the class that most queries have
     metrics: Mapping[str, Metric]  # accuracy, topK, mean_per_class
     per_class: Mapping[str, Metric]  # the accuracy of each class's queries, of classes that have any
-    confusion_CC: NDArray[np.float64]  # queries of each class (rows) that were given each class (columns)
+    confusion: tuple[tuple[float, ...], ...]  # queries of each class (rows) given each class (columns)
+
+    @property
+    def confusion_CC(self) -> NDArray[np.float64]:
+        """The confusion matrix as an array."""
+        return np.array(self.confusion)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -52,7 +57,7 @@ class Recognition:
             "majority": self.majority,
             "metrics": {name: asdict(metric) for name, metric in self.metrics.items()},
             "per_class": {name: asdict(metric) for name, metric in self.per_class.items()},
-            "confusion": self.confusion_CC.tolist(),
+            "confusion": [list(row) for row in self.confusion],
         }
 
 
@@ -149,7 +154,7 @@ def measure_recognition(
         truth.majority,
         metrics,
         per_class,
-        count_confusions(score_QC, truth.class_Q),
+        tuple(map(tuple, count_confusions(score_QC, truth.class_Q).tolist())),
     )
 
 

@@ -234,7 +234,7 @@ def _build_point(
 
 @dataclass(frozen=True)
 class ProbeResults:
-    """Zero-shot and few-shot recognition of one modality, or facts read from it, beside other features."""
+    """Zero-shot and few-shot recognition of one modality, or facts read from it: `probes.json`."""
 
     modality: str
     data: str
@@ -252,6 +252,12 @@ class ProbeResults:
     def chance(self) -> float:
         """The accuracy of naming any class at random."""
         return 1 / max(len(self.classes), 1)
+
+    @property
+    def shots(self) -> list[Shots]:
+        """The numbers of examples that some curve has."""
+        curves = (curve for of_features in (self.curves or {}).values() for curve in of_features)
+        return list(dict.fromkeys(point.shots for curve in curves for point in curve.points))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -50,16 +50,16 @@ class ModalityUniformity:
 
 @dataclass(frozen=True)
 class ModalityGap:
-    """Every pair of modalities, and each modality alone."""
+    """Every pair of modalities, and each modality alone: `gap.json`."""
 
-    pairs: tuple[PairGap, ...]
-    spreads: tuple[ModalityUniformity, ...]
-    options: Resampling
+    pairs: tuple[PairGap, ...] = ()
+    spreads: tuple[ModalityUniformity, ...] = ()
+    settings: Resampling = field(default_factory=Resampling)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON, with the conventions that the figures follow."""
         return {
-            "settings": {**asdict(self.options), "most_rows": MAX_ROWS},
+            "settings": {**asdict(self.settings), "most_rows": MAX_ROWS},
             "conventions": {
                 "distance": "between centroids of unit-length embeddings (arXiv:2203.02053); 0 to 2",
                 "separable": f"ridge regression to +1 and -1, {_FOLDS} folds of rows",

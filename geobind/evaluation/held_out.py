@@ -129,7 +129,7 @@ def _label_rows(
             gallery_ids=ids[1],
             query_clusters=[clusters[row] for row in found[query].rows_Q] if clusters else None,
         )
-        yield PairRow(query, gallery, frozenset((query, gallery)) in trained, result)
+        yield PairRow.from_retrieval(query, gallery, frozenset((query, gallery)) in trained, result)
 
 
 @dataclass(frozen=True)

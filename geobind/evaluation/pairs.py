@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -20,7 +20,7 @@ from geobind.evaluation.embeddings import (
     build_ground_truth,
     encode_values,
 )
-from geobind.evaluation.retrieval_metrics import Retrieval, RetrievalSettings, retrieval_both
+from geobind.evaluation.retrieval_metrics import Metric, Retrieval, RetrievalSettings, retrieval_both
 
 
 @dataclass(frozen=True)
@@ -29,25 +29,21 @@ class PairRow:
 
     query: str
     gallery: str
-    trained: bool
-    retrieval: Retrieval
+    mark: Literal["trained", "emergent"]  # emergent: the two met only through the anchor
+    queries: int  # rows
+    gallery_size: int
+    metrics: Mapping[str, Metric]
 
     @property
-    def mark(self) -> str:
-        """`trained` if some stage aligned the two, `emergent` if they met only through the anchor."""
-        return "trained" if self.trained else "emergent"
+    def trained(self) -> bool:
+        """Whether some stage aligned the two."""
+        return self.mark == "trained"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON; `queries` and `gallery_size` are numbers of rows."""
-        measured = self.retrieval.to_dict()
-        return {
-            "query": self.query,
-            "gallery": self.gallery,
-            "mark": self.mark,
-            "queries": measured["queries"],
-            "gallery_size": measured["gallery"],
-            "metrics": measured["metrics"],
-        }
+    @classmethod
+    def from_retrieval(cls, query: str, gallery: str, trained: bool, result: Retrieval) -> PairRow:
+        """Build the row of one direction from its measures."""
+        mark = "trained" if trained else "emergent"
+        return cls(query, gallery, mark, result.queries, result.gallery, result.metrics)
 
 
 @dataclass(frozen=True)
@@ -60,11 +56,11 @@ class SkippedPair:
 
 @dataclass(frozen=True)
 class PairTable:
-    """Every ordered pair of modalities, in the order the modalities were given."""
+    """Every ordered pair of modalities, in the order the modalities were given: `retrieval.json`."""
 
     rows: tuple[PairRow, ...]
-    skipped: tuple[SkippedPair, ...]
-    settings: RetrievalSettings
+    skipped: tuple[SkippedPair, ...] = ()
+    settings: RetrievalSettings = field(default_factory=RetrievalSettings)
     clusters: str | None = None  # what rows of one cluster have in common, such as `group`
     warnings: tuple[str, ...] = ()  # what makes the figures look better than they are
 
@@ -73,11 +69,20 @@ class PairTable:
         """What the bootstrap draws again, in words."""
         return "queries" if self.clusters is None else f"whole clusters of queries ({self.clusters})"
 
+    @property
+    def confidence(self) -> str:
+        """What the intervals cover, as in `95 %`."""
+        return f"{100 * self.settings.confidence:g} %"
+
+    @property
+    def modalities(self) -> list[str]:
+        """The modalities, in the order they were measured in."""
+        return list(dict.fromkeys(name for row in self.rows for name in (row.query, row.gallery)))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON, with the conventions that the figures follow."""
-        settings = asdict(self.settings)
         return {
-            "settings": {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()},
+            "settings": self.settings.to_dict(),
             "conventions": {
                 "rank": "1 + larger + ties / 2, mean over ties; best positive of a query",
                 "recall_percent": "of the gallery, rounded up",
@@ -85,7 +90,7 @@ class PairTable:
             },
             "clusters": self.clusters,
             "warnings": list(self.warnings),
-            "rows": [row.to_dict() for row in self.rows],
+            "rows": [asdict(row) for row in self.rows],
             "skipped": [
                 {"modalities": list(pair.modalities), "reason": pair.reason} for pair in self.skipped
             ],
@@ -155,7 +160,10 @@ def _measure_both_ways(
     rows = _present_rows(both_N)
     part = known.take(rows)
     forth, back = retrieval_both(one.ordered(rows), two.ordered(rows), part, part, settings)
-    return PairRow(one.name, two.name, trained, forth), PairRow(two.name, one.name, trained, back)
+    return (
+        PairRow.from_retrieval(one.name, two.name, trained, forth),
+        PairRow.from_retrieval(two.name, one.name, trained, back),
+    )
 
 
 def _check_row_counts(embeddings: Mapping[str, Embeddings]) -> int:

@@ -185,7 +185,7 @@ class RetrievalSettings:
     """What to measure and how; written beside the figures, as figures without it cannot be compared."""
 
     recall_at: tuple[int, ...] = (1, 5, 10, 100)
-    recall_percent: tuple[float, ...] = (1, 10)  # of the gallery, rounded up to whole items
+    recall_percent: tuple[int | float, ...] = (1, 10)  # of the gallery, rounded up to whole items
     scale_km: float = 25.0  # distance at which the gain of a neighbouring place has fallen to 1/e
     tolerance: float = TOLERANCE
     resamples: int = 1000
@@ -208,6 +208,10 @@ class RetrievalSettings:
         ):
             if not good:
                 raise DataError(f"evaluation setting {name} is {getattr(self, name)}; give {wish}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -229,27 +229,7 @@ class Leakage:
     near: NearestDistances | None
     copies: dict[str, SharedObservations]  # by modality
     groups: SharedGroups | None
-
-    @property
-    def faults(self) -> list[str]:
-        """What makes figures on this split look better than they are."""
-        said: list[str] = []
-        for name, found in self.copies.items():
-            if found.rows and not found.words:
-                said.append(
-                    f"{_test_rows(found.rows, 'has', 'have')} a training row's {name} ({found.example})"
-                )
-            if found.near:
-                twins = f"{_test_rows(found.near, 'has', 'have')} nearly the same {name} as a training row"
-                said.append(f"{twins} ({found.near_example})")
-        if self.groups and self.groups.shared:
-            said.append(f"{_test_rows(self.groups.test_rows, 'is', 'are')} of groups that were trained on")
-        if self.near:
-            for reach, limit in WARN_WITHIN.items():
-                share = self.near.within_km[str(reach)]
-                if share > limit:
-                    said.append(f"{share:.0%} of test rows lie within {reach} km of a training row")
-        return said
+    faults: list[str]  # what makes figures on this split look better than they are
 
     @property
     def warning(self) -> str | None:
@@ -273,7 +253,7 @@ class Leakage:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return {**asdict(self), "faults": self.faults}
+        return asdict(self)
 
 
 def leakage(
@@ -296,15 +276,38 @@ def leakage(
     seen: ImageHashes = {} if looked is None else looked
     both = sorted(set(train.columns) & set(test.columns))
     names = both if modalities is None else [name for name in both if name in modalities]
+    near = _measure_distances(train.places_LL, test.places_LL)
+    copies = {name: find_copies(train, test, name, seen, most_images) for name in names}
+    groups = _find_shared_groups(train, test)
     return Leakage(
         _table_name(train),
         _table_name(test),
         len(train),
         len(test),
-        _measure_distances(train.places_LL, test.places_LL),
-        {name: find_copies(train, test, name, seen, most_images) for name in names},
-        _find_shared_groups(train, test),
+        near,
+        copies,
+        groups,
+        list(_find_faults(near, copies, groups)),
     )
+
+
+def _find_faults(
+    near: NearestDistances | None, copies: Mapping[str, SharedObservations], groups: SharedGroups | None
+) -> Iterator[str]:
+    """Yield what makes figures on the test split look better than they are."""
+    for name, shared in copies.items():
+        if shared.rows and not shared.words:
+            yield f"{_test_rows(shared.rows, 'has', 'have')} a training row's {name} ({shared.example})"
+        if shared.near:
+            twins = f"{_test_rows(shared.near, 'has', 'have')} nearly the same {name} as a training row"
+            yield f"{twins} ({shared.near_example})"
+    if groups and groups.shared:
+        yield f"{_test_rows(groups.test_rows, 'is', 'are')} of groups that were trained on"
+    if near:
+        for reach, limit in WARN_WITHIN.items():
+            share = near.within_km[str(reach)]
+            if share > limit:
+                yield f"{share:.0%} of test rows lie within {reach} km of a training row"
 
 
 def _test_rows(count: int, one: str, many: str) -> str:

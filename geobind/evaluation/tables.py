@@ -28,15 +28,15 @@ def build_pair_table(table: PairTable, metrics: Sequence[str] = SHOWN_METRICS) -
     """
     from rich.table import Table
 
-    columns = [name for name in metrics if any(name in row.retrieval.metrics for row in table.rows)]
+    columns = [name for name in metrics if any(name in row.metrics for row in table.rows)]
     grid = Table(title="Retrieval between modalities", caption=_caption(table))
     grid.add_column("query to gallery", no_wrap=True)
     for name in columns:
         grid.add_column(name, justify="right", no_wrap=True)
     for row in table.rows:
         mark = row.mark if row.trained else f"[bold]{row.mark}[/bold]"
-        pair = f"{row.query} to {row.gallery}\n{mark}\n[dim]{row.retrieval.gallery:,} in gallery[/dim]"
-        cells = [_cell(row.retrieval.metrics.get(name)) for name in columns]
+        pair = f"{row.query} to {row.gallery}\n{mark}\n[dim]{row.gallery_size:,} in gallery[/dim]"
+        cells = [_cell(row.metrics.get(name)) for name in columns]
         grid.add_row(pair, *cells, end_section=True)
     return grid
 
@@ -52,7 +52,7 @@ def build_summary_table(
     """
     from rich.table import Table
 
-    sizes = sorted({row.retrieval.gallery for row in table.rows})
+    sizes = sorted({row.gallery_size for row in table.rows})
     gallery = " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1]))) if sizes else "0"
     grid = Table(box=None, padding=(0, 1, 0, 0), caption_justify="left", caption=_notes(table))
     grid.add_column(f"gallery of {gallery}", no_wrap=True)
@@ -63,7 +63,7 @@ def build_summary_table(
         if rows:
             grid.add_row(f"[bold]{mark}[/bold]")
         for row in rows:
-            cells = [_beside_chance(row.retrieval.metrics.get(name)) for name in metrics]
+            cells = [_beside_chance(row.metrics.get(name)) for name in metrics]
             grid.add_row(f"  {row.query} to {row.gallery}", *cells)
     return grid
 

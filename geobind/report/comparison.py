@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geobind.errors import DataError
+from geobind.evaluation import Metric, PairRow
 from geobind.report.page import render_template
 from geobind.report.plots import (
     LOWER_IS_BETTER,
@@ -17,7 +18,7 @@ from geobind.report.plots import (
     headline_measure,
     overlaid_panels,
 )
-from geobind.report.run_files import Measured, PairDone, Run, read_run
+from geobind.report.run_files import Run, read_run
 from geobind.utils import files, formatting
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _ABSENT = "–"
 class MetricDelta(NamedTuple):
     """A figure of one run beside that of the first."""
 
-    measured: Measured | None
+    measured: Metric | None
     difference: float | None  # from the first run; None for the first, or where one of the two is missing
     overlap: bool | None  # whether the two intervals do
     better: bool | None  # whether it lies on the better side of the first run's
@@ -204,7 +205,7 @@ def _build_rows(runs: Sequence[Run], measure: str) -> Iterator[MetricRow]:
             yield MetricRow(query, gallery, marks, against)
 
 
-def _compare_metric(measure: str, base: PairDone | None, row: PairDone | None, *, first: bool) -> MetricDelta:
+def _compare_metric(measure: str, base: PairRow | None, row: PairRow | None, *, first: bool) -> MetricDelta:
     mine = row.metrics.get(measure) if row else None
     theirs = base.metrics.get(measure) if base else None
     if first or row is None or base is None or mine is None or theirs is None:

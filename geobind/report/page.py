@@ -40,7 +40,7 @@ from geobind.report.plots import (
     reliability_panels,
     stage_panels,
 )
-from geobind.report.run_files import FinishedStage, Retrieved, Run, RunFileModel, load_checked, read_run
+from geobind.report.run_files import FinishedStage, Run, RunFileModel, load_checked, read_run
 from geobind.utils import files, formatting
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -349,7 +349,7 @@ def write_report(
         StorageError: The page cannot be written.
     """
     run = read_run(run_folder)
-    retrieved = Retrieved.model_validate(table.to_dict()) if table is not None else run.retrieved
+    retrieved = table if table is not None else run.retrieved
     run = replace(run, retrieved=retrieved if retrieved and retrieved.rows else None)
     values: dict[str, Any] = {"galleries": [], "left_out": [], "maps": [], "space": None, "sample": ""}
     pictures: dict[str, tuple[list[Panel], int]] = {}
@@ -442,7 +442,7 @@ def _summary(run: Run) -> str:
     return f"{formatting.join_words(names)}{space}{took}."
 
 
-def _verdict(retrieved: Retrieved, measure: str) -> str:
+def _verdict(retrieved: PairTable, measure: str) -> str:
     """Count, in words, the pairs whose whole interval lies on the better side of chance."""
     rows = [row for row in retrieved.rows if measure in row.metrics]
     beat = [row for row in rows if plots.beats_chance(measure, row.metrics[measure])]

@@ -21,15 +21,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from geobind.evaluation import Metric, PairRow, PairTable
+from geobind.evaluation.calibration import CalibrationResult, Reliability
 from geobind.evaluation.few_shot_curves import FewShotCurve, FewShotPoint, ProbeResults, Shots
 from geobind.report.run_files import (
     MEASURES,
     WATCHED,
-    CalibrationDone,
-    Measured,
-    PairDone,
-    ReliabilityDone,
-    Retrieved,
     Run,
     StageCurve,
 )
@@ -171,11 +168,11 @@ _WASH = LinearSegmentedColormap.from_list("wash", ["#ffffff", SERIES[0]])
 class MatrixCell(NamedTuple):
     """One cell of the matrix."""
 
-    pair: PairDone
-    measured: Measured
+    pair: PairRow
+    measured: Metric
 
 
-def headline_measure(retrieved: Retrieved) -> str:
+def headline_measure(retrieved: PairTable) -> str:
     """The measure that the matrix shows: recall@10, or recall@1 in small galleries."""
     small = min((row.gallery_size for row in retrieved.rows), default=0) < _SMALL_GALLERY
     wanted = ("R@1", "R@10") if small else ("R@10", "R@1")
@@ -193,14 +190,14 @@ def explain_measure(measure: str) -> str:
     return f"{title}: the share of queries (rows) whose right answer is {where} of the gallery (columns)."
 
 
-def beats_chance(measure: str, measured: Measured) -> bool:
+def beats_chance(measure: str, measured: Metric) -> bool:
     """Whether the whole interval lies on the better side of chance."""
     if measure in LOWER_IS_BETTER:
         return measured.high < measured.chance
     return measured.low > measured.chance
 
 
-def matrix_cells(retrieved: Retrieved, measure: str) -> dict[tuple[str, str], MatrixCell]:
+def matrix_cells(retrieved: PairTable, measure: str) -> dict[tuple[str, str], MatrixCell]:
     """The cells of the matrix, by query and gallery."""
     return {
         (row.query, row.gallery): MatrixCell(row, row.metrics[measure])
@@ -209,7 +206,7 @@ def matrix_cells(retrieved: Retrieved, measure: str) -> dict[tuple[str, str], Ma
     }
 
 
-def matrix_panel(retrieved: Retrieved, measure: str) -> Panel:
+def matrix_panel(retrieved: PairTable, measure: str) -> Panel:
     """The matrix as a drawing, for slides and papers; a page holds it as a table."""
     names = retrieved.modalities
     cells = matrix_cells(retrieved, measure)
@@ -347,12 +344,12 @@ _SIDE = 2.3  # inches
 _LARGEST = 160.0  # square points of a dot that stands for all predictions
 
 
-def reliability_panels(calibration: CalibrationDone) -> list[Panel]:
+def reliability_panels(calibration: CalibrationResult) -> list[Panel]:
     """A small diagram for each direction of each pair, then one for each pair's matches."""
     return [*_iterate_reliability_panels(calibration)]
 
 
-def _iterate_reliability_panels(calibration: CalibrationDone) -> Iterator[Panel]:
+def _iterate_reliability_panels(calibration: CalibrationResult) -> Iterator[Panel]:
     for index, one in enumerate(calibration.choices):
         yield _reliability_panel(f"choice-{index}", f"{one.query} → {one.gallery}", one.fitted)
     for index, one in enumerate(calibration.matchings):
@@ -360,13 +357,13 @@ def _iterate_reliability_panels(calibration: CalibrationDone) -> Iterator[Panel]
         yield _reliability_panel(f"matching-{index}", title, one.fitted)
 
 
-def _reliability_panel(name: str, title: str, known: ReliabilityDone) -> Panel:
+def _reliability_panel(name: str, title: str, known: Reliability) -> Panel:
     points = "; ".join(f"{b.predicted:.2f} came true {b.happened:.2f}" for b in known.bins)
     alt = f"reliability of {title}: {points}"
     return Panel(name, _draw_reliability(known, title), _SIDE, _SIDE, alt, title=title)
 
 
-def _draw_reliability(known: ReliabilityDone, title: str) -> Draw:
+def _draw_reliability(known: Reliability, title: str) -> Draw:
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=MUTED, lw=0.8, ls=(0, (3, 2)))
         for one in known.bins:

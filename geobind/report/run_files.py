@@ -13,9 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from geobind.errors import CheckpointError, DataError
+from geobind.evaluation import Leakage, PairTable, ProbeResults
+from geobind.evaluation.arithmetic import SumResult
+from geobind.evaluation.calibration import CalibrationResult
+from geobind.evaluation.gap import ModalityGap
 from geobind.recipe import Recipe
 from geobind.recipe.parsing import parse_yaml
 from geobind.recipe.schema import ModalityPair, build_pairs, to_names
@@ -86,268 +90,10 @@ class FinishedStage(RunFileModel):
         return ", ".join(f"{pair.anchor}-{pair.other} {pair.temperature:.4f}" for pair in self.losses)
 
 
-class Measured(RunFileModel):
-    """One figure, its chance level, and the bounds of its interval."""
-
-    value: float
-    chance: float
-    low: float
-    high: float
-
-
-class PairDone(RunFileModel):
-    """Retrieval from one modality to another."""
-
-    query: str
-    gallery: str
-    mark: str
-    queries: int
-    gallery_size: int
-    metrics: dict[str, Measured]
-
-
-class SkippedPair(RunFileModel):
-    """Two modalities that were not compared."""
-
-    modalities: tuple[str, str]
-    reason: str
-
-
-class Retrieved(RunFileModel):
-    """`retrieval.json`: every ordered pair of modalities."""
-
-    settings: dict[str, Any] = {}
-    rows: tuple[PairDone, ...]
-    skipped: tuple[SkippedPair, ...] = ()
-    clusters: str | None = None
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def drawn(self) -> str:
-        """What the bootstrap drew again."""
-        return "queries" if self.clusters is None else f"whole clusters of queries, by {self.clusters}"
-
-    @property
-    def modalities(self) -> list[str]:
-        """The modalities, in the order they were measured in."""
-        return list(dict.fromkeys(name for row in self.rows for name in (row.query, row.gallery)))
-
-    @property
-    def confidence(self) -> str:
-        """What the intervals cover, as in `95 %`."""
-        return f"{100 * float(self.settings.get('confidence', 0.95)):g} %"
-
-
-class NearDone(RunFileModel):
-    """Distances from held-out rows to the nearest row trained on."""
-
-    least_km: float = math.nan
-    median_km: float = math.nan
-    within_km: dict[str, float] = {}
-    in_shared_cells: float = math.nan
-
-
-class CopiesDone(RunFileModel):
-    """Held-out rows with an observation that was trained on, byte for byte."""
-
-    compared: int = 0
-    rows: int = 0
-    near: int | None = None
-    near_unseen: str | None = None
-
-
-class GroupsDone(RunFileModel):
-    """Groups with rows on both sides."""
-
-    shared: int = 0
-    test_rows: int = 0
-
-
-class Leak(RunFileModel):
-    """One stage's training rows against the held-out rows."""
-
-    train_rows: int = 0
-    test_rows: int = 0
-    near: NearDone | None = None
-    copies: dict[str, CopiesDone] = {}
-    groups: GroupsDone | None = None
-    faults: tuple[str, ...] = ()
-
-
-class ErrorDone(RunFileModel):
-    """An expected calibration error."""
-
-    value: float
-    low: float
-    high: float
-    perfect: float
-
-
-class BinDone(RunFileModel):
-    """Predictions of about the same probability."""
-
-    low: float
-    high: float
-    share: float
-    predicted: float
-    happened: float
-
-
-class ReliabilityDone(RunFileModel):
-    """Probabilities beside outcomes."""
-
-    predictions: int
-    predicted: float
-    happened: float
-    log_loss: float
-    equal_width: ErrorDone
-    equal_mass: ErrorDone
-    bins: tuple[BinDone, ...] = ()
-
-
-class ChoiceDone(RunFileModel):
-    """Probabilities over a gallery."""
-
-    query: str
-    gallery: str
-    temperature: float
-    gallery_size: int
-    fitted: ReliabilityDone
-    before: ReliabilityDone
-
-
-class MatchingDone(RunFileModel):
-    """Probabilities of single pairs."""
-
-    modalities: tuple[str, str]
-    scale: float
-    bias: float
-    fitted: ReliabilityDone
-
-
-class CalibrationDone(RunFileModel):
-    """`calibration.json`."""
-
-    fitted_on: str
-    measured_on: str
-    choices: tuple[ChoiceDone, ...] = ()
-    matchings: tuple[MatchingDone, ...] = ()
-
-
-class PairGapDone(RunFileModel):
-    """How two modalities lie to each other."""
-
-    modalities: tuple[str, str]
-    rows: int
-    distance: Measured
-    separable: Measured
-    alignment: Measured
-
-
-class SpreadDone(RunFileModel):
-    """How evenly a modality fills the sphere."""
-
-    modality: str
-    rows: int
-    uniformity: Measured
-
-
-class GapDone(RunFileModel):
-    """`gap.json`."""
-
-    pairs: tuple[PairGapDone, ...] = ()
-    spreads: tuple[SpreadDone, ...] = ()
-
-
-class SumQueryDone(RunFileModel):
-    """What a sum, or one of its parts, finds."""
-
-    name: str
-    queries: int
-    gallery_size: int
-    metrics: dict[str, Measured]
-    preferred: dict[str, Measured] = Field(default_factory=dict)
-
-
-class SumDone(RunFileModel):
-    """A sum beside its parts."""
-
-    parts: dict[str, float]
-    gallery: str
-    truth: str
-    says: str
-    queries: tuple[SumQueryDone, ...]
-
-    @property
-    def title(self) -> str:
-        """The sum as a heading."""
-        return f"{self.queries[0].name} → {self.gallery}"
-
-
-class ArithmeticDone(RunFileModel):
+class _Arithmetic(RunFileModel):
     """`arithmetic.json`."""
 
-    sums: tuple[SumDone, ...] = ()
-
-
-class ProbeMetric(RunFileModel):
-    """A figure of a probe; what it leaves out is not shown."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-    chance: float = math.nan
-
-
-class ZeroShotDone(RunFileModel):
-    """Recognition without examples."""
-
-    metrics: dict[str, ProbeMetric] = Field(default_factory=dict)
-
-
-class PointDone(RunFileModel):
-    """Recognition with some examples of each class."""
-
-    shots: int | str
-    metrics: dict[str, ProbeMetric] = Field(default_factory=dict)
-
-
-class CurveDone(RunFileModel):
-    """A classifier at several numbers of examples."""
-
-    classifier: str
-    points: tuple[PointDone, ...] = ()
-
-
-class FactDone(RunFileModel):
-    """A number of each place, read off embeddings."""
-
-    name: str
-    rows: int = 0
-    r2: ProbeMetric
-    nearest_place: float | None = None
-    error: float = math.nan
-
-
-class ProbesDone(RunFileModel):
-    """`probes.json`, which `geobind probe --out` writes."""
-
-    modality: str
-    data: str = ""
-    split: str = ""
-    kind: str = "classes"
-    classes: tuple[str, ...] = ()
-    queries: int = 0
-    majority: float = math.nan
-    zero_shot: dict[str, ZeroShotDone] = Field(default_factory=dict)
-    curves: dict[str, tuple[CurveDone, ...]] = Field(default_factory=dict)
-    facts: dict[str, tuple[FactDone, ...]] = Field(default_factory=dict)
-
-    @property
-    def shots(self) -> list[int | str]:
-        """The numbers of examples that some curve has."""
-        points = (point for curves in self.curves.values() for curve in curves for point in curve.points)
-        return list(dict.fromkeys(point.shots for point in points))
+    sums: tuple[SumResult, ...] = ()
 
 
 MEASURES = ("loss", "temperature", "lr", "grad_norm")  # the columns of metrics.csv that are drawn
@@ -380,12 +126,12 @@ class Run:
     card: Mapping[str, Any]  # binder.json of the bundle; empty while the run is not finished
     stages: tuple[FinishedStage, ...]
     curves: Curves
-    retrieved: Retrieved | None
-    leaks: Mapping[str, Leak]  # by stage
-    gap: GapDone | None = None
-    calibration: CalibrationDone | None = None
-    sums: tuple[SumDone, ...] = ()
-    probes: ProbesDone | None = None
+    retrieved: PairTable | None
+    leaks: Mapping[str, Leakage]  # by stage
+    gap: ModalityGap | None = None
+    calibration: CalibrationResult | None = None
+    sums: tuple[SumResult, ...] = ()
+    probes: ProbeResults | None = None
 
     @property
     def unfinished(self) -> list[str]:
@@ -428,7 +174,7 @@ def read_run(folder: Path) -> Run:
     recipe, _ = parse_yaml(text, str(recipe_file))
     if not isinstance(recipe.get("stages"), list) or not isinstance(recipe.get("modalities"), dict):
         raise CheckpointError(f"{recipe_file}: has no stages or no modalities; it is not the recipe of a run")
-    arithmetic = _load_if_present(ArithmeticDone, folder / "arithmetic.json")
+    arithmetic = _load_if_present(_Arithmetic, folder / "arithmetic.json")
     return Run(
         folder=folder,
         name=str(recipe.get("name") or started.get("recipe") or folder.name),
@@ -442,12 +188,12 @@ def read_run(folder: Path) -> Run:
         curves=_join_curves(
             read_curves(folder / "metrics.csv"), read_curves(folder / "validation.csv", _WATCHED)
         ),
-        retrieved=_load_if_present(Retrieved, folder / "retrieval.json"),
-        leaks=load_checked(dict[str, Leak], folder / "leakage.json"),
-        gap=_load_if_present(GapDone, folder / "gap.json"),
-        calibration=_load_if_present(CalibrationDone, folder / "calibration.json"),
+        retrieved=_load_if_present(PairTable, folder / "retrieval.json"),
+        leaks=load_checked(dict[str, Leakage], folder / "leakage.json"),
+        gap=_load_if_present(ModalityGap, folder / "gap.json"),
+        calibration=_load_if_present(CalibrationResult, folder / "calibration.json"),
         sums=arithmetic.sums if arithmetic else (),
-        probes=_load_if_present(ProbesDone, folder / "probes.json"),
+        probes=_load_if_present(ProbeResults, folder / "probes.json"),
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from matplotlib.axes import Axes
 
 from geobind.errors import DataError
+from geobind.evaluation import PairTable
 from geobind.report.page import render_template
 from geobind.report.plots import (
     INK,
@@ -25,7 +26,7 @@ from geobind.report.plots import (
     draw_svg,
     headline_measure,
 )
-from geobind.report.run_files import Retrieved, Run, read_run
+from geobind.report.run_files import Run, read_run
 from geobind.studies.runner import CellResult
 from geobind.utils import files, formatting
 
@@ -119,7 +120,7 @@ def summarise_sweep(ran: Sequence[CellResult], measure: str | None = None) -> Sw
     return SweepSummary(chosen, axes, tuple(lines))
 
 
-def choose_measure(table: Retrieved, wanted: str | None) -> str:
+def choose_measure(table: PairTable, wanted: str | None) -> str:
     """The measure to show: the one wanted, or else the headline.
 
     Raises:

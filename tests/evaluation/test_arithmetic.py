@@ -81,10 +81,10 @@ def measured(binder, text="tile+sound:photo"):
 def test_encoders_that_see_only_their_part_find_the_composed_truth_and_no_part_alone_does():
     ground = tuple(fact for fact in FACTS if fact not in MOMENT)
     both, land, moment = measured(knowing(tile=ground, sound=MOMENT)).queries
-    assert both.retrieval.gallery == 24 * 5
-    assert both.retrieval.metrics["R@1"].value == 1
+    assert both.gallery_size == 24 * 5
+    assert both.metrics["R@1"].value == 1
     assert [metric.value for metric in both.preferred.values()] == [1] * 5
-    assert max(land.retrieval.metrics["R@1"].high, moment.retrieval.metrics["R@1"].high) < 0.9
+    assert max(land.metrics["R@1"].high, moment.metrics["R@1"].high) < 0.9
     # What a part does not say, it cannot tell apart: the ground is the same there.
     assert land.preferred["the two swapped"].value == 1
     assert moment.preferred["the second place as it was"].value < 0.9
@@ -127,7 +127,7 @@ def noisy(rows=60, seed=0):
 
 def test_two_noisy_observations_of_a_place_find_it_better_than_one():
     found = evaluate_sum_of_rows(noisy(), parse_sum("a+b:c", "abc"))
-    rank = {query.name: query.retrieval.metrics["mean_rank"].value for query in found.queries}
+    rank = {query.name: query.metrics["mean_rank"].value for query in found.queries}
     assert list(rank) == ["a + b", "a", "b"]
     assert rank["a + b"] < min(rank["a"], rank["b"])
     assert found.truth == "row"
@@ -136,8 +136,8 @@ def test_two_noisy_observations_of_a_place_find_it_better_than_one():
 
 def test_labels_are_the_truth_where_they_are_given():
     found = evaluate_sum_of_rows(noisy(), parse_sum("a+b:c", "abc"), ["x", "y", None] * 20)
-    assert (found.truth, found.queries[0].retrieval.gallery) == ("label", 40)
-    assert found.queries[0].retrieval.metrics["R@1"].chance == pytest.approx(0.5, abs=0.02)
+    assert (found.truth, found.queries[0].gallery_size) == ("label", 40)
+    assert found.queries[0].metrics["R@1"].chance == pytest.approx(0.5, abs=0.02)
 
 
 def test_weights_count():

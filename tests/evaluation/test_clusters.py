@@ -56,10 +56,10 @@ def test_the_table_draws_whole_clusters_and_says_so():
     plain = evaluate_pairs(unit, [])
     clustered = evaluate_pairs(unit, [], clusters=np.repeat(np.arange(30), 5))
     name = "mean_rank"
-    assert plain.rows[0].retrieval.metrics[name].value == clustered.rows[0].retrieval.metrics[name].value
-    assert width(clustered.rows[0].retrieval.metrics[name]) > width(plain.rows[0].retrieval.metrics[name])
+    assert plain.rows[0].metrics[name].value == clustered.rows[0].metrics[name].value
+    assert width(clustered.rows[0].metrics[name]) > width(plain.rows[0].metrics[name])
     again = retrieval(unit["a"].float(), unit["b"].float(), query_clusters=np.repeat(np.arange(30), 5))
-    assert again.metrics[name] == clustered.rows[0].retrieval.metrics[name]
+    assert again.metrics[name] == clustered.rows[0].metrics[name]
 
 
 def test_a_row_without_a_cluster_counts_alone():

@@ -54,13 +54,13 @@ def test_each_row_is_what_retrieval_says_of_its_two_modalities():
             gallery_places=places,
             settings=QUICK,
         )
-        assert row.retrieval.metrics.keys() == alone.metrics.keys()
+        assert row.metrics.keys() == alone.metrics.keys()
         for name, metric in alone.metrics.items():
-            assert row.retrieval.metrics[name].value == pytest.approx(metric.value), name
+            assert row.metrics[name].value == pytest.approx(metric.value), name
 
 
 def test_the_aligned_pair_beats_chance_and_the_random_pair_does_not():
-    rows = {(row.query, row.gallery): row.retrieval.metrics for row in evaluate_pairs(three(), TRAINED).rows}
+    rows = {(row.query, row.gallery): row.metrics for row in evaluate_pairs(three(), TRAINED).rows}
     assert rows["satellite", "photo"]["R@1"].low > 0.9
     assert rows["satellite", "photo"]["median_rank"].high == 1
     random = rows["photo", "sound"]
@@ -113,7 +113,7 @@ def test_a_constant_embedding_scores_exactly_chance_in_every_measure(rows, group
         places=places,
         settings=RetrievalSettings(resamples=5),
     ).rows:
-        for name, metric in row.retrieval.metrics.items():
+        for name, metric in row.metrics.items():
             if name != "median_rank":  # with several positives only the mean over ties is known
                 assert metric.value == pytest.approx(metric.chance, rel=1e-9), name
 
@@ -121,18 +121,14 @@ def test_a_constant_embedding_scores_exactly_chance_in_every_measure(rows, group
 def test_several_sounds_of_a_place_are_positives_of_each_other():
     tile = unit(20, 0).repeat_interleave(3, dim=0)
     ids = np.repeat(np.arange(20), 3)
-    metrics = (
-        evaluate_pairs({"satellite": tile, "sound": tile}, [], ids=ids, settings=QUICK)
-        .rows[0]
-        .retrieval.metrics
-    )
+    metrics = evaluate_pairs({"satellite": tile, "sound": tile}, [], ids=ids, settings=QUICK).rows[0].metrics
     assert metrics["R@1"].value == metrics["MRR"].value == 1.0
     assert metrics["mAP"].value == pytest.approx(1.0)
     assert metrics["R@1"].chance == pytest.approx(3 / 60)
 
 
 def test_with_one_positive_each_map_is_left_to_mrr():
-    assert "mAP" not in evaluate_pairs(three(), [], settings=QUICK).rows[0].retrieval.metrics
+    assert "mAP" not in evaluate_pairs(three(), [], settings=QUICK).rows[0].metrics
 
 
 def test_missing_rows_leave_both_sides_of_the_pair():
@@ -141,7 +137,7 @@ def test_missing_rows_leave_both_sides_of_the_pair():
     embeddings["sound"] = embeddings["sound"].clone()
     embeddings["sound"][~there] = float("nan")
     table = evaluate_pairs(embeddings, TRAINED, presence={"sound": there}, settings=QUICK)
-    rows = {(row.query, row.gallery): row.retrieval for row in table.rows}
+    rows = {(row.query, row.gallery): row for row in table.rows}
     assert rows["satellite", "photo"].gallery == 60
     assert (rows["photo", "sound"].queries, rows["photo", "sound"].gallery) == (40, 40)
     expected = rank_counts(embeddings["photo"][there], embeddings["sound"][there]).rank_Q.mean()
@@ -157,12 +153,12 @@ def test_modalities_that_never_meet_are_listed_as_skipped():
 
 
 def test_cut_offs_beyond_the_gallery_count_everything_as_found():
-    metric = evaluate_pairs(three(), [], settings=QUICK).rows[0].retrieval.metrics["R@100"]
+    metric = evaluate_pairs(three(), [], settings=QUICK).rows[0].metrics["R@100"]
     assert (metric.value, metric.chance, metric.low, metric.high) == (1.0, 1.0, 1.0, 1.0)
 
 
 def test_recall_at_a_percentage_rounds_up_to_whole_items():
-    metrics = evaluate_pairs(three(), [], settings=QUICK).rows[0].retrieval.metrics
+    metrics = evaluate_pairs(three(), [], settings=QUICK).rows[0].metrics
     assert metrics["R@1%"].value == metrics["R@1"].value
     assert metrics["R@10%"].chance == pytest.approx(6 / 60)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from small_world import EVIL
 
+from geobind.evaluation import Metric
 from geobind.report.examples import (
     build_rank_map,
     build_scatter,
@@ -19,7 +20,7 @@ from geobind.report.examples import (
     rank_pair,
 )
 from geobind.report.plots import Panel, beats_chance, draw_png, draw_svg, explain_measure, thin_curve
-from geobind.report.run_files import Measured, StageCurve, read_curves
+from geobind.report.run_files import StageCurve, read_curves
 from geobind.scoring import unit
 from geobind.utils import formatting
 
@@ -119,10 +120,10 @@ def test_a_text_is_cut_to_length(text, most):
 
 
 def test_lower_ranks_and_higher_recalls_beat_chance_and_only_as_whole_intervals():
-    assert beats_chance("R@10", Measured(value=0.3, chance=0.1, low=0.2, high=0.4))
-    assert not beats_chance("R@10", Measured(value=0.3, chance=0.1, low=0.05, high=0.4))
-    assert beats_chance("median_rank", Measured(value=3, chance=10, low=2, high=5))
-    assert not beats_chance("median_rank", Measured(value=12, chance=10, low=11, high=15))
+    assert beats_chance("R@10", Metric(value=0.3, chance=0.1, low=0.2, high=0.4))
+    assert not beats_chance("R@10", Metric(value=0.3, chance=0.1, low=0.05, high=0.4))
+    assert beats_chance("median_rank", Metric(value=3, chance=10, low=2, high=5))
+    assert not beats_chance("median_rank", Metric(value=12, chance=10, low=11, high=15))
 
 
 def test_what_the_matrix_holds_is_said_in_words():

@@ -10,11 +10,13 @@ from small_world import EVIL, copied
 
 from geobind.binder import Binder
 from geobind.errors import CheckpointError
+from geobind.evaluation import ProbeResults
 from geobind.evaluation.arithmetic import evaluate_sum_of_rows
 from geobind.evaluation.calibration import calibrate, measure_calibration
 from geobind.evaluation.embedded import EmbeddedRows, embed_rows
 from geobind.recipe.embedding_sum import parse_sum
 from geobind.report import write_report
+from geobind.report.run_files import load_checked, read_run
 
 pytestmark = pytest.mark.slow
 
@@ -30,39 +32,48 @@ def world(seed, rows=60):
     }
 
 
+def metric(value, low, high, chance=0.5):
+    return {"value": value, "chance": chance, "low": low, "high": high}
+
+
+POINT = {"shots": 4, "fewest": 4, "rows": 8, "draws": 10, "deviation": 0.1, "penalty": 0.1}
 PROBES = {
     "modality": "tile",
     "data": f"rows {EVIL}",
     "split": "test",
     "kind": "classes",
+    "settings": {"draws": 10},
     "classes": ["a", "b"],
     "queries": 24,
+    "chance": 0.5,
     "majority": 0.5,
     "zero_shot": {
-        "words": {"metrics": {"accuracy": {"value": 0.625, "chance": 0.5, "low": 0.4, "high": 0.8}}}
+        "words": {
+            "classes": ["a", "b"],
+            "queries": 24,
+            "majority": 0.5,
+            "metrics": {"accuracy": metric(0.625, 0.4, 0.8)},
+            "per_class": {"a": metric(0.75, 0.5, 1.0), "b": metric(0.5, 0.25, 0.75)},
+            "confusion": [[9.0, 3.0], [6.0, 6.0]],
+        }
     },
     "curves": {
         "tile": [
             {
                 "classifier": "logistic",
-                "points": [
-                    {
-                        "shots": 4,
-                        "metrics": {"accuracy": {"value": 0.777, "chance": 0.5, "low": 0.6, "high": 0.9}},
-                    }
-                ],
+                "points": [{**POINT, "metrics": {"accuracy": metric(0.777, 0.6, 0.9)}}],
             }
         ]
     },
 }
+FOREST = {"name": "forest", "rows": 24, "blocks": 6, "r2": metric(0.432, 0.3, 0.5, -0.1)}
 FACTS = {
     "modality": "tile",
+    "data": "rows",
+    "split": "test",
     "kind": "facts",
-    "facts": {
-        "tile": [
-            {"name": "forest", "rows": 24, "r2": {"value": 0.432, "low": 0.3, "high": 0.5}, "error": 0.1}
-        ]
-    },
+    "settings": {"folds": 5},
+    "facts": {"tile": [{**FOREST, "nearest_place": None, "error": 0.1}]},
 }
 
 
@@ -108,7 +119,7 @@ def test_sums_stand_beside_their_parts(full):
     assert "tile + photo → words" in part
     for query in sums.queries:
         assert f'<th scope="row" class="nowrap">{query.name}</th>' in part
-        assert f"{query.retrieval.metrics['R@10'].value:.3f}" in part
+        assert f"{query.metrics['R@10'].value:.3f}" in part
 
 
 def test_probes_are_shown_and_what_they_say_is_escaped(full):
@@ -123,7 +134,7 @@ def test_numbers_read_off_embeddings_are_shown(finished, tmp_path):
     (run / "probes.json").write_text(json.dumps(FACTS))
     page = write_report(run).read_text()
     assert "forest" in page
-    assert "0.432<small>0.300 to 0.500</small></td>" in page
+    assert "0.432<small>0.300 to 0.500</small><small>chance -0.100</small></td>" in page
 
 
 def test_the_gap_of_a_run_is_on_its_page(page, finished):
@@ -132,6 +143,26 @@ def test_the_gap_of_a_run_is_on_its_page(page, finished):
     part = page[page.index('id="gap"') :]
     for pair in pairs:
         assert f"{pair['distance']['value']:.3f}<small>{pair['distance']['low']:.3f} to" in part
+
+
+def test_results_are_read_back_as_they_were_written(full, tmp_path):
+    run, _, _, _ = full
+    (tmp_path / "facts.json").write_text(json.dumps(FACTS))
+    read = read_run(run)
+    for name, result in (
+        ("retrieval", read.retrieved),
+        ("gap", read.gap),
+        ("calibration", read.calibration),
+        ("probes", read.probes),
+    ):
+        written = json.loads((run / f"{name}.json").read_text())
+        assert json.dumps(result.to_dict()) == json.dumps(written), name
+    written = json.loads((run / "arithmetic.json").read_text())
+    assert json.dumps({"sums": [one.to_dict() for one in read.sums]}) == json.dumps(written)
+    written = json.loads((run / "leakage.json").read_text())
+    assert json.dumps({stage: leak.to_dict() for stage, leak in read.leaks.items()}) == json.dumps(written)
+    facts = load_checked(ProbeResults, tmp_path / "facts.json")
+    assert json.dumps(facts.to_dict()) == json.dumps(FACTS)
 
 
 def test_a_damaged_file_is_named(finished, tmp_path):

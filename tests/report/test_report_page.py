@@ -149,9 +149,12 @@ def test_a_run_that_has_only_begun_has_a_report(finished, tmp_path):
 def test_leakage_is_shown_where_it_was_looked_for(finished, tmp_path):
     folder = copied(finished, tmp_path, "leakage.json")
     assert 'id="leakage"' not in write_report(folder).read_text()
-    near = {"least_km": 0.5, "median_km": 80.0, "within_km": {"1": 0.25, "10": 0.5}, "in_shared_cells": 0.125}
+    rows = {"test_rows": 24, "train_rows": 40}
+    near = {**rows, "least_km": 0.5, "median_km": 80.0, "within_km": {"1": 0.25, "10": 0.5}}
+    near |= {"shared_cells": 3, "in_shared_cells": 0.125}
     copies = {"tile": {"compared": 24, "rows": 2, "words": False, "example": EVIL}}
-    leak = {"train_rows": 40, "test_rows": 24, "near": near, "copies": copies, "faults": [f"6 {EVIL}"]}
+    leak = {"train": "rows", "test": "rows", **rows, "near": near, "copies": copies, "groups": None}
+    leak["faults"] = [f"6 {EVIL}"]
     found = {"photo_to_tile": leak, "sound_to_tile": {**leak, "near": None, "faults": []}}
     (folder / "leakage.json").write_text(json.dumps(found))
     text = write_report(folder).read_text()
@@ -160,7 +163,7 @@ def test_leakage_is_shown_where_it_was_looked_for(finished, tmp_path):
         assert words in text
     assert EVIL not in text
     assert text.count('class="notice"') == 1
-    (folder / "leakage.json").write_text(json.dumps({"sound_to_tile": {"test_rows": 24}}))
+    (folder / "leakage.json").write_text(json.dumps({"sound_to_tile": {**leak, "near": None, "faults": []}}))
     assert "Nothing to warn of was found." in write_report(folder).read_text()
 
 
