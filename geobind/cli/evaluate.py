@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from geobind.evaluation.calibration import CalibrationResult
     from geobind.evaluation.embedded import EmbeddedRows
     from geobind.evaluation.gap import ModalityGap
-    from geobind.evaluation.retrieval_metrics import Metric
-
-
-_MEASURES = ("R@1", "R@10", "median_rank")
 
 
 class EvalOptions(NamedTuple):
@@ -137,75 +133,14 @@ def store_calibration(binder: Binder, calibrated: CalibrationResult, bundle: str
 
 
 def render_extras(more: ExtraMetrics, asked: EvalOptions) -> Iterator[Grid]:
-    """The tables for people."""
+    """Yield the tables for people."""
+    from geobind.evaluation.tables import build_calibration_table, build_gap_table, build_sum_table
+
     if more.calibrated:
-        yield _calibration(more.calibrated)
-    yield from map(_arithmetic, more.sums)
+        yield build_calibration_table(more.calibrated)
+    yield from map(build_sum_table, more.sums)
     if asked.gap:
-        yield _gap(more.gap)
-
-
-def _calibration(calibrated: CalibrationResult) -> Grid:
-    from rich.table import Table
-
-    grid = Table(title="Calibration", caption_justify="left")
-    grid.caption = (
-        f"fitted on {calibrated.fitted_on}, measured on {calibrated.measured_on}; error: expected "
-        "calibration error, 15 bins of equal width"
-    )
-    for name in ("query to gallery", "temperature", "error", "perfect shows", "before", "log loss"):
-        grid.add_column(name, justify="left" if name == "query to gallery" else "right", no_wrap=True)
-    for one in calibrated.choices:
-        error, before = one.fitted.equal_width, one.before.equal_width
-        told = f"{error.value:.3f} [dim]{error.low:.3f} to {error.high:.3f}[/dim]"
-        pair = f"{one.query} to {one.gallery}"
-        numbers = (f"{error.perfect:.3f}", f"{before.value:.3f}", f"{one.fitted.log_loss:.2f}")
-        grid.add_row(pair, f"{one.temperature:.4f}", told, *numbers)
-    for one in calibrated.matchings:
-        error = one.fitted.equal_width
-        told = f"{error.value:.3f} [dim]{error.low:.3f} to {error.high:.3f}[/dim]"
-        pair = f"{one.modalities[0]} and {one.modalities[1]} match"
-        grid.add_row(pair, "", told, f"{error.perfect:.3f}", "", f"{one.fitted.log_loss:.2f}")
-    return grid
-
-
-def _arithmetic(one: SumResult) -> Grid:
-    from rich.table import Table
-
-    grid = Table(title=f"{one.queries[0].name} to {one.gallery}", caption=one.says)
-    grid.add_column("query", no_wrap=True)
-    measures = [name for name in _MEASURES if name in one.queries[0].metrics]
-    rivals = list(one.queries[0].preferred)
-    for name in measures:
-        grid.add_column(name.replace("_", " "), justify="right")
-    for name in rivals:
-        grid.add_column(f"beats {name}", justify="right")
-    for query in one.queries:
-        cells = [query.metrics[name] for name in measures]
-        grid.add_row(query.name, *map(_figure, cells), *(_figure(query.preferred[name]) for name in rivals))
-    return grid
-
-
-def _gap(gap: ModalityGap) -> Grid:
-    from rich.table import Table
-
-    grid = Table(title="Modality gap")
-    for name in ("modalities", "distance of centroids", "told apart", "alignment"):
-        grid.add_column(name, justify="left" if name == "modalities" else "right")
-    for pair in gap.pairs:
-        cells = map(_figure, (pair.distance, pair.separable, pair.alignment))
-        grid.add_row(" and ".join(pair.modalities), *cells)
-    for spread in gap.spreads:
-        grid.add_row(f"{spread.modality}: uniformity", "", "", _figure(spread.uniformity))
-    return grid
-
-
-def _figure(metric: Metric) -> str:
-    value, low, high, chance = (
-        f"{part:,.1f}" if abs(part) >= 10 else f"{part:.3f}"
-        for part in (metric.value, metric.low, metric.high, metric.chance)
-    )
-    return f"{value}\n[dim]{low} to {high}\nchance {chance}[/dim]"
+        yield build_gap_table(more.gap)
 
 
 @click.command("eval")

@@ -39,7 +39,6 @@ from geobind.evaluation.protocols import (
     PROTOCOLS,
     Protocol,
     ProtocolResult,
-    build_protocol_tables,
     evaluate_protocol,
     geoclap_split,
     get_protocol,
@@ -50,7 +49,12 @@ from geobind.evaluation.ranks import RankCounts, rank_counts, rank_counts_both
 from geobind.evaluation.regression_probe import FactOptions, FactProbe, probe_facts
 from geobind.evaluation.retrieval_metrics import Metric, Retrieval, RetrievalSettings, retrieval
 from geobind.evaluation.split_leakage import Leakage, leakage
-from geobind.evaluation.tables import build_pair_table, build_probe_tables, build_summary_table
+from geobind.evaluation.tables import (
+    build_pair_table,
+    build_probe_tables,
+    build_protocol_tables,
+    build_summary_table,
+)
 from geobind.scoring import Calibration, cosine, probabilities, unit
 
 __all__ = [

@@ -8,10 +8,10 @@ publication's "image" is the anchor here, its ground photo or sound the other mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,10 +28,6 @@ from geobind.evaluation.embeddings import (
     iterate_slices,
 )
 from geobind.evaluation.ranks import TOLERANCE, RankCounts, count_rows_both
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
 
 Side = Literal["anchor", "other"]
 
@@ -370,30 +366,6 @@ def count_divided_ranks(query: EmbeddingMatrix, gallery: EmbeddingMatrix) -> Ran
 
 def _distance(query_BD: Tensor, gallery_ND: Tensor) -> Tensor:
     return (2 - 2 * query_BD @ gallery_ND.T).clamp(min=0).sqrt()
-
-
-def build_protocol_tables(results: Sequence[ProtocolResult]) -> list[Table]:
-    """One rich table for each result: printed name and value, what it measures, and the clean value."""
-    return [_build_table(result) for result in results]
-
-
-def _build_table(result: ProtocolResult) -> Table:
-    from rich.table import Table
-
-    notes = result.protocol.notes()
-    if result.caveat:
-        notes.insert(0, f"[bold]{result.caveat}[/bold]")
-    title = (
-        f"As {result.protocol.name} prints it: {result.anchor} and {result.other}, {result.gallery:,} rows"
-    )
-    grid = Table(title=title, caption="\n".join(notes), caption_justify="left")
-    for column in ("printed as", "value", "what it measures", "clean"):
-        grid.add_column(column, justify="right" if column in ("value", "clean") else "left")
-    for figure in result.figures:
-        median = figure.says.endswith("rank")
-        value, clean = (f"{v:,.1f}" if median else f"{v:.3f}" for v in (figure.value, figure.clean))
-        grid.add_row(figure.says, value, figure.means, clean)
-    return grid
 
 
 # N rows in the order of the publication's table; C cells, in the order in which shuffled rows meet them

@@ -1,21 +1,27 @@
-"""Tables of retrieval and probe results for terminals."""
+"""Result tables for terminals: retrieval, probes, calibration, sums, modality gap, protocols."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from geobind.evaluation.arithmetic import SumResult
+from geobind.evaluation.calibration import CalibrationResult
 from geobind.evaluation.classification import Recognition
 from geobind.evaluation.few_shot_curves import FewShotCurve, FewShotPoint, ProbeResults, Shots
+from geobind.evaluation.gap import ModalityGap
 from geobind.evaluation.pairs import PairTable
+from geobind.evaluation.protocols import ProtocolResult
 from geobind.evaluation.retrieval_metrics import Metric
+from geobind.utils.formatting import format_decimal, format_number
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
+SUM_METRICS = ("R@1", "R@10", "median_rank")
 SHOWN_METRICS = ("R@1", "R@10", "median_rank", "label_mAP", "place_nDCG")
 
 
@@ -71,7 +77,7 @@ def build_summary_table(
 def _beside_chance(metric: Metric | None) -> str:
     if metric is None:
         return "-"
-    return f"{_number(metric.value)} [dim]({_number(metric.chance).removeprefix('0')})[/dim]"
+    return f"{format_number(metric.value)} [dim]({format_number(metric.chance).removeprefix('0')})[/dim]"
 
 
 def _notes(table: PairTable) -> str | None:
@@ -80,17 +86,16 @@ def _notes(table: PairTable) -> str | None:
     return "\n".join(lines) or None
 
 
-def _cell(metric: Metric | None) -> str:
+def _cell(metric: Metric | None, write: Callable[[float], str] = format_number) -> str:
     if metric is None:
         return "-"
-    value, low, high, chance = (
-        _number(part) for part in (metric.value, metric.low, metric.high, metric.chance)
-    )
+    value, low, high, chance = map(write, (metric.value, metric.low, metric.high, metric.chance))
     return f"{value}\n[dim]{low} to {high}\nchance {chance}[/dim]"
 
 
-def _number(value: float) -> str:
-    return f"{value:,.1f}" if abs(value) > 1 else f"{value:.3f}"
+def _precise_cell(metric: Metric) -> str:
+    """Write distances and their like, of which the third decimal counts at any size."""
+    return _cell(metric, format_decimal)
 
 
 def _caption(table: PairTable) -> str:
@@ -167,9 +172,9 @@ def _fact_table(probes: ProbeResults) -> Table:
     for features in of:
         grid.add_column(features, justify="right")
     grid.add_column("nearest place", justify="right")
-    for number, fact in enumerate(first):
-        near = "-" if fact.nearest_place is None else _decimal(fact.nearest_place)
-        cells = [_probe_cell(found[number].r2) for found in of.values()]
+    for place, fact in enumerate(first):
+        near = "-" if fact.nearest_place is None else format_number(fact.nearest_place)
+        cells = [_probe_cell(found[place].r2) for found in of.values()]
         grid.add_row(fact.name, *cells, near, end_section=True)
     return grid
 
@@ -185,16 +190,93 @@ def _new_table(title: str, first: str, caption: str) -> Table:
 
 def _baseline_text(probes: ProbeResults) -> str:
     return (
-        f"{probes.queries:,} queries of {len(probes.classes)} classes: chance {_decimal(probes.chance)}, "
-        f"the most frequent class {_decimal(probes.majority)}"
+        f"{probes.queries:,} queries of {len(probes.classes)} classes: "
+        f"chance {format_number(probes.chance)}, the most frequent class {format_number(probes.majority)}"
     )
 
 
 def _probe_cell(metric: Metric | None) -> str:
     if metric is None:
         return "-"
-    return f"{_decimal(metric.value)}\n[dim]{_decimal(metric.low)}-{_decimal(metric.high)}[/dim]"
+    value, low, high = map(format_number, (metric.value, metric.low, metric.high))
+    return f"{value}\n[dim]{low}-{high}[/dim]"
 
 
-def _decimal(value: float) -> str:
-    return f"{value:.3f}"
+def build_calibration_table(calibrated: CalibrationResult) -> Table:
+    """Build the table of fitted probabilities: each error beside what perfect ones would show."""
+    from rich.table import Table
+
+    grid = Table(title="Calibration", caption_justify="left")
+    grid.caption = (
+        f"fitted on {calibrated.fitted_on}, measured on {calibrated.measured_on}; error: expected "
+        "calibration error, 15 bins of equal width"
+    )
+    for name in ("query to gallery", "temperature", "error", "perfect shows", "before", "log loss"):
+        grid.add_column(name, justify="left" if name == "query to gallery" else "right", no_wrap=True)
+    for one in calibrated.choices:
+        error, before = one.fitted.equal_width, one.before.equal_width
+        told = f"{error.value:.3f} [dim]{error.low:.3f} to {error.high:.3f}[/dim]"
+        pair = f"{one.query} to {one.gallery}"
+        numbers = (f"{error.perfect:.3f}", f"{before.value:.3f}", f"{one.fitted.log_loss:.2f}")
+        grid.add_row(pair, f"{one.temperature:.4f}", told, *numbers)
+    for one in calibrated.matchings:
+        error = one.fitted.equal_width
+        told = f"{error.value:.3f} [dim]{error.low:.3f} to {error.high:.3f}[/dim]"
+        pair = f"{one.modalities[0]} and {one.modalities[1]} match"
+        grid.add_row(pair, "", told, f"{error.perfect:.3f}", "", f"{one.fitted.log_loss:.2f}")
+    return grid
+
+
+def build_sum_table(one: SumResult) -> Table:
+    """Build the table of a sum beside its parts."""
+    from rich.table import Table
+
+    grid = Table(title=f"{one.queries[0].name} to {one.gallery}", caption=one.says)
+    grid.add_column("query", no_wrap=True)
+    measures = [name for name in SUM_METRICS if name in one.queries[0].metrics]
+    rivals = list(one.queries[0].preferred)
+    for name in measures:
+        grid.add_column(name.replace("_", " "), justify="right")
+    for name in rivals:
+        grid.add_column(f"beats {name}", justify="right")
+    for query in one.queries:
+        cells = [query.metrics[name] for name in measures]
+        grid.add_row(query.name, *map(_cell, cells), *(_cell(query.preferred[name]) for name in rivals))
+    return grid
+
+
+def build_gap_table(gap: ModalityGap) -> Table:
+    """Build the table of the modality gap: every pair, then each modality alone."""
+    from rich.table import Table
+
+    grid = Table(title="Modality gap")
+    for name in ("modalities", "distance of centroids", "told apart", "alignment"):
+        grid.add_column(name, justify="left" if name == "modalities" else "right")
+    for pair in gap.pairs:
+        cells = map(_precise_cell, (pair.distance, pair.separable, pair.alignment))
+        grid.add_row(" and ".join(pair.modalities), *cells)
+    for spread in gap.spreads:
+        grid.add_row(f"{spread.modality}: uniformity", "", "", _precise_cell(spread.uniformity))
+    return grid
+
+
+def build_protocol_tables(results: Sequence[ProtocolResult]) -> list[Table]:
+    """Build a rich table for each result: printed name and value, what it measures, and the clean value."""
+    return [_protocol_table(result) for result in results]
+
+
+def _protocol_table(result: ProtocolResult) -> Table:
+    from rich.table import Table
+
+    notes = result.protocol.notes()
+    if result.caveat:
+        notes.insert(0, f"[bold]{result.caveat}[/bold]")
+    title = (
+        f"As {result.protocol.name} prints it: {result.anchor} and {result.other}, {result.gallery:,} rows"
+    )
+    grid = Table(title=title, caption="\n".join(notes), caption_justify="left")
+    for column in ("printed as", "value", "what it measures", "clean"):
+        grid.add_column(column, justify="right" if column in ("value", "clean") else "left")
+    for figure in result.figures:
+        grid.add_row(figure.says, format_number(figure.value), figure.means, format_number(figure.clean))
+    return grid

@@ -10,12 +10,15 @@ _ORDINALS = {1: "st", 2: "nd", 3: "rd"}
 
 
 def format_number(value: float) -> str:
-    """Write a measure: no decimals from 100 on, one from 1.5 on (ranks), three below (shares)."""
+    """Write a measure: one decimal from 1.5 on (ranks), three below (shares)."""
     if not math.isfinite(value):
         return "–"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 1.5 else f"{value:.3f}"
+    return f"{value:,.1f}" if abs(value) >= 1.5 else f"{value:.3f}"
+
+
+def format_decimal(value: float) -> str:
+    """Write a measure with three decimals, whatever its size."""
+    return f"{value:.3f}" if math.isfinite(value) else "–"
 
 
 def format_signed(value: float) -> str:

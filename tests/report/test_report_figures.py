@@ -88,7 +88,7 @@ def test_metrics_are_read_up_to_a_row_that_was_cut_short(tmp_path):
     [
         (formatting.format_number(0.1234), "0.123"),
         (formatting.format_number(12.34), "12.3"),
-        (formatting.format_number(1234.5), "1,234"),
+        (formatting.format_number(1234.5), "1,234.5"),
         (formatting.format_number(float("nan")), "–"),
         (formatting.format_signed(-0.5), "−0.500"),
         (formatting.format_signed(3), "+3.0"),

@@ -59,7 +59,7 @@ def test_a_tensor_is_shown_like_an_array(number):
 
 
 def test_a_short_array_is_its_first_numbers():
-    assert build_media(np.array([0.25, 1000.0], dtype=np.float32)).words == "float32 (2,): 0.250, 1,000"
+    assert build_media(np.array([0.25, 1000.0], dtype=np.float32)).words == "float32 (2,): 0.250, 1,000.0"
     assert build_media(np.arange(40)).words.endswith(", …")
     assert build_media(np.array(["a", "b"])).words.startswith("<U1 (2,)")
 
