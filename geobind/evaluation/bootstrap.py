@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
-    Draw = Callable[[np.random.Generator, int, int], Floats]
 
 
 _MAX_NUMBERS = 2**22  # numbers held at a time
@@ -52,14 +51,8 @@ class ClassMeanBounds(NamedTuple):
     class_mean_2: Floats
 
 
-def by_multinomial(random: np.random.Generator, resamples: int, units: int) -> Floats:
-    """How often each unit is drawn in each resample (B, U), as one multinomial draw for each resample."""
-    times_BU = random.multinomial(units, np.full(units, 1 / units), size=resamples)
-    return times_BU.astype(np.float64)
-
-
-def by_counting(random: np.random.Generator, resamples: int, units: int) -> Floats:
-    """How often each unit is drawn in each resample (B, U), drawn one by one and counted: the quicker."""
+def draw_unit_counts(random: np.random.Generator, resamples: int, units: int) -> Floats:
+    """Return how often each unit is drawn in each resample (B, U)."""
     drawn_BU = random.integers(0, units, size=(resamples, units), dtype=np.int64)
     drawn_BU += units * np.arange(resamples)[:, None]
     times_BU = np.bincount(drawn_BU.ravel(), minlength=resamples * units).reshape(resamples, units)
@@ -67,11 +60,7 @@ def by_counting(random: np.random.Generator, resamples: int, units: int) -> Floa
 
 
 def draw_counts(
-    count: int,
-    options: Resampling,
-    group_Q: NDArray[np.int64] | None = None,
-    room: int = 1,
-    draw: Draw = by_multinomial,
+    count: int, options: Resampling, group_Q: NDArray[np.int64] | None = None, room: int = 1
 ) -> Iterator[Floats]:
     """Yield in parts how often each query is drawn in each resample, (B, Q).
 
@@ -81,15 +70,13 @@ def draw_counts(
         group_Q: Queries of one number are drawn together (the cluster bootstrap), since they are not
             independent (Davison and Hinkley, 1997, section 3.8); default: each alone.
         room: Numbers that the caller holds for each of these.
-        draw: Which random numbers are used. The distribution is the same, but not the draws: another choice
-            would move the bounds of every interval that was published by a hair.
     """
     random = np.random.default_rng(options.seed)
     units = count if group_Q is None else int(group_Q.max()) + 1
     step = max(1, _MAX_NUMBERS // (count * room))
     for start in range(0, options.resamples, step):
         size = min(step, options.resamples - start)
-        times_BU = draw(random, size, units)
+        times_BU = draw_unit_counts(random, size, units)
         yield times_BU if group_Q is None else times_BU[:, group_Q]
 
 
@@ -169,7 +156,7 @@ def bound_ranking_measures(
     filled_QM = np.nan_to_num(value_QM)
     means: list[np.ndarray] = []
     medians: list[np.ndarray] = []
-    for times_BQ in draw_counts(len(rank_Q), options, cluster_Q, room=4, draw=by_counting):
+    for times_BQ in draw_counts(len(rank_Q), options, cluster_Q, room=4):
         medians.append(_medians(times_BQ, rank_Q))
         with np.errstate(invalid="ignore"):  # a measure that few queries have may be missing from a resample
             means.append((times_BQ @ filled_QM) / (times_BQ @ scored_QM))

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from geobind.errors import DataError
 from geobind.evaluation import RetrievalSettings, build_pair_table, evaluate_pairs, rank_counts, retrieval
-from geobind.evaluation.bootstrap import Resampling, bound_ranking_measures, by_counting
+from geobind.evaluation.bootstrap import Resampling, bound_ranking_measures, draw_unit_counts
 
 TRAINED = {frozenset({"satellite", "photo"}), frozenset({"satellite", "sound"})}
 QUICK = RetrievalSettings(resamples=100)
@@ -200,7 +200,7 @@ def test_bootstrap_medians_are_those_of_the_resamples_drawn_one_by_one(queries):
     from geobind.evaluation.bootstrap import _medians
 
     rank = np.sort(np.random.default_rng(0).integers(1, 50, queries)).astype(float)
-    times = by_counting(np.random.default_rng(1), 40, queries)
+    times = draw_unit_counts(np.random.default_rng(1), 40, queries)
     assert (times.sum(axis=1) == queries).all()
     assert _medians(times, rank).tolist() == [np.median(np.repeat(rank, row.astype(int))) for row in times]
 

@@ -48,7 +48,7 @@ def test_a_constant_embedding_scores_chance():
 def test_shuffled_labels_score_chance():
     x_ND, labels, _ = clusters(3000)
     through = build_prototypes_from_labels(x_ND[:300], labels[:300])
-    shuffled = np.random.default_rng(0).permutation(labels).tolist()
+    shuffled = np.random.default_rng(1).permutation(labels).tolist()
     metric = zero_shot(x_ND, shuffled, through, options=FEW).metrics["accuracy"]
     assert metric.low < 1 / 3 < metric.high
     assert metric.high - metric.low < 0.05
