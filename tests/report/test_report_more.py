@@ -36,7 +36,15 @@ def metric(value, low, high, chance=0.5):
     return {"value": value, "chance": chance, "low": low, "high": high}
 
 
-POINT = {"shots": 4, "fewest": 4, "rows": 8, "draws": 10, "deviation": 0.1, "penalty": 0.1}
+POINT = {
+    "shots": 4,
+    "fewest": 4,
+    "rows": 8,
+    "draws": 10,
+    "metrics": {"accuracy": metric(0.777, 0.6, 0.9)},
+    "deviation": 0.1,
+    "penalty": 0.1,
+}
 PROBES = {
     "modality": "tile",
     "data": f"rows {EVIL}",
@@ -61,7 +69,7 @@ PROBES = {
         "tile": [
             {
                 "classifier": "logistic",
-                "points": [{**POINT, "metrics": {"accuracy": metric(0.777, 0.6, 0.9)}}],
+                "points": [POINT],
             }
         ]
     },
