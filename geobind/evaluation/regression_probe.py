@@ -16,7 +16,7 @@ from geobind.evaluation.bootstrap import Resampling, draw_counts
 from geobind.evaluation.embeddings import EmbeddingMatrix, Embeddings, encode_values
 from geobind.evaluation.linear import ridge
 from geobind.evaluation.retrieval_metrics import Metric
-from geobind.utils.geo import assign_cells
+from geobind.utils.geo import assign_cells, to_unit_sphere
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -187,15 +187,10 @@ def _predict(
 
 def _find_nearest(at_NLL: Floats, other_MLL: Floats) -> Codes:
     """The number of the other place nearest to each."""
-    at_N3, other_M3 = _on_the_sphere(at_NLL), _on_the_sphere(other_MLL)
+    at_N3, other_M3 = to_unit_sphere(at_NLL), to_unit_sphere(other_MLL)
     step = max(1, _AT_ONCE // len(other_M3))
     parts = [np.argmax(at_N3[i : i + step] @ other_M3.T, axis=1) for i in range(0, len(at_N3), step)]
     return np.concatenate(parts)
-
-
-def _on_the_sphere(place_NLL: Floats) -> Floats:
-    lat_N, lon_N = np.radians(place_NLL).T
-    return np.stack([np.cos(lat_N) * np.cos(lon_N), np.cos(lat_N) * np.sin(lon_N), np.sin(lat_N)], axis=1)
 
 
 def _score(

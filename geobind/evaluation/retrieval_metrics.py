@@ -35,8 +35,8 @@ from geobind.evaluation.ranks import (
     discounted_gain,
     ideal_gain,
 )
+from geobind.utils.geo import EARTH_KM, to_unit_sphere
 
-EARTH_RADIUS_KM = 6371.0088  # mean radius, so that great-circle and haversine distances agree
 MAX_SCALES = 10.0  # gains beyond this many scales, under 5e-5, count as zero: most of a world-wide gallery
 SCORE_BYTES = 32 * 2**20  # room for a block of queries against the whole gallery,
 MIN_QUERIES = 64  # but no fewer than these: the gallery is read anew for each block
@@ -88,25 +88,19 @@ def relevance_by_distance(query_Q2: np.ndarray, gallery_G2: np.ndarray, scale_km
         gallery_G2: the same of the gallery.
         scale_km: distance at which the gain has fallen to 1/e, in kilometres.
     """
-    query_Q3, gallery_G3 = _on_the_sphere(query_Q2), _on_the_sphere(gallery_G2)
-    reach = 2 * np.sin(min(MAX_SCALES * scale_km / EARTH_RADIUS_KM, np.pi) / 2)
+    query_Q3, gallery_G3 = to_unit_sphere(query_Q2), to_unit_sphere(gallery_G2)
+    reach = 2 * np.sin(min(MAX_SCALES * scale_km / EARTH_KM, np.pi) / 2)
 
     def relevant(query: int) -> tuple[np.ndarray, np.ndarray]:
         # 2 - 2 cos finds the candidates quickly, but only the chord is exact for neighbours metres apart.
         roughly_G = 2 - 2 * (gallery_G3 @ query_Q3[query]) <= reach**2 + 1e-12
         items_P = np.flatnonzero(roughly_G)
         chord_P = np.linalg.norm(gallery_G3[items_P] - query_Q3[query], axis=1)
-        distance_km_P = 2 * EARTH_RADIUS_KM * np.arcsin(np.minimum(chord_P / 2, 1.0))
+        distance_km_P = 2 * EARTH_KM * np.arcsin(np.minimum(chord_P / 2, 1.0))
         inside_P = distance_km_P <= MAX_SCALES * scale_km
         return items_P[inside_P], np.exp(-distance_km_P[inside_P] / scale_km)
 
     return Relevance(relevant, graded=True)
-
-
-def _on_the_sphere(place_N2: np.ndarray) -> np.ndarray:
-    """Unit vectors (N, 3): the angle of their chord is the great-circle distance that haversine gives."""
-    lat_N, lon_N = np.radians(place_N2).T
-    return np.stack([np.cos(lat_N) * np.cos(lon_N), np.cos(lat_N) * np.sin(lon_N), np.sin(lat_N)], axis=1)
 
 
 def score_rankings(

@@ -57,7 +57,7 @@ def nearest_km(place_NLL: NDArray[np.float64], other_MLL: NDArray[np.float64]) -
     """
     if not len(place_NLL) or not len(other_MLL):
         return np.full(len(place_NLL), np.inf)
-    at_N3, other_M3 = _on_the_sphere(place_NLL), np.unique(_on_the_sphere(other_MLL), axis=0)
+    at_N3, other_M3 = to_unit_sphere(place_NLL), np.unique(to_unit_sphere(other_MLL), axis=0)
     near, far = _group_neighbours(at_N3, _SMALL), _group_neighbours(other_M3, _LARGE)
     square_N = np.full(len(at_N3), np.inf)
     for rows, centre, radius in zip(*near, strict=True):
@@ -71,7 +71,8 @@ def nearest_km(place_NLL: NDArray[np.float64], other_MLL: NDArray[np.float64]) -
     return 2 * EARTH_KM * np.arcsin(np.minimum(np.sqrt(square_N) / 2, 1.0))
 
 
-def _on_the_sphere(place_NLL: NDArray[np.float64]) -> NDArray[np.float64]:
+def to_unit_sphere(place_NLL: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return unit vectors (N, 3), whose chords give great-circle distances as haversine does."""
     lat_N, lon_N = np.radians(place_NLL).T
     return np.stack([np.cos(lat_N) * np.cos(lon_N), np.cos(lat_N) * np.sin(lon_N), np.sin(lat_N)], axis=1)
 
