@@ -138,8 +138,8 @@ def test_missing_rows_leave_both_sides_of_the_pair():
     embeddings["sound"][~there] = float("nan")
     table = evaluate_pairs(embeddings, TRAINED, presence={"sound": there}, settings=QUICK)
     rows = {(row.query, row.gallery): row for row in table.rows}
-    assert rows["satellite", "photo"].gallery == 60
-    assert (rows["photo", "sound"].queries, rows["photo", "sound"].gallery) == (40, 40)
+    assert rows["satellite", "photo"].gallery_size == 60
+    assert (rows["photo", "sound"].queries, rows["photo", "sound"].gallery_size) == (40, 40)
     expected = rank_counts(embeddings["photo"][there], embeddings["sound"][there]).rank_Q.mean()
     assert rows["photo", "sound"].metrics["mean_rank"].value == pytest.approx(expected)
 
