@@ -1,4 +1,4 @@
-"""From embeddings to scores: cosine similarities, and the probabilities that fitted scales make of them."""
+"""Scores of embeddings: cosine similarities and calibrated probabilities."""
 
 # N and M embeddings, B of a batch, D width of the space
 
@@ -23,7 +23,7 @@ CLIP_TEMPERATURE = 0.01  # what CLIP's own training ends at, taken where nothing
 
 
 class PairScales(BaseModel):
-    """What turns similarities between two modalities into probabilities."""
+    """Scales that turn similarities between two modalities into probabilities."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,17 +48,17 @@ class Calibration(BaseModel):
     pairs: tuple[PairScales, ...] = ()
 
     def of(self, one: str, two: str) -> PairScales | None:
-        """The scales of two modalities, whichever is named first; None if none were fitted."""
+        """Return the scales of two modalities in either order; None if none were fitted."""
         return next((pair for pair in self.pairs if set(pair.modalities) == {one, two}), None)
 
     def temperature(self, query: str, gallery: str) -> float | None:
-        """The temperature of the softmax over a gallery of one modality, for queries of another."""
+        """Return the softmax temperature of queries of one modality over a gallery of another."""
         pair = self.of(query, gallery)
         return None if pair is None else pair.temperature[pair.modalities.index(query)]
 
 
 class SoftmaxTemperature(NamedTuple):
-    """A temperature, and where it comes from, in words."""
+    """A temperature and its origin in words."""
 
     value: float
     source: str
@@ -76,7 +76,7 @@ def _as_rows(embeddings: Tensor | NDArray[Any]) -> Tensor:
 
 
 def cosine(a_ND: Tensor | NDArray[Any], b_MD: Tensor | NDArray[Any]) -> Tensor:
-    """Cosine similarity of every row of `a_ND` with every row of `b_MD`: (N, M) in [-1, 1].
+    """Compute the cosine similarity of every row of `a_ND` with every row of `b_MD`: (N, M) in [-1, 1].
 
     Raises:
         DataError: The two are of different widths.
@@ -99,7 +99,7 @@ def check_temperature(temperature: float) -> float:
 
 
 def softmax(similarity_NM: Tensor, temperature: float) -> Tensor:
-    """Share a probability of 1 among the columns of each row; similarities are divided by the temperature."""
+    """Compute the softmax over each row of similarities divided by the temperature."""
     return (similarity_NM / check_temperature(temperature)).softmax(dim=-1)
 
 
@@ -146,7 +146,7 @@ def add_embeddings(parts: Mapping[str, Tensor], weights: Mapping[str, float] | N
 
 
 def require_scales(known: Calibration | None, one: str, two: str) -> PairScales:
-    """The scales of two modalities.
+    """Return the scales of two modalities.
 
     Raises:
         DataError: None were fitted; the message says how to.
@@ -163,7 +163,7 @@ def require_scales(known: Calibration | None, one: str, two: str) -> PairScales:
 
 
 def find_temperature(known: Calibration | None, query: str, gallery: str) -> SoftmaxTemperature:
-    """The fitted temperature of two modalities, or CLIP's where none was fitted."""
+    """Return the fitted temperature of two modalities, or CLIP's where none was fitted."""
     fitted = known.temperature(query, gallery) if known else None
     if known is None or fitted is None:
         return SoftmaxTemperature(CLIP_TEMPERATURE, "CLIP's; none was fitted for these modalities")

@@ -1,4 +1,4 @@
-"""Embedding arithmetic: sums of embeddings, and how well they find what they describe."""
+"""Embedding arithmetic: retrieval by sums of embeddings."""
 
 # Q queries, G gallery items, R kinds of rivals, D width, N rows
 
@@ -36,7 +36,7 @@ TIED = 1e-6
 
 @dataclass(frozen=True)
 class SumQuery:
-    """What a sum, or one of its parts alone, finds."""
+    """Retrieval by a sum, or by one of its parts alone."""
 
     name: str
     queries: int
@@ -67,7 +67,7 @@ class SumResult:
         return f"{self.queries[0].name} → {self.gallery}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         return {**asdict(self), "parts": dict(self.parts), "settings": self.settings.to_dict()}
 
 
@@ -77,7 +77,7 @@ def evaluate_sum_of_rows(
     labels: Sequence[Any] | None = None,
     settings: RetrievalSettings | None = None,
 ) -> SumResult:
-    """Add several observations of one place, and see whether together they find it better than alone.
+    """Measure whether several observations of one place find it better together than alone.
 
     Args:
         found: Embeddings by modality, of the same table.
@@ -146,7 +146,7 @@ def evaluate_sum_of_two_places(
 
 
 def _build_queries(wanted: EmbeddingSum, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The sum of the parts, then each alone."""
+    """Return the embeddings of the sum, then of each part alone."""
     added = add_embeddings(parts, wanted.weights)
     return {" + ".join(wanted.words): added, **{name: unit(part) for name, part in parts.items()}}
 
@@ -161,7 +161,7 @@ def _shared_rows(found: Mapping[str, EmbeddedRows], names: Sequence[str]) -> NDA
 def _compare_with_rivals(
     query_QD: Tensor, right_QD: Tensor, rivals: Mapping[str, Tensor], options: Resampling
 ) -> dict[str, Metric]:
-    """How often the right answer is more similar to its query than each of the query's own rivals."""
+    """Measure how often the right answer beats each of the query's own rivals."""
     own_Q = (query_QD * right_QD).sum(1)
     ahead_QR = np.stack([(own_Q - (query_QD * rival_QD).sum(1)).numpy() for rival_QD in rivals.values()], 1)
     won_QR = np.where(np.abs(ahead_QR) <= TIED, 0.5, ahead_QR > 0)

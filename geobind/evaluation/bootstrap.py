@@ -23,14 +23,14 @@ _MAX_NUMBERS = 2**22  # numbers held at a time
 
 @dataclass(frozen=True)
 class Resampling:
-    """How often to draw again, from which seed, and what share of the draws lies between the bounds."""
+    """Bootstrap settings: number of resamples, seed and confidence level."""
 
     resamples: int = 1000
     seed: int = 0
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        """Raises DataError for a setting out of range."""
+        """Raise DataError for a setting out of range."""
         if self.resamples < 1 or not 0 < self.confidence < 1:
             raise DataError(
                 f"resamples {self.resamples} and confidence {self.confidence}: give at least 1 resample and "
@@ -87,7 +87,7 @@ def bound_class_means(
     options: Resampling,
     group_Q: NDArray[np.int64] | None = None,
 ) -> ClassMeanBounds:
-    """Bound means by drawing queries and repeats again with replacement (percentile bootstrap, Efron 1979).
+    """Compute bounds of means by resampling queries and repeats (percentile bootstrap, Efron 1979).
 
     Queries and repeats are crossed (every query meets every repeat), so each is drawn on its own.
 
@@ -137,7 +137,7 @@ class RankingBounds(NamedTuple):
 def bound_ranking_measures(
     value_QM: np.ndarray, rank_Q: np.ndarray, options: Resampling, cluster_Q: np.ndarray | None = None
 ) -> RankingBounds:
-    """Percentile intervals (Efron, 1979) from drawing queries with replacement, the gallery held fixed.
+    """Compute percentile intervals (Efron, 1979) by resampling queries, with the gallery fixed.
 
     Every measure sees the same resamples, so two of them can be compared. Without clusters queries are taken
     as independent: with many queries of one place the true interval is wider.
@@ -166,7 +166,7 @@ def bound_ranking_measures(
 
 
 def _medians(times_BQ: np.ndarray, rank_Q: np.ndarray) -> np.ndarray:
-    """Median rank of each resample; `rank_Q` is rising."""
+    """Return the median rank of each resample; `rank_Q` is sorted."""
     drawn_so_far_BQ = np.cumsum(times_BQ, axis=1)
     drawn_B1 = drawn_so_far_BQ[:, -1:]  # clusters differ in size, so resamples do
     lower_B = (drawn_so_far_BQ < (drawn_B1 + 1) // 2).sum(axis=1)

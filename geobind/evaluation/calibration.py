@@ -30,7 +30,7 @@ _STEPS = 100
 
 
 def log_loss(similarity_QG: Floats, right_QG: NDArray[np.bool_], temperature: float) -> float:
-    """Mean over queries of minus the log probability that a softmax gives to right answers, in nats."""
+    """Compute the mean negative log probability of right answers under a softmax, in nats."""
     logit_QG = similarity_QG / temperature
     logit_QG -= logit_QG.max(1, keepdims=True)
     weight_QG = np.exp(logit_QG, out=logit_QG)
@@ -39,7 +39,7 @@ def log_loss(similarity_QG: Floats, right_QG: NDArray[np.bool_], temperature: fl
 
 
 def smoothed_loss(similarity_QG: Floats, right_QG: NDArray[np.bool_], temperature: float) -> float:
-    """The log loss where each query's right answer is, once in Q + 2 times, any item of the gallery.
+    """Compute the log loss with labels smoothed over the gallery by 1 / (Q + 2).
 
     It is what Platt's targets are to a single pair: without it, queries that all find their answer would have
     probabilities of 1 and a temperature of 0, however few they are.
@@ -52,7 +52,7 @@ def smoothed_loss(similarity_QG: Floats, right_QG: NDArray[np.bool_], temperatur
 
 
 def fit_temperature(similarity_QG: Floats, right_QG: NDArray[np.bool_]) -> float:
-    """The temperature with the least smoothed log loss: the best of a grid, then golden section around it.
+    """Find the temperature of smallest smoothed log loss: a grid, then golden-section search.
 
     With one right answer for each query the loss is convex in 1 / temperature; with several the grid keeps
     the search from a worse valley.
@@ -71,7 +71,7 @@ def fit_temperature(similarity_QG: Floats, right_QG: NDArray[np.bool_]) -> float
 
 
 def fit_scales(match_P: Floats, mismatch_M: Floats, seed: int = 0) -> tuple[float, float]:
-    """The scale and bias of the log odds of a match (Platt scaling, 1999), both kinds weighing the same.
+    """Fit scale and bias of the log odds of a match (Platt scaling, 1999), both classes weighted equally.
 
     Targets are Platt's, a little away from 0 and 1, so that similarities which part the two kinds cleanly
     give a finite scale.
@@ -124,7 +124,7 @@ _PERFECT_DRAWS = 200
 
 @dataclass(frozen=True)
 class CalibrationError:
-    """An expected calibration error, its interval, and what perfect probabilities would show."""
+    """Expected calibration error, its interval, and the error that perfect probabilities would show."""
 
     value: float
     low: float
@@ -134,7 +134,7 @@ class CalibrationError:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Predictions of about the same probability."""
+    """Predictions of similar probability."""
 
     low: float
     high: float
@@ -145,7 +145,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Probabilities beside outcomes."""
+    """Predicted probabilities compared with outcomes."""
 
     predictions: int
     predicted: float  # mean probability
@@ -165,7 +165,7 @@ def measure_reliability(
     bins: int = BINS,
     options: Resampling | None = None,
 ) -> Reliability:
-    """Compare probabilities with what happened.
+    """Compare probabilities with outcomes.
 
     The expected calibration error is the mean over bins, by their share of predictions, of the distance
     between mean probability and share of outcomes (Guo et al., arXiv:1706.04599, eq. 3). Even perfect
@@ -253,7 +253,7 @@ TIED = 1e-6
 
 @dataclass(frozen=True)
 class GalleryCalibration:
-    """Probabilities over a gallery: is the item with the largest one right?"""
+    """Calibration over a gallery: is the most probable item right?"""
 
     query: str
     gallery: str
@@ -265,7 +265,7 @@ class GalleryCalibration:
 
 @dataclass(frozen=True)
 class MatchCalibration:
-    """Probabilities of single pairs: is it a match? As many mismatches as matches are asked."""
+    """Calibration of single pairs: is it a match? Measured on as many mismatches as matches."""
 
     modalities: tuple[str, str]
     scale: float
@@ -275,7 +275,7 @@ class MatchCalibration:
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """Fitted scales, and how good the probabilities that they give are on other rows: `calibration.json`."""
+    """Fitted scales and the reliability of their probabilities on other rows: `calibration.json`."""
 
     fitted_on: str
     measured_on: str
@@ -291,7 +291,7 @@ class CalibrationResult:
         return Calibration(fitted_on=self.fitted_on, by=self.by, pairs=self.scales)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON, with the conventions that the figures follow."""
+        """Return plain values, ready for JSON, with the conventions of the figures."""
         return {
             "fitted_on": self.fitted_on,
             "measured_on": self.measured_on,
@@ -356,7 +356,7 @@ def measure_calibration(
     options: Resampling | None = None,
     most: int = MAX_ROWS,
 ) -> CalibrationResult:
-    """See how good fitted probabilities are on rows that they were not fitted on.
+    """Measure the reliability of fitted probabilities on rows that were not used to fit them.
 
     Args:
         calibration: What was fitted.
@@ -415,7 +415,7 @@ def _calibrate_gallery(
 
 
 def _calibrate_matches(there: PairSides, scales: PairScales, options: Resampling) -> MatchCalibration:
-    """Ask of each query one of its matches and one mismatch, drawn."""
+    """Measure one random match and one random mismatch of each query."""
     similarity_QG, right_QG = cosine(there.query_QD, there.gallery_GD).double(), there.right_QG
     p_QG = probabilities(similarity_QG, scales, scales.modalities[0]).numpy()
     asked = zip(*_draw_pairs(p_QG, right_QG, options.seed), strict=True)

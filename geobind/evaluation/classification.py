@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recognition:
-    """What came of choosing one of several classes for each query."""
+    """Accuracy of choosing one of several classes for each query."""
 
     classes: tuple[str, ...]
     queries: int
@@ -50,7 +50,7 @@ class Recognition:
         return np.array(self.confusion)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         return {
             "classes": list(self.classes),
             "queries": self.queries,
@@ -62,7 +62,7 @@ class Recognition:
 
 
 class QueryClasses(NamedTuple):
-    """The classes, and the number of each query's class and group; queries without a class are left out."""
+    """Class and group numbers of the queries; queries without a class are left out."""
 
     classes: tuple[str, ...]
     kept_Q: NDArray[np.bool_]  # of all queries, those that have a class
@@ -115,7 +115,7 @@ def _keep_labelled(values: list[Any], kept_N: NDArray[np.bool_]) -> list[Any]:
 
 
 def hits_QM(score_QC: Floats, class_Q: Codes, top: Sequence[int]) -> Floats:
-    """The chance that each query's class is among the k scored highest, for every k of `top`: (Q, M).
+    """Compute the probability that each query's class is in the top k, for every k of `top`: (Q, M).
 
     Where scores are tied, within 1e-6, it is the expectation over all orders of them, so scores that say
     nothing get exactly k / C.

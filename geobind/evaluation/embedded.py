@@ -1,4 +1,4 @@
-"""Rows of a table embedded with every modality they have, and the sides of a pair among them."""
+"""Embedded rows of a table, and the query and gallery sides of a pair of modalities."""
 
 # N rows of the table, Q and G of them on the two sides of a pair, D width
 
@@ -17,13 +17,13 @@ from geobind.data.table import Table
 
 
 class EmbeddedRows(NamedTuple):
-    """The rows that have a modality, and their embeddings."""
+    """Embeddings of the rows that have a modality."""
 
     rows_Q: NDArray[np.int64]  # rising
     embedding_QD: Tensor
 
     def of(self, rows: NDArray[np.int64]) -> Tensor:
-        """The embeddings of some of the rows."""
+        """Return the embeddings of some of the rows."""
         return self.embedding_QD[torch.from_numpy(np.searchsorted(self.rows_Q, rows))]
 
 
@@ -59,7 +59,7 @@ def build_pair_sides(
     most: int | None = None,
     seed: int = 0,
 ) -> PairSides | None:
-    """The two sides of a pair of modalities.
+    """Build the query and gallery sides of a pair of modalities.
 
     Args:
         found: What `embed_rows` gave.

@@ -22,14 +22,14 @@ CHECKED_ROWS = 4096
 
 
 def iterate_slices(start: int, stop: int, step: int) -> Iterator[slice]:
-    """The slices that cut the rows from `start` to `stop` into blocks of at most `step`."""
+    """Yield slices that cut `start` to `stop` into blocks of at most `step` rows."""
     for at in range(start, stop, step):
         yield slice(at, min(at + step, stop))
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Generator[None]:
-    """Plain float32 products inside: no autocast, no TF32 or bfloat16, whatever training has switched on.
+    """Compute products in plain float32 inside: no autocast, no TF32, no bfloat16.
 
     Those err by 1e-3, a thousand times what separates a tie from a rival.
     """
@@ -57,7 +57,7 @@ class EmbeddingMatrix:
     """
 
     def __init__(self, embeddings: Embeddings, name: str) -> None:
-        """Takes a (N, D) floating tensor or numpy array (a memory map stays on disk); `name` is for errors.
+        """Take a (N, D) floating tensor or numpy array (a memory map stays on disk); `name` is for errors.
 
         Raises:
             DataError: not two axes, no rows, not floating, not finite, or not of unit length.
@@ -69,7 +69,7 @@ class EmbeddingMatrix:
         self.device = self._source.device if isinstance(self._source, Tensor) else torch.device("cpu")
 
     def ordered(self, order: np.ndarray | None) -> EmbeddingMatrix:
-        """The rows that `order` names, in that order; None keeps all as they are."""
+        """Return the rows that `order` names, in that order; None keeps all."""
         if order is None:
             return self
         view = object.__new__(EmbeddingMatrix)
@@ -79,7 +79,7 @@ class EmbeddingMatrix:
         return view
 
     def block(self, at: slice, device: torch.device | None = None) -> Tensor:
-        """The rows `at` as a float32 tensor (B, D)."""
+        """Return the rows `at` as a float32 tensor (B, D)."""
         if self._order is None:
             part = self._source[at]
         elif isinstance(self._source, Tensor):
@@ -92,7 +92,7 @@ class EmbeddingMatrix:
         return part.to(device or self.device, torch.float32)
 
     def check(self) -> EmbeddingMatrix:
-        """Reads every row once; raises DataError at the first that is not finite or not of unit length."""
+        """Check every row; raise DataError at the first that is not finite or not of unit length."""
         for rows in iterate_slices(0, self.size, CHECKED_ROWS):
             length_B = self.block(rows).norm(dim=1)
             wrong_B = ~(((length_B - 1).abs() <= UNIT_LENGTH_TOLERANCE) | (length_B == 0))
@@ -132,7 +132,7 @@ def _explain_bad_row(name: str, row: int, length: float) -> str:
 
 
 def check_same_width(query: EmbeddingMatrix, gallery: EmbeddingMatrix) -> None:
-    """Raises DataError unless both sides live in one space."""
+    """Raise DataError unless both sides have the same width."""
     if query.width != gallery.width:
         raise DataError(
             f"{query.name} is {query.width} wide but {gallery.name} is {gallery.width} wide; "
@@ -141,13 +141,13 @@ def check_same_width(query: EmbeddingMatrix, gallery: EmbeddingMatrix) -> None:
 
 
 def to_plain_list(values: Any) -> list[Any]:
-    """Ids or labels (a sequence, numpy array or tensor) as plain Python values, NaN as None."""
+    """Convert ids or labels (sequence, array or tensor) to plain Python values, NaN to None."""
     plain: Sequence[Any] = values.tolist() if isinstance(values, (Tensor, np.ndarray)) else list(values)
     return [None if isinstance(value, float) and value != value else value for value in plain]
 
 
 def encode_values(values: Any, size: int, name: str, known: dict[Any, int] | None = None) -> np.ndarray:
-    """Each id or label as a whole number (equal values, equal numbers; None as -1), one per row.
+    """Encode ids or labels as integers, one per row; None becomes -1.
 
     Args:
         values: one id or label per row.
@@ -166,7 +166,7 @@ def encode_values(values: Any, size: int, name: str, known: dict[Any, int] | Non
 
 
 class RetrievalSides(NamedTuple):
-    """What is searched for and where, with ids: rows of equal id are positives of each other."""
+    """Queries and gallery with ids; rows of equal id are positives of each other."""
 
     query: EmbeddingMatrix
     gallery: EmbeddingMatrix
@@ -198,7 +198,7 @@ def build_retrieval_sides(
 def _encode_ids(
     query: EmbeddingMatrix, gallery: EmbeddingMatrix, query_ids: Any, gallery_ids: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ground truth as numbers: query and gallery rows of equal number are positives of each other."""
+    """Encode the ids of both sides; rows of equal number are positives of each other."""
     if (query_ids is None) != (gallery_ids is None):
         raise DataError("ids were given for one side only; give query_ids and gallery_ids, or neither")
     if query_ids is None:
@@ -222,7 +222,7 @@ def _encode_ids(
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What is known of each row: its id, and perhaps its label, place and cluster, as numbers."""
+    """Id of each row, and where known its label, place and cluster, as numbers."""
 
     id_N: np.ndarray
     label_N: np.ndarray | None = None
@@ -230,7 +230,7 @@ class GroundTruth:
     cluster_N: np.ndarray | None = None  # rows of one number are no independent queries
 
     def take(self, rows: np.ndarray | None) -> GroundTruth:
-        """The truth of some rows; None for all."""
+        """Return the ground truth of some rows; None for all."""
         if rows is None:
             return self
         others = (self.label_N, self.place_N2, self.cluster_N)
@@ -238,7 +238,7 @@ class GroundTruth:
 
     @property
     def drawn_N(self) -> np.ndarray | None:
-        """Clusters numbered through, a row without one being a cluster of its own; None without clusters."""
+        """Cluster numbers without gaps, rows without a cluster each in their own; None without clusters."""
         if self.cluster_N is None:
             return None
         own_N = self.cluster_N.max() + 1 + np.arange(len(self.cluster_N))
@@ -255,7 +255,7 @@ def build_ground_truth(
     *,
     prefix: str = "",
 ) -> GroundTruth:
-    """Labels, places and clusters checked against the number of rows and made numbers."""
+    """Build the ground truth of the rows; labels, places and clusters are checked and encoded."""
     label_N = None if labels is None else encode_values(labels, size, f"{prefix}labels", known)
     place_N2 = None if places is None else _check_places(places, size, f"{prefix}places")
     cluster_N = None if clusters is None else encode_values(clusters, size, f"{prefix}clusters")

@@ -1,4 +1,4 @@
-"""Few-shot curves, the results of probes, and the features of an encoder's trunk."""
+"""Few-shot curves, probe results, and the features of an encoder's trunk."""
 
 # N training rows, V validation rows, Q queries, C classes, D width, E draws, P penalties, B batch, F features
 
@@ -42,7 +42,7 @@ CURVE: tuple[Shots, ...] = (1, 2, 4, 8, 16, 32, "all")  # ImageBind's figure 3, 
 
 @dataclass(frozen=True)
 class FewShotOptions:
-    """How support sets are drawn and what is fitted to them."""
+    """Options of few-shot evaluation: support sets, classifiers, resampling."""
 
     shots: tuple[Shots, ...] = CURVE
     draws: int = 10
@@ -51,7 +51,7 @@ class FewShotOptions:
     resampling: Resampling = field(default_factory=Resampling)
 
     def __post_init__(self) -> None:
-        """Raises DataError for a setting out of range."""
+        """Raise DataError for a setting out of range."""
         wrong = [k for k in self.shots if k != "all" and k < 1]
         if not self.shots or wrong:
             raise DataError(f"shots are whole numbers from 1, or `all`, not {list(self.shots)}")
@@ -76,13 +76,13 @@ class FewShotPoint:
 
 @dataclass(frozen=True)
 class FewShotCurve:
-    """Accuracy by number of examples, of one classifier."""
+    """Accuracy of one classifier by number of examples."""
 
     classifier: Classifier
     points: tuple[FewShotPoint, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         return {"classifier": self.classifier, "points": [asdict(point) for point in self.points]}
 
 
@@ -166,7 +166,7 @@ def _draw_supports(truth: QueryClasses, shots: Shots, options: FewShotOptions) -
 
 
 def _shuffle_class(rows: NDArray[np.int64], seed: int, draw: int, name: str) -> NDArray[np.int64]:
-    """The order in which a class gives its rows: more shots of one draw contain the fewer."""
+    """Shuffle the rows of a class; larger supports of one draw contain the smaller."""
     return np.random.default_rng(derive_seed(seed, "support", draw, name)).permutation(rows)
 
 
@@ -260,7 +260,7 @@ class ProbeResults:
         return list(dict.fromkeys(point.shots for curve in curves for point in curve.points))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         plain: dict[str, Any] = {
             "modality": self.modality,
             "data": self.data,
@@ -287,7 +287,7 @@ class ProbeResults:
 
 
 class TrunkBinder(Binder):
-    """One encoder without its head: `embed` gives its features, as many as there are.
+    """A binder with one encoder and no head: `embed` returns the encoder's own features.
 
     A head is what the contract calls so, an attribute of the encoder that can be trained alone; an encoder
     without one gives its embeddings.

@@ -1,4 +1,4 @@
-"""The modality gap: how far apart modalities lie in the space that they share, and how they fill it."""
+"""Modality gap, alignment and uniformity of a shared embedding space."""
 
 # N rows, D width, B resamples, F folds
 
@@ -30,7 +30,7 @@ _NORMAL = 1.959964  # of a standard normal, 95 % lie within this of 0
 
 @dataclass(frozen=True)
 class PairGap:
-    """How two modalities lie to each other, on the rows that have both."""
+    """Gap between two modalities, on the rows that have both."""
 
     modalities: tuple[str, str]
     rows: int
@@ -41,7 +41,7 @@ class PairGap:
 
 @dataclass(frozen=True)
 class ModalityUniformity:
-    """How evenly one modality fills the sphere: 0 for a single point, lower for more even."""
+    """Uniformity of one modality on the sphere: 0 for a single point, lower for more even."""
 
     modality: str
     rows: int
@@ -57,7 +57,7 @@ class ModalityGap:
     settings: Resampling = field(default_factory=Resampling)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON, with the conventions that the figures follow."""
+        """Return plain values, ready for JSON, with the conventions of the figures."""
         return {
             "settings": {**asdict(self.settings), "most_rows": MAX_ROWS},
             "conventions": {
@@ -126,7 +126,7 @@ def _measure_pair(names: tuple[str, str], a_ND: Floats, b_ND: Floats, options: R
 
 
 def _measure_distance(apart_ND: Floats, low: float, high: float, options: Resampling) -> Metric:
-    """The length of the mean difference, which scatter makes longer: its interval takes that off."""
+    """Measure the length of the mean difference; its interval corrects for the bias of scatter."""
     value = float(np.linalg.norm(apart_ND.mean(0)))
     random = np.random.default_rng([options.seed, 4])
     swapped_BN = random.choice([-1.0, 1.0], (_SWAPS, len(apart_ND)))
@@ -138,7 +138,7 @@ def _measure_distance(apart_ND: Floats, low: float, high: float, options: Resamp
 
 
 def _mean_distance_between_rows(a_ND: Floats, b_ND: Floats) -> float:
-    """Mean squared distance of the observations of different rows."""
+    """Compute the mean squared distance between observations of different rows."""
     count = len(a_ND)
     square = ((a_ND**2).sum(1).mean() + (b_ND**2).sum(1).mean()) * count * (count - 1)
     product = a_ND.sum(0) @ b_ND.sum(0) - (a_ND * b_ND).sum()
@@ -146,7 +146,7 @@ def _mean_distance_between_rows(a_ND: Floats, b_ND: Floats) -> float:
 
 
 def _classify_sides(a_ND: Floats, b_ND: Floats, seed: int) -> Floats:
-    """The share of each row's two embeddings that a classifier trained on other rows gives to their own."""
+    """Compute the share of each row's two embeddings that a cross-validated classifier assigns correctly."""
     fold_N = np.random.default_rng([seed, 5]).permutation(np.arange(len(a_ND)) % _FOLDS)
     right_N = np.zeros(len(a_ND))
     for fold in range(_FOLDS):
@@ -160,7 +160,7 @@ def _classify_sides(a_ND: Floats, b_ND: Floats, seed: int) -> Floats:
 
 
 def measure_uniformity(x_ND: Floats) -> Metric:
-    """How evenly unit-length rows fill the sphere: log mean exp(-2 |x - y|^2) over pairs of different rows.
+    """Measure uniformity on the sphere: log mean exp(-2 |x - y|^2) over pairs of different rows.
 
     Source: Wang and Isola, arXiv:2005.10242, eq. 5 with t = 2. The interval is normal: the mean over pairs
     is a U-statistic, whose variance is four times that of the rows' own means, divided by their number.
@@ -176,7 +176,7 @@ def measure_uniformity(x_ND: Floats) -> Metric:
 
 
 def _uniformity_of_sphere(width: int) -> float:
-    """The uniformity of points drawn evenly from the unit sphere in `width` dimensions.
+    """Compute the uniformity of points drawn evenly from the unit sphere in `width` dimensions.
 
     The cosine of two such points has the density (1 - t^2)^((width - 3) / 2); the mean of exp(4 t - 4) under
     it is summed over angles, which tames the ends.

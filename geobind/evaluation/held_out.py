@@ -52,7 +52,7 @@ def measure_retrieval(binder: Binder, table: Table, trained: Trained, options: E
 
 
 def take_first_rows(table: Table, limit: int | None) -> Table:
-    """The first rows of a table, all of them without a limit."""
+    """Return the first rows of a table, or all of them without a limit."""
     return table if limit is None else table.take(np.arange(min(limit, len(table))))
 
 
@@ -82,7 +82,7 @@ def build_retrieval_table(
 
 
 def require_labels(table: Table) -> Sequence[str]:
-    """The label of every row.
+    """Return the label of every row.
 
     Raises:
         DataError: A row has none.
@@ -134,7 +134,7 @@ def _label_rows(
 
 @dataclass(frozen=True)
 class EvaluationResults:
-    """All that was measured on held-out rows, and the embeddings that it was measured from."""
+    """Everything measured on held-out rows, with the embeddings used."""
 
     held_out: Table
     embedded: Mapping[str, EmbeddedRows]
@@ -145,7 +145,7 @@ class EvaluationResults:
     sums: tuple[SumResult, ...]
 
     def parts(self) -> dict[str, dict[str, Any]]:
-        """Plain values, ready for JSON, by what they are about; what was not asked for is left out."""
+        """Return plain values, ready for JSON, by file name; parts that were not measured are left out."""
         found = {"retrieval": self.table.to_dict(), "gap": self.gap.to_dict()}
         if self.calibrated:
             found["calibration"] = self.calibrated.to_dict()
@@ -155,7 +155,7 @@ class EvaluationResults:
 
 
 def check_evaluation_rows(table: Table, options: Evaluation) -> None:
-    """See that a table has what `evaluate` asks for, before hours of training.
+    """Check before training that a table has what `evaluate` asks for.
 
     Raises:
         DataError: It has no such split, labels, clusters, or rows with all modalities of a sum.
@@ -178,7 +178,7 @@ def check_evaluation_rows(table: Table, options: Evaluation) -> None:
 def measure_all(
     binder: Binder, table: Table, data: DataOptions, trained: Trained, options: Evaluation
 ) -> EvaluationResults:
-    """Measure all that `evaluate` asks for; every row is embedded once.
+    """Measure everything that `evaluate` asks for; every row is embedded once.
 
     Args:
         binder: The encoders.
@@ -208,7 +208,7 @@ def measure_all(
 def fit_and_measure_calibration(
     binder: Binder, rows: Table, held_out: Table, found: Mapping[str, EmbeddedRows], by: str
 ) -> CalibrationResult:
-    """Fit probabilities on some rows and see how good they are on held-out ones.
+    """Fit probabilities on some rows and measure their reliability on held-out ones.
 
     Raises:
         DataError: A row has no label where labels decide.
@@ -241,5 +241,5 @@ def measure_sum(
 
 
 def with_warnings(measured: EvaluationResults, warnings: tuple[str, ...]) -> EvaluationResults:
-    """The same, with warnings in its table."""
+    """Return the same results with warnings in the retrieval table."""
     return replace(measured, table=replace(measured.table, warnings=warnings))

@@ -32,7 +32,7 @@ class Logistic(NamedTuple):
     bias_C: Tensor
 
     def scores(self, x_ND: Tensor) -> Tensor:
-        """Logits (N, C), float64."""
+        """Return logits (N, C) in float64."""
         return x_ND.double() @ self.weight_DC + self.bias_C
 
 
@@ -75,7 +75,7 @@ def logistic(x_ND: Tensor, class_N: Tensor, classes: int, penalties: Sequence[fl
 
 
 def _minimise(start_RC: Tensor, row_NR: Tensor, right_NC: Tensor, penalty: float) -> Tensor:
-    """The best weights (R, C), by Newton's method from those of a larger penalty; last row: the bias."""
+    """Find the best weights (R, C) by Newton's method, starting from those of a larger penalty."""
     weight_RC, penalty_R1 = start_RC, torch.full((row_NR.shape[1], 1), penalty, dtype=torch.float64)
     penalty_R1[-1] = 0.0
 

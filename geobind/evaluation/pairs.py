@@ -1,4 +1,4 @@
-"""Every ordered pair of modalities, measured and marked: trained, or emergent through the anchor."""
+"""Retrieval between every ordered pair of modalities, trained or emergent."""
 
 # N rows (places), the same in every modality; D width
 
@@ -66,12 +66,12 @@ class PairTable:
 
     @property
     def drawn(self) -> str:
-        """What the bootstrap draws again, in words."""
+        """The units that the bootstrap resamples."""
         return "queries" if self.clusters is None else f"whole clusters of queries ({self.clusters})"
 
     @property
     def confidence(self) -> str:
-        """What the intervals cover, as in `95 %`."""
+        """The confidence level of the intervals, as in `95 %`."""
         return f"{100 * self.settings.confidence:g} %"
 
     @property
@@ -80,7 +80,7 @@ class PairTable:
         return list(dict.fromkeys(name for row in self.rows for name in (row.query, row.gallery)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON, with the conventions that the figures follow."""
+        """Return plain values, ready for JSON, with the conventions of the figures."""
         return {
             "settings": self.settings.to_dict(),
             "conventions": {
@@ -108,7 +108,7 @@ def evaluate_pairs(
     presence: Mapping[str, Any] | None = None,
     settings: RetrievalSettings | None = None,
 ) -> PairTable:
-    """Measures retrieval between all modalities, both ways, and marks each pair trained or emergent.
+    """Measure retrieval between all modalities, both ways, and mark each pair trained or emergent.
 
     Row i of every modality shows the same place. A pair is measured on the rows that both its modalities
     have: its gallery holds those alone, and pairs with fewer than two are listed as skipped.
@@ -156,7 +156,7 @@ def _measure_both_ways(
     both_N: np.ndarray,
     settings: RetrievalSettings,
 ) -> tuple[PairRow, PairRow]:
-    """Retrieval there and back among the rows that have both."""
+    """Measure retrieval both ways among the rows that have both modalities."""
     rows = _present_rows(both_N)
     part = known.take(rows)
     forth, back = retrieval_both(one.ordered(rows), two.ordered(rows), part, part, settings)
@@ -218,5 +218,5 @@ def _check_trained_pairs(
 
 
 def _present_rows(present_N: np.ndarray) -> np.ndarray | None:
-    """The numbers of the rows present, None if all are: a whole tensor is read without copying rows."""
+    """Return the numbers of the rows present; None if all are, so that no row is copied."""
     return None if present_N.all() else np.flatnonzero(present_N)

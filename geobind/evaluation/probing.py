@@ -32,7 +32,7 @@ from geobind.utils.hashing import derive_seed
 
 
 class ProbeSource(NamedTuple):
-    """Where rows come from: the table, how many of them, and which split."""
+    """A table to probe, limited to its first rows."""
 
     options: DataOptions
     limit: int | None
@@ -65,7 +65,7 @@ def embed_labelled(binder: Binder, table: Table, name: str) -> LabelledEmbedding
 
 
 def accepts_sentences(binder: Binder, name: str) -> bool:
-    """Whether a modality takes a sentence as it is: such a one describes classes by prompts."""
+    """Return whether a modality takes a sentence as input; such a modality describes classes by prompts."""
     try:
         binder.modality(name).prepare("a place")
     except GeobindError:  # it is no name of a file either
@@ -76,7 +76,7 @@ def accepts_sentences(binder: Binder, name: str) -> bool:
 def prototypes_from_prompts(
     binder: Binder, name: str, classes: Sequence[str], templates: Sequence[str]
 ) -> Prototypes:
-    """Describe classes by their names, put into every template; `_` in a name is read as a space."""
+    """Build class prototypes from prompts: names in every template, with `_` read as a space."""
     examples = list_class_examples([label.replace("_", " ") for label in classes], templates)
     return build_prototypes(
         {label: binder.embed(name, of) for label, of in zip(classes, examples, strict=True)}
@@ -86,7 +86,7 @@ def prototypes_from_prompts(
 def prototypes_from_examples(
     binder: Binder, table: Table, name: str, classes: Sequence[str], most: int, seed: int
 ) -> Prototypes:
-    """Describe classes by rows of theirs, at most so many of each, drawn by the seed.
+    """Build class prototypes from example rows: at most `most` of each class, drawn by the seed.
 
     Raises:
         DataError: A class has no row with the modality.
@@ -111,7 +111,7 @@ def prototypes_from_examples(
 def read_targets(
     source: ProbeSource, split: str, name: str, targets: Sequence[str]
 ) -> tuple[Table, Mapping[str, Any]]:
-    """Open the rows that have a modality, and read numbers of them by the names of their columns.
+    """Open the rows that have a modality, and read the target columns.
 
     Where a dataset has a column of vectors of named facts, as toy Earth has, a target is the name of a fact,
     or that of the column for all of them.
@@ -155,7 +155,7 @@ def _numbers(table: Table, target: str) -> list[float | None]:
 
 
 class ProbeRequest(NamedTuple):
-    """What to probe, on which rows, beside which descriptions of the classes."""
+    """A request to probe one modality: rows, splits, class descriptions and seed."""
 
     source: ProbeSource
     modality: str
@@ -169,7 +169,7 @@ class ProbeRequest(NamedTuple):
 
 
 def build_feature_binders(binder: Binder, said: ProbeRequest, beside: tuple[str, ...]) -> dict[str, Binder]:
-    """The binder whose embeddings are probed, then those of other features, by what tables call them."""
+    """Build the binders to probe, by their names in tables: the embeddings, then other features."""
     name = said.modality
     found: dict[str, Binder] = {name: binder}
     for word in dict.fromkeys(beside):
@@ -187,7 +187,7 @@ def build_feature_binders(binder: Binder, said: ProbeRequest, beside: tuple[str,
 
 
 def probe_classes(binders: Mapping[str, Binder], said: ProbeRequest, options: FewShotOptions) -> ProbeResults:
-    """Recognise classes without examples and with some, from embeddings and from other features."""
+    """Measure zero-shot and few-shot recognition, from embeddings and from other features."""
     source, name = said.source, said.modality
     test = source.labelled(said.split, name)
     train = source.labelled(said.train_split, name)
@@ -237,7 +237,7 @@ def probe_targets(
     targets: tuple[str, ...],
     options: FactOptions,
 ) -> ProbeResults:
-    """Read numbers of places off the embeddings of one modality, and off other features of it."""
+    """Measure how well numbers of places can be read from embeddings and from other features."""
     table, facts = read_targets(said.source, said.split, said.modality, targets)
     places = table.places_LL
     if places is not None and not np.isfinite(places).all():

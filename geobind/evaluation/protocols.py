@@ -1,4 +1,4 @@
-"""Published retrieval conventions, quirks and all: the figures they print and the splits they use.
+"""Published retrieval conventions: the figures they print and the splits they use.
 
 Protocols exist to be compared with, not to be used: each stands beside the clean table (`evaluate_pairs`). A
 publication's "image" is the anchor here, its ground photo or sound the other modality.
@@ -34,7 +34,7 @@ Side = Literal["anchor", "other"]
 
 @dataclass(frozen=True)
 class ProtocolMetric:
-    """One figure of a publication: what it is called there, and what its code computes."""
+    """One metric of a publication: its printed name, and what the code computes."""
 
     claims: Side  # whose queries the printed name speaks of
     asks: Side  # whose queries the code ranks
@@ -44,11 +44,11 @@ class ProtocolMetric:
 
     @property
     def name(self) -> str:
-        """The measure by its printed name, such as `R@10`."""
+        """The printed name, such as `R@10`."""
         return "median rank" if self.cut is None else f"R@{self.cut:g}{'%' if self.percent else ''}"
 
     def value(self, counts: RankCounts) -> float:
-        """What the published code prints, given the counts of the direction in `asks`.
+        """Compute what the published code prints, given the counts of the direction in `asks`.
 
         A rank among ties is the mean of the places they fill, as pandas' `rank` has it; a top-k, which breaks
         ties arbitrarily, is worth its expectation.
@@ -60,17 +60,17 @@ class ProtocolMetric:
         return float(np.mean(counts.hit_Q(ceil(self._k(counts.gallery)))))
 
     def clean(self, counts: RankCounts) -> float:
-        """What the printed name promises, given the counts of the direction in `claims`."""
+        """Compute what the printed name promises, given the counts of the direction in `claims`."""
         if self.cut is None:
             return counts.median_rank
         return float(np.mean(counts.hit_Q(ceil(self._k(counts.gallery)))))
 
     def says(self, anchor: str, other: str) -> str:
-        """The direction and measure as printed."""
+        """Return the direction and metric as printed."""
         return f"{_arrow(self.claims, anchor, other)} {self.name}"
 
     def means(self, anchor: str, other: str) -> str:
-        """The direction and measure as computed."""
+        """Return the direction and metric as computed."""
         arrow = _arrow(self.asks, anchor, other)
         return f"{arrow} {f'share of ranks < {self.name[2:]}' if self.strict else self.name}"
 
@@ -84,7 +84,7 @@ def _arrow(side: Side, anchor: str, other: str) -> str:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How one publication measures retrieval, and what of that could not be known."""
+    """Retrieval convention of one publication, and what is not known about it."""
 
     name: str
     paper: str
@@ -98,7 +98,7 @@ class Protocol:
     divided: bool = False  # distances are divided by each anchor row's mean distance to all others
 
     def notes(self) -> list[str]:
-        """The convention in sentences, for the terminal."""
+        """Return the convention in sentences, for the terminal."""
         size = f"published {self.gallery:,} rows" if self.gallery else "every row of the split"
         return [
             f"paper: {self.paper}",
@@ -110,7 +110,7 @@ class Protocol:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         return {
             "name": self.name,
             "paper": self.paper,
@@ -123,7 +123,7 @@ class Protocol:
 
 
 def get_protocol(name: str) -> Protocol:
-    """The protocol of that name.
+    """Return the protocol of that name.
 
     Raises:
         DataError: There is none; the message lists those there are.
@@ -136,7 +136,7 @@ def get_protocol(name: str) -> Protocol:
 def _both_directions(
     *cuts: float | None, swapped: bool = False, percent: bool = False
 ) -> tuple[ProtocolMetric, ...]:
-    """Strict figures in both directions; with `swapped` each carries the other one's name."""
+    """Return strict metrics in both directions; `swapped` gives each the other's name."""
     sides: tuple[Side, Side] = ("anchor", "other")
     return tuple(
         ProtocolMetric(claims, asks, cut, percent=percent and cut is not None, strict=cut is not None)
@@ -236,7 +236,7 @@ _BLOCK = 1024
 
 @dataclass(frozen=True)
 class ProtocolValue:
-    """One published figure: its printed name, its value here, what it measures, and the clean value."""
+    """One published figure: printed name, value here, what it measures, clean value."""
 
     says: str
     value: float
@@ -246,7 +246,7 @@ class ProtocolValue:
 
 @dataclass(frozen=True)
 class ProtocolResult:
-    """What a publication's code would print of two modalities."""
+    """Figures that a publication's code would print for two modalities."""
 
     protocol: Protocol
     anchor: str
@@ -257,14 +257,14 @@ class ProtocolResult:
 
     @property
     def caveat(self) -> str | None:
-        """Why the figures cannot stand beside the published ones, where the gallery's size alone says so."""
+        """The reason why the figures are not comparable with the published ones; None if unknown."""
         wanted = self.protocol.gallery
         if wanted is None or self.gallery == wanted:
             return None
         return f"gallery of {self.gallery:,} rows, published {wanted:,}: not comparable"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         return {
             **self.protocol.to_dict(),
             "anchor": self.anchor,
@@ -284,7 +284,7 @@ def evaluate_protocol(
     names: tuple[str, str] = ("anchor", "other"),
     seed: int = 0,
 ) -> ProtocolResult:
-    """Measures two modalities as a publication did.
+    """Measure two modalities as a publication did.
 
     Args:
         protocol: The convention.
@@ -319,12 +319,12 @@ def evaluate_protocol(
 
 
 def _is_divided(protocol: Protocol, asks: Side) -> bool:
-    """Whether a direction's ranks feel the division, which scales all that an anchor row is ranked among."""
+    """Return whether dividing distances changes a direction's ranks: it does not for anchor queries."""
     return protocol.divided and asks == "other"
 
 
 def select_gallery_rows(available: int, protocol: Protocol, seed: int) -> NDArray[np.int64]:
-    """The rows a protocol measures: drawn without replacement where there are too many, in rising order."""
+    """Select the rows that a protocol measures, sampled without replacement if there are too many."""
     rows_N = np.arange(available)
     if protocol.gallery is not None and available > protocol.gallery:
         rows_N = np.sort(np.random.default_rng(seed).choice(rows_N, protocol.gallery, replace=False))
@@ -339,7 +339,7 @@ def _count_both(anchor: EmbeddingMatrix, other: EmbeddingMatrix, tolerance: floa
 
 
 def count_divided_ranks(query: EmbeddingMatrix, gallery: EmbeddingMatrix) -> RankCounts:
-    """Ranks by Euclidean distance divided by the gallery row's mean distance to all queries.
+    """Rank by Euclidean distance divided by the gallery row's mean distance to all queries.
 
     It takes from rows that are near everything what they gain by that (SoundingEarth, lib/evaluation.py). Row
     i of the gallery is the positive of row i of the queries.
@@ -380,7 +380,7 @@ SEED = 42  # of both random splits, in the published code
 
 
 def soundingearth_split(keys: ArrayLike) -> Words:
-    """SoundingEarth's split: by a recording's number modulo 10, 2 and 5 test, 7 validation, the rest train.
+    """Return SoundingEarth's split: recording number modulo 10, 2 and 5 test, 7 validation, the rest train.
 
     Source: khdlr/SoundingEarth, data_loading.py. It goes by the recordings' own numbers, not by the order of
     rows; `numpy.arange(n)` stands in where rows have no number. Takes whole numbers (N,) and gives (N,) of
@@ -391,7 +391,7 @@ def soundingearth_split(keys: ArrayLike) -> Words:
 
 
 def geoclap_split(n: int, seed: int = SEED) -> Words:
-    """GeoCLAP's split of `n` rows: shuffled, then cut at 70 and 80 %.
+    """Return GeoCLAP's split of `n` rows: shuffled, then cut at 70 and 80 %.
 
     Source: mvrl/geoclap, data_prep/data_split.py; `n` = 50,792 gives 35,554/5,079/10,159. The seed is the
     published one, and the shuffle is pandas' (numpy's legacy generator): the rows are GeoCLAP's if, and only
@@ -409,7 +409,7 @@ def geoclap_split(n: int, seed: int = SEED) -> Words:
 def psm_split(
     lat: ArrayLike, lon: ArrayLike, seed: int = SEED, cells: Literal["10km", "degree"] = "10km"
 ) -> Words:
-    """PSM's split by cells: of those with 25 rows or more some are held out, the same share at each density.
+    """Return PSM's split by cells: a share of those with 25 rows or more is held out, at each density.
 
     Source: mvrl/PSM, geoclap/data_prep/data_split_soundingEarth.py ("10km": SoundingEarth, 35 % of the cells)
     and data_split.py ("degree": GeoSound, 10 %, before rows are sampled to match the sources' shares, which
@@ -453,7 +453,7 @@ def _number_cells(lat_N: NDArray[np.float64], lon_N: NDArray[np.float64], cells:
 def _draw_cells(
     cell_C: NDArray[np.int64], count_C: NDArray[np.int64], share: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The cells held out, and those of them for validation."""
+    """Draw the held-out cells, and those of them for validation."""
     large = count_C >= MIN_CELL_ROWS
     cell_C, count_C = cell_C[large], count_C[large]
     if not len(cell_C):

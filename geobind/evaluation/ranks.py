@@ -35,7 +35,7 @@ LANE = 64
 
 
 def count_true(flag_qg: Tensor, axis: int) -> Tensor:
-    """How many flags of each row (axis 1) or column (axis 0) are set.
+    """Count the true flags of each row (axis 1) or column (axis 0).
 
     Eight one-byte flags are added as one 64-bit word: a tenth of the time of a sum over booleans, which
     widens each flag first. A byte holds up to 255, so words are added `LANE` at a time.
@@ -55,19 +55,19 @@ def count_true(flag_qg: Tensor, axis: int) -> Tensor:
 
 @lru_cache(maxsize=8)
 def harmonic_numbers(size: int) -> np.ndarray:
-    """The harmonic numbers H_0 .. H_size, H_n = 1 + 1/2 + ... + 1/n."""
+    """Return the harmonic numbers H_0 .. H_size, H_n = 1 + 1/2 + ... + 1/n."""
     return np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, size + 1))])
 
 
 @lru_cache(maxsize=8)
 def cumulative_discounts(size: int) -> np.ndarray:
-    """Sums of the first 0 .. size discounts of DCG, 1 / log2(1 + rank) (Järvelin and Kekäläinen, 2002)."""
+    """Return cumulative DCG discounts, 1 / log2(1 + rank) each (Järvelin and Kekäläinen, 2002)."""
     return np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(2, size + 2)))])
 
 
 @dataclass(frozen=True)
 class RankCounts:
-    """Where the best positive of each query stands, ties and all; every measure of rank follows from it."""
+    """Rank counts of each query's best positive, ties included; every rank metric follows from them."""
 
     larger_Q: np.ndarray  # items that beat the best positive
     tied_Q: np.ndarray  # items tied with it, itself included
@@ -86,14 +86,14 @@ class RankCounts:
         return 1 + self.larger_Q
 
     def chance(self) -> RankCounts:
-        """The counts of an embedding that says nothing: the whole gallery tied."""
+        """Return the counts of a constant embedding: the whole gallery tied."""
         everything_Q = np.full_like(self.tied_Q, self.gallery)
         return RankCounts(
             np.zeros_like(self.larger_Q), everything_Q, self.relevant_Q, self.relevant_Q, self.gallery
         )
 
     def hit_Q(self, k: int) -> np.ndarray:
-        """Probability of a positive in the first `k`: clip((k - larger) / tied, 0, 1) if there is one.
+        """Compute the probability of a positive in the first `k`; clip((k - larger) / tied, 0, 1) for one.
 
         With m positives among T tied items, of which the first j = k - larger are seen, a miss has the
         hypergeometric probability C(T - m, j) / C(T, j).
@@ -123,7 +123,7 @@ class RankCounts:
         return float(np.median(self.rank_Q))
 
     def chance_median_rank(self) -> float:
-        """Median rank over queries and random rankings: the k at which chance recall@k passes one half.
+        """Compute the median rank of random rankings: the k at which chance recall@k passes one half.
 
         (G + 1) / 2 for one positive. With m it lies below the chance mean rank, (G + 1) / (m + 1), for the
         best of m ranks is skewed; that mean is what `median_rank` of a constant embedding is.
@@ -144,7 +144,7 @@ class RankCounts:
 
 
 def _miss_probability(total: np.ndarray, wanted: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """C(total - wanted, drawn) / C(total, drawn): no wanted item among those drawn."""
+    """Return C(total - wanted, drawn) / C(total, drawn): the probability of drawing no wanted item."""
     possible = drawn <= total - wanted
     left = np.where(possible, total - wanted - drawn, 0)
 
@@ -157,7 +157,7 @@ def _miss_probability(total: np.ndarray, wanted: np.ndarray, drawn: np.ndarray) 
 
 
 def _reciprocal(larger: int, tied: int, found: int) -> float:
-    """Mean of 1 / (larger + place of the first of `found` positives among `tied` shuffled items)."""
+    """Return the mean of 1 / (larger + place of the first of `found` positives in `tied` shuffled items)."""
     place = np.arange(0, tied - found + 2)
     none_yet = _miss_probability(np.full_like(place, tied), np.full_like(place, found), place)
     return float(np.sum((none_yet[:-1] - none_yet[1:]) / (larger + place[1:])))
@@ -170,7 +170,7 @@ def average_precision(
     positives_tied_P: np.ndarray,
     gallery: int,
 ) -> float:
-    """Mean precision at the positives of one query, ties broken at random.
+    """Compute the average precision of one query, ties broken at random.
 
     For a positive with L items and A positives above it, in a group of T items with r other positives, let
     s = r / (T - 1) be the share of positives in the rest of the group. The mean over its places j = 1 .. T of
@@ -190,24 +190,24 @@ def average_precision(
 
 
 def chance_average_precision(relevant: int, gallery: int) -> float:
-    """Average precision of a random ranking: `average_precision` with everything tied."""
+    """Compute the average precision of a random ranking: `average_precision` with everything tied."""
     share = (relevant - 1) / max(gallery - 1, 1)
     return float(share + (1 - share) * harmonic_numbers(gallery)[gallery] / gallery)
 
 
 def discounted_gain(larger_P: np.ndarray, tied_P: np.ndarray, gain_P: np.ndarray, gallery: int) -> float:
-    """DCG of one query, ties broken at random: each gain at the mean discount of its group's places."""
+    """Compute the DCG of one query, ties broken at random: gains at the mean discount of their group."""
     table = cumulative_discounts(gallery)
     return float(np.sum(gain_P * (table[larger_P + tied_P] - table[larger_P]) / tied_P))
 
 
 def ideal_gain(gain_P: np.ndarray, gallery: int) -> float:
-    """The largest DCG there can be: gains in falling order."""
+    """Compute the largest possible DCG: gains in falling order."""
     return float(np.sum(np.sort(gain_P)[::-1] * np.diff(cumulative_discounts(gallery)[: len(gain_P) + 1])))
 
 
 def chance_gain(gain_P: np.ndarray, gallery: int) -> float:
-    """DCG of a random ranking: the mean gain of the gallery at every place."""
+    """Compute the DCG of a random ranking: the mean gain of the gallery at every place."""
     return float(gain_P.sum() * cumulative_discounts(gallery)[gallery] / gallery)
 
 
@@ -221,7 +221,7 @@ STRIDE = 8  # queries are held in blocks of this many tiles, so that a gallery o
 
 
 class _RankedSide(NamedTuple):
-    """One side of the product with its rows grouped by id, and what is counted for each of them."""
+    """One side of the product: rows grouped by id, and the counts of each."""
 
     rows: EmbeddingMatrix
     id_N: np.ndarray
@@ -234,7 +234,7 @@ class _RankedSide(NamedTuple):
 
 
 class _Tile(NamedTuple):
-    """A tile of the similarity matrix, its place in the grid, and the rows of either side that it spans."""
+    """A tile of the similarity matrix, its grid position, and the rows it spans."""
 
     similarity_qg: Tensor
     row: int
@@ -252,7 +252,7 @@ def rank_counts(
     tolerance: float = TOLERANCE,
     tile: int | None = None,
 ) -> RankCounts:
-    """How many gallery items beat, and how many tie with, each query's best positive.
+    """Count the gallery items that beat, and that tie with, each query's best positive.
 
     Args:
         query_QD: unit-length embeddings (Q, D), a tensor or a numpy array (memory maps welcome).
@@ -278,7 +278,7 @@ def rank_counts_both(
     tolerance: float = TOLERANCE,
     tile: int | None = None,
 ) -> tuple[RankCounts, RankCounts]:
-    """`rank_counts` from query to gallery and from gallery to query, out of one matrix product.
+    """Compute `rank_counts` in both directions from one matrix product.
 
     The arguments and errors are those of `rank_counts`; here each gallery item needs a positive too.
     """
@@ -287,7 +287,7 @@ def rank_counts_both(
 
 
 def count_rows(sides: RetrievalSides, *, tolerance: float = TOLERANCE, tile: int | None = None) -> RankCounts:
-    """`rank_counts` for checked rows and numbered ids."""
+    """Compute `rank_counts` for checked rows and encoded ids."""
     near, far = _build_sides(sides)
     _require_positives(near, sides.gallery.name)
     _count_in_tiles(near, far, tolerance, tile, both=False)
@@ -297,7 +297,7 @@ def count_rows(sides: RetrievalSides, *, tolerance: float = TOLERANCE, tile: int
 def count_rows_both(
     sides: RetrievalSides, *, tolerance: float = TOLERANCE, tile: int | None = None
 ) -> tuple[RankCounts, RankCounts]:
-    """`rank_counts_both` for checked rows and numbered ids."""
+    """Compute `rank_counts_both` for checked rows and encoded ids."""
     near, far = _build_sides(sides)
     _require_positives(near, sides.gallery.name)
     _require_positives(far, sides.query.name)
@@ -342,7 +342,7 @@ def _require_positives(side: _RankedSide, other: str) -> None:
 def _count_in_tiles(
     query: _RankedSide, gallery: _RankedSide, tolerance: float, tile: int | None, *, both: bool
 ) -> None:
-    """Two passes: the best positive of every row, from the few tiles that hold one; then all comparisons.
+    """Count in two passes: the best positive of every row, then all comparisons.
 
     Both read the same product. A positive computed in another way (a dot product per pair) differs in its
     last bits, and would count as its own rival.
@@ -368,7 +368,7 @@ def _count_in_tiles(
 
 
 def _find_matching_tiles(query_id_Q: np.ndarray, gallery_id_G: np.ndarray, edge: int) -> np.ndarray:
-    """Which tiles (R, C) may hold positives: the ids of their rows and of their columns overlap."""
+    """Find the tiles (R, C) that may hold positives: the ids of their rows and columns overlap."""
     first_R, first_C = query_id_Q[::edge], gallery_id_G[::edge]
     last_R, last_C = (np.append(id_N[edge - 1 : -1 : edge], id_N[-1]) for id_N in (query_id_Q, gallery_id_G))
     return (first_R[:, None] <= last_C) & (first_C <= last_R[:, None])
@@ -411,7 +411,7 @@ def _compare(
 def _iterate_tiles(
     query: _RankedSide, gallery: _RankedSide, edge: int, wanted_RC: np.ndarray
 ) -> Iterator[_Tile]:
-    """The wanted tiles of the similarity matrix; each lives until the next is asked for."""
+    """Yield the wanted tiles of the similarity matrix; each is valid until the next."""
     device = query.best_N.device
     # One buffer for all tiles: fresh pages for each would cost as much as the counting.
     room = torch.empty(edge * edge, device=device)
@@ -434,7 +434,7 @@ def _iterate_tiles(
 
 
 def _collect_counts(side: _RankedSide, gallery: int) -> RankCounts:
-    """The counts, in the caller's order of rows."""
+    """Return the counts in the caller's order of rows."""
     larger_N, reached_N, found_N = (
         part.cpu().numpy() for part in (side.larger_N, side.reached_N, side.found_N)
     )

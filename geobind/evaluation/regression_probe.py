@@ -1,4 +1,4 @@
-"""Facts of places read from embeddings by a linear map, tested on land that it was not fitted to."""
+"""Regression probes: numbers of places predicted from embeddings across spatial blocks."""
 
 # N places, T facts, D width, K folds, U blocks of land, B resamples; LL latitude and longitude in degrees
 
@@ -29,14 +29,14 @@ _AT_ONCE = 2**22  # similarities of places held at a time
 
 @dataclass(frozen=True)
 class FactOptions:
-    """How places are divided into folds."""
+    """Options of regression probes: folds, cell size, resampling."""
 
     folds: int = 5
     cell_km: float = 100.0  # a cell of this size is never cut; make it as wide as facts resemble each other
     resampling: Resampling = field(default_factory=Resampling)
 
     def __post_init__(self) -> None:
-        """Raises DataError for a setting out of range."""
+        """Raise DataError for a setting out of range."""
         if self.folds < 2 or not 1 <= self.cell_km <= 20_000:
             raise DataError(
                 f"folds {self.folds} and cell_km {self.cell_km}: give 2 folds or more, "
@@ -46,7 +46,7 @@ class FactOptions:
 
 @dataclass(frozen=True)
 class FactProbe:
-    """How much of one fact's variation an embedding accounts for, on blocks of land it was not fitted to."""
+    """Variation of one fact that embeddings explain on held-out blocks of land."""
 
     name: str
     rows: int
@@ -56,7 +56,7 @@ class FactProbe:
     error: float  # mean absolute error, in the fact's own unit
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         return asdict(self)
 
 
@@ -142,7 +142,7 @@ def _number_blocks(place_NLL: Floats | None, blocks: Any, rows: int, options: Fa
 
 
 def _group_by_known_rows(fact_NT: Floats) -> Iterator[tuple[list[int], NDArray[np.bool_]]]:
-    """Facts known at the same rows together: one decomposition of the rows serves them all."""
+    """Group facts known at the same rows, which share one decomposition."""
     known_NT = np.isfinite(fact_NT)
     groups: dict[bytes, list[int]] = {}
     for t in range(fact_NT.shape[1]):
@@ -186,7 +186,7 @@ def _predict(
 
 
 def _find_nearest(at_NLL: Floats, other_MLL: Floats) -> Codes:
-    """The number of the other place nearest to each."""
+    """Return the index of the nearest other place to each."""
     at_N3, other_M3 = to_unit_sphere(at_NLL), to_unit_sphere(other_MLL)
     step = max(1, _AT_ONCE // len(other_M3))
     parts = [np.argmax(at_N3[i : i + step] @ other_M3.T, axis=1) for i in range(0, len(at_N3), step)]
@@ -220,7 +220,7 @@ def _score(
 
 
 def _bound_r2(y_NT: Floats, square_NT: Floats, block_N: Codes, options: Resampling) -> tuple[Floats, Floats]:
-    """Bounds of R2 when blocks are drawn again, error and variance both of the blocks drawn."""
+    """Compute bounds of R2 by resampling blocks, error and variance both of the blocks drawn."""
     _, unit_N = np.unique(block_N, return_inverse=True)
     centred_NT = y_NT - y_NT.mean(0)
     found: list[Floats] = []

@@ -44,7 +44,7 @@ GALLERY_BLOCK = 8192
 
 
 class Relevance(NamedTuple):
-    """What matters to each query."""
+    """Relevant gallery items of each query."""
 
     items: Callable[[int], tuple[np.ndarray, np.ndarray]]
     """From a query's row to the gallery rows that matter to it, and the gain of each in (0, 1]."""
@@ -53,7 +53,7 @@ class Relevance(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """One measure for every query, beside what a random ranking scores; NaN where nothing is relevant."""
+    """One metric of every query and its chance level; NaN where nothing is relevant."""
 
     value_Q: np.ndarray
     chance_Q: np.ndarray
@@ -67,7 +67,7 @@ class RankingScores(NamedTuple):
 
 
 def relevance_by_code(query_code_Q: np.ndarray, gallery_code_G: np.ndarray) -> Relevance:
-    """Relevance by equal label or id: gain 1; a query of code -1 (unknown) has nothing relevant."""
+    """Build relevance by equal code: gain 1; a query of code -1 (unknown) has nothing relevant."""
     order = np.argsort(gallery_code_G, kind="stable")
     sorted_G = gallery_code_G[order]
     first_Q = np.searchsorted(sorted_G, query_code_Q, "left")
@@ -81,7 +81,7 @@ def relevance_by_code(query_code_Q: np.ndarray, gallery_code_G: np.ndarray) -> R
 
 
 def relevance_by_distance(query_Q2: np.ndarray, gallery_G2: np.ndarray, scale_km: float) -> Relevance:
-    """Relevance by distance on the ground: gain exp(-distance / scale), zero beyond ten scales.
+    """Build relevance by distance on the ground: gain exp(-distance / scale), zero beyond ten scales.
 
     Args:
         query_Q2: latitude and longitude in degrees, NaN where unknown.
@@ -106,7 +106,7 @@ def relevance_by_distance(query_Q2: np.ndarray, gallery_G2: np.ndarray, scale_km
 def score_rankings(
     query: EmbeddingMatrix, gallery: EmbeddingMatrix, relevances: dict[str, Relevance], tolerance: float
 ) -> dict[str, RankingScores]:
-    """Average precision and nDCG of every query under each relevance, from one sort of its similarities.
+    """Score average precision and nDCG of every query under each relevance, from one sort.
 
     Only values are sorted, never indices: a relevant item's place is found by where its similarity falls,
     which is cheaper than argsort and sees ties within `tolerance` on either side.
@@ -148,7 +148,7 @@ def _compute_similarities(query: EmbeddingMatrix, gallery: EmbeddingMatrix, at: 
 def _score_query(
     score_P: np.ndarray, gain_P: np.ndarray, sorted_G: np.ndarray, tolerance: float, graded: bool
 ) -> tuple[float, float, float, float]:
-    """Average precision and nDCG of one query, each followed by its chance level."""
+    """Score average precision and nDCG of one query, each followed by its chance level."""
     gallery = len(sorted_G)
     rising = np.argsort(score_P)  # searches for rising values find each other's cache lines: twice as fast
     score_P, gain_P = score_P[rising], gain_P[rising]
@@ -165,7 +165,7 @@ def _score_query(
 def _find_places(
     score_P: np.ndarray, sorted_N: np.ndarray, tolerance: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How many of the rising values `sorted_N` beat each score, and how many tie with it."""
+    """Count how many of the sorted values beat each score, and how many tie with it."""
     below_P = np.searchsorted(sorted_N, score_P - np.float32(tolerance), "left")
     up_to_P = np.searchsorted(sorted_N, score_P + np.float32(tolerance), "right")
     return len(sorted_N) - up_to_P, up_to_P - below_P
@@ -176,7 +176,7 @@ def _find_places(
 
 @dataclass(frozen=True)
 class RetrievalSettings:
-    """What to measure and how; written beside the figures, as figures without it cannot be compared."""
+    """Settings of retrieval evaluation, stored with the figures so that they can be compared."""
 
     recall_at: tuple[int, ...] = (1, 5, 10, 100)
     recall_percent: tuple[int | float, ...] = (1, 10)  # of the gallery, rounded up to whole items
@@ -187,7 +187,7 @@ class RetrievalSettings:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        """Raises DataError for a setting out of range."""
+        """Raise DataError for a setting out of range."""
         for name, good, wish in (
             ("recall_at", all(k >= 1 for k in self.recall_at), "whole numbers from 1"),
             (
@@ -204,13 +204,13 @@ class RetrievalSettings:
                 raise DataError(f"evaluation setting {name} is {getattr(self, name)}; give {wish}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure, what an embedding that says nothing would get, and the bounds of its interval."""
+    """A metric, its chance level (that of a constant embedding), and the bounds of its interval."""
 
     value: float
     chance: float
@@ -220,14 +220,14 @@ class Metric:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Every measure of retrieval in one direction."""
+    """Every retrieval metric in one direction."""
 
     queries: int
     gallery: int
     metrics: Mapping[str, Metric]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         metrics = {name: asdict(metric) for name, metric in self.metrics.items()}
         return {"queries": self.queries, "gallery": self.gallery, "metrics": metrics}
 
@@ -245,7 +245,7 @@ def retrieval(
     query_clusters: Any = None,
     settings: RetrievalSettings | None = None,
 ) -> Retrieval:
-    """How well queries find their positives in a gallery, one direction.
+    """Measure how well queries find their positives in a gallery, in one direction.
 
     Args:
         query_QD: unit-length embeddings (Q, D), tensor or numpy array.
@@ -286,7 +286,7 @@ def retrieval_both(
     far: GroundTruth,
     settings: RetrievalSettings,
 ) -> tuple[Retrieval, Retrieval]:
-    """`retrieval` there and back, ranks counted from one matrix product."""
+    """Measure `retrieval` both ways, with ranks counted from one matrix product."""
     there, back = count_rows_both(
         RetrievalSides(query, gallery, near.id_N, far.id_N), tolerance=settings.tolerance
     )

@@ -47,7 +47,7 @@ class SharedObservations:
 def find_copies(
     train: Table, test: Table, name: str, looked: ImageHashes, most: int | None = MAX_IMAGES
 ) -> SharedObservations:
-    """Looks for the test rows of one modality whose observations a training row has too.
+    """Find the test rows of one modality whose observations a training row has too.
 
     Files are compared by content, so that copies under other names are found and only files of equal size
     are read; lists (of captions) by each of their items. Images are compared by their difference hashes as
@@ -94,7 +94,7 @@ def _are_images(table: Table, name: str, rows_N: NDArray[np.int64]) -> bool:
 
 
 def _hash_images(table: Table, name: str, rows_N: NDArray[np.int64], looked: ImageHashes) -> list[HashedRow]:
-    """The difference hashes of a modality's images, each with its row."""
+    """Return the difference hashes of a modality's images, each with its row."""
     key = str(table.path), name, table.rows_N[rows_N].tobytes()
     if key not in looked:
         items = track(_iterate_items(table, name, rows_N), f"looking at {name}", len(rows_N))
@@ -114,7 +114,7 @@ def _batch_items(items: Iterable[tuple[int, Any]]) -> Iterator[list[tuple[int, A
 
 
 def _find_twins(train: list[HashedRow], test: list[HashedRow]) -> dict[int, int]:
-    """For each test row that has one, a training row with nearly the same image."""
+    """Find, for each test row, a training row with nearly the same image."""
     marked = [*train, *test]
     side = ["a"] * len(train) + ["b"] * len(test)
     pairs = find_near_duplicates([marks for _, marks in marked], side)
@@ -122,7 +122,7 @@ def _find_twins(train: list[HashedRow], test: list[HashedRow]) -> dict[int, int]
 
 
 def _iterate_items(table: Table, name: str, rows_N: NDArray[np.int64]) -> Iterator[tuple[int, Any]]:
-    """The observations of the rows, each with its row; those that cannot be read are left out."""
+    """Yield the readable observations of the rows, each with its row."""
     samples = table.samples(name) if len(rows_N) else ()
     for row in map(int, rows_N):
         try:
@@ -135,7 +135,7 @@ def _iterate_items(table: Table, name: str, rows_N: NDArray[np.int64]) -> Iterat
 
 
 def _file_sizes(table: Table, name: str, rows_N: NDArray[np.int64]) -> set[int]:
-    """The sizes that the files of a column have; a column without files has none."""
+    """Return the file sizes of a column; a column without files has none."""
     return {
         size for _, item in _items_of_files(table, name, rows_N) if (size := _file_size(item)) is not None
     }
@@ -165,7 +165,7 @@ def _hash_items(
 
 
 def _hash_item(item: Any, sizes: Collection[int]) -> Digest | None:
-    """The digest of an observation's bytes; None of a file that no file of the other table can equal."""
+    """Hash an observation; None for a file whose size no file of the other table has."""
     if isinstance(item, Path):
         return _hash_file(item) if _file_size(item) in sizes else None
     digest = hashlib.blake2b(digest_size=16)
@@ -198,7 +198,7 @@ WARN_WITHIN = {1: 0.01, 10: 0.10}  # share of test rows this near to a training 
 
 @dataclass(frozen=True)
 class NearestDistances:
-    """Distances on the ground from test rows to the nearest training row."""
+    """Ground distances from test rows to the nearest training row."""
 
     test_rows: int  # with a place
     train_rows: int
@@ -220,7 +220,7 @@ class SharedGroups:
 
 @dataclass(frozen=True)
 class Leakage:
-    """What a test split shares with a training split; None where the tables do not say."""
+    """Overlap of a test split with a training split; None where the tables do not tell."""
 
     train: str
     test: str
@@ -233,11 +233,11 @@ class Leakage:
 
     @property
     def warning(self) -> str | None:
-        """One line for the table of figures if the split leaks, else None."""
+        """One line for tables if the split leaks, else None."""
         return f"{self.test} leaks from {self.train}: {'; '.join(self.faults)}" if self.faults else None
 
     def summary(self) -> str:
-        """One line for people, whether or not the split leaks."""
+        """Return one line for people, whether or not the split leaks."""
         if self.warning:
             return self.warning
         parts = [
@@ -252,7 +252,7 @@ class Leakage:
         return f"{self.test} against {self.train}: {'; '.join(parts) or 'nothing to compare'}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         return asdict(self)
 
 
@@ -264,7 +264,7 @@ def leakage(
     looked: ImageHashes | None = None,
     most_images: int | None = MAX_IMAGES,
 ) -> Leakage:
-    """Compares the rows tested on with those trained on.
+    """Compare test rows with training rows.
 
     Args:
         train: Rows trained on.
@@ -345,7 +345,7 @@ def _known_places(place_LL: NDArray[np.float64] | None) -> NDArray[np.float64]:
 
 
 def number_degree_cells(place_NLL: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The number of each place's 1-degree cell; 180 degrees east is 180 degrees west."""
+    """Number each place's 1-degree cell; 180 degrees east is 180 degrees west."""
     lat_N, lon_N = np.floor(place_NLL).astype(np.int64).T
     return lat_N * 360 + (lon_N + 180) % 360
 
@@ -366,7 +366,7 @@ ClusterBy = Literal["cell", "group"]
 
 
 def cluster_rows(table: Table, by: ClusterBy) -> Sequence[str | int | None]:
-    """The cluster of each row, None where it is in none and so counts alone.
+    """Return the cluster of each row; None for a row that counts alone.
 
     Args:
         table: The rows.

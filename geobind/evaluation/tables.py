@@ -26,7 +26,7 @@ SHOWN_METRICS = ("R@1", "R@10", "median_rank", "label_mAP", "place_nDCG")
 
 
 def build_pair_table(table: PairTable, metrics: Sequence[str] = SHOWN_METRICS) -> Table:
-    """The pairs as a rich table: each figure above its interval and its chance level.
+    """Build a rich table of the pairs: each metric above its interval and its chance level.
 
     Args:
         table: what `evaluate_pairs` returned.
@@ -50,7 +50,7 @@ def build_pair_table(table: PairTable, metrics: Sequence[str] = SHOWN_METRICS) -
 def build_summary_table(
     table: PairTable, metrics: Sequence[str] = ("R@1", "R@5", "R@10", "median_rank")
 ) -> Table:
-    """The pairs as a rich table of one line each: trained ones, then emergent ones, chance in brackets.
+    """Build a rich table with one line per pair: trained, then emergent, chance in brackets.
 
     Args:
         table: what `evaluate_pairs` returned.
@@ -109,7 +109,7 @@ _MAX_CONFUSIONS = 5  # pairs of classes listed
 
 
 def build_probe_tables(probes: ProbeResults) -> list[Table]:
-    """The tables of what was probed: each figure above its interval."""
+    """Build the tables of a probe: each metric above its interval."""
     if probes.kind == "facts":
         return [_fact_table(probes)]
     tables = [_zero_shot_table(probes, probes.zero_shot)] if probes.zero_shot else []

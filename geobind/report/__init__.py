@@ -1,4 +1,4 @@
-"""What people read of a run: a page that holds everything, and one that sets runs side by side."""
+"""HTML reports: of one run, and of several runs compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs side by side: what differs in their recipes, how their losses went, what they measure."""
+"""Comparison of runs: recipes, training curves, metrics."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ABSENT = "–"
 
 
 class MetricDelta(NamedTuple):
-    """A figure of one run beside that of the first."""
+    """A metric of one run and its difference from the first run."""
 
     measured: Metric | None
     difference: float | None  # from the first run; None for the first, or where one of the two is missing
@@ -39,7 +39,7 @@ class MetricDelta(NamedTuple):
 
 
 class MetricRow(NamedTuple):
-    """One measure of one ordered pair, over all runs."""
+    """One metric of one ordered pair, for all runs."""
 
     query: str
     gallery: str
@@ -48,7 +48,7 @@ class MetricRow(NamedTuple):
 
 
 class MetricTable(NamedTuple):
-    """One measure of all pairs, and in words what each run but the first did to it."""
+    """One metric of all pairs, with a verdict on each run but the first."""
 
     measure: str
     lines: list[MetricRow]
@@ -56,7 +56,7 @@ class MetricTable(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Everything a comparison says."""
+    """Everything that a comparison shows."""
 
     labels: list[str]
     runs: list[Run]
@@ -106,7 +106,7 @@ def write_comparison(comparison: Comparison, page: Path) -> Path:
 
 
 def build_comparison_tables(comparison: Comparison) -> list[Table]:
-    """The comparison as rich tables for the terminal: each measure, then what differs in the recipes."""
+    """Build rich tables for the terminal: each metric, then what differs in the recipes."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -138,7 +138,7 @@ def _cell(one: MetricDelta) -> str:
 
 
 def _shortest_labels(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """Return the shortest path endings that are unique."""
     parts = [folder.resolve().parts for folder in folders]
     length = next(n for n in range(1, max(map(len, parts)) + 1) if len({p[-n:] for p in parts}) == len(parts))
     return ["/".join(p[-length:]) for p in parts]
@@ -153,7 +153,7 @@ def _differing_settings(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of a recipe with its dotted path; a stage goes by its name, as in `--set`."""
+    """Yield every leaf of a recipe with its dotted path; stages go by name, as in `--set`."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _flatten(inner, f"{path}.{key}" if path else str(key))
@@ -167,7 +167,7 @@ def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _choose_measures(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
-    """The measures to compare, the matrix's own first.
+    """Choose the metrics to compare, the matrix's own first.
 
     Raises:
         DataError: One is wanted that no run has.
@@ -219,7 +219,7 @@ def _compare_metric(measure: str, base: PairRow | None, row: PairRow | None, *, 
 
 
 def _stage_times(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
-    """How long each stage took in each run."""
+    """Yield how long each stage took in each run."""
     tables = [{stage.name: stage.seconds for stage in run.stages} for run in runs]
     for name in dict.fromkeys(stage for table in tables for stage in table):
         yield (

@@ -1,4 +1,4 @@
-"""Held-out rows in a report: galleries, map, scatter of the shared space."""
+"""Held-out examples of a report: galleries, maps, scatter plot of the shared space."""
 
 # N rows, Q queries, G gallery items, D width, R ranked places, LL latitude and longitude in degrees
 
@@ -31,7 +31,7 @@ MAX_ROWS = 500
 
 @dataclass(frozen=True)
 class EvaluationSample:
-    """Held-out rows as a report uses them: all of them, or a sample when they are many."""
+    """Embedded held-out rows of a report: all, or a sample of many."""
 
     table: Table
     spaces: Mapping[str, EmbeddedRows]
@@ -39,13 +39,13 @@ class EvaluationSample:
     by_label: bool
 
     def raw(self, name: str, row: int) -> Any:
-        """The first of a row's equally good observations in a modality."""
+        """Return the first observation of a row in a modality."""
         raw = self.table.samples(name)[row]
         return raw[0] if isinstance(raw, list) else raw
 
 
 class RankedPair(NamedTuple):
-    """The rank of the right answer to every query, and the similarities it comes from."""
+    """Rank of the right answer to every query, with the similarities."""
 
     query: str
     gallery: str
@@ -124,7 +124,7 @@ def embed_sample(
 
 
 def _select_rows(one: EmbeddedRows, rows_N: NDArray[np.int64]) -> EmbeddedRows:
-    """The embeddings of those rows that are among `rows_N`, numbered as they are there."""
+    """Select the embeddings of the rows in `rows_N`, renumbered by their position there."""
     kept_Q = np.isin(one.rows_Q, rows_N)
     return EmbeddedRows(np.searchsorted(rows_N, one.rows_Q[kept_Q]), one.of(one.rows_Q[kept_Q]))
 
@@ -153,7 +153,7 @@ def rank_pair(held_out: EvaluationSample, query: str, gallery: str) -> RankedPai
 
 
 def _answer_ids(held_out: EvaluationSample) -> NDArray[np.int64]:
-    """A number for each row that its right answers share; -1 where it has none."""
+    """Return an id for each row that its right answers share; -1 where it has none."""
     labels = held_out.table.labels if held_out.by_label else None
     if labels is None:
         return np.arange(len(held_out.table))
@@ -182,7 +182,7 @@ class Item(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A query, the first it found, and its right answer where that is not among them."""
+    """A query, its first results, and its right answer where that is not among them."""
 
     query: Item
     found: list[Item]
@@ -201,7 +201,7 @@ class Gallery(NamedTuple):
 
 
 def ordered_pairs(names: Collection[str], anchor: str | None) -> list[tuple[str, str]]:
-    """One direction of every pair: from an observation to the anchor's first, then among the others."""
+    """Return one direction of every pair: those towards the anchor first, then the others."""
     pairs = [(two, one) if one == anchor else (one, two) for one, two in combinations(names, 2)]
     return sorted(pairs, key=lambda pair: pair[1] != anchor)
 
@@ -209,7 +209,7 @@ def ordered_pairs(names: Collection[str], anchor: str | None) -> list[tuple[str,
 def build_galleries(
     held_out: EvaluationSample, anchor: str | None, trained: Collection[frozenset[str]]
 ) -> tuple[list[Gallery], list[str]]:
-    """Make the galleries of a page.
+    """Build the galleries of a page.
 
     Returns:
         The galleries, and what had to be left out.
@@ -240,7 +240,7 @@ def _build_gallery(
 
 
 def _choose_queries(found: RankedPair) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    """Pick queries from the top, the middle and the bottom of the ranks, none twice."""
+    """Yield queries from the top, the middle and the bottom of the ranks, none twice."""
     answer_Q = np.where(found.right_QG, found.similarity_QG, -np.inf).max(axis=1)
     rival_Q = np.where(found.right_QG, -np.inf, found.similarity_QG).max(axis=1)
     order_Q = np.lexsort((rival_Q - answer_Q, found.rank_Q))  # of one rank, the clearest first
@@ -282,7 +282,7 @@ _WIDE = 100.0  # degrees; places spread over more than this are shown on the who
 
 
 class Band(NamedTuple):
-    """Queries whose right answer came about equally far up the list."""
+    """Queries with right answers of similar rank."""
 
     sign: str
     colour: int  # number of the page's band colour
@@ -334,13 +334,13 @@ def build_rank_map(held_out: EvaluationSample, found: RankedPair) -> Map | None:
 
 
 def _edges(gallery: int) -> tuple[int, int, int]:
-    """The last ranks of the first three bands: first, the first hundredth, the first tenth."""
+    """Return the last ranks of the first three bands: first, the first hundredth, the first tenth."""
     near = max(2, ceil(gallery / 100))
     return 1, near, max(near + 1, ceil(gallery / 10))
 
 
 def _extent(at_R2: NDArray[np.float64]) -> tuple[float, float, float, float]:
-    """West, east, south and north of the map: the whole world, or what the places need of it."""
+    """Return west, east, south and north of the map: the world, or the part with places."""
     (south, west), (north, east) = at_R2.min(axis=0), at_R2.max(axis=0)
     if east - west > _WIDE or north - south > _WIDE / 2:
         return -180.0, 180.0, -90.0, 90.0
@@ -360,7 +360,7 @@ def _zoomed(west: float, east: float) -> bool:
 
 
 def _stretch(west: float, east: float, south: float, north: float) -> float:
-    """How much longer a degree of latitude is drawn than one of longitude: as on the ground, if zoomed in."""
+    """Return the aspect ratio of a degree of latitude to one of longitude: true to scale if zoomed in."""
     return 1 / cos(radians((south + north) / 2)) if _zoomed(west, east) else 1.0
 
 
@@ -423,7 +423,7 @@ def project_to_plane(embedding_ND: NDArray[np.float64]) -> tuple[NDArray[np.floa
 
 
 class Scatter(NamedTuple):
-    """The drawing, and what its key and its caption say."""
+    """The drawing, with its key and the facts of its caption."""
 
     panel: Panel
     key: list[tuple[str, int, str]]  # sign, number of the page's series colour, modality
@@ -465,14 +465,14 @@ def build_scatter(held_out: EvaluationSample) -> Scatter | None:
 
 
 def _spread_evenly(count: int) -> NDArray[np.int64]:
-    """At most `MAX_POINTS` numbers, evenly spread over the rows."""
+    """Return at most `MAX_POINTS` row numbers, evenly spread."""
     return np.unique(np.linspace(0, count - 1, min(count, MAX_POINTS)).round().astype(np.int64))
 
 
 def _lines_between_modalities(
     rows: dict[str, NDArray[np.int64]], where: dict[str, NDArray[np.float64]]
 ) -> list[NDArray[np.float64]]:
-    """For a few rows that have several modalities, the points of their embeddings."""
+    """Return the points to join for a few rows with several modalities."""
     held: dict[int, list[NDArray[np.float64]]] = {}
     for name, there in rows.items():
         for place, row in enumerate(there):

@@ -1,4 +1,4 @@
-"""Raw inputs as people look at them: by what they are, not by the modality they belong to."""
+"""Raw inputs as media for a page: pictures, sounds, texts."""
 
 # T samples; H height, W width, C channels; F frequencies, B blocks of samples
 
@@ -36,7 +36,7 @@ _MIN_SIDE = 8  # an array with fewer rows or columns is numbers, not a picture
 
 @dataclass(frozen=True)
 class Media:
-    """What a page shows of one raw input; the media are data URIs."""
+    """One raw input as a page shows it; pictures and sounds are data URIs."""
 
     picture: str = ""
     sound: str = ""
@@ -46,12 +46,12 @@ class Media:
 
     @property
     def bytes(self) -> int:
-        """How much room it takes in the page."""
+        """Its size in the page."""
         return len(self.picture) + len(self.sound)
 
 
 class MediaBudget:
-    """How much room the media of a page may still take, and how many had to stay out.
+    """Byte budget for the media of a page, and a count of those left out.
 
     Args:
         pictures: Bytes of pictures.
@@ -84,7 +84,7 @@ class MediaBudget:
 
 
 def build_media(raw: Any) -> Media:
-    """Show a raw input: pictures, sounds and texts as themselves, anything else by a short description."""
+    """Build the media of a raw input: picture, sound or text, or else a short description."""
     try:
         if isinstance(raw, str):
             return Media(words=shorten(raw, MAX_LETTERS))

@@ -47,29 +47,29 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def format_trained(parts: Mapping[str, str]) -> str:
-    """Write what a stage trained: encoders, and the part of each that is not the whole."""
+    """Format what a stage trained: encoders, with the part where it is not the whole."""
     return formatting.join_words(
         [name if part == "full" else f"{name} ({part})" for name, part in parts.items()]
     )
 
 
 def format_cosine(similarity: float) -> str:
-    """Write a cosine similarity."""
+    """Format a cosine similarity."""
     return f"{similarity:.2f}".replace("-", "−")
 
 
 def format_share(part: float) -> str:
-    """Write a share in percent."""
+    """Format a share in percent."""
     return f"{100 * part:.1f}{formatting.NBSP}%"
 
 
 def measure_title(measure: str) -> str:
-    """Write the name of a measure."""
+    """Return the displayed name of a metric."""
     return TITLES.get(measure, measure)
 
 
 def format_sentence(text: str) -> str:
-    """Write what is said as a sentence."""
+    """Format a text as a sentence."""
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 
@@ -105,7 +105,7 @@ def render_template(template: str, **values: Any) -> bytes:
 
 
 def _provenance_section(run: Run, held_out: Table | None) -> Iterator[tuple[str, str]]:
-    """Yield what is known, each with its name.
+    """Yield the facts of a run, each with its name.
 
     Args:
         run: The run.
@@ -140,7 +140,7 @@ def _provenance_section(run: Run, held_out: Table | None) -> Iterator[tuple[str,
 
 
 def _stage_tables(run: Run, stage: Mapping[str, Any]) -> list[Mapping[str, Any] | None]:
-    """The tables that a stage draws from, as the recipe names them."""
+    """Return the tables that a stage trains on, as the recipe names them."""
     said = stage.get("data")
     if said is not None:
         return said if isinstance(said, list) else [said]
@@ -149,7 +149,7 @@ def _stage_tables(run: Run, stage: Mapping[str, Any]) -> list[Mapping[str, Any] 
 
 
 def _resources(started: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """How long a run took, and how much memory; a run that went on tells of its last part."""
+    """Yield run time and peak memory; for a resumed run those of its last part."""
     with suppress(KeyError, TypeError, ValueError):
         times = [datetime.fromisoformat(started[name]) for name in ("started", "finished")]
         took = formatting.format_duration((times[1] - times[0]).total_seconds())
@@ -178,7 +178,7 @@ class PlannedSeconds(RunFileModel):
 
 
 class PlannedDisk(RunFileModel):
-    """What a stage leaves on disks."""
+    """Bytes that a stage writes to disk."""
 
     cache: int
     trained: int
@@ -197,13 +197,13 @@ class PlannedStage(RunFileModel):
 
 
 class PlannedMemory(RunFileModel):
-    """What figures of memory are about."""
+    """Kind of memory that is planned."""
 
     kind: str
 
 
 class PlanFile(RunFileModel):
-    """`plan.json`, which `geobind plan --out` or a run that settles something writes."""
+    """`plan.json`, written by `geobind plan --out` or by a run that resolves `auto`."""
 
     memory: PlannedMemory
     opening_seconds: float
@@ -214,14 +214,14 @@ class PlanFile(RunFileModel):
 
 
 class PlanVsActual(NamedTuple):
-    """A figure as planned and as measured; None where there is none."""
+    """A planned and a measured value; None where there is none."""
 
     planned: float | None
     measured: float | None
 
     @property
     def off(self) -> str:
-        """By how much of the measured figure the planned one is off."""
+        """The relative error of the plan."""
         if not self.planned or not self.measured:
             return ""
         share = round(100 * (self.planned / self.measured - 1))
@@ -229,7 +229,7 @@ class PlanVsActual(NamedTuple):
 
 
 class PlanRow(NamedTuple):
-    """A stage, or the whole run."""
+    """Plan and measurement of a stage, or of the whole run."""
 
     name: str
     seconds: PlanVsActual
@@ -239,7 +239,7 @@ class PlanRow(NamedTuple):
 
 
 class PlanComparison(NamedTuple):
-    """Everything that the section shows."""
+    """Content of the section on plan and measurement."""
 
     rows: tuple[PlanRow, ...]
     accelerator: bool  # whose memory it is
@@ -247,7 +247,7 @@ class PlanComparison(NamedTuple):
 
 
 def compare_with_plan(run: Run) -> PlanComparison | None:
-    """Set the plan of a run beside its stages; None without a plan, or before a stage is finished.
+    """Compare the plan of a run with its stages; None without a plan, or before a stage is finished.
 
     Raises:
         CheckpointError: The plan is damaged.
@@ -302,7 +302,7 @@ _COLUMNS = 4  # of a PNG
 
 
 def _extra_sections(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> dict[str, Any]:
-    """What the page says of calibration, the modality gap, arithmetic and probes, where there is any."""
+    """Build the template values of calibration, plan and arithmetic, where there are any."""
     panels = reliability_panels(run.calibration) if run.calibration else []
     if panels:
         pictures["calibration"] = panels, min(_COLUMNS, len(panels))
@@ -370,7 +370,7 @@ def write_report(
 
 
 def _run_values(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> dict[str, Any]:
-    """What the page says of the run's own files."""
+    """Build the template values that come from the run's files."""
     stages = [(stage, panels) for stage, panels in stage_panels(run) if panels]
     if stages:
         widest = max(len(panels) for _, panels in stages)
@@ -405,7 +405,7 @@ def _run_values(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> dict[
 def _sample_values(
     run: Run, rows: EvaluationSample, pictures: dict[str, tuple[list[Panel], int]]
 ) -> dict[str, Any]:
-    """What the page shows of held-out rows: galleries, maps, the shared space."""
+    """Build the template values that need held-out rows: galleries, maps, the shared space."""
     shown, left_out = examples.build_galleries(rows, run.anchor, run.aligned)
     maps = _maps(run, rows)
     if maps:
@@ -425,7 +425,7 @@ def _sample_values(
 
 
 def _maps(run: Run, rows: EvaluationSample) -> list[Map]:
-    """Maps of the pairs that look for the anchor's place, or of the first pairs there are."""
+    """Build maps of the pairs towards the anchor, or else of the first pairs."""
     pairs = examples.ordered_pairs(rows.spaces, run.anchor)
     toward = [pair for pair in pairs if pair[1] == run.anchor] or pairs
     found = [rank_pair(rows, query, gallery) for query, gallery in toward[:_MAX_MAPS]]
@@ -443,7 +443,7 @@ def _summary(run: Run) -> str:
 
 
 def _verdict(retrieved: PairTable, measure: str) -> str:
-    """Count, in words, the pairs whose whole interval lies on the better side of chance."""
+    """Describe how many pairs have their whole interval on the better side of chance."""
     rows = [row for row in retrieved.rows if measure in row.metrics]
     beat = [row for row in rows if plots.beats_chance(measure, row.metrics[measure])]
     emergent = [row for row in rows if row.mark == "emergent"]

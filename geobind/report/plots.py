@@ -82,7 +82,7 @@ Draw = Callable[[Axes], None]
 
 
 class Panel(NamedTuple):
-    """One drawing: what to draw, how large in inches, and what to call it for those who cannot see it."""
+    """One drawing: how to draw it, its size in inches, and its text alternative."""
 
     name: str  # unique in a page
     draw: Draw
@@ -173,7 +173,7 @@ class MatrixCell(NamedTuple):
 
 
 def headline_measure(retrieved: PairTable) -> str:
-    """The measure that the matrix shows: recall@10, or recall@1 in small galleries."""
+    """Choose the metric of the matrix: recall@10, or recall@1 in small galleries."""
     small = min((row.gallery_size for row in retrieved.rows), default=0) < _SMALL_GALLERY
     wanted = ("R@1", "R@10") if small else ("R@10", "R@1")
     there = retrieved.rows[0].metrics if retrieved.rows else {}
@@ -181,7 +181,7 @@ def headline_measure(retrieved: PairTable) -> str:
 
 
 def explain_measure(measure: str) -> str:
-    """Say what a cell of the matrix holds."""
+    """Explain what a cell of the matrix shows."""
     title = TITLES.get(measure, measure)
     if not measure.startswith("R@"):
         return f"{title} of queries (rows) in a gallery (columns)."
@@ -191,14 +191,14 @@ def explain_measure(measure: str) -> str:
 
 
 def beats_chance(measure: str, measured: Metric) -> bool:
-    """Whether the whole interval lies on the better side of chance."""
+    """Return whether the whole interval lies on the better side of chance."""
     if measure in LOWER_IS_BETTER:
         return measured.high < measured.chance
     return measured.low > measured.chance
 
 
 def matrix_cells(retrieved: PairTable, measure: str) -> dict[tuple[str, str], MatrixCell]:
-    """The cells of the matrix, by query and gallery."""
+    """Return the cells of the matrix, by query and gallery."""
     return {
         (row.query, row.gallery): MatrixCell(row, row.metrics[measure])
         for row in retrieved.rows
@@ -207,7 +207,7 @@ def matrix_cells(retrieved: PairTable, measure: str) -> dict[tuple[str, str], Ma
 
 
 def matrix_panel(retrieved: PairTable, measure: str) -> Panel:
-    """The matrix as a drawing, for slides and papers; a page holds it as a table."""
+    """Draw the matrix for slides and papers; the page shows it as a table."""
     names = retrieved.modalities
     cells = matrix_cells(retrieved, measure)
 
@@ -253,7 +253,7 @@ _CURVE_SIZE = (2.9, 1.75)  # inches
 
 
 class ThinnedCurve(NamedTuple):
-    """A curve with few enough points to draw: means over runs of steps, and what lies around them."""
+    """A curve thinned for drawing: means over windows of steps, with their range."""
 
     step_P: NDArray[np.float64]
     mean_P: NDArray[np.float64]
@@ -262,7 +262,7 @@ class ThinnedCurve(NamedTuple):
 
 
 def thin_curve(curve: StageCurve, most: int = MAX_POINTS) -> ThinnedCurve:
-    """Take means, least and greatest values over at most `most` runs of steps of equal length."""
+    """Thin a curve to mean, minimum and maximum over at most `most` windows of equal length."""
     edges = np.linspace(0, len(curve.step_S), min(most, len(curve.step_S)) + 1).astype(int)
     parts = [slice(start, stop) for start, stop in pairwise(edges)]
     return ThinnedCurve(
@@ -274,7 +274,7 @@ def thin_curve(curve: StageCurve, most: int = MAX_POINTS) -> ThinnedCurve:
 
 
 def stage_panels(run: Run) -> list[tuple[str, list[Panel]]]:
-    """The panels of every stage that has been looked at, in the order of the recipe."""
+    """Build the panels of every stage with metrics, in the order of the recipe."""
     return [
         (stage, [_curve_panel(f"curve-{place}-{m}", [curves], m, stage) for m in _measures([curves])])
         for place, (stage, curves) in enumerate(run.curves.items())
@@ -282,7 +282,7 @@ def stage_panels(run: Run) -> list[tuple[str, list[Panel]]]:
 
 
 def overlaid_panels(runs: Sequence[Run]) -> list[tuple[str, list[Panel]]]:
-    """The same panels with a line for each run, for every stage that at least one of them has."""
+    """Build the same panels with a line for each run."""
     stages = list(dict.fromkeys(stage for run in runs for stage in run.curves))
     return [
         (
@@ -297,7 +297,7 @@ def overlaid_panels(runs: Sequence[Run]) -> list[tuple[str, list[Panel]]]:
 
 
 def curve_title(measure: str) -> str:
-    """Name a measure of a stage, such as `loss:one-other`, the loss of one of its pairs."""
+    """Return the title of a stage's metric, such as `loss:one-other`, the loss of one pair."""
     kind, _, pair = measure.partition(":")
     return f"{CURVE_TITLES[kind]}, {pair}" if pair else CURVE_TITLES[kind]
 
@@ -345,7 +345,7 @@ _LARGEST = 160.0  # square points of a dot that stands for all predictions
 
 
 def reliability_panels(calibration: CalibrationResult) -> list[Panel]:
-    """A small diagram for each direction of each pair, then one for each pair's matches."""
+    """Build a small diagram for each direction of each pair, then one for each pair's matches."""
     return [*_iterate_reliability_panels(calibration)]
 
 
@@ -404,7 +404,7 @@ def _describe_point(point: FewShotPoint) -> str:
 
 
 def axis_positions(probes: ProbeResults) -> dict[Shots, int]:
-    """Where each number of shots lies along the axis: 0 where there is zero-shot, then one step apart."""
+    """Return the axis position of each number of shots: 0 for zero-shot, then one step apart."""
     shots = [
         point.shots for curves in (probes.curves or {}).values() for curve in curves for point in curve.points
     ]

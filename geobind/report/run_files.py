@@ -1,4 +1,4 @@
-"""The files of a run folder, read for reports."""
+"""Readers of the files in a run folder."""
 
 # S steps looked at
 
@@ -27,13 +27,13 @@ from geobind.utils import files
 
 
 class RunFileModel(BaseModel):
-    """A part of what a run left; fields this version does not know are passed over."""
+    """Base model of run-folder JSON; unknown fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class PairLoss(RunFileModel):
-    """What two modalities that a stage compared came to."""
+    """Final loss and temperature of a pair of modalities in a stage."""
 
     anchor: str
     other: str
@@ -42,7 +42,7 @@ class PairLoss(RunFileModel):
 
 
 class WatchResult(RunFileModel):
-    """What evaluations on the way of a stage found."""
+    """Validation summary of a stage."""
 
     split: str
     measure: str
@@ -55,7 +55,7 @@ class WatchResult(RunFileModel):
 
 
 class FinishedStage(RunFileModel):
-    """A finished stage: its `stage.json`."""
+    """`stage.json` of a finished stage."""
 
     name: str
     anchor: str
@@ -78,13 +78,13 @@ class FinishedStage(RunFileModel):
 
     @property
     def aligned(self) -> tuple[str, ...]:
-        """What it aligned: with its anchor, or if there are pairs without it all with each other."""
+        """The modalities aligned with the anchor, itself among them if pairs without it were trained."""
         names = (self.align,) if isinstance(self.align, str) else self.align
         return names if all(pair.anchor == self.anchor for pair in self.losses) else (self.anchor, *names)
 
     @property
     def temperatures(self) -> str:
-        """The temperature that each pair ended with."""
+        """The final temperature of each pair."""
         if len(self.losses) < 2:
             return "–" if self.temperature is None else f"{self.temperature:.4f}"
         return ", ".join(f"{pair.anchor}-{pair.other} {pair.temperature:.4f}" for pair in self.losses)
@@ -105,7 +105,7 @@ Checked = TypeVar("Checked")
 
 
 class StageCurve(NamedTuple):
-    """One measure of a stage over its steps."""
+    """One metric of a stage over its steps."""
 
     step_S: NDArray[np.int64]
     value_S: NDArray[np.float64]
@@ -116,7 +116,7 @@ Curves = Mapping[str, Mapping[str, StageCurve]]  # by stage, then by measure
 
 @dataclass(frozen=True)
 class Run:
-    """Everything a report says about a run."""
+    """Everything that a report reads of a run."""
 
     folder: Path
     name: str
@@ -135,18 +135,18 @@ class Run:
 
     @property
     def unfinished(self) -> list[str]:
-        """Stages of the recipe that have not been finished."""
+        """The stages of the recipe that are not finished."""
         done = {stage.name for stage in self.stages}
         return [name for name in (stage["name"] for stage in self.recipe["stages"]) if name not in done]
 
     @property
     def by(self) -> str:
-        """What the right answer to a query is: `row` or `label`."""
+        """The kind of right answer to a query: `row` or `label`."""
         return (self.recipe.get("evaluate") or {}).get("by", "row")
 
     @property
     def anchor(self) -> str:
-        """The modality that stages align with unless they say otherwise."""
+        """The modality that stages align with by default."""
         return self.recipe.get("anchor", Recipe.model_fields["anchor"].default)
 
     @property
@@ -160,7 +160,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read what a run left in its folder, finished or not.
+    """Read the files of a run, finished or not.
 
     Raises:
         DataError: The folder holds no run.
@@ -198,7 +198,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _join_curves(curves: Curves, watched: Curves) -> Curves:
-    """Add what stages were watched by to what they told themselves."""
+    """Add validation curves to the training curves of each stage."""
     return {
         stage: {**found, **{f"{WATCHED}:{name}": curve for name, curve in watched.get(stage, {}).items()}}
         for stage, found in curves.items()
@@ -206,7 +206,7 @@ def _join_curves(curves: Curves, watched: Curves) -> Curves:
 
 
 def read_curves(path: Path, measures: tuple[str, ...] = MEASURES) -> Curves:
-    """Read metrics.csv, or a file like it, without measures that no step has and rows that were cut short.
+    """Read metrics.csv, or a file like it; absent metrics and truncated rows are skipped.
 
     Raises:
         CheckpointError: It cannot be read as such a file.
@@ -239,7 +239,7 @@ def _points(rows: csv.DictReader[str], measures: tuple[str, ...]) -> Iterator[tu
 
 
 def load_checked(kind: type[Checked], path: Path) -> Checked:
-    """Return what a file of a run holds.
+    """Load and validate a JSON file of a run.
 
     Raises:
         CheckpointError: It is damaged.
