@@ -137,8 +137,8 @@ def add_embeddings(parts: Mapping[str, Tensor], weights: Mapping[str, float] | N
     """
     if not parts:
         raise DataError("nothing to compose: name at least one modality and its input")
-    if strangers := set(weights or ()) - set(parts):
-        raise DataError(f"a weight for {', '.join(sorted(strangers))}, but no input of it")
+    if unknown := set(weights or ()) - set(parts):
+        raise DataError(f"a weight for {', '.join(sorted(unknown))}, but no input of it")
     counts = {name: len(rows) for name, rows in parts.items()}
     if len(set(counts.values())) != 1:
         raise DataError(f"the parts must have equally many inputs, not {counts}")
@@ -151,15 +151,16 @@ def require_scales(known: Calibration | None, one: str, two: str) -> PairScales:
     Raises:
         DataError: None were fitted; the message says how to.
     """
-    found = known.of(one, two) if known else None
-    if found is None:
-        there = ", ".join(" and ".join(pair.modalities) for pair in known.pairs) if known else ""
+    scales = known.of(one, two) if known else None
+    if scales is None:
+        known_pairs = ", ".join(" and ".join(pair.modalities) for pair in known.pairs) if known else ""
         raise DataError(
             f"no calibration of {one} and {two} is known, so a similarity is no probability"
-            f"{f' (known: {there})' if there else ''}; fit one on held-out rows: `evaluate: {{calibrate: "
-            f"SPLIT}}` in the recipe, or `geobind eval BUNDLE --data DATA --calibrate SPLIT --keep`"
+            f"{f' (known: {known_pairs})' if known_pairs else ''}; fit one on held-out rows: "
+            "`evaluate: {calibrate: SPLIT}` in the recipe, or "
+            "`geobind eval BUNDLE --data DATA --calibrate SPLIT --keep`"
         )
-    return found
+    return scales
 
 
 def find_temperature(known: Calibration | None, query: str, gallery: str) -> SoftmaxTemperature:

@@ -72,7 +72,7 @@ class SumResult:
 
 
 def evaluate_sum_of_rows(
-    found: Mapping[str, EmbeddedRows],
+    embedded: Mapping[str, EmbeddedRows],
     wanted: EmbeddingSum,
     labels: Sequence[Any] | None = None,
     settings: RetrievalSettings | None = None,
@@ -80,7 +80,7 @@ def evaluate_sum_of_rows(
     """Measure whether several observations of one place find it better together than alone.
 
     Args:
-        found: Embeddings by modality, of the same table.
+        embedded: Embeddings by modality, of the same table.
         wanted: What to add, and where to look.
         labels: A class for each row: any row of it is then right; default: the row itself is.
         settings: Cut-offs, resamples.
@@ -90,14 +90,14 @@ def evaluate_sum_of_rows(
     """
     settings = settings or RetrievalSettings()
     names = (*wanted.parts, wanted.gallery)
-    rows_Q = _shared_rows(found, names)
+    rows_Q = _shared_rows(embedded, names)
     if labels is not None:
         rows_Q = rows_Q[[labels[row] is not None for row in rows_Q]]
     if len(rows_Q) < 2:
         raise DataError(f"sum '{wanted}': {len(rows_Q)} rows have {', '.join(names)}; two are needed")
     ids = rows_Q if labels is None else [labels[row] for row in rows_Q]
-    parts = {name: found[name].of(rows_Q) for name in wanted.parts}
-    gallery_GD = found[wanted.gallery].of(rows_Q)
+    parts = {name: embedded[name].of(rows_Q) for name in wanted.parts}
+    gallery_GD = embedded[wanted.gallery].of(rows_Q)
     queries = [
         SumQuery.from_retrieval(
             name, retrieval(query_QD, gallery_GD, query_ids=ids, gallery_ids=ids, settings=settings), {}
@@ -151,11 +151,11 @@ def _build_queries(wanted: EmbeddingSum, parts: Mapping[str, Tensor]) -> dict[st
     return {" + ".join(wanted.words): added, **{name: unit(part) for name, part in parts.items()}}
 
 
-def _shared_rows(found: Mapping[str, EmbeddedRows], names: Sequence[str]) -> NDArray[np.int64]:
-    absent = [name for name in names if name not in found]
+def _shared_rows(embedded: Mapping[str, EmbeddedRows], names: Sequence[str]) -> NDArray[np.int64]:
+    absent = [name for name in names if name not in embedded]
     if absent:
         raise DataError(f"no row has '{absent[0]}'")
-    return reduce(np.intersect1d, (found[name].rows_Q for name in names))
+    return reduce(np.intersect1d, (embedded[name].rows_Q for name in names))
 
 
 def _compare_with_rivals(
@@ -181,10 +181,10 @@ def evaluate_sum_of_composed_places(
     binder: Binder,
     table: Table,
     options: DataOptions,
-    found: Mapping[str, EmbeddedRows],
+    embedded: Mapping[str, EmbeddedRows],
     wanted: EmbeddingSum,
     *,
-    most: int = MAX_QUERIES,
+    max_queries: int = MAX_QUERIES,
     settings: RetrievalSettings | None = None,
 ) -> SumResult:
     """Add observations of two places, and look for the first's land at the second's moment.
@@ -198,9 +198,9 @@ def evaluate_sum_of_composed_places(
         binder: The encoders.
         table: Rows of a dataset that renders composed places, such as toy Earth.
         options: The `data` block that they are read by.
-        found: Their embeddings, by modality.
+        embedded: Their embeddings, by modality.
         wanted: The part that shows the land, the part that tells of the moment, and the gallery.
-        most: From more rows than this, so many are drawn.
+        max_queries: From more rows than this, so many are drawn.
         settings: Cut-offs, resamples.
 
     Raises:
@@ -209,7 +209,7 @@ def evaluate_sum_of_composed_places(
     """
     compose = _check_composer(table, options, wanted)
     random = np.random.default_rng(derive_seed(0, "sums"))
-    land_Q = random.permutation(len(table))[:most]
+    land_Q = random.permutation(len(table))[:max_queries]
     # Shifts along one shuffled circle, such that no two kinds of rival are the same picture.
     moment_Q, third_Q = np.roll(land_Q, -1), np.roll(land_Q, -3)
 
@@ -220,18 +220,20 @@ def evaluate_sum_of_composed_places(
 
     land, moment = wanted.parts
     rivals = {
-        "the first place as it was": found[wanted.gallery].of(land_Q),
-        "the second place as it was": found[wanted.gallery].of(moment_Q),
+        "the first place as it was": embedded[wanted.gallery].of(land_Q),
+        "the second place as it was": embedded[wanted.gallery].of(moment_Q),
         "the two swapped": rendered(moment_Q, land_Q),
         "the same land, another moment": rendered(land_Q, third_Q),
         "other land, the same moment": rendered(third_Q, moment_Q),
     }
-    first, _, *made = rivals.values()  # every second place is also a first: once is enough in a gallery
+    first, _, *rendered_rivals = (
+        rivals.values()
+    )  # every second place is also a first: once is enough in a gallery
     return evaluate_sum_of_two_places(
         wanted,
-        {land: found[land].of(land_Q), moment: found[moment].of(moment_Q)},
+        {land: embedded[land].of(land_Q), moment: embedded[moment].of(moment_Q)},
         rendered(land_Q, moment_Q),
-        torch.cat([first, *made]),
+        torch.cat([first, *rendered_rivals]),
         rivals,
         f"the land of one place, by its {land}, at the season, hour and weather of another, by its {moment}",
         settings,

@@ -310,11 +310,11 @@ class CalibrationResult:
 
 
 def calibrate(
-    found: Mapping[str, EmbeddedRows],
+    embedded: Mapping[str, EmbeddedRows],
     fitted_on: str,
     labels: Sequence[Any] | None = None,
     *,
-    most: int = MAX_ROWS,
+    max_rows: int = MAX_ROWS,
 ) -> Calibration:
     """Fit scales for every pair of modalities on rows that no stage has trained on.
 
@@ -324,22 +324,23 @@ def calibrate(
     same, and the scale is not negative: probabilities never turn an order round).
 
     Args:
-        found: Embeddings by modality, of rows that are used for nothing else.
+        embedded: Embeddings by modality, of rows that are used for nothing else.
         fitted_on: What those rows are, in words.
         labels: A class for each row, where any row of a class is a right answer.
-        most: From more rows than this, so many are drawn.
+        max_rows: From more rows than this, so many are drawn.
     """
     pairs: list[PairScales] = []
-    for one, two in combinations(found, 2):
-        there, back = (
-            build_pair_sides(found, *names, labels, most=most) for names in ((one, two), (two, one))
+    for one, two in combinations(embedded, 2):
+        sides, reverse_sides = (
+            build_pair_sides(embedded, *names, labels, max_rows=max_rows)
+            for names in ((one, two), (two, one))
         )
-        if there is None or back is None or len(there.query_QD) < MIN_ROWS:
+        if sides is None or reverse_sides is None or len(sides.query_QD) < MIN_ROWS:
             continue
-        similarity_QG, right_QG = _compare(there)
-        temperature = fit_temperature(similarity_QG, right_QG), fit_temperature(*_compare(back))
+        similarity_QG, right_QG = _compare(sides)
+        temperature = fit_temperature(similarity_QG, right_QG), fit_temperature(*_compare(reverse_sides))
         scale, bias = fit_scales(similarity_QG[right_QG], similarity_QG[~right_QG])
-        rows = len(there.query_QD)
+        rows = len(sides.query_QD)
         pairs.append(
             PairScales(modalities=(one, two), temperature=temperature, scale=scale, bias=bias, rows=rows)
         )
@@ -349,36 +350,36 @@ def calibrate(
 
 def measure_calibration(
     calibration: Calibration,
-    found: Mapping[str, EmbeddedRows],
+    embedded: Mapping[str, EmbeddedRows],
     measured_on: str,
     labels: Sequence[Any] | None = None,
     *,
     options: Resampling | None = None,
-    most: int = MAX_ROWS,
+    max_rows: int = MAX_ROWS,
 ) -> CalibrationResult:
     """Measure the reliability of fitted probabilities on rows that were not used to fit them.
 
     Args:
         calibration: What was fitted.
-        found: Embeddings by modality of the other rows.
+        embedded: Embeddings by modality of the other rows.
         measured_on: What those are, in words.
         labels: A class for each row, where any row of a class is a right answer.
         options: How often to draw again.
-        most: From more rows than this, so many are drawn.
+        max_rows: From more rows than this, so many are drawn.
     """
     options = options or Resampling()
     choices: list[GalleryCalibration] = []
     matchings: list[MatchCalibration] = []
     for scales in calibration.pairs:
-        if not set(scales.modalities) <= set(found):
+        if not set(scales.modalities) <= set(embedded):
             continue
         for query, gallery in (scales.modalities, scales.modalities[::-1]):
-            there = build_pair_sides(found, query, gallery, labels, most=most)
-            if there is None:
+            sides = build_pair_sides(embedded, query, gallery, labels, max_rows=max_rows)
+            if sides is None:
                 continue
-            choices.append(_calibrate_gallery(there, query, gallery, scales, options))
+            choices.append(_calibrate_gallery(sides, query, gallery, scales, options))
             if query == scales.modalities[0]:
-                matchings.append(_calibrate_matches(there, scales, options))
+                matchings.append(_calibrate_matches(sides, scales, options))
     return CalibrationResult(
         calibration.fitted_on,
         measured_on,
@@ -390,14 +391,14 @@ def measure_calibration(
     )
 
 
-def _compare(there: PairSides) -> tuple[Floats, NDArray[np.bool_]]:
-    return cosine(there.query_QD, there.gallery_GD).double().numpy(), there.right_QG
+def _compare(sides: PairSides) -> tuple[Floats, NDArray[np.bool_]]:
+    return cosine(sides.query_QD, sides.gallery_GD).double().numpy(), sides.right_QG
 
 
 def _calibrate_gallery(
-    there: PairSides, query: str, gallery: str, scales: PairScales, options: Resampling
+    sides: PairSides, query: str, gallery: str, scales: PairScales, options: Resampling
 ) -> GalleryCalibration:
-    similarity_QG, right_QG = cosine(there.query_QD, there.gallery_GD).double(), there.right_QG
+    similarity_QG, right_QG = cosine(sides.query_QD, sides.gallery_GD).double(), sides.right_QG
     value_QG = similarity_QG.numpy()
     first_QG = value_QG >= value_QG.max(1, keepdims=True) - TIED
     # Of tied items any may come first: the share of right ones is how often the first is right.
@@ -410,16 +411,16 @@ def _calibrate_gallery(
         return measure_reliability(p_Q, happened_Q, log_loss=loss, options=options)
 
     return GalleryCalibration(
-        query, gallery, temperature, len(there.gallery_GD), with_(temperature), with_(CLIP_TEMPERATURE)
+        query, gallery, temperature, len(sides.gallery_GD), with_(temperature), with_(CLIP_TEMPERATURE)
     )
 
 
-def _calibrate_matches(there: PairSides, scales: PairScales, options: Resampling) -> MatchCalibration:
+def _calibrate_matches(sides: PairSides, scales: PairScales, options: Resampling) -> MatchCalibration:
     """Measure one random match and one random mismatch of each query."""
-    similarity_QG, right_QG = cosine(there.query_QD, there.gallery_GD).double(), there.right_QG
+    similarity_QG, right_QG = cosine(sides.query_QD, sides.gallery_GD).double(), sides.right_QG
     p_QG = probabilities(similarity_QG, scales, scales.modalities[0]).numpy()
-    asked = zip(*_draw_pairs(p_QG, right_QG, options.seed), strict=True)
-    p_N, happened_N, row_N = (np.array(part) for part in asked)
+    drawn_pairs = zip(*_draw_pairs(p_QG, right_QG, options.seed), strict=True)
+    p_N, happened_N, row_N = (np.array(part) for part in drawn_pairs)
     fitted = measure_reliability(p_N, happened_N.astype(np.float64), row_N=row_N, options=options)
     return MatchCalibration(scales.modalities, scales.scale, scales.bias, fitted)
 

@@ -92,9 +92,9 @@ def build_query_classes(labels: Any, classes: Sequence[str], rows: int, groups: 
     known: dict[Any, int] = {name: number for number, name in enumerate(classes)}
     class_N = encode_values(labels, rows, "labels", known)
     if len(known) > len(classes):
-        strangers = sorted(map(str, list(known)[len(classes) :]))
+        unknown = sorted(map(str, list(known)[len(classes) :]))
         raise DataError(
-            f"rows are labelled {', '.join(strangers[:5])}, which is none of the {len(classes)} classes: "
+            f"rows are labelled {', '.join(unknown[:5])}, which is none of the {len(classes)} classes: "
             "give every class its prompt or examples, or leave those rows out"
         )
     kept_N = class_N >= 0

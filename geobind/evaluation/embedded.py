@@ -51,49 +51,49 @@ def embed_rows(binder: Binder, table: Table) -> dict[str, EmbeddedRows]:
 
 
 def build_pair_sides(
-    found: Mapping[str, EmbeddedRows],
+    embedded: Mapping[str, EmbeddedRows],
     query: str,
     gallery: str,
     labels: Sequence[Any] | None = None,
     *,
-    most: int | None = None,
+    max_rows: int | None = None,
     seed: int = 0,
 ) -> PairSides | None:
     """Build the query and gallery sides of a pair of modalities.
 
     Args:
-        found: What `embed_rows` gave.
+        embedded: What `embed_rows` gave.
         query: The modality that asks.
         gallery: The modality that answers.
         labels: A class for each row of the table: any row of it is then a right answer, and each side holds
             all its rows that have one. Without labels both sides hold the rows that have both modalities.
-        most: From more rows than this, so many are drawn on either side.
+        max_rows: From more rows than this, so many are drawn on either side.
         seed: Makes the draw repeatable.
 
     Returns:
         The sides; None when fewer than two rows are left on one, or no query has a right answer.
     """
-    query_Q, gallery_G = found[query].rows_Q, found[gallery].rows_Q
+    query_Q, gallery_G = embedded[query].rows_Q, embedded[gallery].rows_Q
     if labels is None:
-        query_Q = gallery_G = _sample_rows(np.intersect1d(query_Q, gallery_G), most, seed)
+        query_Q = gallery_G = _sample_rows(np.intersect1d(query_Q, gallery_G), max_rows, seed)
         ids = query_Q, gallery_G
     else:
         known = {label: code for code, label in enumerate(dict.fromkeys(x for x in labels if x is not None))}
         code_N = np.array([-1 if label is None else known[label] for label in labels])
         query_Q, gallery_G = (
-            _sample_rows(rows[code_N[rows] >= 0], most, seed) for rows in (query_Q, gallery_G)
+            _sample_rows(rows[code_N[rows] >= 0], max_rows, seed) for rows in (query_Q, gallery_G)
         )
         query_Q = query_Q[np.isin(code_N[query_Q], code_N[gallery_G])]
         ids = code_N[query_Q], code_N[gallery_G]
     if len(query_Q) < 2 or len(gallery_G) < 2:
         return None
-    return PairSides(found[query].of(query_Q), found[gallery].of(gallery_G), *ids)
+    return PairSides(embedded[query].of(query_Q), embedded[gallery].of(gallery_G), *ids)
 
 
-def _sample_rows(rows_N: NDArray[np.int64], most: int | None, seed: int) -> NDArray[np.int64]:
-    if most is None or len(rows_N) <= most:
+def _sample_rows(rows_N: NDArray[np.int64], max_rows: int | None, seed: int) -> NDArray[np.int64]:
+    if max_rows is None or len(rows_N) <= max_rows:
         return rows_N
-    return np.sort(np.random.default_rng(seed).choice(rows_N, most, replace=False))
+    return np.sort(np.random.default_rng(seed).choice(rows_N, max_rows, replace=False))
 
 
 def _embed(binder: Binder, table: Table, name: str) -> EmbeddedRows:

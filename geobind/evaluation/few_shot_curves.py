@@ -127,24 +127,28 @@ def few_shot(
     options = options or FewShotOptions()
     classes = sorted({label for label in train.labels if label is not None})
     known = _check_labelled(train, classes, "training rows")
-    queries = _check_labelled(test, classes, "queries", like=train)
-    held = None if validation is None else _check_labelled(validation, classes, "validation rows", like=train)
+    queries = _check_labelled(test, classes, "queries", reference=train)
+    validation_rows = (
+        None
+        if validation is None
+        else _check_labelled(validation, classes, "validation rows", reference=train)
+    )
     logistic_points: list[FewShotPoint] = []
     mean_points: list[FewShotPoint] = []
     for shots in track(options.shots, "few-shot curve", len(options.shots), progress):
         supports = list(_draw_supports(known.truth, shots, options))
         # The steps of this work are the shots; those with many rows take longest.
-        logistic_points.append(_fit_logistic_point(shots, supports, known, queries, held, options))
+        logistic_points.append(_fit_logistic_point(shots, supports, known, queries, validation_rows, options))
         mean_points.append(_fit_mean_point(shots, supports, known, queries, options))
     return FewShotCurve("logistic", tuple(logistic_points)), FewShotCurve("nearest mean", tuple(mean_points))
 
 
 def _check_labelled(
-    rows: LabelledEmbeddings, classes: Sequence[str], name: str, like: LabelledEmbeddings | None = None
+    rows: LabelledEmbeddings, classes: Sequence[str], name: str, reference: LabelledEmbeddings | None = None
 ) -> _LabelledRows:
     checked = EmbeddingMatrix(rows.embeddings, name).check()
-    if like is not None:
-        check_same_width(checked, EmbeddingMatrix(like.embeddings, "training rows"))
+    if reference is not None:
+        check_same_width(checked, EmbeddingMatrix(reference.embeddings, "training rows"))
     truth = build_query_classes(rows.labels, classes, checked.size, rows.groups)
     row_ND = checked.block(slice(0, checked.size)).cpu()
     return _LabelledRows(row_ND[torch.as_tensor(truth.kept_Q)], truth)
@@ -175,18 +179,20 @@ def _fit_logistic_point(
     supports: Sequence[NDArray[np.int64]],
     known: _LabelledRows,
     queries: _LabelledRows,
-    held: _LabelledRows | None,
+    validation_rows: _LabelledRows | None,
     options: FewShotOptions,
 ) -> FewShotPoint:
-    penalties = [options.penalty] if held is None else sorted(options.penalties, reverse=True)
+    penalties = [options.penalty] if validation_rows is None else sorted(options.penalties, reverse=True)
     hit_EPQ: list[list[NDArray[np.float64]]] = []
     right_EP: list[list[float]] = []
     for support in supports:
         row_ND, class_N = known.row_ND[support], torch.as_tensor(known.truth.class_Q[support])
         fits = list(logistic(row_ND, class_N, len(known.truth.classes), penalties))
         hit_EPQ.append([_hits_Q(fit.scores(queries.row_ND), queries) for fit in fits])
-        if held is not None:
-            right_EP.append([float(_hits_Q(fit.scores(held.row_ND), held).mean()) for fit in fits])
+        if validation_rows is not None:
+            right_EP.append(
+                [float(_hits_Q(fit.scores(validation_rows.row_ND), validation_rows).mean()) for fit in fits]
+            )
     # Of equally good penalties the largest, which comes first.
     best = int(np.argmax(np.mean(right_EP, axis=0))) if right_EP else 0
     hit_EQ = np.stack([hit_PQ[best] for hit_PQ in hit_EPQ])
@@ -279,7 +285,7 @@ class ProbeResults:
             "queries": self.queries,
             "chance": self.chance,
             "majority": self.majority,
-            "zero_shot": {name: found.to_dict() for name, found in (self.zero_shot or {}).items()},
+            "zero_shot": {name: result.to_dict() for name, result in (self.zero_shot or {}).items()},
             "curves": {
                 name: [curve.to_dict() for curve in curves] for name, curves in (self.curves or {}).items()
             },

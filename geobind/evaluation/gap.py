@@ -73,35 +73,35 @@ class ModalityGap:
 
 
 def modality_gap(
-    found: Mapping[str, EmbeddedRows], *, options: Resampling | None = None, most: int = MAX_ROWS
+    embedded: Mapping[str, EmbeddedRows], *, options: Resampling | None = None, max_rows: int = MAX_ROWS
 ) -> ModalityGap:
     """Measure the modality gap (Liang et al., arXiv:2203.02053), alignment and uniformity (arXiv:2005.10242).
 
     Args:
-        found: Embeddings by modality, of the same table.
+        embedded: Embeddings by modality, of the same table.
         options: How often to draw again; uniformity has a 95 % interval whatever its confidence.
-        most: From more rows than this, so many are drawn.
+        max_rows: From more rows than this, so many are drawn.
     """
     options = options or Resampling()
     pairs: list[PairGap] = []
-    for one, two in combinations(found, 2):
-        there = build_pair_sides(found, one, two, most=most)
-        if there is not None and len(there.query_QD) >= MIN_ROWS:
-            a_ND, b_ND = (part.double().numpy() for part in (there.query_QD, there.gallery_GD))
+    for one, two in combinations(embedded, 2):
+        sides = build_pair_sides(embedded, one, two, max_rows=max_rows)
+        if sides is not None and len(sides.query_QD) >= MIN_ROWS:
+            a_ND, b_ND = (part.double().numpy() for part in (sides.query_QD, sides.gallery_GD))
             pairs.append(_measure_pair((one, two), a_ND, b_ND, options))
     spreads = tuple(
         ModalityUniformity(name, len(part), measure_uniformity(part))
-        for name, one in found.items()
-        if len(part := _sample_embeddings(one, most)) >= MIN_ROWS
+        for name, one in embedded.items()
+        if len(part := _sample_embeddings(one, max_rows)) >= MIN_ROWS
     )
     return ModalityGap(tuple(pairs), spreads, options)
 
 
-def _sample_embeddings(one: EmbeddedRows, most: int) -> Floats:
+def _sample_embeddings(one: EmbeddedRows, max_rows: int) -> Floats:
     count = len(one.rows_Q)
     kept = np.arange(count)
-    if count > most:
-        kept = np.sort(np.random.default_rng(0).choice(count, most, replace=False))
+    if count > max_rows:
+        kept = np.sort(np.random.default_rng(0).choice(count, max_rows, replace=False))
     return one.embedding_QD.double().numpy()[kept]
 
 
@@ -150,12 +150,15 @@ def _classify_sides(a_ND: Floats, b_ND: Floats, seed: int) -> Floats:
     fold_N = np.random.default_rng([seed, 5]).permutation(np.arange(len(a_ND)) % _FOLDS)
     right_N = np.zeros(len(a_ND))
     for fold in range(_FOLDS):
-        held, seen = fold_N == fold, fold_N != fold
-        rows_ND = np.concatenate([a_ND[seen], b_ND[seen]])
-        side_N1 = np.repeat([1.0, -1.0], int(seen.sum()))[:, None]
+        test_N, train_N = fold_N == fold, fold_N != fold
+        rows_ND = np.concatenate([a_ND[train_N], b_ND[train_N]])
+        side_N1 = np.repeat([1.0, -1.0], int(train_N.sum()))[:, None]
         fitted = ridge(rows_ND, side_N1)
-        one_N, two_N = np.sign(fitted.predict(a_ND[held])[:, 0]), np.sign(fitted.predict(b_ND[held])[:, 0])
-        right_N[held] = (2 + one_N - two_N) / 4  # a classifier that says nothing (0) gets half of them
+        one_N, two_N = (
+            np.sign(fitted.predict(a_ND[test_N])[:, 0]),
+            np.sign(fitted.predict(b_ND[test_N])[:, 0]),
+        )
+        right_N[test_N] = (2 + one_N - two_N) / 4  # a classifier that says nothing (0) gets half of them
     return right_N
 
 

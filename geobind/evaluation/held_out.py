@@ -58,7 +58,7 @@ def take_first_rows(table: Table, limit: int | None) -> Table:
 
 def build_retrieval_table(
     table: Table,
-    found: Mapping[str, EmbeddedRows],
+    embedded: Mapping[str, EmbeddedRows],
     trained: Trained,
     by: Literal["row", "label"],
     clusters: ClusterBy | None = None,
@@ -67,7 +67,7 @@ def build_retrieval_table(
 
     Args:
         table: Held-out rows.
-        found: Their embeddings.
+        embedded: Their embeddings.
         trained: Pairs of modalities that some stage aligned.
         by: Whether a query's own row is the right answer, or every row of its class.
         clusters: What rows have in common that are no independent queries.
@@ -75,10 +75,10 @@ def build_retrieval_table(
     Raises:
         DataError: Labels or clusters are needed and not there.
     """
-    trained = {pair for pair in trained if pair <= set(found)}
+    trained = {pair for pair in trained if pair <= set(embedded)}
     words = cluster_rows(table, clusters) if clusters else None
     tabulated = _table_by_label if by == "label" else _table_by_row
-    return replace(tabulated(table, found, trained, words), clusters=clusters)
+    return replace(tabulated(table, embedded, trained, words), clusters=clusters)
 
 
 def require_labels(table: Table) -> Sequence[str]:
@@ -96,38 +96,41 @@ def require_labels(table: Table) -> Sequence[str]:
 
 
 def _table_by_row(
-    table: Table, found: Mapping[str, EmbeddedRows], trained: Trained, clusters: Sequence[Any] | None
+    table: Table, embedded: Mapping[str, EmbeddedRows], trained: Trained, clusters: Sequence[Any] | None
 ) -> PairTable:
     size = len(table)
     whole: dict[str, Tensor] = {}
-    for name, (rows_Q, embedding_QD) in found.items():
+    for name, (rows_Q, embedding_QD) in embedded.items():
         whole[name] = torch.zeros(size, embedding_QD.shape[1])
         whole[name][torch.as_tensor(rows_Q)] = embedding_QD
-    presence = {name: np.isin(np.arange(size), rows_Q) for name, (rows_Q, _) in found.items()}
+    presence = {name: np.isin(np.arange(size), rows_Q) for name, (rows_Q, _) in embedded.items()}
     return evaluate_pairs(
         whole, trained, labels=table.labels, places=table.places_LL, clusters=clusters, presence=presence
     )
 
 
 def _table_by_label(
-    table: Table, found: Mapping[str, EmbeddedRows], trained: Trained, clusters: Sequence[Any] | None
+    table: Table, embedded: Mapping[str, EmbeddedRows], trained: Trained, clusters: Sequence[Any] | None
 ) -> PairTable:
     return PairTable(
-        tuple(_label_rows(require_labels(table), found, trained, clusters)), (), RetrievalSettings()
+        tuple(_label_rows(require_labels(table), embedded, trained, clusters)), (), RetrievalSettings()
     )
 
 
 def _label_rows(
-    labels: Sequence[Any], found: Mapping[str, EmbeddedRows], trained: Trained, clusters: Sequence[Any] | None
+    labels: Sequence[Any],
+    embedded: Mapping[str, EmbeddedRows],
+    trained: Trained,
+    clusters: Sequence[Any] | None,
 ) -> Iterator[PairRow]:
-    for query, gallery in permutations(found, 2):
-        ids = [[labels[row] for row in found[name].rows_Q] for name in (query, gallery)]
+    for query, gallery in permutations(embedded, 2):
+        ids = [[labels[row] for row in embedded[name].rows_Q] for name in (query, gallery)]
         result = retrieval(
-            found[query].embedding_QD,
-            found[gallery].embedding_QD,
+            embedded[query].embedding_QD,
+            embedded[gallery].embedding_QD,
             query_ids=ids[0],
             gallery_ids=ids[1],
-            query_clusters=[clusters[row] for row in found[query].rows_Q] if clusters else None,
+            query_clusters=[clusters[row] for row in embedded[query].rows_Q] if clusters else None,
         )
         yield PairRow.from_retrieval(query, gallery, frozenset((query, gallery)) in trained, result)
 
@@ -146,12 +149,12 @@ class EvaluationResults:
 
     def parts(self) -> dict[str, dict[str, Any]]:
         """Return plain values, ready for JSON, by file name; parts that were not measured are left out."""
-        found = {"retrieval": self.table.to_dict(), "gap": self.gap.to_dict()}
+        values = {"retrieval": self.table.to_dict(), "gap": self.gap.to_dict()}
         if self.calibrated:
-            found["calibration"] = self.calibrated.to_dict()
+            values["calibration"] = self.calibrated.to_dict()
         if self.sums:
-            found["arithmetic"] = {"sums": [one.to_dict() for one in self.sums]}
-        return found
+            values["arithmetic"] = {"sums": [one.to_dict() for one in self.sums]}
+        return values
 
 
 def check_evaluation_rows(table: Table, options: Evaluation) -> None:
@@ -191,22 +194,24 @@ def measure_all(
         DataError: The rows do not allow it.
     """
     held_out = take_first_rows(table.split(options.split), options.limit)
-    found = embed_rows(binder, held_out)
-    measured = build_retrieval_table(held_out, found, trained, options.by, options.clusters)
+    embedded = embed_rows(binder, held_out)
+    measured = build_retrieval_table(held_out, embedded, trained, options.by, options.clusters)
     calibrating = table.split(options.calibrate) if options.calibrate else None
     calibrated = None
     if calibrating is not None:
-        calibrated = fit_and_measure_calibration(binder, calibrating, held_out, found, options.by)
+        calibrated = fit_and_measure_calibration(binder, calibrating, held_out, embedded, options.by)
     sums = tuple(
         one
         for text in options.sums
-        for one in measure_sum(binder, held_out, data, found, parse_sum(text, found), options.by)
+        for one in measure_sum(binder, held_out, data, embedded, parse_sum(text, embedded), options.by)
     )
-    return EvaluationResults(held_out, found, measured, modality_gap(found), calibrated, calibrating, sums)
+    return EvaluationResults(
+        held_out, embedded, measured, modality_gap(embedded), calibrated, calibrating, sums
+    )
 
 
 def fit_and_measure_calibration(
-    binder: Binder, rows: Table, held_out: Table, found: Mapping[str, EmbeddedRows], by: str
+    binder: Binder, rows: Table, held_out: Table, embedded: Mapping[str, EmbeddedRows], by: str
 ) -> CalibrationResult:
     """Fit probabilities on some rows and measure their reliability on held-out ones.
 
@@ -217,14 +222,16 @@ def fit_and_measure_calibration(
     fitted_on = f"split '{rows.view}' of {rows.name}"
     calibration = calibrate(embed_rows(binder, rows), fitted_on, require_labels(rows) if label else None)
     measured_on = f"split '{held_out.view}' of {held_out.name}"
-    return measure_calibration(calibration, found, measured_on, require_labels(held_out) if label else None)
+    return measure_calibration(
+        calibration, embedded, measured_on, require_labels(held_out) if label else None
+    )
 
 
 def measure_sum(
     binder: Binder,
     table: Table,
     data: DataOptions,
-    found: Mapping[str, EmbeddedRows],
+    embedded: Mapping[str, EmbeddedRows],
     wanted: EmbeddingSum,
     by: str,
 ) -> list[SumResult]:
@@ -233,10 +240,10 @@ def measure_sum(
     Raises:
         DataError: Too few rows have all its modalities.
     """
-    measured = [evaluate_sum_of_rows(found, wanted, require_labels(table) if by == "label" else None)]
+    measured = [evaluate_sum_of_rows(embedded, wanted, require_labels(table) if by == "label" else None)]
     composes = data.dataset is not None and data.dataset.composer() is not None
     if composes and len(wanted.parts) == 2 and len(table) >= MIN_PLACES:
-        measured.insert(0, evaluate_sum_of_composed_places(binder, table, data, found, wanted))
+        measured.insert(0, evaluate_sum_of_composed_places(binder, table, data, embedded, wanted))
     return measured
 
 

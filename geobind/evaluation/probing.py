@@ -84,9 +84,9 @@ def prototypes_from_prompts(
 
 
 def prototypes_from_examples(
-    binder: Binder, table: Table, name: str, classes: Sequence[str], most: int, seed: int
+    binder: Binder, table: Table, name: str, classes: Sequence[str], max_examples: int, seed: int
 ) -> Prototypes:
-    """Build class prototypes from example rows: at most `most` of each class, drawn by the seed.
+    """Build class prototypes from example rows: at most `max_examples` of each class, drawn by the seed.
 
     Raises:
         DataError: A class has no row with the modality.
@@ -95,7 +95,7 @@ def prototypes_from_examples(
     chosen: dict[str, list[int]] = {}
     for label in classes:
         random = np.random.default_rng(derive_seed(seed, "examples", name, label))
-        chosen[label] = random.permutation(np.flatnonzero(labels == label))[:most].tolist()
+        chosen[label] = random.permutation(np.flatnonzero(labels == label))[:max_examples].tolist()
         if not chosen[label]:
             raise DataError(
                 f"{table.name}: no row of split '{table.view}' shows class '{label}' in '{name}'; describe "
@@ -168,51 +168,57 @@ class ProbeRequest(NamedTuple):
     seed: int
 
 
-def build_feature_binders(binder: Binder, said: ProbeRequest, beside: tuple[str, ...]) -> dict[str, Binder]:
+def build_feature_binders(
+    binder: Binder, request: ProbeRequest, beside: tuple[str, ...]
+) -> dict[str, Binder]:
     """Build the binders to probe, by their names in tables: the embeddings, then other features."""
-    name = said.modality
-    found: dict[str, Binder] = {name: binder}
+    name = request.modality
+    binders: dict[str, Binder] = {name: binder}
     for word in dict.fromkeys(beside):
         if word == "trunk":
-            found["its trunk"] = build_trunk(binder, name)
+            binders["its trunk"] = build_trunk(binder, name)
         elif word == "random":
-            found["random trunk"] = build_random_trunk(binder, name, said.seed).to(binder.device)
+            binders["random trunk"] = build_random_trunk(binder, name, request.seed).to(binder.device)
         else:
             recipe = load_recipe(word)
             if name not in recipe.built:
                 raise DataError(f"--beside {word}: that recipe has no modality '{name}'")
             fresh = Binder({name: recipe.built[name]}, recipe.width, seed=recipe.seed)
-            found[f"trunk of {recipe.name}, untrained"] = build_trunk(fresh, name).to(binder.device)
-    return found
+            binders[f"trunk of {recipe.name}, untrained"] = build_trunk(fresh, name).to(binder.device)
+    return binders
 
 
-def probe_classes(binders: Mapping[str, Binder], said: ProbeRequest, options: FewShotOptions) -> ProbeResults:
+def probe_classes(
+    binders: Mapping[str, Binder], request: ProbeRequest, options: FewShotOptions
+) -> ProbeResults:
     """Measure zero-shot and few-shot recognition, from embeddings and from other features."""
-    source, name = said.source, said.modality
-    test = source.labelled(said.split, name)
-    train = source.labelled(said.train_split, name)
-    val = source.labelled(said.val_split, name) if said.val_split else None
+    source, name = request.source, request.modality
+    test = source.labelled(request.split, name)
+    train = source.labelled(request.train_split, name)
+    val = source.labelled(request.val_split, name) if request.val_split else None
     classes = sorted({label for label in (*(test.labels or ()), *(train.labels or ())) if label is not None})
     truth = build_query_classes(test.labels, classes, len(test))
     binder = binders[name]
     queries = embed_labelled(binder, test, name)
     zero = {
         word: zero_shot(
-            queries.embeddings, queries.labels, found, groups=queries.groups, options=options.resampling
+            queries.embeddings, queries.labels, described, groups=queries.groups, options=options.resampling
         )
-        for word, found in ((word, _described(binder, said, word, classes)) for word in said.through)
+        for word, described in (
+            (word, _described(binder, request, word, classes)) for word in request.through
+        )
     }
     curves: dict[str, Any] = {}
     for features, of in binders.items() if options.shots else ():
         sides = embed_labelled(of, train, name), queries if of is binder else embed_labelled(of, test, name)
-        held = embed_labelled(of, val, name) if val else None
-        curves[features] = few_shot(*sides, validation=held, options=options)
-    settings = {"train_split": said.train_split, "val_split": said.val_split, "draws": options.draws}
-    settings |= {"templates": list(said.templates), "examples": said.examples, "seed": said.seed}
+        validation = embed_labelled(of, val, name) if val else None
+        curves[features] = few_shot(*sides, validation=validation, options=options)
+    settings = {"train_split": request.train_split, "val_split": request.val_split, "draws": options.draws}
+    settings |= {"templates": list(request.templates), "examples": request.examples, "seed": request.seed}
     return ProbeResults(
         name,
         test.name,
-        said.split,
+        request.split,
         "classes",
         truth.classes,
         len(test),
@@ -223,22 +229,22 @@ def probe_classes(binders: Mapping[str, Binder], said: ProbeRequest, options: Fe
     )
 
 
-def _described(binder: Binder, said: ProbeRequest, through: str, classes: list[str]) -> Prototypes:
+def _described(binder: Binder, request: ProbeRequest, through: str, classes: list[str]) -> Prototypes:
     binder.modality(through)
     if accepts_sentences(binder, through):
-        return prototypes_from_prompts(binder, through, classes, said.templates)
-    table = said.source.labelled(said.train_split, through)
-    return prototypes_from_examples(binder, table, through, classes, said.examples, said.seed)
+        return prototypes_from_prompts(binder, through, classes, request.templates)
+    table = request.source.labelled(request.train_split, through)
+    return prototypes_from_examples(binder, table, through, classes, request.examples, request.seed)
 
 
 def probe_targets(
     binders: Mapping[str, Binder],
-    said: ProbeRequest,
+    request: ProbeRequest,
     targets: tuple[str, ...],
     options: FactOptions,
 ) -> ProbeResults:
     """Measure how well numbers of places can be read from embeddings and from other features."""
-    table, facts = read_targets(said.source, said.split, said.modality, targets)
+    table, facts = read_targets(request.source, request.split, request.modality, targets)
     places = table.places_LL
     if places is not None and not np.isfinite(places).all():
         raise DataError(
@@ -246,9 +252,9 @@ def probe_targets(
         )
     # Without places, rows of a group stay together.
     blocks = None if places is not None else table.groups
-    found = {
+    probes = {
         features: probe_facts(
-            embed_rows(of, table)[said.modality].embedding_QD,
+            embed_rows(of, table)[request.modality].embedding_QD,
             facts,
             places=places,
             blocks=blocks,
@@ -256,6 +262,6 @@ def probe_targets(
         )
         for features, of in binders.items()
     }
-    settings: dict[str, Any] = {"folds": options.folds, "cell_km": options.cell_km, "seed": said.seed}
+    settings: dict[str, Any] = {"folds": options.folds, "cell_km": options.cell_km, "seed": request.seed}
     settings["blocks"] = "cells" if places is not None else "rows" if blocks is None else "groups"
-    return ProbeResults(said.modality, table.name, said.split, "facts", facts=found, settings=settings)
+    return ProbeResults(request.modality, table.name, request.split, "facts", facts=probes, settings=settings)

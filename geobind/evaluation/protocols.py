@@ -334,8 +334,8 @@ def select_gallery_rows(available: int, protocol: Protocol, seed: int) -> NDArra
 
 def _count_both(anchor: EmbeddingMatrix, other: EmbeddingMatrix, tolerance: float) -> dict[Side, RankCounts]:
     id_N = np.arange(anchor.size)
-    there, back = count_rows_both(RetrievalSides(anchor, other, id_N, id_N), tolerance=tolerance)
-    return {"anchor": there, "other": back}
+    forth, back = count_rows_both(RetrievalSides(anchor, other, id_N, id_N), tolerance=tolerance)
+    return {"anchor": forth, "other": back}
 
 
 def count_divided_ranks(query: EmbeddingMatrix, gallery: EmbeddingMatrix) -> RankCounts:
@@ -463,10 +463,10 @@ def _draw_cells(
     held_out: list[NDArray[np.int64]] = []
     validation: list[NDArray[np.int64]] = []
     for density in (count_C <= few, (count_C > few) & (count_C <= many), count_C > many):
-        there = cell_C[density]
-        if len(there):
-            held_out.append(random.choice(there, int(share * len(there)), replace=False))
-        if len(there) and len(held_out[-1]):
+        candidates = cell_C[density]
+        if len(candidates):
+            held_out.append(random.choice(candidates, int(share * len(candidates)), replace=False))
+        if len(candidates) and len(held_out[-1]):
             validation.append(random.choice(held_out[-1], int(VALIDATION * len(held_out[-1])), replace=False))
     nothing = np.zeros(0, dtype=np.int64)
     return np.concatenate([nothing, *held_out]), np.concatenate([nothing, *validation])

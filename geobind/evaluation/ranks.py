@@ -146,20 +146,20 @@ class RankCounts:
 def _miss_probability(total: np.ndarray, wanted: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """Return C(total - wanted, drawn) / C(total, drawn): the probability of drawing no wanted item."""
     possible = drawn <= total - wanted
-    left = np.where(possible, total - wanted - drawn, 0)
+    remaining = np.where(possible, total - wanted - drawn, 0)
 
     def log_factorial(n: np.ndarray) -> np.ndarray:
         return torch.lgamma(torch.from_numpy(n + 1.0)).numpy()
 
     log_ratio = log_factorial(total - wanted) + log_factorial(total - drawn)
-    log_ratio -= log_factorial(left) + log_factorial(total)
+    log_ratio -= log_factorial(remaining) + log_factorial(total)
     return np.where(possible, np.exp(np.minimum(log_ratio, 0.0)), 0.0)
 
 
-def _reciprocal(larger: int, tied: int, found: int) -> float:
-    """Return the mean of 1 / (larger + place of the first of `found` positives in `tied` shuffled items)."""
-    place = np.arange(0, tied - found + 2)
-    none_yet = _miss_probability(np.full_like(place, tied), np.full_like(place, found), place)
+def _reciprocal(larger: int, tied: int, positives: int) -> float:
+    """Return the mean of 1 / (larger + place of the first positive among `tied` shuffled items)."""
+    place = np.arange(0, tied - positives + 2)
+    none_yet = _miss_probability(np.full_like(place, tied), np.full_like(place, positives), place)
     return float(np.sum((none_yet[:-1] - none_yet[1:]) / (larger + place[1:])))
 
 
@@ -419,15 +419,15 @@ def _iterate_tiles(
         list(iterate_slices(0, query.rows.size, edge)),
         list(iterate_slices(0, gallery.rows.size, edge)),
     )
-    for held in iterate_slices(0, len(rows), STRIDE):
-        first = rows[held.start].start
-        held_D = query.rows.block(slice(first, rows[held.stop - 1].stop), device)
-        for column in np.flatnonzero(wanted_RC[held].any(0)):
+    for block in iterate_slices(0, len(rows), STRIDE):
+        first = rows[block.start].start
+        block_D = query.rows.block(slice(first, rows[block.stop - 1].stop), device)
+        for column in np.flatnonzero(wanted_RC[block].any(0)):
             at_g = columns[column]
             gallery_gD = gallery.rows.block(at_g, device)
-            for row in held.start + np.flatnonzero(wanted_RC[held, column]):
+            for row in block.start + np.flatnonzero(wanted_RC[block, column]):
                 at_q = rows[row]
-                query_qD = held_D[at_q.start - first : at_q.stop - first]
+                query_qD = block_D[at_q.start - first : at_q.stop - first]
                 similarity_qg = room[: len(query_qD) * len(gallery_gD)].view(len(query_qD), len(gallery_gD))
                 torch.mm(query_qD, gallery_gD.T, out=similarity_qg)
                 yield _Tile(similarity_qg, int(row), int(column), at_q, at_g)

@@ -100,16 +100,16 @@ def probe_facts(
     block_N = _number_blocks(place_NLL, blocks, rows.size, options)
     fact_NT = np.stack([_check_numbers(name, values, rows.size) for name, values in facts.items()], axis=1)
     names = list(facts)
-    found: dict[str, FactProbe] = {}
+    probe_by_name: dict[str, FactProbe] = {}
     for columns, known_N in _group_by_known_rows(fact_NT):
-        here = None if place_NLL is None else place_NLL[known_N]
+        known_places = None if place_NLL is None else place_NLL[known_N]
         of_names = [names[t] for t in columns]
         y_NT = fact_NT[known_N][:, columns]
         _check_vary(of_names, y_NT)
-        predicted = _predict(x_ND[known_N], y_NT, block_N[known_N], here, options)
+        predicted = _predict(x_ND[known_N], y_NT, block_N[known_N], known_places, options)
         probes = _score(of_names, y_NT, predicted, block_N[known_N], options.resampling)
-        found |= {probe.name: probe for probe in probes}
-    return tuple(found[name] for name in names)
+        probe_by_name |= {probe.name: probe for probe in probes}
+    return tuple(probe_by_name[name] for name in names)
 
 
 def _check_numbers(name: str, values: Any, rows: int) -> Floats:
@@ -223,11 +223,11 @@ def _bound_r2(y_NT: Floats, square_NT: Floats, block_N: Codes, options: Resampli
     """Compute bounds of R2 by resampling blocks, error and variance both of the blocks drawn."""
     _, unit_N = np.unique(block_N, return_inverse=True)
     centred_NT = y_NT - y_NT.mean(0)
-    found: list[Floats] = []
+    drawn: list[Floats] = []
     for times_BN in draw_counts(len(y_NT), options, unit_N):
         total_B1 = times_BN.sum(1, keepdims=True)
         variance_BT = times_BN @ centred_NT**2 - (times_BN @ centred_NT) ** 2 / total_B1
         with np.errstate(divide="ignore", invalid="ignore"):  # blocks drawn may all have one value
-            found.append(1 - (times_BN @ square_NT) / variance_BT)
-    low_T, high_T = np.nanquantile(np.concatenate(found), options.bounds, axis=0)
+            drawn.append(1 - (times_BN @ square_NT) / variance_BT)
+    low_T, high_T = np.nanquantile(np.concatenate(drawn), options.bounds, axis=0)
     return low_T, high_T

@@ -287,11 +287,11 @@ def retrieval_both(
     settings: RetrievalSettings,
 ) -> tuple[Retrieval, Retrieval]:
     """Measure `retrieval` both ways, with ranks counted from one matrix product."""
-    there, back = count_rows_both(
+    forth, back = count_rows_both(
         RetrievalSides(query, gallery, near.id_N, far.id_N), tolerance=settings.tolerance
     )
     return (
-        _summarise(query, gallery, near, far, there, settings),
+        _summarise(query, gallery, near, far, forth, settings),
         _summarise(gallery, query, far, near, back, settings),
     )
 
@@ -355,11 +355,11 @@ def _score_relevances(
         relevances["place"] = relevance_by_distance(near.place_N2, far.place_N2, settings.scale_km)
     if not relevances:
         return {}
-    found = score_rankings(query, gallery, relevances, settings.tolerance)
+    ranking = score_rankings(query, gallery, relevances, settings.tolerance)
     chosen = {
-        "mAP": found["positives"].average_precision if "positives" in found else None,
-        "label_mAP": found["label"].average_precision if "label" in found else None,
-        "label_nDCG": found["label"].ndcg if "label" in found else None,
-        "place_nDCG": found["place"].ndcg if "place" in found else None,
+        "mAP": ranking["positives"].average_precision if "positives" in ranking else None,
+        "label_mAP": ranking["label"].average_precision if "label" in ranking else None,
+        "label_nDCG": ranking["label"].ndcg if "label" in ranking else None,
+        "place_nDCG": ranking["place"].ndcg if "place" in ranking else None,
     }
     return {name: scores for name, scores in chosen.items() if scores is not None}

@@ -45,7 +45,7 @@ class SharedObservations:
 
 
 def find_copies(
-    train: Table, test: Table, name: str, looked: ImageHashes, most: int | None = MAX_IMAGES
+    train: Table, test: Table, name: str, looked: ImageHashes, max_images: int | None = MAX_IMAGES
 ) -> SharedObservations:
     """Find the test rows of one modality whose observations a training row has too.
 
@@ -59,31 +59,31 @@ def find_copies(
         test: Rows held out.
         name: The modality.
         looked: Hashes of what was looked at before; pass one dict to all calls.
-        most: With more images than this nearly equal ones are not looked for: all have to be decoded.
+        max_images: With more images than this nearly equal ones are not looked for: all have to be decoded.
     """
     rows_train, rows_test = train.rows_with([name]), test.rows_with([name])
     sizes = _file_sizes(test, name, rows_test) & _file_sizes(train, name, rows_train)
     first = {digest: row for row, digest in _hash_items(train, name, rows_train, sizes)}
     compared: set[int] = set()
-    found: dict[int, int] = {}
+    copied_from: dict[int, int] = {}
     words = False
     for row, item in _iterate_items(test, name, rows_test):
         compared.add(row)
         words = words or isinstance(item, str)
         digest = _hash_item(item, sizes)
         if digest in first:
-            found.setdefault(row, first[digest])
-    example = next((f"{test.keys[row]} and {train.keys[twin]}" for row, twin in found.items()), None)
-    same = SharedObservations(len(compared), len(found), words, example)
+            copied_from.setdefault(row, first[digest])
+    example = next((f"{test.keys[row]} and {train.keys[twin]}" for row, twin in copied_from.items()), None)
+    same = SharedObservations(len(compared), len(copied_from), words, example)
     if not _are_images(test, name, rows_test) or not _are_images(train, name, rows_train):
         return same
-    if most is not None and len(rows_train) + len(rows_test) > most:
-        many = f"{len(rows_train) + len(rows_test):,} images to decode, more than {most:,}"
+    if max_images is not None and len(rows_train) + len(rows_test) > max_images:
+        many = f"{len(rows_train) + len(rows_test):,} images to decode, more than {max_images:,}"
         return replace(same, near_unseen=many)
     twins = _find_twins(
         _hash_images(train, name, rows_train, looked), _hash_images(test, name, rows_test, looked)
     )
-    twins = {row: twin for row, twin in twins.items() if row not in found}
+    twins = {row: twin for row, twin in twins.items() if row not in copied_from}
     example = next((f"{test.keys[row]} and {train.keys[twin]}" for row, twin in twins.items()), None)
     return replace(same, near=len(twins), near_example=example)
 
@@ -108,8 +108,8 @@ def _hash_images(table: Table, name: str, rows_N: NDArray[np.int64], looked: Ima
 
 
 def _batch_items(items: Iterable[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
-    held = iter(items)
-    while part := list(islice(held, _DECODE_BATCH)):
+    remaining = iter(items)
+    while part := list(islice(remaining, _DECODE_BATCH)):
         yield part
 
 
@@ -241,8 +241,8 @@ class Leakage:
         if self.warning:
             return self.warning
         parts = [
-            f"{name}: {found.rows:,} copies{'' if found.near is None else f', {found.near:,} near ones'}"
-            for name, found in self.copies.items()
+            f"{name}: {shared.rows:,} copies{'' if shared.near is None else f', {shared.near:,} near ones'}"
+            for name, shared in self.copies.items()
         ]
         if self.near:
             shares = ", ".join(f"{share:.0%} within {km} km" for km, share in self.near.within_km.items())

@@ -117,37 +117,37 @@ def build_probe_tables(probes: ProbeResults) -> list[Table]:
 
 
 def find_confused_classes(
-    found: Recognition, most: int = _MAX_CONFUSIONS
+    result: Recognition, max_pairs: int = _MAX_CONFUSIONS
 ) -> Iterator[tuple[str, str, float]]:
     """Yield the classes mistaken for each other most often: the right one, the one given, and how often."""
-    wrong_CC = found.confusion_CC * (1 - np.eye(len(found.classes)))
-    for place in np.argsort(-wrong_CC, axis=None, kind="stable")[:most]:
-        right, given = divmod(int(place), len(found.classes))
+    wrong_CC = result.confusion_CC * (1 - np.eye(len(result.classes)))
+    for place in np.argsort(-wrong_CC, axis=None, kind="stable")[:max_pairs]:
+        right, given = divmod(int(place), len(result.classes))
         if wrong_CC[right, given] >= 1:
-            yield found.classes[right], found.classes[given], float(wrong_CC[right, given])
+            yield result.classes[right], result.classes[given], float(wrong_CC[right, given])
 
 
-def _zero_shot_table(probes: ProbeResults, of: Mapping[str, Recognition]) -> Table:
-    names = list(dict.fromkeys(name for found in of.values() for name in found.metrics))
+def _zero_shot_table(probes: ProbeResults, results: Mapping[str, Recognition]) -> Table:
+    names = list(dict.fromkeys(name for result in results.values() for name in result.metrics))
     lines = [
         f"through {through}, mistaken most often: "
         + ", ".join(
-            f"{right} for {given} ({times:g})" for right, given, times in find_confused_classes(found)
+            f"{right} for {given} ({times:g})" for right, given, times in find_confused_classes(result)
         )
-        for through, found in of.items()
-        if any(True for _ in find_confused_classes(found, 1))
+        for through, result in results.items()
+        if any(True for _ in find_confused_classes(result, 1))
     ]
     lines.append(_baseline_text(probes))
     grid = _new_table(f"Zero-shot recognition of {probes.modality}", "through", "\n".join(lines))
     for name in names:
         grid.add_column(name.replace("_", " "), justify="right", no_wrap=True)
-    for through, found in of.items():
-        grid.add_row(through, *(_probe_cell(found.metrics.get(name)) for name in names), end_section=True)
+    for through, result in results.items():
+        grid.add_row(through, *(_probe_cell(result.metrics.get(name)) for name in names), end_section=True)
     return grid
 
 
 def _few_shot_table(probes: ProbeResults, of: Mapping[str, tuple[FewShotCurve, ...]]) -> Table:
-    curves = [(features, curve) for features, found in of.items() for curve in found]
+    curves = [(features, curve) for features, of_features in of.items() for curve in of_features]
     shots: list[Shots] = list(dict.fromkeys(point.shots for _, curve in curves for point in curve.points))
     caption = f"accuracy by examples of each class, the mean over draws of them; {_baseline_text(probes)}"
     grid = _new_table(f"Few-shot recognition of {probes.modality}", "examples", caption)
@@ -162,19 +162,19 @@ def _few_shot_table(probes: ProbeResults, of: Mapping[str, tuple[FewShotCurve, .
 
 
 def _fact_table(probes: ProbeResults) -> Table:
-    of = probes.facts or {}
-    first = next(iter(of.values()))
+    facts = probes.facts or {}
+    first = next(iter(facts.values()))
     caption = (
         f"R2 of a linear map on {first[0].rows:,} rows in {first[0].blocks:,} blocks of land, "
         "each predicted from other blocks"
     )
     grid = _new_table(f"Facts read from {probes.modality}", "fact", caption)
-    for features in of:
+    for features in facts:
         grid.add_column(features, justify="right")
     grid.add_column("nearest place", justify="right")
     for place, fact in enumerate(first):
         near = "-" if fact.nearest_place is None else format_number(fact.nearest_place)
-        cells = [_probe_cell(found[place].r2) for found in of.values()]
+        cells = [_probe_cell(probes_of_features[place].r2) for probes_of_features in facts.values()]
         grid.add_row(fact.name, *cells, near, end_section=True)
     return grid
 
@@ -215,15 +215,15 @@ def build_calibration_table(calibrated: CalibrationResult) -> Table:
         grid.add_column(name, justify="left" if name == "query to gallery" else "right", no_wrap=True)
     for one in calibrated.choices:
         error, before = one.fitted.equal_width, one.before.equal_width
-        told = f"{error.value:.3f} [dim]{error.low:.3f} to {error.high:.3f}[/dim]"
+        error_text = f"{error.value:.3f} [dim]{error.low:.3f} to {error.high:.3f}[/dim]"
         pair = f"{one.query} to {one.gallery}"
         numbers = (f"{error.perfect:.3f}", f"{before.value:.3f}", f"{one.fitted.log_loss:.2f}")
-        grid.add_row(pair, f"{one.temperature:.4f}", told, *numbers)
+        grid.add_row(pair, f"{one.temperature:.4f}", error_text, *numbers)
     for one in calibrated.matchings:
         error = one.fitted.equal_width
-        told = f"{error.value:.3f} [dim]{error.low:.3f} to {error.high:.3f}[/dim]"
+        error_text = f"{error.value:.3f} [dim]{error.low:.3f} to {error.high:.3f}[/dim]"
         pair = f"{one.modalities[0]} and {one.modalities[1]} match"
-        grid.add_row(pair, "", told, f"{error.perfect:.3f}", "", f"{one.fitted.log_loss:.2f}")
+        grid.add_row(pair, "", error_text, f"{error.perfect:.3f}", "", f"{one.fitted.log_loss:.2f}")
     return grid
 
 

@@ -147,7 +147,7 @@ def _shortest_labels(folders: Sequence[Path]) -> list[str]:
 def _differing_settings(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
     flat = [dict(_flatten(run.recipe)) for run in runs]
     for setting in dict.fromkeys(name for values in flat for name in values):
-        values = [str(there[setting]) if setting in there else _ABSENT for there in flat]
+        values = [str(settings[setting]) if setting in settings else _ABSENT for settings in flat]
         if len(set(values)) > 1:
             yield setting, [formatting.shorten(value, 120) for value in values]
 
@@ -173,12 +173,12 @@ def _choose_measures(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
         DataError: One is wanted that no run has.
     """
     tables = [run.retrieved for run in runs if run.retrieved and run.retrieved.rows]
-    there = list(dict.fromkeys(name for table in tables for row in table.rows for name in row.metrics))
-    strange = [name for name in wanted if name not in there]
-    if strange:
-        raise DataError(f"no run has the measure '{strange[0]}'; there are {', '.join(there) or 'none'}")
+    present = list(dict.fromkeys(name for table in tables for row in table.rows for name in row.metrics))
+    unknown = [name for name in wanted if name not in present]
+    if unknown:
+        raise DataError(f"no run has the measure '{unknown[0]}'; there are {', '.join(present) or 'none'}")
     first = [headline_measure(tables[0])] if tables else []
-    return list(wanted) or list(dict.fromkeys([*first, *(name for name in MAIN if name in there)]))
+    return list(wanted) or list(dict.fromkeys([*first, *(name for name in MAIN if name in present)]))
 
 
 def _build_metric_table(runs: Sequence[Run], labels: Sequence[str], measure: str) -> MetricTable:
@@ -191,8 +191,8 @@ def _verdict(lines: Sequence[MetricRow], place: int, labels: Sequence[str]) -> s
     compared = [one for one in against if one.difference is not None]
     better = sum(one.better is True and not one.overlap for one in compared)
     worse = sum(one.better is False and not one.overlap for one in compared)
-    said = f"{labels[place]} against {labels[0]}: better in {better} and worse in {worse}"
-    return f"{said} of {formatting.format_count(len(compared), 'pair')} with the intervals apart"
+    summary = f"{labels[place]} against {labels[0]}: better in {better} and worse in {worse}"
+    return f"{summary} of {formatting.format_count(len(compared), 'pair')} with the intervals apart"
 
 
 def _build_rows(runs: Sequence[Run], measure: str) -> Iterator[MetricRow]:

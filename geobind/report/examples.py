@@ -94,7 +94,7 @@ def embed_sample(
     table: Table,
     *,
     by_label: bool,
-    most: int = MAX_ROWS,
+    max_rows: int = MAX_ROWS,
     embedded: Mapping[str, EmbeddedRows] | None = None,
 ) -> EvaluationSample:
     """Embed held-out rows with every modality they have.
@@ -103,7 +103,7 @@ def embed_sample(
         binder: The encoders.
         table: Held-out rows.
         by_label: Whether any row of a query's class is a right answer.
-        most: From more rows than this, so many are drawn.
+        max_rows: From more rows than this, so many are drawn.
         embedded: Embeddings of all the rows, where they are there already.
 
     Raises:
@@ -111,8 +111,8 @@ def embed_sample(
     """
     total = len(table)
     rows_N = np.arange(total)
-    if total > most:
-        drawn = np.random.default_rng(derive_seed(0, "report")).choice(total, most, replace=False)
+    if total > max_rows:
+        drawn = np.random.default_rng(derive_seed(0, "report")).choice(total, max_rows, replace=False)
         rows_N = np.sort(drawn)
         table = table.take(rows_N)
     if embedded is None:
@@ -216,34 +216,34 @@ def build_galleries(
     """
     pairs = ordered_pairs(held_out.spaces, anchor)
     budget = MediaBudget(PICTURE_BYTES, SOUND_BYTES, min(len(pairs), MAX_GALLERIES))
-    made: list[Gallery] = []
+    built: list[Gallery] = []
     for query, gallery in pairs[:MAX_GALLERIES]:
         budget.next_part()
-        found = rank_pair(held_out, query, gallery)
-        if found is not None:
-            made.append(_build_gallery(held_out, found, frozenset((query, gallery)) in trained, budget))
+        ranked = rank_pair(held_out, query, gallery)
+        if ranked is not None:
+            built.append(_build_gallery(held_out, ranked, frozenset((query, gallery)) in trained, budget))
     left_out = [f"{q} to {g}" for q, g in pairs[MAX_GALLERIES:]]
     notes = [f"Pairs left out to keep the page small: {', '.join(left_out)}."] if left_out else []
     if budget.left_out:
         notes.append(f"{budget.left_out} pictures or players were left out to keep the page small.")
-    return made, notes
+    return built, notes
 
 
 def _build_gallery(
-    held_out: EvaluationSample, found: RankedPair, trained: bool, budget: MediaBudget
+    held_out: EvaluationSample, ranked: RankedPair, trained: bool, budget: MediaBudget
 ) -> Gallery:
     groups = [
-        (title, [_build_example(held_out, found, int(query), budget) for query in queries])
-        for title, queries in _choose_queries(found)
+        (title, [_build_example(held_out, ranked, int(query), budget) for query in queries])
+        for title, queries in _choose_queries(ranked)
     ]
-    return Gallery(found.query, found.gallery, trained, len(found.gallery_G), groups)
+    return Gallery(ranked.query, ranked.gallery, trained, len(ranked.gallery_G), groups)
 
 
-def _choose_queries(found: RankedPair) -> Iterator[tuple[str, NDArray[np.int64]]]:
+def _choose_queries(ranked: RankedPair) -> Iterator[tuple[str, NDArray[np.int64]]]:
     """Yield queries from the top, the middle and the bottom of the ranks, none twice."""
-    answer_Q = np.where(found.right_QG, found.similarity_QG, -np.inf).max(axis=1)
-    rival_Q = np.where(found.right_QG, -np.inf, found.similarity_QG).max(axis=1)
-    order_Q = np.lexsort((rival_Q - answer_Q, found.rank_Q))  # of one rank, the clearest first
+    answer_Q = np.where(ranked.right_QG, ranked.similarity_QG, -np.inf).max(axis=1)
+    rival_Q = np.where(ranked.right_QG, -np.inf, ranked.similarity_QG).max(axis=1)
+    order_Q = np.lexsort((rival_Q - answer_Q, ranked.rank_Q))  # of one rank, the clearest first
     count = len(order_Q)
     many = min(EXAMPLES, max(1, count // 3))
     middle = min(max(count // 2 - many // 2, many), max(count - 2 * many, many))
@@ -254,10 +254,12 @@ def _choose_queries(found: RankedPair) -> Iterator[tuple[str, NDArray[np.int64]]
         yield "Worst", order_Q[-many:]
 
 
-def _build_example(held_out: EvaluationSample, found: RankedPair, query: int, budget: MediaBudget) -> Example:
-    similarity_G, right_G = found.similarity_QG[query], found.right_QG[query]
+def _build_example(
+    held_out: EvaluationSample, ranked: RankedPair, query: int, budget: MediaBudget
+) -> Example:
+    similarity_G, right_G = ranked.similarity_QG[query], ranked.right_QG[query]
     first = np.argsort(-similarity_G, kind="stable")[:FOUND]
-    ranked_as = format_rank(float(found.rank_Q[query]))
+    ranked_as = format_rank(float(ranked.rank_Q[query]))
 
     def item(name: str, row: int, similarity: float, place: str, right: bool) -> Item:
         shown = budget.admit(build_media(held_out.raw(name, row)))
@@ -266,13 +268,15 @@ def _build_example(held_out: EvaluationSample, found: RankedPair, query: int, bu
         return Item(shown, key, shorten(label or "", 40), similarity, place, right)
 
     def hit(at: int, place: str) -> Item:
-        row, similarity = int(found.gallery_G[at]), float(similarity_G[at])
-        return item(found.gallery, row, similarity, place, bool(right_G[at]))
+        row, similarity = int(ranked.gallery_G[at]), float(similarity_G[at])
+        return item(ranked.gallery, row, similarity, place, bool(right_G[at]))
 
-    asked = item(found.query, int(found.query_Q[query]), 1.0, "", right=False)
+    query_item = item(ranked.query, int(ranked.query_Q[query]), 1.0, "", right=False)
     shown = [hit(int(at), format_rank(place)) for place, at in enumerate(first, start=1)]
     best = int(np.where(right_G, similarity_G, -np.inf).argmax())
-    return Example(asked, shown, None if any(i.right for i in shown) else hit(best, ranked_as), ranked_as)
+    return Example(
+        query_item, shown, None if any(i.right for i in shown) else hit(best, ranked_as), ranked_as
+    )
 
 
 _SHAPES = ("o", "s", "^", "x")
@@ -300,37 +304,37 @@ class Map(NamedTuple):
     bands: list[Band]
 
 
-def build_rank_map(held_out: EvaluationSample, found: RankedPair) -> Map | None:
+def build_rank_map(held_out: EvaluationSample, ranked: RankedPair) -> Map | None:
     """Draw the places of the queries, by the rank of their right answer; None where no place is known."""
     places_LL = held_out.table.places_LL
     if places_LL is None:
         return None
-    at_R2 = places_LL[found.query_Q].astype(float)
+    at_R2 = places_LL[ranked.query_Q].astype(float)
     known_R = np.isfinite(at_R2).all(axis=1)
     if not known_R.any():
         return None
-    edges = _edges(len(found.gallery_G))
+    edges = _edges(len(ranked.gallery_G))
     words = ["found first", f"in the first {edges[1]}", f"in the first {edges[2]}", "further down"]
-    band_R = np.searchsorted(edges, found.rank_Q[known_R], side="left")
+    band_R = np.searchsorted(edges, ranked.rank_Q[known_R], side="left")
     bands = [
         Band(_SIGNS[band], band, words[band], int((band_R == band).sum()), float((band_R == band).mean()))
         for band in range(len(words))
     ]
-    said = "; ".join(f"{band.queries} {band.words}" for band in bands)
-    alt = f"map of {int(known_R.sum())} places by the rank at which {found.query} finds its {found.gallery}"
+    summary = "; ".join(f"{band.queries} {band.words}" for band in bands)
+    alt = f"map of {int(known_R.sum())} places by the rank at which {ranked.query} finds its {ranked.gallery}"
     extent = _extent(at_R2[known_R])
     west, east, south, north = extent
     height = min(max(_WIDTH * (north - south) / (east - west) * _stretch(*extent), 1.8), _WIDTH) + 0.25
     panel = Panel(
-        f"map-{found.query}-{found.gallery}",
+        f"map-{ranked.query}-{ranked.gallery}",
         lambda axes: _draw_map(axes, at_R2[known_R], band_R, words, extent),
         _WIDTH,
         height,
-        f"{alt}: {said}",
-        title=f"{found.query} → {found.gallery}",
+        f"{alt}: {summary}",
+        title=f"{ranked.query} → {ranked.gallery}",
         legend=True,
     )
-    return Map(found.query, found.gallery, panel, bands)
+    return Map(ranked.query, ranked.gallery, panel, bands)
 
 
 def _edges(gallery: int) -> tuple[int, int, int]:
@@ -473,10 +477,10 @@ def _lines_between_modalities(
     rows: dict[str, NDArray[np.int64]], where: dict[str, NDArray[np.float64]]
 ) -> list[NDArray[np.float64]]:
     """Return the points to join for a few rows with several modalities."""
-    held: dict[int, list[NDArray[np.float64]]] = {}
-    for name, there in rows.items():
-        for place, row in enumerate(there):
-            held.setdefault(int(row), []).append(where[name][place])
-    several = [np.stack(points) for _, points in sorted(held.items()) if len(points) > 1]
+    points_by_row: dict[int, list[NDArray[np.float64]]] = {}
+    for name, row_N in rows.items():
+        for place, row in enumerate(row_N):
+            points_by_row.setdefault(int(row), []).append(where[name][place])
+    several = [np.stack(points) for _, points in sorted(points_by_row.items()) if len(points) > 1]
     step = max(1, len(several) // MAX_LINES)
     return several[::step][:MAX_LINES]

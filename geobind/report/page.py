@@ -130,20 +130,20 @@ def _provenance_section(run: Run, held_out: Table | None) -> Iterator[tuple[str,
     if evaluate is not None:
         source = _source_text(evaluate.get("data") or run.recipe.get("data"))
         yield "measured on", f"split {evaluate.get('split', 'test')} of {source}"
-    found = count_licences(held_out) if held_out is not None else {}
-    if found:
+    licence_counts = count_licences(held_out) if held_out is not None else {}
+    if licence_counts:
         counted = (
             f"{formatting.shorten(name, 80)} ({formatting.format_count(rows, 'row')})"
-            for name, rows in found.items()
+            for name, rows in licence_counts.items()
         )
         yield "licences of held-out rows", ", ".join(counted)
 
 
 def _stage_tables(run: Run, stage: Mapping[str, Any]) -> list[Mapping[str, Any] | None]:
     """Return the tables that a stage trains on, as the recipe names them."""
-    said = stage.get("data")
-    if said is not None:
-        return said if isinstance(said, list) else [said]
+    stage_data = stage.get("data")
+    if stage_data is not None:
+        return stage_data if isinstance(stage_data, list) else [stage_data]
     own = [(run.recipe["modalities"].get(name) or {}).get("data") for name in to_names(stage["align"])]
     return [data or run.recipe.get("data") for data in own]
 
@@ -269,11 +269,11 @@ def compare_with_plan(run: Run) -> PlanComparison | None:
 
 def _stage_row(folder: Path, stage: PlannedStage, done: FinishedStage, accelerator: bool) -> PlanRow:
     trained = sum(path.stat().st_size for path in folder.glob(f"stages/*_{stage.name}/trained.safetensors"))
-    held = done.peak_memory_bytes if accelerator else done.process_bytes
+    peak_bytes = done.peak_memory_bytes if accelerator else done.process_bytes
     return PlanRow(
         stage.name,
         PlanVsActual(stage.seconds.stage, done.seconds if math.isfinite(done.seconds) else None),
-        PlanVsActual(stage.memory_bytes, held),
+        PlanVsActual(stage.memory_bytes, peak_bytes),
         PlanVsActual(stage.disk.cache + stage.disk.trained, trained + int(done.filled.get("bytes", 0))),
         stage.why,
     )
@@ -285,13 +285,13 @@ def _total_rows(run: Run, plan: PlanFile, rows: list[PlanRow], accelerator: bool
         times = [datetime.fromisoformat(run.started[name]) for name in ("started", "finished")]
         took = (times[1] - times[0]).total_seconds()
     seconds = plan.opening_seconds + sum(stage.seconds.stage for stage in plan.stages)
-    held = [row.memory.measured for row in rows if row.memory.measured is not None]
+    peaks = [row.memory.measured for row in rows if row.memory.measured is not None]
     bundle = sum(path.stat().st_size for path in run.folder.glob("bundle/*.safetensors"))
     written = sum(row.disk.measured or 0 for row in rows) + bundle
     yield PlanRow(
         "whole run",
         PlanVsActual(seconds + plan.evaluation_seconds, took),
-        PlanVsActual(plan.memory_bytes, max(held, default=None)),
+        PlanVsActual(plan.memory_bytes, max(peaks, default=None)),
         PlanVsActual(plan.disk_bytes, written),
         "",
     )
@@ -306,11 +306,11 @@ def _extra_sections(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> d
     panels = reliability_panels(run.calibration) if run.calibration else []
     if panels:
         pictures["calibration"] = panels, min(_COLUMNS, len(panels))
-    there = {name for one in run.sums for query in one.queries for name in query.metrics}
+    present = {name for one in run.sums for query in one.queries for name in query.metrics}
     return {
         "reliability": [draw_svg(panel) for panel in panels],
         "planned": compare_with_plan(run),
-        "sum_measures": [name for name in _MEASURES if name in there],
+        "sum_measures": [name for name in _MEASURES if name in present],
     }
 
 
@@ -356,7 +356,7 @@ def write_report(
     if binder is not None and held_out is not None:
         try:
             by_label = run.by == "label"
-            rows = embed_sample(binder, held_out, by_label=by_label, most=most_rows, embedded=embedded)
+            rows = embed_sample(binder, held_out, by_label=by_label, max_rows=most_rows, embedded=embedded)
             values |= _sample_values(run, rows, pictures)
         except DataError as error:  # data that have moved since cost the galleries, not the report
             why_not = f"Galleries, maps and the shared space need the held-out rows: {error}"
@@ -379,7 +379,7 @@ def _run_values(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> dict[
         "created": str(run.card.get("created", ""))[:10],
         "summary": _summary(run),
         "curves": [(stage, [draw_svg(panel) for panel in panels]) for stage, panels in stages],
-        "banded": any(len(c.step_S) > MAX_POINTS for found in run.curves.values() for c in found.values()),
+        "banded": any(len(c.step_S) > MAX_POINTS for curves in run.curves.values() for c in curves.values()),
         "any_memory": any(stage.peak_memory_bytes for stage in run.stages),
         "any_device": any(stage.device for stage in run.stages),
         "broken": [_broken(stage) for stage in run.stages if stage.broken or stage.quarantined],
@@ -391,13 +391,13 @@ def _run_values(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> dict[
     if run.retrieved:
         measure = plots.headline_measure(run.retrieved)
         pictures["retrieval"] = [plots.matrix_panel(run.retrieved, measure)], 1
-        there = list(dict.fromkeys(name for row in run.retrieved.rows for name in row.metrics))
+        present = list(dict.fromkeys(name for row in run.retrieved.rows for name in row.metrics))
         values |= {
             "headline": plots.explain_measure(measure),
             "verdict": _verdict(run.retrieved, measure),
             "squares": plots.matrix_cells(run.retrieved, measure),
-            "measures": [name for name in plots.MAIN if name in there],
-            "more_measures": [name for name in there if name not in plots.MAIN],
+            "measures": [name for name in plots.MAIN if name in present],
+            "more_measures": [name for name in present if name not in plots.MAIN],
         }
     return values
 
@@ -428,8 +428,8 @@ def _maps(run: Run, rows: EvaluationSample) -> list[Map]:
     """Build maps of the pairs towards the anchor, or else of the first pairs."""
     pairs = examples.ordered_pairs(rows.spaces, run.anchor)
     toward = [pair for pair in pairs if pair[1] == run.anchor] or pairs
-    found = [rank_pair(rows, query, gallery) for query, gallery in toward[:_MAX_MAPS]]
-    maps = [build_rank_map(rows, one) for one in found if one is not None]
+    ranked = [rank_pair(rows, query, gallery) for query, gallery in toward[:_MAX_MAPS]]
+    maps = [build_rank_map(rows, one) for one in ranked if one is not None]
     return [item for item in maps if item is not None]
 
 
@@ -447,11 +447,11 @@ def _verdict(retrieved: PairTable, measure: str) -> str:
     rows = [row for row in retrieved.rows if measure in row.metrics]
     beat = [row for row in rows if plots.beats_chance(measure, row.metrics[measure])]
     emergent = [row for row in rows if row.mark == "emergent"]
-    said = f"{len(beat)} of {formatting.format_count(len(rows), 'ordered pair')} of modalities beat chance"
+    summary = f"{len(beat)} of {formatting.format_count(len(rows), 'ordered pair')} of modalities beat chance"
     if emergent:
-        said += f", {sum(row in beat for row in emergent)} of the {len(emergent)} emergent ones among them"
+        summary += f", {sum(row in beat for row in emergent)} of the {len(emergent)} emergent ones among them"
     how = f"the whole {retrieved.confidence} interval of {plots.TITLES.get(measure, measure)}"
-    return f"{said}: {how} lies on the better side of what chance gives."
+    return f"{summary}: {how} lies on the better side of what chance gives."
 
 
 def _broken(stage: FinishedStage) -> tuple[FinishedStage, int, list[tuple[str, str]]]:
@@ -462,7 +462,7 @@ def _broken(stage: FinishedStage) -> tuple[FinishedStage, int, list[tuple[str, s
 
 
 def _sections(run: Run, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    there = (
+    candidates = (
         ("retrieval", "Retrieval", run.retrieved),
         ("examples", "Examples", values["galleries"]),
         ("places", "Where it works", values["maps"]),
@@ -476,4 +476,4 @@ def _sections(run: Run, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ("planned", "Planned and measured", values["planned"]),
         ("leakage", "Leakage", run.leaks),
     )
-    yield from ((id_, title) for id_, title, something in there if something)
+    yield from ((id_, title) for id_, title, something in candidates if something)

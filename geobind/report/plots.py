@@ -176,8 +176,8 @@ def headline_measure(retrieved: PairTable) -> str:
     """Choose the metric of the matrix: recall@10, or recall@1 in small galleries."""
     small = min((row.gallery_size for row in retrieved.rows), default=0) < _SMALL_GALLERY
     wanted = ("R@1", "R@10") if small else ("R@10", "R@1")
-    there = retrieved.rows[0].metrics if retrieved.rows else {}
-    return next((name for name in wanted if name in there), next(iter(there), ""))
+    metrics = retrieved.rows[0].metrics if retrieved.rows else {}
+    return next((name for name in wanted if name in metrics), next(iter(metrics), ""))
 
 
 def explain_measure(measure: str) -> str:
@@ -261,9 +261,9 @@ class ThinnedCurve(NamedTuple):
     high_P: NDArray[np.float64]
 
 
-def thin_curve(curve: StageCurve, most: int = MAX_POINTS) -> ThinnedCurve:
-    """Thin a curve to mean, minimum and maximum over at most `most` windows of equal length."""
-    edges = np.linspace(0, len(curve.step_S), min(most, len(curve.step_S)) + 1).astype(int)
+def thin_curve(curve: StageCurve, max_points: int = MAX_POINTS) -> ThinnedCurve:
+    """Thin a curve to mean, minimum and maximum over at most `max_points` windows of equal length."""
+    edges = np.linspace(0, len(curve.step_S), min(max_points, len(curve.step_S)) + 1).astype(int)
     parts = [slice(start, stop) for start, stop in pairwise(edges)]
     return ThinnedCurve(
         np.array([curve.step_S[part].mean() for part in parts]),
@@ -303,15 +303,15 @@ def curve_title(measure: str) -> str:
 
 
 def _measures(of_runs: Sequence[Mapping[str, StageCurve]]) -> list[str]:
-    there = dict.fromkeys(measure for curves in of_runs for measure in curves)
-    return [m for m in MEASURES if m in there] + [m for m in there if m not in MEASURES]
+    present = dict.fromkeys(measure for curves in of_runs for measure in curves)
+    return [m for m in MEASURES if m in present] + [m for m in present if m not in MEASURES]
 
 
 def _curve_panel(name: str, of_runs: Sequence[Mapping[str, StageCurve]], measure: str, stage: str) -> Panel:
-    curves = [found.get(measure) for found in of_runs]
-    there = [curve for curve in curves if curve is not None]
+    curves = [curves_of_run.get(measure) for curves_of_run in of_runs]
+    drawn = [curve for curve in curves if curve is not None]
     ends = "; ".join(
-        f"{format_number(c.value_S[0])} at first, {format_number(c.value_S[-1])} at last" for c in there
+        f"{format_number(c.value_S[0])} at first, {format_number(c.value_S[-1])} at last" for c in drawn
     )
     alt = f"{curve_title(measure)} of stage {stage} over its steps: {ends}"
     heading = f"{stage}: {curve_title(measure)}"
@@ -423,8 +423,8 @@ def _draw_probe(probes: ProbeResults) -> Draw:
         for index, (features, curves) in enumerate((probes.curves or {}).items()):
             for style, curve in enumerate(curves):
                 _draw_probe_curve(axes, where, curve, features, index, style)
-        for index, (through, found) in enumerate((probes.zero_shot or {}).items()):
-            metric = found.metrics["accuracy"]
+        for index, (through, recognition) in enumerate((probes.zero_shot or {}).items()):
+            metric = recognition.metrics["accuracy"]
             reach = [[metric.value - metric.low], [metric.high - metric.value]]
             colour, marker = SERIES[-1 - index % len(SERIES)], MARKERS[-1 - index % len(MARKERS)]
             # Side by side, for they share the place of 0 shots.

@@ -200,8 +200,8 @@ def read_run(folder: Path) -> Run:
 def _join_curves(curves: Curves, watched: Curves) -> Curves:
     """Add validation curves to the training curves of each stage."""
     return {
-        stage: {**found, **{f"{WATCHED}:{name}": curve for name, curve in watched.get(stage, {}).items()}}
-        for stage, found in curves.items()
+        stage: {**training, **{f"{WATCHED}:{name}": curve for name, curve in watched.get(stage, {}).items()}}
+        for stage, training in curves.items()
     }
 
 
@@ -222,9 +222,10 @@ def read_curves(path: Path, measures: tuple[str, ...] = MEASURES) -> Curves:
         raise CheckpointError(f"{path}: not readable as metrics ({error})") from error
     return {
         stage: {
-            measure: StageCurve(*map(np.array, zip(*found, strict=True))) for measure, found in there.items()
+            measure: StageCurve(*map(np.array, zip(*points_of_measure, strict=True)))
+            for measure, points_of_measure in measures_of_stage.items()
         }
-        for stage, there in points.items()
+        for stage, measures_of_stage in points.items()
     }
 
 
