@@ -329,7 +329,7 @@ class StageProbe:
             size, _FEW_STEPS, max(size, bench.ready) if bench.caches else size * _FEW_STEPS
         )
         with bench.open_cache(job) as (_, cached):
-            at = _times(cached.loader(job, build_loader(bench.fabric, job, first_step=0)))
+            at = _times(cached.wrap_loader(build_loader(bench.fabric, job, first_step=0), job.rows))
         return (at[-1] - at[1]) / (len(at) - 2) / size if len(at) > 2 else 0.0
 
 
@@ -413,7 +413,7 @@ def measure_recipe(recipe: Recipe, folder: Path, seconds: float, limit: int | No
     ranks = devices * recipe.fabric.num_nodes
     alone = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     recipe = recipe.model_copy(update={"fabric": recipe.fabric.model_copy(update=alone)})
-    wanted = dict.fromkeys(stage.precision or recipe.fabric.precision for stage in recipe.stages)
+    wanted = dict.fromkeys(recipe.precision_of(stage) for stage in recipe.stages)
     fabrics = {precision: make_fabric(recipe.fabric, precision) for precision in wanted}
     fabric = next(iter(fabrics.values()))
     StageData(recipe)  # what is rendered or copied is there when the run begins
@@ -457,7 +457,7 @@ def measure_recipe(recipe: Recipe, folder: Path, seconds: float, limit: int | No
                 "probe",
                 validation_rows=sources.validation_rows(stage),
             )
-            bench = Bench(fabrics[stage.precision or recipe.fabric.precision], job, folder, _caches(job))
+            bench = Bench(fabrics[recipe.precision_of(stage)], job, folder, _caches(job))
             share = max(0.0, ends - time.monotonic()) / (len(found) - number)
             yield StageProbe(bench, ranks, usable, share, most).measure()
         yield Progress("measuring held-out rows, bundle and report")

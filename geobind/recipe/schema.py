@@ -449,6 +449,10 @@ class Recipe(RecipeBlock):
         """The modalities that take part in a stage, its anchor first."""
         return tuple(dict.fromkeys((self.anchor_of(stage), *stage.aligned)))
 
+    def precision_of(self, stage: Stage) -> Precision:
+        """The precision that a stage computes in, as Fabric names it."""
+        return stage.precision or self.fabric.precision
+
     def pairs_of(self, stage: Stage) -> tuple[ModalityPair, ...]:
         """The pairs of modalities that a stage compares."""
         return build_pairs(self.anchor_of(stage), stage.aligned, stage.pairs, stage.parts, stage.weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -33,6 +33,7 @@ from geobind.utils.logs import rank_zero_logger
 _log = rank_zero_logger(__name__)
 
 if TYPE_CHECKING:
+    from geobind.data.sampler import MixedDataset
     from geobind.training.stage import StageRun
 
 # The others turn the encoders themselves to another precision, which is not the one their hash is of.
@@ -56,18 +57,16 @@ class CachedInputs(NamedTuple):
     entries: tuple[CacheEntry, ...] = ()
     filled: FillStats = FillStats()
 
-    def encoders(self, job: StageRun) -> dict[str, nn.Module]:
-        """What is left to compute of each encoder: nothing, the head, or all of it."""
-        return {name: self._left(job, name, encoder) for name, encoder in job.encoders.items()}
+    def remaining_modules(
+        self, encoders: Mapping[str, nn.Module], trained: Collection[str]
+    ) -> dict[str, nn.Module]:
+        """Return what is left to compute of each encoder: nothing, the head, or all of it."""
+        left = {n: encoders[n].get_submodule("head") if n in trained else nn.Identity() for n in self.sides}
+        return {name: left.get(name, encoder) for name, encoder in encoders.items()}
 
-    def _left(self, job: StageRun, name: str, encoder: nn.Module) -> nn.Module:
-        if name not in self.sides:
-            return encoder
-        return encoder.get_submodule("head") if name in job.stage.parts else nn.Identity()
-
-    def loader(self, job: StageRun, loader: BatchLoader) -> BatchLoader | CachedLoader:
-        """Read these sides where the loader would prepare them."""
-        return CachedLoader(loader, job.rows, self.sides) if self.sides else loader
+    def wrap_loader(self, loader: BatchLoader, rows: MixedDataset) -> BatchLoader | CachedLoader:
+        """Return a loader that reads cached modalities instead of preparing them."""
+        return CachedLoader(loader, rows, self.sides) if self.sides else loader
 
     def close(self) -> None:
         """Let the entries be pruned again."""
@@ -92,7 +91,7 @@ def open_stage_cache(fabric: Fabric, job: StageRun, digests: Mapping[str, str], 
         DataError: Too many inputs are broken.
     """
     wanted = job.stage.cache
-    precision = job.stage.precision or job.recipe.fabric.precision
+    precision = job.recipe.precision_of(job.stage)
     if wanted == "off" or precision not in _PRECISIONS:
         return CachedInputs()
     if wanted == "auto" and job.steps < job.sampler.steps_per_epoch:

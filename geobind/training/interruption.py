@@ -20,7 +20,7 @@ from geobind.data.loader import WorkerDied, is_worker_death
 from geobind.errors import DataError, TrainingError
 
 if TYPE_CHECKING:
-    from geobind.training.stage import StageRun
+    from geobind.recipe import Stage
 
 
 # Ctrl-C; what kill, SLURM and Kubernetes send before they end a process; what SLURM sends if it is asked to.
@@ -143,14 +143,16 @@ _RESUME_HINT = "the last checkpoint is kept, and --resume goes on from it"
 
 
 @contextmanager
-def explain_failures(job: StageRun, device: torch.device) -> Generator[None]:
+def explain_failures(
+    stage: Stage, device: torch.device, *, precision: str, workers: int | str
+) -> Generator[None]:
     """Say what is at fault where a stage ends for a reason that none of its parts knows.
 
     Raises:
         TrainingError: Memory is full, or a process that loads data died.
         DataError: As it was raised, with the stage's name.
     """
-    name = job.stage.name
+    name = stage.name
     try:
         yield
     except (WorkerDied, RuntimeError, MemoryError) as error:
@@ -159,7 +161,9 @@ def explain_failures(job: StageRun, device: torch.device) -> Generator[None]:
             raise TrainingError(f"stage '{name}': {WorkerDied.of(error)}\n  {_RESUME_HINT}") from error
         if not _is_out_of_memory(error):
             raise
-        raise TrainingError(_out_of_memory_advice(job, device, str(error).partition("\n")[0])) from error
+        raise TrainingError(
+            _out_of_memory_advice(stage, device, precision, workers, str(error).partition("\n")[0])
+        ) from error
     except DataError as error:
         raise DataError(f"stage '{name}': {error}") from error
 
@@ -171,17 +175,17 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _out_of_memory_advice(job: StageRun, device: torch.device, reason: str) -> str:
-    stage, recipe = job.stage, job.recipe
-    precision = stage.precision or recipe.fabric.precision
+def _out_of_memory_advice(
+    stage: Stage, device: torch.device, precision: str, workers: int | str, reason: str
+) -> str:
     fixes = [
         f"embed fewer rows at a time: `chunk: {_halve_chunk(stage.batch_size, stage.chunk)}`; the result "
         "stays the same"
     ]
     if device.type != "cpu" and precision.startswith("32"):
         fixes.append("compute in half precision: `precision: bf16-mixed`")
-    if device.type == "cpu" and recipe.workers != 0:
-        fixes.append(f"use fewer processes that load data: `workers` is {recipe.workers}")
+    if device.type == "cpu" and workers != 0:
+        fixes.append(f"use fewer processes that load data: `workers` is {workers}")
     fixes.append(f"a smaller `batch_size` than {stage.batch_size} has fewer negatives; the stage starts anew")
     listed = "".join(f"\n  - {fix}" for fix in fixes)
     where = "the machine" if device.type == "cpu" else f"the accelerator ({device})"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
@@ -25,7 +25,6 @@ from geobind.training.trainable import (
     Float32Modules,
     build_parameter_groups,
     collect_lr_scales,
-    get_precision,
 )
 from geobind.utils.logs import rank_zero_logger
 
@@ -33,6 +32,7 @@ _log = rank_zero_logger(__name__)
 
 if TYPE_CHECKING:
     from geobind.embedding_cache.build import CachedColumn
+    from geobind.recipe import Stage
     from geobind.training.stage import StageRun
 
 
@@ -73,15 +73,15 @@ class OptimizerState(NamedTuple):
     """A stage's module and optimiser."""
 
     fabric: Fabric
-    job: StageRun
+    stage: Stage
+    steps: int  # of the stage
     wrapped: Any  # the `ContrastiveModule` as Fabric set it up
     optimizer: Any  # as Fabric set it up
     adamw: torch.optim.Optimizer  # inside it: what a checkpoint holds the state of
 
     def set_rate(self, step: int) -> float:
         """Set the learning rate of a step, and return it."""
-        stage = self.job.stage
-        rate = learning_rate(step, self.job.steps, stage.optimizer.lr, stage.schedule)
+        rate = learning_rate(step, self.steps, self.stage.optimizer.lr, self.stage.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
         return rate
@@ -108,7 +108,7 @@ class OptimizerState(NamedTuple):
             square = torch.nn.utils.get_total_norm(sharded).to(self.fabric.device) ** 2
             dist.all_reduce(square)
             norm = (norm**2 + square).sqrt()
-        most = self.job.stage.clip_norm
+        most = self.stage.clip_norm
         if most is not None and grads:
             # As torch.nn.utils.clip_grads_with_norm_ does it, which does not take shards.
             share = torch.clamp(most / (norm + 1e-6), max=1.0)
@@ -130,27 +130,29 @@ def set_up_optimizer(
     """
     place = job.recipe.fabric
     _search_nvml_once()
-    if get_precision(job).endswith("-true"):
+    if job.recipe.precision_of(job.stage).endswith("-true"):
         module.losses = Float32Modules(dict(module.losses.items()))
     if fabric.world_size > 1:
         _sync_batch_norms(fabric, job, module)
     if place.checkpoint_activations:
-        _checkpoint_activations(job)
+        _checkpoint_activations(job.stage, job.encoders)
     if place.mode:
         for encoder in module.encoders.values():
             compile_encoder(encoder, place.mode, by_block=is_sharded(fabric))
     wrapped: Any = fabric.setup_module(module)
-    module.dummy_rows.update(build_dummy_rows(fabric, job, module.encoders, stored))
+    if fabric.world_size > 1 and job.partial:
+        trained = {name: encoder for name, encoder in module.encoders.items() if name in job.stage.parts}
+        module.dummy_rows |= build_dummy_rows(fabric, job.rows, trained, job.recipe.built, stored)
     options = job.stage.optimizer
     groups = build_parameter_groups(
-        module, options, collect_lr_scales(job)
+        module, options, collect_lr_scales(job.encoders, job.stage.trained)
     )  # after the module: shards are other parameters
     # On a CPU the fused kernel goes through the weights once; elsewhere torch knows best. It refuses
     # gradients that a scaler has scaled down before it, as their norm asks for.
     scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
     fused = True if fabric.device.type == "cpu" and not scaled else None
     adamw = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
-    return OptimizerState(fabric, job, wrapped, fabric.setup_optimizers(adamw), adamw)
+    return OptimizerState(fabric, job.stage, job.steps, wrapped, fabric.setup_optimizers(adamw), adamw)
 
 
 def _search_nvml_once() -> None:
@@ -165,12 +167,12 @@ def _search_nvml_once() -> None:
         os.environ.pop(_NVML_CHECK, None)
 
 
-def _checkpoint_activations(job: StageRun) -> None:
-    for name, encoder in job.encoders.items():
-        if name in job.stage.parts and not enable_checkpointing(encoder):
+def _checkpoint_activations(stage: Stage, encoders: Mapping[str, nn.Module]) -> None:
+    for name, encoder in encoders.items():
+        if name in stage.parts and not enable_checkpointing(encoder):
             _log.info(
                 "%s: the encoder of '%s' has no blocks, so that checkpoint_activations saves no memory in it",
-                job.stage.name,
+                stage.name,
                 name,
             )
 

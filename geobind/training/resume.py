@@ -66,7 +66,7 @@ def explain_rerun(done: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
 
 
 def _stage_facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
-    sides, precision = recipe.names_of(stage), stage.precision or recipe.fabric.precision
+    sides, precision = recipe.names_of(stage), recipe.precision_of(stage)
     facts = {
         "stage": _options(stage),
         "modalities": {name: recipe.built[name].model_dump(mode="json") for name in sides},

@@ -161,9 +161,7 @@ def _run_all(recipe: Recipe, folder: Path, fabrics: dict[str, Fabric]) -> RunRes
                 validation_rows=held,
                 validation_metrics=validations,
             )
-            stages.append(
-                _run_or_load(fabrics[stage.precision or recipe.fabric.precision], job, prover, stages)
-            )
+            stages.append(_run_or_load(fabrics[recipe.precision_of(stage)], job, prover, stages))
 
     def measure_and_leave() -> EvaluationResults | None:
         measured = sources.measure(binder)

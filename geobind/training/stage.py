@@ -60,6 +60,11 @@ class StageRun:
         return {name: self.binder.encoders[name] for name in self.recipe.names_of(self.stage)}
 
     @property
+    def trained_states(self) -> dict[str, nn.Module]:
+        """What a checkpoint must hold of each encoder in training."""
+        return collect_trained_states(self.encoders, self.stage.trained)
+
+    @property
     def pairs(self) -> tuple[ModalityPair, ...]:
         """The pairs of modalities that are compared."""
         return self.recipe.pairs_of(self.stage)
@@ -117,8 +122,11 @@ def run_stage(fabric: Fabric, job: StageRun) -> StageResult:
     since = "stage" if system.reset_peak() else "start"
     if cuda:
         torch.cuda.reset_peak_memory_stats(fabric.device)
-    stage = job.stage
-    with explain_failures(job, fabric.device), prepare_encoders(fabric, job) as frozen:
+    stage, precision = job.stage, job.recipe.precision_of(job.stage)
+    with (
+        explain_failures(stage, fabric.device, precision=precision, workers=job.recipe.workers),
+        prepare_encoders(fabric, job) as frozen,
+    ):
         cached = open_stage_cache(fabric, job, frozen, count_workers(fabric, job))
         torch.manual_seed(derive_seed(job.recipe.seed, stage.name))
         losses = {pair.name: build_loss(stage.loss, job.recipe.width) for pair in job.pairs}
@@ -155,7 +163,12 @@ def _train(
     stage, seed, sampler = job.stage, job.recipe.seed, job.sampler
     ranks = Ranks(fabric.all_gather, fabric.world_size, fabric.global_rank)
     module = ContrastiveModule(
-        cached.encoders(job), losses, job.pairs, ranks, job.recipe.width, partial=job.partial
+        cached.remaining_modules(job.encoders, stage.parts),
+        losses,
+        job.pairs,
+        ranks,
+        job.recipe.width,
+        partial=job.partial,
     )
     optimizer = set_up_optimizer(fabric, job, module, cached.sides)
     gradients = build_accumulator(fabric, stage, module, optimizer.wrapped)
@@ -165,7 +178,7 @@ def _train(
         job.folder / "state.ckpt",
     )
     checkpoint = Checkpoint(fabric, path, job.key, saved, optimizer.adamw, stage.checkpoint_seconds)
-    loader = cached.loader(job, build_loader(fabric, job, first_step=checkpoint.restore()))
+    loader = cached.wrap_loader(build_loader(fabric, job, first_step=checkpoint.restore()), job.rows)
     broken = partial(_all_quarantined, checkpoint.extra, loader)
     metrics = _rewound_metrics(fabric, job, loader.first_step)
     validator.start(loader.first_step)
@@ -219,7 +232,7 @@ def _rewound_metrics(fabric: Fabric, job: StageRun, first_step: int) -> MetricsF
 
 def _checkpoint_modules(job: StageRun, losses: PairLosses) -> dict[str, nn.Module]:
     """What a checkpoint holds the weights of: the losses, and the encoders in training."""
-    trained = {f"encoder.{name}": state for name, state in collect_trained_states(job).items()}
+    trained = {f"encoder.{name}": state for name, state in job.trained_states.items()}
     return {**{f"loss.{name}": loss for name, loss in losses.items()}, **trained}
 
 

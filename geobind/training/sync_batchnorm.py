@@ -32,8 +32,9 @@ from geobind.inference import collate
 from geobind.training.fsdp import is_sharded
 
 if TYPE_CHECKING:
+    from geobind.data.sampler import MixedDataset
     from geobind.embedding_cache.build import CachedColumn
-    from geobind.training.stage import StageRun
+    from geobind.modality import Modality
 
 
 _ALONE = "_geobind_alone_class"
@@ -227,26 +228,31 @@ def _all_reduce(tensor: Tensor) -> None:
 
 
 def build_dummy_rows(
-    fabric: Fabric, job: StageRun, encoders: nn.ModuleDict, stored: Mapping[str, CachedColumn]
+    fabric: Fabric,
+    rows: MixedDataset,
+    encoders: Mapping[str, nn.Module],
+    modalities: Mapping[str, Modality],
+    stored: Mapping[str, CachedColumn],
 ) -> dict[str, Any]:
     """Return, of each modality whose encoder every process must run or none, a prepared batch of one row.
 
     Args:
         fabric: Where the stage runs.
-        job: The stage.
-        encoders: What it computes of each encoder, set up.
+        rows: The rows of the stage, of which some lack a modality.
+        encoders: What the stage computes of each encoder in training, as Fabric set it up.
+        modalities: By name.
         stored: The modalities that are read from the embedding cache.
     """
-    if fabric.world_size == 1 or not job.partial:
-        return {}
     bound = {
         name: encoder
         for name, encoder in encoders.items()
-        if name in job.stage.parts and (is_sharded(fabric) or any(map(is_synced, encoder.modules())))
+        if is_sharded(fabric) or any(map(is_synced, encoder.modules()))
     }
     return {
         name: fabric.to_device(
-            torch.zeros(1, *stored[name].rows.shape) if name in stored else _first_usable_row(job, name)
+            torch.zeros(1, *stored[name].rows.shape)
+            if name in stored
+            else _first_usable_row(rows, modalities[name], name)
         )
         for name in bound
     }
@@ -267,14 +273,13 @@ def dummy_pass(encoder: nn.Module) -> Generator[None]:
             module.training = training
 
 
-def _first_usable_row(job: StageRun, name: str) -> Any:
+def _first_usable_row(rows: MixedDataset, modality: Modality, name: str) -> Any:
     """The first row that has a modality and can be read, as a batch."""
-    prepare = job.recipe.built[name].prepare
-    for source in job.rows.sources:
+    for source in rows.sources:
         for row in source.rows.rows_with([name]):
             try:
                 raw = source.rows[int(row)].raws[name]
-                return collate([prepare(raw[0] if isinstance(raw, list) else raw)])
+                return collate([modality.prepare(raw[0] if isinstance(raw, list) else raw)])
             except DataError:
                 continue  # the loader tells of it when its turn comes
     raise DataError(f"no row has a '{name}' that can be read")

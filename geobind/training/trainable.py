@@ -249,7 +249,7 @@ def prepare_encoders(fabric: Fabric, job: StageRun) -> Generator[dict[str, str]]
     for name, encoder in encoders.items():
         set_trainable(name, encoder, trained.get(name))
     before = held = hash_frozen(encoders, trained)
-    cast = PrecisionCast(encoders, trained, get_precision(job))
+    cast = PrecisionCast(encoders, trained, job.recipe.precision_of(job.stage))
     if cast.type is not None:
         held = hash_frozen(encoders, trained)
     for name, part in adapted.items():
@@ -290,23 +290,22 @@ def _restore_encoders(fabric: Fabric, job: StageRun) -> dict[str, nn.Module]:
     return job.encoders
 
 
-def get_precision(job: StageRun) -> str:
-    """Return the precision that a stage computes in, as Fabric names it."""
-    return job.stage.precision or job.recipe.fabric.precision
-
-
-def collect_lr_scales(job: StageRun) -> dict[nn.Parameter, float]:
+def collect_lr_scales(
+    encoders: Mapping[str, nn.Module], trained: Mapping[str, Part]
+) -> dict[nn.Parameter, float]:
     """Return the share of the learning rate of each parameter that does not get all of it."""
     shares: dict[nn.Parameter, float] = {}
-    for name, part in job.stage.trained.items():
+    for name, part in trained.items():
         if isinstance(part, Full | Last) and part.layer_decay < 1:
-            shares |= compute_lr_scales(name, job.encoders[name], part.layer_decay)
+            shares |= compute_lr_scales(name, encoders[name], part.layer_decay)
     return shares
 
 
-def collect_trained_states(job: StageRun) -> dict[str, nn.Module]:
+def collect_trained_states(
+    encoders: Mapping[str, nn.Module], trained: Mapping[str, Part]
+) -> dict[str, nn.Module]:
     """Return what a checkpoint must hold of each encoder in training, by modality."""
     return {
-        name: adapter_state(job.encoders[name]) if isinstance(part, Lora) else job.encoders[name]
-        for name, part in job.stage.trained.items()
+        name: adapter_state(encoders[name]) if isinstance(part, Lora) else encoders[name]
+        for name, part in trained.items()
     }

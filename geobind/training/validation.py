@@ -1,4 +1,4 @@
-"""Validation during training: held-out rows, measures, the best weights, early stopping."""
+"""Validation during training: rows, measures, best weights, early stopping."""
 
 # N rows, B of a block, D width
 
@@ -40,7 +40,6 @@ from geobind.training.loss_inputs import build_loss_context
 from geobind.training.losses import ContrastiveLoss
 from geobind.training.metrics import Recorder
 from geobind.training.optimizer import OptimizerState
-from geobind.training.trainable import collect_trained_states
 from geobind.utils import files
 from geobind.utils.logs import rank_zero_logger
 
@@ -49,6 +48,7 @@ _log = rank_zero_logger(__name__)
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from geobind.modality import Modality
     from geobind.training.stage import StageRun
 
 
@@ -69,7 +69,7 @@ class EmbeddedSide(NamedTuple):
 
 
 def subsample(rows: MixedDataset, limit: int | None) -> MixedDataset:
-    """Take rows at even distances, at most `limit` of them."""
+    """Return at most `limit` rows, evenly spaced."""
     if limit is None or len(rows) <= limit:
         return rows
     picked_N = np.arange(limit) * len(rows) // limit
@@ -84,38 +84,46 @@ def subsample(rows: MixedDataset, limit: int | None) -> MixedDataset:
 
 
 class ValidationInputs:
-    """The inputs of one modality in some rows, prepared as for evaluation.
+    """The inputs of one modality in the validation rows, prepared as for evaluation.
 
-    Inputs that cannot be read are left out, and said, before anything is trained.
+    Inputs that cannot be read are left out, with a warning, before anything is trained.
 
     Args:
         fabric: Where the stage runs.
-        job: The stage.
-        rows: The rows.
-        name: The modality.
+        stage: Its name, for messages.
+        rows: The validation rows.
+        name: The modality's name.
+        modality: It prepares the inputs.
+        max_broken: Largest share of inputs that may be unreadable.
 
     Raises:
-        DataError: More of them cannot be read than the recipe's `max_broken` allows.
+        DataError: More inputs cannot be read than `max_broken` allows.
     """
 
-    def __init__(self, fabric: Fabric, job: StageRun, rows: MixedDataset, name: str) -> None:
-        self.fabric, self.name = fabric, name
-        self._prepare: Callable[..., Any] = job.recipe.built[name].prepare
+    def __init__(
+        self,
+        fabric: Fabric,
+        stage: str,
+        rows: MixedDataset,
+        name: str,
+        modality: Modality,
+        max_broken: float,
+    ) -> None:
+        self.fabric, self.stage, self.name, self.modality = fabric, stage, name, modality
         self._cells = RawColumn(rows, name)
         self._kept: dict[int, Any] = {}  # prepared inputs by row
         starts = zip(rows.sources, rows.starts, strict=True)
-        there_N = np.concatenate([source.rows.rows_with([name]) + start for source, start in starts])
-        left = self._look(there_N)
-        faults = broadcast_object(fabric, left)  # what the first process cannot read, none takes
-        self.rows_N = np.array([row for row in there_N.tolist() if row not in faults], dtype=np.int64)
-        self._judge(faults, len(there_N), job)
+        present_N = np.concatenate([source.rows.rows_with([name]) + start for source, start in starts])
+        faults = broadcast_object(fabric, self._prepare_all(present_N))  # all ranks leave out the same rows
+        self.rows_N = np.array([row for row in present_N.tolist() if row not in faults], dtype=np.int64)
+        self._check_faults(faults, len(present_N), max_broken)
 
     def embed(self, forward: Callable[[Any], Tensor], ranks: Ranks, width: int) -> EmbeddedSide:
-        """Embed all rows; each rank takes every so many-th block, and all take equally many."""
+        """Embed all rows; ranks take blocks in turn, and all take the same number."""
         blocks = [self.rows_N[at : at + BLOCK] for at in range(0, len(self.rows_N), BLOCK)]
         rank, found = self.fabric.global_rank, []
         for first in range(0, len(blocks), ranks.world):
-            mine = blocks[min(first + rank, len(blocks) - 1)]  # a rank with nothing left does the last again
+            mine = blocks[min(first + rank, len(blocks) - 1)]  # a rank with no block left repeats the last
             whole_BD = torch.zeros(BLOCK, width, device=self.fabric.device)
             batch = collate([self._input(int(row)) for row in mine])
             whole_BD[: len(mine)] = forward(to_device(batch, self.fabric.device))
@@ -127,13 +135,14 @@ class ValidationInputs:
         return EmbeddedSide(self.rows_N, torch.cat(found) if found else torch.zeros(0, width))
 
     def clear(self) -> None:
-        """Let go of the prepared inputs."""
+        """Release the prepared inputs."""
         self._kept.clear()
 
-    def _look(self, there_N: NDArray[np.int64]) -> dict[int, str]:
+    def _prepare_all(self, present_N: NDArray[np.int64]) -> dict[int, str]:
+        """Prepare every row once, keep what fits in memory, and return the reason of each failure."""
         faults: dict[int, str] = {}
         size = 0
-        for row in there_N.tolist():
+        for row in present_N.tolist():
             try:
                 prepared = self._input(row)
             except DataError as error:
@@ -148,21 +157,21 @@ class ValidationInputs:
         if row in self._kept:
             return self._kept[row]
         raw = self._cells[row]
-        return self._prepare(raw[0] if isinstance(raw, list) else raw)
+        return self.modality.prepare(raw[0] if isinstance(raw, list) else raw)
 
-    def _judge(self, faults: Mapping[int, str], count: int, job: StageRun) -> None:
+    def _check_faults(self, faults: Mapping[int, str], count: int, max_broken: float) -> None:
         if not faults:
             return
-        most, stage = job.recipe.max_broken, job.stage
         listed = "".join(f"\n  {reason}" for reason in islice(faults.values(), _SHOWN))
-        said = (
-            f"stage '{stage.name}': {len(faults)} of {count} rows to watch it on have no usable '{self.name}'"
+        problem = (
+            f"stage '{self.stage}': {len(faults)} of {count} validation rows have no usable '{self.name}'"
         )
-        if len(faults) > most * count or len(faults) == count:
+        if len(faults) > max_broken * count or len(faults) == count:
             raise DataError(
-                f"{said}, more than max_broken ({most:g}) allows; mend or drop them, or raise it:{listed}"
+                f"{problem}, more than max_broken ({max_broken:g}) allows; repair or remove them, or raise "
+                f"max_broken:{listed}"
             )
-        _log.warning("%s; they are left out:%s", said, listed)
+        _log.warning("%s; they are left out:%s", problem, listed)
 
 
 def _bytes(prepared: Any) -> int:
@@ -173,11 +182,11 @@ def _bytes(prepared: Any) -> int:
 # N rows with both of a pair, D width
 
 
-_MIN_ROWS = 2  # rows with both of a pair: one alone has nothing to be told from
+_MIN_ROWS = 2  # rows with both of a pair: contrasting needs a second row
 
 
 def validation_columns(recipe: Recipe) -> list[str]:
-    """The columns of validation.csv beside stage and step."""
+    """Return the columns of validation.csv after stage and step."""
     watched = [stage for stage in recipe.stages if stage.watch]
     found = ["loss", *(f"R@{stage.watch.cutoff}" for stage in watched if stage.watch)]
     for stage in watched:
@@ -188,7 +197,7 @@ def validation_columns(recipe: Recipe) -> list[str]:
 
 
 def check_validation_rows(recipe: Recipe, stage: Stage, rows: MixedDataset) -> None:
-    """See that the rows a stage is watched on can tell good embeddings from bad ones.
+    """Check that the validation rows of a stage can tell good embeddings from bad ones.
 
     Raises:
         DataError: A pair has too few rows, or rows have no labels where those are the right answers.
@@ -215,21 +224,23 @@ def check_validation_rows(recipe: Recipe, stage: Stage, rows: MixedDataset) -> N
 
 
 def measure_pairs(
-    job: StageRun,
+    stage: Stage,
+    pairs: Sequence[ModalityPair],
     losses: Mapping[str, ContrastiveLoss],
     sides: Mapping[str, EmbeddedSide],
-    facts: RowMetadata,
+    metadata: RowMetadata,
 ) -> dict[str, float]:
-    """Measure the pairs of a stage.
+    """Return recall and loss of every pair of a stage.
 
     Recall is the mean over both directions of every pair. The loss is that of batches as large as those of
     training, made of rows in their order, so that the two can be compared.
 
     Args:
-        job: The stage.
+        stage: The stage.
+        pairs: The pairs that it compares.
         losses: By pair.
         sides: The embedded rows, by modality.
-        facts: What is known of the rows.
+        metadata: Of the validation rows.
 
     Returns:
         `loss`, `R@k`, and `R@k:PAIR` of every pair if there are several.
@@ -237,20 +248,23 @@ def measure_pairs(
     Raises:
         DataError: An embedding is not finite.
     """
-    watch = job.stage.watch
+    watch = stage.watch
     cutoff = watch.cutoff if watch else 10
-    shared = {pair.name: _shared_rows(pair, sides) for pair in job.pairs}
+    shared = {pair.name: _shared_rows(pair, sides) for pair in pairs}
     recalls: dict[str, float] = {}
-    for pair in job.pairs:
+    for pair in pairs:
         row_N = shared[pair.name]
-        ids = facts.label_N[row_N] if watch and watch.by == "label" else row_N
+        ids = metadata.label_N[row_N] if watch and watch.by == "label" else row_N
         both = rank_counts_both(
             sides[pair.anchor].select(row_N), sides[pair.other].select(row_N), query_ids=ids, gallery_ids=ids
         )
         recalls[pair.name] = float(np.mean([counts.hit_Q(cutoff).mean() for counts in both]))
     name = f"R@{cutoff}"
     several = {f"{name}:{pair}": recall for pair, recall in recalls.items()} if len(recalls) > 1 else {}
-    total = sum(pair.weight * _loss(job, pair, losses, sides, shared[pair.name], facts) for pair in job.pairs)
+    total = sum(
+        pair.weight * _mean_loss(stage, losses[pair.name], pair, sides, shared[pair.name], metadata)
+        for pair in pairs
+    )
     return {"loss": total, name: float(np.mean(list(recalls.values()))), **several}
 
 
@@ -259,36 +273,36 @@ def _shared_rows(pair: ModalityPair, sides: Mapping[str, EmbeddedSide]) -> NDArr
 
 
 @torch.no_grad()
-def _loss(
-    job: StageRun,
+def _mean_loss(
+    stage: Stage,
+    loss: ContrastiveLoss,
     pair: ModalityPair,
-    losses: Mapping[str, ContrastiveLoss],
     sides: Mapping[str, EmbeddedSide],
     row_N: NDArray[np.int64],
-    facts: RowMetadata,
+    metadata: RowMetadata,
 ) -> float:
-    loss, found = losses[pair.name], []
+    values: list[float] = []
     device = next((tensor.device for tensor in (*loss.parameters(), *loss.buffers())), torch.device("cpu"))
     with eval_mode(loss):
-        for rows in _batches(row_N, job.stage.batch_size):
-            meta = facts.batch(rows, [f"held out {row}" for row in rows])
-            context = build_loss_context(lambda here: here, device, job.stage.loss, meta)
+        for rows in _batches(row_N, stage.batch_size):
+            meta = metadata.batch(rows, [f"held out {row}" for row in rows])
+            context = build_loss_context(lambda tensor: tensor, device, stage.loss, meta)
             anchor_ND, other_ND = (sides[name].select(rows).to(device) for name in (pair.anchor, pair.other))
-            found.append(float(loss(anchor_ND, other_ND, context)))
-    return float(np.mean(found))
+            values.append(float(loss(anchor_ND, other_ND, context)))
+    return float(np.mean(values))
 
 
 def _batches(row_N: NDArray[np.int64], size: int) -> Sequence[NDArray[np.int64]]:
-    """Batches of exactly `size` rows, or one of all where there are fewer."""
+    """Return batches of exactly `size` rows, or one batch of all where there are fewer."""
     full = [row_N[at : at + size] for at in range(0, len(row_N) - size + 1, size)]
     return full or [row_N]
 
 
 class EarlyStopping(nn.Module):
-    """What a watch remembers: plain numbers, in the stage's checkpoint.
+    """The state of early stopping: plain numbers, saved in the stage's checkpoint.
 
-    The gain of an evaluation is counted from the last one that had enough of it, so that many small ones add
-    up; the best is simply the best.
+    An improvement is measured from the last sufficient one (`mark`), so that small ones add up;
+    `best` is the best value of all.
     """
 
     def __init__(self) -> None:
@@ -299,27 +313,27 @@ class EarlyStopping(nn.Module):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
 
     def get(self, name: str) -> Any:
-        """One of the numbers."""
+        """Return one of the numbers."""
         return self.get_buffer(name).item()
 
     def judge(self, value: float, steps: int, watch: Watch) -> bool:
-        """Take an evaluation in; whether it is the best so far.
+        """Record an evaluation and return whether it is the best so far.
 
         Args:
-            value: Of the measure that is watched.
-            steps: How many were taken when it was measured.
-            watch: What counts as better, and how long to wait for it.
+            value: The value of the measure.
+            steps: Steps taken when it was measured.
+            watch: The options: what counts as better, and the patience.
         """
         sign = -1 if watch.measure == "loss" else 1
         best, mark = self.get("best"), self.get("mark")
         better = math.isnan(best) or sign * (value - best) > 0
         gained = math.isnan(mark) or (sign * (value - mark) > 0 and sign * (value - mark) >= watch.least)
-        found = {"seen": self.get("seen") + 1, "waited": 0 if gained else self.get("waited") + 1}
-        found |= {"best": value, "best_steps": steps} if better else {}
-        found |= {"mark": value} if gained else {}
-        if watch.patience is not None and found["waited"] >= watch.patience:
-            found["stopped_after"] = steps
-        for name, number in found.items():
+        changes = {"seen": self.get("seen") + 1, "waited": 0 if gained else self.get("waited") + 1}
+        changes |= {"best": value, "best_steps": steps} if better else {}
+        changes |= {"mark": value} if gained else {}
+        if watch.patience is not None and changes["waited"] >= watch.patience:
+            changes["stopped_after"] = steps
+        for name, number in changes.items():
             self.get_buffer(name).fill_(number)
         return better
 
@@ -331,29 +345,29 @@ _BEST = "best-*.safetensors"
 
 
 class ValidationResult(NamedTuple):
-    """What watching a stage came to."""
+    """The result of validating a stage."""
 
     steps: int  # taken, fewer than planned if it stopped early
-    facts: dict[str, Any] | None  # for stage.json; None if it was not watched
+    facts: dict[str, Any] | None  # for stage.json; None without `watch`
 
 
 def remove_best_weights(folder: Path, *, but: Path | None = None) -> None:
-    """Remove the best weights of a stage from its folder, save those of one evaluation."""
+    """Remove best weights from a stage's folder, except those in the file `but`."""
     for file in folder.glob(_BEST):
         if file != but:
             file.unlink(missing_ok=True)
 
 
 class Validator:
-    """The watch over one stage; a stage without `watch` has one that does nothing.
+    """Validates a stage while it trains; without `watch` it only averages weights, if `ema` is set.
 
-    All ranks embed their share of the rows, the first one measures, and all are told what it found, so that
-    they stop together.
+    Every rank embeds its share of the rows, rank zero measures, and the result is broadcast, so that all
+    ranks stop together.
 
     Args:
         fabric: Where the stage runs.
         job: The stage.
-        optimizer: Its module as Fabric set it up.
+        optimizer: Holds the module as Fabric set it up.
         losses: By pair.
         stored: The modalities that are read from the embedding cache, in whole or but for their head.
     """
@@ -370,27 +384,27 @@ class Validator:
         self.wrapped, self.stored = optimizer.wrapped, stored
         self.average = WeightAverage(
             job.encoders, job.stage.average
-        )  # evaluated and kept in the weights' place
+        )  # evaluated and kept instead of the weights
         self.watch = None if job.validation_rows is None else job.stage.watch
         self.state = EarlyStopping()
         self.ranks = Ranks(fabric.all_gather, fabric.world_size)
         self._inputs: dict[str, ValidationInputs] = {}
-        self._still: dict[str, EmbeddedSide] = {}  # of the sides that the stage does not move: embedded once
+        self._frozen: dict[str, EmbeddedSide] = {}  # modalities that the stage does not train, embedded once
         self._taken = 0
 
     @property
     def checkpoint_modules(self) -> dict[str, nn.Module]:
-        """What a checkpoint must hold, for a resumed run to go on as if it had not stopped."""
+        """What a checkpoint must hold for an exact resume."""
         watched: dict[str, nn.Module] = {"watch": self.state} if self.watch else {}
         return {**watched, "average": self.average} if self.job.stage.ema else watched
 
     @property
     def is_stopped(self) -> bool:
-        """Whether the stage stops before its time."""
+        """Whether early stopping ends the stage."""
         return bool(self.state.get("stopped_after"))
 
     def start(self, first_step: int) -> None:
-        """Get ready to go on with a step: read the rows, drop what will be found again.
+        """Prepare for a first step: read the rows, drop results that will be measured again.
 
         Raises:
             DataError: Too many of the rows cannot be read.
@@ -399,16 +413,26 @@ class Validator:
         if self.fabric.is_global_zero and self.job.validation_metrics:
             self.job.validation_metrics.rewind(self.job.stage.name, first_step)
         self.prune()
-        held = self.job.validation_rows
-        if self.watch is not None and held is not None and not self.is_stopped:
-            self._inputs = {n: ValidationInputs(self.fabric, self.job, held, n) for n in self.job.encoders}
-            self._facts = held.metadata()
+        rows = self.job.validation_rows
+        if self.watch is not None and rows is not None and not self.is_stopped:
+            self._inputs = {
+                name: ValidationInputs(
+                    self.fabric,
+                    self.job.stage.name,
+                    rows,
+                    name,
+                    self.job.recipe.built[name],
+                    self.job.recipe.max_broken,
+                )
+                for name in self.job.encoders
+            }
+            self._metadata = rows.metadata()
 
     def after_step(self, step: int, log: Recorder, *, moved: bool = True) -> None:
-        """Take the weights of a step into their mean, if it moved them; evaluate after it if it is time.
+        """Average the weights if the step moved them, and evaluate when it is due.
 
         Raises:
-            TrainingError: A loss since the last look, or an embedding, was not finite.
+            TrainingError: A loss since the last flush, or an embedding, is not finite.
             StorageError: The best weights cannot be written.
         """
         if moved:
@@ -416,30 +440,30 @@ class Validator:
         self._taken = taken = step + 1
         if self.watch is None or (taken % self.watch.every and taken != self.job.steps):
             return
-        log.flush()  # what is evaluated is known to be finite
+        log.flush()  # only finite weights are evaluated
         began = time.monotonic()
         with self.average.swapped_in():
-            found = self._measured(step)
+            found = self._measure(step)
             value = found[self.watch.measure]
             if self.state.judge(value, taken, self.watch) and self.watch.keep == "best":
                 self._write(taken)
         best = self.state.get("best")
         log.status_extra = f"{self.watch.split} {self.watch.measure} {value:.4g} (best {best:.4g})"
-        told = {name: f"{number:.6g}" for name, number in found.items()}
-        told |= {"best": f"{best:.6g}", "seconds": f"{time.monotonic() - began:.3g}"}
-        rank_zero_run(self.fabric, lambda: self._tell({"step": step, **told}))
-        log.exclude_elapsed()  # the time was not spent on training
+        row = {name: f"{number:.6g}" for name, number in found.items()}
+        row |= {"best": f"{best:.6g}", "seconds": f"{time.monotonic() - began:.3g}"}
+        rank_zero_run(self.fabric, lambda: self._add_row({"step": step, **row}))
+        log.exclude_elapsed()  # validation is no part of the throughput
 
     def prune(self) -> None:
-        """Remove weights that are the best no more, once no checkpoint names them."""
+        """Remove weights that are no longer the best, once no checkpoint names them."""
         if self.fabric.is_global_zero:
             remove_best_weights(self.job.folder, but=self._file(self.state.get("best_steps")))
 
     def finish(self) -> ValidationResult:
-        """Leave the weights that the stage ends with, and tell what was found.
+        """Load the weights that the stage ends with, and return the result.
 
         Raises:
-            CheckpointError: The best weights are not on disk any more.
+            CheckpointError: The best weights are no longer on disk.
         """
         best, watch, facts = self.state.get("best_steps"), self.watch, None
         if watch is not None and watch.keep == "best" and best != self._taken:
@@ -451,26 +475,29 @@ class Validator:
             facts = {"split": watch.split, "measure": watch.measure, "evaluations": self.state.get("seen")}
             facts |= {"best": self.state.get("best"), "best_steps": best, "kept_steps": kept}
             facts |= {"planned_steps": self.job.steps, "stopped_early": self.is_stopped}
-            self._say(facts)
+            self._log_result(facts)
         return ValidationResult(self._taken, facts)
 
-    def _measured(self, step: int) -> dict[str, float]:
-        sides = {name: self._embedded(name) for name in self._inputs}
-        for name, found in sides.items():  # every rank has all of them, so that all stop here
+    def _measure(self, step: int) -> dict[str, float]:
+        sides = {name: self._embed(name) for name in self._inputs}
+        for name, found in sides.items():  # every rank has all of them, so all ranks stop here
             if not bool(found.embedding_ND.isfinite().all()):
                 raise TrainingError(
                     f"stage '{self.job.stage.name}': '{name}' embeds to values not finite after step {step}\n"
                     f"  lower the learning rate or clip_norm, and run again with --resume"
                 )
-        return broadcast_result(self.fabric, lambda: measure_pairs(self.job, self.losses, sides, self._facts))
+        stage, pairs = self.job.stage, self.job.pairs
+        return broadcast_result(
+            self.fabric, lambda: measure_pairs(stage, pairs, self.losses, sides, self._metadata)
+        )
 
-    def _tell(self, row: dict[str, Any]) -> None:
+    def _add_row(self, row: dict[str, Any]) -> None:
         if self.job.validation_metrics:
             self.job.validation_metrics.add(self.job.stage.name, [row])
 
-    def _embedded(self, name: str) -> EmbeddedSide:
-        if name in self._still:
-            return self._still[name]
+    def _embed(self, name: str) -> EmbeddedSide:
+        if name in self._frozen:
+            return self._frozen[name]
         encoder = self.job.encoders[name]
 
         def forward(batch: Any) -> Tensor:
@@ -482,23 +509,23 @@ class Validator:
         with eval_mode(self.wrapped), eval_mode(encoder):
             found = self._inputs[name].embed(forward, self.ranks, self.job.recipe.width)
         if name not in self.job.stage.parts:
-            self._still[name] = found
+            self._frozen[name] = found
             self._inputs[name].clear()
         return found
 
-    def _kept(self) -> dict[str, Tensor]:
-        """What the best weights are: all that is saved of the encoders, and the losses' parameters."""
-        states = {f"encoder.{name}": m.state_dict() for name, m in collect_trained_states(self.job).items()}
+    def _best_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the best weights: the encoders' trained state and the losses' parameters."""
+        states = {f"encoder.{name}": m.state_dict() for name, m in self.job.trained_states.items()}
         states |= {f"loss.{name}": dict(loss.named_parameters()) for name, loss in self.losses.items()}
         return {f"{head}.{key}": value for head, state in states.items() for key, value in state.items()}
 
     def _write(self, steps: int) -> None:
-        tensors = {name: full_tensor(value) for name, value in self._kept().items()}  # on every rank
+        tensors = {name: full_tensor(value) for name, value in self._best_tensors().items()}  # on every rank
         rank_zero_run(self.fabric, lambda: files.write_tensors(self._file(steps), tensors))
 
     @torch.no_grad()
     def _read(self, steps: int) -> None:
-        targets, file = self._kept(), self._file(steps)
+        targets, file = self._best_tensors(), self._file(steps)
 
         def read() -> dict[str, Tensor]:
             found = read_weights(file)
@@ -506,19 +533,19 @@ class Validator:
                 raise CheckpointError(f"{file}: not this stage's best weights; remove {file.parent}")
             return found
 
-        found = rank_zero_run(self.fabric, read) or {}  # the others need not see the first one's disk
+        found = rank_zero_run(self.fabric, read) or {}  # only rank zero needs to see its disk
         for name, target in targets.items():
             target.copy_(shard_like(target, broadcast_tensor(self.fabric, found.get(name), target)))
 
     def _file(self, steps: int) -> Path:
         return self.job.folder / _BEST.replace("*", f"{steps:08d}")
 
-    def _say(self, facts: Mapping[str, Any]) -> None:
+    def _log_result(self, facts: Mapping[str, Any]) -> None:
         early = f"stopped after {self._taken} of {self.job.steps} steps, " if self.is_stopped else ""
-        told = f"{early}weights after {facts['kept_steps']} steps kept"
+        kept = f"{early}weights after {facts['kept_steps']} steps kept"
         _log.info(
             "%s: %s (best %s on split '%s': %.4g, after %s)",
             self.job.stage.name,
-            told,
+            kept,
             *(facts[name] for name in ("measure", "split", "best", "best_steps")),
         )

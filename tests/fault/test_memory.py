@@ -50,11 +50,9 @@ def test_full_memory_names_what_to_change_and_the_run_goes_on(home, whole, monke
 
 def test_on_an_accelerator_half_precision_is_named_too():
     stage = type("S", (), {"name": "one", "precision": None, "batch_size": 512, "chunk": 64})
-    recipe = type("R", (), {"fabric": type("F", (), {"precision": "32-true"}), "workers": "auto"})
-    job = type("J", (), {"stage": stage, "recipe": recipe})
     with (
         pytest.raises(TrainingError, match=r"the accelerator \(cuda:1\) is full") as caught,
-        interruption.explain_failures(job, torch.device("cuda:1")),
+        interruption.explain_failures(stage, torch.device("cuda:1"), precision="32-true", workers="auto"),
     ):
         raise FULL["accelerator"]
     assert "`chunk: 32`" in str(caught.value) and "`precision: bf16-mixed`" in str(caught.value)

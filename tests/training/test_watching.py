@@ -339,9 +339,7 @@ def test_broken_rows_are_left_out_of_the_watch_and_said(tmp_path, logged, one_st
     monkeypatch.setattr(Right, "pairs", broken)
     watch = "stages.0.watch={every: 30, limit: 24, measure: R@1}"
     folder = toy_run(tmp_path / "few", watch, "max_broken=0.05", text=one_stage)
-    assert "1 of 24 rows to watch it on have no usable 'right'; they are left out:\n  ten numbers" in (
-        logged()
-    )
+    assert "1 of 24 validation rows have no usable 'right'; they are left out:\n  ten numbers" in (logged())
     hits = 2 * 23 * float(found(folder)[-1]["R@1"])  # of 23 rows, both ways
     assert hits == pytest.approx(round(hits), abs=1e-3)
     with pytest.raises(DataError, match=r"more than max_broken \(0\.01\) allows"):
@@ -384,7 +382,7 @@ def test_an_average_is_what_is_evaluated_and_kept(one_stage, tmp_path):
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_evaluations_compute_in_the_precision_of_the_stage(tmp_path, one_stage, monkeypatch, precision):
-    seen, forward, embedded = {True: set(), False: set()}, toy.Net.forward, validation.Validator._embedded
+    seen, forward, embedded = {True: set(), False: set()}, toy.Net.forward, validation.Validator._embed
     evaluating = []
 
     def noted(net, batch):
@@ -400,6 +398,6 @@ def test_evaluations_compute_in_the_precision_of_the_stage(tmp_path, one_stage, 
             evaluating.pop()
 
     monkeypatch.setattr(toy.Net, "forward", noted)
-    monkeypatch.setattr(validation.Validator, "_embedded", told)
+    monkeypatch.setattr(validation.Validator, "_embed", told)
     toy_run(tmp_path, WATCH, f"fabric.precision={precision}", text=one_stage)
     assert seen[True] == {torch.float64 if precision == "64-true" else torch.bfloat16}
