@@ -18,6 +18,7 @@ import numpy as np
 from geobind.data.inspect import detect_kind
 from geobind.data.readers.files import open_binary
 from geobind.data.sampler import seeded_rng
+from geobind.data.table import first_observation
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def draw_table_sheet(table: Table, rows: int = 6, seed: int = 0) -> bytes:
         shown: list[SheetCell] = []
         for name, column in table.columns.items():
             try:
-                raw = _first(column[int(table.rows_N[row])])
+                raw = first_observation(column[int(table.rows_N[row])])
             except DataError as error:
                 raw = error
             shown.append(SheetCell(partial(draw_raw, raw=raw), name))
@@ -278,7 +279,7 @@ def draw_stage_sheet(
 def _draw_modality(
     name: str, side: SheetModality, raw: Any, seeds: tuple[int, int], draws: int
 ) -> list[SheetCell]:
-    first = _first(raw)
+    first = first_observation(raw)
     shown = [SheetCell(partial(draw_raw, raw=first), name)]
     if first is None:
         return shown + [SheetCell(_leave_empty)] * (1 + draws)
@@ -306,13 +307,6 @@ def _has_several(stage_rows: Rows, name: str) -> bool:
     """Whether rows hold several observations of a modality, as far as the first tell."""
     raws = (stage_rows[row].raws.get(name) for row in range(min(_FIRST, len(stage_rows))))
     return any(isinstance(raw, list) and len(cast("list[Any]", raw)) > 1 for raw in raws)
-
-
-def _first(raw: Any) -> Any:
-    if isinstance(raw, list):
-        items = cast("list[Any]", raw)
-        return items[0] if items else None
-    return raw
 
 
 def _add_key(shown: list[SheetCell], key: str) -> list[SheetCell]:

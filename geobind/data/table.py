@@ -47,6 +47,14 @@ class Row(NamedTuple):
     label: str | None = None
 
 
+def first_observation(raw: Any) -> Any:
+    """Return the first of several equally good observations, or the only one; None where there is none."""
+    if isinstance(raw, list):
+        items = cast("list[Any]", raw)
+        return items[0] if items else None
+    return raw
+
+
 @dataclass(frozen=True, eq=False)
 class LazySequence(Sequence[T], Generic[T]):
     """A sequence whose items are made when asked for; a slice is such a sequence again."""

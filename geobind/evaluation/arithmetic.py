@@ -15,7 +15,7 @@ from torch import Tensor
 
 from geobind.binder import Binder
 from geobind.data.options import DataOptions
-from geobind.data.table import Table
+from geobind.data.table import Table, first_observation
 from geobind.errors import DataError
 from geobind.evaluation.bootstrap import Resampling, draw_counts
 from geobind.evaluation.embedded import EmbeddedRows
@@ -216,7 +216,7 @@ def evaluate_sum_of_composed_places(
     def rendered(land: NDArray[np.int64], moment: NDArray[np.int64]) -> Tensor:
         column = options.columns.get(wanted.gallery, wanted.gallery)
         raws = compose(column, table.rows_N[land], table.rows_N[moment])
-        return binder.embed(wanted.gallery, map(_first, raws))
+        return binder.embed(wanted.gallery, map(first_observation, raws))
 
     land, moment = wanted.parts
     rivals = {
@@ -252,7 +252,3 @@ def _check_composer(table: Table, options: DataOptions, wanted: EmbeddingSum) ->
     if len(table) < MIN_PLACES:
         raise DataError(f"{table.name}: {len(table)} rows; sums of two places need {MIN_PLACES}")
     return compose
-
-
-def _first(raw: Any) -> Any:
-    return raw[0] if isinstance(raw, list) else raw

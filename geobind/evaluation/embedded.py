@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geobind.binder import Binder
-from geobind.data.table import Table
+from geobind.data.table import Table, first_observation
 
 
 class EmbeddedRows(NamedTuple):
@@ -112,4 +112,4 @@ class _FirstObservations(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         raw = self.samples[index]
-        return raw[0] if isinstance(raw, list) else raw
+        return first_observation(raw)

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from geobind.binder import Binder
-from geobind.data.table import Table, open_table
+from geobind.data.table import Table, first_observation, open_table
 from geobind.evaluation import rank_counts
 from geobind.evaluation.embedded import EmbeddedRows, embed_rows
 from geobind.recipe import Recipe, build_recipe
@@ -41,7 +41,7 @@ class EvaluationSample:
     def raw(self, name: str, row: int) -> Any:
         """Return the first observation of a row in a modality."""
         raw = self.table.samples(name)[row]
-        return raw[0] if isinstance(raw, list) else raw
+        return first_observation(raw)
 
 
 class RankedPair(NamedTuple):

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from geobind.binder import Binder
 from geobind.data.sampler import MixedDataset
+from geobind.data.table import first_observation
 from geobind.errors import DataError, RecipeError
 from geobind.inference import collate, prepare_input
 from geobind.recipe import Recipe, Stage, load_recipe
@@ -186,7 +187,7 @@ def _forward_flops(recipe: Recipe, mixtures: Sequence[MixedDataset]) -> dict[str
             there_R = source.rows.rows_with([name])
             if name not in found and len(there_R):
                 raw = source.rows[int(there_R[0])].raws[name]
-                first = raw[0] if isinstance(raw, list) else raw
+                first = first_observation(raw)
                 batch = collate([prepare_input(recipe.built[name], 0, first)])
                 found[name] = count_forward_flops(binder.encoders[name], batch)
     absent = [name for name in recipe.modalities if name not in found]

@@ -15,6 +15,7 @@ from geobind import plugins
 from geobind.binder import Binder
 from geobind.bundles.stability import StageProof
 from geobind.data.sampler import MixedDataset
+from geobind.data.table import first_observation
 from geobind.errors import CheckpointError, RecipeError
 from geobind.evaluation import Leakage, PairTable
 from geobind.evaluation.held_out import EvaluationResults
@@ -197,7 +198,7 @@ def rehearse(recipe: Recipe, binder: Binder, found: Sequence[MixedDataset]) -> N
             there_R = source.rows.rows_with([name])
             if len(there_R):
                 raw = source.rows[int(there_R[0])].raws[name]
-                binder.embed(name, raw[0] if isinstance(raw, list) else raw)
+                binder.embed(name, first_observation(raw))
 
 
 def _extra_columns(recipe: Recipe, found: Sequence[MixedDataset]) -> list[str]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from geobind.binder import Binder
 from geobind.bundles.stability import ModalityState, Proof, StageProof, describe_difference, hash_embeddings
-from geobind.data.table import Table
+from geobind.data.table import Table, first_observation
 from geobind.embedding_cache.loader import RawColumn
 from geobind.errors import DataError, TrainingError
 from geobind.inference import collate, eval_mode, to_device
@@ -174,7 +174,7 @@ def _prepare_rows(recipe: Recipe, sources: StageData, name: str) -> _PreparedRow
     for key, cell in islice(zip(keys, cells, strict=True), _MAX_CANDIDATES):
         try:
             raw = cell()
-            good.append((key, recipe.built[name].prepare(raw[0] if isinstance(raw, list) else raw)))
+            good.append((key, recipe.built[name].prepare(first_observation(raw))))
         except DataError:
             continue  # a stage that needs it counts it as broken
         if len(good) == ROWS:

@@ -27,6 +27,7 @@ from torch.nn.modules._functions import SyncBatchNorm as Fused
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.overrides import TorchFunctionMode
 
+from geobind.data.table import first_observation
 from geobind.errors import DataError, TrainingError
 from geobind.inference import collate
 from geobind.training.fsdp import is_sharded
@@ -279,7 +280,7 @@ def _first_usable_row(rows: MixedDataset, modality: Modality, name: str) -> Any:
         for row in source.rows.rows_with([name]):
             try:
                 raw = source.rows[int(row)].raws[name]
-                return collate([modality.prepare(raw[0] if isinstance(raw, list) else raw)])
+                return collate([modality.prepare(first_observation(raw))])
             except DataError:
                 continue  # the loader tells of it when its turn comes
     raise DataError(f"no row has a '{name}' that can be read")

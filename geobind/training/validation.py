@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from geobind.data.sampler import MixedDataset
 from geobind.data.sources import RowMetadata
+from geobind.data.table import first_observation
 from geobind.embedding_cache.loader import RawColumn
 from geobind.errors import CheckpointError, DataError, TrainingError
 from geobind.evaluation import rank_counts_both
@@ -157,7 +158,7 @@ class ValidationInputs:
         if row in self._kept:
             return self._kept[row]
         raw = self._cells[row]
-        return self.modality.prepare(raw[0] if isinstance(raw, list) else raw)
+        return self.modality.prepare(first_observation(raw))
 
     def _check_faults(self, faults: Mapping[int, str], count: int, max_broken: float) -> None:
         if not faults:

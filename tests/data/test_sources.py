@@ -8,7 +8,7 @@ import pytest
 from geobind.data.options import DataOptions
 from geobind.data.sampler import MixedDataset, WeightedSource
 from geobind.data.sources import PluginPairs, RowMetadata, TableRows
-from geobind.data.table import open_table
+from geobind.data.table import first_observation, open_table
 from geobind.modality import Pair, Place
 
 LINES = "key,text,note,lat,lon,time,label\na,first,one,1,2,2024-06-01T00:00:00Z,x\nb,second,,3,4,,\n"
@@ -61,3 +61,7 @@ def test_a_batch_of_metadata_leaves_out_what_none_of_its_rows_has(sources):
     np.testing.assert_array_equal(some.hours, [19875 * 24, np.nan])
     none = metadata.batch(np.array([3]), ["q"])
     assert none.lat is none.lon is none.hours is none.labels is none.present_BM is None
+
+
+def test_the_first_of_several_observations_is_the_one_taken():
+    assert [first_observation(raw) for raw in (["a", "b"], "c", [], None)] == ["a", "c", None, None]
