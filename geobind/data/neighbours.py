@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from geobind.utils.geo import EARTH_KM
+from geobind.utils.geo import EARTH_KM, km_to_chord, to_unit_sphere
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -127,7 +127,7 @@ def _group_by_cells(
     and one colour, at most one from each small cell, are also far enough from each other.
     """
     lat_K, lon_K = _rotate_sphere(lat_K, lon_K, rng)
-    chord = 2 * np.sin(min(options.max_km / EARTH_KM, np.pi) / 2)
+    chord = km_to_chord(options.max_km)
     large_K = _number_combinations(*_near_cells(lat_K, lon_K, chord / np.sqrt(2)))
     turn_K = colour_K = np.zeros(len(lat_K), dtype=np.int64)
     if options.min_km:
@@ -147,8 +147,7 @@ def _group_by_cells(
 
 def _rotate_sphere(lat_K: Floats, lon_K: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Turn the Earth at random, so that cells lie elsewhere each time; in radians, longitudes from 0."""
-    lat_K, lon_K = np.radians(lat_K), np.radians(lon_K)
-    at_K3 = np.stack([np.cos(lat_K) * np.cos(lon_K), np.cos(lat_K) * np.sin(lon_K), np.sin(lat_K)], axis=1)
+    at_K3 = to_unit_sphere(np.stack([lat_K, lon_K], axis=1))
     x_K, y_K, z_K = (at_K3 @ np.linalg.qr(rng.normal(size=(3, 3)))[0]).T
     return np.arcsin(np.clip(z_K, -1, 1)), np.arctan2(y_K, x_K) + np.pi
 

@@ -16,15 +16,13 @@ from geobind.evaluation.bootstrap import Resampling, draw_counts
 from geobind.evaluation.embeddings import EmbeddingMatrix, Embeddings, encode_values
 from geobind.evaluation.linear import ridge
 from geobind.evaluation.retrieval_metrics import Metric
-from geobind.utils.geo import assign_cells, to_unit_sphere
+from geobind.utils.geo import assign_cells, find_nearest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
     Codes = NDArray[np.int64]
-
-_AT_ONCE = 2**22  # similarities of places held at a time
 
 
 @dataclass(frozen=True)
@@ -181,16 +179,8 @@ def _predict(
         ridge_NT[out_N] = ridge(x_ND[~out_N], y_NT[~out_N]).predict(x_ND[out_N])
         mean_NT[out_N] = y_NT[~out_N].mean(0)
         if nearest_NT is not None and place_NLL is not None:
-            nearest_NT[out_N] = y_NT[~out_N][_find_nearest(place_NLL[out_N], place_NLL[~out_N])]
+            nearest_NT[out_N] = y_NT[~out_N][find_nearest(place_NLL[out_N], place_NLL[~out_N])]
     return _Predictions(ridge_NT, mean_NT, nearest_NT)
-
-
-def _find_nearest(at_NLL: Floats, other_MLL: Floats) -> Codes:
-    """Return the index of the nearest other place to each."""
-    at_N3, other_M3 = to_unit_sphere(at_NLL), to_unit_sphere(other_MLL)
-    step = max(1, _AT_ONCE // len(other_M3))
-    parts = [np.argmax(at_N3[i : i + step] @ other_M3.T, axis=1) for i in range(0, len(at_N3), step)]
-    return np.concatenate(parts)
 
 
 def _score(

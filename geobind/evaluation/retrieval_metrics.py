@@ -35,7 +35,7 @@ from geobind.evaluation.ranks import (
     discounted_gain,
     ideal_gain,
 )
-from geobind.utils.geo import EARTH_KM, to_unit_sphere
+from geobind.utils.geo import chord_to_km, km_to_chord, to_unit_sphere
 
 MAX_SCALES = 10.0  # gains beyond this many scales, under 5e-5, count as zero: most of a world-wide gallery
 SCORE_BYTES = 32 * 2**20  # room for a block of queries against the whole gallery,
@@ -89,14 +89,14 @@ def relevance_by_distance(query_Q2: np.ndarray, gallery_G2: np.ndarray, scale_km
         scale_km: distance at which the gain has fallen to 1/e, in kilometres.
     """
     query_Q3, gallery_G3 = to_unit_sphere(query_Q2), to_unit_sphere(gallery_G2)
-    reach = 2 * np.sin(min(MAX_SCALES * scale_km / EARTH_KM, np.pi) / 2)
+    reach = km_to_chord(MAX_SCALES * scale_km)
 
     def relevant(query: int) -> tuple[np.ndarray, np.ndarray]:
         # 2 - 2 cos finds the candidates quickly, but only the chord is exact for neighbours metres apart.
         roughly_G = 2 - 2 * (gallery_G3 @ query_Q3[query]) <= reach**2 + 1e-12
         items_P = np.flatnonzero(roughly_G)
         chord_P = np.linalg.norm(gallery_G3[items_P] - query_Q3[query], axis=1)
-        distance_km_P = 2 * EARTH_KM * np.arcsin(np.minimum(chord_P / 2, 1.0))
+        distance_km_P = chord_to_km(chord_P)
         inside_P = distance_km_P <= MAX_SCALES * scale_km
         return items_P[inside_P], np.exp(-distance_km_P[inside_P] / scale_km)
 

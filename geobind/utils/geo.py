@@ -9,8 +9,24 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-EARTH_KM = 6371.0088  # mean radius
+EARTH_KM = 6371.0088  # mean radius of WGS 84
 _DEGREE_KM = EARTH_KM * np.pi / 180
+
+
+def to_unit_sphere(place_NLL: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return places as points (N, 3) on the unit sphere, whose chords give haversine's distances."""
+    lat_N, lon_N = np.radians(place_NLL).T
+    return np.stack([np.cos(lat_N) * np.cos(lon_N), np.cos(lat_N) * np.sin(lon_N), np.sin(lat_N)], axis=1)
+
+
+def km_to_chord(km: float) -> float:
+    """Return the chord, on the unit sphere, of a great-circle distance; at most the diameter."""
+    return 2 * np.sin(min(km / EARTH_KM, np.pi) / 2)
+
+
+def chord_to_km(chord_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the great-circle distances of chords of the unit sphere, in kilometres."""
+    return 2 * EARTH_KM * np.arcsin(np.minimum(chord_N / 2, 1.0))
 
 
 def assign_cells(places_NLL: NDArray[np.float64], cell_km: float) -> NDArray[np.int64]:
@@ -27,10 +43,11 @@ def assign_cells(places_NLL: NDArray[np.float64], cell_km: float) -> NDArray[np.
     return band_N * (1 << 32) + column_N
 
 
-# N places, M others, L and K groups of them; LL latitude and longitude in degrees
+# N places, M others, L and K groups of them
 
 
 _SMALL, _LARGE = 64, 256  # places in a group of queries and of others: a comparison of two stays in cache
+_MAX_SIMILARITIES = 2**22  # of pairs of places held at a time
 _SLACK = 1e-12  # of bounds, in Earth radii (some micrometres): they are rounded, and must stay below
 
 
@@ -68,13 +85,15 @@ def nearest_km(place_NLL: NDArray[np.float64], other_MLL: NDArray[np.float64]) -
                 break  # neither this group nor those after it can hold anything nearer
             gap_NM3 = at_N3[rows, None] - other_M3[far.rows[group]]
             square_N[rows] = np.minimum(square_N[rows], np.einsum("nmx,nmx->nm", gap_NM3, gap_NM3).min(1))
-    return 2 * EARTH_KM * np.arcsin(np.minimum(np.sqrt(square_N) / 2, 1.0))
+    return chord_to_km(np.sqrt(square_N))
 
 
-def to_unit_sphere(place_NLL: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return unit vectors (N, 3), whose chords give great-circle distances as haversine does."""
-    lat_N, lon_N = np.radians(place_NLL).T
-    return np.stack([np.cos(lat_N) * np.cos(lon_N), np.cos(lat_N) * np.sin(lon_N), np.sin(lat_N)], axis=1)
+def find_nearest(at_NLL: NDArray[np.float64], other_MLL: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the number of the other place nearest to each, by the angle between them."""
+    at_N3, other_M3 = to_unit_sphere(at_NLL), to_unit_sphere(other_MLL)
+    step = max(1, _MAX_SIMILARITIES // len(other_M3))
+    parts = [np.argmax(at_N3[i : i + step] @ other_M3.T, axis=1) for i in range(0, len(at_N3), step)]
+    return np.concatenate(parts)
 
 
 def _group_neighbours(at_N3: NDArray[np.float64], size: int) -> _Groups:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from geobind.utils.geo import EARTH_KM
+
 if TYPE_CHECKING:
     from geobind.training.losses.base import LossContext
 
@@ -354,7 +356,7 @@ def _count_positives(pairing: Pairing, rows: slice, parts: list[slice], like_ND:
 
 # N pairs, M keys (the N pairs' own, then queued ones)
 
-EARTH_RADIUS_M = 6_371_008.8  # mean radius of WGS 84
+EARTH_RADIUS_M = EARTH_KM * 1000
 
 
 @dataclass(frozen=True)
