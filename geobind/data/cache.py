@@ -7,12 +7,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from geobind.errors import DataError
+from geobind.utils.files import FileLock
 
 
 def cache_root() -> Path:
@@ -45,10 +45,10 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_name(folder.name + ".lock")) as alone:
+        with FileLock(folder.with_name(folder.name + ".lock")) as lock:
             if folder.is_dir():
                 return folder
-            if alone:  # then whatever bears a temporary name was left by a process that died
+            if lock.is_enforced:  # then a folder of a temporary name was left by a process that died
                 for stale in folder.parent.glob(f".{folder.name}.*"):
                     shutil.rmtree(stale, ignore_errors=True)
             _build_and_rename(folder, build)
@@ -70,20 +70,3 @@ def _build_and_rename(folder: Path, build: Callable[[Path], None]) -> None:
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Generator[bool]:
-    """Hold a lock that the system lets go when the process ends; yield False where there are no locks."""
-    try:
-        import fcntl
-    except ImportError:
-        yield False
-        return
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # some network file systems have none
-            yield False
-            return
-        yield True

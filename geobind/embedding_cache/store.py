@@ -170,7 +170,7 @@ class CacheEntry:
         self.folder = embeddings_folder() / cache_key(facts)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.folder / LOCK_FILE)
+            self._lock = FileLock(self.folder / LOCK_FILE, shared=True)
             if not (self.folder / FACTS_FILE).exists():
                 files.write_json(self.folder / FACTS_FILE, facts)
             os.utime(self.folder / FACTS_FILE)  # when it was last used, for pruning
@@ -199,7 +199,7 @@ class CacheEntry:
 
         Where the disk is full they stay as they are, which is slower and nothing else.
         """
-        with suppress(OSError, StorageError), FileLock(self.folder / "merge.lock", alone=True) as alone:
+        with suppress(OSError, StorageError), FileLock(self.folder / "merge.lock", wait=False) as alone:
             small = [shard for shard in open_shards(self.folder) if len(shard.scale_M) < _SMALL]
             if not alone or len(small) < _MANY:
                 return
@@ -439,9 +439,9 @@ def _read_info(folder: Path) -> EntryInfo | None:
 def _remove_entry(folder: Path) -> bool:
     """Remove an entry that no process has open."""
     try:
-        with FileLock(folder / LOCK_FILE, alone=True) as alone:
+        with FileLock(folder / LOCK_FILE, wait=False) as alone:
             if alone:
                 shutil.rmtree(folder, ignore_errors=True)
-            return alone
+            return bool(alone)
     except OSError:
         return False

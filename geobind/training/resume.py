@@ -8,13 +8,14 @@ import socket
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from geobind import plugins
 from geobind.data.manifest import hash_manifest
 from geobind.errors import StorageError
 from geobind.recipe import Recipe, Stage
 from geobind.utils import files, system
+from geobind.utils.files import FileLock
 from geobind.utils.hashing import fingerprint
 
 # Fields that change no result, and fields younger than runs that lie on disks: those count once they are set.
@@ -117,11 +118,6 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-try:
-    import fcntl
-except ImportError:  # then nothing is locked
-    fcntl = None
-
 LOCK = "run.lock"
 
 
@@ -137,22 +133,22 @@ def run_lock(folder: Path) -> Generator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = _open_locked(folder / LOCK)
+        lock = _acquire(folder / LOCK)
     except OSError as error:
         raise files.explain_write_error(folder / LOCK, error) from error
     try:
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": system.utc_now()}
         with suppress(OSError):  # a full disk costs others the name of the process
-            file.truncate(0)
-            file.write(
-                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": system.utc_now()})
-            )
-            file.flush()
+            if lock.file is not None:
+                lock.file.truncate(0)
+                lock.file.write(json.dumps(owner))
+                lock.file.flush()
         yield
     finally:
         with suppress(OSError):
             (folder / LOCK).unlink()
         with suppress(OSError):
-            file.close()
+            lock.close()
 
 
 def has_partial_results(folder: Path) -> bool:
@@ -172,34 +168,20 @@ def add_resume_hint(folder: Path | None) -> Generator[None]:
         raise
 
 
-def _open_locked(path: Path) -> IO[str]:
-    """Open the file that stands for the folder, with a lock on it."""
-    while True:
-        file = path.open("a+", encoding="utf-8")
-        if fcntl is None:
-            return file
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            who = _describe_owner(file.read())
-            file.close()
-            raise StorageError(
-                f"{path.parent}: {who} is running there; wait for it, end it, or choose another "
-                "folder (--out)"
-            ) from None
-        except OSError:  # some network file systems have no locks
-            return file
-        # Whoever had it before has removed the file: then this lock is on no file any more.
-        with suppress(FileNotFoundError):
-            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                return file
-        file.close()
+def _acquire(path: Path) -> FileLock:
+    """Return the lock that stands for the folder, held."""
+    lock = FileLock(path, wait=False, inherit=False)
+    if not lock:
+        owner = _describe_owner(path)
+        raise StorageError(
+            f"{path.parent}: {owner} is running there; wait for it, end it, or choose another folder (--out)"
+        )
+    return lock
 
 
-def _describe_owner(text: str) -> str:
+def _describe_owner(path: Path) -> str:
     try:
-        facts = json.loads(text)
+        facts = json.loads(path.read_text(encoding="utf-8"))
         return f"process {facts['pid']} on {facts['host']}, since {facts['since']},"
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -11,7 +11,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from geobind.errors import CheckpointError, StorageError
 
@@ -162,44 +162,64 @@ except ImportError:  # then nothing is locked: an entry in use may be pruned, an
 
 
 class FileLock:
-    """A shared lock on a file, or, if it is `alone`, one that no other process has at the same time.
+    """A lock on a file, which the system releases when the process ends, however it ends.
 
-    A shared one is waited for. One that is to be alone is not: it is false where another process has it.
+    Shared locks and exclusive ones that wait block until they are held; an exclusive lock that does not wait
+    is falsy if another process holds it. Where the system or the file system has no locks, every lock counts
+    as held, and `is_enforced` is false.
+
+    Args:
+        path: The file, made if it is not there. It may be removed by whoever holds an exclusive lock.
+        shared: Let other processes hold shared locks at the same time.
+        wait: Wait for other processes to release theirs.
+        inherit: Keep the lock while a forked process has the file open; otherwise it is this process's alone.
     """
 
-    def __init__(self, path: Path, *, alone: bool = False) -> None:
-        self._file = None
-        self.held = False
+    def __init__(self, path: Path, *, shared: bool = False, wait: bool = True, inherit: bool = True) -> None:
+        self.file: IO[str] | None = None
+        self.held = self.is_enforced = False
         while not self.held:
-            self._file = path.open("a")
-            self.held = self._acquired(alone)
-            if alone and not self.held:
+            self.file = path.open("a+", encoding="utf-8")
+            self.held = self._acquire(shared, wait, inherit)
+            if not self.held:
                 self.close()
                 return
-            # Whoever pruned the folder while we waited has taken the file away with it.
-            if not (path.exists() and path.stat().st_ino == os.fstat(self._file.fileno()).st_ino):
+            if not _is_same_file(path, self.file):  # its last holder has removed it: this locks no file
                 self.close()
                 path.parent.mkdir(parents=True, exist_ok=True)
 
     def close(self) -> None:
-        """Let it go."""
-        if self._file is not None:
-            self._file.close()
-        self._file, self.held = None, False
+        """Release the lock."""
+        if self.file is not None:
+            self.file.close()
+        self.file, self.held = None, False
 
-    def __enter__(self) -> bool:
+    def __bool__(self) -> bool:
         return self.held
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         self.close()
 
-    def _acquired(self, alone: bool) -> bool:
-        if fcntl is None or self._file is None:
+    def _acquire(self, shared: bool, wait: bool, inherit: bool) -> bool:
+        if fcntl is None or self.file is None:
             return True
+        mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        acquire = fcntl.flock if inherit else fcntl.lockf  # the second is not inherited
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
-        except BlockingIOError:
+            acquire(self.file, mode if wait else mode | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             return False
         except OSError:  # some network file systems have no locks
             return True
+        self.is_enforced = True
         return True
+
+
+def _is_same_file(path: Path, file: IO[str]) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(file.fileno()).st_ino
+    except FileNotFoundError:
+        return False

@@ -163,14 +163,13 @@ def test_whoever_waited_for_a_folder_does_not_share_it(tmp_path):
 
 
 def test_without_locks_a_run_works_all_the_same(tmp_path, monkeypatch):
-    from geobind.training import resume
 
     def none(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(resume.fcntl, "lockf", none)
+    monkeypatch.setattr(files.fcntl, "lockf", none)
     with run_lock(tmp_path):
         pass
-    monkeypatch.setattr(resume, "fcntl", None)
+    monkeypatch.setattr(files, "fcntl", None)
     with pytest.raises(Stopped), run_lock(tmp_path):
         raise Stopped(15)
