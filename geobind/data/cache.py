@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from geobind.errors import DataError
 from geobind.utils.files import FileLock
@@ -21,11 +18,6 @@ def cache_root() -> Path:
     if chosen:
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "geobind"
-
-
-def fingerprint(*parts: Any) -> str:
-    """Return a short hash of values that JSON can hold."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:

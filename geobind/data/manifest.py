@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from geobind.data.cache import build_once, cache_root, fingerprint
+from geobind.data.cache import build_once, cache_root
 from geobind.data.delimited import PLACE_COLUMNS, DelimitedFile, rows_to_arrow
 from geobind.data.parquet import ParquetManifest
 from geobind.data.readers.files import join_names
 from geobind.errors import DataError
 from geobind.utils.arrow import pc
+from geobind.utils.hashing import short_fingerprint
 
 CELL = "cell:"  # what the fields that hold a modality's cells begin with
 _VERSION = 3  # of the Arrow file; older ones are made again
@@ -51,7 +52,7 @@ def convert_manifest(
     explicit = sorted(wanted.keys() & columns.keys())
     made_from = (str(path.resolve()), shards, wanted, explicit, limit, _VERSION)
     folder = build_once(
-        cache_root() / "tables" / fingerprint(*made_from),
+        cache_root() / "tables" / short_fingerprint(*made_from),
         lambda temporary: _write(temporary / "rows.arrow", path, wanted, explicit, limit),
     )
     return folder / "rows.arrow"
@@ -64,7 +65,7 @@ def hash_manifest(path: Path) -> str:
         DataError: It is missing, of another kind, or cannot be read.
     """
     found = [(shard, shard.stat()) for shard in list_manifest_files(path)]
-    return fingerprint([_hash_file(shard, state.st_size, state.st_mtime_ns) for shard, state in found])
+    return short_fingerprint([_hash_file(shard, state.st_size, state.st_mtime_ns) for shard, state in found])
 
 
 @lru_cache(maxsize=256)

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geobind.data.cache import fingerprint
 from geobind.data.columns import ArrowColumn, TableColumn
 from geobind.data.delimited import PLACE_COLUMNS
 from geobind.data.rasters.column import RasterColumn
 from geobind.data.readers.files import open_binary
 from geobind.errors import DataError
 from geobind.utils.arrow import map_arrow_table
+from geobind.utils.hashing import short_fingerprint
 from geobind.utils.progress import track
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def pack_table(table: Table, folder: Path, *, shard_bytes: int = 200_000_000) ->
     fields = _build_fields(table)
     sizes_N = _estimate_sizes(table)
     edges = _find_shard_edges(sizes_N, shard_bytes)
-    stamp = fingerprint(
+    stamp = short_fingerprint(
         _VERSION, str(table.path), table.rows_N.tolist(), table.view, edges, sizes_N.tolist(), str(fields)
     ).encode()
     schema = pa.schema(list(fields.values()), {_MADE_FROM: stamp})

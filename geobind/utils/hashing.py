@@ -1,10 +1,12 @@
-"""Seeds that depend on what they are for, so that any part of a run can be made again alone."""
+"""Seeds derived from their purpose, and fingerprints of plain values."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from typing import Any
+
+_SHORT = 20  # hexadecimal digits
 
 
 def derive_seed(seed: int, *purpose: object) -> int:
@@ -13,6 +15,11 @@ def derive_seed(seed: int, *purpose: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def fingerprint(*facts: Any) -> str:
-    """Return the SHA-256 of plain values, as hexadecimal."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+def fingerprint(*values: Any) -> str:
+    """Return the SHA-256, in hexadecimal, of values that JSON can hold."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def short_fingerprint(*values: Any) -> str:
+    """Return the first 20 digits of `fingerprint`, as folders of the cache are named."""
+    return fingerprint(*values)[:_SHORT]

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from geobind.data.cache import build_once, cache_root, fingerprint
+from geobind.data.cache import build_once, cache_root
 from geobind.data.columns import ArrayColumn, ArrowColumn, TableColumn
 from geobind.data.dataset import DatasetRows
 from geobind.errors import DataError
 from geobind.utils.arrow import map_arrow_table
+from geobind.utils.hashing import short_fingerprint
 from geobind.utils.progress import is_interactive, track
 from geobind_toyearth.captions import write_captions
 from geobind_toyearth.dataset import ToyEarth
@@ -42,7 +43,7 @@ def open_rows(options: ToyEarth) -> DatasetRows:
     """Return the Arrow file of toy Earth's places and its columns, rendered if need be."""
     # Without rows for validation the planet has the address that it had before there were any.
     asked = options.model_dump(exclude=set() if options.validation else {"validation"})
-    address = fingerprint(asked, _hash_renderers())
+    address = short_fingerprint(asked, _hash_renderers())
     folder = build_once(cache_root() / ToyEarth.name / address, lambda target: _render(target, options))
     path = folder / "rows.arrow"
     columns: dict[str, TableColumn] = {name: ArrayColumn(folder / f"{name}.npy") for name in _ARRAYS}

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from geobind.data.cache import build_once, cache_root, fingerprint
+from geobind.data.cache import build_once, cache_root
 
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
@@ -79,3 +79,9 @@ def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path, refused):
 
 def test_fingerprints_differ_with_their_parts():
     assert fingerprint("a", 1) == fingerprint("a", 1) != fingerprint("a", 2)
+
+
+def test_fingerprints_stay_what_they_are():
+    """Folders of the cache and finished stages on disks bear them."""
+    assert fingerprint("a", {"b": 1.5}) == "0c76b2ddae9bc9d33f25eb7b1f289ac37a02d31c2f0f1dee916c8aa4942fd41b"
+    assert short_fingerprint("a", {"b": 1.5}) == fingerprint("a", {"b": 1.5})[:20]

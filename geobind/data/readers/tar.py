@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from geobind.data.cache import build_once, cache_root, fingerprint
+from geobind.data.cache import build_once, cache_root
 from geobind.errors import DataError
+from geobind.utils.hashing import short_fingerprint
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -126,7 +127,7 @@ def _find_member(file: io.FileIO, path: Path, name: str, label: str) -> tuple[in
 @lru_cache(maxsize=1024)
 def _open_index(path: str, changed_ns: int, size: int) -> NDArray[np.int64]:
     """Map the index of a tar file into memory, so that all processes share it; it is made once."""
-    folder = cache_root() / "tars" / fingerprint(os.path.realpath(path), changed_ns, size, _VERSION)
+    folder = cache_root() / "tars" / short_fingerprint(os.path.realpath(path), changed_ns, size, _VERSION)
     build_once(folder, lambda temporary: np.save(temporary / "index.npy", build_index(Path(path))))
     # A plain array, because each look into a memory map makes another one.
     return np.asarray(np.load(folder / "index.npy", mmap_mode="r", allow_pickle=False))
