@@ -6,6 +6,7 @@ import time
 import pytest
 
 from geobind.data.cache import build_once, cache_root
+from geobind.utils.hashing import fingerprint, short_fingerprint
 
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
