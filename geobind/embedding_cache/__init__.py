@@ -1,1 +1,1 @@
-"""Embeddings of what a stage does not train: made once, kept on disk under the hash of all they depend on."""
+"""Cache of embeddings of frozen encoders, on disk under a hash of everything they depend on."""

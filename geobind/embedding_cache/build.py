@@ -1,4 +1,4 @@
-"""Cached columns of embeddings: find the missing rows and compute them."""
+"""Cached columns of embeddings: finding missing rows and computing them."""
 
 # B inputs of a batch, M rows, F numbers of a row, D width of the space
 
@@ -41,16 +41,16 @@ if TYPE_CHECKING:
     from geobind.modality import Prepared
 
 
-_SECONDS = 30.0  # what an interruption loses at most
-_BYTES = 2**27  # kept in memory before they are written
+_SECONDS = 30.0  # the most that an interruption loses
+_BYTES = 2**27  # the most to keep in memory before writing
 
 
 class MissingRow(NamedTuple):
-    """An observation whose row is to be made."""
+    """An observation whose row is missing."""
 
-    row: int  # of the pairs
-    item: int  # of the row's equally good observations
-    view: int  # of its augmented views
+    row: int  # number of the pair
+    item: int  # number among the pair's equally good observations
+    view: int  # number of the augmented view
     content: tuple[int, int]
 
 
@@ -58,23 +58,23 @@ class _PreparedInput(NamedTuple):
     number: int
     prepared: Prepared | None
     fault: str = ""
-    drew: bool = False  # random numbers, though the result is to be the same every time
+    drew: bool = False  # random numbers, although preparing must be deterministic
 
 
 @dataclass
 class CacheBuilder:
-    """Makes rows of one side.
+    """Computes missing rows of one modality and writes them.
 
     Args:
-        entry: Where they go.
+        entry: The cache entry to write to.
         modality: Prepares the inputs.
         raws: The raw input of each pair, or a list of equally good ones.
-        augmented: Whether to prepare them as for training.
-        views: How many augmented views there are of each; 0: preparing must give the same every time.
-        encode: From a prepared batch to float32 (B, F).
-        check: Raises TrainingError unless the encoder's weights are what the entry is named after.
+        augmented: Whether to prepare inputs as for training.
+        views: Number of augmented views of each input; 0 means that preparing must be deterministic.
+        encode: Maps a prepared batch to float32 (B, F).
+        check: Raises TrainingError if the encoder's weights are not those of the entry's key.
         batch_size: Inputs per forward pass.
-        workers: Processes that prepare.
+        workers: Number of processes that prepare inputs.
     """
 
     entry: CacheEntry
@@ -89,11 +89,11 @@ class CacheBuilder:
     _made: list[tuple[NDArray[np.float32], list[tuple[int, int]]]] = field(default_factory=list, init=False)
     _written: float = field(default=0.0, init=False)
 
-    def fill(self, wanted: Sequence[MissingRow]) -> dict[int, str]:
-        """Make and write the rows of these observations.
+    def fill(self, missing: Sequence[MissingRow]) -> dict[int, str]:
+        """Compute and write the rows of these observations.
 
         Returns:
-            What is wrong with those that cannot be used, by their number in `wanted`.
+            The faults of unusable observations, by their number in `missing`.
 
         Raises:
             Uncacheable: Preparing draws random numbers, or the rows would not fit.
@@ -101,9 +101,9 @@ class CacheBuilder:
             StorageError: The disk is full.
         """
         faults: dict[int, str] = {}
-        numbers = range(len(wanted))
-        batches = [numbers[i : i + self.batch_size] for i in range(0, len(wanted), self.batch_size)]
-        samples = _MissingInputs(self, wanted)
+        numbers = range(len(missing))
+        batches = [numbers[i : i + self.batch_size] for i in range(0, len(missing), self.batch_size)]
+        samples = _MissingInputs(self, missing)
         self._written = time.monotonic()
         title = f"embedding {self.modality.name}"
         loaded = load_batches(samples, batches, _collate, self.workers)
@@ -116,8 +116,8 @@ class CacheBuilder:
                     )
                 faults |= broken
                 if good:
-                    self._keep(self.encode(batch), [wanted[number].content for number in good], len(wanted))
-        except KeyboardInterrupt:  # the run is asked to stop: what is made is kept
+                    self._keep(self.encode(batch), [missing[number].content for number in good], len(missing))
+        except KeyboardInterrupt:  # the run is asked to stop: keep the rows so far
             self._write()
             raise
         self._write()
@@ -138,7 +138,7 @@ class CacheBuilder:
     def _write(self) -> None:
         if not self._made:
             return
-        # Weights that drift would put rows of one encoder under the name of another.
+        # Weights that drift would put rows of one encoder under the key of another.
         self.check()
         content_M2 = np.array(
             [content for _, contents in self._made for content in contents], dtype=np.uint64
@@ -148,18 +148,18 @@ class CacheBuilder:
 
 
 class _MissingInputs(Dataset[Any]):
-    """Prepares observations, and notices whether that draws random numbers."""
+    """Prepares observations, and detects whether that draws random numbers."""
 
-    def __init__(self, filling: CacheBuilder, wanted: Sequence[MissingRow]) -> None:
-        self.modality, self.raws, self.wanted = filling.modality, filling.raws, wanted
-        self.augmented, self.views = filling.augmented, filling.views
+    def __init__(self, builder: CacheBuilder, missing: Sequence[MissingRow]) -> None:
+        self.modality, self.raws, self.missing = builder.modality, builder.raws, missing
+        self.augmented, self.views = builder.augmented, builder.views
 
     def __getitem__(self, number: int) -> _PreparedInput | Failure:
-        row, item, _, content = self.wanted[number]
+        row, item, _, content = self.missing[number]
         try:
             raw = self.raws[row]
             one = raw[item] if isinstance(raw, list) else raw
-            # The numbers of a view come from its content: it is the same in every run.
+            # The seed of a view is its content hash, so it is the same in every run.
             with seeded_rng(*content):
                 prepared = self.modality.prepare(one, training=self.augmented)
                 after = _next_draws()
@@ -170,7 +170,7 @@ class _MissingInputs(Dataset[Any]):
             if gone := find_missing_storage(self.raws, row):
                 return Failure(gone)
             return _PreparedInput(number, None, fault=str(error))
-        except Exception as error:  # a bug, not the data's fault: it ends the run, but say where
+        except Exception as error:  # a bug, not the data's fault: it ends the run, with a note where
             error.add_note(f"while preparing input {row} of {self.modality.name}")
             raise
 
@@ -180,7 +180,7 @@ def _next_draws() -> tuple[float, float, float]:
 
 
 def _collate(samples: list[_PreparedInput]) -> tuple[list[int], Any, dict[int, str], bool]:
-    """Stack what could be prepared, list what could not, and tell whether any drew random numbers."""
+    """Return the prepared numbers and their batch, the faults of the others, and whether any drew numbers."""
     good = [sample for sample in samples if sample.prepared is not None]
     batch = collate([sample.prepared for sample in good if sample.prepared is not None]) if good else None
     faults = {sample.number: sample.fault for sample in samples if sample.prepared is None}
@@ -190,24 +190,24 @@ def _collate(samples: list[_PreparedInput]) -> tuple[list[int], Any, dict[int, s
 # N pairs, M observations (a pair may have several), K views of each, B pairs of a batch, F numbers of a row
 
 
-ContentHash = tuple[int, int]  # a content
-_MAX_SHOWN = 5  # broken inputs listed in a message
+ContentHash = tuple[int, int]
+_MAX_SHOWN = 5  # broken inputs in a message
 
 
 class InputHashes(NamedTuple):
-    """What the pairs of a side hold, by content."""
+    """Content hashes of all inputs of one modality."""
 
-    first_N: NDArray[np.int64]  # (N + 1,) where the observations of each pair begin
-    listed_N: NDArray[np.bool_]  # whether the pair has a list of them, of which one is drawn
+    first_N: NDArray[np.int64]  # (N + 1,) first observation of each pair
+    listed_N: NDArray[np.bool_]  # whether the pair has a list of observations, of which one is drawn
     contents_M: list[bytes | DataError]
 
 
 class FillRanks(NamedTuple):
-    """The processes that train together."""
+    """The processes that share the filling of the cache."""
 
     rank: int
     world: int
-    agree: Callable[[bool], bool]  # whether it is true on every rank; all ranks wait for each other here
+    agree: Callable[[bool], bool]  # true if true on every rank; all ranks wait for each other
 
 
 SINGLE_PROCESS = FillRanks(0, 1, bool)
@@ -215,25 +215,25 @@ SINGLE_PROCESS = FillRanks(0, 1, bool)
 
 @dataclass(frozen=True, eq=False)
 class CacheIndex:
-    """Which rows of the cache stand for each pair; small enough to go to the processes that load data."""
+    """Index from pairs to rows of the cache, small enough to send to the loader's processes."""
 
     first_N: NDArray[np.int64]
     listed_N: NDArray[np.bool_]
-    row_MK: NDArray[np.int64]  # rows of the cache, -1 where there is none
-    faults: Mapping[int, str]  # why, by observation
+    row_MK: NDArray[np.int64]  # rows of the cache, -1 for none
+    faults: Mapping[int, str]  # reasons for missing rows, by observation
 
     def cell(self, pair: int) -> int | list[int] | None:
-        """Return what stands for a pair's input: the number of its observation, or a list of them."""
+        """Return the number of a pair's observation, or a list of numbers if it has several."""
         start, end = int(self.first_N[pair]), int(self.first_N[pair + 1])
         if self.listed_N[pair]:
             return list(range(start, end))
         return None if self.faults.get(start) == str(MISSING) else start
 
     def row(self, item: int, draw: Callable[[int], int]) -> int:
-        """Return the row of an observation, of one of its views.
+        """Return the cache row of one of the observation's views.
 
         Raises:
-            DataError: It cannot be used.
+            DataError: The observation is unusable.
         """
         views = self.row_MK.shape[1]
         row = int(self.row_MK[item, draw(views) if views > 1 else 0])
@@ -242,39 +242,39 @@ class CacheIndex:
         return row
 
     def pick(self, pair: int, draw: Callable[[int], int]) -> int:
-        """Return the row of a pair: of one observation, drawn as the loader draws it, and of one view.
+        """Return the cache row of a pair: of one observation, drawn as the loader draws it, and of one view.
 
         Raises:
-            DataError: The observation cannot be used.
+            DataError: The observation is unusable.
         """
         start, end = int(self.first_N[pair]), int(self.first_N[pair + 1])
         return self.row(start + (draw(end - start) if self.listed_N[pair] else 0), draw)
 
     @property
     def fixed_N(self) -> NDArray[np.int64]:
-        """The row of each pair that leaves no choice and is there, -1 for the others (N,)."""
+        """Row of each pair with a single cached row, -1 for the others (N,)."""
         if self.row_MK.shape[1] > 1:
             return np.full(len(self.listed_N), -1, dtype=np.int64)
         return np.where(self.listed_N, -1, self.row_MK[self.first_N[:-1], 0])
 
 
 class CachedColumn(NamedTuple):
-    """One side of a stage as it is read from the cache."""
+    """One modality of a stage as read from the cache."""
 
-    picks: CacheIndex
+    lookup: CacheIndex
     rows: ShardRows
-    made: int  # rows that this process made for it
+    made: int  # rows that this process computed
 
     def read(self, row_B: NDArray[np.int64]) -> Tensor:
-        """Return rows as float32 (B, F)."""
+        """Return rows by their numbers, float32 (B, F)."""
         return self.rows.read(row_B)
 
 
 def hash_inputs(raws: Sequence[Any], files: FileHashes, title: str) -> InputHashes:
-    """Tell the content of everything a side holds; files that are known are not read again.
+    """Hash every input of one modality, reusing the hashes of known files.
 
     Raises:
-        Uncacheable: An input is of a kind whose content cannot be told.
+        Uncacheable: An input is of a kind that cannot be hashed.
     """
     counts: list[int] = []
     listed: list[bool] = []
@@ -292,42 +292,42 @@ def hash_inputs(raws: Sequence[Any], files: FileHashes, title: str) -> InputHash
 
 
 def ensure_cached(
-    seen: InputHashes,
-    filling: CacheBuilder,
+    inputs: InputHashes,
+    builder: CacheBuilder,
     *,
     views: int,
     max_broken: float,
     ranks: FillRanks = SINGLE_PROCESS,
 ) -> CachedColumn | None:
-    """Find the rows of a side, after making those that are missing, each rank its share.
+    """Return the cached rows of one modality, after computing missing ones, each rank its share.
 
     Args:
-        seen: What the side holds.
-        filling: Makes rows.
-        views: How many augmented views of each observation there are; 0: each is taken as it is.
+        inputs: The modality's inputs.
+        builder: Computes rows.
+        views: Number of augmented views of each observation; 0 means none is augmented.
         max_broken: Share of the observations that may be unusable.
         ranks: The processes that share the work.
 
     Returns:
-        The side; None if a rank could not make its rows and another has said so, or will.
+        The column, or None if another rank failed to compute its rows and raises.
 
     Raises:
-        Uncacheable: The rows cannot be kept, or another process takes them away.
+        Uncacheable: The rows cannot be kept, or another process prunes them.
         StorageError: The disk is full.
         DataError: Too many observations are broken.
     """
-    content_MK2 = _view_hashes(seen, views)
+    content_MK2 = _view_hashes(inputs, views)
     faults: dict[ContentHash, str] = {}
     made = 0
-    # The second time is for what another machine has made on a disk of its own, and for shards lost since.
+    # The second pass computes rows that another machine has on its own disk, and those of shards lost since.
     for step in (ranks.world, 1):
-        missing = _find_missing(seen, content_MK2, filling.entry.rows(), faults)
+        missing = _find_missing(inputs, content_MK2, builder.entry.rows(), faults)
         mine = missing[ranks.rank :: step] if step > 1 else missing
         trouble: Exception | None = None
         try:
-            found = filling.fill(mine) if mine else {}
-            faults |= {mine[number].content: reason for number, reason in found.items()}
-            made += len(mine) - len(found)
+            unusable = builder.fill(mine) if mine else {}
+            faults |= {mine[number].content: reason for number, reason in unusable.items()}
+            made += len(mine) - len(unusable)
         except (Uncacheable, StorageError) as error:
             trouble = error
         if not ranks.agree(trouble is None):
@@ -335,67 +335,67 @@ def ensure_cached(
                 raise trouble
             return None
     if ranks.rank == 0:
-        filling.entry.merge()
-    ranks.agree(True)  # nobody looks before it is merged
-    rows = filling.entry.rows()
-    lost = _find_missing(seen, content_MK2, rows, faults)
+        builder.entry.merge()
+    ranks.agree(True)  # no rank reads before the merge is done
+    rows = builder.entry.rows()
+    lost = _find_missing(inputs, content_MK2, rows, faults)
     if not ranks.agree(not lost):
-        raise Uncacheable(f"another process takes its rows away ({len(lost)} of them)")
-    picks = _build_index(seen, content_MK2, rows, faults)
-    _check_broken(filling, seen, picks, max_broken)
-    return CachedColumn(picks, rows, made)
+        raise Uncacheable(f"{len(lost)} of its rows were pruned by another process")
+    index = _build_index(inputs, content_MK2, rows, faults)
+    _check_broken(builder, inputs, index, max_broken)
+    return CachedColumn(index, rows, made)
 
 
-def _view_hashes(seen: InputHashes, views: int) -> NDArray[np.uint64]:
-    """Return the content of each view of each observation (M, K, 2); zeros where it cannot be told."""
+def _view_hashes(inputs: InputHashes, views: int) -> NDArray[np.uint64]:
+    """Return the hash of each view of each observation (M, K, 2); zeros for broken inputs."""
     unknown = bytes(16)
-    told = (unknown if isinstance(one, DataError) else one for one in seen.contents_M)
+    hashes = (unknown if isinstance(one, DataError) else one for one in inputs.contents_M)
     if views:
-        told = (one if one == unknown else hash_view(one, view) for one in told for view in range(views))
-    return pack_hashes(told).reshape(len(seen.contents_M), max(views, 1), 2)
+        hashes = (one if one == unknown else hash_view(one, view) for one in hashes for view in range(views))
+    return pack_hashes(hashes).reshape(len(inputs.contents_M), max(views, 1), 2)
 
 
 def _find_missing(
-    seen: InputHashes, content_MK2: NDArray[np.uint64], rows: ShardRows, faults: Mapping[ContentHash, str]
+    inputs: InputHashes, content_MK2: NDArray[np.uint64], rows: ShardRows, faults: Mapping[ContentHash, str]
 ) -> list[MissingRow]:
-    """List what has no row yet, each content once; what cannot be used is left out."""
+    """Return the usable observations without a row, each content once."""
     row_L = rows.find(content_MK2.reshape(-1, 2))
     views = content_MK2.shape[1]
-    found: dict[ContentHash, MissingRow] = {}
+    missing: dict[ContentHash, MissingRow] = {}
     for place in np.flatnonzero(row_L < 0):
         item, view = divmod(int(place), views)
         first, second = content_MK2[item, view].tolist()
         content = first, second
-        if content in found or content in faults or isinstance(seen.contents_M[item], DataError):
+        if content in missing or content in faults or isinstance(inputs.contents_M[item], DataError):
             continue
-        pair = int(np.searchsorted(seen.first_N, item, side="right")) - 1
-        found[content] = MissingRow(pair, item - int(seen.first_N[pair]), view, content)
-    return list(found.values())
+        pair = int(np.searchsorted(inputs.first_N, item, side="right")) - 1
+        missing[content] = MissingRow(pair, item - int(inputs.first_N[pair]), view, content)
+    return list(missing.values())
 
 
 def _build_index(
-    seen: InputHashes, content_MK2: NDArray[np.uint64], rows: ShardRows, faults: Mapping[ContentHash, str]
+    inputs: InputHashes, content_MK2: NDArray[np.uint64], rows: ShardRows, faults: Mapping[ContentHash, str]
 ) -> CacheIndex:
     row_MK = rows.find(content_MK2.reshape(-1, 2)).reshape(content_MK2.shape[:2])
-    said: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     for item in np.flatnonzero((row_MK < 0).any(axis=1)).tolist():
-        error = seen.contents_M[item]
+        error = inputs.contents_M[item]
         known = (faults[words] for view in content_MK2[item].tolist() if (words := tuple(view)) in faults)
-        said[item] = str(error) if isinstance(error, DataError) else next(known)
-    return CacheIndex(seen.first_N, seen.listed_N, row_MK, said)
+        reasons[item] = str(error) if isinstance(error, DataError) else next(known)
+    return CacheIndex(inputs.first_N, inputs.listed_N, row_MK, reasons)
 
 
-def _check_broken(filling: CacheBuilder, seen: InputHashes, picks: CacheIndex, most: float) -> None:
-    broken = {item: said for item, said in picks.faults.items() if seen.contents_M[item] is not MISSING}
-    count = len(picks.row_MK)
-    if len(broken) > most * count:
-        first = int(np.searchsorted(seen.first_N, next(iter(broken)), side="right")) - 1
-        if gone := find_missing_storage(filling.raws, first):
+def _check_broken(builder: CacheBuilder, inputs: InputHashes, index: CacheIndex, max_broken: float) -> None:
+    broken = {item: why for item, why in index.faults.items() if inputs.contents_M[item] is not MISSING}
+    count = len(index.row_MK)
+    if len(broken) > max_broken * count:
+        first = int(np.searchsorted(inputs.first_N, next(iter(broken)), side="right")) - 1
+        if gone := find_missing_storage(builder.raws, first):
             raise DataError(gone)
         listed = "".join(f"\n  {reason}" for reason in [*broken.values()][:_MAX_SHOWN])
         raise DataError(
-            f"{filling.modality.name}: {len(broken)} of {count} inputs cannot be used, more than max_broken "
-            f"({most:g}) allows; mend or drop them, or raise it:{listed}"
+            f"{builder.modality.name}: {len(broken)} of {count} inputs cannot be used, more than max_broken "
+            f"({max_broken:g}) allows; mend or drop them, or raise it:{listed}"
         )
 
 
@@ -409,15 +409,15 @@ def _iter_cells(raws: Sequence[Any]) -> Iterator[Any]:
 
 
 class RowEncoder:
-    """Runs the part of an encoder that is kept, without gradients and in eval mode.
+    """Computes cache rows with an encoder or its trunk, without gradients and in eval mode.
 
-    The features of a trunk are what its encoder's `head` is called with, whatever the encoder does before.
+    The features of a trunk are the input of its encoder's `head`, whatever the encoder does before.
 
     Args:
         encoder: The whole encoder, on its device.
-        part: The whole gives unit-length embeddings (B, D), the trunk the head's input (B, F).
-        context: The precision to compute in.
-        device: Where it computes.
+        part: "whole" gives unit-length embeddings (B, D), "trunk" the head's input (B, F).
+        context: Context of the precision to compute in.
+        device: The encoder's device.
     """
 
     def __init__(
@@ -434,15 +434,15 @@ class RowEncoder:
         """Return a row for each input of a prepared batch.
 
         Raises:
-            Uncacheable: The encoder gives more than an embedding, does more after its head, or gives the head
-                something else than features.
+            Uncacheable: The encoder returns more than an embedding, or has operations after its head, or
+                calls the head with something other than features.
         """
         with eval_mode(self.encoder), self.context():
             x = to_device(batch, self.device)
             if self.part == "whole":
                 output = self.encoder(x)
                 if not isinstance(output, Tensor):
-                    raise Uncacheable("its encoder gives more than an embedding")
+                    raise Uncacheable("its encoder returns more than an embedding")
                 value_BF = unit(output)
             else:
                 value_BF, output_BD = self._features(x)
@@ -477,9 +477,9 @@ class RowEncoder:
         """Check that nothing follows the head."""
         again_BD = self._head(features_BF)
         if not isinstance(output_BD, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise Uncacheable("its encoder gives more than an embedding")
+            raise Uncacheable("its encoder returns more than an embedding")
         if again_BD.shape != output_BD.shape or not torch.allclose(
             again_BD.float(), output_BD.float(), rtol=1e-3, atol=1e-5, equal_nan=True
         ):
-            raise Uncacheable("its encoder does more after its head")
+            raise Uncacheable("its encoder has operations after its head")
         self._trusted = True

@@ -1,6 +1,6 @@
-"""Cache keys: everything an embedding depends on, and content hashes of inputs."""
+"""Cache keys: everything that an embedding depends on, and content hashes of inputs."""
 
-# M observations; a content is two 64-bit words
+# M observations; a content hash is two 64-bit words
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ if TYPE_CHECKING:
 WORDS = 2
 _BYTES = 8 * WORDS
 _READ = 2**20
-_GROUP = 256  # inputs whose files are hashed side by side
+_GROUP = 256  # inputs whose files are hashed in parallel
 _THREADS = 8
-_YOUNG = 2.0  # seconds; within them a file can change and keep its time stamps
+_YOUNG = 2.0  # seconds after a write in which a file can change and keep its time stamps
 _TABLE = "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, state BLOB, content BLOB)"
 
-MISSING = DataError("is missing")  # what stands for an input that a row has not got
+MISSING = DataError("is missing")  # stands for an input that a row lacks
 
 
 class Uncacheable(Exception):
-    """A side cannot be cached; the message says why, in words that follow "is not cached: "."""
+    """A modality cannot be cached; the message is a reason that follows "is not cached: "."""
 
 
 class FileHashes:
-    """Hashes of files, kept on disk: a file is read again only when its size, times or inode have changed.
+    """Hashes of files, kept on disk: a file is read again only if its size, times or inode have changed.
 
-    Several processes may share the file at `path`. It saves time and nothing else: where it cannot be
-    written or read, every file is hashed.
+    Several processes may share the database at `path`. It only saves time: if it cannot be read or written,
+    every file is hashed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,10 +64,12 @@ class FileHashes:
         self._path = path
 
     def prefetch(self, paths: Iterable[str]) -> None:
-        """Hash files side by side, so that asking for them one by one is quick."""
-        wanted = [(path, state) for path in dict.fromkeys(paths) if (state := _file_stamp(path)) is not None]
-        self._known = dict(self._recall(wanted))
-        missing = [(path, state) for path, state in wanted if path not in self._known]
+        """Hash files in parallel, so that single look-ups are quick."""
+        requested = [
+            (path, state) for path in dict.fromkeys(paths) if (state := _file_stamp(path)) is not None
+        ]
+        self._known = dict(self._recall(requested))
+        missing = [(path, state) for path, state in requested if path not in self._known]
         if len(missing) > 1:
             with ThreadPoolExecutor(_THREADS) as pool:
                 list(pool.map(lambda item: self._hash(*item), missing))
@@ -99,17 +101,17 @@ class FileHashes:
         return digest
 
     def _hash(self, path: str, _: bytes) -> None:
-        with suppress(DataError, Uncacheable):  # who asks for it by name will be told
+        with suppress(DataError, Uncacheable):  # the look-up of the file itself raises it
             self._known[path] = self(path)
 
-    def _recall(self, wanted: list[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    def _recall(self, requested: list[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
         if not self._path.exists():
             return
         with suppress(sqlite3.Error, OSError), closing(sqlite3.connect(self._path, timeout=30)) as base:
-            for path, state in wanted:
-                found = base.execute("SELECT state, content FROM files WHERE path = ?", (path,)).fetchone()
-                if found and found[0] == state and len(found[1]) == _BYTES:
-                    yield path, found[1]
+            for path, state in requested:
+                row = base.execute("SELECT state, content FROM files WHERE path = ?", (path,)).fetchone()
+                if row and row[0] == state and len(row[1]) == _BYTES:
+                    yield path, row[1]
 
     def _remember(self) -> None:
         if not self._new:
@@ -123,14 +125,14 @@ class FileHashes:
 
 
 def content_hashes(cells: Iterable[Any], files: FileHashes) -> Iterator[list[bytes | DataError]]:
-    """Yield the content of each observation of each cell; a cell is an input or a list of equally good ones.
+    """Yield the content hashes of each cell's observations; a cell is an input or a list of equal ones.
 
     Args:
-        cells: Raw inputs, lists of them, or the DataError that reading the cell raised.
-        files: The hashes of files.
+        cells: Raw inputs, lists of them, or the DataError raised by reading a cell.
+        files: Hashes of files.
 
     Raises:
-        Uncacheable: An input is of a kind whose content cannot be told.
+        Uncacheable: An input is of a kind that cannot be hashed.
     """
     remaining = iter(cells)
     while group := list(islice(remaining, _GROUP)):
@@ -141,12 +143,12 @@ def content_hashes(cells: Iterable[Any], files: FileHashes) -> Iterator[list[byt
 
 
 def hash_view(content: bytes, view: int) -> bytes:
-    """Return the content that stands for one augmented view of an observation."""
+    """Return the content hash of one augmented view of an observation."""
     return hashlib.sha256(content + f"view {view}".encode()).digest()[:_BYTES]
 
 
 def pack_hashes(contents: Iterable[bytes]) -> NDArray[np.uint64]:
-    """Return contents as an array (M, 2)."""
+    """Return content hashes as an array (M, 2)."""
     return np.frombuffer(b"".join(contents), dtype="<u8").reshape(-1, WORDS).astype(np.uint64)
 
 
@@ -166,17 +168,17 @@ def content_hash(raw: Any, files: FileHashes) -> bytes | DataError:
 
 
 def _iter_bytes(raw: Any, files: FileHashes) -> Iterator[Any]:
-    """Yield the bytes of an input, each part with its kind and length, so that no two inputs run into one."""
+    """Yield the bytes of an input; each part has its kind and length, so that no two inputs coincide."""
     from torch import Tensor
 
     if isinstance(raw, Path):
-        # The name is no content, but its end may tell a reader how to decode the file.
+        # The name is not content, but a reader may decode the file by its suffix.
         yield from _iter_bytes(("file", raw.suffix.lower(), files(os.fspath(raw))), files)
     elif isinstance(raw, str):
         encoded = raw.encode("utf-8", "surrogatepass")
         yield b"str %d " % len(encoded)
         yield encoded
-        if _is_file(raw):  # a plugin may take strings for paths
+        if _is_file(raw):  # a plugin may treat strings as paths
             yield files(raw)
     elif isinstance(raw, bytes | bytearray | memoryview):
         yield b"bytes %d " % len(raw)
@@ -199,7 +201,7 @@ def _iter_bytes(raw: Any, files: FileHashes) -> Iterator[Any]:
     elif isinstance(raw, Image):
         yield from _iter_bytes(("image", raw.mode, raw.size, raw.getpalette(), raw.tobytes()), files)
     else:
-        raise Uncacheable(f"its inputs are of a kind whose content cannot be told ({type(raw).__name__})")
+        raise Uncacheable(f"its inputs are of a kind that cannot be hashed ({type(raw).__name__})")
 
 
 def _iter_paths(raw: Any) -> Iterator[str]:
@@ -218,7 +220,7 @@ def _is_file(text: str) -> bool:
 
 
 def _stamp(state: os.stat_result) -> tuple[int, int, int, int]:
-    # Programs can set mtime but not ctime: a file that was replaced and its time put back is seen.
+    # Programs can set mtime but not ctime, which reveals a replaced file whose mtime was restored.
     return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
 
@@ -233,11 +235,11 @@ def _file_stamp(path: str) -> bytes | None:
         return None
 
 
-FORMAT = 1  # of the files; a change makes every older entry another
+FORMAT = 1  # format of the files; a change invalidates all entries
 Part = Literal["whole", "trunk"]
-_FOR_WORK = re.compile(r"extra *== *.(dev|tests?|docs|lint)\b")  # requirements that no embedding depends on
-_NO_MATTER = {"torchaudio"}  # where it is missing, or another, geobind's spectrograms are the same
-_OURS = ("geobind.data", "geobind.towers")  # what turns an input into numbers, beside the plugin itself
+_FOR_WORK = re.compile(r"extra *== *.(dev|tests?|docs|lint)\b")  # extras that no embedding depends on
+_NO_MATTER = {"torchaudio"}  # geobind's spectrograms are the same without it or with another version
+_OURS = ("geobind.data", "geobind.towers")  # code that turns inputs into numbers, beside the plugin itself
 
 
 def cache_key_facts(
@@ -251,25 +253,25 @@ def cache_key_facts(
     augmented: bool,
     files: Callable[[str], bytes],
 ) -> dict[str, Any]:
-    """List everything that the embedding of an input depends on, as plain values.
+    """Return everything that the embedding of an input depends on, as plain values.
 
-    All options count, those of augmentation too, since the core cannot know which of them matter, and the
-    content of files that they name. So do the source code of the plugin and of geobind's own readers and
-    towers, which may change without a new version while somebody works on them, and the versions of all
-    the libraries they declare but torchaudio, without which geobind's spectrograms are the same.
+    These are all options, those of augmentation included, since the core cannot know which of them matter;
+    the content of files that options name; the source code of the plugin and of geobind's own readers and
+    towers, which may change without a new version during development; and the versions of all libraries that
+    they declare, except torchaudio, without which geobind's spectrograms are the same.
 
     Args:
-        modality: With its options.
-        source: Where its plugin comes from.
-        weights: The hash of the encoder's weights; of its trunk's, where `part` is the trunk.
-        part: What is kept: the embedding, or the features that the encoder's `head` takes.
-        width: Length of the shared space.
-        precision: What the encoder computes in.
+        modality: The modality with its options.
+        source: The distribution of its plugin.
+        weights: Hash of the encoder's weights; of its trunk's if `part` is "trunk".
+        part: The rows to keep: embeddings, or the input features of the encoder's `head`.
+        width: Width of the shared space.
+        precision: Precision of the encoder.
         augmented: Whether inputs are prepared as for training.
         files: Returns the hash of a file.
 
     Raises:
-        Uncacheable: The plugin's source code is nowhere to be found.
+        Uncacheable: The source code of the plugin is not available.
     """
     options = modality.model_dump(mode="json")
     return {
@@ -289,12 +291,12 @@ def cache_key_facts(
 
 
 def cache_key(facts: dict[str, Any]) -> str:
-    """Return the name of the cache entry for these facts."""
+    """Return the key of the cache entry with these facts."""
     return fingerprint(facts)[:32]
 
 
 def _named_files(value: Any) -> set[str]:
-    """Find the files that options name."""
+    """Return the files that options name."""
     if isinstance(value, Mapping):
         return {file for part in value.values() for file in _named_files(part)}
     if isinstance(value, list | tuple):
@@ -304,7 +306,7 @@ def _named_files(value: Any) -> set[str]:
 
 @lru_cache(maxsize=64)
 def _hash_source(cls: type[Modality]) -> str:
-    """Hash the source files of a modality and of what reads and encodes for it."""
+    """Hash the source files of a modality, its readers and its encoders."""
     total = hashlib.sha256(f"{cls.__module__}.{cls.__qualname__}".encode())
     found = {file for name in _OURS for file in _source_files(name)}
     for parent in cls.__mro__:
@@ -319,15 +321,15 @@ def _hash_source(cls: type[Modality]) -> str:
 
 
 def _class_source(cls: type[Modality]) -> str:
-    """Return the source code of a class that was typed in, as in a notebook."""
+    """Return the source code of a class without a file, as in a notebook."""
     try:
         return inspect.getsource(cls)
     except (OSError, TypeError):
-        raise Uncacheable(f"the source code of {cls.__qualname__} is not known") from None
+        raise Uncacheable(f"the source code of {cls.__qualname__} is not available") from None
 
 
 def _source_files(name: str) -> list[Path]:
-    """List the source files of a module; of a module in a package, those of the whole package."""
+    """Return the source files of a module; for a module in a package, those of the whole package."""
     if name in _OURS:
         spec = find_spec(name)
         folders = list((spec and spec.submodule_search_locations) or ())
@@ -342,7 +344,7 @@ def _source_files(name: str) -> list[Path]:
 
 @lru_cache(maxsize=64)
 def _library_versions(distribution: str) -> dict[str, str]:
-    """Name the versions of a distribution, of geobind, and of what the two declare that they need."""
+    """Return the versions of a distribution, of geobind, and of the requirements that both declare."""
     wanted = {"geobind", distribution}
     for name in tuple(wanted):
         try:

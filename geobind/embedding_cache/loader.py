@@ -1,4 +1,4 @@
-"""Batches of cached embeddings, and the rows and modalities that stand in for cached ones."""
+"""Batches of cached embeddings, with stand-ins for cached columns and modalities."""
 
 # N rows of all sources, K views
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class RawColumn(Sequence[Any]):
-    """The cells of one modality in every row of a stage, None where a row lacks it.
+    """Raw inputs of one modality in every row of a stage, None where a row lacks it.
 
     Args:
         rows: The stage's rows.
         name: The modality.
-        described: Whether to tell what a window of a raster is cut out of, instead of reading it.
+        described: Whether to describe a raster window by its files and place, instead of reading it.
     """
 
     rows: MixedDataset
@@ -52,16 +52,16 @@ class RawColumn(Sequence[Any]):
         return tuple(source.rows.column(self.name) for source in self.rows.sources)
 
     def find_missing_storage(self, row: int) -> str | None:
-        """Say that the data of a row's source are gone, if they are."""
+        """Return a message if the storage of a row's source is missing, else None."""
         return self.rows.find_missing_storage(row)
 
 
 @dataclass(frozen=True, eq=False)
 class CachedRows:
-    """Rows whose cells, of the modalities that are read from the cache, are numbers of observations."""
+    """Rows whose cells of cached modalities are numbers of observations."""
 
     rows: MixedDataset  # of the other modalities
-    picks: Mapping[str, CacheIndex]
+    indexes: Mapping[str, CacheIndex]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -69,32 +69,32 @@ class CachedRows:
     def __getitem__(self, row: int) -> Row:
         seen = self.rows[row]
         return seen._replace(
-            raws={**seen.raws, **{name: picks.cell(row) for name, picks in self.picks.items()}}
+            raws={**seen.raws, **{name: index.cell(row) for name, index in self.indexes.items()}}
         )
 
     def find_missing_storage(self, row: int) -> str | None:
-        """Say that the data of a row's source are gone, if they are."""
+        """Return a message if the storage of a row's source is missing, else None."""
         return self.rows.find_missing_storage(row)
 
 
 def drop_columns(rows: MixedDataset, names: Mapping[str, Any]) -> MixedDataset:
-    """Return the same rows without some modalities, whose cells are then not read."""
+    """Return the same rows without some modalities, so that their cells are not read."""
     return MixedDataset(tuple(source._replace(rows=source.rows.drop(names)) for source in rows.sources))
 
 
 class CachedModality:
-    """Stands in for a modality: its prepared input is the number of a row of the cache."""
+    """Stand-in for a modality; its prepared input is the number of a cache row."""
 
-    def __init__(self, picks: CacheIndex) -> None:
-        self.picks = picks
+    def __init__(self, index: CacheIndex) -> None:
+        self.index = index
 
     def prepare(self, raw: Any, *, training: bool = False) -> Tensor:
-        """Return the row of an observation, of one of its views drawn at random.
+        """Return the cache row of an observation, of one of its views drawn at random.
 
         Raises:
-            DataError: The observation cannot be used.
+            DataError: The observation is unusable.
         """
-        return torch.tensor(self.picks.row(raw, random.randrange))
+        return torch.tensor(self.index.row(raw, random.randrange))
 
 
 # B rows of a batch on this rank, N rows
@@ -104,23 +104,25 @@ Batches = tuple[int, dict[str, Any], BatchMeta]
 
 
 class CachedLoader:
-    """The batches of a loader, with rows of the cache in place of the inputs of some modalities.
+    """Batches of a loader, with cache rows in place of the inputs of some modalities.
 
-    The same rows and the same of several observations are drawn as without the cache. Where all modalities
-    are read from it, nothing is left to prepare, and a batch is a few lookups in this process.
+    It draws the same rows, and the same of several observations, as without the cache. If all modalities are
+    cached, nothing is left to prepare, and a batch is a few look-ups in this process.
 
     Args:
-        loader: What would be loaded without the cache.
+        loader: The loader without the cache.
         rows: Its rows.
-        stored: What is read from the cache, by modality.
+        stored: The cached columns, by modality.
     """
 
     def __init__(self, loader: BatchLoader, rows: MixedDataset, stored: Mapping[str, CachedColumn]) -> None:
         self.stored = dict(stored)
-        self._picks: dict[str, CacheIndex] = {name: side.picks for name, side in stored.items()}
-        sides = {name: ModalityInput(CachedModality(picks)) for name, picks in self._picks.items()}
+        self._indexes: dict[str, CacheIndex] = {name: side.lookup for name, side in stored.items()}
+        sides = {name: ModalityInput(CachedModality(index)) for name, index in self._indexes.items()}
         self.loader = replace(
-            loader, rows=CachedRows(drop_columns(rows, stored), self._picks), sides={**loader.sides, **sides}
+            loader,
+            rows=CachedRows(drop_columns(rows, stored), self._indexes),
+            sides={**loader.sides, **sides},
         )
         whole = set(loader.sides) == set(stored) and not loader.partial
         self._rows = rows
@@ -129,12 +131,12 @@ class CachedLoader:
 
     @property
     def first_step(self) -> int:
-        """The step it begins with."""
+        """First step of the loader."""
         return self.loader.first_step
 
     @property
     def quarantined(self) -> list[tuple[str, str]]:
-        """The broken rows met so far on this rank: key and reason."""
+        """Broken rows met so far on this rank: key and reason."""
         return [*self.loader.quarantined, *self._broken.items()]
 
     def __len__(self) -> int:
@@ -149,13 +151,13 @@ class CachedLoader:
         return self.stored[name].read(batch.numpy()) if name in self.stored else batch
 
     def _loaded(self, step: int) -> Iterator[Batches]:
-        # How many rows may be broken was judged when the cache was filled.
+        # The share of broken rows was checked when the cache was filled.
         one = replace(self.loader, first_step=step, last_step=step + 1, workers=0, max_broken=1.0)
         yield from one
         self._broken |= dict(one.quarantined)
 
     def _lookups(self, metadata: RowMetadata) -> Iterator[Batches]:
-        fixed = {name: picks.fixed_N for name, picks in self._picks.items()}
+        fixed = {name: index.fixed_N for name, index in self._indexes.items()}
         for step in range(self.loader.first_step, self.loader.last_step):
             row_B = self.loader.indices(step)
             picked = {name: fixed_N[row_B] for name, fixed_N in fixed.items()}
@@ -163,9 +165,9 @@ class CachedLoader:
             try:
                 for place in np.flatnonzero(open_B):
                     draw = python_random(self.loader.sampler.seed, step, int(row_B[place])).randrange
-                    for name, picks in self._picks.items():
-                        picked[name][place] = picks.pick(int(row_B[place]), draw)
-            except DataError:  # a row is broken, and the loader knows what takes its place
+                    for name, index in self._indexes.items():
+                        picked[name][place] = index.pick(int(row_B[place]), draw)
+            except DataError:  # a row is broken, and the loader knows its replacement
                 yield from self._loaded(step)
                 continue
             meta = metadata.batch(row_B, LazySequence(row_B.astype(np.int32), self._key))

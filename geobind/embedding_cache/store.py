@@ -1,4 +1,4 @@
-"""Cache entries on disk: shards, sizes, pruning, verification."""
+"""Cache entries on disk: shards, size limit, pruning and verification."""
 
 # M rows of a shard, F numbers of a row
 
@@ -40,21 +40,21 @@ _TYPES = {"content": ("U64", np.uint64), "scale": ("F32", np.float32), "row": ("
 
 
 class Damaged(Exception):
-    """A shard cannot be read; the message says what is wrong with it."""
+    """A shard is unreadable; the message says why."""
 
 
 class CacheShard(NamedTuple):
-    """Rows in a memory-mapped file."""
+    """Rows of one memory-mapped file."""
 
     path: Path
     content_M2: NDArray[np.uint64]
-    scale_M: NDArray[np.float32]  # what a row was divided by
+    scale_M: NDArray[np.float32]  # divisor of each row
     row_MF: NDArray[np.float16]  # of any shape from the second axis on
-    sum: str  # SHA-256 of the rows' bytes, as it should be
+    sum: str  # expected SHA-256 of the rows' bytes
 
 
 def write_shard(folder: Path, content_M2: NDArray[np.uint64], value_MF: NDArray[np.float32]) -> Path:
-    """Write rows under a name of their own; they are there whole or not at all.
+    """Write rows as a new file, atomically.
 
     Each row is divided by a power of two that brings its largest number between a half and one, so that
     half precision keeps 11 bits of it whatever the scale of the features.
@@ -73,10 +73,10 @@ def write_shard(folder: Path, content_M2: NDArray[np.uint64], value_MF: NDArray[
 
 
 def open_shard(path: Path) -> CacheShard:
-    """Map a shard into memory; its size, header and index are checked, its rows are not.
+    """Map a shard into memory; check its size, header and index, but not its rows.
 
     Raises:
-        Damaged: It is cut short, or not such a file.
+        Damaged: It is cut short, or not a shard.
         FileNotFoundError: Another process has dropped or merged it.
     """
     try:
@@ -93,28 +93,28 @@ def open_shard(path: Path) -> CacheShard:
         if not end == size or not len(content_M2) == len(scale_M) == len(row_MF):
             raise Damaged("it is cut short")
         if _checksum(content_M2, scale_M) != sums["index"]:
-            raise Damaged("its index is not what was written")
+            raise Damaged("its index has changed since it was written")
         rows = str(sums["rows"])
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise Damaged(f"it has no header that can be read ({type(error).__name__})") from error
     if hasattr(mmap, "MADV_RANDOM"):
-        # Batches are drawn at random: what the system would read ahead is not what comes next.
+        # Batches are drawn at random, so reading ahead is no help.
         content.madvise(mmap.MADV_RANDOM)
     return CacheShard(path, content_M2, scale_M, row_MF, rows)
 
 
 def check_rows(shard: CacheShard) -> None:
-    """Read every row and compare with what was written.
+    """Check the checksum of all rows.
 
     Raises:
-        Damaged: A bit is not what it was.
+        Damaged: A bit has changed.
     """
     if _checksum(shard.row_MF) != shard.sum:
-        raise Damaged("its rows are not what was written")
+        raise Damaged("its rows have changed since they were written")
 
 
 def broadcast_scales(scale_M: NDArray[np.float32], row_MF: NDArray[Any]) -> NDArray[np.float32]:
-    """Give scales the axes of the rows they belong to."""
+    """Return scales with trailing axes that broadcast over their rows."""
     return scale_M.reshape(-1, *[1] * (row_MF.ndim - 1))
 
 
@@ -155,15 +155,15 @@ _STALE = 3600.0  # seconds after which nobody is writing a file any more
 
 
 def embeddings_folder() -> Path:
-    """Return where all entries lie."""
+    """Return the folder of all entries."""
     return cache_root() / "embeddings"
 
 
 class CacheEntry:
-    """The rows kept under one hash of facts; while it is open, nothing prunes it.
+    """Cached rows under one key; while it is open, it is not pruned.
 
-    Any number of processes may read it and add to it at the same time: a shard appears whole under a name
-    of its own, and a row that two of them made lies there twice, which harms nothing.
+    Any number of processes may read and add rows at the same time: shards are written atomically under
+    unique names, and a row that two processes computed is stored twice, which is harmless.
     """
 
     def __init__(self, facts: dict[str, Any]) -> None:
@@ -173,17 +173,17 @@ class CacheEntry:
             self._lock = FileLock(self.folder / LOCK_FILE, shared=True)
             if not (self.folder / FACTS_FILE).exists():
                 files.write_json(self.folder / FACTS_FILE, facts)
-            os.utime(self.folder / FACTS_FILE)  # when it was last used, for pruning
+            os.utime(self.folder / FACTS_FILE)  # time of last use, for pruning
             _remove_stale_parts(self.folder)
         except OSError as error:
             raise files.explain_write_error(self.folder, error) from error
 
     def close(self) -> None:
-        """Let it be pruned again; rows that were opened stay readable."""
+        """Release the entry for pruning; opened rows stay readable."""
         self._lock.close()
 
     def rows(self) -> ShardRows:
-        """Open all rows there are; a damaged shard is dropped with a warning."""
+        """Open all rows; a damaged shard is dropped with a warning."""
         return ShardRows(open_shards(self.folder))
 
     def add(self, content_M2: NDArray[np.uint64], value_MF: NDArray[np.float32]) -> Path:
@@ -195,9 +195,9 @@ class CacheEntry:
         return write_shard(self.folder, content_M2, value_MF)
 
     def merge(self) -> None:
-        """Put small shards together, so that a batch is read from few files; rows kept twice are dropped.
+        """Merge small shards, so that a batch is read from few files, and drop duplicate rows.
 
-        Where the disk is full they stay as they are, which is slower and nothing else.
+        On a full disk they stay as they are, which is only slower.
         """
         with suppress(OSError, StorageError), FileLock(self.folder / "merge.lock", wait=False) as alone:
             small = [shard for shard in open_shards(self.folder) if len(shard.scale_M) < _SMALL]
@@ -235,16 +235,16 @@ class ShardRows:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one row; of none, where there are no rows."""
+        """Shape of one row; () without rows."""
         return self._shards[0].row_MF.shape[1:] if self._shards else ()
 
     def find(self, content_B2: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Return the number of the row of each content (B,), or -1 where there is none."""
+        """Return the row number of each content hash (B,), -1 for none."""
         found_B = np.full(len(content_B2), -1, dtype=np.int64)
         if not len(self):
             return found_B
         at_B = np.searchsorted(self._sorted_M2[:, 0], content_B2[:, 0])
-        for step in (1, 0):  # two contents may share their first word; three do not
+        for step in (1, 0):  # two hashes may share their first word; three do not
             near_B = np.minimum(at_B + step, len(self) - 1)
             same_B = (self._sorted_M2[near_B] == content_B2).all(axis=1)
             found_B[same_B] = self._order_M[near_B[same_B]]
@@ -267,43 +267,41 @@ class ShardRows:
 
 
 def open_shards(folder: Path) -> list[CacheShard]:
-    """Open the shards of an entry; one that is damaged, or unlike the others, is dropped with a warning."""
+    """Open the shards of an entry; drop damaged ones, and ones of another row shape, with a warning."""
     shards: list[CacheShard] = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
             shard = open_shard(path)
             if shards and shard.row_MF.shape[1:] != shards[0].row_MF.shape[1:]:
-                raise Damaged("its rows are not as long as those of the others")
+                raise Damaged("its rows have another shape than those of the other shards")
             shards.append(shard)
         except FileNotFoundError:
-            continue  # another process has merged it; a row that is not found is made again
+            continue  # another process has merged it; missing rows are computed again
         except (Damaged, OSError) as error:
             drop_shard(path, str(error))
     return shards
 
 
 def drop_shard(path: Path, reason: str) -> None:
-    """Remove a shard that cannot be used, and say so."""
+    """Remove an unusable shard and log a warning."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
-    _log.warning(
-        "embedding cache: dropped %s: %s; its rows are made again when they are needed", path, reason
-    )
+    _log.warning("embedding cache: dropped %s: %s; its rows are computed again when needed", path, reason)
 
 
 def _remove_stale_parts(folder: Path) -> None:
-    """Remove what writes that were killed left behind, but not what may be in the middle of being written."""
-    for left in folder.glob(".*.part"):
+    """Remove the partial files of killed writes, but not those that may still be written."""
+    for part in folder.glob(".*.part"):
         with suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > _STALE:
-                left.unlink()
+            if time.time() - part.stat().st_mtime > _STALE:
+                part.unlink()
 
 
 def _read_rows(shard: CacheShard, row_B: NDArray[np.int64]) -> Tensor:
     import torch
 
     half_BF = shard.row_MF[row_B]
-    # torch turns half precision into float32 1.7 times as fast as numpy.
+    # torch casts half precision to float32 1.7 times as fast as numpy.
     return (
         torch.from_numpy(half_BF)
         .float()
@@ -325,81 +323,81 @@ _DEFAULT_GB = 20.0
 
 
 class EntryInfo(NamedTuple):
-    """An entry as it lies on disk."""
+    """Facts, size and time of last use of an entry on disk."""
 
     key: str
     folder: Path
-    facts: dict[str, Any]  # empty where they cannot be read
+    facts: dict[str, Any]  # empty if unreadable
     bytes: int
     used: float  # seconds since 1970
 
 
 class EntryCheck(NamedTuple):
-    """What verifying an entry came to."""
+    """Result of verifying an entry."""
 
     key: str
-    rows: int  # that are as they were written
-    damaged: tuple[tuple[str, str], ...]  # file, what is wrong with it
+    rows: int  # undamaged rows
+    damaged: tuple[tuple[str, str], ...]  # file and reason
 
 
 def read_limit() -> float:
-    """Return how large the cache may grow: `$GEOBIND_CACHE_GB` times 10^9, 20 by default.
+    """Return the size limit of the cache in bytes: `$GEOBIND_CACHE_GB` times 10^9, 20 by default.
 
     Raises:
         DataError: It is not a number from 0.
     """
-    said = os.environ.get(LIMIT_VARIABLE, "")
+    text = os.environ.get(LIMIT_VARIABLE, "")
     try:
-        gigabytes = float(said or _DEFAULT_GB)
+        gigabytes = float(text or _DEFAULT_GB)
     except ValueError:
         gigabytes = -1.0
     if not gigabytes >= 0:
         raise DataError(
-            f"{LIMIT_VARIABLE}={said}: say how many gigabytes the embedding cache may hold, such as 20"
+            f"{LIMIT_VARIABLE}={text}: must be the size limit of the embedding cache in gigabytes, such as 20"
         )
     return gigabytes * 1e9
 
 
 def find_entries() -> list[EntryInfo]:
-    """List the entries, the last used first."""
+    """Return the entries, the last used first."""
     folders = [path for path in embeddings_folder().glob("*") if path.is_dir()]
     return sorted(filter(None, map(_read_info, folders)), key=lambda held: -held.used)
 
 
 def prune(limit: float) -> list[EntryInfo]:
-    """Remove the entries that were used longest ago until the cache holds no more than `limit` bytes.
+    """Remove the entries used longest ago until the cache holds no more than `limit` bytes.
 
     Entries that a process has open stay.
 
     Returns:
-        What was removed.
+        The removed entries.
     """
-    there = find_entries()
-    total = sum(held.bytes for held in there)
-    gone: list[EntryInfo] = []
-    for held in reversed(there):
+    entries = find_entries()
+    total = sum(entry.bytes for entry in entries)
+    removed: list[EntryInfo] = []
+    for entry in reversed(entries):
         if total <= limit:
             break
-        if _remove_entry(held.folder):
-            gone.append(held)
-            total -= held.bytes
-    return gone
+        if _remove_entry(entry.folder):
+            removed.append(entry)
+            total -= entry.bytes
+    return removed
 
 
 def verify(*, repair: bool) -> Iterator[EntryCheck]:
-    """Read every row of every entry and compare with what was written.
+    """Check every row of every entry against its checksum, and yield the result for each entry.
 
     Args:
-        repair: Remove what is damaged; its rows are made again when they are needed.
+        repair: Whether to remove damaged files; their rows are computed again when needed.
     """
-    for held in find_entries():
+    for entry in find_entries():
         damaged: list[tuple[str, str]] = []
         rows = 0
-        if not held.facts or cache_key(held.facts) != held.key:
-            damaged.append((FACTS_FILE, "its facts are not those that the entry is named after"))
+        if not entry.facts or cache_key(entry.facts) != entry.key:
+            damaged.append((FACTS_FILE, "its facts do not match the entry's key"))
             if repair:
-                _remove_entry(held.folder)
-        for path in sorted(held.folder.glob(f"*{SUFFIX}")):
+                _remove_entry(entry.folder)
+        for path in sorted(entry.folder.glob(f"*{SUFFIX}")):
             try:
                 shard = open_shard(path)
                 check_rows(shard)
@@ -410,13 +408,13 @@ def verify(*, repair: bool) -> Iterator[EntryCheck]:
                 damaged.append((path.name, str(error)))
                 if repair:
                     path.unlink(missing_ok=True)
-        yield EntryCheck(held.key, rows, tuple(damaged))
+        yield EntryCheck(entry.key, rows, tuple(damaged))
 
 
-def count_rows(held: EntryInfo) -> int:
-    """Count the rows of an entry, damaged shards left out."""
+def count_rows(entry: EntryInfo) -> int:
+    """Return the number of rows of an entry, without damaged shards."""
     count = 0
-    for path in held.folder.glob(f"*{SUFFIX}"):
+    for path in entry.folder.glob(f"*{SUFFIX}"):
         with suppress(Damaged, OSError):
             count += len(open_shard(path).scale_M)
     return count
@@ -437,7 +435,7 @@ def _read_info(folder: Path) -> EntryInfo | None:
 
 
 def _remove_entry(folder: Path) -> bool:
-    """Remove an entry that no process has open."""
+    """Remove an entry unless a process has it open; return whether it was removed."""
     try:
         with FileLock(folder / LOCK_FILE, wait=False) as alone:
             if alone:

@@ -106,7 +106,7 @@ def estimate_side(stored: CachedColumn, before: int, looked: int, rows: int) -> 
         looked: How many they are.
         rows: How many there are.
     """
-    row_MK = stored.picks.row_MK
+    row_MK = stored.lookup.row_MK
     found = len(set(row_MK[row_MK >= 0].tolist()))
     inputs = estimate_distinct(found, row_MK.size, round(row_MK.size * rows / looked))
     new = max(1.0, found * (1 - before / looked))
@@ -122,7 +122,7 @@ def _fill(bench: Bench, rows: int) -> tuple[tuple[str, ...], CachedInputs]:
 
 def _unlike(cached: CachedInputs, sides: dict[str, SideCost], share: float) -> float:
     """Return the part of the inputs of all rows that are not like another."""
-    found = [side.inputs / (share * cached.sides[name].picks.row_MK.size) for name, side in sides.items()]
+    found = [side.inputs / (share * cached.sides[name].lookup.row_MK.size) for name, side in sides.items()]
     return min(1.0, *found, 1.0)
 
 

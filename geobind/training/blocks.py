@@ -1,4 +1,4 @@
-"""How deep each weight of an encoder lies: in the stem, in which block, or after the blocks."""
+"""Layer depths of an encoder's parameters: stem, blocks, and what follows the blocks."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _STEM = re.compile(r"(^|\.)audio_encoder\.batch_norm\.")
 
 
 class LayerDepths(NamedTuple):
-    """The depth of every parameter: 0 in the stem, 1 to `blocks` in a block, `blocks` + 1 after them."""
+    """Depth of every parameter: 0 in the stem, 1 to `blocks` in a block, `blocks` + 1 after them."""
 
     layers: Mapping[str, int]
     blocks: int
 
 
 def find_depths(name: str, encoder: nn.Module) -> LayerDepths:
-    """Find how deep each parameter of an encoder lies.
+    """Return the depth of each parameter of an encoder.
 
-    A timm model tells it itself. Of any other, blocks are the innermost numbered modules that are made of
-    several (transformer blocks, residual blocks), or, where there are none, its layers one by one.
+    A timm model knows its layers. In any other, the blocks are the innermost numbered modules with several
+    children (transformer blocks, residual blocks), or, if there are none, the single layers.
 
     Args:
         name: The encoder's modality, for the message.
@@ -43,7 +43,7 @@ def find_depths(name: str, encoder: nn.Module) -> LayerDepths:
 
 
 def last_parameters(name: str, encoder: nn.Module, blocks: int) -> Iterator[nn.Parameter]:
-    """Yield the parameters of the last blocks and of all that follows them.
+    """Yield the parameters of the last blocks and of everything after them.
 
     Raises:
         RecipeError: The encoder has no blocks, or fewer.
@@ -59,7 +59,7 @@ def last_parameters(name: str, encoder: nn.Module, blocks: int) -> Iterator[nn.P
 
 
 def compute_lr_scales(name: str, encoder: nn.Module, decay: float) -> dict[nn.Parameter, float]:
-    """Return each parameter's share of the learning rate: 1 after the blocks, `decay` less per layer down.
+    """Return each parameter's factor on the learning rate: 1 after the blocks, times `decay` per layer down.
 
     BEiT's layer-wise decay (arXiv:2106.08254): decay ** (blocks + 1 - depth).
 
@@ -71,7 +71,7 @@ def compute_lr_scales(name: str, encoder: nn.Module, decay: float) -> dict[nn.Pa
 
 
 def find_blocks(encoder: nn.Module) -> list[str]:
-    """List the blocks of an encoder, from first to last: numbered modules made of several, the innermost."""
+    """Return the blocks of an encoder in order: its innermost numbered modules with several children."""
     names = [
         name
         for name, module in encoder.named_modules()
@@ -84,7 +84,7 @@ def find_blocks(encoder: nn.Module) -> list[str]:
 
 
 def _by_timm(encoder: nn.Module) -> LayerDepths | None:
-    """Ask a timm model, which knows its layers by regular expressions."""
+    """Return the depths that a timm model defines by its layer patterns, None for other encoders."""
     models = ((n, m) for n, m in encoder.named_modules() if callable(getattr(m, "group_matcher", None)))
     prefix, model = next(models, ("", None))
     matcher: Any = cast(Any, model).group_matcher(coarse=False) if model is not None else None
@@ -113,13 +113,13 @@ def _by_timm(encoder: nn.Module) -> LayerDepths | None:
 
 
 def _matches(spec: Any, name: str) -> bool:
-    """Whether a parameter is one that timm's specification of a layer names."""
+    """Return whether timm's specification of a layer matches a parameter's name."""
     patterns: list[Any] = [] if spec is None else [spec] if isinstance(spec, str) else [s[0] for s in spec]
     return any(re.match(pattern, name) for pattern in patterns)
 
 
 def _by_structure(encoder: nn.Module) -> LayerDepths | None:
-    """Read the order of layers from the order in which modules were registered."""
+    """Return the depths by the order in which modules were registered, None without layers."""
     blocks = find_blocks(encoder) or list(_single_layers(encoder))
     if not blocks:
         return None

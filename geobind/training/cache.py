@@ -1,11 +1,11 @@
-"""What a stage reads from the embedding cache: the sides that it leaves as they are, and frozen trunks."""
+"""Inputs of a stage from the embedding cache: embeddings of frozen modalities, features of frozen trunks."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -36,22 +36,22 @@ if TYPE_CHECKING:
     from geobind.data.sampler import MixedDataset
     from geobind.training.stage import StageRun
 
-# The others turn the encoders themselves to another precision, which is not the one their hash is of.
+# Other precisions cast the encoders themselves, so that their hash would no longer fit.
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-_BATCH = {"cpu": 64}  # inputs per forward pass while rows are made
+_BATCH = {"cpu": 64}  # inputs per forward pass while the cache is filled
 _BATCH_ELSEWHERE = 256
 
 
 class FillStats(NamedTuple):
-    """What this process made for the cache before the first step."""
+    """Rows that this process added to the cache before the first step."""
 
-    seconds: float = 0.0  # to look for rows, and to make those that were missing
+    seconds: float = 0.0  # for finding rows and computing the missing ones
     rows: int = 0
     bytes: int = 0
 
 
 class CachedInputs(NamedTuple):
-    """The sides of a stage that are read from the cache, by modality."""
+    """The modalities that a stage reads from the cache."""
 
     sides: Mapping[str, CachedColumn] = {}
     entries: tuple[CacheEntry, ...] = ()
@@ -60,53 +60,53 @@ class CachedInputs(NamedTuple):
     def remaining_modules(
         self, encoders: Mapping[str, nn.Module], trained: Collection[str]
     ) -> dict[str, nn.Module]:
-        """Return what is left to compute of each encoder: nothing, the head, or all of it."""
-        left = {n: encoders[n].get_submodule("head") if n in trained else nn.Identity() for n in self.sides}
-        return {name: left.get(name, encoder) for name, encoder in encoders.items()}
+        """Return the part of each encoder that remains to be computed: nothing, the head, or all of it."""
+        parts = {n: encoders[n].get_submodule("head") if n in trained else nn.Identity() for n in self.sides}
+        return {name: parts.get(name, encoder) for name, encoder in encoders.items()}
 
     def wrap_loader(self, loader: BatchLoader, rows: MixedDataset) -> BatchLoader | CachedLoader:
         """Return a loader that reads cached modalities instead of preparing them."""
         return CachedLoader(loader, rows, self.sides) if self.sides else loader
 
     def close(self) -> None:
-        """Let the entries be pruned again."""
+        """Release the entries, so that they can be pruned."""
         for entry in self.entries:
             entry.close()
 
 
 def open_stage_cache(fabric: Fabric, job: StageRun, digests: Mapping[str, str], workers: int) -> CachedInputs:
-    """Find the rows of every side that a stage does not train, or only by its head; make those missing.
+    """Return the cached rows of each modality that is frozen or trains its head only; compute missing ones.
 
-    With `cache: auto` a stage that does not go through its rows once is left alone: what it sees is not
-    seen again. A side that cannot be cached is computed as ever, and why is said.
+    With `cache: auto`, a stage of less than one epoch is not cached, as it sees no row twice. A modality that
+    cannot be cached is computed as usual, and the log says why.
 
     Args:
-        fabric: Where the stage runs.
+        fabric: The stage's processes and precision.
         job: The stage.
-        digests: The hash of what it leaves as it is, by modality: an encoder's, or its trunk's.
-        workers: Processes that prepare inputs.
+        digests: Hashes of the frozen weights by modality: of the encoder, or of its trunk.
+        workers: Number of processes that prepare inputs.
 
     Raises:
         TrainingError: An encoder changes its weights while it runs.
         DataError: Too many inputs are broken.
     """
-    wanted = job.stage.cache
+    option = job.stage.cache
     precision = job.recipe.precision_of(job.stage)
-    if wanted == "off" or precision not in _PRECISIONS:
+    if option == "off" or precision not in _PRECISIONS:
         return CachedInputs()
-    if wanted == "auto" and job.steps < job.sampler.steps_per_epoch:
+    if option == "auto" and job.steps < job.sampler.steps_per_epoch:
         return CachedInputs()
-    views = wanted.views if isinstance(wanted, CachedViews) else 0
+    views = option.views if isinstance(option, CachedViews) else 0
     started = time.monotonic()
     sides: dict[str, CachedColumn] = {}
     entries: list[CacheEntry] = []
     trained = job.stage.trained
     for name in digests:
         if isinstance(trained.get(name), Last | Lora):
-            continue  # what they train is no head on top of a trunk
-        found = _ModalityReader(fabric, job, name, digests[name], precision, views, workers).stored()
-        if found is not None:
-            sides[name], entry = found
+            continue  # they train more than a head on top of a trunk
+        cached = _ModalityReader(fabric, job, name, digests[name], precision, views, workers).read()
+        if cached is not None:
+            sides[name], entry = cached
             entries.append(entry)
     if fabric.is_global_zero:
         prune(read_limit())
@@ -118,7 +118,7 @@ def open_stage_cache(fabric: Fabric, job: StageRun, digests: Mapping[str, str], 
 
 
 class _ModalityReader(NamedTuple):
-    """One side of a stage on its way into the cache."""
+    """Fills and opens the cache of one modality of a stage."""
 
     fabric: Fabric
     job: StageRun
@@ -128,27 +128,29 @@ class _ModalityReader(NamedTuple):
     views: int
     workers: int
 
-    def stored(self) -> tuple[CachedColumn, CacheEntry] | None:
-        """Return its rows and where they lie, or None where they cannot be kept: the same on every rank."""
+    def read(self) -> tuple[CachedColumn, CacheEntry] | None:
+        """Return its cached rows and their entry, None if it cannot be cached; the same on every rank."""
         try:
-            entry, seen = self._opened()
+            entry, inputs = self._open_entry()
         except (Uncacheable, StorageError) as error:
-            return self._given_up(error)
+            self._agree(False)
+            _log.info("%s: %s is not cached: %s", *self._names, error)
+            return None
         ranks = FillRanks(self.fabric.global_rank, self.fabric.world_size, self._agree)
         try:
             if self._agree(True):
-                views, most = self.views, self.job.recipe.max_broken
-                found = ensure_cached(seen, self._filling(entry), views=views, max_broken=most, ranks=ranks)
-                if found is not None:
-                    inputs, made = len(seen.contents_M), _new_rows(found)
-                    _log.info("%s: %s: %d inputs, read from the cache%s", *self._names, inputs, made)
-                    return found, entry
+                options: Any = {"views": self.views, "max_broken": self.job.recipe.max_broken}
+                column = ensure_cached(inputs, self._make_builder(entry), ranks=ranks, **options)
+                if column is not None:
+                    count, made = len(inputs.contents_M), _describe_new_rows(column)
+                    _log.info("%s: %s: %d inputs, read from the cache%s", *self._names, count, made)
+                    return column, entry
         except (Uncacheable, StorageError) as error:
             _log.info("%s: %s is not cached: %s", *self._names, error)
         entry.close()
         return None
 
-    def _opened(self) -> tuple[CacheEntry, InputHashes]:
+    def _open_entry(self) -> tuple[CacheEntry, InputHashes]:
         job, modality = self.job, self.job.recipe.built[self.name]
         files = FileHashes(embeddings_folder() / "files.sqlite")
         facts = cache_key_facts(
@@ -164,7 +166,7 @@ class _ModalityReader(NamedTuple):
         cells = RawColumn(job.rows, self.name, described=True)
         return CacheEntry(facts), hash_inputs(cells, files, f"looking at {self.name}")
 
-    def _filling(self, entry: CacheEntry) -> CacheBuilder:
+    def _make_builder(self, entry: CacheEntry) -> CacheBuilder:
         fabric, encoder = self.fabric, self.fabric.to_device(self.job.encoders[self.name])
         return CacheBuilder(
             entry,
@@ -189,12 +191,8 @@ class _ModalityReader(NamedTuple):
     def _augmented(self) -> bool:
         return self.views > 0 or self._part == "trunk"
 
-    def _given_up(self, error: Exception) -> None:
-        self._agree(False)
-        _log.info("%s: %s is not cached: %s", *self._names, error)
-
     def _agree(self, here: bool) -> bool:
-        """Whether it is so on every rank; they all wait for each other."""
+        """Return whether `here` is true on every rank; all ranks wait for each other."""
         total = self.fabric.all_reduce(torch.tensor(float(here), device=self.fabric.device), reduce_op="sum")
         return bool(torch.as_tensor(total).item() == self.fabric.world_size)
 
@@ -203,5 +201,5 @@ class _ModalityReader(NamedTuple):
         return self.job.stage.name, self.name
 
 
-def _new_rows(found: CachedColumn) -> str:
-    return f", {found.made} rows made just now" if found.made else ""
+def _describe_new_rows(column: CachedColumn) -> str:
+    return f", {column.made} rows made just now" if column.made else ""

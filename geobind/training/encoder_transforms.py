@@ -25,26 +25,26 @@ def compile_encoder(encoder: nn.Module, mode: Mode, *, by_block: bool) -> None:
 
     Args:
         encoder: The encoder.
-        mode: What torch.compile is to strive for.
-        by_block: Compile each block on its own, and nothing outside of them: what sharded blocks do before
-            and after they compute cannot be compiled.
+        mode: Mode of torch.compile.
+        by_block: Compile each block on its own and nothing else: the communication of sharded blocks
+            cannot be compiled.
     """
     if not any(True for _ in encoder.parameters()):
-        return  # nothing but what was read from the cache goes through it
+        return  # only cached embeddings pass through it
     blocks = find_blocks(encoder) if by_block else []
     for module in [encoder.get_submodule(name) for name in blocks] or [encoder]:
         module.compile(backend=_BACKEND, mode=None if mode == "default" else mode)
 
 
 def uncompile(encoder: nn.Module) -> None:
-    """Let an encoder run as its Python says again."""
+    """Undo the compilation of an encoder, in place."""
     for module in encoder.modules():
         module._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]
 
 
 @contextmanager
 def explain_compile_errors(stage: str) -> Generator[None]:
-    """Say what to do where encoders cannot be compiled.
+    """Raise an error with the fix if torch.compile fails inside the block.
 
     Raises:
         TrainingError: torch.compile failed.
@@ -57,7 +57,7 @@ def explain_compile_errors(stage: str) -> Generator[None]:
         reason = str(error).strip().partition("\n")[0]
         raise TrainingError(
             f"stage '{stage}': torch.compile cannot compile its encoders ({type(error).__name__}: {reason}); "
-            f"drop `fabric.compile`, or install what it misses (on a CPU a C++ compiler)"
+            f"drop `fabric.compile`, or install what it needs (on a CPU a C++ compiler)"
         ) from error
 
 
@@ -65,9 +65,10 @@ _PLAIN = "_geobind_plain_class"
 
 
 def enable_checkpointing(encoder: nn.Module) -> int:
-    """Have the blocks of an encoder computed again on the way back; return how many it has.
+    """Enable activation checkpointing of an encoder's blocks; return their number.
 
-    Dropout draws the same again, and batch statistics count a batch once. Structure and names stay.
+    Recomputation repeats dropout's draws and counts each batch once in batch statistics. Structure and names
+    stay.
     """
     names = find_blocks(encoder)
     for name in names:
@@ -77,7 +78,7 @@ def enable_checkpointing(encoder: nn.Module) -> int:
 
 
 def disable_checkpointing(encoder: nn.Module) -> None:
-    """Let blocks keep their activations again."""
+    """Disable activation checkpointing of an encoder's blocks."""
     for module in encoder.modules():
         plain = getattr(type(module), _PLAIN, None)
         if plain is not None:
@@ -86,7 +87,7 @@ def disable_checkpointing(encoder: nn.Module) -> None:
 
 @cache
 def _checkpointed_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return a class of blocks that does the same, but computes again what it does not keep."""
+    """Return a subclass of a block that recomputes its activations in the backward pass."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         run = partial(kind.forward, self, **kwargs)
@@ -106,16 +107,16 @@ def _checkpointed_class(kind: type[nn.Module]) -> type[nn.Module]:
 def _recompute_contexts(
     block: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What surrounds a block the first time and the second."""
+    """Return the contexts of a block's first computation and of its recomputation."""
     return nullcontext(), _preserve_buffers(block)
 
 
 @contextmanager
 def _preserve_buffers(block: nn.Module) -> Generator[None]:
-    """Undo what a block does to its buffers."""
+    """Restore a block's buffers on leaving."""
     before = [(buffer, buffer.clone()) for buffer in block.buffers()]
     try:
         yield
     finally:
         for buffer, value in before:
-            buffer.data.copy_(value)  # .data: what autograd has saved of it is the same as before
+            buffer.data.copy_(value)  # .data: autograd's saved version stays valid

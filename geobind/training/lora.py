@@ -1,7 +1,4 @@
-"""LoRA adapters, attached to an encoder and fused into it.
-
-LoRA (arXiv:2106.09685): small matrices beside frozen layers, put in before a stage and merged after it.
-"""
+"""LoRA adapters (arXiv:2106.09685): inserted into frozen layers before a stage, merged after it."""
 
 # E width of the attention, R rank
 
@@ -28,11 +25,11 @@ LoraChanges = dict[str, tuple[Tensor, Tensor]]  # by weight: (R, N) and (M, R), 
 
 
 def check_lora(name: str, encoder: nn.Module, options: Lora) -> None:
-    """See that an encoder can be given the adapters that a stage asks for.
+    """Check that an encoder can take the adapters that a stage asks for.
 
     Raises:
         PluginError: peft is not installed.
-        RecipeError: The targets are not there, or do not go with dropout.
+        RecipeError: A target does not exist, or does not support dropout.
     """
     _import_peft()
     targets = find_target_layers(name, encoder, options)
@@ -45,17 +42,17 @@ def check_lora(name: str, encoder: nn.Module, options: Lora) -> None:
 
 
 def insert_adapters(name: str, encoder: nn.Module, options: Lora, seed: int) -> None:
-    """Put adapters into an encoder, which computes what it did until they are trained.
+    """Insert adapters into an encoder; its output stays the same until they are trained.
 
     Args:
         name: Its modality.
         encoder: The encoder; its layers are wrapped in place.
-        options: Which layers, and how large the adapters are.
-        seed: Makes them the same every time.
+        options: The target layers and the adapters' size.
+        seed: Seed of the adapters' initial values.
 
     Raises:
         PluginError: peft is not installed.
-        RecipeError: The targets are not there.
+        RecipeError: A target does not exist.
     """
     check_lora(name, encoder, options)
     peft = _import_peft()
@@ -66,7 +63,7 @@ def insert_adapters(name: str, encoder: nn.Module, options: Lora, seed: int) -> 
         r=options.rank,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
-        # Of a list peft would also take the names that only end in one of it.
+        # Given a list, peft also adapts layers whose names merely end in one of its items.
         target_modules="|".join(re.escape(target) for target in targets),
     )
     config._register_custom_module({nn.MultiheadAttention: LoraFusedAttention})
@@ -84,7 +81,7 @@ def set_adapters_trainable(encoder: nn.Module) -> None:
 
 
 def adapter_state(encoder: nn.Module) -> nn.Module:
-    """Return the adapters, and the head if it is trained, as a module: what a checkpoint must hold."""
+    """Return the adapters, and the head if it is trained, as a module for a checkpoint."""
     # A parameter's name cannot have dots in it.
     adapters = nn.ParameterDict({n.replace(".", "/"): p for n, p in _adapter_parameters(encoder)})
     state = nn.ModuleDict({"adapters": adapters})
@@ -99,10 +96,10 @@ def _adapter_parameters(encoder: nn.Module) -> Iterator[tuple[str, nn.Parameter]
 
 
 def remove_adapters(encoder: nn.Module) -> LoraChanges:
-    """Take the adapters out of an encoder, which is then what it was to the bit; return their changes."""
+    """Remove the adapters, which restores the encoder to the bit, and return their changes."""
     from peft.tuners.lora import LoraLayer
 
-    found: LoraChanges = {}
+    changes: LoraChanges = {}
     layers: list[tuple[str, Any]] = [
         (name, module) for name, module in encoder.named_modules() if isinstance(module, LoraLayer)
     ]
@@ -111,9 +108,9 @@ def remove_adapters(encoder: nn.Module) -> LoraChanges:
         base = layer.get_base_layer()
         weight = "in_proj_weight" if isinstance(base, nn.MultiheadAttention) else "weight"
         down, up = (part["default"].weight.detach().flatten(1) for part in (layer.lora_A, layer.lora_B))
-        found[f"{name.replace('.base_layer', '')}.{weight}"] = (down, up * layer.scaling["default"])
+        changes[f"{name.replace('.base_layer', '')}.{weight}"] = (down, up * layer.scaling["default"])
         encoder.set_submodule(name, base)
-    return dict(reversed(found.items()))
+    return dict(reversed(changes.items()))
 
 
 def merge_adapters(encoder: nn.Module, changes: LoraChanges) -> None:
@@ -125,37 +122,37 @@ def merge_adapters(encoder: nn.Module, changes: LoraChanges) -> None:
 
 
 def named_factors(changes: LoraChanges) -> dict[str, Tensor]:
-    """Return changes as tensors to save."""
+    """Return the factors of all changes as tensors to save."""
     return {
         key: tensor for name, pair in changes.items() for key, tensor in name_factors(name, *pair).items()
     }
 
 
 def find_target_layers(name: str, encoder: nn.Module, options: Lora) -> list[str]:
-    """List the layers that get an adapter.
+    """Return the names of the layers that get an adapter.
 
-    `auto` is the linear layers and fused attentions of the blocks (attention and MLP); of an encoder that
-    has none there, its convolutions.
+    `auto` means the linear layers and fused attentions of the blocks (attention and MLP), or the convolutions
+    of an encoder that has none there.
 
     Raises:
         RecipeError: There is no such layer.
     """
     layers = {n: layer for n, layer in _candidates(encoder) if not (options.head and _in_head(n))}
     if options.targets == "auto":
-        found = _auto_targets(encoder, layers)
-        if not found:
+        targets = _auto_targets(encoder, layers)
+        if not targets:
             raise RecipeError(f"the encoder of '{name}' has no layers that LoRA can adapt; train it whole")
-        return found
-    found = {target: [n for n in layers if f".{n}".endswith(f".{target}")] for target in options.targets}
-    absent = [target for target, names in found.items() if not names]
+        return targets
+    matches = {target: [n for n in layers if f".{n}".endswith(f".{target}")] for target in options.targets}
+    absent = [target for target, names in matches.items() if not names]
     if absent:
         known = dict.fromkeys(_tail(n) for n in layers)
         raise RecipeError(
             f"the encoder of '{name}' has no layer {absent[0]!r} that LoRA can adapt; "
             f"it has {_list_some(list(known)) or 'none: train it whole'}"
         )
-    wanted = {n for names in found.values() for n in names}
-    return [n for n in layers if n in wanted]
+    chosen = {n for names in matches.values() for n in names}
+    return [n for n in layers if n in chosen]
 
 
 def _auto_targets(encoder: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
@@ -171,7 +168,7 @@ def _auto_targets(encoder: nn.Module, layers: Mapping[str, nn.Module]) -> list[s
 
 
 def _candidates(encoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the layers to which the product of two small matrices can be added, in their order."""
+    """Yield the layers whose weight can take a low-rank change, in order."""
     inside: list[str] = []
     for name, module in encoder.named_modules():
         if name and not name.startswith(tuple(inside)) and _is_plain(module):
@@ -181,7 +178,7 @@ def _candidates(encoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a layer computes what torch's does: one that changes its weight first cannot be merged."""
+    """Return whether a layer uses its weight as torch does; otherwise no adapter can be merged into it."""
     kind = next((kind for kind in _LAYERS if isinstance(module, kind)), None)
     if kind is None or type(module).forward is not kind.forward or is_parametrized(module):
         return False
@@ -207,7 +204,7 @@ def _list_some(names: list[str]) -> str:
 
 
 def _import_peft() -> Any:
-    hide_broken_torchaudio()  # peft imports transformers, which dies of it
+    hide_broken_torchaudio()  # peft imports transformers, which fails on a broken torchaudio
     try:
         import peft
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Prove that a stage left the embeddings of what it does not train as they were, to the bit."""
+"""Proof that a stage leaves the embeddings of frozen modalities bit-identical."""
 
 # N rows, D width
 
@@ -27,11 +27,11 @@ from geobind.utils import system
 from geobind.utils.hashing import fingerprint
 
 ROWS = 32  # of each modality, in one forward pass
-_MAX_CANDIDATES = 2 * ROWS  # some of them may be broken
+_MAX_CANDIDATES = 2 * ROWS  # some rows may be broken
 
 
 class _PreparedRows(NamedTuple):
-    """Rows of one modality, prepared as for evaluation."""
+    """Rows of one modality, prepared as for evaluation, in one batch."""
 
     where: str  # the table and its split
     keys: tuple[str, ...]
@@ -39,57 +39,57 @@ class _PreparedRows(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A hash of which rows they are."""
+        """Hash that identifies the rows."""
         return fingerprint(self.where, list(self.keys))
 
 
 class _EncoderState(NamedTuple):
-    """What a stage left of a modality: if it is still there to the bit, so are its embeddings."""
+    """Weights hash and device of a modality; equal values imply equal embeddings."""
 
-    weights: str  # a hash
-    others: str  # a hash of the buffers that its weights' hash is not of
+    weights: str  # hash of the state dict
+    buffers: str  # hash of the buffers outside the state dict
     device: torch.device
 
 
 class Prover:
-    """Embeds the same rows before and after each stage, on one thread where a CPU computes.
+    """Embeds the same rows before and after each stage, on one thread if a CPU computes.
 
-    The rows are the first that `evaluate` measures on, of a modality without such the first that a stage
-    has; so a stage at the end of a recipe changes none of them. They are prepared once. After a stage all
-    are embedded; before the next one only those whose encoder's bits are not what this process hashed then.
+    The rows are the first ones of the evaluation's table, or of a stage for a modality that the table lacks;
+    so a stage appended to a recipe changes none of them. They are prepared once. After a stage all are
+    embedded; before the next one only those whose encoder differs from what this process hashed last.
 
     Args:
-        recipe: Its modalities.
-        sources: Their rows.
-        binder: Their encoders.
+        recipe: The recipe, with its modalities.
+        sources: The rows of its stages.
+        binder: The encoders.
     """
 
     def __init__(self, recipe: Recipe, sources: StageData, binder: Binder) -> None:
         self.recipe, self.sources, self.binder = recipe, sources, binder
         self._rows: dict[str, _PreparedRows | None] = {}
-        self._left: dict[str, tuple[_EncoderState, ModalityState]] = {}
+        self._states: dict[str, tuple[_EncoderState, ModalityState]] = {}
 
     def states(self, fabric: Fabric) -> dict[str, ModalityState]:
-        """Return what every modality is now."""
+        """Return the current state of every modality."""
         with _single_thread():
             return {name: self._state(fabric, name) for name in self.binder.modalities}
 
     def proof(
         self, fabric: Fabric, stage: str, trained: Sequence[str], before: Mapping[str, ModalityState]
     ) -> StageProof:
-        """Compare every modality with what it was before a stage.
+        """Return the states of all modalities before and after a stage.
 
         Raises:
-            TrainingError: The weights of an encoder changed that the stage does not train.
+            TrainingError: The stage changed an encoder that it does not train.
         """
-        self._left.clear()  # what the stage has done to its encoders shows in their embeddings alone
+        self._states.clear()  # the stage may have changed an encoder in ways that only its embeddings show
         after = self.states(fabric)
-        moved_ones = [n for n in after if n not in trained and after[n].weights != before[n].weights]
-        if moved_ones:
-            now = {name: after[name].weights for name in moved_ones}  # before they were embedded
+        changed = [n for n in after if n not in trained and after[n].weights != before[n].weights]
+        if changed:
+            now = {name: after[name].weights for name in changed}  # before they were embedded
             check_frozen(now, {n: system.hash_module(self.binder.encoders[n]) for n in now}, stage)
             raise TrainingError(
-                f"stage '{stage}' changed the weights of {', '.join(moved_ones)}, which it does not train; "
+                f"stage '{stage}' changed the weights of {', '.join(changed)}, which it does not train; "
                 f"encoders of different modalities must not share modules"
             )
         return StageProof(
@@ -110,10 +110,10 @@ class Prover:
         if rows is None:
             return ModalityState(weights=weights)
         now = _EncoderState(weights, _hash_unsaved_buffers(encoder), fabric.device)
-        before = self._left.get(name)
+        before = self._states.get(name)
         if before is None or before[0] != now:
-            self._left[name] = now, self._embedded(fabric, name, rows, weights)
-        return self._left[name][1]
+            self._states[name] = now, self._embedded(fabric, name, rows, weights)
+        return self._states[name][1]
 
     def _embedded(self, fabric: Fabric, name: str, rows: _PreparedRows, weights: str) -> ModalityState:
         encoder = self.binder.encoders[name]
@@ -128,23 +128,23 @@ class Prover:
 
 
 def _hash_unsaved_buffers(encoder: nn.Module) -> str:
-    """Hash the buffers that are in no state dict."""
+    """Return the hash of the buffers outside the state dict."""
     saved = encoder.state_dict().keys()
     return system.hash_tensors({key: value for key, value in encoder.named_buffers() if key not in saved})
 
 
 def collect_proofs(stages: Sequence[Mapping[str, Any]]) -> Proof:
-    """Put the proofs of all stages together, those of stages that were finished before included."""
-    found = [StageProof.model_validate(stage["proof"]) for stage in stages if stage.get("proof")]
-    return Proof(stages=tuple(found))
+    """Return the proofs of all stages, including those finished in an earlier run."""
+    proofs = [StageProof.model_validate(stage["proof"]) for stage in stages if stage.get("proof")]
+    return Proof(stages=tuple(proofs))
 
 
 def describe_proof(proof: StageProof, last: Mapping[str, Any] | None) -> list[str]:
-    """Say what a stage left as it was, and what became different between it and the one before it.
+    """Return lines on what a stage left bit-identical, and on changes since the stage before it.
 
     Args:
-        proof: Of the stage.
-        last: The `stage.json` of the one before it, if there is one.
+        proof: The proof of the stage.
+        last: The `stage.json` of the stage before, None for the first.
     """
     lines: list[str] = []
     same = ", ".join(f"{n} ({_describe_state(proof.after[n])})" for n in proof.identical)
@@ -159,8 +159,8 @@ def describe_proof(proof: StageProof, last: Mapping[str, Any] | None) -> list[st
     if last and last.get("proof"):
         was = StageProof.model_validate(last["proof"]).after
         for name in was:
-            if name in proof.before and (said := describe_difference(was[name], proof.before[name])):
-                lines.append(f"warning: '{name}' is not what stage '{last['name']}' left: {said}")
+            if name in proof.before and (change := describe_difference(was[name], proof.before[name])):
+                lines.append(f"warning: '{name}' is not what stage '{last['name']}' left: {change}")
     return lines
 
 
@@ -185,7 +185,7 @@ def _prepare_rows(recipe: Recipe, sources: StageData, name: str) -> _PreparedRow
 
 
 def _find_rows(recipe: Recipe, sources: StageData, name: str) -> tuple[str, list[Any], list[str]]:
-    """Find rows that have a modality: where they are, what reads each, and their keys."""
+    """Return rows that have a modality: the name of their table, a reader for each, and their keys."""
     table = sources.evaluation_table()
     if table is not None and len(table.rows_with([name])):
         return _find_table_rows(table, name)
@@ -212,7 +212,7 @@ def _find_table_rows(table: Table, name: str) -> tuple[str, list[Any], list[str]
 
 @contextmanager
 def _single_thread() -> Generator[None]:
-    """Compute on one thread: how sums are shared among threads changes their last bits."""
+    """Compute on one thread: the division of sums among threads changes their last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Trainable parts of an encoder, parameter groups, the freezing of the rest, and precision."""
+"""Trainable parts of encoders, parameter groups, checks of frozen weights, and precision casts."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 def set_trainable(name: str, encoder: nn.Module, part: Part | None) -> None:
     """Make an encoder trainable: as a whole, in part, or not at all.
 
-    What is not trained has no gradients and is in eval mode, so that neither batch statistics nor dropout
-    change it or make it noisy.
+    Frozen modules have no gradients and are in eval mode, so that neither batch statistics nor dropout
+    change them or add noise.
 
     Raises:
         RecipeError: It has no such part.
@@ -73,7 +73,7 @@ def get_head(name: str, encoder: nn.Module) -> nn.Module:
 
 
 def hash_frozen(encoders: Mapping[str, nn.Module], parts: Mapping[str, Part]) -> dict[str, str]:
-    """Hash what a stage must not change, by modality; an encoder with adapters must be without them."""
+    """Hash the weights that a stage must not change, by modality; adapters must have been removed."""
     return {
         name: hash_module(encoder, but=list_trainable_names(encoder, parts.get(name)))
         for name, encoder in encoders.items()
@@ -82,15 +82,15 @@ def hash_frozen(encoders: Mapping[str, nn.Module], parts: Mapping[str, Part]) ->
 
 
 def check_frozen(before: Mapping[str, str], after: Mapping[str, str], stage: str) -> None:
-    """Check that everything frozen is bit-equal to what it was.
+    """Check that all frozen weights are bit-equal to before.
 
     Raises:
         TrainingError: An encoder changed; its plugin updates weights or buffers in its forward pass.
     """
-    moved = [name for name in before if before[name] != after[name]]
-    if moved:
+    changed = [name for name in before if before[name] != after[name]]
+    if changed:
         raise TrainingError(
-            f"stage '{stage}': frozen weights of {', '.join(moved)} changed; the plugin's encoder updates "
+            f"stage '{stage}': frozen weights of {', '.join(changed)} changed; the plugin's encoder updates "
             f"parameters or buffers in forward even in eval mode, which its contract forbids"
         )
 
@@ -98,21 +98,21 @@ def check_frozen(before: Mapping[str, str], after: Mapping[str, str], stage: str
 def build_parameter_groups(
     module: nn.Module, options: AdamW, shares: Mapping[nn.Parameter, float] | None = None
 ) -> list[dict[str, list[Tensor] | float]]:
-    """Group what is trained for AdamW: no weight decay on biases, norms and the loss's own scalars.
+    """Build AdamW's parameter groups: no weight decay on biases, norms and the loss's own scalars.
 
     Args:
-        module: What is trained.
-        options: The optimiser's.
-        shares: The share of the learning rate that a parameter gets, for those that do not get all of it.
+        module: The module in training.
+        options: Options of the optimizer.
+        shares: Factors on the learning rate, of the parameters whose factor is not 1.
 
     Returns:
-        Groups as torch takes them; `share` is the group's share of the learning rate.
+        Groups for torch; `share` is the group's factor on the learning rate.
     """
     groups: dict[tuple[bool, float, bool], list[Tensor]] = {}
     for parameter in module.parameters():
         if parameter.requires_grad:
             share = (shares or {}).get(parameter, 1.0)
-            # torch takes no shards and whole tensors in one operation.
+            # torch cannot mix shards and whole tensors in one operation.
             key = (parameter.ndim < 2, share, isinstance(parameter, DTensor))
             groups.setdefault(key, []).append(parameter)
     return [
@@ -127,7 +127,7 @@ def _has_head(encoder: nn.Module) -> bool:
 
 
 def _train_with_parameters(module: nn.Module) -> None:
-    """Put the modules in training mode whose parameters are all trained, with all that is inside."""
+    """Put every module whose parameters are all trainable in training mode, with its children."""
     if any(True for _ in module.parameters()):
         if all(parameter.requires_grad for parameter in module.parameters()):
             module.train()
@@ -137,7 +137,7 @@ def _train_with_parameters(module: nn.Module) -> None:
 
 
 def list_trainable_names(encoder: nn.Module, part: Part | None) -> list[str]:
-    """Name what may change of an encoder that is not trained as a whole."""
+    """Return the names of the state that may change in an encoder that is trained in part."""
     if isinstance(part, Last):
         loose = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
         for name, module in encoder.named_modules():
@@ -153,60 +153,62 @@ _TYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
 
 
 class PrecisionCast:
-    """Turns encoders to the type that a precision computes in; nothing happens if that is float32.
+    """Cast encoders to the dtype of a precision, and back; float32 needs no cast.
 
     Args:
-        encoders: By modality; their weights change type in place.
-        parts: What is trained of each.
-        precision: As Fabric names it.
+        encoders: By modality; their weights are cast in place.
+        parts: The trained part of each.
+        precision: Fabric's name of the precision.
     """
 
     def __init__(self, encoders: Mapping[str, nn.Module], parts: Mapping[str, Part], precision: str) -> None:
         self.type = _TYPES.get(precision)
-        self._kept: dict[str, dict[str, Tensor]] = {}  # what comes back as it was
-        self._types: dict[str, dict[str, torch.dtype]] = {}  # of what was trained
+        self._frozen: dict[str, dict[str, Tensor]] = {}  # copies, restored to the bit
+        self._types: dict[str, dict[str, torch.dtype]] = {}  # dtypes of the trained tensors
         if self.type is None:
             return
         for name, encoder in encoders.items():
-            moves = _list_changed_names(encoder, parts.get(name))
-            there = dict(_iter_floats(encoder))
-            self._kept[name] = {
-                k: t.detach().to("cpu", copy=True) for k, t in there.items() if k not in moves
+            trained = _list_changed_names(encoder, parts.get(name))
+            tensors = dict(_iter_floats(encoder))
+            self._frozen[name] = {
+                k: t.detach().to("cpu", copy=True) for k, t in tensors.items() if k not in trained
             }
-            self._types[name] = {k: t.dtype for k, t in there.items() if k in moves}
+            self._types[name] = {k: t.dtype for k, t in tensors.items() if k in trained}
             encoder.to(self.type)
 
     def undo(self, encoders: Mapping[str, nn.Module]) -> None:
-        """Give frozen weights back to the bit, and trained ones in the type that they had."""
-        for name, kept in self._kept.items():
+        """Restore frozen weights to the bit, and cast trained ones back to their dtype."""
+        for name, frozen in self._frozen.items():
             for key, tensor in _iter_floats(encoders[name]):
-                there = tensor.data
-                tensor.data = kept[key].to(there.device) if key in kept else there.to(self._types[name][key])
+                data = tensor.data
+                tensor.data = (
+                    frozen[key].to(data.device) if key in frozen else data.to(self._types[name][key])
+                )
 
 
 class Float32Modules(nn.ModuleDict):
-    """Modules that stay in float32 when what they are part of is cast to another type.
+    """Modules that stay in float32 when their parent is cast to another dtype.
 
-    A temperature in bfloat16 would not move: its steps are smaller than the type can tell apart.
+    A temperature in bfloat16 would not move: its steps are smaller than the dtype's resolution.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        def moved(tensor: Tensor) -> Tensor:
+        def keep_dtype(tensor: Tensor) -> Tensor:
             like = fn(tensor)
             return tensor.to(like.device) if like.dtype != tensor.dtype else like
 
-        return super()._apply(moved, recurse)
+        return super()._apply(keep_dtype, recurse)
 
 
 def _iter_floats(encoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All floating-point parameters and buffers, those included that are not in the state dict."""
+    """Yield all floating-point parameters and buffers, including those not in the state dict."""
     for key, tensor in (*encoder.named_parameters(), *encoder.named_buffers()):
         if tensor.is_floating_point():
             yield key, tensor
 
 
 def _list_changed_names(encoder: nn.Module, part: Part | None) -> set[str]:
-    """Name what a stage changes."""
+    """Return the names of the state that a stage changes."""
     return set(encoder.state_dict()) if isinstance(part, Full) else set(list_trainable_names(encoder, part))
 
 
@@ -214,11 +216,11 @@ ADAPTER_FILE = "adapter.safetensors"
 
 
 def check_part(name: str, encoder: nn.Module, part: Part) -> None:
-    """See that an encoder has the part that a stage is to train of it.
+    """Check that an encoder has the part that a stage trains.
 
     Raises:
         RecipeError: It has no such head, blocks or layers.
-        PluginError: What it takes is not installed.
+        PluginError: A library that it needs is not installed.
     """
     if isinstance(part, Head):
         get_head(name, encoder)
@@ -232,17 +234,17 @@ def check_part(name: str, encoder: nn.Module, part: Part) -> None:
 
 @contextmanager
 def prepare_encoders(fabric: Fabric, job: StageRun) -> Generator[dict[str, str]]:
-    """Make the encoders of a stage trainable as it asks.
+    """Make the encoders of a stage trainable for a while, and restore them afterwards.
 
-    Afterwards adapters are merged into the weights they adapt, and lie on their own beside the stage.
+    On leaving, adapters are merged into their weights, and also written to the stage's folder.
 
     Yields:
-        The hash of what must not change, by modality.
+        The hash of the weights that must not change, by modality.
 
     Raises:
-        TrainingError: It changed.
+        TrainingError: Frozen weights changed.
         RecipeError: An encoder has no such part.
-        PluginError: What it takes is not installed.
+        PluginError: A library that it needs is not installed.
     """
     encoders, trained = job.encoders, job.stage.trained
     adapted = {name: part for name, part in trained.items() if isinstance(part, Lora)}
@@ -279,7 +281,7 @@ def prepare_encoders(fabric: Fabric, job: StageRun) -> Generator[dict[str, str]]
 
 
 def _restore_encoders(fabric: Fabric, job: StageRun) -> dict[str, nn.Module]:
-    """Make encoders whole and plain again, with the same batch statistics on all ranks; return them."""
+    """Undo sharding, compilation, checkpointing and shared batch norm; return the encoders."""
     unshard(job.binder.encoders)
     for name, encoder in job.encoders.items():
         uncompile(encoder)
@@ -293,7 +295,7 @@ def _restore_encoders(fabric: Fabric, job: StageRun) -> dict[str, nn.Module]:
 def collect_lr_scales(
     encoders: Mapping[str, nn.Module], trained: Mapping[str, Part]
 ) -> dict[nn.Parameter, float]:
-    """Return the share of the learning rate of each parameter that does not get all of it."""
+    """Return the factor on the learning rate of each parameter whose factor is not 1."""
     shares: dict[nn.Parameter, float] = {}
     for name, part in trained.items():
         if isinstance(part, Full | Last) and part.layer_decay < 1:
@@ -304,7 +306,7 @@ def collect_lr_scales(
 def collect_trained_states(
     encoders: Mapping[str, nn.Module], trained: Mapping[str, Part]
 ) -> dict[str, nn.Module]:
-    """Return what a checkpoint must hold of each encoder in training, by modality."""
+    """Return the module of each trained encoder that a checkpoint must hold, by modality."""
     return {
         name: adapter_state(encoders[name]) if isinstance(part, Lora) else encoders[name]
         for name, part in trained.items()

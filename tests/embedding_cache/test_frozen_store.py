@@ -29,8 +29,8 @@ FORK = multiprocessing.get_context("fork")  # importing torch anew takes seconds
 
 
 def rows(side, pairs=None):
-    wanted = range(len(side.picks.listed_N)) if pairs is None else pairs
-    return side.read(np.array([side.picks.pick(pair, lambda count: 0) for pair in wanted]))
+    wanted = range(len(side.lookup.listed_N)) if pairs is None else pairs
+    return side.read(np.array([side.lookup.pick(pair, lambda count: 0) for pair in wanted]))
 
 
 def embedded(paths, encoder=None, modality=None):
@@ -187,12 +187,12 @@ def test_each_of_several_observations_has_a_row_and_the_loaders_draw_decides(tmp
         asked.append(count)
         return count - 1
 
-    found = side.read(np.array([side.picks.pick(pair, last) for pair in range(3)]))
+    found = side.read(np.array([side.lookup.pick(pair, last) for pair in range(3)]))
     assert torch.allclose(found, embedded(["0 0 0 1", "5 5 5 5", "9 8 7 6"]), atol=2**-12, rtol=2**-11)
     assert asked == [3, 1]  # one observation that is not in a list needs no draw
-    assert side.picks.fixed_N[1] >= 0 and (side.picks.fixed_N[[0, 2, 3]] == -1).all()
+    assert side.lookup.fixed_N[1] >= 0 and (side.lookup.fixed_N[[0, 2, 3]] == -1).all()
     with pytest.raises(DataError, match="is missing"):
-        side.picks.pick(3, last)
+        side.lookup.pick(3, last)
 
 
 def test_broken_inputs_are_left_out_and_named_and_too_many_are_an_error(tmp_path):
@@ -203,7 +203,7 @@ def test_broken_inputs_are_left_out_and_named_and_too_many_are_an_error(tmp_path
     assert side.made == 8
     for pair, reason in ((4, "4.txt: no numbers"), (7, "7.txt: no such file")):
         with pytest.raises(DataError, match=reason):
-            side.picks.pick(pair, lambda count: 0)
+            side.lookup.pick(pair, lambda count: 0)
     with pytest.raises(DataError, match=r"note: 2 of 10 inputs cannot be used, more than max_broken \(0.1\)"):
         world.stored(paths, max_broken=0.1)
 
@@ -219,7 +219,7 @@ def test_views_differ_from_each_other_and_are_the_same_every_time(tmp_path):
     paths = world.note_files(tmp_path, 4)
     noisy = world.Note(noise=0.5)
     four, _ = world.stored(paths, modality=noisy, augmented=True, views=4)
-    views = [four.read(np.array([four.picks.row_MK[item, view] for item in range(4)])) for view in range(4)]
+    views = [four.read(np.array([four.lookup.row_MK[item, view] for item in range(4)])) for view in range(4)]
     assert four.made == 16
     assert all(not torch.allclose(views[0], other, atol=1e-3) for other in views[1:])
     more, _ = world.stored(paths, modality=noisy, augmented=True, views=6)
@@ -241,7 +241,7 @@ def test_an_encoder_that_goes_on_after_its_head_is_not_cached_by_its_trunk(tmp_p
         def forward(self, x_BF):
             return super().forward(x_BF) + x_BF.mean()
 
-    with pytest.raises(Uncacheable, match="does more after its head"):
+    with pytest.raises(Uncacheable, match="has operations after its head"):
         world.stored(world.note_files(tmp_path, 3), encoder=Longer(world.WIDTH), part="trunk")
 
 
@@ -258,7 +258,7 @@ def test_weights_that_drift_leave_no_rows(tmp_path):
 
 
 def test_inputs_whose_content_cannot_be_told_are_not_cached(tmp_path):
-    with pytest.raises(Uncacheable, match=r"content cannot be told \(object\)"):
+    with pytest.raises(Uncacheable, match=r"cannot be hashed \(object\)"):
         world.stored([object()])
     with pytest.raises(Uncacheable, match="its inputs are folders"):
         world.stored([tmp_path])
@@ -325,7 +325,7 @@ def test_verify_finds_a_flipped_bit_of_a_row_and_removes_its_shard(tmp_path):
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    fault = ((path.name, "its rows are not what was written"),)
+    fault = ((path.name, "its rows have changed since they were written"),)
     assert [checked.damaged for checked in verify(repair=False)] == [fault]
     assert path.exists()
     assert [checked.damaged for checked in verify(repair=True)] == [fault]
@@ -482,7 +482,7 @@ def test_a_limit_that_is_no_number_is_told(monkeypatch):
     monkeypatch.setenv("GEOBIND_CACHE_GB", "much")
     result = CliRunner().invoke(main, ["cache", "list"])
     assert result.exit_code == 2
-    assert "error: GEOBIND_CACHE_GB=much: say how many gigabytes" in result.output
+    assert "error: GEOBIND_CACHE_GB=much: must be the size limit" in result.output
 
 
 def test_windows_of_rasters_are_told_apart_without_being_read(tmp_path):
@@ -531,5 +531,5 @@ def test_windows_of_rasters_are_told_apart_without_being_read(tmp_path):
 def test_a_modality_whose_source_code_is_not_known_is_not_cached():
     space = {"Note": world.Note}
     exec("class Typed(Note):\n    pass\nTyped.__module__ = 'nowhere'", space)
-    with pytest.raises(Uncacheable, match="the source code of Typed is not known"):
+    with pytest.raises(Uncacheable, match="the source code of Typed is not available"):
         world.stored(["1 2 3 4"], modality=space["Typed"]())
