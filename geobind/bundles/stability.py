@@ -78,9 +78,9 @@ def hash_embeddings(embedding_ND: Tensor) -> str:
 def describe_difference(was: ModalityState, now: ModalityState) -> str:
     """Return how two states of a modality differ, empty if they agree in all that both record."""
     if was.weights != now.weights:
-        return "its weights are others"
+        return "its weights changed"
     if was.rows == now.rows and was.embeddings != now.embeddings:
-        return "its weights are the same, but it embeds the same rows to other bits"
+        return "its weights are the same, but its embeddings of the same rows changed"
     return ""
 
 
@@ -128,18 +128,18 @@ def _compare_modality(name: str, new: Binder, old: Binder) -> IndexFinding:
         return found("changed", f"embeddings are {new.width} wide and were {old.width}")
     weights = hash_module(new.encoders[name])
     if weights != hash_module(old.encoders[name]):
-        return found("changed", "the weights of its encoder are others")
+        return found("changed", "the weights of its encoder changed")
     shown = _last_state(new, name, weights), _last_state(old, name, weights)
     if shown[0] and shown[1] and shown[0].rows == shown[1].rows and shown[0].rows:
         if shown[0].embeddings != shown[1].embeddings:
             made = " and ".join(dict.fromkeys(_describe_origin(binder) for binder in (new, old)))
-            return found("unsure", f"the same weights embed the same rows to other bits ({made})")
+            return found("unsure", f"the same weights give other embeddings of the same rows ({made})")
         same = f"the same weights, and the same bits for {shown[0].count} rows"
         return found("same", same)
     options, old_options = (b.modalities[name].model_dump(mode="json") for b in (new, old))
     if options != old_options:
         keys = ", ".join(key for key in options if options[key] != old_options.get(key))
-        reason = f"its options are others ({keys}), and no rows were embedded with both"
+        reason = f"its options changed ({keys}), and no rows were embedded with both"
         return found("unsure", f"the same weights, but {reason}")
     versions = [_describe_plugin(binder, name) for binder in (new, old)]
     if versions[0] != versions[1]:
@@ -153,7 +153,7 @@ def find_faults(binder: Binder) -> list[str]:
     if binder.card is None:
         return []
     lines = [
-        f"'{name}': its weights are not those that the card names; the file was changed"
+        f"'{name}': its weights are not those that the card names; the file was changed after it was written"
         for name, known in binder.card.digests.items()
         if name in binder.modalities and hash_module(binder.encoders[name]) != known
     ]

@@ -131,8 +131,8 @@ class CacheBuilder:
                 f"{read_limit() / 1e9:g} GB that {LIMIT_VARIABLE} allows"
             )
         self._made.append((value_BF, contents))
-        held = sum(values.nbytes for values, _ in self._made)
-        if held >= _BYTES or time.monotonic() - self._written >= _SECONDS:
+        unwritten = sum(values.nbytes for values, _ in self._made)
+        if unwritten >= _BYTES or time.monotonic() - self._written >= _SECONDS:
             self._write()
 
     def _write(self) -> None:
@@ -285,9 +285,9 @@ def hash_inputs(raws: Sequence[Any], files: FileHashes, title: str) -> InputHash
             listed.append(isinstance(cell, list) and len(cell) > 0)
             yield cell
 
-    for found in content_hashes(cells(), files):
-        counts.append(len(found))
-        contents += found
+    for hashes in content_hashes(cells(), files):
+        counts.append(len(hashes))
+        contents += hashes
     return InputHashes(np.cumsum([0, *counts]), np.array(listed, dtype=bool), contents)
 
 

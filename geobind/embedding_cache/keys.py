@@ -308,14 +308,14 @@ def _named_files(value: Any) -> set[str]:
 def _hash_source(cls: type[Modality]) -> str:
     """Hash the source files of a modality, its readers and its encoders."""
     total = hashlib.sha256(f"{cls.__module__}.{cls.__qualname__}".encode())
-    found = {file for name in _OURS for file in _source_files(name)}
+    code_files = {file for name in _OURS for file in _source_files(name)}
     for parent in cls.__mro__:
         if issubclass(parent, Modality) and parent is not Modality:
             files = _source_files(parent.__module__)
-            found.update(files)
+            code_files.update(files)
             if not files:
                 total.update(_class_source(parent).encode())
-    for file in sorted(found):
+    for file in sorted(code_files):
         total.update(file.read_bytes())
     return total.hexdigest()
 
@@ -345,17 +345,17 @@ def _source_files(name: str) -> list[Path]:
 @lru_cache(maxsize=64)
 def _library_versions(distribution: str) -> dict[str, str]:
     """Return the versions of a distribution, of geobind, and of the requirements that both declare."""
-    wanted = {"geobind", distribution}
-    for name in tuple(wanted):
+    relevant = {"geobind", distribution}
+    for name in tuple(relevant):
         try:
             declared = metadata.requires(name) or ()
         except metadata.PackageNotFoundError:
             continue
         needed = [line for line in declared if not _FOR_WORK.search(line)]
-        found = {match[0] for line in needed if (match := re.match(r"[A-Za-z0-9._-]+", line))}
-        wanted |= found - _NO_MATTER if name == "geobind" else found
+        names = {match[0] for line in needed if (match := re.match(r"[A-Za-z0-9._-]+", line))}
+        relevant |= names - _NO_MATTER if name == "geobind" else names
     versions = {"python": sys.version.split()[0]}
-    for name in sorted(wanted):
+    for name in sorted(relevant):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

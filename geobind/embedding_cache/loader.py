@@ -67,9 +67,9 @@ class CachedRows:
         return len(self.rows)
 
     def __getitem__(self, row: int) -> Row:
-        seen = self.rows[row]
-        return seen._replace(
-            raws={**seen.raws, **{name: index.cell(row) for name, index in self.indexes.items()}}
+        original = self.rows[row]
+        return original._replace(
+            raws={**original.raws, **{name: index.cell(row) for name, index in self.indexes.items()}}
         )
 
     def find_missing_storage(self, row: int) -> str | None:
@@ -143,8 +143,8 @@ class CachedLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batches]:
-        found = self.loader if self._metadata is None else self._lookups(self._metadata)
-        for step, batches, meta in found:
+        batches_of_steps = self.loader if self._metadata is None else self._lookups(self._metadata)
+        for step, batches, meta in batches_of_steps:
             yield step, {name: self._read(name, batch) for name, batch in batches.items()}, meta
 
     def _read(self, name: str, batch: Any) -> Any:

@@ -361,7 +361,7 @@ def read_limit() -> float:
 def find_entries() -> list[EntryInfo]:
     """Return the entries, the last used first."""
     folders = [path for path in embeddings_folder().glob("*") if path.is_dir()]
-    return sorted(filter(None, map(_read_info, folders)), key=lambda held: -held.used)
+    return sorted(filter(None, map(_read_info, folders)), key=lambda entry: -entry.used)
 
 
 def prune(limit: float) -> list[EntryInfo]:

@@ -36,10 +36,10 @@ def find_depths(name: str, encoder: nn.Module) -> LayerDepths:
     Raises:
         RecipeError: It has no blocks.
     """
-    found = _by_timm(encoder) or _by_structure(encoder)
-    if found is None:
-        raise RecipeError(f"the encoder of '{name}' has no blocks or layers to tell apart; train it whole")
-    return found
+    depths = _by_timm(encoder) or _by_structure(encoder)
+    if depths is None:
+        raise RecipeError(f"the encoder of '{name}' has no blocks or layers; train it whole")
+    return depths
 
 
 def last_parameters(name: str, encoder: nn.Module, blocks: int) -> Iterator[nn.Parameter]:
@@ -48,13 +48,13 @@ def last_parameters(name: str, encoder: nn.Module, blocks: int) -> Iterator[nn.P
     Raises:
         RecipeError: The encoder has no blocks, or fewer.
     """
-    found = find_depths(name, encoder)
-    if blocks > found.blocks:
+    depths = find_depths(name, encoder)
+    if blocks > depths.blocks:
         raise RecipeError(
-            f"the encoder of '{name}' has {found.blocks} blocks, not {blocks}; fewer, or train it whole"
+            f"the encoder of '{name}' has {depths.blocks} blocks, not {blocks}; choose fewer, or all"
         )
     for parameter_name, parameter in encoder.named_parameters():
-        if found.layers[parameter_name] > found.blocks - blocks:
+        if depths.layers[parameter_name] > depths.blocks - blocks:
             yield parameter
 
 
@@ -66,8 +66,8 @@ def compute_lr_scales(name: str, encoder: nn.Module, decay: float) -> dict[nn.Pa
     Raises:
         RecipeError: The encoder has no blocks.
     """
-    found = find_depths(name, encoder)
-    return {p: decay ** (found.blocks + 1 - found.layers[n]) for n, p in encoder.named_parameters()}
+    depths = find_depths(name, encoder)
+    return {p: decay ** (depths.blocks + 1 - depths.layers[n]) for n, p in encoder.named_parameters()}
 
 
 def find_blocks(encoder: nn.Module) -> list[str]:
@@ -124,11 +124,11 @@ def _by_structure(encoder: nn.Module) -> LayerDepths | None:
     if not blocks:
         return None
     number = {f"{block}.": place for place, block in enumerate(blocks, start=1)}
-    here = {n: _number(n, number) for n, _ in encoder.named_parameters()}
+    own_block = {n: _number(n, number) for n, _ in encoder.named_parameters()}
     layers: dict[str, int] = {}
-    last = max((place for place, n in enumerate(here) if here[n]), default=-1)
+    last = max((place for place, n in enumerate(own_block) if own_block[n]), default=-1)
     at = 0
-    for place, (n, block) in enumerate(here.items()):
+    for place, (n, block) in enumerate(own_block.items()):
         at = block or at
         if _AFTER.search(n) or (place > last and not _STEM.search(n)):
             layers[n] = len(blocks) + 1

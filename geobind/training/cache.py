@@ -191,9 +191,9 @@ class _ModalityReader(NamedTuple):
     def _augmented(self) -> bool:
         return self.views > 0 or self._part == "trunk"
 
-    def _agree(self, here: bool) -> bool:
-        """Return whether `here` is true on every rank; all ranks wait for each other."""
-        total = self.fabric.all_reduce(torch.tensor(float(here), device=self.fabric.device), reduce_op="sum")
+    def _agree(self, ok: bool) -> bool:
+        """Return whether `ok` is true on every rank; all ranks wait for each other."""
+        total = self.fabric.all_reduce(torch.tensor(float(ok), device=self.fabric.device), reduce_op="sum")
         return bool(torch.as_tensor(total).item() == self.fabric.world_size)
 
     @property

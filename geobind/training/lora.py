@@ -161,9 +161,9 @@ def _auto_targets(encoder: nn.Module, layers: Mapping[str, nn.Module]) -> list[s
     inside = {n: layer for n, layer in body.items() if not blocks or f"{n}.".startswith(blocks)}
     for layers_of in (inside, body):
         for kind in ((nn.Linear, nn.MultiheadAttention), nn.Conv2d):
-            found = [n for n, layer in layers_of.items() if isinstance(layer, kind)]
-            if found:
-                return found
+            names = [n for n, layer in layers_of.items() if isinstance(layer, kind)]
+            if names:
+                return names
     return []
 
 

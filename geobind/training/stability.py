@@ -153,14 +153,14 @@ def describe_proof(proof: StageProof, last: Mapping[str, Any] | None) -> list[st
     strays = [name for name in proof.changed if name not in proof.trained]
     if strays:
         lines.append(
-            f"warning: {', '.join(strays)} embed the same rows to other bits with the same weights: "
+            f"warning: {', '.join(strays)} changed their embeddings of the same rows with the same weights: "
             f"an encoder gives another result each time"
         )
     if last and last.get("proof"):
         was = StageProof.model_validate(last["proof"]).after
         for name in was:
             if name in proof.before and (change := describe_difference(was[name], proof.before[name])):
-                lines.append(f"warning: '{name}' is not what stage '{last['name']}' left: {change}")
+                lines.append(f"warning: '{name}' changed since stage '{last['name']}': {change}")
     return lines
 
 
@@ -193,10 +193,10 @@ def _find_rows(recipe: Recipe, sources: StageData, name: str) -> tuple[str, list
         if name in recipe.names_of(stage):
             rows = sources.rows(stage)
             cells = RawColumn(rows, name)
-            there = [
+            numbers = [
                 s.rows.rows_with([name]) + first for s, first in zip(rows.sources, rows.starts, strict=True)
             ]
-            picked = [int(row) for part in there for row in part[:_MAX_CANDIDATES]][:_MAX_CANDIDATES]
+            picked = [int(row) for part in numbers for row in part[:_MAX_CANDIDATES]][:_MAX_CANDIDATES]
             keys = [rows[row].key for row in picked]
             where = f"split '{stage.split}' of {', '.join(s.name for s in rows.sources)}"
             return where, [partial(cells.__getitem__, row) for row in picked], keys

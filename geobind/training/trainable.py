@@ -250,10 +250,10 @@ def prepare_encoders(fabric: Fabric, job: StageRun) -> Generator[dict[str, str]]
     adapted = {name: part for name, part in trained.items() if isinstance(part, Lora)}
     for name, encoder in encoders.items():
         set_trainable(name, encoder, trained.get(name))
-    before = held = hash_frozen(encoders, trained)
+    before = expected = hash_frozen(encoders, trained)
     cast = PrecisionCast(encoders, trained, job.recipe.precision_of(job.stage))
     if cast.type is not None:
-        held = hash_frozen(encoders, trained)
+        expected = hash_frozen(encoders, trained)
     for name, part in adapted.items():
         insert_adapters(
             name, encoders[name], part, derive_seed(job.recipe.seed, job.stage.name, "adapter", name)
@@ -265,7 +265,7 @@ def prepare_encoders(fabric: Fabric, job: StageRun) -> Generator[dict[str, str]]
 
     encoders = _restore_encoders(fabric, job)
     changes = {name: remove_adapters(encoders[name]) for name in adapted}
-    check_frozen(held, hash_frozen(encoders, trained), job.stage.name)
+    check_frozen(expected, hash_frozen(encoders, trained), job.stage.name)
     cast.undo(encoders)
     for name, change in changes.items():
         merge_adapters(encoders[name], change)

@@ -84,7 +84,7 @@ def test_verify_tells_it_and_its_exit_code_is_for_programs(grown, tmp_path):
     old, new, _ = grown
     ask = CliRunner().invoke
     told = ask(main, ["verify", str(new), "--against", str(old)])
-    assert told.exit_code == 1 and "changed  right: the weights of its encoder are others" in told.output
+    assert told.exit_code == 1 and "changed  right: the weights of its encoder changed" in told.output
     assert ask(main, ["verify", str(new)]).exit_code == 0
     plain = json.loads(ask(main, ["verify", str(old), "--against", str(old), "--json"]).output)
     assert [one["index_is_valid"] for one in plain["modalities"]] == [True] * 3 and plain["faults"] == []
@@ -102,7 +102,7 @@ def test_a_tampered_bundle_is_found_out(grown):
     told = CliRunner().invoke(main, ["verify", str(new), "--against", str(old)])
     assert told.exit_code == 1
     assert "changed: 'left': its weights are not those that the card names" in told.output
-    assert "changed  left: the weights of its encoder are others" in told.output
+    assert "changed  left: the weights of its encoder changed" in told.output
 
 
 def test_weights_that_were_tampered_with_are_not_gone_on_with(tmp_path):
@@ -132,8 +132,8 @@ def test_an_encoder_that_gives_another_result_each_time_is_told(tmp_path, monkey
     go(tmp_path, FIRST)
     go(tmp_path, GROWN, "stages.1.cache=off", resume=True)
     said = logged()
-    assert "two: warning: left, cold embed the same rows to other bits with the same weights" in said
-    assert "two: warning: 'left' is not what stage 'one' left: its weights are the same, but it" in said
+    assert "two: warning: left, cold changed their embeddings of the same rows with the same weights" in said
+    assert "two: warning: 'left' changed since stage 'one': its weights are the same, but its" in said
 
 
 def embedded(monkeypatch):
@@ -176,9 +176,9 @@ def test_what_a_stage_left_is_embedded_again_before_the_next_only_if_a_bit_of_it
 def test_another_library_between_two_stages_is_told_from_other_weights():
     was = ModalityState(weights="a", rows="r", count=3, embeddings="x")
     assert describe_difference(was, was) == ""
-    assert describe_difference(was, was.model_copy(update={"weights": "b"})) == "its weights are others"
+    assert describe_difference(was, was.model_copy(update={"weights": "b"})) == "its weights changed"
     said = describe_difference(was, was.model_copy(update={"embeddings": "y"}))
-    assert said == "its weights are the same, but it embeds the same rows to other bits"
+    assert said == "its weights are the same, but its embeddings of the same rows changed"
     assert describe_difference(was, was.model_copy(update={"rows": "s", "embeddings": "y"})) == ""
 
 

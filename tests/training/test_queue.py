@@ -134,11 +134,11 @@ def test_a_queue_that_cannot_serve_is_found_before_anything_runs(tmp_path):
 
 def test_a_queue_as_long_as_the_data_is_refused_before_training(tmp_path):
     message = (
-        "a queue of 81 embeddings and a batch of 16 are more than the 96 rows there are, .* to 80 or less"
+        "a queue of 81 embeddings and a batch of 16 are more than the 96 rows of the data, .* to 80 or less"
     )
     with pytest.raises(DataError, match=f"stage 'one': {message}"):
         toy_run(tmp_path, QUEUED[0], QUEUED[1].replace("40", "81"))
     assert not (tmp_path / "run" / "stages").exists()
     toy_run(tmp_path / "fits", QUEUED[0], QUEUED[1].replace("40", "80"), "stages.0.epochs=1")
-    with pytest.raises(DataError, match=r"than the 16 rows there are, .*; drop loss\.queue"):
+    with pytest.raises(DataError, match=r"than the 16 rows of the data, .*; drop loss\.queue"):
         toy_run(tmp_path / "none", *QUEUED, "modalities.right.count=16")

@@ -29,7 +29,7 @@ def check_queue(stage: Stage, rows: int) -> None:
         fix = f"set loss.queue to {max_size} or less" if max_size > 0 else "drop loss.queue"
         raise DataError(
             f"stage '{stage.name}': a queue of {size} embeddings and a batch of {stage.batch_size} are more "
-            f"than the {rows} rows there are, so that it would hold some twice; {fix}"
+            f"than the {rows} rows of the data, so that the queue would hold some twice; {fix}"
         )
 
 

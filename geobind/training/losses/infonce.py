@@ -226,12 +226,12 @@ def mean_of_both_ways(
     Queued keys are negatives of the queries only; with any, the keys must be frozen. `one_way` is the loss
     of one side.
     """
-    there = one_way(query_ND, key_MD, scale, pairing, needed)
+    forth = one_way(query_ND, key_MD, scale, pairing, needed)
     unqueued = replace(pairing, column=pairing.row)
     back = one_way(key_MD[: len(query_ND)], query_ND, scale, unqueued, needed.swap()).swap()
-    value = (there.value + back.value) / 2
+    value = (forth.value + back.value) / 2
     return LossAndGrads(
-        value, *(_average(one, other) for one, other in zip(there[1:], back[1:], strict=True))
+        value, *(_average(one, other) for one, other in zip(forth[1:], back[1:], strict=True))
     )
 
 

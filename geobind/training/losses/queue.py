@@ -80,14 +80,14 @@ class EmbeddingQueue(nn.Module):
         size, width = self.keys_QD.shape
         if key_ND.ndim != 2 or key_ND.shape[1] != width:
             raise DataError(f"queue: embeddings of shape {tuple(key_ND.shape)} in a queue of width {width}")
-        kept = slice(max(0, len(key_ND) - size), len(key_ND))
-        place_N = (torch.arange(kept.start, kept.stop, device=self.seen.device) + self.seen) % size
-        self.keys_QD[place_N] = key_ND[kept].to(self.keys_QD)
+        newest = slice(max(0, len(key_ND) - size), len(key_ND))
+        place_N = (torch.arange(newest.start, newest.stop, device=self.seen.device) + self.seen) % size
+        self.keys_QD[place_N] = key_ND[newest].to(self.keys_QD)
         for memory, values, unknown in (
             (self.labels_Q, None if context is None else context.labels_N, UNLABELLED),
             (self.xyz_Q3, None if context is None else context.xyz_N3, math.nan),
             (self.hours_Q, None if context is None else context.hours_N, math.nan),
             (self.rows_Q, None if context is None else context.rows_N, UNLABELLED),
         ):
-            memory[place_N] = unknown if values is None else values[kept].to(memory)
+            memory[place_N] = unknown if values is None else values[newest].to(memory)
         self.seen += len(key_ND)
