@@ -1,4 +1,4 @@
-"""Binder: encoders of any number of modalities in one space, and what one can do with their embeddings."""
+"""The binder: encoders of any number of modalities in one embedding space."""
 
 # B inputs in a batch, N inputs, M references, C classes, D width of the space
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from geobind.bundles.card import Card
 
     Embeddings: TypeAlias = Tensor | NDArray[Any]
-Auto: TypeAlias = bool | None  # None: as it suits
+Auto: TypeAlias = bool | None  # None: decided from the input
 
 
 class Binder(nn.Module):
@@ -47,7 +47,7 @@ class Binder(nn.Module):
         width: Length D of an embedding.
         pretrained: False builds the encoders without reading any weights.
         seed: Makes random weights the same every time.
-        card: What is known of how the weights came about; saved with them.
+        card: The origin of the weights; saved with them.
 
     Raises:
         GeobindError: An encoder cannot be built: weights are missing, or it cannot have this width.
@@ -83,7 +83,7 @@ class Binder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the encoders are."""
+        """The device of the encoders."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     def modality(self, name: str) -> Modality:
@@ -175,7 +175,7 @@ class Binder(nn.Module):
         return scoring.probabilities(similarity_NM, scales, probability[0], over, prior)
 
     def temperature(self, query: str, gallery: str) -> SoftmaxTemperature:
-        """The temperature that `classify` uses for two modalities unless told, and where it comes from."""
+        """Return the default temperature of `classify` for two modalities, and its origin."""
         return scoring.find_temperature(self.card and self.card.calibration, query, gallery)
 
     def classify(
@@ -189,7 +189,7 @@ class Binder(nn.Module):
         temperature: float | None = None,
         batch_size: int = 64,
     ) -> Tensor:
-        """Zero-shot classification of inputs by the embeddings of their possible labels.
+        """Classify inputs zero-shot, by the embeddings of their possible labels.
 
         Args:
             modality: What `x` is.
@@ -232,7 +232,7 @@ class Binder(nn.Module):
         return scoring.add_embeddings({name: self.embed(name, raw) for name, raw in parts.items()}, weights)
 
     def save(self, folder: str | Path, *, over: str | Path | None = None) -> Path:
-        """Write a bundle, or what this changes of the bundle `over`. See `geobind.bundles.bundle.save`."""
+        """Write a bundle, or only the changes to the bundle `over`. See `geobind.bundles.bundle.save`."""
         return bundle.save(self, Path(folder), over=over)
 
     @classmethod
@@ -246,5 +246,5 @@ class Binder(nn.Module):
         return bundle.from_pretrained(cls, str(name), revision=revision)
 
     def push_to_hub(self, name: str, *, private: bool = False) -> str:
-        """Publish the bundle on the Hugging Face hub as `owner/name`; returns its address."""
+        """Publish the bundle on the Hugging Face hub as `owner/name` and return its address."""
         return bundle.push_to_hub(self, name, private=private)

@@ -1,4 +1,4 @@
-"""What a plugin can implement; docs/hooks.md explains each hook."""
+"""Hook specifications of plugins; docs/hooks.md explains each hook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw inputs of `Binder.embed` on their way to an encoder."""
+"""Preparation, batching and device transfer of the inputs of encoders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def is_many_inputs(x: object) -> bool:
-    """Whether x is many raw inputs, and not one."""
+    """Return whether x is many raw inputs, and not one."""
     # A tuple is one input, (samples, rate); arrays and tensors are one input, whatever their axes.
     return isinstance(x, Sequence | Iterator) and not isinstance(x, str | bytes | bytearray | tuple)
 
@@ -36,7 +36,7 @@ def batch_inputs(inputs: Iterable[Any], size: int) -> Iterator[list[tuple[int, A
 
 
 def prepare_input(modality: Modality, number: int, raw: Any) -> Any:
-    """Prepare one input; a DataError says which one it was."""
+    """Prepare one input; a DataError names it by its number."""
     try:
         return modality.prepare(raw)
     except DataError as error:
@@ -81,10 +81,10 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def check_width(embedding_BD: Tensor, width: int, name: str) -> Tensor:
-    """Return embeddings that are (B, width).
+    """Check that embeddings are (B, width), and return them.
 
     Raises:
-        PluginError: They are not, which is their modality's fault.
+        PluginError: They are not; the encoder of their modality is wrong.
     """
     if embedding_BD.ndim != 2 or embedding_BD.shape[1] != width:
         raise PluginError(
@@ -113,7 +113,7 @@ def list_class_examples(
 
 @contextmanager
 def eval_mode(encoder: nn.Module) -> Generator[None]:
-    """Put an encoder in eval mode without gradients, and back as it was afterwards."""
+    """Put an encoder in eval mode without gradients, and restore its modes afterwards."""
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
     try:

@@ -1,4 +1,4 @@
-"""What licences of data and weights leave for what is made of them: an orientation, no legal advice."""
+"""Combined terms of the licences of data and weights: an orientation, no legal advice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ UNSTATED = "not stated"
 
 
 class LicenceTerms(NamedTuple):
-    """What a licence asks; each field that is true asks for more."""
+    """The conditions of a licence; each field that is true is one more condition."""
 
     name: str  # the SPDX identifier, as far as there is one
     unknown: bool = False  # nothing may be assumed
@@ -22,14 +22,14 @@ class LicenceTerms(NamedTuple):
 
 
 class Demand(NamedTuple):
-    """Something that the parts ask of who uses the whole."""
+    """A condition that some parts put on users of the whole."""
 
     sentence: str
     parts: tuple[str, ...]  # which of them ask it
 
 
 class EffectiveLicence(NamedTuple):
-    """The licence of a whole: all that its parts ask together."""
+    """The licence of a whole: all conditions of its parts."""
 
     name: str  # of the strictest part
     terms: LicenceTerms
@@ -47,9 +47,9 @@ _DEMANDS = {  # the strictest first
 
 
 def parse_licence(licence: str | None) -> LicenceTerms:
-    """Read a licence as people write it: `CC BY-NC 4.0`, `cc-by-sa-3.0`, `Apache 2.0`, an address, ...
+    """Parse a licence as people write it: `CC BY-NC 4.0`, `cc-by-sa-3.0`, `Apache 2.0`, an address, ...
 
-    Creative Commons' letters are read wherever they stand; anything not known is taken for unknown.
+    Creative Commons' letters are read wherever they stand; anything else is unknown.
     """
     text = " ".join((licence or "").split())
     word = re.sub(r"[\s_/.:()-]+", " ", text.lower()).strip()
@@ -85,7 +85,7 @@ def _creative_commons(word: str) -> LicenceTerms:
 
 
 def combine_licences(parts: Mapping[str, str | None]) -> EffectiveLicence:
-    """Combine licences: what using all of the parts asks, and which of them decided.
+    """Combine licences into the conditions of using all parts, and name the parts that decide.
 
     The strictest comes first: terms that are unknown (nothing may be assumed), no derivatives,
     non-commercial, share-alike, attribution.
@@ -123,6 +123,6 @@ def _conflict(read: Mapping[str, LicenceTerms]) -> str:
 
 
 def is_looser(stated: str, whole: EffectiveLicence) -> bool:
-    """Whether a licence that somebody states leaves out a limit that the parts set, or may set."""
+    """Return whether a stated licence omits a condition that the parts set, or may set."""
     given = parse_licence(stated)
     return any(needed > said for needed, said in zip(whole.terms[1:5], given[1:5], strict=True))

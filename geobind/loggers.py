@@ -1,4 +1,4 @@
-"""Loggers of metrics beside metrics.csv: their contract, and those that are installed."""
+"""Loggers of metrics beside metrics.csv: their contract and their registry."""
 
 from __future__ import annotations
 
@@ -16,63 +16,63 @@ from geobind.plugins import PluginKind, Registry, find, unknown_option
 
 
 class About(NamedTuple):
-    """What a logger is told of a stage when it begins."""
+    """The run and the stage that a logger is opened for."""
 
     run: str  # the recipe's name
     folder: Path  # of the run
     stage: str
-    first_step: int  # 0, or where a resumed stage goes on: figures from there on are about to come again
+    first_step: int  # 0, or the step a resumed stage continues from: metrics from there on are repeated
     recipe: Mapping[str, Any]  # plain values
     recipe_text: str  # the same as YAML
 
 
 class Writer(Protocol):
-    """Takes the figures of one stage."""
+    """A receiver of the metrics of one stage."""
 
     def numbers(self, values: Mapping[str, float], step: int) -> None:
-        """Take figures of a step, such as `loss`, `lr` or `validation/R@10`."""
+        """Record metrics of a step, such as `loss`, `lr` or `validation/R@10`."""
         ...
 
     def close(self) -> None:
-        """Write what is left; nothing comes after it."""
+        """Flush and end the stage; nothing is recorded afterwards."""
         ...
 
 
 class Logger(BaseModel, ABC):
-    """A place where figures go; its fields are its options in a recipe."""
+    """A destination of metrics; its fields are its options in a recipe."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: ClassVar[str]  # the word recipes use
+    name: ClassVar[str]  # used in recipes
     needs: ClassVar[str] = ""  # the module that it imports, if geobind does not come with it
     install: ClassVar[str] = ""  # the command that installs it
 
     @abstractmethod
     def open(self, about: About) -> Writer:
-        """Begin a stage, on the first process alone."""
+        """Begin a stage and return its writer; called on rank zero alone."""
 
     def check(self) -> None:
-        """See that what it needs is installed.
+        """Check that the package this logger needs is installed.
 
         Raises:
-            PluginError: It is not.
+            PluginError: It is not installed; the message has the command that installs it.
         """
         for fault in find_missing({self.needs: self.install} if self.needs else {}):
             raise PluginError(f"logger '{self.name}' {fault}")
 
 
 class FabricWriter:
-    """Writes to a logger of Lightning Fabric, or to anything with its `log_metrics` and `finalize`."""
+    """A writer to a logger of Lightning Fabric, or to anything with its `log_metrics` and `finalize`."""
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger
 
     def numbers(self, values: Mapping[str, float], step: int) -> None:
-        """Hand figures on."""
+        """Pass metrics on."""
         self.logger.log_metrics(metrics=dict(values), step=step)
 
     def close(self) -> None:
-        """Say that the stage has ended."""
+        """Finalize the logger."""
         self.logger.finalize("success")
 
 
@@ -85,8 +85,8 @@ def registry() -> Registry[Logger]:
     return LOGGER.collect(find())
 
 
-def make(name: str, options: Mapping[str, Any]) -> Logger:
-    """Make a logger from its name and options, and see that what it needs is installed.
+def build_logger(name: str, options: Mapping[str, Any]) -> Logger:
+    """Build a logger from its name and options, and check that the package it needs is installed.
 
     Raises:
         PluginError: There is none of this name, it has no such option, or it needs a package.

@@ -1,4 +1,4 @@
-"""The contract: what a modality is, and what a pair of observations is."""
+"""The contract of modalities, and pairs of observations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Role = Literal["frozen", "trainable"]
 
 
 class Place(NamedTuple):
-    """Where and when something was observed: degrees north, degrees east (WGS 84), and time if known."""
+    """The place and time of an observation: degrees north, degrees east (WGS 84), and time if known."""
 
     lat: float
     lon: float

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 def fetch_folder(name: str, files: Iterable[str], revision: str | None = None) -> Path:
-    """Find a folder of this name, or fetch it from the hub.
+    """Return the folder of this name, or download it from the hub.
 
     Args:
         name: A folder, or `owner/name` of the hub.
-        files: What is fetched of it.
+        files: The files to download.
         revision: A branch, tag or commit.
 
     Raises:
@@ -56,7 +56,7 @@ def fetch_folder(name: str, files: Iterable[str], revision: str | None = None) -
 
 
 def publish(folder: Path, name: str, *, private: bool = False) -> str:
-    """Publish a folder as `owner/name`; returns its address.
+    """Publish a folder as `owner/name` and return its address.
 
     Raises:
         GeobindError: The hub refuses it or cannot be reached.
@@ -79,7 +79,7 @@ _FILES = (CARD, WEIGHTS, DELTA_FILE, RECIPE, README)
 
 
 class SupportsBundle(Protocol):
-    """What of a binder a bundle holds."""
+    """The parts of a binder that a bundle holds."""
 
     modalities: dict[str, Modality]
     width: int
@@ -91,7 +91,7 @@ B = TypeVar("B", bound=SupportsBundle)
 
 
 def build_card(binder: SupportsBundle, **facts: Any) -> Card:
-    """Describe a binder as it is now; `facts` are further fields of the card."""
+    """Build the card of a binder as it is now; `facts` are further fields."""
     known = binder.card.model_dump() if binder.card else {}
     options = {n: _without_folders(m.model_dump(mode="json")) for n, m in binder.modalities.items()}
     fresh = {
@@ -186,7 +186,7 @@ def from_pretrained(make: Callable[..., B], name: str, *, revision: str | None =
 
 
 def push_to_hub(binder: SupportsBundle, name: str, *, private: bool = False) -> str:
-    """Publish a bundle on the Hugging Face hub; returns its address.
+    """Publish a bundle on the Hugging Face hub and return its address.
 
     Raises:
         GeobindError: The hub refuses it or cannot be reached.
@@ -196,7 +196,7 @@ def push_to_hub(binder: SupportsBundle, name: str, *, private: bool = False) -> 
 
 
 def _base_weights(folder: Path, base: str) -> Path:
-    """Find the weights of the whole bundle that a small one, in `folder`, is over."""
+    """Return the weights file of the whole bundle that a small one in `folder` changes."""
     found = fetch_folder(base, _FILES)
     if found.resolve() == folder.resolve():
         raise CheckpointError(f"{folder}: a bundle cannot be its own base; save it in another folder")
@@ -206,7 +206,7 @@ def _base_weights(folder: Path, base: str) -> Path:
 
 
 def _base_name(base: str | Path) -> str:
-    """What a card calls a base: its hub id, or the name of its folder."""
+    """Return the name of a base in a card: its hub id, or the name of its folder."""
     return Path(base).resolve().name if os.path.isdir(base) else str(base)
 
 
@@ -242,7 +242,7 @@ def _origin(name: str) -> Origin:
 
 
 def _without_folders(value: Any) -> Any:
-    """Cut absolute paths down to their names: nobody needs to know where the author's files lay."""
+    """Replace absolute paths by their names: they would disclose where the author's files lie."""
     if isinstance(value, dict):
         return {key: _without_folders(child) for key, child in value.items()}
     if isinstance(value, list):

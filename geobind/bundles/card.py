@@ -1,4 +1,4 @@
-"""The card of a bundle: what is known of a binder besides its weights, and how it is read."""
+"""The card of a bundle, `binder.json`: everything but its weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Origin(BaseModel):
 
 
 class Card(BaseModel):
-    """What is known of a binder besides its weights: `binder.json`."""
+    """Everything known of a binder besides its weights: `binder.json`."""
 
     model_config = ConfigDict(frozen=True)
 

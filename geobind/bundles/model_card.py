@@ -1,4 +1,4 @@
-"""The README of a bundle, written from the same facts as the bundle itself and its report."""
+"""The model card of a bundle, its README, rendered from `binder.json`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _HUB = ("cc0-1.0", "mit", "apache-2.0", "bsd-3-clause")  # identifiers that the 
 
 
 def render_model_card(card: Mapping[str, Any]) -> str:
-    """Write the model card of a bundle whose `binder.json` holds `card`."""
+    """Return the model card, in Markdown, of a bundle whose `binder.json` holds `card`."""
     return "\n".join(_lines(card)) + "\n"
 
 
 def list_licence_parts(card: Mapping[str, Any]) -> dict[str, str]:
-    """The licence of each thing the weights were made of: rows trained on, weights started from."""
+    """Return the licence of each part of the weights: rows trained on, weights started from."""
     parts: dict[str, str] = {}
     for used in card.get("data", []):
         if used["used_for"] == "training":
@@ -40,7 +40,7 @@ def list_licence_parts(card: Mapping[str, Any]) -> dict[str, str]:
 
 
 def find_pretrained(card: Mapping[str, Any]) -> dict[str, str]:
-    """What each modality's weights started from, by what its options call `pretrained`."""
+    """Return the pretrained weights of each modality, as its options name them under `pretrained`."""
     found = {name: "; ".join(_started(options)) for name, options in card["modalities"].items()}
     return {name: started for name, started in found.items() if started}
 
@@ -85,7 +85,7 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _front_licence(licence: str | None) -> Iterator[str]:
-    """The field that the hub reads; what it does not know goes as `other`."""
+    """Yield the licence field that the hub reads; `other` for licences it does not know."""
     if licence:
         name = parse_licence(licence).name.lower()
         known = name in _HUB or name.startswith("cc-by")
@@ -148,7 +148,7 @@ def _watched(stage: Mapping[str, Any]) -> str:
 
 
 def _proven(proof: Mapping[str, Any]) -> Iterator[str]:
-    """Which embeddings were the same, bit for bit, before and after the stages."""
+    """Yield which embeddings each stage left bit-identical."""
     for stage in proof.get("stages", ()):
         same = [name for name, state in stage["after"].items() if state == stage["before"].get(name)]
         told = ", ".join(f"{name} ({stage['after'][name]['count']} rows)" for name in same)
@@ -156,7 +156,7 @@ def _proven(proof: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _temperatures(stage: Mapping[str, Any]) -> str:
-    """What a stage ended with: one temperature, or one for each of several pairs."""
+    """Format the final temperature of a stage, or one for each of several pairs."""
     if stage["temperature"] is not None:
         return f"{stage['temperature']:.4f}"
     several = stage.get("losses", [])
@@ -208,7 +208,7 @@ def _parts(parts: tuple[str, ...]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A user's words inside a table: no line breaks, no bars, no markup."""
+    """Escape a user's text for a table: no line breaks, no bars, no markup."""
     plain = " ".join(str(text).split()).replace("|", "/")
     return plain.replace("<", "&lt;").replace(">", "&gt;")
 
@@ -237,7 +237,7 @@ def _figure(known: Mapping[str, float] | None) -> str:
 
 
 def _calibrated(card: Mapping[str, Any]) -> Iterator[str]:
-    """What the fitted probabilities are worth."""
+    """Yield the section on calibration: how reliable the fitted probabilities are."""
     found = (card.get("metrics") or {}).get("calibration")
     if not found:
         return

@@ -83,7 +83,7 @@ def _import(
     as_json: bool,
     given: dict[str, Any],
 ) -> None:
-    from geobind.importers.registry import make, registry
+    from geobind.importers.registry import build_importer, registry
     from geobind.importers.writing import write_manifest
     from geobind.plugins import registry as modalities
 
@@ -95,7 +95,7 @@ def _import(
         empty=True,
         repeat="a list is written as JSON, such as KEY=[1, 2]",
     )
-    importer = make(registry().get(name), sources, values)
+    importer = build_importer(registry().get(name), sources, values)
     summary = write_manifest(importer, out, **given)
     installed = modalities().plugins
     if as_json:

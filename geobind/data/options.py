@@ -27,7 +27,7 @@ from geobind.errors import did_you_mean
 
 
 class RasterOptions(BaseModel):
-    """How windows are cut out of rasters: around every row's place, or as the cells of a column say."""
+    """Windows cut out of rasters: around every row's place, or as the cells of a column say."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -45,8 +45,8 @@ def registry() -> Registry[Importer]:
     return IMPORTER.collect(find())
 
 
-def make(cls: type[Importer], sources: Sequence[Path], options: Mapping[str, str]) -> Importer:
-    """Make an importer from the words of a command line.
+def build_importer(cls: type[Importer], sources: Sequence[Path], options: Mapping[str, str]) -> Importer:
+    """Build an importer from the options of a command line.
 
     Args:
         cls: The importer's class.

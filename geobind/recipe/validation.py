@@ -279,7 +279,7 @@ def find_logger_faults(recipe: Recipe) -> Faults:
     """List the loggers that cannot be used, and why."""
     for number, said in enumerate(recipe.loggers):
         try:
-            loggers.make(*split_logger_entry(said))
+            loggers.build_logger(*split_logger_entry(said))
         except PluginError as error:
             yield ("loggers", number), str(error)
 

@@ -1,4 +1,4 @@
-"""The contract of modalities as tests: inputs, encoders, batches."""
+"""The contract of modalities as tests of inputs, encoders and batches."""
 
 # B inputs of a batch, D width
 

@@ -1,4 +1,4 @@
-"""What the contract measures with: embeddings as the binder sees them, other processes, a watch."""
+"""Measurements of the contract: embeddings as the binder sees them, other processes, audit hooks."""
 
 # B inputs of a batch, D width
 
@@ -42,7 +42,7 @@ def layout(prepared: Any) -> str:
 
 
 def difference(one: object, other: object) -> str | None:
-    """Say how two tensors, or dicts or lists of them, differ in any bit, or None; NaN equals NaN."""
+    """Describe how tensors, or dicts or lists of them, differ in any bit, or return None; NaN equals NaN."""
     try:
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
     except AssertionError as error:
@@ -123,7 +123,7 @@ def _prepare_pickled(path: list[str], task: bytes) -> bytes:
 
 @lru_cache
 def imports_torch(module: str, path: tuple[str, ...]) -> bool:
-    """Tell whether importing a module, in a fresh interpreter with this `sys.path`, imports torch.
+    """Return whether importing a module, in a fresh interpreter with this `sys.path`, imports torch.
 
     Raises:
         ImportError: The module cannot be imported there; the message is the interpreter's.
@@ -140,7 +140,7 @@ class Outside(BaseException):
 
 
 def reaches_outside(action: Callable[[], object]) -> str | None:
-    """Run an action and say which host it connects to, or which file of weights it opens, first, or None.
+    """Run an action and return the first host it connects to or file of weights it opens, or None.
 
     The attempt itself is stopped.
     """

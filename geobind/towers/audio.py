@@ -20,7 +20,7 @@ _FLOOR = 1e-10  # power taken for silence: -100 dB
 
 
 class SoundSpec(NamedTuple):
-    """What is heard, and how it is turned into a picture."""
+    """The length and the spectrogram of a recording as an encoder takes it."""
 
     rate: int
     samples: int
@@ -37,7 +37,7 @@ class SoundSpec(NamedTuple):
 
 
 def sound_spec(options: AudioOptions) -> SoundSpec:
-    """Tell what the tower of these options hears: CLAP's own spectrogram, or the one the options describe."""
+    """Return the input of the tower of these options: CLAP's own spectrogram, or the one they describe."""
     if options.htsat is not None:
         # CLAP's published fused models were trained on HTK's mel scale, the others on Slaney's.
         scale: Literal["htk", "slaney"] = "htk" if options.htsat.fused else "slaney"
@@ -57,7 +57,7 @@ def sound_spec(options: AudioOptions) -> SoundSpec:
 
 
 def prepare_sound(raw: Any, spec: SoundSpec, augment: AudioAugment | None = None) -> Tensor:
-    """Read a recording and make a (1, M, F) spectrogram in decibels, always of the same shape.
+    """Return a recording as a (1, M, F) spectrogram in decibels, always of the same shape.
 
     Args:
         raw: What `read_audio` takes. Of a longer recording than the window only the middle is read, with
@@ -119,7 +119,7 @@ def _mel_CMF(samples_T: Tensor, spec: SoundSpec) -> Tensor:
 
 
 def augment_samples(samples_T: Tensor, augment: AudioAugment) -> Tensor:
-    """Turn a recording around itself, change its level and add noise to it, at random."""
+    """Rotate a recording in time, change its level and add noise, all at random."""
     if augment.shift:
         samples_T = samples_T.roll(int(torch.randint(len(samples_T), ())))
     if augment.gain_db:

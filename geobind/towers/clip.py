@@ -148,7 +148,7 @@ def from_transformers(tensors: Mapping[str, Tensor], part: Part, source: str) ->
 
 
 def _check_config(file: Path, part: Part, options: ClipOptions, config: Mapping[str, Any]) -> None:
-    """Compare the model with what transformers' config.json beside the weights says of theirs.
+    """Compare the model with transformers' config.json beside the weights.
 
     Activation and heads leave no trace in the weights: with the wrong ones they load, and mean nothing.
     """
@@ -188,7 +188,7 @@ _BPE_SIZE = 49_408  # entries of the vocabulary that open_clip carries
 
 
 class Preparation(NamedTuple):
-    """How a CLIP wants its images."""
+    """The image preparation that a CLIP expects."""
 
     size: int
     mean: tuple[float, ...]
@@ -221,7 +221,7 @@ def read_architecture(options: ClipOptions) -> dict[str, Any]:
 
 
 def describe_clip(options: ClipOptions) -> str:
-    """Return what messages call this CLIP."""
+    """Return the name of this CLIP in messages."""
     return options.model if isinstance(options.model, str) else "the CLIP of this config"
 
 
@@ -258,7 +258,7 @@ def clip_features(options: ClipOptions) -> int:
 
 
 def build_preparation(options: ClipOptions) -> Preparation:
-    """Tell how images are prepared for this CLIP: CLIP's own way, unless the weights' tag says otherwise."""
+    """Return the image preparation of this CLIP: CLIP's own, unless the weights' tag states another."""
     vision = _section(read_architecture(options), "vision_cfg", options)
     size = vision.get("image_size", 224)
     told: dict[str, Any] = find_tag(options)
@@ -291,7 +291,7 @@ def build_tokenizer(options: ClipOptions) -> tuple[Callable[[str], list[int]], i
 
 
 def find_tag(options: ClipOptions) -> dict[str, Any]:
-    """Return what open_clip knows of the weights' tag; nothing where they are a file, or random.
+    """Return open_clip's record of the weights' tag; empty for a file or random weights.
 
     Raises:
         RecipeError: The tag's weights were trained with the other of GELU and QuickGELU.
@@ -349,7 +349,7 @@ def _from_tag(options: ClipOptions, part: Part, size: int | None) -> nn.Module:
 
 
 def _projected(tower: nn.Module, options: ClipOptions) -> nn.Module:
-    """Take the projection off a tower, if the options ask for it."""
+    """Remove the projection of a tower if the options ask for it."""
     if not options.projection:
         if not isinstance(getattr(tower, "proj", None), torch.nn.Parameter):
             raise RecipeError(

@@ -1,4 +1,4 @@
-"""Image preparation and augmentation: 8-bit where images were, normalised by the tower.
+"""Image preparation and augmentation; images of 8 bits stay so, and the tower normalises them.
 
 This module imports neither open_clip nor timm: a worker that was spawned starts seconds sooner.
 """
@@ -84,7 +84,7 @@ def _plus_minus(*shape: int) -> Tensor:
 
 
 class ImageSpec(NamedTuple):
-    """What a tower wants to see."""
+    """The image that a tower expects."""
 
     channels: int
     size: int

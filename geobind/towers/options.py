@@ -57,14 +57,14 @@ Architecture = Annotated[str | dict[str, Any], BeforeValidator(_read_config)]
 Weights = Annotated[str | bool, BeforeValidator(refuse_pickle)]
 
 
-class Options(BaseModel):
+class TowerOptions(BaseModel):
     """A group of options: immutable, and strict about unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class ClipOptions(Options):
-    """One CLIP, of which a modality uses the image or the text tower."""
+class ClipOptions(TowerOptions):
+    """A CLIP; a modality uses its image tower or its text tower."""
 
     model: Architecture = Field(
         description="A name of open_clip.list_models(), or an open_clip config: its JSON file or mapping."
@@ -95,7 +95,7 @@ class ClipOptions(Options):
         return self
 
 
-class TimmOptions(Options):
+class TimmOptions(TowerOptions):
     """One backbone of timm, without its classifier."""
 
     model: str = Field(description="A name of timm.list_models(), such as resnet18 or vit_small_patch16_224.")
@@ -119,7 +119,7 @@ class TimmOptions(Options):
         return self
 
 
-class PhotoAugment(Options):
+class PhotoAugment(TowerOptions):
     """Random changes to a photograph that is trained on."""
 
     random_resized_crop: tuple[Fraction, Fraction] | None = Field(
@@ -212,7 +212,7 @@ class ImageOptions(BaseModel):
         return cast("ClipOptions | TimmOptions", self.clip or self.timm)
 
 
-class HtsatOptions(Options):
+class HtsatOptions(TowerOptions):
     """The audio tower of CLAP: HTSAT with its projection, as transformers ships it."""
 
     pretrained: Weights = Field(
@@ -239,7 +239,7 @@ class HtsatOptions(Options):
         return self
 
 
-class AudioAugment(Options):
+class AudioAugment(TowerOptions):
     """Random changes to a recording that is trained on; one longer than the window is cropped in any case."""
 
     shift: bool = Field(default=False, description="Turn the window around itself by a random time.")

@@ -1,4 +1,4 @@
-"""Image towers: that of a CLIP, or a timm backbone."""
+"""Image towers of CLIP and timm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from geobind.towers.tower import NormalisingTower, make_head
 
 
 def image_spec(options: ImageOptions) -> ImageSpec:
-    """Tell what the tower of these options wants to see; imports open_clip or timm, builds nothing."""
+    """Return the image that the tower of these options expects; imports open_clip or timm, builds nothing."""
     chosen = options.chosen
     if isinstance(chosen, ClipOptions):
         size, mean, std, how, squash = build_preparation(chosen)

@@ -1,4 +1,4 @@
-"""Read weights from files or a hub, and refuse what does not fit the model to the letter."""
+"""Weights from files and hubs, and strict loading into a model."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from geobind.loggers import About, Logger, Writer, make
+from geobind.loggers import About, Logger, Writer, build_logger
 from geobind.recipe import Recipe
 from geobind.recipe.parsing import dump_yaml
 from geobind.recipe.validation import split_logger_entry
@@ -104,7 +104,7 @@ class RunLoggers:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe, self.folder = recipe, folder
         self._loggers: dict[str, Logger] = {
-            name: make(name, opts) for name, opts in map(split_logger_entry, recipe.loggers)
+            name: build_logger(name, opts) for name, opts in map(split_logger_entry, recipe.loggers)
         }
         self._writers: dict[str, Writer] = {}
         self._stage: str | None = None

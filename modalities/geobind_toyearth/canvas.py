@@ -1,4 +1,4 @@
-"""What tiles and photos are painted with: noise, jittered cells, soft edges, seasonal colours, layers."""
+"""Painting tools of tiles and photos: noise, jittered cells, soft edges, seasonal colours, layers."""
 # N places, H rows, W columns; fields are (N, H, W) float32, a canvas is (3, N, H, W) in 0..1
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def season_colour(
 
 
 def light_of(daylight: NDArray[np.floating], morning: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The light's colour and strength by sun height and time of day: (3, N, 1, 1).
+    """Return the light's colour and strength by sun height and time of day: (3, N, 1, 1).
 
     Night is blue and dim, a low sun is rosy in the morning and orange in the evening, a high sun is white.
     """

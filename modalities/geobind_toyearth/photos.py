@@ -198,12 +198,12 @@ def _share(scene: Scene, name: str, aside: Plane, ahead: Plane, share: Plane) ->
 
 
 def shore_of(scene: Scene) -> Plane:
-    """How near the sea comes: `near` at the shore, (N, 1, 1)."""
+    """Return how near the sea comes: `near` at the shore, (N, 1, 1)."""
     return np.where(scene.fact["sea"] > 0.01, 0.9 * scene.fact["sea"] ** 0.8 + 0.01, 0)
 
 
 def river_at(scene: Scene, near: Plane) -> tuple[Plane, Plane]:
-    """Where the river runs at these distances: its middle and half its width, in x."""
+    """Return the river at these distances: its middle and half its width, in x."""
     side = np.sign(scene.number("river side") - np.float32(0.5))
     width = np.maximum(scene.fact["water"] - scene.fact["sea"], 0)
     middle = side * (0.15 + 0.45 * near) + 0.22 * np.sin(
@@ -238,14 +238,14 @@ def _paint_water(ground: Plane, scene: Scene) -> None:
 
 
 def road_at(scene: Scene, near: Plane) -> tuple[Plane, Plane]:
-    """Where the road runs at these distances: its middle and half its width, in x."""
+    """Return the road at these distances: its middle and half its width, in x."""
     middle = (1.1 * scene.number("road end") - 0.55) + (0.9 * scene.number("road foot") - 0.45) * near
     roads = scene.fact["roads"]
     return middle, np.where(roads > 0.06, (0.06 + 0.62 * roads) * near, -1)
 
 
 def _paint_road(ground: Plane, scene: Scene) -> None:
-    """A track of earth, then tarmac with dashes, then a highway, as the roads grow."""
+    """Paint a track of earth, then tarmac with dashes, then a highway, as the roads grow."""
     middle, half = road_at(scene, scene.near)
     inside = half - np.abs(scene.x - middle)
     tarmac = np.clip(3 * scene.fact["roads"] - 0.6, 0, 1)
@@ -272,7 +272,7 @@ _SNOW = rgb(0.94, 0.96, 1.0)
 
 
 class Spot(NamedTuple):
-    """Where one thing stands in each photo that has it."""
+    """The position of one thing in each photo that has it."""
 
     x: Plane  # as in Scene
     foot: Plane  # how far down the picture its foot is
@@ -280,7 +280,7 @@ class Spot(NamedTuple):
 
 
 def draw_tree(scene: Scene, lamps: Plane, spot: Spot, number: Plane) -> None:
-    """A round crown on a trunk, or a spire of needles; the wind bends it, winter thins it."""
+    """Draw a round crown on a trunk, or a spire of needles; the wind bends it, winter thins it."""
     fact, kind, tone = scene.fact, number[:, 0], number[:, 1]
     tall = spot.scale * (1.15 + 0.5 * tone)
     up = (spot.foot - scene.y) / tall
@@ -324,7 +324,7 @@ def draw_house(scene: Scene, lamps: Plane, spot: Spot, number: Plane) -> None:
 
 
 def draw_car(scene: Scene, lamps: Plane, spot: Spot, number: Plane) -> None:
-    """A body, a cabin and two lights."""
+    """Draw a body, a cabin and two lights."""
     scale, tone, edge = spot.scale, number[:, 0], 2 * scene.pixel
     up, across = spot.foot - scene.y, np.abs(scene.x - spot.x)
     cabin = np.minimum(0.20 * scale - across, np.minimum(up, 0.38 * scale - up))

@@ -168,7 +168,7 @@ class Planet:
         check_seed(self.seed)
 
     def facts(self, lat: ArrayLike, lon: ArrayLike, month: ArrayLike, hour: ArrayLike) -> NDArray[np.float32]:
-        """Tell what is true at these places: (N, F), columns in the order of FACTS.
+        """Return the facts of these places: (N, F), columns in the order of FACTS.
 
         Args:
             lat: (N,) degrees north in [-90, 90].

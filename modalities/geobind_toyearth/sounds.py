@@ -73,7 +73,7 @@ def add_events(wave_NT: Wave, fact: Facts, key: NDArray[np.uint64], rate: int) -
 
 
 def _amounts(fact: Facts) -> dict[str, Wave]:
-    """Tell how much of each call is heard: 0 none, 1 all its slots; (N, 1) each."""
+    """Return how much of each call is heard: 0 none, 1 all its slots; (N, 1) each."""
     day = np.clip(fact["daylight"] / 0.25, 0, 1)
     broad = np.maximum(fact["forest"] - fact["conifer"], 0)
     awake = 0.25 + 0.75 * day
@@ -124,7 +124,7 @@ def _add_calls(
 def _add_insects(
     wave_NT: Wave, level_N1: Wave, pitch: float, pulse: float, key: NDArray[np.uint64], time_T: Wave
 ) -> None:
-    """A steady train of pulses at one high note: crickets slow, cicadas fast."""
+    """Add a steady train of pulses at one high note: crickets slow, cicadas fast."""
     heard = np.flatnonzero(level_N1[:, 0] > 0.004)
     if not len(heard):
         return
@@ -135,7 +135,7 @@ def _add_insects(
 
 
 def _add_engine(wave_NT: Wave, level_N1: Wave, pitch: float, key: NDArray[np.uint64], time_T: Wave) -> None:
-    """A motor, rich in overtones: a tractor fires at 27 Hz, a town's machines at 120 Hz."""
+    """Add a motor, rich in overtones: a tractor fires at 27 Hz, a town's machines at 120 Hz."""
     heard = np.flatnonzero(level_N1[:, 0] > 0.004)
     if not len(heard):
         return
@@ -192,7 +192,7 @@ def noise_powers(fact: Facts, key: NDArray[np.uint64], points: int, rate: int) -
 
 
 def _levels(fact: Facts, key: NDArray[np.uint64], time_E: Wave) -> dict[str, Wave]:
-    """Tell how loud each noise is over time: name to (N, E) or (N, 1)."""
+    """Return how loud each noise is over time: name to (N, E) or (N, 1)."""
     day = np.clip(fact["daylight"] / 0.35, 0, 1)
     gust = _gusts(key, "gust", time_E, 0.5, 1.6)
     flutter = 1 + 0.5 * np.sin(2 * np.pi * (8 + 3 * draw(key, "flutter", 1)) * time_E)
@@ -222,7 +222,7 @@ def _levels(fact: Facts, key: NDArray[np.uint64], time_E: Wave) -> dict[str, Wav
 
 
 def _traffic(roads_N1: Wave, key: NDArray[np.uint64], time_E: Wave) -> Wave:
-    """A bed of far traffic and up to four passing cars, one after the other as roads grow: (N, E)."""
+    """Return far traffic and up to four passing cars, one after the other as roads grow: (N, E)."""
     span = float(time_E[-1]) + 1e-6
     level_NE = 0.35 * roads_N1**1.2 + np.zeros_like(time_E)
     number = draw(key, "cars", 8)
@@ -234,7 +234,7 @@ def _traffic(roads_N1: Wave, key: NDArray[np.uint64], time_E: Wave) -> Wave:
 
 
 def _gusts(key: NDArray[np.uint64], name: str, time_E: Wave, low: float, high: float) -> Wave:
-    """An irregular wave between two frequencies (Hz), about unit size: (N, E)."""
+    """Return an irregular wave between two frequencies (Hz), about unit size: (N, E)."""
     number = draw(key, name, 6)[:, :, None]
     hertz = low + (high - low) * number[:, :3]
     return (np.sin(2 * np.pi * (hertz * time_E + number[:, 3:]))).sum(axis=1) / np.float32(1.5)

@@ -133,7 +133,7 @@ def share_of_ground(view: View, name: str, cell: float, share: Plane) -> Plane:
 
 
 def _paint_crops(canvas: Plane, view: View, share: Plane) -> None:
-    """Parcels of about 70 by 105 m: each a crop of its own shade, with furrows one way or the other."""
+    """Paint parcels of about 70 by 105 m: each a crop of its own shade, with furrows one way or the other."""
     row_at = view.v / 70
     row = np.floor(row_at)
     column_at = view.u / 105 + 0.37 * row
@@ -155,7 +155,7 @@ def _paint_crops(canvas: Plane, view: View, share: Plane) -> None:
 
 
 def _paint_woods(canvas: Plane, view: View, woods: Plane) -> None:
-    """Crowns of about 12 m; needle trees are blue-green all year, leaves follow the season."""
+    """Paint crowns of about 12 m; needle trees are blue-green all year, leaves follow the season."""
     column_at, row_at = view.u / 12, view.v / 12
     column, row = np.floor(column_at), np.floor(row_at)
     column_id, row_id = column.astype(np.int32), row.astype(np.int32)
@@ -193,7 +193,7 @@ def _paint_snow(canvas: Plane, view: View, woods: Plane) -> None:
 
 
 def _paint_water(canvas: Plane, view: View) -> Plane:
-    """A coast and a river, each with banks, as wide as their shares; return how much of a pixel is water."""
+    """Paint a coast and a river with banks, as wide as their shares; return the water in each pixel."""
     fact, turn = view.fact, 2 * np.pi * view.number("water bearing")
     seaward = view.x * np.cos(turn) + view.y * np.sin(turn)
     along_shore = view.y * np.cos(turn) - view.x * np.sin(turn)
@@ -229,7 +229,7 @@ def _paint_water(canvas: Plane, view: View) -> Plane:
 
 
 def _coast_distance(share: Plane, turn: Plane) -> Plane:
-    """Say how far off a straight coast runs when the sea beyond it is this share of the footprint (metres).
+    """Return how far off a straight coast runs when the sea is this share of the footprint (metres).
 
     A square cut by a slanting line: the share grows as a triangle up to the first corner, then evenly.
     """
@@ -246,7 +246,7 @@ _PLOT = 38.0  # metres from house to house
 
 
 def paint_roads(canvas: Plane, view: View, water: Plane) -> Plane:
-    """Up to five roads, widening one after the other as roads grow; bridges over water; return the lamps."""
+    """Paint up to five roads, widening one after the other as roads grow; return the lamps."""
     turn = draw(view.key, "road", 2 * _ROADS)[:, :, None, None]
     distance = np.full(view.x.shape, -1e3, dtype=np.float32)
     for i in range(_ROADS):
@@ -284,7 +284,7 @@ def paint_roofs(canvas: Plane, view: View, water: Plane) -> Plane:
 
 
 def _roofs(view: View, du: Plane | float, dv: Plane | float) -> tuple[Plane, Plane]:
-    """Tell how much of each pixel, moved by (du, dv), is under a roof, and the roof's tone in [0, 1)."""
+    """Return how much of each pixel, moved by (du, dv), is under a roof, and the roof's tone in [0, 1)."""
     u_at, v_at = (view.u + du) / _PLOT, (view.v + dv) / _PLOT
     column, row = np.floor(u_at), np.floor(v_at)
     column_id, row_id = column.astype(np.int32), row.astype(np.int32)
@@ -363,7 +363,7 @@ def _clouds(canvas: NDArray[np.floating], view: View) -> None:
 
 
 def _sensor(canvas: NDArray[np.floating], view: View) -> None:
-    """The camera's own doing: haze, gain and grain."""
+    """Add the haze, gain and grain of the camera."""
     lay(canvas, np.broadcast_to(0.12 * view.number("haze"), canvas.shape[1:]), rgb(0.66, 0.70, 0.76))
     canvas *= 0.92 + 0.16 * view.number("gain")
     column, row = np.arange(canvas.shape[3], dtype=np.int32), np.arange(canvas.shape[2], dtype=np.int32)

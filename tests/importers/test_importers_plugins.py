@@ -11,7 +11,7 @@ from published import IMPORTER
 
 from geobind.errors import DataError
 from geobind.importers import registry
-from geobind.importers.registry import make
+from geobind.importers.registry import build_importer
 
 
 def test_every_built_in_importer_has_a_section_with_licence_and_citation():
@@ -47,17 +47,17 @@ OPTIONS = {
 def test_an_option_that_does_not_exist_is_told(name, publish, tmp_path):
     publish("acme-bells", IMPORTER.named("bells"))
     with pytest.raises(DataError) as failure:
-        make(IMPORTER.collect().get("bells"), [tmp_path], {name: "1"})
+        build_importer(IMPORTER.collect().get("bells"), [tmp_path], {name: "1"})
     assert str(failure.value) == OPTIONS[name]
 
 
 def test_options_are_words_of_a_command_line(publish, tmp_path):
     publish("acme-bells", IMPORTER.named("bells"))
     cls = IMPORTER.collect().get("bells")
-    made = make(cls, [tmp_path], {"loud": "true", "many": "[1, 2]"})
+    made = build_importer(cls, [tmp_path], {"loud": "true", "many": "[1, 2]"})
     assert (made.loud, made.many, made.sources) == (True, (1, 2), (tmp_path,))
     with pytest.raises(DataError) as failure:
-        make(cls, [tmp_path], {"loud": "perhaps", "many": "[1"})
+        build_importer(cls, [tmp_path], {"loud": "perhaps", "many": "[1"})
     assert str(failure.value).startswith("bells: loud: Input should be a valid boolean")
     assert "many: Input should be a valid tuple" in str(failure.value)
 

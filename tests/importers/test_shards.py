@@ -13,7 +13,7 @@ from geobind.data.readers.images import read_image
 from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.importers import LeftOut, write_manifest
-from geobind.importers.registry import make
+from geobind.importers.registry import build_importer
 from geobind_datasets.webdataset import WebDataset
 
 MEMBERS = {"satellite": "overhead.jpg|overhead.png", "text": "txt"}
@@ -106,7 +106,7 @@ def test_fields_of_json_fill_columns_of_text_and_the_place(shards):
 
 
 def test_an_option_on_the_command_line_is_json(shards):
-    importer = make(WebDataset, [shards], {"members": json.dumps(MEMBERS), "split": "val"})
+    importer = build_importer(WebDataset, [shards], {"members": json.dumps(MEMBERS), "split": "val"})
     assert {row["split"] for row in importer.rows()} == {"val"}
 
 

@@ -14,7 +14,7 @@ from geobind.data.readers.images import read_image
 from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.importers import LeftOut, write_manifest
-from geobind.importers.registry import make
+from geobind.importers.registry import build_importer
 from geobind_datasets.torchgeo import TorchGeo
 
 
@@ -125,7 +125,7 @@ def test_every_split_of_a_class_becomes_rows_with_the_names_of_classes(tmp_path)
 
 def test_arguments_and_splits_reach_the_class(tmp_path):
     options = {"dataset": "torchgeo.datasets.Scenes", "arguments": '{"shade": 5}', "splits": "test"}
-    rows = list(make(TorchGeo, [tmp_path], options).rows())
+    rows = list(build_importer(TorchGeo, [tmp_path], options).rows())
     assert [row["split"] for row in rows] == ["test"] * 3
     assert (read_image(rows[0]["satellite"]) == 50).all()
     one = importer(tmp_path, "torchgeo.datasets.Scenes", arguments={"split": "test"})

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from geobind import extras
 from geobind.cli import main
 from geobind.errors import DataError
-from geobind.importers.registry import make
+from geobind.importers.registry import build_importer
 from geobind.importers.registry import registry as importers
 from geobind.recipe import RecipeProblems, build_recipe, load_recipe
 
@@ -143,7 +143,7 @@ def test_a_plugin_names_what_its_options_require(publish, tmp_path, monkeypatch)
 
 def test_an_importer_asks_for_its_package_before_it_reads(bare, tmp_path):
     with pytest.raises(DataError, match=r"^cvact needs scipy, .*: pip install 'geobind\[datasets\]'$"):
-        make(importers().get("cvact"), [tmp_path], {})
+        build_importer(importers().get("cvact"), [tmp_path], {})
 
 
 def test_every_extra_is_one_that_geobind_has():
