@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import GenericAlias
 from typing import Annotated, Any, Self, cast
 
 from pydantic import (
@@ -92,7 +93,8 @@ def _build_dataset(value: Any) -> Any:
         raise ValidationError.from_exception_data(
             name, [InitErrorDetails(type=reason, loc=(name,), input=options)]
         )
-    return TypeAdapter(dict[str, found.plugins[name].cls]).validate_python({name: options})[name]
+    block: TypeAdapter[dict[str, Dataset]] = TypeAdapter(GenericAlias(dict, (str, found.plugins[name].cls)))
+    return block.validate_python({name: options})[name]
 
 
 class DataOptions(BaseModel):
