@@ -1,4 +1,4 @@
-"""The errors a user can meet: each says what is wrong, where, and what to do about it."""
+"""Errors for users, each with what is wrong, where, and the fix."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class GeobindError(Exception):
-    """Something a user can mend; the command line prints its message alone and exits with `exit_code`."""
+    """An error that a user can fix; the command line prints its message and exits with `exit_code`."""
 
     exit_code = 2  # 2: the user's input is at fault; 1: the run failed for another reason
 
@@ -17,7 +17,7 @@ class PluginError(GeobindError):
 
 
 class RecipeError(GeobindError):
-    """A recipe asks for something that cannot be; the message lists every mistake with its line."""
+    """A recipe cannot be run; the message lists every mistake with its line."""
 
 
 class DataError(GeobindError):
@@ -29,18 +29,18 @@ class CheckpointError(GeobindError):
 
 
 class TrainingError(GeobindError):
-    """Training cannot go on (loss not finite, frozen weights moved); what is finished is kept."""
+    """Training cannot continue (loss not finite, frozen weights changed); finished work is kept."""
 
     exit_code = 1
 
 
 class StorageError(GeobindError):
-    """A result cannot be written: the disk is full, or the folder is not ours."""
+    """A result cannot be written: the disk is full, or the folder is not writable."""
 
     exit_code = 1
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
-    """Return a message's hint for a word that is not known: the word that may be meant, or `otherwise`."""
+    """Return the hint for an unknown word: the closest known one, else `otherwise`."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean '{near[0]}'?" if near else otherwise

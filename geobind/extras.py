@@ -1,11 +1,11 @@
-"""Optional packages: where they come from, and whether they are installed."""
+"""Optional packages and the commands that install them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 
-# Module to the command that installs it; the quotes are for shells that read [geo] as a pattern.
+# The command that installs each module; quoted for shells that read [geo] as a pattern.
 INSTALL = {
     "transformers": "pip install 'geobind[audio]'",
     "rasterio": "pip install 'geobind[geo]'",

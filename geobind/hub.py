@@ -1,4 +1,4 @@
-"""Reach of the Hugging Face hub: a quick look before a download, instead of a minute of retries."""
+"""Reachability of the Hugging Face hub, checked once before a download instead of a minute of retries."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _states: dict[str, tuple[float, str | None]] = {}  # by address: when it was ask
 
 
 def check_reachability(patience: float = _PATIENCE) -> str | None:
-    """Return why the hub cannot be reached, or None if it can; it is asked once, and again after failures.
+    """Return why the hub is unreachable, or None. A success is remembered, a failure for a minute.
 
     Args:
-        patience: Seconds the hub has to answer.
+        patience: Seconds to wait for an answer.
     """
     from huggingface_hub import constants
 
@@ -35,9 +35,9 @@ def check_reachability(patience: float = _PATIENCE) -> str | None:
 
 @contextmanager
 def hub_or_cache() -> Generator[None]:
-    """Let what is loaded inside come from the hub, or from its cache alone if the hub cannot be reached.
+    """Run the block with the hub, or with its cache alone where the hub is unreachable.
 
-    Without this, huggingface_hub asks six times for every file that its cache lacks.
+    Without this, huggingface_hub retries six times for every file missing in its cache.
     """
     from huggingface_hub import constants
 
@@ -51,11 +51,11 @@ def hub_or_cache() -> Generator[None]:
 
 
 def missing_weights_error(what: str, error: Exception) -> CheckpointError:
-    """Return the error of weights that could not be loaded: what, why, and what to do about it.
+    """Build the error for weights that cannot be loaded: which, why, and the fix.
 
     Args:
         what: The weights, such as `the weights 'openai' of ViT-B-32`.
-        error: What was raised.
+        error: The exception.
     """
     instead = "name a local .safetensors file, or its folder, under pretrained"
     if _lacking(error) and check_reachability() is not None:
@@ -65,7 +65,7 @@ def missing_weights_error(what: str, error: Exception) -> CheckpointError:
 
 
 def explain_failure(error: Exception) -> str:
-    """Return in one line why something could not be fetched: the hub is out of reach, or what was raised."""
+    """Return in one line why a download failed: the hub is unreachable, or the exception's message."""
     from huggingface_hub import constants
 
     reason = check_reachability() if _lacking(error) else None
@@ -76,7 +76,7 @@ def explain_failure(error: Exception) -> str:
 
 
 def _ask(endpoint: str, patience: float) -> str | None:
-    """Send a hub one request; return why there was no answer, or None."""
+    """Send the hub one request; return why it failed, or None."""
     from huggingface_hub.utils import get_session
 
     answers: list[str | None] = []
@@ -96,7 +96,7 @@ def _ask(endpoint: str, patience: float) -> str | None:
 
 
 def _lacking(error: BaseException | None) -> bool:
-    """Return whether an error comes of a file that is not in the cache, and not of what is in it."""
+    """Return whether an error comes from a file missing in the cache."""
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     while error is not None:
@@ -112,9 +112,9 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _unconfigured_logging() -> Generator[None]:
-    """Keep libraries from configuring Python's logging by their first message to the root logger.
+    """Prevent libraries from configuring Python's logging by their first message to the root logger.
 
-    open_clip's does, and what huggingface_hub says is then printed twice.
+    open_clip does so, and huggingface_hub's messages are then printed twice.
     """
     root, handler = logging.getLogger(), logging.NullHandler()
     if root.handlers:

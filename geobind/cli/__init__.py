@@ -1,4 +1,4 @@
-"""The command line. A command is imported when it is asked for."""
+"""The command line, whose commands are imported on first use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from geobind.errors import GeobindError, did_you_mean
 from geobind.utils.logs import log_to_stderr, set_level
 
 # Threads that spin while they wait for each other lose the cores they need wherever another program runs too.
-# This must be said before torch is imported.
+# This must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # command -> (module:attribute, one line for --help); commands import heavy libraries inside their functions.
@@ -72,7 +72,7 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands by name and imports one only to run it."""
+    """A group of commands that are imported on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """List the commands in the order a newcomer meets them."""
@@ -90,7 +90,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that is asked for, or say which may be meant."""
+        """Return the command of a name, or raise with the name that may be meant."""
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             hint = did_you_mean(args[0], COMMANDS, f"there are {', '.join(COMMANDS)}")
             raise click.UsageError(f"no command '{args[0]}'; {hint}", ctx)
@@ -102,7 +102,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; what a user can mend becomes a message and an exit code."""
+        """Run a command; turn a GeobindError into a message and an exit code."""
         try:
             with log_to_stderr(_level(quiet=ctx.params["quiet"], verbose=ctx.params["verbose"])):
                 return super().invoke(ctx)
@@ -110,19 +110,19 @@ class LazyGroup(click.Group):
             from geobind.cli.run import message_of_rank
 
             if (message := message_of_rank(str(error))) is not None:
-                _say("error: ", error, message)
+                _print_error("error: ", error, message)
             sys.exit(error.exit_code)
         except KeyboardInterrupt as error:
-            _say("", error)
+            _print_error("", error)
             sys.exit(getattr(error, "exit_code", 130))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            _say("error: the disk is full: ", error)
+            _print_error("error: the disk is full: ", error)
             sys.exit(1)
 
 
-def _say(start: str, error: BaseException, message: str | None = None) -> None:
+def _print_error(start: str, error: BaseException, message: str | None = None) -> None:
     """Print a message and what was noted on its way; a full disk under standard error costs nothing more."""
     told = message or str(error) or ("" if hasattr(error, "exit_code") else "interrupted")
     with suppress(OSError):
@@ -134,7 +134,7 @@ _QUIET, _VERBOSE = "Print warnings and errors, no progress.", "Print debug messa
 
 
 def _add_level_options(command: click.Command) -> None:
-    """Let --quiet and --verbose stand after a command's name too."""
+    """Add --quiet and --verbose to a command, for use after its name."""
 
     def change(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         if value:

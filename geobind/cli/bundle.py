@@ -40,10 +40,10 @@ def embed_command(bundle: str, modality: str, inputs: tuple[str, ...], out: Path
 @click.option("--against", metavar="OLD", help="An earlier bundle: which of its indexes stay valid?")
 @json_option
 def verify_command(bundle: str, against: str | None, as_json: bool) -> None:
-    """See that BUNDLE, a folder or owner/name on the hub, is what its card says.
+    """Check that BUNDLE, a folder or owner/name on the hub, is what its card says.
 
-    With --against each modality is told to embed as it did in OLD, bit for bit, or not. Ends with code 1 if
-    the bundle was changed, or if an index of OLD's embeddings may not be used on.
+    --against OLD also says which modalities embed exactly as in OLD, bit for bit. Exits with 1 if the bundle
+    was changed, or if an index of OLD's embeddings is no longer valid.
     """
     from geobind.binder import Binder
     from geobind.bundles import stability
@@ -73,7 +73,7 @@ def verify_command(bundle: str, against: str | None, as_json: bool) -> None:
     help="Folder that the recipe's relative paths start from; default: where the recipe lay, or here.",
 )
 @click.option(
-    "--rows", type=click.IntRange(2), default=500, show_default=True, help="Draw from at most so many rows."
+    "--rows", type=click.IntRange(2), default=500, show_default=True, help="Draw from at most this many rows."
 )
 @click.option("--galleries/--no-galleries", default=True, help="Embed held-out rows and show what they find.")
 def report_command(run: Path, base: Path | None, rows: int, galleries: bool) -> None:
@@ -113,7 +113,7 @@ def report_command(run: Path, base: Path | None, rows: int, galleries: bool) -> 
     help="A measure for the table here, such as R@1 or mean_rank; repeatable.",
 )
 def compare_command(runs: tuple[Path, ...], out: Path, measures: tuple[str, ...]) -> None:
-    """Set RUNS, the folders of two or more runs, side by side: a table here, and an HTML page."""
+    """Compare RUNS, the folders of two or more runs, in a table and an HTML page."""
     from rich.console import Console
 
     from geobind.report import build_comparison_tables, compare, write_comparison

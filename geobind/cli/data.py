@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def data_command() -> None:
     """Look at manifests, split them, pack them.
 
-    A MANIFEST is a CSV, TSV, JSONL or Parquet file, a folder of Parquet files, or a recipe, whose `data` is
-    meant.
+    A MANIFEST is a CSV, TSV, JSONL or Parquet file, a folder of Parquet files, or a recipe, which stands for
+    its `data`.
     """
 
 
@@ -51,7 +51,7 @@ def _table_options(given: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--inline", multiple=True, metavar="COLUMN", help="A column whose strings are the text."
         ),
-        click.option("--limit", type=click.IntRange(1), help="Use only so many rows from the top."),
+        click.option("--limit", type=click.IntRange(1), help="Use only the first N rows."),
     ):
         given = option(given)
     return given
@@ -102,12 +102,12 @@ def _open_recipe(path: Path, limit: int | None) -> Table:
 
 @data_command.command("check")
 @_table_options
-@click.option("--quick", is_flag=True, help="Only see whether files are there; decode and compare nothing.")
+@click.option("--quick", is_flag=True, help="Only check that files exist; decode and compare nothing.")
 @json_option
 def check(quick: bool, as_json: bool, **given: Any) -> None:
-    """Look at every observation of MANIFEST: broken files, copies, leaks between splits, sizes, classes.
+    """Check every observation of MANIFEST: broken files, copies, leaks between splits, sizes, classes.
 
-    Exits with 2 if an observation cannot be used, with 0 otherwise; warnings change nothing.
+    Exits with 2 if an observation cannot be used, with 0 otherwise, warnings or not.
     """
     from geobind.data.inspect import format_report, inspect_table
 
@@ -165,7 +165,7 @@ def split(
 def pack(shard_mb: int, out: Path, **given: Any) -> None:
     """Pack MANIFEST with all its files into Parquet shards; the folder is then a manifest itself.
 
-    Interrupted, it goes on where it stopped.
+    An interrupted command continues where it stopped when it is run again.
     """
     from geobind.data.pack import pack_table
 
@@ -218,7 +218,7 @@ def show(
 
 
 def is_recipe(name: Path) -> bool:
-    """Whether this is a recipe's file, or the bare name of one that comes with geobind."""
+    """Return whether this is a recipe's file or the name of a shipped recipe."""
     from geobind.recipe.loading import is_shipped
 
     return name.suffix.lower() in (".yaml", ".yml") or is_shipped(name)
@@ -260,12 +260,12 @@ def stage_sheet(
 def _own_rows(recipe: Recipe, stage: Stage) -> Rows:
     from geobind.training.stage_data import StageData
 
-    # The data of other stages need not be there.
+    # The data of other stages may be absent.
     return StageData(recipe.model_copy(update={"stages": [stage], "evaluate": None})).rows(stage)
 
 
 def _rows_of(recipe: Recipe, stage: Stage, given: Mapping[str, Any]) -> Rows:
-    """The rows of another manifest, read as the stage's own table is, but for what is said about it."""
+    """Return the rows of another manifest, read with the stage's own table options where none are given."""
     from geobind.data.sources import TableRows
     from geobind.data.table import open_table
 

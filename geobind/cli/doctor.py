@@ -1,4 +1,4 @@
-"""geobind doctor."""
+"""`geobind doctor`."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _COLOURS = {"ok": "green", "note": "yellow", "fault": "red"}  # click leaves the
 @click.command("doctor")
 @json_option
 def doctor_command(as_json: bool) -> None:
-    """Check this installation, and name the command that mends each fault.
+    """Check this installation, and name the command that repairs each fault.
 
-    Exit code 0: all that geobind needs works, though notes may say what else does not. 1: it does not.
+    Exits with 0 if everything geobind needs works, whatever the notes say, and with 1 otherwise.
     """
     from geobind.doctor.examination import examine
 
@@ -52,7 +52,7 @@ def doctor_command(as_json: bool) -> None:
 
 
 def _lines(findings: Sequence[DoctorFinding]) -> Iterator[str]:
-    """Yield what was found, a section at a time, in lines that a terminal shows whole."""
+    """Yield the findings, section by section, in lines that fit a terminal."""
     for number, (section, group) in enumerate(groupby(findings, key=lambda finding: finding.section)):
         yield f"{section}" if number == 0 else f"\n{section}"
         for finding in group:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class EvalOptions(NamedTuple):
-    """What the command line asks for beside retrieval."""
+    """Options of `geobind eval` beyond retrieval."""
 
     calibrate: str | None
     keep: bool
@@ -36,14 +36,14 @@ class EvalOptions(NamedTuple):
 
 
 class ExtraMetrics(NamedTuple):
-    """What was measured of it."""
+    """Results of the options beyond retrieval."""
 
     calibrated: CalibrationResult | None
     sums: list[SumResult]
     gap: ModalityGap
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values for JSON."""
         return {
             "gap": self.gap.to_dict(),
             "calibration": self.calibrated.to_dict() if self.calibrated else None,
@@ -52,7 +52,7 @@ class ExtraMetrics(NamedTuple):
 
 
 def extra_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options."""
+    """Add the options beyond retrieval to a command."""
     for option in (
         click.option("--gap", is_flag=True, help="Show how far apart the modalities lie in their space."),
         click.option(
@@ -60,12 +60,13 @@ def extra_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "sums",
             multiple=True,
             metavar="ONE+TWO:GALLERY",
-            help="Do sums of embeddings find what holds what both say? On toy Earth of two places as well; "
-            "repeatable.",
+            help="Search a gallery with sums of embeddings (on toy Earth also of two places); repeatable.",
         ),
         click.option("--keep", is_flag=True, help="With --calibrate: store the scales in the bundle."),
         click.option(
-            "--calibrate", metavar="SPLIT", help="Fit probabilities on these rows; see how good they are."
+            "--calibrate",
+            metavar="SPLIT",
+            help="Fit probabilities on these rows; measure their calibration.",
         ),
         click.option(
             "--clusters",
@@ -78,7 +79,7 @@ def extra_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_options(asked: EvalOptions, split: str, bundle: str, names: Mapping[str, Any]) -> None:
-    """Find what cannot be, before anything is embedded.
+    """Check options before anything is embedded.
 
     Raises:
         DataError: Calibrated and measured on the same rows, nowhere to keep scales, or a malformed sum.
@@ -105,7 +106,7 @@ def measure_extras(
     by: str,
     asked: EvalOptions,
 ) -> ExtraMetrics:
-    """Measure what is asked for; see `geobind.evaluation.held_out`."""
+    """Compute the chosen metrics beyond retrieval; see `geobind.evaluation.held_out`."""
     from geobind.evaluation.gap import modality_gap
     from geobind.evaluation.held_out import fit_and_measure_calibration, measure_sum
     from geobind.recipe.embedding_sum import parse_sum
@@ -169,7 +170,7 @@ def render_extras(more: ExtraMetrics, asked: EvalOptions) -> Iterator[Grid]:
 @click.option("--anchor", help="What protocols take for the image; default: the anchor of each stage.")
 @click.option("--by", type=click.Choice(["row", "label"]), default="row", show_default=True)
 @click.option("--limit", type=click.IntRange(2), help="At most this many rows, the first ones.")
-@click.option("--train-split", help="Say what the held-out rows share with this split.")
+@click.option("--train-split", help="Report what the held-out rows share with this split.")
 @extra_options
 @json_option
 def eval_command(
@@ -222,7 +223,7 @@ def eval_command(
 
 
 def _trained(binder: Binder) -> list[tuple[str, str]]:
-    """What was aligned, as (anchor, other), in the order of the stages."""
+    """Return the trained pairs, as (anchor, other), in the order of the stages."""
     from geobind.recipe.schema import read_trained_pairs
 
     stages = binder.card.stages if binder.card else []
@@ -230,7 +231,7 @@ def _trained(binder: Binder) -> list[tuple[str, str]]:
 
 
 def _pairs(binder: Binder, anchor: str | None) -> list[tuple[str, str]]:
-    """The pairs that protocols measure, as (anchor, other)."""
+    """Return the pairs that protocols measure, as (anchor, other)."""
     if anchor is not None:
         binder.modality(anchor)
     elif trained := _trained(binder):
@@ -248,7 +249,7 @@ def _to_device(binder: Binder) -> None:
 def _published(
     protocol: Protocol, found: Mapping[str, EmbeddedRows], pairs: list[tuple[str, str]]
 ) -> list[ProtocolResult]:
-    """A protocol's figures of every pair that has rows."""
+    """Return a protocol's results for every pair that has rows."""
     import numpy as np
 
     from geobind.evaluation import evaluate_protocol

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     type=click.Choice(["skip", "keep"]),
     default="skip",
     show_default=True,
-    help="Leave out files that are not there, or name them all the same.",
+    help="Leave out missing files, or list them anyway.",
 )
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
     help="Folder that file names are relative to; by default the manifest's, else the dataset's.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Write only so many rows.")
+@click.option("--limit", type=click.IntRange(1), help="Write only the first N rows.")
 @click.option("--list", "listed", is_flag=True, help="List the importers.")
 @click.option(
     "--show", "shown", is_flag=True, help="Show the importer NAME: licence, citation, layout, options."
@@ -55,13 +55,13 @@ def import_command(
     as_json: bool,
     **given: Any,
 ) -> None:
-    r"""Write a manifest of the dataset NAME, which lies in SOURCES as it is distributed.
+    """Write a manifest of the dataset NAME, which lies in SOURCES as it is distributed.
 
     \b
     geobind import --list
     geobind import --show NAME
     geobind import NAME FOLDER --out data.parquet
-    """
+    """  # noqa: D301 (click reads the escape)
     if listed:
         return _list(as_json)
     if name is None:
@@ -136,7 +136,7 @@ def _row(found: Plugin[Importer]) -> dict[str, Any]:
 
 
 def summary_lines(summary: ImportSummary) -> Iterator[str]:
-    """Yield what an import made, for people."""
+    """Yield the result of an import, for people."""
     told = ", ".join(f"{split or 'in no split'} {count}" for split, count in summary.splits.items())
     yield f"{summary.manifest}: {summary.rows} rows ({told})"
     yield "  " + ", ".join(f"{name} {count}" for name, count in summary.filled.items())
@@ -150,7 +150,7 @@ def summary_lines(summary: ImportSummary) -> Iterator[str]:
 
 
 def summary_values(summary: ImportSummary, modalities: Collection[str]) -> dict[str, Any]:
-    """Return what an import made, for programs."""
+    """Return the result of an import, for programs."""
     return {
         "manifest": str(summary.manifest),
         "rows": summary.rows,
@@ -167,11 +167,11 @@ def summary_values(summary: ImportSummary, modalities: Collection[str]) -> dict[
 
 
 def data_values(summary: ImportSummary, modalities: Collection[str]) -> dict[str, Any]:
-    """Return what a recipe in the working folder says under `data` to use the manifest.
+    """Return the `data` block with which a recipe in the working folder uses the manifest.
 
     Args:
         summary: The import.
-        modalities: The names of those that are installed; a column of another name has to be mapped.
+        modalities: The installed modalities; a column of any other name has to be mapped.
     """
     values: dict[str, Any] = {"manifest": _from_here(summary.manifest)}
     if summary.root:
@@ -211,7 +211,7 @@ def _unmapped(summary: ImportSummary, modalities: Collection[str]) -> list[str]:
 def describe_importer(
     importer: type[Importer], source: Source, options: list[dict[str, Any]]
 ) -> Iterator[str]:
-    """Yield what an importer is, for people."""
+    """Yield the description of an importer, for people."""
     yield f"{importer.name}: {importer.title}"
     for word in ("home", "licence", "citation"):
         yield from _wrapped(word, getattr(importer, word))

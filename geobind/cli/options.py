@@ -24,7 +24,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _bundle(ctx: click.Context, parameter: click.Parameter, name: str) -> str:
-    """Refuse what can be no bundle before anything heavy is imported, or the hub is asked for it."""
+    """Return the name of a bundle; refuse what cannot be one before any heavy import or download."""
     folder = Path(name)
     if (folder / "bundle").is_dir() and not (folder / "binder.json").is_file():
         raise CheckpointError(f"{name}: is the folder of a run; its bundle is {folder / 'bundle'}")
@@ -104,7 +104,7 @@ def parse_columns(texts: Iterable[str]) -> dict[str, str]:
 def data_options_from_cli(
     binder: Binder, data: str, columns: Mapping[str, str], root: Path | None
 ) -> DataOptions:
-    """Return the `data` block that `--data`, `--column` and `--root` stand for."""
+    """Return the `data` block of the options `--data`, `--column` and `--root`."""
     from geobind.data.dataset import registry
     from geobind.data.options import DataOptions
 
@@ -118,7 +118,7 @@ def data_options_from_cli(
 
 
 def _of_recipe(binder: Binder) -> list[Any]:
-    """The `data` blocks of the recipe a bundle was made with, what it was measured on first."""
+    """Return the `data` blocks of a bundle's recipe, that of `evaluate` first."""
     recipe: Mapping[str, Any] = binder.card.recipe if binder.card else {}
     evaluate = recipe.get("evaluate")
     return [evaluate.get("data") if isinstance(evaluate, Mapping) else None, recipe.get("data")]
@@ -131,14 +131,14 @@ def list_plugins(
     line_of: Callable[[dict[str, Any]], str],
     as_json: bool,
 ) -> None:
-    """Print all of a registry.
+    """Print the plugins of a registry.
 
     Args:
         found: The registry.
         key: What its rows are called in JSON.
-        row_of: What is told of one plugin; its `name` among it.
-        line_of: What of a row stands beside its name where people read it.
-        as_json: For programs.
+        row_of: Returns the facts of one plugin, its `name` included.
+        line_of: Returns the text beside a plugin's name, from its facts.
+        as_json: Whether to print JSON.
     """
     rows = [row_of(plugin) for plugin in found.plugins.values()]
     broken = [{"plugin": str(one.source), "reason": one.reason} for one in found.broken]
@@ -155,7 +155,7 @@ def list_plugins(
 
 
 def print_table(table: Table) -> None:
-    """Print a table with every figure whole: lines too long for the terminal go on in its next line."""
+    """Print a table without cutting figures: lines too long for the terminal wrap."""
     from rich.console import Console
 
     console = Console()

@@ -47,7 +47,7 @@ def plan_command(
 ) -> None:
     """Predict what a run of RECIPE takes of time, memory and disk, by measuring a few real steps of it.
 
-    Neither the run's folder (but for --out) nor the embedding cache is touched.
+    Changes neither the run's folder, apart from --out, nor the embedding cache.
     """
     from geobind.recipe import load_recipe
     from geobind.utils.system import parse_size
@@ -80,7 +80,7 @@ def plan_command(
 
 @contextmanager
 def _progress() -> Generator[Callable[[str], None]]:
-    """Show what is being measured, on a terminal in place, elsewhere line by line."""
+    """Report what is being measured: in place on a terminal, line by line elsewhere."""
     if not is_interactive():
         yield lambda what: _log.info("measuring: %s", what)
         return
@@ -91,7 +91,7 @@ def _progress() -> Generator[Callable[[str], None]]:
 
 
 def _free(folder: Path) -> int:
-    """Return the bytes free on the disk of a folder, there or not."""
+    """Return the free bytes on the disk of a folder, which need not exist."""
     there = next((one for one in (folder.absolute(), *folder.absolute().parents) if one.exists()), Path("/"))
     return shutil.disk_usage(there).free
 
@@ -129,7 +129,7 @@ def plan_table(plan: RunPlan) -> Table:
 
 
 def plan_lines(plan: RunPlan) -> Iterator[str]:
-    """Yield why each stage is computed as it is, what was settled, and warnings."""
+    """Yield the reasons for each stage's method, the resolved options, and warnings."""
     for stage in plan.stages:
         yield f"{stage.name}: {stage.why}"
         if stage.settled:

@@ -71,7 +71,7 @@ def _row(plugin: Plugin[Modality]) -> dict[str, Any]:
 
 @click.group("cache")
 def cache_command() -> None:
-    """List, prune or verify the cache of embeddings that frozen encoders have made."""
+    """List, prune or verify the cached embeddings of frozen encoders."""
 
 
 @cache_command.command("list")
@@ -100,7 +100,7 @@ def list_entries(as_json: bool) -> None:
 )
 @json_option
 def prune_entries(max_gb: float | None, as_json: bool) -> None:
-    """Remove the entries used longest ago until the cache is small enough; those in use stay."""
+    """Remove the least recently used entries until the cache is small enough; entries in use stay."""
     from geobind.embedding_cache.store import find_entries, read_limit
     from geobind.embedding_cache.store import prune as prune_to
 
@@ -115,10 +115,10 @@ def prune_entries(max_gb: float | None, as_json: bool) -> None:
 
 
 @cache_command.command("verify")
-@click.option("--keep", is_flag=True, help="Only tell what is damaged; do not remove it.")
+@click.option("--keep", is_flag=True, help="Report what is damaged, without removing it.")
 @json_option
 def verify_entries(keep: bool, as_json: bool) -> None:
-    """Read every row and compare with what was written; damaged shards are removed, to be made again."""
+    """Verify every row against its checksum; remove damaged shards, whose rows are computed again."""
     from geobind.embedding_cache.store import verify as verify_all
 
     checked = list(verify_all(repair=not keep))

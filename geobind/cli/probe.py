@@ -71,7 +71,7 @@ _ALL = "all"
 )
 @json_option
 def probe_command(bundle: str, as_json: bool, out: Path | None, **asked: Any) -> None:
-    """See what one modality of BUNDLE, a folder or a hub id, tells of its rows' classes or of numbers."""
+    """Probe one modality of BUNDLE, a folder or a hub id: classes from few examples, or numeric targets."""
     columns = parse_columns(asked["columns"])
     if asked["labels"] != "label":
         columns["label"] = asked["labels"]

@@ -27,14 +27,14 @@ _GO_ON = "what is finished is kept, and so is the last checkpoint: run again wit
 
 
 def is_first() -> bool:
-    """Whether this process is the first of those that torchrun or SLURM has started, or the only one."""
+    """Return whether this process is rank zero of torchrun or SLURM, or the only one."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def message_of_rank(message: str) -> str | None:
-    """Return what this process says of an error that ended it; None if the first of several says the same.
+    """Return the message of an error for this rank, or None where rank zero reports the same.
 
-    Where it is the only one to meet it, the message gets its number, a few seconds later.
+    An error of this rank alone gets the rank's number, after a few seconds of waiting for rank zero.
     """
     if "WORLD_SIZE" not in os.environ and "SLURM_PROCID" not in os.environ:
         return message
@@ -56,7 +56,7 @@ def message_of_rank(message: str) -> str | None:
 
 
 def _store() -> Store | None:
-    """Where processes leave words for each other: with their launcher, or with the first of them."""
+    """Return the key-value store shared by all ranks, None where there is none."""
     from torch import distributed as dist
     from torch._C._distributed_c10d import TCPStore
     from torch.distributed.distributed_c10d import (
@@ -108,7 +108,7 @@ def launch_processes(count: int, words: Sequence[str]) -> NoReturn:
 
 
 def _end(rank: int, code: int) -> NoReturn:
-    """Say how to go on after a process has failed, and end with its exit code."""
+    """Print how to resume after a failed process, and exit with its code."""
     if code < 0:
         click.echo(f"error: process {rank} was killed by signal {-code}; {_GO_ON}", err=True)
         sys.exit(1)
@@ -123,7 +123,7 @@ def _end(rank: int, code: int) -> NoReturn:
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the run; default: runs/NAME of the recipe."
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in that folder.")
+@click.option("--resume", is_flag=True, help="Resume the run in that folder.")
 @click.option(
     "--sweep",
     "swept",
@@ -131,8 +131,8 @@ def _end(rank: int, code: int) -> NoReturn:
     metavar="A.B=C,D",
     help="Run once with each of these values, finished runs skipped; repeatable: every combination.",
 )
-@click.option("--processes", type=click.IntRange(min=1), help="Train with so many processes of this machine.")
-@click.option("--plan", is_flag=True, help="Measure first what the run will take, for the report to compare.")
+@click.option("--processes", type=click.IntRange(min=1), help="Train with N processes on this machine.")
+@click.option("--plan", is_flag=True, help="Plan the run first, for the report to compare.")
 @memory_option
 def run_command(
     recipe: str,
@@ -183,7 +183,7 @@ def run_command(
 def _words(
     recipe: str, overrides: Iterable[str], out: Path | None, resume: bool, plan: bool, memory: str | None
 ) -> list[str]:
-    """The same command for each of several processes."""
+    """Return the words of the same command, for each process."""
     words = ["run", recipe, *(word for change in overrides for word in ("--set", change))]
     words += ["--out", str(out)] if out else []
     words += ["--memory", memory] if memory else []

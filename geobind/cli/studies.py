@@ -35,7 +35,7 @@ def sweep_command(names: tuple[str, ...], out: Path | None, measure: str | None)
 
 
 def run_study(cells: Sequence[Cell], home: Path, title: str, measure: str | None = None) -> int:
-    """Run the cells, print their table, write their page; return how many failed."""
+    """Run the cells, print their table and write their page; return the number of failures."""
     from rich.console import Console
 
     from geobind.studies.runner import run_cells
@@ -50,7 +50,7 @@ def run_study(cells: Sequence[Cell], home: Path, title: str, measure: str | None
 
 
 def report_failures(ran: Sequence[CellResult]) -> int:
-    """Name the runs that failed; return how many."""
+    """Print the runs that failed; return their number."""
     failed = [one for one in ran if one.failed]
     for one in failed:
         click.echo(f"failed: {one.cell.title} ({one.folder}); the same command tries it again", err=True)

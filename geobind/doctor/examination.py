@@ -1,4 +1,4 @@
-"""Examination of an installation: what is there, what works, and the command that mends what does not."""
+"""Checks of an installation, with the command that repairs each fault."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LITTLE = 2e9  # bytes of a disk
 _REINSTALL = "pip install --force-reinstall --no-deps geobind"
 _SELECTOR = "https://pytorch.org/get-started/locally/"
 
-# What geobind does without: what for.
+# Optional packages, and their purpose.
 OPTIONAL = {
     "torchaudio": "mel spectrograms, which torch alone computes as well",
     "transformers": "HTSAT, CLAP's audio encoder",
@@ -50,28 +50,28 @@ _LESSER = {"OGG", "Opus", "MP3", "WebP", "TIFF", *RASTERS}  # formats that an ol
 
 @dataclass(frozen=True)
 class DoctorFinding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     section: Section
     part: str
     state: State
     told: str = ""  # for people
-    fix: str = ""  # the command that mends it, or installs it
+    fix: str = ""  # the command that repairs or installs it
     facts: Mapping[str, Any] = field(default_factory=dict)  # for programs
 
 
 class ProbeOutcome(NamedTuple):
-    """What a probe came to: facts, or an error."""
+    """The facts found by a probe, or its error."""
 
     facts: Mapping[str, Any]
     error: str = ""
 
 
 def examine(patience: float = PATIENCE) -> list[DoctorFinding]:
-    """Look at everything that geobind needs, or can use.
+    """Check everything that geobind needs or can use.
 
     Args:
-        patience: Seconds that one part may take.
+        patience: Seconds that one check may take.
     """
     with ThreadPoolExecutor(2) as pool:
         probed = pool.map(lambda names: run_probes(names, patience), ([*WITH_TORCH], [*WITHOUT_TORCH]))
@@ -90,14 +90,14 @@ def examine(patience: float = PATIENCE) -> list[DoctorFinding]:
 
 
 def run_probes(names: Sequence[str], patience: float) -> dict[str, ProbeOutcome]:
-    """Run probes in a process of their own, and in another one those that are left when it dies.
+    """Run probes in a child process, and the remaining ones in another when it dies.
 
     Args:
         names: The probes, of `probes.PROBES`.
         patience: Seconds that one of them may take.
 
     Returns:
-        What each came to; none of those that need another one that failed.
+        The outcome of each, without those that depend on a failed one.
     """
     found: dict[str, ProbeOutcome] = {}
     left = [*names]
@@ -109,7 +109,7 @@ def run_probes(names: Sequence[str], patience: float) -> dict[str, ProbeOutcome]
 
 
 def _run_process(names: Sequence[str], patience: float) -> dict[str, ProbeOutcome]:
-    """Run probes in one process until it ends; if it dies, that is what the probe in progress came to."""
+    """Run probes in one process until it ends; its death is the outcome of the probe in progress."""
     code = (
         f"import sys; sys.path[:] = {sys.path!r}; from geobind.doctor.probes import main; main({[*names]!r})"
     )
@@ -145,7 +145,7 @@ def _run_process(names: Sequence[str], patience: float) -> dict[str, ProbeOutcom
 
 
 def _lines(process: subprocess.Popen[bytes], patience: float) -> Iterator[dict[str, Any] | None]:
-    """Yield what the process of the probes says, and None once it has been silent for too long."""
+    """Yield the messages of the probe process, and None once it has been silent for too long."""
     said: queue.Queue[bytes] = queue.Queue()
 
     def listen() -> None:
@@ -177,7 +177,7 @@ def _how_it_died(code: int, last: str) -> str:
 
 
 def python_finding(version: tuple[int, ...]) -> DoctorFinding:
-    """Compare the version of Python with those that geobind runs on, and was tested on."""
+    """Compare the version of Python with the supported and tested ones."""
     told, tested = ".".join(map(str, version)), ".".join(map(str, _TESTED))
     state: State = "ok"
     if version[:2] < _OLDEST:
@@ -279,7 +279,7 @@ def accelerator_findings(facts: Mapping[str, Any]) -> Iterator[DoctorFinding]:
 
 
 def _packages(outcomes: Mapping[str, ProbeOutcome], needed: Mapping[str, str]) -> Iterator[DoctorFinding]:
-    """Report every package that geobind can use: its version, whether that fits, whether it loads."""
+    """Report every usable package: its version, whether that is supported, whether it loads."""
     version = _version("geobind")
     if version is None:
         told = "runs from a folder that is on Python's path, and is not installed: no plugin is found"
@@ -298,10 +298,10 @@ def package_finding(
     """Report one package.
 
     Args:
-        name: Of the distribution.
-        version: That is installed, None if there is none.
-        requirement: What geobind asks for, such as `numpy>=1.26`.
-        outcomes: What all probes came to.
+        name: The distribution.
+        version: The installed version, None if there is none.
+        requirement: geobind's requirement, such as `numpy>=1.26`.
+        outcomes: The outcomes of all probes.
     """
     optional = name in OPTIONAL
     outcome = outcomes.get(name)
@@ -331,7 +331,7 @@ def package_finding(
 
 
 def _reinstall(name: str, requirement: str) -> str:
-    """Return the command that mends a package that is there and does not load."""
+    """Return the command that repairs an installed package that does not load."""
     torch = _version("torch")
     if name == "torchaudio" and torch is not None:  # no other torch, whose version it would take along
         return f"pip uninstall -y torchaudio && pip install torchaudio torch=={torch.partition('+')[0]}"
@@ -341,7 +341,7 @@ def _reinstall(name: str, requirement: str) -> str:
 
 
 def _folders(outcomes: Mapping[str, ProbeOutcome]) -> Iterator[DoctorFinding]:
-    """Report where geobind writes: whether it can, and how much room there is."""
+    """Report the folders that geobind writes to: whether they are writable, and the free space."""
     cache, other = cache_root(), "another that can be written"
     fix = f"export GEOBIND_CACHE=FOLDER, {other}"
     yield folder_finding("cache", cache, "fault", fix, held=_bytes_in(cache))
@@ -359,13 +359,13 @@ def _folders(outcomes: Mapping[str, ProbeOutcome]) -> Iterator[DoctorFinding]:
 def folder_finding(
     part: str, folder: Path, state: State, fix: str, *, held: int | None = None
 ) -> DoctorFinding:
-    """Write a file into a folder, or into the one that it would be made in, and remove it.
+    """Check a folder, or its nearest existing parent, by writing and removing a file.
 
     Args:
-        part: What the folder is for.
+        part: The purpose of the folder.
         folder: The folder; it need not exist.
-        state: What it is if it cannot be written.
-        fix: How to name another.
+        state: The state if it is not writable.
+        fix: How to choose another.
         held: Bytes in it.
     """
     facts: dict[str, Any] = {"folder": str(folder)}
@@ -386,7 +386,7 @@ def folder_finding(
 
 
 def _formats(outcomes: Mapping[str, ProbeOutcome]) -> Iterator[DoctorFinding]:
-    """Report the formats of files that were written and read, those that failed each by itself."""
+    """Report the file formats that were written and read, and each that failed."""
     for part, names in (("sounds", SOUNDS), ("images", IMAGES), ("rasters", RASTERS)):
         good = [name for name in names if name in outcomes and not outcomes[name].error]
         if good:
@@ -411,7 +411,7 @@ def _format_fault(name: str, part: str, outcomes: Mapping[str, ProbeOutcome]) ->
 
 
 def _plugins(outcomes: Mapping[str, ProbeOutcome]) -> Iterator[DoctorFinding]:
-    """Report what plugins provide, and those that are broken."""
+    """Report what each plugin provides, and the broken ones."""
     outcome = outcomes.get("plugins")
     if outcome is None:
         yield _untried("plugins", "all of them", _failed("plugins", outcomes))
@@ -447,12 +447,12 @@ def _untried(
 
 
 def _failed(name: str, outcomes: Mapping[str, ProbeOutcome]) -> list[str]:
-    """List what a probe needs and what does not load."""
+    """Return the dependencies of a probe that do not load."""
     return [need for need in NEEDS.get(name, ()) if need in outcomes and outcomes[need].error]
 
 
 def _requirements() -> dict[str, str]:
-    """Return what geobind asks for, such as `numpy>=1.26`, by the distribution's name in small letters."""
+    """Return geobind's requirements, such as `numpy>=1.26`, by lower-case name."""
     try:
         declared = metadata.requires("geobind") or []
         from packaging.requirements import Requirement
@@ -490,7 +490,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _bytes_in(folder: Path) -> int:
-    """Add up the files of a folder."""
+    """Return the total size of the files in a folder."""
     total = 0
     for home, _, names in os.walk(folder):
         for name in names:
@@ -500,7 +500,7 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _size(count: float) -> str:
-    """Return an amount of bytes for people."""
+    """Format an amount of bytes for people."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

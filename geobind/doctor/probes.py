@@ -1,4 +1,4 @@
-"""Probes of `geobind doctor`: each imports one part and makes it work, in a process that may die of it.
+"""Probes of `geobind doctor`, each of which imports and tries one part, in a process that may crash.
 
 `geobind.doctor.examination` starts the process, which writes a line when a probe begins and when it ends.
 """
@@ -26,7 +26,7 @@ _SIDE = 32  # pixels of the images that are written and read
 
 
 def main(names: Sequence[str]) -> NoReturn:
-    """Run probes one after the other, tell what each came to on standard output, and end the process."""
+    """Run probes in turn, write the outcome of each to standard output, and end the process."""
     out = os.dup(1)  # a library may close or replace sys.stdout
 
     def tell(**values: Any) -> None:
@@ -153,7 +153,7 @@ def _processor() -> Facts:
 
 
 def _accelerators() -> Facts:
-    """List the accelerators that torch can use, and what is known where it can use none."""
+    """Return the accelerators that torch can use, and the facts that explain why there are none."""
     import torch
 
     with warnings.catch_warnings(record=True) as caught:
@@ -176,7 +176,7 @@ def _accelerators() -> Facts:
 
 
 def cuda_of_driver() -> str | None:
-    """Return the newest CUDA that this machine's NVIDIA driver runs, None where there is no driver."""
+    """Return the newest CUDA version of the NVIDIA driver, None without a driver."""
     for library in ("libcuda.so.1", "nvcuda.dll"):
         with suppress(OSError, AttributeError):
             version = ctypes.c_int()
@@ -186,7 +186,7 @@ def cuda_of_driver() -> str | None:
 
 
 def _bf16_fault(device: str) -> str | None:
-    """Multiply matrices in bf16; return what is wrong, or None."""
+    """Multiply matrices in bf16; return the error, or None."""
     import torch
 
     try:
@@ -199,7 +199,7 @@ def _bf16_fault(device: str) -> str | None:
 
 
 def _plugins() -> Facts:
-    """List what plugins provide, and those that cannot be used."""
+    """Return what each plugin provides, and the broken ones."""
     from geobind import loggers, plugins
     from geobind.data import dataset as datasets
     from geobind.importers import registry as importers

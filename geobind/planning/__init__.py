@@ -1,3 +1,3 @@
-"""Plan a run before it begins: what it will take of time, memory and disk, from a short measurement."""
+"""Plans of runs: time, memory and disk, predicted from a short measurement."""
 
 from __future__ import annotations

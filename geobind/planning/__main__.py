@@ -1,4 +1,4 @@
-"""The process that measures: a recipe comes in on standard input, what was found goes out line by line."""
+"""The probe process: reads a recipe from standard input and writes measurements line by line."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def main() -> None:
     """Measure the recipe on standard input."""
     asked = json.load(sys.stdin)
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
-        # What anything prints goes to standard error, so that nothing comes between the lines.
+        # Other output goes to standard error, so that nothing mixes with the lines.
         os.dup2(2, 1)
 
-        def tell(kind: str, values: object) -> None:
+        def send(kind: str, values: object) -> None:
             print(json.dumps([kind, values]), file=out, flush=True)
 
         try:
@@ -29,10 +29,10 @@ def main() -> None:
             recipe = build_recipe(asked["recipe"], Path(asked["base"]), source=asked["name"])
             with log_to_stderr(), deterministic_algorithms(recipe.fabric.deterministic):
                 for event in measure_recipe(recipe, Path(asked["folder"]), asked["seconds"], asked["limit"]):
-                    said = event.what if isinstance(event, Progress) else event.model_dump(mode="json")
-                    tell(type(event).__name__, said)
+                    values = event.what if isinstance(event, Progress) else event.model_dump(mode="json")
+                    send(type(event).__name__, values)
         except GeobindError as error:
-            tell("error", [type(error).__name__, str(error)])
+            send("error", [type(error).__name__, str(error)])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The resolution of `auto` options, and the probe process behind it."""
+"""Resolution of `auto` options, and the probe process behind it."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ from geobind.utils import files
 _log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
-# What tells a process that it is one of several: the one that measures is alone.
+# Environment variables of a multi-process launch, which the probe process must not inherit.
 _OF_MANY = re.compile(r"(LOCAL_|NODE_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_.*|SLURM_.*|TORCHELASTIC_.*")
-_LAST = 15  # lines of what a process said before it died
+_LAST = 15  # lines of output shown when the process dies
 
 
 def run_probe_process(recipe: Recipe, *, seconds: float, limit: int | None, say: Say) -> ProbeResult:
-    """Measure a recipe in another process.
+    """Return the measurements of a recipe, taken in another process.
 
     Args:
         recipe: A checked recipe.
-        seconds: How long steps and rows may take to measure, about; starting comes on top.
-        limit: Bytes of memory there are; None: what is free.
-        say: Told what is being done.
+        seconds: Time to measure steps and rows, about, without the start of the process.
+        limit: Available memory in bytes; None: what is free.
+        say: Called with the progress.
 
     Raises:
-        GeobindError: The recipe cannot run, with the message of the run; or the process died.
+        GeobindError: The recipe cannot run (with the message of the run), or the process died.
     """
     began = time.monotonic()
     machine: Machine | None = None
@@ -70,7 +70,7 @@ def run_probe_process(recipe: Recipe, *, seconds: float, limit: int | None, say:
         elif kind == "EndingMeasurement":
             ending = EndingMeasurement.model_validate(values)
     if machine is None or len(stages) < len(recipe.stages):
-        raise TrainingError("the process that measures ended before it had measured everything")
+        raise TrainingError("the probe process ended before it had measured everything")
     return ProbeResult(machine=machine, stages=tuple(stages), ending=ending, seconds=time.monotonic() - began)
 
 
@@ -79,7 +79,7 @@ def _events(recipe: Recipe, seconds: float, limit: int | None, say: Say) -> Iter
     alone = {name: value for name, value in os.environ.items() if not _OF_MANY.fullmatch(name)}
     doing = "starting"
     with (
-        # Here and not over there: a process that is killed clears nothing away.
+        # Created here, because a killed process does not clean up.
         TemporaryDirectory(prefix="geobind-plan-", ignore_cleanup_errors=True) as folder,
         TemporaryFile("w+", encoding="utf-8", errors="replace") as heard,
         subprocess.Popen(
@@ -121,34 +121,34 @@ def _error(name: str, message: str) -> GeobindError:
 def _died(code: int, doing: str, heard: str) -> GeobindError:
     if code == -9:
         return TrainingError(
-            f"the process that measures was killed ({doing}), as the system does when memory is full; end "
-            f"other programs, say how much there is with --memory, or take a smaller batch"
+            f"the probe process was killed ({doing}), as the system does when memory is full; end other "
+            f"programs, set the available memory with --memory, or take a smaller batch"
         )
     last = "\n".join(f"  {line}" for line in heard.splitlines()[-_LAST:])
-    return TrainingError(f"the process that measures failed ({doing}; exit code {code}):\n{last}")
+    return TrainingError(f"the probe process failed ({doing}; exit code {code}):\n{last}")
 
 
-SECONDS = 12.0  # that measuring takes, about, unless told otherwise
+SECONDS = 12.0  # default time to measure, about
 AutoValues = Mapping[str, Mapping[str, int | None]]  # by stage, then by option
 
 
 def make_plan(recipe: Recipe, *, seconds: float = SECONDS, limit: int | None = None, say: Say) -> RunPlan:
-    """Measure a recipe and say what its run will take; nothing of the run's folder or the cache changes.
+    """Return the plan of a recipe's run; neither the run's folder nor the cache changes.
 
     Args:
         recipe: A checked recipe.
-        seconds: How long steps and rows may take to measure, about.
-        limit: Bytes of memory there are; None: what is free.
-        say: Told what is being done.
+        seconds: Time to measure steps and rows, about.
+        limit: Available memory in bytes; None: what is free.
+        say: Called with the progress.
 
     Raises:
-        GeobindError: The recipe cannot run, or what it leaves open cannot be settled.
+        GeobindError: The recipe cannot run, or an `auto` option cannot be resolved.
     """
     return predict_run(recipe, run_probe_process(recipe, seconds=seconds, limit=limit, say=say))
 
 
 def with_values(recipe: Recipe, numbers: AutoValues) -> Recipe:
-    """Return the recipe with numbers where it left something open."""
+    """Return the recipe with numbers for its `auto` options."""
     values: dict[str, Any] = copy.deepcopy(recipe.written)
     for stage, written in zip(recipe.stages, values["stages"], strict=True):
         written.update({name: numbers[stage.name][name] for name in stage.open})
@@ -157,12 +157,12 @@ def with_values(recipe: Recipe, numbers: AutoValues) -> Recipe:
 
 @dataclass(frozen=True)
 class AutoResolver:
-    """Settles a recipe at the start of its run: by the plan in the run's folder, else by a new one.
+    """Resolves `auto` options at the start of a run, by the plan in the run's folder or by a new one.
 
     Args:
-        always: Whether to make a plan, where there is none, of a recipe that leaves nothing open.
-        limit: Bytes of memory there are; None: what is free.
-        seconds: How long steps and rows may take to measure, about.
+        always: Whether to plan a recipe without `auto` options too, where there is no plan.
+        limit: Available memory in bytes; None: what is free.
+        seconds: Time to measure steps and rows, about.
     """
 
     always: bool = False
@@ -170,10 +170,10 @@ class AutoResolver:
     seconds: float = SECONDS
 
     def __call__(self, recipe: Recipe, folder: Path, fabric: Fabric) -> Recipe:
-        """Return the recipe as it is run; `plan.json` and `recipe.yaml` in the run's folder say so too.
+        """Return the recipe with numbers, also written to `plan.json` and `recipe.yaml` in the run's folder.
 
         Raises:
-            GeobindError: It cannot be settled on this machine.
+            GeobindError: An option cannot be resolved on this machine.
         """
         if not self.always and not any(stage.open for stage in recipe.stages):
             return recipe
@@ -199,7 +199,7 @@ class AutoResolver:
 
 
 def _is_of(plan: RunPlan, recipe: Recipe, *, every: bool) -> bool:
-    """Whether a plan was made of this recipe, in the stages that leave something open or in all."""
+    """Return whether a plan fits this recipe, in all stages or in those with `auto` options."""
     planned = {stage.name: stage.key for stage in plan.stages}
     keys = (key for _, key in stage_folders(recipe, Path()))
     wanted = {stage.name: key for stage, key in zip(recipe.stages, keys, strict=True) if every or stage.open}

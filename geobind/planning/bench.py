@@ -1,4 +1,4 @@
-"""A stage with few rows and few steps, its steps timed one by one."""
+"""Short runs of a stage on few rows, with timed steps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from geobind.utils.logs import captured
 
 
 def sample_rows(rows: MixedDataset, count: int) -> MixedDataset:
-    """Return at most `count` rows of each source, drawn once for all: fewer are among more."""
+    """Return at most `count` rows of each source; a smaller sample is a subset of a larger one."""
     return MixedDataset(tuple(_sample_source(source, count) for source in rows.sources))
 
 
@@ -36,7 +36,7 @@ def _sample_source(source: WeightedSource, count: int) -> WeightedSource:
 
 
 class StepTimer(MetricsFile):
-    """Notes when steps were looked at, and writes nothing."""
+    """Records the times of steps instead of writing metrics."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "metrics.csv")
@@ -44,57 +44,57 @@ class StepTimer(MetricsFile):
         self.rows: list[dict[str, Any]] = []
 
     def rewind(self, stage: str, step: int) -> None:
-        """Do nothing: no step was taken before."""
+        """Do nothing, as there are no earlier steps."""
 
     def add(self, stage: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Note the time, and what was told."""
+        """Record the time and the rows."""
         self.at.append(time.monotonic())
         self.rows += rows
 
     def sync(self) -> None:
-        """Do nothing: nothing was written."""
+        """Do nothing, as nothing is written."""
 
     def mean(self) -> float:
-        """Return the mean seconds of a step, without the first ones.
+        """Return the mean seconds of a step.
 
-        Batches for those were prepared while the stage was set up.
+        The first steps do not count: their batches were prepared while the stage was set up.
         """
         gaps = np.diff(self.at)
         kept = gaps[2:] if len(gaps) > 4 else gaps[1:] if len(gaps) > 1 else gaps
         return float(kept.mean()) if len(kept) else 0.0
 
 
-_SLOW = 1e-9  # learning rate: what is measured is not to be moved
+_SLOW = 1e-9  # learning rate, so that measuring does not train
 _NEVER = 1e9  # seconds
 
 
 class BenchRun(NamedTuple):
-    """Some steps of a stage."""
+    """Measurements of a few steps of a stage."""
 
     job: StageRun
     seconds: float  # of a step
-    other: float  # before the first step and after the last, rows for the cache left out
-    bytes: int | None  # the most memory held at once
-    idle: int | None  # what was held before
+    other: float  # before the first step and after the last, without filling the cache
+    bytes: int | None  # peak memory
+    idle: int | None  # memory before the run
     outcome: StageResult
 
 
 @dataclass
 class Bench:
-    """Runs a stage with few rows and steps.
+    """Runs a stage with few rows and few steps.
 
     Args:
         fabric: One device.
         job: The stage with all its rows.
-        folder: Scratch.
-        caches: Whether frozen sides are read from the cache.
+        folder: A scratch folder.
+        caches: Whether frozen modalities are read from the cache.
     """
 
     fabric: Fabric
     job: StageRun
     folder: Path
     caches: bool
-    ready: int = 0  # rows whose frozen sides lie in the scratch cache
+    ready: int = 0  # rows whose frozen modalities are in the scratch cache
     messages: list[str] = field(default_factory=list)
     stages_built: int = 0  # stages made so far
 
@@ -112,11 +112,11 @@ class Bench:
 
         Args:
             size: Rows of a batch.
-            steps: How many.
-            rows: Rows to draw them from.
-            chunk: Rows at a time, in two passes.
+            steps: Number of steps.
+            rows: Rows of each source to draw batches from.
+            chunk: Rows of a chunk, in two passes.
             saves: Whether each step writes a checkpoint.
-            held: Rows to watch it on after each step; 0: it is not watched.
+            held: Validation rows, evaluated after each step; 0: none.
         """
         job = self.job
         watch = job.stage.watch.model_copy(update={"every": 1, "patience": None}) if job.stage.watch else None
@@ -143,12 +143,12 @@ class Bench:
     def run(
         self, size: int, steps: int, *, chunk: int | None = None, saves: bool = False, held: int = 0
     ) -> BenchRun:
-        """Take some steps of one size.
+        """Run a few steps of one batch size.
 
         Raises:
-            GeobindError: The stage cannot run so.
+            GeobindError: The stage cannot run with this size.
         """
-        # Rows in the cache are gone through again; others are prepared anew in every step, as in the stage.
+        # Cached rows are reused; others are prepared in every step, as in the stage.
         rows = max(size, self.ready) if self.caches else size * steps
         job = self.build_stage(size, steps, rows, chunk=chunk, saves=saves, held=held)
         clock = job.metrics
@@ -163,7 +163,7 @@ class Bench:
         return BenchRun(job, seconds, other, outcome.peak_memory_bytes or process, idle, outcome)
 
     def _idle(self) -> int | None:
-        """Give back what is not needed, and return how much is still held."""
+        """Release unused memory, and return the memory still held."""
         system.release_memory()
         if self.fabric.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -172,7 +172,7 @@ class Bench:
 
     @contextmanager
     def measure_peak(self) -> Generator[list[int]]:
-        """Put the most memory that is held inside into the list it yields; nothing where none can tell."""
+        """Append the peak memory of the block to the yielded list, where it can be measured."""
         found: list[int] = []
         known = self._idle() is not None
         cuda = self.fabric.device.type == "cuda"
@@ -199,16 +199,16 @@ class Bench:
             cached.close()
 
     def find_cache_refusal(self, name: str) -> str:
-        """Return why a frozen side is not cached, as training said it."""
+        """Return the reason that training logged for not caching a modality."""
         pattern = re.compile(rf"^[^:]*: {re.escape(name)} is not cached: (.*)$")
         return next((found[1] for line in self.messages if (found := pattern.match(line))), "")
 
 
 def seconds_since(start: float) -> float:
-    """Return how long ago a moment of the monotonic clock was."""
+    """Return the seconds since a time of the monotonic clock."""
     return time.monotonic() - start
 
 
 def covers_all_rows(job: StageRun) -> bool:
-    """Whether a stage takes all of its rows at least once."""
+    """Return whether a stage takes all of its rows at least once."""
     return job.steps >= job.sampler.steps_per_epoch

@@ -17,25 +17,25 @@ StepMethod = Literal["direct", "cached", "two-pass"]
 
 
 class PlanModel(BaseModel):
-    """Values of a plan; fields this version does not know are passed over."""
+    """Base of plan values; unknown fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Seconds(PlanModel):
-    """What a stage's time goes to."""
+    """Seconds of a stage, by purpose."""
 
     step: float
-    loading: float  # of a step's batch, which goes on while the step before is computed
+    loading: float  # of a batch, while the previous step is computed
     epoch: float
-    filling: float  # making rows for the cache, once
-    watching: float  # evaluations on the way, all of them
-    other: float  # before the first step, after the last, and writing checkpoints
+    filling: float  # computing rows for the cache, once
+    watching: float  # all validations
+    other: float  # before the first step, after the last, and checkpoints
     stage: float
 
 
 class Disk(PlanModel):
-    """What a stage writes, in bytes."""
+    """Bytes that a stage writes."""
 
     cache: int
     trained: int
@@ -43,19 +43,19 @@ class Disk(PlanModel):
 
 
 class SidePlan(PlanModel):
-    """A side that is read from the cache."""
+    """A modality that is read from the cache."""
 
     rows: int
-    missing: int  # of them, to be made
-    bytes: int  # of those
+    missing: int  # of them, still to be computed
+    bytes: int  # of the missing rows
 
 
 class StagePlan(PlanModel):
-    """What one stage will take."""
+    """The prediction for one stage."""
 
     name: str
-    key: str  # the fingerprint of the stage as the recipe says it
-    settled: dict[str, int | None]  # what the recipe left open
+    key: str  # the fingerprint of the stage as written in the recipe
+    settled: dict[str, int | None]  # the numbers of its `auto` options
     rows: int
     batch_size: int
     chunk: int | None
@@ -72,7 +72,7 @@ class StagePlan(PlanModel):
 
 
 class Memory(PlanModel):
-    """The memory that figures are compared with."""
+    """The available memory."""
 
     kind: str  # "process" or "accelerator"
     available_bytes: int | None
@@ -81,7 +81,7 @@ class Memory(PlanModel):
 
 
 class RunPlan(PlanModel):
-    """What a run will take."""
+    """The prediction for a run."""
 
     recipe: str
     made: str
@@ -102,7 +102,7 @@ class RunPlan(PlanModel):
 
 
 def write_plan(plan: RunPlan, folder: Path) -> Path:
-    """Write a plan where a run finds it.
+    """Write a plan into a run's folder.
 
     Raises:
         StorageError: The folder cannot be written.
@@ -112,7 +112,7 @@ def write_plan(plan: RunPlan, folder: Path) -> Path:
 
 
 def read_plan(folder: Path) -> RunPlan | None:
-    """Return the plan of a run, if there is one.
+    """Return the plan in a run's folder, None if there is none.
 
     Raises:
         CheckpointError: It is damaged.
@@ -126,28 +126,28 @@ def read_plan(folder: Path) -> RunPlan | None:
         raise CheckpointError(f"{folder / FILE}: {where}: {first['msg']}; remove it to plan anew") from None
 
 
-_HALVINGS = 80  # of the range in which a root is looked for
+_HALVINGS = 80  # bisection steps
 
 
 class LinearCost(NamedTuple):
-    """What so many rows take: `base + slope * rows`, neither of them negative."""
+    """A cost linear in rows: `base + slope * rows`, neither of them negative."""
 
     base: float
     slope: float
 
     def __call__(self, rows: float) -> float:
-        """Return what these rows take."""
+        """Return the cost of a number of rows."""
         return self.base + self.slope * rows
 
 
 def fit_linear_cost(points: Iterable[tuple[float, float]]) -> LinearCost:
-    """Return the line through the two measurements with most rows, exact at the last of them.
+    """Fit a line through the two measurements with most rows, exact at the last of them.
 
-    More rows never take less: where the two say so, or a line through them would begin below zero, the
-    last one alone decides, as a constant or as a multiple of the rows.
+    More rows never cost less: where the two say otherwise, or the line would start below zero, the last
+    one alone decides, as a constant or as a multiple of the rows.
 
     Args:
-        points: Rows, and what they took; of equal rows the last counts. One at least.
+        points: Pairs of rows and cost, one at least; of equal rows the last counts.
     """
     known = sorted(dict(points).items())
     rows, value = known[-1]
@@ -162,15 +162,15 @@ def fit_linear_cost(points: Iterable[tuple[float, float]]) -> LinearCost:
 
 
 def estimate_distinct(found: int, looked: int, total: int) -> float:
-    """Estimate how many different things there are among `total`, from those found among a sample.
+    """Estimate the number of distinct items among `total` from the distinct items in a sample.
 
-    If D things are equally frequent, n draws show D (1 - exp(-n / D)) of them; D is solved for, and put
-    in again with all of them drawn.
+    If D items are equally frequent, n draws show D (1 - exp(-n / D)) of them. Solves for D, and evaluates
+    the same formula with all items drawn.
 
     Args:
-        found: Different things in the sample.
-        looked: Things in the sample.
-        total: Things there are.
+        found: Distinct items in the sample.
+        looked: Size of the sample.
+        total: Number of all items.
     """
     if found >= looked or total <= looked:
         return float(total if found >= looked else found)
@@ -188,11 +188,11 @@ def _shown(kinds: float, draws: float) -> float:
     return -kinds * math.expm1(-draws / kinds)
 
 
-USABLE_SHARE = 0.9  # of the memory that is free: what is measured is not all that is held
+USABLE_SHARE = 0.9  # of the free memory: not all memory is measured
 
 
 class Measurement(BaseModel):
-    """Values that a probe sends."""
+    """Base of the values that the probe process sends."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -201,21 +201,21 @@ class StepCost(Measurement):
     """Training steps of one size, on one device."""
 
     rows: int
-    seconds: float  # of a step, loading included where it is not hidden behind computing
-    bytes: int | None  # the most memory held at once; None where that cannot be told
+    seconds: float  # of a step, with loading where computing does not hide it
+    bytes: int | None  # peak memory; None where it cannot be measured
     chunk: int | None = None  # rows at a time, in two passes
 
 
 class SideCost(Measurement):
-    """A side of a stage that can be read from the cache."""
+    """Cost of a modality that can be read from the cache."""
 
-    inputs: float  # of all rows, each content once
-    missing: float  # of them are not in the cache
+    inputs: float  # distinct inputs of all rows
+    missing: float  # of them, not in the cache yet
     row_bytes: int
 
 
 class FillCost(Measurement):
-    """What looking at the frozen sides, and making their missing rows, takes for all rows of the stage."""
+    """Cost of filling the cache for all rows of a stage."""
 
     seconds: float
     bytes: int | None
@@ -223,50 +223,50 @@ class FillCost(Measurement):
 
 
 class StageMeasurement(Measurement):
-    """Everything measured of one stage."""
+    """All measurements of one stage."""
 
     name: str
     rows: int
     sources: tuple[int, ...]  # rows of each
-    most: int  # no larger batch makes sense
+    most: int  # the largest batch that makes sense
     most_why: str
-    steps: tuple[StepCost, ...]  # all sides at once, from few rows to many
+    steps: tuple[StepCost, ...]  # one pass, from few rows to many
     two_pass: StepCost | None = None
     filling: FillCost | None = None  # None where nothing is cached
-    uncached: dict[str, str] = {}  # frozen sides that are computed in every step, and why
+    uncached: dict[str, str] = {}  # frozen modalities computed in every step, and why
     frozen: tuple[str, ...] = ()
-    loading_a_row: float = 0.0  # seconds, if nothing else were done
+    loading_a_row: float = 0.0  # seconds, without any other work
     other_seconds: float = 0.0  # before the first step and after the last
-    watching_seconds: float = 0.0  # of one evaluation on the way
+    watching_seconds: float = 0.0  # of one validation
     checkpoint_bytes: int = 0
     checkpoint_seconds: float = 0.0
     trained_bytes: int = 0
-    failed: str = ""  # why no more rows were tried
+    failed: str = ""  # why larger batches were not tried
 
     @property
     def seconds(self) -> LinearCost:
-        """Seconds of a step, by rows of a device."""
+        """Seconds of a step, by rows on a device."""
         return fit_linear_cost((step.rows, step.seconds) for step in self.steps)
 
     @property
     def bytes(self) -> LinearCost | None:
-        """Memory of a step, by rows of a device."""
+        """Memory of a step, by rows on a device."""
         known = [(step.rows, step.bytes) for step in self.steps if step.bytes is not None]
         return fit_linear_cost(known) if known else None
 
 
 class EndingMeasurement(Measurement):
-    """What comes after the last stage."""
+    """Cost of the work after the last stage."""
 
     seconds: float  # embedding held-out rows, measuring, the bundle
     report_seconds: float
 
 
 class Machine(Measurement):
-    """Where it was measured."""
+    """The machine of the measurement."""
 
-    device: str  # "cpu", or what an accelerator is called
-    memory: str  # what the figures of memory are: "process" or "accelerator"
+    device: str  # "cpu", or the name of an accelerator
+    memory: str  # whose memory is measured: "process" or "accelerator"
     available: int | None
     says: str
     ranks: int
@@ -276,9 +276,9 @@ class Machine(Measurement):
 
 
 class ProbeResult(Measurement):
-    """Everything that a probe measures."""
+    """All measurements of a recipe."""
 
     machine: Machine
     stages: tuple[StageMeasurement, ...]
     ending: EndingMeasurement | None = None
-    seconds: float = 0.0  # that the probe took
+    seconds: float = 0.0  # of the whole measurement

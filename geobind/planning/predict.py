@@ -28,16 +28,16 @@ from geobind.utils import formatting
 from geobind.utils.formatting import format_size
 from geobind.utils.system import utc_now
 
-_TWICE = 4 / 3  # what a second forward pass makes of a step, where it was not measured
+_TWICE = 4 / 3  # assumed cost of a step in two passes, where it was not measured
 
 
 class BatchChoice(NamedTuple):
-    """How a stage's batches are computed."""
+    """The choice of batch size and chunk."""
 
     batch_size: int  # over all devices
-    chunk: int | None  # rows of a device at a time, None where all are embedded at once
-    bytes: int | None  # the most memory held at once; None where nothing tells
-    why: str  # it is so, or would not fit
+    chunk: int | None  # rows of a device at a time; None: all at once
+    bytes: int | None  # peak memory; None where it is unknown
+    why: str  # the reason
     fits: bool
 
 
@@ -49,17 +49,17 @@ def choose_batch(
     ranks: int,
     usable: float | None,
 ) -> BatchChoice:
-    """Choose what a recipe left open, and tell what that takes.
+    """Choose the batch size and chunk that a recipe leaves to `auto`, and predict their memory.
 
     Args:
-        found: What was measured of the stage.
-        batch_size: The recipe's; None where it leaves it open.
+        found: Measurements of the stage.
+        batch_size: The recipe's; None for `auto`.
         chunk: The recipe's: a number, None, or "auto".
         ranks: Devices that share a batch.
-        usable: Bytes that a step may take; None where nothing tells.
+        usable: Bytes that a step may take; None where they are unknown.
 
     Raises:
-        RecipeError: Not even the smallest batch fits, or nothing tells what a batch takes.
+        RecipeError: Not even the smallest batch fits, or the memory of a batch is unknown.
     """
     why = ""
     if batch_size is None:
@@ -87,9 +87,9 @@ def choose_batch(
 
 
 def predict_memory(found: StageMeasurement, local: int, chunk: int | None) -> int | None:
-    """Return the memory that a step takes at most, with what comes before it; None where nothing tells.
+    """Return the peak memory of a step, filling the cache included; None where it is unknown.
 
-    In two passes that is a chunk's, and something for every row of the batch: its input and embeddings.
+    In two passes that is the memory of a chunk, plus the input and embeddings of every row of the batch.
     """
     line = found.bytes
     if line is None:
@@ -107,7 +107,7 @@ def predict_memory(found: StageMeasurement, local: int, chunk: int | None) -> in
 
 
 def predict_step_seconds(found: StageMeasurement, local: int, chunk: int | None) -> float:
-    """Return the seconds of a step: of computing, or of loading where that is slower."""
+    """Return the seconds of a step, of computing or of loading, whichever is longer."""
     computing = found.seconds(local)
     if chunk is not None and chunk < local:
         two = found.two_pass
@@ -116,17 +116,17 @@ def predict_step_seconds(found: StageMeasurement, local: int, chunk: int | None)
 
 
 def format_share(taken: float | None, usable: float | None) -> str:
-    """Say what something takes of the memory that it may take."""
+    """Format a need of memory beside the usable memory."""
     if taken is None:
-        return "memory that this system does not tell of"
+        return "an amount of memory that this system does not report"
     return format_size(taken) if usable is None else f"{format_size(taken)} of {format_size(usable)}"
 
 
 def _largest(found: StageMeasurement, chunk: int | None, ranks: int, usable: float | None) -> tuple[int, str]:
     if found.bytes is None or usable is None:
         raise RecipeError(
-            f"stage '{found.name}': `batch_size: auto` needs to know how much memory there is and how much a "
-            f"step takes, and this system does not tell; write a number"
+            f"stage '{found.name}': `batch_size: auto` needs the available memory and that of a step, "
+            f"which this system does not report; write a number"
         )
     batch = found.most
     while batch >= 2 * ranks or batch == found.most:
@@ -139,8 +139,8 @@ def _largest(found: StageMeasurement, chunk: int | None, ranks: int, usable: flo
         batch //= 2
     taken = format_share(predict_memory(found, 2, chunk), usable)
     raise RecipeError(
-        f"stage '{found.name}': `batch_size: auto`: even {2 * ranks} pairs take {taken}; free memory, say "
-        f"how much there is with --memory, or take smaller encoders"
+        f"stage '{found.name}': `batch_size: auto`: even {2 * ranks} pairs take {taken}; free memory, set "
+        f"the available memory with --memory, or take smaller encoders"
     )
 
 
@@ -149,10 +149,10 @@ def _pairs(count: int) -> str:
 
 
 def predict_run(recipe: Recipe, found: ProbeResult) -> RunPlan:
-    """Say what a run will take.
+    """Predict the time, memory and disk space of a run.
 
     Raises:
-        RecipeError: What the recipe leaves open cannot be settled on this machine.
+        RecipeError: An `auto` option cannot be resolved on this machine.
     """
     machine = found.machine
     usable = None if machine.available is None else USABLE_SHARE * machine.available
@@ -192,17 +192,17 @@ def predict_run(recipe: Recipe, found: ProbeResult) -> RunPlan:
 def predict_stage(
     stage: Stage, found: StageMeasurement, *, ranks: int = 1, usable: float | None = None, key: str = ""
 ) -> StagePlan:
-    """Say what a stage will take.
+    """Predict the time, memory and disk space of a stage.
 
     Args:
-        stage: As the recipe says it.
-        found: What was measured of it.
+        stage: The stage as written in the recipe.
+        found: Its measurements.
         ranks: Devices that share a batch.
-        usable: Bytes that a step may take; None where nothing tells.
-        key: The fingerprint of the stage as the recipe says it.
+        usable: Bytes that a step may take; None where they are unknown.
+        key: The fingerprint of the stage as written in the recipe.
 
     Raises:
-        RecipeError: What it leaves open cannot be settled.
+        RecipeError: An `auto` option cannot be resolved.
     """
     asked = None if "batch_size" in stage.open else stage.batch_size
     chosen = choose_batch(found, batch_size=asked, chunk=stage.chunk, ranks=ranks, usable=usable)
@@ -295,7 +295,7 @@ def _warnings(found: StageMeasurement, chosen: BatchChoice, usable: float | None
 
 
 def find_shortages(plan: RunPlan, free_bytes: int, cache_free_bytes: int) -> Sequence[str]:
-    """Say what will not fit on the disks of the run's folder and of the cache."""
+    """Return messages about disks too small for the run's folder or the cache."""
     cache = sum(stage.disk.cache for stage in plan.stages)
     checkpoints = 2 * max((stage.disk.checkpoint for stage in plan.stages), default=0)
     here = plan.disk_bytes - cache + checkpoints

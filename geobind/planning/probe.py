@@ -51,22 +51,22 @@ from geobind.training.stage_data import StageData
 from geobind.utils import files, system
 from geobind.utils.logs import captured
 
-_WARM, _MOST_ROWS = 8, 256  # rows made to warm up, and at most
+_WARM, _MOST_ROWS = 8, 256  # rows to warm up, and the maximum
 _PART_OF_TIME = 0.3  # of a stage's time
 _ALWAYS = 10**9  # steps; more than an epoch of anything
 
 
 def measure_filling(bench: Bench, seconds: float) -> tuple[FillCost | None, tuple[str, ...], float]:
-    """Make some rows of the frozen sides in the scratch cache, and see how long it takes.
+    """Measure the cost of filling the cache, with some rows in a scratch cache.
 
-    Where the cache may not hold them all, the bench goes on without it, as the stage will.
+    Where the cache cannot hold all rows, the bench continues without it, as the stage will.
 
     Args:
-        bench: Where; `ready` says how many rows are made afterwards.
-        seconds: How long the whole stage may be measured.
+        bench: The bench; its `ready` is then the number of cached rows.
+        seconds: Time to measure the whole stage.
 
     Returns:
-        What all rows take, None where nothing is cached; the frozen sides; the seconds of one row more.
+        The cost for all rows, None without a cache; the frozen modalities; the seconds of one more row.
     """
     rows = len(bench.job.rows)
     looked = min(_WARM, rows)
@@ -98,13 +98,13 @@ def measure_filling(bench: Bench, seconds: float) -> tuple[FillCost | None, tupl
 
 
 def estimate_side(stored: CachedColumn, before: int, looked: int, rows: int) -> SideCost:
-    """Say of all rows what was found of a side in some.
+    """Estimate a modality's cache cost for all rows from some of them.
 
     Args:
-        stored: The side, in the rows looked at.
-        before: Of these, how many were made already.
-        looked: How many they are.
-        rows: How many there are.
+        stored: The modality in the sampled rows.
+        before: How many of these were cached already.
+        looked: Number of sampled rows.
+        rows: Number of all rows.
     """
     row_MK = stored.lookup.row_MK
     found = len(set(row_MK[row_MK >= 0].tolist()))
@@ -121,14 +121,14 @@ def _fill(bench: Bench, rows: int) -> tuple[tuple[str, ...], CachedInputs]:
 
 
 def _unlike(cached: CachedInputs, sides: dict[str, SideCost], share: float) -> float:
-    """Return the part of the inputs of all rows that are not like another."""
+    """Return the share of distinct inputs among all rows."""
     found = [side.inputs / (share * cached.sides[name].lookup.row_MK.size) for name, side in sides.items()]
     return min(1.0, *found, 1.0)
 
 
 _FIRST = 8  # rows of the first steps
 _FEW_STEPS, _MANY_STEPS = 5, 30  # steps of one size
-_HELD = 64  # rows to watch it on
+_HELD = 64  # validation rows
 
 
 @dataclass
@@ -136,11 +136,11 @@ class StageProbe:
     """Measures one stage.
 
     Args:
-        bench: Where.
+        bench: The bench of the stage.
         ranks: Devices that will share a batch.
-        usable: Bytes that a step may take; None where nothing tells.
-        seconds: How long it may take, about.
-        most: No larger batch makes sense, and why.
+        usable: Bytes that a step may take; None where they are unknown.
+        seconds: Time to measure, about.
+        most: The largest batch that makes sense, and why.
     """
 
     bench: Bench
@@ -152,15 +152,15 @@ class StageProbe:
     def __post_init__(self) -> None:
         self._began = time.monotonic()
         self._steps: list[StepCost] = []
-        self._a_row = 0.0  # seconds that the frozen sides of a row take
+        self._a_row = 0.0  # seconds to cache the frozen modalities of a row
         self._other = 0.0
         self._idle: int | None = None
 
     def measure(self) -> StageMeasurement:
-        """Measure everything.
+        """Return all measurements of the stage.
 
         Raises:
-            GeobindError: The stage cannot run, not even with the fewest rows.
+            GeobindError: The stage cannot run, even with the fewest rows.
         """
         job = self.bench.job
         filling, frozen, self._a_row = measure_filling(self.bench, self.seconds)
@@ -202,7 +202,7 @@ class StageProbe:
         return max(2, self.bench.job.stage.batch_size // self.ranks)
 
     def _warm_up(self) -> tuple[StepCost, int, float]:
-        """Take the first, slow steps; return them, and what a checkpoint takes in bytes and seconds."""
+        """Run the first, slow steps; return them, and a checkpoint's bytes and seconds."""
         size = self._least()
         began = time.monotonic()
         ran = self.bench.run(size, 2, saves=True)
@@ -216,19 +216,20 @@ class StageProbe:
         return warm, len(content), seconds_since(began)
 
     def _least(self) -> int:
-        """Return the fewest rows, of those tried, that make a batch."""
+        """Return the smallest batch that can be formed, of those tried."""
         size = min(_FIRST, self._target)
         while size < self._target and not self._makes_a_batch(size):
             size = min(2 * size, self._target)
         return size
 
     def _why_not(self, name: str) -> str:
-        """Return why a frozen side is not read from the cache."""
+        """Return why a frozen modality is not read from the cache."""
         stage = self.bench.job.stage
         if stage.cache == "off":
             return "cache: off"
-        short = stage.cache == "auto" and not covers_all_rows(self.bench.job)
-        return "the stage does not go through its rows once" if short else self.bench.find_cache_refusal(name)
+        if stage.cache == "auto" and not covers_all_rows(self.bench.job):
+            return "the stage does not take all of its rows once"
+        return self.bench.find_cache_refusal(name)
 
     def _makes_a_batch(self, size: int) -> bool:
         try:
@@ -238,7 +239,7 @@ class StageProbe:
         return True
 
     def _sizes(self, warm: StepCost) -> str:
-        """Take steps of two sizes or three; return why it ended before the stage's own."""
+        """Measure steps of two or three sizes; return why the stage's own was not reached."""
         guess, size = fit_linear_cost([(0, 0.0), (warm.rows, warm.seconds)]), self._first(warm)
         while True:
             last = size >= self._target
@@ -263,7 +264,7 @@ class StageProbe:
             size = larger
 
     def _first(self, warm: StepCost) -> int:
-        """Return the first size whose steps count: a quarter of the last one, if that is not too slow."""
+        """Return the first size to measure: a quarter of the last, unless that is too slow."""
         quarter = 2 ** int(math.log2(max(2, self._target // 4)))
         slow = warm.seconds / warm.rows  # more than it is from the second step on
         while quarter > warm.rows and 0.25 * _FEW_STEPS * quarter * slow > 0.3 * self._left:
@@ -273,7 +274,7 @@ class StageProbe:
         return quarter if self._makes_a_batch(quarter) else self._target
 
     def _larger(self, size: int, guess: LinearCost) -> int | None:
-        """Return the next size; None where what is left of the time, or the memory, does not allow it."""
+        """Return the next size; None where time or memory does not allow it."""
         target = self._target
         for one in (target, *(2**power for power in range(int(math.log2(target)), 0, -1))):
             if one <= size or not self._fits(one):
@@ -291,7 +292,7 @@ class StageProbe:
         return self.usable is None or not known or fit_linear_cost(known)(size) <= self.usable
 
     def _two_pass(self) -> StepCost | None:
-        """Take steps in two passes if the stage may need them, of twice the rows that one pass took."""
+        """Measure steps in two passes if the stage may need them, with twice the rows of one pass."""
         asked, largest = self.bench.job.stage.chunk, self._steps[-1].rows
         if asked is None or (asked == "auto" and (largest >= self._target or self._fits(self._target))):
             return None
@@ -299,7 +300,7 @@ class StageProbe:
         size = min(2 * chunk, self._target)
         if size <= chunk:
             size, chunk = self._target, max(2, self._target // 2)
-        # The first steps of a size take new memory, which slows them.
+        # The first steps of a size allocate memory, which slows them.
         guess = 2 * fit_linear_cost((step.rows, step.seconds) for step in self._steps)(size)
         ran = self.bench.run(
             size, int(min(_MANY_STEPS, max(2 * _FEW_STEPS, 0.4 * self._left / guess))), chunk=chunk
@@ -307,7 +308,7 @@ class StageProbe:
         return StepCost(rows=size, seconds=ran.seconds, bytes=ran.bytes, chunk=chunk)
 
     def _watching(self) -> float:
-        """Return the seconds of an evaluation on the way; getting ready for them counts as other."""
+        """Return the seconds of a validation; its preparation counts as other."""
         job = self.bench.job
         if job.stage.watch is None or job.validation_rows is None:
             return 0.0
@@ -323,7 +324,7 @@ class StageProbe:
         return each[-1] * more
 
     def _loading(self) -> float:
-        """Return the seconds that a row of a batch takes if nothing else is done."""
+        """Return the seconds to load one row, without any other work."""
         bench, size = self.bench, self._steps[-1].rows
         job = bench.build_stage(
             size, _FEW_STEPS, max(size, bench.ready) if bench.caches else size * _FEW_STEPS
@@ -341,10 +342,10 @@ _ROWS = 32, 128
 
 
 def measure_ending(recipe: Recipe, binder: Binder, sources: StageData, folder: Path) -> EndingMeasurement:
-    """Measure a few held-out rows, and write what a run leaves of them into a scratch folder.
+    """Measure the evaluation of a few held-out rows, and the writing of results into a scratch folder.
 
     Raises:
-        GeobindError: What the recipe asks for cannot be measured.
+        GeobindError: The recipe's evaluation cannot run.
     """
     found, measured = _evaluated(recipe, binder)
     files.write_atomic(folder / "recipe.yaml", dump_yaml(recipe.written).encode())
@@ -360,7 +361,7 @@ def measure_ending(recipe: Recipe, binder: Binder, sources: StageData, folder: P
 
 
 def _evaluated(recipe: Recipe, binder: Binder) -> tuple[float, EvaluationResults | None]:
-    """Return the seconds that measuring will take, and what was measured of a few rows."""
+    """Return the seconds of the evaluation, and the results of a few rows."""
     options = recipe.evaluate
     data = recipe.evaluation_data
     if options is None or data is None:
@@ -381,14 +382,14 @@ def _evaluated(recipe: Recipe, binder: Binder) -> tuple[float, EvaluationResults
     return line(rows) + line.slope * calibrating, measured
 
 
-_MOST = 4096  # pairs that `batch_size: auto` comes to at most
-_PART = 4  # and at most this part of the rows
-_FEW = 64  # pairs that an open batch is taken to have in the checks before the first stage
-_MANY = 50_000  # rows from which on looking for leaks is left out of what is measured
+_MOST = 4096  # the largest `batch_size: auto`
+_PART = 4  # it is at most this fraction of the rows
+_FEW = 64  # pairs of an `auto` batch in the checks before the first stage
+_MANY = 50_000  # more rows than this are not searched for leaks
 
 
 class Progress(NamedTuple):
-    """What a probe is about to do."""
+    """The next step of a probe."""
 
     what: str
 
@@ -397,13 +398,13 @@ Event = Progress | Machine | StageMeasurement | EndingMeasurement
 
 
 def measure_recipe(recipe: Recipe, folder: Path, seconds: float, limit: int | None = None) -> Iterator[Event]:
-    """Measure a recipe; the recipe, the run's folder and the embedding cache stay as they are.
+    """Yield the measurements of a recipe; neither the run's folder nor the embedding cache changes.
 
     Args:
         recipe: A checked recipe.
-        folder: Scratch, empty.
-        seconds: How long steps and rows may take to measure, about.
-        limit: Bytes of memory there are; default: what is free.
+        folder: An empty scratch folder.
+        seconds: Time to measure steps and rows, about.
+        limit: Available memory in bytes; default: what is free.
 
     Raises:
         GeobindError: The recipe cannot run; the message is that of the run.
@@ -465,7 +466,7 @@ def measure_recipe(recipe: Recipe, folder: Path, seconds: float, limit: int | No
 
 
 def _devices(recipe: Recipe) -> int:
-    """Return how many devices of this machine share a batch."""
+    """Return the number of devices of this machine that share a batch."""
     options = recipe.fabric
     if isinstance(options.devices, int):
         return options.devices
@@ -474,13 +475,13 @@ def _devices(recipe: Recipe) -> int:
 
 
 def _with_numbers(stage: Stage, size: int) -> Stage:
-    """Return a stage with a number for what it left open, for the checks that every stage passes."""
+    """Return a stage with numbers for its `auto` options, for the checks before training."""
     changes = {"batch_size": size, "chunk": None}
     return stage.model_copy(update={name: changes[name] for name in stage.open})
 
 
 def _most(recipe: Recipe, stage: Stage, rows: MixedDataset, ranks: int = 1) -> tuple[int, str]:
-    """Return the largest batch that makes sense, and why no larger one does."""
+    """Return the largest batch that makes sense, and the reason."""
     limits = {f"{_MOST:,} pairs": _MOST, f"a quarter of its {len(rows):,} rows": len(rows) // _PART}
     if stage.mix == "batches" and len(rows.sources) > 1:
         limits["the rows of its smallest table"] = min(len(source.rows) for source in rows.sources)
@@ -505,15 +506,15 @@ def _machine(
     if limit is not None:
         told: tuple[int | None, str] = limit, "--memory"
     elif cuda:
-        # The weights that are there already are part of what a step takes.
-        told = torch.cuda.mem_get_info(fabric.device)[0], "what the accelerator says is free"
+        # Loaded weights are part of a step's memory.
+        told = torch.cuda.mem_get_info(fabric.device)[0], "what the accelerator reports as free"
     else:
         free = system.available_memory()
-        told = (free.bytes, free.says) if free else (None, "nothing tells what is free; see --memory")
+        told = (free.bytes, free.says) if free else (None, "the system does not report it; see --memory")
     size = sum(value.numel() * value.element_size() for value in binder.state_dict().values())
-    notes = ["looking for rows that training and measuring share is not in the time"] if many else []
+    notes = ["the search for rows shared by training and evaluation is not in the time"] if many else []
     if ranks > 1:
-        notes.append(f"measured on one device of {ranks}: what passes between them is not in the time")
+        notes.append(f"measured on one device of {ranks}: communication between them is not in the time")
     return Machine(
         device=torch.cuda.get_device_name(fabric.device) if cuda else "cpu",
         memory="accelerator" if cuda else "process",
@@ -528,9 +529,9 @@ def _machine(
 
 @contextmanager
 def _scratch_cache(folder: Path) -> Generator[None]:
-    """Let embeddings be read from the cache there is, through links, and be written into a scratch folder.
+    """Read embeddings from the existing cache, through links, and write new ones into a scratch folder.
 
-    Tables and what else lies in the cache was opened before.
+    Tables and other contents of the cache are opened before.
     """
     there = embeddings_folder()
     for shard in there.glob("*/*"):

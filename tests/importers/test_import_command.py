@@ -140,3 +140,9 @@ def test_a_limit_and_kept_names_reach_the_writer(run, folder):
         "filled": 3,
         "note": "aerial image, 1024 x 1024 px at about 0.2 m",
     }
+
+
+def test_the_help_shows_each_example_in_a_line_of_its_own(run):
+    lines = [line.strip() for line in run("import --help").stdout.splitlines()]
+    assert "geobind import --show NAME" in lines
+    assert not any("\\b" in line for line in lines)

@@ -103,7 +103,7 @@ def test_what_loading_takes_longer_than_computing_is_what_a_step_takes():
 
 def test_a_batch_is_not_guessed_where_nothing_tells_of_memory():
     untold = stage_found(steps=(StepCost(rows=8, seconds=1.0, bytes=None),))
-    with pytest.raises(RecipeError, match="this system does not tell; write a number"):
+    with pytest.raises(RecipeError, match="this system does not report; write a number"):
         chosen(untold)
     assert chosen(untold, batch_size=64, chunk="auto").chunk is None
 

@@ -103,7 +103,7 @@ def test_two_passes_and_evaluations_on_the_way_are_measured(write_report, tmp_pa
     watch = "stages.1.watch={every: 3, split: val, limit: 24}"
     once = "stages.1.steps=2"  # of the six that its rows make
     found = measured(toy.recipe(tmp_path, "stages.0.chunk=4", *plain, watch, once), tmp_path / "scratch")
-    assert found.stages[1].uncached == {"cold": "the stage does not go through its rows once"}
+    assert found.stages[1].uncached == {"cold": "the stage does not take all of its rows once"}
     two = found.stages[0].two_pass
     assert (two.chunk, two.rows) == (4, 8)
     assert two.seconds > 0
