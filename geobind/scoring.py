@@ -39,7 +39,7 @@ class PairScales(BaseModel):
 
 
 class Calibration(BaseModel):
-    """Scales fitted on held-out rows, for every pair of modalities that had some."""
+    """Scales fitted on held-out rows, one for each pair of modalities with enough rows."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -81,7 +81,7 @@ def evaluate_sum_of_rows(
 
     Args:
         embedded: Embeddings by modality, of the same table.
-        wanted: What to add, and where to look.
+        wanted: The sum to evaluate.
         labels: A class for each row: any row of it is then right; default: the row itself is.
         settings: Cut-offs, resamples.
 
@@ -122,12 +122,12 @@ def evaluate_sum_of_two_places(
     """Add observations of different places, and look for what shows both, among rivals that show one or none.
 
     Args:
-        wanted: What is added, and where it is looked for.
+        wanted: The sum to evaluate.
         parts: Embeddings (Q, D) of each part, row i for query i.
         right_QD: The right answers.
-        others_GD: What else is in the gallery of all queries.
-        rivals: By kind, embeddings (Q, D) of the rival of each query, to see which of them beats its truth.
-        says: What all of them are, in words.
+        others_GD: Other items in the gallery of all queries.
+        rivals: By kind, embeddings (Q, D) of each query's rival.
+        says: Description of the task.
         settings: Cut-offs, resamples.
     """
     settings = settings or RetrievalSettings()
@@ -200,7 +200,7 @@ def evaluate_sum_of_composed_places(
         options: The `data` block that they are read by.
         embedded: Their embeddings, by modality.
         wanted: The part that shows the land, the part that tells of the moment, and the gallery.
-        max_queries: From more rows than this, so many are drawn.
+        max_queries: Largest number of rows used; more are sampled.
         settings: Cut-offs, resamples.
 
     Raises:

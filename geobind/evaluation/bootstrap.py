@@ -92,7 +92,7 @@ def bound_class_means(
     Queries and repeats are crossed (every query meets every repeat), so each is drawn on its own.
 
     Args:
-        value_EQM: What each query scores in each repeat (E, Q, M); the first measure is that of the classes.
+        value_EQM: Score of each query in each repeat (E, Q, M); the first measure is that of the classes.
         class_Q: The class of each query.
         classes: How many classes there are; one without queries has NaN bounds.
         options: How many resamples.
@@ -139,14 +139,14 @@ def bound_ranking_measures(
 ) -> RankingBounds:
     """Compute percentile intervals (Efron, 1979) by resampling queries, with the gallery fixed.
 
-    Every measure sees the same resamples, so two of them can be compared. Without clusters queries are taken
-    as independent: with many queries of one place the true interval is wider.
+    All measures share the resamples, so they can be compared. Without clusters, queries count as independent;
+    with many queries of one place the true interval is wider.
 
     Args:
-        value_QM: what each query scores in each measure; NaN where it has no score.
-        rank_Q: rank of each query, for the median.
-        options: how many times to draw, from which seed, and what share lies between the bounds.
-        cluster_Q: queries of one number (0, 1, ...) are drawn together.
+        value_QM: Score of each query in each measure; NaN where it has none.
+        rank_Q: Rank of each query, for the median.
+        options: Number of resamples, seed, confidence level.
+        cluster_Q: Queries of one number (0, 1, ...) are drawn together.
     """
     # With queries in order of rank one table of how often each was drawn serves the means and the median.
     order = np.argsort(rank_Q, kind="stable")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 
-MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e2  # temperatures looked at; at either end the rows do not say more
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e2  # range searched
 _GRID = 16
 _GOLDEN = (5**0.5 - 1) / 2
 _MAX_MISMATCHES = 250_000
@@ -41,8 +41,8 @@ def log_loss(similarity_QG: Floats, right_QG: NDArray[np.bool_], temperature: fl
 def smoothed_loss(similarity_QG: Floats, right_QG: NDArray[np.bool_], temperature: float) -> float:
     """Compute the log loss with labels smoothed over the gallery by 1 / (Q + 2).
 
-    It is what Platt's targets are to a single pair: without it, queries that all find their answer would have
-    probabilities of 1 and a temperature of 0, however few they are.
+    It does for a softmax what Platt's targets do for a single pair: without it, a few queries that all find
+    their answer would get probabilities of 1 and a temperature of 0.
     """
     logit_QG = similarity_QG / temperature
     top_Q = logit_QG.max(1)
@@ -73,8 +73,7 @@ def fit_temperature(similarity_QG: Floats, right_QG: NDArray[np.bool_]) -> float
 def fit_scales(match_P: Floats, mismatch_M: Floats, seed: int = 0) -> tuple[float, float]:
     """Fit scale and bias of the log odds of a match (Platt scaling, 1999), both classes weighted equally.
 
-    Targets are Platt's, a little away from 0 and 1, so that similarities which part the two kinds cleanly
-    give a finite scale.
+    Targets are Platt's, slightly away from 0 and 1, so that separable similarities give a finite scale.
 
     Returns:
         The scale, 0 where matches are not more similar than mismatches, and the bias.
@@ -318,16 +317,16 @@ def calibrate(
 ) -> Calibration:
     """Fit scales for every pair of modalities on rows that no stage has trained on.
 
-    For each direction one temperature, which makes the log loss of a softmax over the gallery least
+    For each direction one temperature, which minimises the log loss of a softmax over the gallery
     (temperature scaling, Guo et al., arXiv:1706.04599, section 4.2), and for both together a scale and a
     bias of the log odds that two observations match (Platt scaling, 1999; matches and mismatches weigh the
     same, and the scale is not negative: probabilities never turn an order round).
 
     Args:
-        embedded: Embeddings by modality, of rows that are used for nothing else.
-        fitted_on: What those rows are, in words.
+        embedded: Embeddings by modality, of rows used for nothing else.
+        fitted_on: Description of those rows.
         labels: A class for each row, where any row of a class is a right answer.
-        max_rows: From more rows than this, so many are drawn.
+        max_rows: Largest number of rows used; more are sampled.
     """
     pairs: list[PairScales] = []
     for one, two in combinations(embedded, 2):
@@ -360,12 +359,12 @@ def measure_calibration(
     """Measure the reliability of fitted probabilities on rows that were not used to fit them.
 
     Args:
-        calibration: What was fitted.
+        calibration: The fitted scales.
         embedded: Embeddings by modality of the other rows.
-        measured_on: What those are, in words.
+        measured_on: Description of the other rows.
         labels: A class for each row, where any row of a class is a right answer.
         options: How often to draw again.
-        max_rows: From more rows than this, so many are drawn.
+        max_rows: Largest number of rows used; more are sampled.
     """
     options = options or Resampling()
     choices: list[GalleryCalibration] = []

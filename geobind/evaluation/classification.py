@@ -240,7 +240,7 @@ def zero_shot(
     Args:
         query_QD: Unit-length embeddings (Q, D).
         labels: The class of each query, None where unknown (such a query is left out).
-        classes: What stands for each class, in the same space.
+        classes: The prototype of each class, in the same space.
         groups: One per query: queries that are not independent are drawn together for the intervals.
         top: The k of top-k.
         options: How the intervals are drawn.

@@ -62,12 +62,12 @@ def build_pair_sides(
     """Build the query and gallery sides of a pair of modalities.
 
     Args:
-        embedded: What `embed_rows` gave.
-        query: The modality that asks.
-        gallery: The modality that answers.
+        embedded: The result of `embed_rows`.
+        query: The modality of the queries.
+        gallery: The modality of the gallery.
         labels: A class for each row of the table: any row of it is then a right answer, and each side holds
             all its rows that have one. Without labels both sides hold the rows that have both modalities.
-        max_rows: From more rows than this, so many are drawn on either side.
+        max_rows: Largest number of rows on either side; more are sampled.
         seed: Makes the draw repeatable.
 
     Returns:

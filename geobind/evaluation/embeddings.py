@@ -150,13 +150,13 @@ def encode_values(values: Any, size: int, name: str, known: dict[Any, int] | Non
     """Encode ids or labels as integers, one per row; None becomes -1.
 
     Args:
-        values: one id or label per row.
-        size: how many rows there are.
-        name: what the values are, for errors.
-        known: numbers given out so far; pass one dict for both sides so that their numbers agree.
+        values: One id or label per row.
+        size: How many rows there are.
+        name: What the values are, for errors.
+        known: Numbers given out so far; pass one dict for both sides so that their numbers agree.
 
     Raises:
-        DataError: as many values as rows were not given.
+        DataError: As many values as rows were not given.
     """
     known = {} if known is None else known
     plain = to_plain_list(values)
@@ -180,13 +180,13 @@ def build_retrieval_sides(
     """Check embeddings and their ids, which become numbers.
 
     Args:
-        query_QD: unit-length embeddings (Q, D).
-        gallery_GD: unit-length embeddings (G, D).
-        query_ids: one id per query; without ids row i is the positive of row i.
-        gallery_ids: one id per gallery item.
+        query_QD: Unit-length embeddings (Q, D).
+        gallery_GD: Unit-length embeddings (G, D).
+        query_ids: One id per query; without ids row i is the positive of row i.
+        gallery_ids: One id per gallery item.
 
     Raises:
-        DataError: embeddings or ids that cannot be used.
+        DataError: Embeddings or ids that cannot be used.
     """
     query, gallery = (
         EmbeddingMatrix(query_QD, "query").check(),

@@ -66,7 +66,7 @@ class FewShotPoint:
     """Accuracy with some number of examples of each class."""
 
     shots: Shots
-    fewest: int  # examples of the class that had fewest to give
+    fewest: int  # examples of the smallest class
     rows: int  # examples of all classes together
     draws: int
     metrics: Mapping[str, Metric]  # accuracy, mean_per_class: the mean over draws

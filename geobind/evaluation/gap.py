@@ -80,7 +80,7 @@ def modality_gap(
     Args:
         embedded: Embeddings by modality, of the same table.
         options: How often to draw again; uniformity has a 95 % interval whatever its confidence.
-        max_rows: From more rows than this, so many are drawn.
+        max_rows: Largest number of rows used; more are sampled.
     """
     options = options or Resampling()
     pairs: list[PairGap] = []

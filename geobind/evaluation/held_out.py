@@ -70,7 +70,7 @@ def build_retrieval_table(
         embedded: Their embeddings.
         trained: Pairs of modalities that some stage aligned.
         by: Whether a query's own row is the right answer, or every row of its class.
-        clusters: What rows have in common that are no independent queries.
+        clusters: How to group rows that are not independent queries.
 
     Raises:
         DataError: Labels or clusters are needed and not there.

@@ -114,17 +114,17 @@ def evaluate_pairs(
     have: its gallery holds those alone, and pairs with fewer than two are listed as skipped.
 
     Args:
-        embeddings: unit-length embeddings (N, D) by modality; rows ruled out by `presence` may hold anything.
-        trained: the pairs that some stage aligned, such as `{frozenset({"satellite", "audio"})}`.
-        ids: one per row; rows of one id (several sounds of a place) are positives of each other.
-        labels: one class per row, None where unknown; adds label_mAP and label_nDCG.
+        embeddings: Unit-length embeddings (N, D) by modality; rows excluded by `presence` may hold anything.
+        trained: The pairs that some stage aligned, such as `{frozenset({"satellite", "audio"})}`.
+        ids: One per row; rows of one id (several sounds of a place) are positives of each other.
+        labels: One class per row, None where unknown; adds label_mAP and label_nDCG.
         places: (N, 2) latitude and longitude in degrees, NaN or None where unknown; adds place_nDCG.
-        clusters: what each row belongs to, None where to nothing; intervals draw whole clusters.
-        presence: by modality, (N,) booleans; a modality left out has every row.
-        settings: cut-offs, tolerance, resamples.
+        clusters: Cluster of each row, or None; intervals resample whole clusters.
+        presence: By modality, (N,) booleans; a modality without an entry has every row.
+        settings: Cut-offs, tolerance, resamples.
 
     Raises:
-        DataError: embeddings, ids, labels, places or presence that do not fit, naming modality and row.
+        DataError: Embeddings, ids, labels, places or presence that do not fit, naming modality and row.
     """
     settings = settings or RetrievalSettings()
     size = _check_row_counts(embeddings)

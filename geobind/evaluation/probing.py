@@ -68,7 +68,7 @@ def accepts_sentences(binder: Binder, name: str) -> bool:
     """Return whether a modality takes a sentence as input; such a modality describes classes by prompts."""
     try:
         binder.modality(name).prepare("a place")
-    except GeobindError:  # it is no name of a file either
+    except GeobindError:  # nor is it a file name
         return False
     return True
 
@@ -250,7 +250,7 @@ def probe_targets(
         raise DataError(
             f"{table.name}: some rows have no lat and lon, by which folds are cut; fill them or drop the rows"
         )
-    # Without places, rows of a group stay together.
+    # Without places, rows of a group share a fold.
     blocks = None if places is not None else table.groups
     probes = {
         features: probe_facts(

@@ -290,7 +290,7 @@ def evaluate_protocol(
         protocol: The convention.
         anchor_ND: Unit-length embeddings (N, D) of what the publication calls images.
         other_ND: Unit-length embeddings (N, D); row i belongs to row i of the anchor, and to no other.
-        names: What the two are called.
+        names: Names of the two modalities.
         seed: Draws the gallery where there are more rows than the publication's.
 
     Raises:

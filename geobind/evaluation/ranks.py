@@ -1,7 +1,6 @@
 """Exact ranks of matches, counted in tiles, and expected measures under ties.
 
-What a ranking with ties is worth: the mean of each measure over every way to break the ties.
-
+The value of a ranking with ties is the mean of each measure over all ways to break them.
 A tied group fills T places after the L items that beat it; each order of the group is equally likely. A
 constant embedding is one group of everything, so what it scores is the chance level. The idea is McSherry and
 Najork's (ECIR 2008); the closed forms here are checked against random rankings in the tests.
@@ -181,7 +180,7 @@ def average_precision(
         tied_P: T, itself included.
         positives_larger_P: A.
         positives_tied_P: r + 1, itself included.
-        gallery: how many items there are.
+        gallery: How many items there are.
     """
     table = harmonic_numbers(gallery)
     share_P = (positives_tied_P - 1) / np.maximum(tied_P - 1, 1)
@@ -255,15 +254,15 @@ def rank_counts(
     """Count the gallery items that beat, and that tie with, each query's best positive.
 
     Args:
-        query_QD: unit-length embeddings (Q, D), a tensor or a numpy array (memory maps welcome).
-        gallery_GD: unit-length embeddings (G, D); items that no query wants are fine.
-        query_ids: one id per query, such as the place it shows; row numbers when left out.
-        gallery_ids: one id per gallery item; an item is a positive of every query of its id.
-        tolerance: similarities this close are tied.
-        tile: edge of a tile; the answer does not depend on it.
+        query_QD: Unit-length embeddings (Q, D), a tensor or a numpy array (memory maps welcome).
+        gallery_GD: Unit-length embeddings (G, D); items without a query are allowed.
+        query_ids: One id per query, such as the place it shows; row numbers when left out.
+        gallery_ids: One id per gallery item; an item is a positive of every query of its id.
+        tolerance: Similarities this close are tied.
+        tile: Edge of a tile; the answer does not depend on it.
 
     Raises:
-        DataError: embeddings or ids that cannot be used, or a query without a positive.
+        DataError: Embeddings or ids that cannot be used, or a query without a positive.
     """
     sides = build_retrieval_sides(query_QD, gallery_GD, query_ids, gallery_ids)
     return count_rows(sides, tolerance=tolerance, tile=tile)

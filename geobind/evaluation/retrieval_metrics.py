@@ -84,9 +84,9 @@ def relevance_by_distance(query_Q2: np.ndarray, gallery_G2: np.ndarray, scale_km
     """Build relevance by distance on the ground: gain exp(-distance / scale), zero beyond ten scales.
 
     Args:
-        query_Q2: latitude and longitude in degrees, NaN where unknown.
-        gallery_G2: the same of the gallery.
-        scale_km: distance at which the gain has fallen to 1/e, in kilometres.
+        query_Q2: Latitude and longitude in degrees, NaN where unknown.
+        gallery_G2: The same of the gallery.
+        scale_km: Distance at which the gain has fallen to 1/e, in kilometres.
     """
     query_Q3, gallery_G3 = to_unit_sphere(query_Q2), to_unit_sphere(gallery_G2)
     reach = km_to_chord(MAX_SCALES * scale_km)
@@ -112,10 +112,10 @@ def score_rankings(
     which is cheaper than argsort and sees ties within `tolerance` on either side.
 
     Args:
-        query: checked query embeddings.
-        gallery: checked gallery embeddings.
-        relevances: what matters to each query, by name.
-        tolerance: similarities this close are tied.
+        query: Checked query embeddings.
+        gallery: Checked gallery embeddings.
+        relevances: Relevant items of each query, by name.
+        tolerance: Similarities this close are tied.
     """
     table = {name: np.full((4, query.size), np.nan) for name in relevances}
     step = max(MIN_QUERIES, SCORE_BYTES // (4 * gallery.size))
@@ -248,20 +248,20 @@ def retrieval(
     """Measure how well queries find their positives in a gallery, in one direction.
 
     Args:
-        query_QD: unit-length embeddings (Q, D), tensor or numpy array.
-        gallery_GD: unit-length embeddings (G, D).
-        query_ids: one per query; row i wants row i when left out.
-        gallery_ids: one per gallery item; an item is a positive of every query of its id.
-        query_labels: one class per query, None where unknown; adds label_mAP and label_nDCG.
-        gallery_labels: the same of the gallery.
+        query_QD: Unit-length embeddings (Q, D), tensor or numpy array.
+        gallery_GD: Unit-length embeddings (G, D).
+        query_ids: One per query; row i wants row i when left out.
+        gallery_ids: One per gallery item; an item is a positive of every query of its id.
+        query_labels: One class per query, None where unknown; adds label_mAP and label_nDCG.
+        gallery_labels: The same of the gallery.
         query_places: (Q, 2) latitude and longitude in degrees, NaN or None where unknown; adds place_nDCG.
-        gallery_places: the same of the gallery.
-        query_clusters: what each query belongs to, such as its recording, None where to nothing; queries of
-            one cluster are drawn together for intervals.
-        settings: cut-offs, tolerance, resamples.
+        gallery_places: The same of the gallery.
+        query_clusters: Cluster of each query, such as its recording, or None; intervals resample whole
+            clusters.
+        settings: Cut-offs, tolerance, resamples.
 
     Raises:
-        DataError: anything that does not fit, with the row.
+        DataError: Inputs that do not fit, with the row.
     """
     settings = settings or RetrievalSettings()
     sides = build_retrieval_sides(query_QD, gallery_GD, query_ids, gallery_ids)

@@ -51,15 +51,15 @@ def find_copies(
 
     Files are compared by content, so that copies under other names are found and only files of equal size
     are read; lists (of captions) by each of their items. Images are compared by their difference hashes as
-    well, which finds one saved again or resized, not one cropped. What cannot be read is passed over here:
-    whoever loads it will say so.
+    well, which finds images saved again or resized, not cropped ones. Unreadable observations are skipped
+    here; loading them raises an error.
 
     Args:
         train: Rows trained on.
         test: Rows held out.
         name: The modality.
-        looked: Hashes of what was looked at before; pass one dict to all calls.
-        max_images: With more images than this nearly equal ones are not looked for: all have to be decoded.
+        looked: Hashes of images seen before; pass one dict to all calls.
+        max_images: Near duplicates are not searched for among more images: all must be decoded.
     """
     rows_train, rows_test = train.rows_with([name]), test.rows_with([name])
     sizes = _file_sizes(test, name, rows_test) & _file_sizes(train, name, rows_train)
@@ -193,7 +193,7 @@ def _hash_file(path: Path) -> Digest | None:
 
 
 REACHES_KM = (1, 10, 100)
-WARN_WITHIN = {1: 0.01, 10: 0.10}  # share of test rows this near to a training row from which on it is told
+WARN_WITHIN = {1: 0.01, 10: 0.10}  # largest share of test rows this near to a training row without a warning
 
 
 @dataclass(frozen=True)
@@ -270,8 +270,8 @@ def leakage(
         train: Rows trained on.
         test: Rows held out; of the same table or of another.
         modalities: Whose contents are compared; by default all that both tables have.
-        looked: What was seen of images before; one dict passed to several calls saves decoding them again.
-        most_images: With more images of a modality than this, nearly equal ones are not looked for.
+        looked: Image hashes seen before; passing one dict to several calls saves decoding images again.
+        most_images: Near duplicates are not searched for in modalities with more images than this.
     """
     seen: ImageHashes = {} if looked is None else looked
     both = sorted(set(train.columns) & set(test.columns))

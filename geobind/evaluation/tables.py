@@ -29,8 +29,8 @@ def build_pair_table(table: PairTable, metrics: Sequence[str] = SHOWN_METRICS) -
     """Build a rich table of the pairs: each metric above its interval and its chance level.
 
     Args:
-        table: what `evaluate_pairs` returned.
-        metrics: names of the columns; those that no pair has are left out.
+        table: The result of `evaluate_pairs`.
+        metrics: Names of the columns; metrics that no pair has are left out.
     """
     from rich.table import Table
 
@@ -53,8 +53,8 @@ def build_summary_table(
     """Build a rich table with one line per pair: trained, then emergent, chance in brackets.
 
     Args:
-        table: what `evaluate_pairs` returned.
-        metrics: names of the columns.
+        table: The result of `evaluate_pairs`.
+        metrics: Names of the columns.
     """
     from rich.table import Table
 
@@ -94,7 +94,7 @@ def _cell(metric: Metric | None, write: Callable[[float], str] = format_number) 
 
 
 def _precise_cell(metric: Metric) -> str:
-    """Write distances and their like, of which the third decimal counts at any size."""
+    """Format a metric with three decimals, whatever its size."""
     return _cell(metric, format_decimal)
 
 

@@ -103,8 +103,8 @@ def embed_sample(
         binder: The encoders.
         table: Held-out rows.
         by_label: Whether any row of a query's class is a right answer.
-        max_rows: From more rows than this, so many are drawn.
-        embedded: Embeddings of all the rows, where they are there already.
+        max_rows: Largest number of rows used; more are sampled.
+        embedded: Embeddings of all the rows, if already computed.
 
     Raises:
         DataError: An input cannot be read.
@@ -212,7 +212,7 @@ def build_galleries(
     """Build the galleries of a page.
 
     Returns:
-        The galleries, and what had to be left out.
+        The galleries, and notes on what was left out.
     """
     pairs = ordered_pairs(held_out.spaces, anchor)
     budget = MediaBudget(PICTURE_BYTES, SOUND_BYTES, min(len(pairs), MAX_GALLERIES))

@@ -56,7 +56,7 @@ class MediaBudget:
     Args:
         pictures: Bytes of pictures.
         sounds: Bytes of sounds.
-        parts: Parts of the page that share them; what one leaves goes to those after it.
+        parts: Parts of the page that share them; unused bytes go to later parts.
     """
 
     def __init__(self, pictures: int, sounds: int, parts: int) -> None:

@@ -332,13 +332,13 @@ def write_report(
     """Write the report of a run, finished or not: `report.html` and `figures/*.png` in its folder.
 
     Args:
-        run_folder: What `geobind run` wrote into.
+        run_folder: The folder of a run.
         binder: The encoders; with them and `held_out` the page shows galleries, maps and the space.
-        table: What was measured; default: the run's `retrieval.json`.
+        table: The retrieval results; default: the run's `retrieval.json`.
         held_out: The rows it was measured on.
-        embedded: Their embeddings, where they are there already; default: they are embedded.
-        most_rows: From more held-out rows than this, so many are drawn for galleries, maps and the space.
-        why_not: What the page says where galleries would be, if there are none.
+        embedded: Their embeddings, if already computed; default: they are embedded.
+        most_rows: Largest number of held-out rows for galleries, maps and the space; more are sampled.
+        why_not: Text in place of galleries, if there are none.
 
     Returns:
         The page.
@@ -358,7 +358,7 @@ def write_report(
             by_label = run.by == "label"
             rows = embed_sample(binder, held_out, by_label=by_label, max_rows=most_rows, embedded=embedded)
             values |= _sample_values(run, rows, pictures)
-        except DataError as error:  # data that have moved since cost the galleries, not the report
+        except DataError as error:  # missing data cost the galleries, not the report
             why_not = f"Galleries, maps and the shared space need the held-out rows: {error}"
     values |= _run_values(run, pictures) | _extra_sections(run, pictures) | {"why_not": why_not, "run": run}
     values["facts"] = list(_provenance_section(run, held_out))

@@ -38,7 +38,7 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7d
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SIGNS = ("●", "■", "▲", "◆", "▼", "✚", "✖")  # the markers as letters, for keys outside of a drawing
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-# From found first to far off: blue to rust, told apart by shape as well.
+# From found first to far off: blue to rust; shapes differ as well.
 BANDS = ("#08519c", "#4f9bd0", "#d99a3d", "#a63d17")
 
 # Each colour of a figure becomes a variable of the style sheet, which has a light and a dark value for it.
