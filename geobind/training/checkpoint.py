@@ -1,4 +1,4 @@
-"""The state of an interrupted stage on disk, the same whatever number of processes it is made by."""
+"""Checkpoints of a stage, independent of the number of processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Slots = dict[str, dict[str, Tensor]]  # what the optimiser keeps of each parame
 
 
 class Checkpoint:
-    """What a stage trains, its optimiser, and the next step, in one file that is whole or not there.
+    """Atomic checkpoint of a stage: weights, optimizer state, next step.
 
     Data order, augmentation and dropout depend on the step alone, so nothing else needs keeping. Only the
     first process reads and writes the file, so that the others need not see its disk.
@@ -57,7 +57,7 @@ class Checkpoint:
         self.extra: Mapping[str, Any] = {}
 
     def due(self, step: int) -> bool:
-        """Whether it is time to save after a step; every process must ask, and all are told the same.
+        """Return whether to save after a step; every rank must call it, and all get the same answer.
 
         Only the first looks at the clock, and the others wait for what it says. So they look seldom: each
         time at most half of the time that is left goes by, as far as the steps before tell.
@@ -77,7 +77,7 @@ class Checkpoint:
         return due
 
     def save(self, step: int, extra: Mapping[str, Any]) -> Path:
-        """Write the state that step `step` starts from; every process must ask.
+        """Write the state that step `step` starts from; every rank must call it.
 
         Args:
             step: The next one.
@@ -102,7 +102,7 @@ class Checkpoint:
         return self.path
 
     def restore(self) -> int:
-        """Load the state, if there is one of this very stage, and return the step to go on with.
+        """Load the state of this very stage, if there is one, and return the next step.
 
         Raises:
             CheckpointError: The file is damaged; the processes but the first are told, too.
@@ -126,7 +126,7 @@ class Checkpoint:
         return int(step)
 
     def _check_finite(self, modules: Mapping[str, Mapping[str, Any]], step: int) -> None:
-        """See that a checkpoint is a good one: gradients can overflow where the loss still does not."""
+        """Check that weights are finite: gradients can overflow while the loss does not."""
         tensors = {
             f"{name}.{key}": value for name, values in modules.items() for key, value in values.items()
         }
@@ -140,7 +140,7 @@ class Checkpoint:
             )
 
     def _read(self) -> tuple[dict[str, Any], str]:
-        """Return the state, or nothing, and what is wrong with it, or nothing."""
+        """Return the state and its fault, both empty where there is none."""
         try:
             state = files.read_state(self.path)
         except CheckpointError as error:
@@ -170,11 +170,11 @@ class Checkpoint:
             return f"{type(error).__name__}: {error}"
 
     def _slots(self) -> _Slots:
-        """What the optimiser keeps, by the names of the parameters."""
+        """Return the optimizer state by the names of the parameters."""
         return {self._names[parameter]: slots for parameter, slots in self.optimizer.state.items()}
 
     def _whole(self, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Yield values with all of every tensor, on the first process; the others keep nothing of it."""
+        """Yield values with full tensors on rank zero, and empty tensors elsewhere."""
         for key, value in values.items():
             if isinstance(value, Tensor):
                 value = full_tensor(value)
@@ -182,7 +182,7 @@ class Checkpoint:
             yield key, value
 
     def _given(self, value: Any, own: Any) -> Any:
-        """Return what the first process read, of a tensor what this process holds."""
+        """Broadcast a value from rank zero; of a tensor, return the shard of this rank."""
         if not isinstance(own, Tensor):
             return broadcast_object(self.fabric, value)
         return shard_like(own, broadcast_tensor(self.fabric, value, own))
@@ -209,7 +209,7 @@ class Checkpoint:
 
 
 def _kinds(state: Mapping[str, Any]) -> dict[str, dict[str, tuple[Any, Any]]]:
-    """Shape and type of all that the optimiser kept."""
+    """Return shape and type of every tensor of the optimizer state."""
     return {
         name: {key: (tuple(value.shape), value.dtype) for key, value in slots.items()}
         for name, slots in state.get("optimizer", {}).items()

@@ -1,4 +1,4 @@
-"""Collectives over ranks, orderly shutdown, and whole tensors of sharded ones."""
+"""Collectives over ranks, orderly shutdown of process groups, and full tensors of sharded ones."""
 
 # B rows on this rank, R rows of all ranks
 
@@ -29,7 +29,7 @@ _REPORTING_RANKS = 2  # the first processes tell of one that is lost: it may be 
 
 
 class Ranks(NamedTuple):
-    """The processes that train together; a call puts the rows of all, in rank order, after one another."""
+    """The ranks that train together; a call gathers the rows of all, in rank order."""
 
     all_gather: Callable[..., Any]  # Fabric's
     world: int
@@ -44,7 +44,7 @@ class Ranks(NamedTuple):
         return self.all_gather(local_B, sync_grads=wanted).flatten(0, 1)
 
     def own(self, count: int, row_R: Tensor | None = None) -> slice:
-        """Tell which of all ranks' rows, or of some of them, are this rank's.
+        """Return which of all ranks' rows, or of some of them, belong to this rank.
 
         Args:
             count: Rows of each rank, B.
@@ -57,7 +57,7 @@ class Ranks(NamedTuple):
 
 
 def broadcast_object(fabric: Fabric, value: T) -> T:
-    """Give every process the plain value that the first has, past the accelerator."""
+    """Broadcast a picklable object from rank zero over the CPU (gloo) group."""
     if fabric.world_size == 1:
         return value
     box = [value if fabric.is_global_zero else None]
@@ -66,7 +66,7 @@ def broadcast_object(fabric: Fabric, value: T) -> T:
 
 
 def broadcast_tensor(fabric: Fabric, tensor: Tensor | None, like: Tensor) -> Tensor:
-    """Give every process a tensor that the first has, whole, of the shape and type of `like`."""
+    """Broadcast a full tensor from rank zero, of the shape and type of `like`."""
     if fabric.world_size == 1:
         return torch.empty(like.shape) if tensor is None else tensor
     if tensor is None:
@@ -77,14 +77,14 @@ def broadcast_tensor(fabric: Fabric, tensor: Tensor | None, like: Tensor) -> Ten
 
 
 def broadcast_tensors(fabric: Fabric, tensors: Iterable[Tensor]) -> None:
-    """Give every process the values that the first has in tensors that all have."""
+    """Copy the values of rank zero into tensors that all ranks hold."""
     if fabric.world_size > 1:
         for tensor in tensors:
             tensor.data.copy_(broadcast_tensor(fabric, tensor.detach(), tensor))
 
 
 def average_over_ranks(fabric: Fabric, tensors: list[Tensor]) -> None:
-    """Replace tensors by their means over all processes, all in one message for each type."""
+    """Average tensors over ranks in place, with one message for each type."""
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         some = [tensor for tensor in tensors if tensor.dtype == dtype]
         flat = torch.cat([tensor.flatten() for tensor in some])
@@ -95,13 +95,13 @@ def average_over_ranks(fabric: Fabric, tensors: list[Tensor]) -> None:
 
 
 def rank_zero_run(fabric: Fabric, do: Callable[[], T]) -> T | None:
-    """Do something on the first process while the others wait; where it fails, all end at once.
+    """Run a function on rank zero while the others wait; if it fails, all ranks exit.
 
     Returns:
-        What came of it; None on the other processes.
+        The result on rank zero, None elsewhere.
 
     Raises:
-        Exception: What was raised, on the first process; the others leave with its exit code and no word.
+        Exception: What the function raised, on rank zero; the others exit silently with its exit code.
     """
     if not fabric.is_global_zero:
         code = broadcast_object(fabric, None)
@@ -116,7 +116,7 @@ def rank_zero_run(fabric: Fabric, do: Callable[[], T]) -> T | None:
 
 
 def broadcast_result(fabric: Fabric, do: Callable[[], T]) -> T:
-    """Find something out on the first process, and tell it to all; where it fails, all end at once.
+    """Run a function on rank zero and broadcast its result; if it fails, all ranks exit.
 
     Raises:
         Exception: As `rank_zero_run`.
@@ -127,7 +127,7 @@ def broadcast_result(fabric: Fabric, do: Callable[[], T]) -> T:
 
 @contextmanager
 def explain_lost_rank(fabric: Fabric) -> Generator[None]:
-    """Turn the error that a process meets when another is gone into one that says so.
+    """Replace the error that a lost rank causes by one that names the cause and the fix.
 
     Raises:
         TrainingError: Another process ended, or the network to it broke.
@@ -160,7 +160,7 @@ def _exit_silently(code: int) -> NoReturn:
 
 @lru_cache
 def control_group() -> dist.ProcessGroup:
-    """Return the group of all processes that has time to wait for one of them."""
+    """Return the long-timeout gloo group used for control messages."""
     group = dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT)
     return group  # pyright: ignore[reportReturnType]
 
@@ -170,7 +170,7 @@ _CLOSE_SECONDS = 30
 
 
 def wait_for_ranks(fabric: Fabric) -> None:
-    """Wait for each other at the end of a run, after which no process has anything to tell another.
+    """Wait for all ranks at the end of a run.
 
     One that leaves closes its connections, and what it sent last can be lost with them on a busy machine.
     Here nothing is told, so that it does no harm if the others are gone.
@@ -182,7 +182,7 @@ def wait_for_ranks(fabric: Fabric) -> None:
 
 @lru_cache
 def close_at_exit() -> None:
-    """See to it, once, that this process closes its connections before Python is torn down.
+    """Register, once, the closing of process groups before Python shuts down.
 
     gloo's threads let go of tensors a little after the process that waited for them has gone on, and need
     the interpreter for that: one that asks for it while Python ends kills the process (SIGABRT, "terminate
@@ -192,7 +192,7 @@ def close_at_exit() -> None:
 
 
 def _close() -> None:
-    """Close all connections; end without a word if something on its way through them is not received.
+    """Close all process groups; exit silently if a pending message is never received.
 
     That happens where an error ended this process in the midst of a step: the others wait for what it has
     not sent, and would do so until they see it gone.
@@ -208,6 +208,6 @@ def _close() -> None:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return a tensor as a whole; every rank must ask, because those that hold a part of it send theirs."""
+    """Return the full tensor of a sharded one; every rank must call it."""
     parts: Any = tensor.detach()
     return parts.full_tensor() if hasattr(parts, "full_tensor") else parts

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights in training (`ema`): what evaluations and the result take."""
+"""Exponential moving average (EMA) of the trained weights, used for evaluation and as the result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from geobind.recipe.schema import EmaOptions
 
 
 class WeightAverage(nn.Module):
-    """The mean of a stage's weights over its steps, late ones counting most (Polyak and Juditsky, 1992).
+    """The exponential moving average of a stage's weights (Polyak and Juditsky, 1992).
 
     After each move of the weights w: mean = d * mean + (1 - d) * w, with d the decay, or with a warm-up
     min(decay, (1 + n) / (10 + n)) after n moves before it. It is kept in float32, or the weights' own type
@@ -42,7 +42,7 @@ class WeightAverage(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the weights in, once they have moved."""
+        """Update the average after an optimizer step."""
         if self.options is None:
             return
         moves = int(self.get_buffer("moves"))
@@ -55,7 +55,7 @@ class WeightAverage(nn.Module):
 
     @contextmanager
     def swapped_in(self) -> Generator[None]:
-        """Put the mean in the place of the weights, and the weights back to the bit afterwards."""
+        """Use the average as weights inside the block, and restore the weights exactly."""
         kept = [weight.detach().clone() for weight in self._weights]
         self.copy_to_weights()
         try:
@@ -64,7 +64,7 @@ class WeightAverage(nn.Module):
             _copy(kept, self._weights)
 
     def copy_to_weights(self) -> None:
-        """Put the mean in the place of the weights for good."""
+        """Copy the average into the weights."""
         if self._weights:
             _copy(self.means, self._weights)
 

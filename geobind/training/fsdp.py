@@ -1,4 +1,4 @@
-"""Shard what a stage trains among its processes (FSDP2), and make whole encoders of it again."""
+"""Fully sharded data parallelism (FSDP2) of encoders, and its reversal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PLAIN_COPIES: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
 
 def build_fsdp2_strategy() -> ModelParallelStrategy:
-    """Return the strategy that shards encoders, for Fabric."""
+    """Return the Fabric strategy that shards encoders."""
     return ModelParallelStrategy(parallelize_fn=cast(Any, _shard_encoders))
 
 
@@ -33,12 +33,12 @@ def is_sharded(fabric: Fabric) -> bool:
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """Return what this process holds of a tensor; what is done to it is done to the tensor."""
+    """Return the local shard of a tensor; changes in place reach the tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(target: Tensor, whole: Tensor) -> Tensor:
-    """Return of a whole tensor what this process holds of `target`, which has the same shape."""
+    """Return the local shard of a full tensor, laid out as `target`."""
     if not isinstance(target, DTensor):
         return whole
     there = whole.to(target.device)
@@ -47,7 +47,7 @@ def shard_like(target: Tensor, whole: Tensor) -> Tensor:
 
 
 def unshard(encoders: nn.ModuleDict) -> None:
-    """Put plain encoders with all weights in the place of sharded ones; every process must ask."""
+    """Replace sharded encoders by plain ones with all weights; every rank must call it."""
     for path, module in list(_sharded(encoders)):
         encoders.set_submodule(path, _unsharded(module))
 
@@ -57,7 +57,7 @@ def _sharded(encoders: nn.ModuleDict) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _shard_encoders(bind: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """Shard each encoder that is trained, if only in part; the rest and the losses are on every process."""
+    """Shard every encoder with trained parameters; the others and the losses are replicated."""
     encoders, losses = bind.get_submodule("encoders"), bind.get_submodule("losses")
     # Fabric's mesh has an axis for nodes and one for their processes; shards go over all of them alike.
     line = init_device_mesh(mesh.device_type, (mesh.size(),))
@@ -73,7 +73,7 @@ def _shard_encoders(bind: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
 
 def _shard(encoder: nn.Module, mesh: DeviceMesh, device: torch.device) -> None:
-    """Shard the blocks of an encoder one by one, then what is outside of them."""
+    """Shard the blocks of an encoder one by one, then the rest."""
     plain = list(encoder.parameters())
     whole_ones = {parameter for parameter in plain if parameter.ndim == 0}  # a number has no shards
     for parameter in plain:
@@ -93,7 +93,7 @@ def _plain_copy(module: nn.Module) -> nn.Module:
 
 
 def _unsharded(module: nn.Module) -> nn.Module:
-    """Return the hull of a sharded module with all weights in it."""
+    """Return the plain copy of a sharded module, with all weights."""
     hull = _PLAIN_COPIES[module]
     for part in module.modules():
         if isinstance(part, FSDPModule):
@@ -108,7 +108,7 @@ def _unsharded(module: nn.Module) -> nn.Module:
 
 
 def _free(parameters: Iterable[nn.Parameter], but: set[nn.Parameter]) -> None:
-    """Let go of the memory of parameters."""
+    """Free the memory of parameters."""
     for parameter in parameters:
         if parameter not in but:
             parameter.data = parameter.data.new_empty(0)

@@ -1,11 +1,10 @@
-"""Gradients of a step: accumulation, and gradient caching for large batches.
+"""Gradient accumulation, and gradient caching (GradCache, arXiv:2101.06983) for large batches.
 
-Steps in two passes: the gradient of a large batch in the memory of a small one (arXiv:2101.06983).
-
-The first pass embeds the batch a few rows at a time and keeps nothing but the embeddings. The losses of all
-of them give the gradient of each embedding. The second pass embeds the same rows again, a few at a time, and
-goes back from those gradients. The last rows of the first pass keep what it takes to go back, so that they
-are embedded once; so do all rows where the head alone is trained, as that is little.
+GradCache computes the gradient of a large batch in the memory of a small one. The first pass embeds the batch
+chunk by chunk and keeps the embeddings alone. Their losses give the gradient of each embedding. The second
+pass embeds the same rows again, chunk by chunk, and backpropagates from those gradients. The last chunk of the
+first pass keeps its graph, so that it is embedded once; so do all chunks where the head alone is trained,
+because its graph is small.
 """
 
 # B rows on this rank, P of them embedded together, D width
@@ -34,13 +33,13 @@ if TYPE_CHECKING:
 
 
 def chunk_slices(count: int, most: int) -> list[slice]:
-    """Cut rows into runs of at most so many, all of one length or of two that differ by one."""
+    """Split `count` rows into slices of at most `most` rows, of nearly equal length."""
     parts = -(-count // most)
     return [slice(part * count // parts, (part + 1) * count // parts) for part in range(parts)]
 
 
 def select_rows(batch: Any, rows: slice) -> Any:
-    """Return some rows of prepared inputs: of a tensor, or of each tensor that a structure holds."""
+    """Return some rows of prepared inputs: of a tensor, or of every tensor in a structure."""
     if isinstance(batch, Tensor):
         return batch[rows] if batch.ndim else batch
     if isinstance(batch, Mapping):
@@ -60,21 +59,21 @@ def count_rows(batch: Any) -> int:
 
 
 class RngState(NamedTuple):
-    """Where torch's random numbers stand, so that dropout draws the same again."""
+    """The state of torch's random generators, so that recomputation draws the same dropout."""
 
     host_S: Tensor
     device_S: Tensor | None  # None on a CPU
 
     @staticmethod
     def capture(device: torch.device) -> RngState:
-        """Remember where they stand."""
+        """Return the current state."""
         host_S = torch.get_rng_state()
         return RngState(
             host_S, None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
         )
 
     def restore(self, device: torch.device) -> None:
-        """Go back to there."""
+        """Set the generators to this state."""
         torch.set_rng_state(self.host_S)
         if self.device_S is not None:
             torch.get_device_module(device).set_rng_state(self.device_S)
@@ -82,7 +81,7 @@ class RngState(NamedTuple):
 
 @contextmanager
 def preserve_buffers(encoder: nn.Module) -> Generator[None]:
-    """Leave running statistics as they are: of what is embedded twice, the second time counts."""
+    """Restore running statistics afterwards: of two passes over the same rows, the second counts."""
     kept = [
         (module, name, buffer, buffer.clone())
         for module in encoder.modules()
@@ -95,7 +94,7 @@ def preserve_buffers(encoder: nn.Module) -> Generator[None]:
 
 
 def batch_norm_encoders(encoders: nn.ModuleDict) -> list[str]:
-    """Name the encoders whose embeddings depend on the rows beside them: BatchNorm in training mode."""
+    """Return the names of encoders with BatchNorm in training mode."""
     return [
         name
         for name, encoder in encoders.items()
@@ -104,7 +103,7 @@ def batch_norm_encoders(encoders: nn.ModuleDict) -> list[str]:
 
 
 def no_grad_sync(fabric: Fabric, wrapped: Any) -> AbstractContextManager[Any]:
-    """Let each rank keep the gradients that it adds up, until a backward pass outside puts them together.
+    """Return a context without gradient synchronisation (no_sync), where the strategy allows it.
 
     Strategies that shard parameters put gradients together in every pass, for no rank has room for all.
     """
@@ -112,12 +111,12 @@ def no_grad_sync(fabric: Fabric, wrapped: Any) -> AbstractContextManager[Any]:
 
 
 def _syncs_in_backward(fabric: Fabric) -> bool:
-    """Whether ranks put gradients together when each of them has the last of all."""
+    """Whether the strategy synchronises gradients in the backward pass (DDP)."""
     return isinstance(fabric.strategy, DDPStrategy)
 
 
 class GradCache(NamedTuple):
-    """Leaves the gradient of a step in the parameters, with a few rows in work at a time.
+    """Accumulates the gradient of a step with a few rows in memory at a time.
 
     All that is embedded goes through `wrapped`, so that Fabric's precision and strategy hold, and gradients
     come from sums of products with constants, which a gradient scaler scales as it would a loss.
@@ -143,7 +142,7 @@ class GradCache(NamedTuple):
         share: float = 1.0,
         sync: bool = True,
     ) -> StepLosses:
-        """Embed a batch, take the losses, embed it again and go back.
+        """Compute losses of all embeddings, then embed again chunk by chunk and backpropagate.
 
         Args:
             batches: The prepared inputs of each modality: of the rows that have it, in their order.
@@ -175,7 +174,7 @@ class GradCache(NamedTuple):
         return step.losses
 
     def _first_pass(self, name: str, batch: Any) -> _FirstPass:
-        """Embed the rows of a modality; those that are embedded once remember how to go back."""
+        """Embed the rows of a modality; the last chunk keeps its graph."""
         encoder, pieces = self.module.encoders[name], chunk_slices(count_rows(batch), self.chunk)
         trained = [key for key, parameter in encoder.named_parameters() if parameter.requires_grad]
         light = all(key.startswith("head.") for key in trained)
@@ -200,14 +199,14 @@ class GradCache(NamedTuple):
 
 
 class _Recomputed(NamedTuple):
-    """Rows that are embedded a second time."""
+    """A chunk of rows that is embedded a second time."""
 
     rows: slice
     rng: RngState  # before the first time
 
 
 class _FirstPass(NamedTuple):
-    """A modality after the first pass."""
+    """The embeddings of one modality after the first pass."""
 
     embedded_BD: Tensor  # its embeddings, apart from what made them
     again: list[_Recomputed]  # what is embedded again
@@ -215,32 +214,32 @@ class _FirstPass(NamedTuple):
 
 
 class AccumulationStep(NamedTuple):
-    """Where a step stands among those that move the weights together."""
+    """The position of a step among those whose gradients are accumulated."""
 
     number: int = 0
     of: int = 1
 
     @property
     def last(self) -> bool:
-        """Whether the weights move now."""
+        """Whether the optimizer steps now."""
         return self.number + 1 == self.of
 
 
 def accumulation_step(step: int, every: int, steps: int) -> AccumulationStep:
-    """Tell a step's place among the `every` that move the weights together; at the end they may be fewer."""
+    """Return a step's position among the `every` accumulated ones; the last group may be shorter."""
     first = step - step % every
     return AccumulationStep(step - first, min(every, steps - first))
 
 
 def chunk_rows(stage: Stage, world: int) -> int | None:
-    """Return how many rows of a process are embedded at a time; None: all that a step has."""
+    """Return how many rows of a rank are embedded at a time; None: all rows of a step."""
     if not isinstance(stage.chunk, int) or stage.chunk * world >= stage.batch_size:
         return None
     return stage.chunk
 
 
 class GradientAccumulator:
-    """Leaves the gradient of a step's losses in the parameters, beside that of earlier steps in its turn.
+    """Accumulates the gradients of steps in the parameters.
 
     Args:
         fabric: Where the stage runs.
@@ -263,7 +262,7 @@ class GradientAccumulator:
         context: LossContext | None = None,
         turn: AccumulationStep | None = None,
     ) -> StepLosses:
-        """Embed a batch, take the losses and go back through all of it.
+        """Compute the losses of a batch and backpropagate.
 
         Args:
             batches: The prepared inputs of each modality: of the rows that have it, in their order.
@@ -288,7 +287,7 @@ class GradientAccumulator:
 
 
 def build_presence(module: ContrastiveModule, meta: BatchMeta) -> Tensor | None:
-    """Tell which rows have which modality; None where all have all, on every rank and in every step."""
+    """Return which rows have which modality; None where no row of the stage lacks one."""
     if not module.partial:
         return None
     if meta.present_BM is None:
@@ -299,7 +298,7 @@ def build_presence(module: ContrastiveModule, meta: BatchMeta) -> Tensor | None:
 def build_accumulator(
     fabric: Fabric, stage: Stage, module: ContrastiveModule, wrapped: Any
 ) -> GradientAccumulator:
-    """Return what leaves the gradients of a stage's steps, and warn of what chunks change."""
+    """Build the gradient accumulator of a stage; warn where chunks change batch statistics."""
     chunk = chunk_rows(stage, fabric.world_size)
     names = batch_norm_encoders(module.encoders) if chunk else []
     if names:

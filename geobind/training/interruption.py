@@ -1,4 +1,4 @@
-"""Signals, failures with advice, and deterministic algorithms around training."""
+"""Signal handling, failures with advice, and deterministic algorithms."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _NOTICE = b"\nstopping after this step, with a checkpoint; once more stops at on
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has ended a run; what is finished and the last checkpoint are kept.
+    """A signal ended a run; finished stages and the last checkpoint are kept.
 
     Args:
         number: The signal's.
@@ -47,7 +47,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class _Received:
-    """What signals have asked of this process."""
+    """The signal that this process received."""
 
     number = 0  # of the signal; 0: none
     patient = False  # whether somebody looks at the end of each step
@@ -56,7 +56,7 @@ class _Received:
 
 @contextmanager
 def handle_signals() -> Generator[None]:
-    """Answer signals as a run does, while the block lasts.
+    """Handle signals as a run does, inside the block.
 
     Between the steps of a stage a signal is remembered until the step is done; anywhere else, and the
     second time, it raises Stopped where the process is. Outside the main thread nothing is changed.
@@ -69,7 +69,7 @@ def handle_signals() -> Generator[None]:
 
 @contextmanager
 def route_signals(handler: Callable[[int, FrameType | None], object]) -> Generator[None]:
-    """Route the signals that stop a run to a handler, while the block lasts and in the main thread alone."""
+    """Route the signals that stop a run to a handler, inside the block and in the main thread alone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -83,7 +83,7 @@ def route_signals(handler: Callable[[int, FrameType | None], object]) -> Generat
 
 @contextmanager
 def defer_signals(fabric: Fabric, stage: str, every: int) -> Generator[Callable[[int], Stopped | None]]:
-    """Let signals wait for the end of a step; the block asks whether there was one.
+    """Defer signals to the end of a step; the block asks whether one came.
 
     Args:
         fabric: Where the stage runs. Its processes must leave their loops after the same step, so they ask
@@ -146,7 +146,7 @@ _RESUME_HINT = "the last checkpoint is kept, and --resume goes on from it"
 def explain_failures(
     stage: Stage, device: torch.device, *, precision: str, workers: int | str
 ) -> Generator[None]:
-    """Say what is at fault where a stage ends for a reason that none of its parts knows.
+    """Replace errors of memory and data loading by ones with advice.
 
     Raises:
         TrainingError: Memory is full, or a process that loads data died.
@@ -205,7 +205,7 @@ _NAMED = re.compile(r"^(.+?) does not have a deterministic implementation")
 
 @contextmanager
 def deterministic_algorithms(wanted: bool) -> Generator[None]:
-    """Allow only operations that give the same bits every time; afterwards all is as it was.
+    """Allow only deterministic operations inside the block.
 
     Args:
         wanted: False does nothing.
@@ -239,7 +239,7 @@ def deterministic_algorithms(wanted: bool) -> Generator[None]:
 
 
 def _nondeterminism_advice(message: str) -> str | None:
-    """Say which operation is not deterministic, and what to do; None of other errors."""
+    """Return advice on an operation that is not deterministic; None for other errors."""
     named = _NAMED.match(message)
     if named:
         return (

@@ -1,4 +1,4 @@
-"""Start Lightning Fabric as a recipe asks for it, and as the launcher of this process says."""
+"""Launch of Lightning Fabric from a recipe and the environment of torchrun or SLURM."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NOISE = (
 
 
 def launch_fabrics(recipe: Recipe) -> dict[str, Fabric]:
-    """Start one Fabric for each precision that the stages ask for.
+    """Launch one Fabric for each precision of the stages.
 
     Raises:
         RecipeError: This machine cannot run it.
@@ -37,7 +37,7 @@ def launch_fabrics(recipe: Recipe) -> dict[str, Fabric]:
 
 
 def check_batch_division(fabric: Fabric, recipe: Recipe, found: Sequence[MixedDataset]) -> None:
-    """See that the processes can share every stage of a recipe, before any is trained.
+    """Check that the batches of every stage divide among the ranks.
 
     Raises:
         RecipeError: A batch does not divide among them, or rows lack modalities where they would embed them
@@ -62,7 +62,7 @@ def check_batch_division(fabric: Fabric, recipe: Recipe, found: Sequence[MixedDa
 
 
 def make_fabric(options: FabricOptions, precision: str) -> Fabric:
-    """Start Lightning Fabric with one precision.
+    """Launch Lightning Fabric with one precision.
 
     Raises:
         RecipeError: This machine has no such accelerator, device or precision.
@@ -89,7 +89,7 @@ def make_fabric(options: FabricOptions, precision: str) -> Fabric:
 
 
 def _launcher_counts(options: FabricOptions) -> dict[str, int]:
-    """Processes of a node, and nodes, as torchrun or SLURM says, where the recipe leaves them open."""
+    """Return devices and nodes from torchrun or SLURM, where the recipe leaves them open."""
     if dist.is_available() and dist.is_torchelastic_launched():
         names = ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
     elif "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):

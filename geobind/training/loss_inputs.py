@@ -1,4 +1,4 @@
-"""What a loss is told of a step's rows: the labels, places and times that its options ask for."""
+"""Per-row metadata (labels, places, times) that losses and batches ask for."""
 
 # B rows on this rank
 
@@ -30,7 +30,7 @@ _MIN_NEIGHBOUR_SHARE = 0.9  # of the neighbours asked for: fewer are worth a war
 def build_loss_context(
     gather: Callable[[Tensor], Tensor], device: torch.device, options: Options, meta: BatchMeta
 ) -> LossContext | None:
-    """Put together what the loss asks for of the rows of all ranks; None if it asks for nothing.
+    """Build the loss context of the rows of all ranks; None if the loss needs none.
 
     Args:
         gather: Puts the rows of all ranks after one another.
@@ -66,7 +66,7 @@ def _to_tensor(values_B: NDArray[np.float64] | None, meta: BatchMeta) -> Tensor:
 
 
 def build_batch_sampler(stage: Stage, rows: MixedDataset, seed: int) -> BatchSampler:
-    """Plan which rows each step of a stage takes.
+    """Build the batch sampler of a stage.
 
     Raises:
         DataError: A table has too few rows for its part of a batch, or no places for batches of neighbours.
@@ -79,7 +79,7 @@ def build_batch_sampler(stage: Stage, rows: MixedDataset, seed: int) -> BatchSam
 
 
 def check_loss_inputs(stage: Stage, rows: MixedDataset) -> list[str]:
-    """See that a stage's rows say what its loss and its batches ask for.
+    """Check that a stage's rows have what its loss and its batches need.
 
     Returns:
         Warnings about what is there, but scarce.
@@ -117,7 +117,7 @@ def _check_source(stage: Stage, source: WeightedSource) -> None:
 
 
 def _scattered_warnings(stage: Stage, rows: MixedDataset) -> Iterator[str]:
-    """Say of which tables places are too scattered for the neighbours that batches should hold."""
+    """Yield warnings of tables with too few neighbours for the batches."""
     sampler, options = build_batch_sampler(stage, rows, seed=0), stage.batches
     if sampler.neighbours is None or options is None:
         return

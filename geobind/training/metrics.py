@@ -1,4 +1,4 @@
-"""What a stage tells while it runs: metrics.csv, a progress line, an alarm when the loss is not finite."""
+"""Metrics of training steps: metrics.csv, the progress line, the check for finite losses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FIELDS: tuple[str, ...] = ("stage", "step", "loss", "temperature", "lr", "grad_n
 
 
 class StepRecord(NamedTuple):
-    """One step as it was taken; the loss stays on the device until somebody looks."""
+    """One training step; the loss stays on the device until the next flush."""
 
     number: int
     loss: Tensor
@@ -39,7 +39,7 @@ class StepRecord(NamedTuple):
 
 
 class MetricsFile:
-    """metrics.csv of a run: one row per looked-at step, appended and flushed.
+    """metrics.csv of a run: one row per step, appended and flushed.
 
     Args:
         path: The file.
@@ -52,18 +52,18 @@ class MetricsFile:
         self.fields = (*first, *more)
 
     def rewind(self, stage: str, step: int) -> None:
-        """Drop rows of a stage from `step` on: they are about to be made again."""
+        """Remove rows of a stage from `step` on, before they are written again."""
         kept = [row for row in self._rows() if row["stage"] != stage or int(row["step"] or 0) < step]
         if kept or self.path.exists():
             self._write(kept)
 
     def replace_stage(self, other: MetricsFile, stage: str) -> None:
-        """Take the rows of a stage from another run, in place of its own."""
+        """Replace the rows of a stage by those of another run."""
         own = [row for row in self._rows() if row["stage"] != stage]
         self._write([*own, *(row for row in other._rows() if row["stage"] == stage)])
 
     def _rows(self) -> list[dict[str, str]]:
-        """The rows that were written whole: a process that is killed, or a full disk, cuts the last one."""
+        """Return the complete rows: a killed process or a full disk cuts the last one."""
         if not self.path.exists():
             return []
         text = self.path.read_text(encoding="utf-8", errors="replace")
@@ -93,7 +93,7 @@ class MetricsFile:
             raise files.explain_write_error(self.path, error) from error
 
     def sync(self) -> None:
-        """Wait until what was added is on the disk, where a power cut leaves it."""
+        """Sync the file to disk, so that rows survive a power cut."""
         try:
             with self.path.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -102,7 +102,7 @@ class MetricsFile:
 
 
 class Recorder:
-    """Collects steps, looks at them now and then, and shows how the stage goes.
+    """Collects steps, writes them in groups, and shows progress.
 
     Args:
         stage: Its name.
@@ -139,14 +139,14 @@ class Recorder:
             self.flush()
 
     def add(self, step: StepRecord, broken: int) -> None:
-        """Remember a step, and look when it is time; `broken` counts the samples left out so far."""
+        """Record a step and flush when due; `broken` counts the samples left out so far."""
         self._pending.append(step)
         self._broken = broken
         if len(self._pending) >= self.every or step.number + 1 == self.total:
             self.flush()
 
     def flush(self) -> None:
-        """Check, write and show the steps since the last look.
+        """Check, write and show the steps since the last flush.
 
         Raises:
             TrainingError: A loss was not finite.
@@ -172,16 +172,16 @@ class Recorder:
 
     @property
     def last_values(self) -> dict[str, Any]:
-        """What the stage tells of its last step, for a checkpoint."""
+        """The losses of the last step, for a checkpoint."""
         return {"loss": self.last_loss, "losses": self.last_of}
 
     def restore(self, told: Mapping[str, Any]) -> None:
-        """Take over what was told of the step before the first."""
+        """Restore the losses of the step before the first."""
         self.last_loss = told.get("loss", math.nan)
         self.last_of = dict(told.get("losses", {}))
 
     def sync(self) -> None:
-        """Look, and have on the disk what a checkpoint goes on after.
+        """Flush, and sync the file to disk before a checkpoint.
 
         Raises:
             TrainingError: A loss was not finite.
@@ -191,7 +191,7 @@ class Recorder:
             self.metrics.sync()
 
     def exclude_elapsed(self) -> None:
-        """Leave the time since the last look out of samples per second: it went to something else."""
+        """Exclude the time since the last flush from the throughput."""
         self._flushed = time.monotonic()
 
     def _alarm(self, step: StepRecord, loss: float) -> None:
@@ -229,7 +229,7 @@ class Recorder:
 
 
 def pair_columns(pairs: Sequence[str]) -> list[str]:
-    """Name the columns of pairs that a stage has beside each other; the loss of one pair is `loss` itself."""
+    """Return the columns of stages with several pairs; the loss of a single pair is `loss`."""
     return [f"{measure}:{pair}" for pair in pairs for measure in ("loss", "temperature")]
 
 

@@ -70,7 +70,7 @@ _NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 class OptimizerState(NamedTuple):
-    """A stage's module and optimiser."""
+    """The module and optimizer of a stage, as Fabric set them up."""
 
     fabric: Fabric
     stage: Stage
@@ -80,14 +80,14 @@ class OptimizerState(NamedTuple):
     adamw: torch.optim.Optimizer  # inside it: what a checkpoint holds the state of
 
     def set_rate(self, step: int) -> float:
-        """Set the learning rate of a step, and return it."""
+        """Set and return the learning rate of a step."""
         rate = learning_rate(step, self.steps, self.stage.optimizer.lr, self.stage.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
         return rate
 
     def step(self) -> Tensor:
-        """Clip the gradient, move the weights, and return the norm that the gradient had."""
+        """Clip the gradient, step the optimizer, and return the gradient norm before clipping."""
         self.fabric.strategy.precision.unscale_gradients(self.adamw)
         norm = self._clipped()
         self.optimizer.step()
@@ -95,7 +95,7 @@ class OptimizerState(NamedTuple):
         return norm
 
     def _clipped(self) -> Tensor:
-        """Return the norm of the whole gradient, after scaling it down to `clip_norm` where it is larger."""
+        """Clip the gradient to `clip_norm` and return its norm before."""
         grads = [p.grad for group in self.adamw.param_groups for p in group["params"] if p.grad is not None]
         in_shards = is_sharded(self.fabric)
         own = [grad for grad in grads if not isinstance(grad, DTensor)] if in_shards else grads
@@ -120,7 +120,7 @@ class OptimizerState(NamedTuple):
 def set_up_optimizer(
     fabric: Fabric, job: StageRun, module: ContrastiveModule, stored: Mapping[str, CachedColumn]
 ) -> OptimizerState:
-    """Build the optimiser of what a stage trains, and set both up where the stage runs.
+    """Build the optimizer of a stage, and set up module and optimizer with Fabric.
 
     Args:
         fabric: Where the stage runs.
@@ -156,7 +156,7 @@ def set_up_optimizer(
 
 
 def _search_nvml_once() -> None:
-    """Spare the optimiser a search for a library in each step.
+    """Prevent a search for the NVML library in every optimizer step.
 
     It asks torch for GPUs, whom Fabric tells to count them by NVML before CUDA starts. Where that cannot be
     loaded, torch looks for it each time anew, and then counts without it.
@@ -178,7 +178,7 @@ def _checkpoint_activations(stage: Stage, encoders: Mapping[str, nn.Module]) -> 
 
 
 def _sync_batch_norms(fabric: Fabric, job: StageRun, module: ContrastiveModule) -> None:
-    """Have batch norms take statistics of all processes' rows, or say that each takes its own."""
+    """Synchronise batch norms over ranks, or warn that each rank has its own statistics."""
     if chunk_rows(job.stage, fabric.world_size) is not None:
         return  # they are those of a chunk, of which the first process warns
     if job.recipe.fabric.sync_batchnorm:

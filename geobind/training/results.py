@@ -1,4 +1,4 @@
-"""What a finished run leaves: the bundle, what was measured as JSON, and the report."""
+"""Results of a finished run: bundle, JSON measurements, report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_results(
     measured: EvaluationResults | None,
     folder: Path,
 ) -> None:
-    """Write the bundle, the measurements on their own, and the report.
+    """Write the bundle, the measurements as JSON, and the report.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
@@ -75,7 +75,7 @@ def _record_finish(folder: Path) -> None:
 def describe_data(
     recipe: Recipe, sources: StageData, measured: EvaluationResults | None
 ) -> Iterator[dict[str, Any]]:
-    """Yield what each set of rows was used for, how many there are, and under which licences."""
+    """Yield the use, size and licences of each set of rows."""
     for stage in recipe.stages:
         for source in sources.rows(stage).sources:
             facts = {"used_for": "training", "stage": stage.name, "source": source.name, "split": stage.split}

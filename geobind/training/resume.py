@@ -1,4 +1,4 @@
-"""Stage fingerprints, the lock of a run folder, hints on how to resume."""
+"""Stage fingerprints, the lock of a run folder, and hints on how to resume."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MAX_REASONS = 4  # reasons named in a line
 
 
 def stage_folders(recipe: Recipe, folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each stage's folder inside a run's, and the fingerprint of all that its result depends on."""
+    """Yield each stage's folder and its fingerprint: the hash of all that its result depends on."""
     key = fingerprint(recipe.seed, recipe.width)
     for number, stage in enumerate(recipe.stages, start=1):
         key = fingerprint(key, *_stage_facts(recipe, stage).values())
@@ -36,13 +36,13 @@ def stage_folders(recipe: Recipe, folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def fingerprint_parts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
-    """What a stage's result depends on, the stages before it named alone: the order is that of `why`."""
+    """Return what a stage's result depends on, in the order of `explain_rerun`."""
     before = [one.name for one in recipe.stages[: recipe.stages.index(stage)]]
     return {"seed": recipe.seed, "width": recipe.width, "before": before, **_stage_facts(recipe, stage)}
 
 
 def explain_rerun(done: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
-    """Say why a stage that was finished is run again.
+    """Return the reason why a finished stage is run again.
 
     Args:
         done: The `stage.json` that it left.
@@ -81,13 +81,13 @@ def _stage_facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 
 
 def _manifest_hashes(recipe: Recipe, stage: Stage) -> dict[str, str]:
-    """What is in the manifests that a stage reads; the files that they name are not looked at."""
+    """Return the hashes of the manifests that a stage reads, without the files they name."""
     paths = {options.manifest for options in recipe.tables_of(stage) if options.manifest is not None}
     return {str(path): hash_manifest(recipe.base / path)[:12] for path in sorted(paths)}
 
 
 def _options(stage: Stage) -> dict[str, Any]:
-    """The options of a stage that its result depends on."""
+    """Return the options of a stage that its result depends on."""
     said = stage.model_dump(mode="json", exclude=set(_WITHOUT_EFFECT))
     for options, values, younger in (
         (stage, said, _ADDED_LATER),
@@ -101,7 +101,7 @@ def _options(stage: Stage) -> dict[str, Any]:
 
 
 def _changes(was: Any, now: Any, path: str) -> Iterator[str]:
-    """Yield what differs between plain values, each with where."""
+    """Yield the differences between plain values, each with its path."""
     if isinstance(was, dict) and isinstance(now, dict):
         there = cast("dict[str, Any]", was), cast("dict[str, Any]", now)
         for key in dict.fromkeys((*there[0], *there[1])):
@@ -123,7 +123,7 @@ LOCK = "run.lock"
 
 @contextmanager
 def run_lock(folder: Path) -> Generator[None]:
-    """Keep other processes out of a run's folder while the block runs.
+    """Lock a run's folder against other processes inside the block.
 
     The system lets go of the lock when the process ends, however it ends; a file that a killed process has
     left behind is nobody's. Processes that load data inherit files but not this kind of lock.
@@ -152,14 +152,14 @@ def run_lock(folder: Path) -> Generator[None]:
 
 
 def has_partial_results(folder: Path) -> bool:
-    """Whether a run has left something in its folder that can be gone on with."""
+    """Return whether a run left results in its folder that can be resumed."""
     made = (folder / "metrics.csv", *(folder / "stages").rglob("*"))
     return any(path.is_file() for path in made)
 
 
 @contextmanager
 def add_resume_hint(folder: Path | None) -> Generator[None]:
-    """Say of whatever ends the block early that the run in `folder` can be gone on with."""
+    """Add a note on how to resume to any exception that leaves the block."""
     try:
         yield
     except BaseException as error:
@@ -169,7 +169,7 @@ def add_resume_hint(folder: Path | None) -> Generator[None]:
 
 
 def _acquire(path: Path) -> FileLock:
-    """Return the lock that stands for the folder, held."""
+    """Return the lock that stands lock the folder, held."""
     lock = FileLock(path, wait=False, inherit=False)
     if not lock:
         owner = _describe_owner(path)

@@ -1,4 +1,4 @@
-"""Runs of a recipe: resolve open options, train every stage, write the results."""
+"""Runs of a recipe: resolution of `auto` options, stages, results."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ AutoResolution = Callable[[Recipe, Path, Fabric], Recipe]
 
 
 def resolve_auto(recipe: Recipe, folder: Path, fabric: Fabric, resolver: AutoResolution | None) -> Recipe:
-    """Return a recipe that leaves nothing open.
+    """Return the recipe with every `auto` option resolved.
 
     Raises:
         RecipeError: It does, and nothing settles it.
@@ -77,7 +77,7 @@ def resolve_auto(recipe: Recipe, folder: Path, fabric: Fabric, resolver: AutoRes
 
 
 class RunResult(NamedTuple):
-    """What a run leaves behind."""
+    """The results of a run."""
 
     folder: Path
     bundle: Path
@@ -116,7 +116,7 @@ def run(
 
 @contextmanager
 def _claim_folder(recipe: Recipe, folder: Path, resume: bool) -> Generator[None]:
-    """Make a folder this run's, as long as the block runs."""
+    """Lock and prepare the run's folder, inside the block."""
     with run_lock(folder):
         _open_folder(recipe, folder, resume)
         with add_resume_hint(folder):
@@ -124,7 +124,7 @@ def _claim_folder(recipe: Recipe, folder: Path, resume: bool) -> Generator[None]
 
 
 def _run_all(recipe: Recipe, folder: Path, fabrics: dict[str, Fabric]) -> RunResult:
-    """Go through all of a recipe, in a folder that is this run's."""
+    """Check the data, train every stage, and measure, in a locked folder."""
     fabric = fabrics[recipe.fabric.precision]
     with fabric.rank_zero_first(local=True):  # what is rendered or read may lie on a disk of each node
         sources = StageData(recipe)
@@ -189,7 +189,7 @@ def _open_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
 
 
 def rehearse(recipe: Recipe, binder: Binder, found: Sequence[MixedDataset]) -> None:
-    """Embed a row of every stage and table, so that what cannot work fails before hours of training."""
+    """Embed a row of every stage and table, so that faults show before hours of training."""
     for stage, rows in zip(recipe.stages, found, strict=True):
         for name, part in stage.trained.items():
             check_part(name, binder.encoders[name], part)
@@ -202,7 +202,7 @@ def rehearse(recipe: Recipe, binder: Binder, found: Sequence[MixedDataset]) -> N
 
 
 def _extra_columns(recipe: Recipe, found: Sequence[MixedDataset]) -> list[str]:
-    """The columns of metrics.csv beside the usual: those of stages with several pairs or sources."""
+    """Return extra columns of metrics.csv: those of stages with several pairs or sources."""
     several = [pairs for stage in recipe.stages if len(pairs := recipe.pairs_of(stage)) > 1]
     names = dict.fromkeys(pair.name for pairs in several for pair in pairs)
     return pair_columns([*names]) + (["source"] if any(len(rows.sources) > 1 for rows in found) else [])
@@ -211,7 +211,7 @@ def _extra_columns(recipe: Recipe, found: Sequence[MixedDataset]) -> list[str]:
 def _run_or_load(
     fabric: Fabric, job: StageRun, prover: Prover, before: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Run a stage, unless it was finished before and nothing it depends on has changed."""
+    """Run a stage, or load it if it is finished and nothing it depends on has changed."""
     stage = job.stage
     done = broadcast_result(fabric, lambda: files.read_json(job.folder / "stage.json"))
     if done.get("key") == job.key:
@@ -231,7 +231,7 @@ def _run_or_load(
 
 
 def _load_finished(job: StageRun, done: Mapping[str, Any]) -> None:
-    """Take the weights that a finished stage left, if they are the ones that it trained."""
+    """Load and verify the weights of a finished stage."""
     path = job.folder / "trained.safetensors"
     load_strictly(_trained_encoders(job), read_weights(path), str(path))
     for name, digest in done.get("digests", {}).items():
@@ -254,7 +254,7 @@ def _warn_of_leaks(leaks: dict[str, Leakage], folder: Path) -> None:
 def _write_stage(
     fabric: Fabric, job: StageRun, outcome: StageResult, proof: StageProof | None
 ) -> dict[str, Any]:
-    """Write what a stage trained; `stage.json` comes last and means that the stage is finished."""
+    """Write the weights and facts of a stage; `stage.json` comes last and marks it finished."""
     stage, recipe = job.stage, job.recipe
     done = {
         "name": stage.name,

@@ -1,4 +1,4 @@
-"""The figures of a run: metrics.csv and validation.csv, and the loggers that the recipe names."""
+"""Metric files of a run (metrics.csv, validation.csv) and the loggers of the recipe."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _FIRST = ("stage", "step")
 
 
 class MetricFiles(NamedTuple):
-    """Where the figures of a run go."""
+    """The metric files of a run."""
 
     metrics: MetricsFile
     validations: MetricsFile
 
 
 def copy_stage_metrics(folder: Path, other: Path, stage: str) -> None:
-    """Take the figures of a stage from another run's folder, in place of those that are there."""
+    """Replace the metrics of a stage by those of another run's folder."""
     for name, first in (("metrics.csv", FIELDS), (VALIDATION, _FIRST)):
         if (other / name).exists():
             MetricsFile(folder / name, first=first).replace_stage(
@@ -39,7 +39,7 @@ def copy_stage_metrics(folder: Path, other: Path, stage: str) -> None:
 
 @contextmanager
 def open_run_loggers(recipe: Recipe, folder: Path, more: Sequence[str]) -> Generator[MetricFiles]:
-    """Open the figures of a run; loggers are opened by the first process alone, as each stage begins.
+    """Open the metric files of a run; rank zero opens the loggers when a stage starts.
 
     Args:
         recipe: Names the loggers.
@@ -59,7 +59,7 @@ def open_run_loggers(recipe: Recipe, folder: Path, more: Sequence[str]) -> Gener
 
 
 class LoggedMetricsFile(MetricsFile):
-    """A file of figures whose rows go to the loggers too.
+    """A metrics file whose rows go to the loggers too.
 
     Args:
         path: The file.
@@ -82,7 +82,7 @@ class LoggedMetricsFile(MetricsFile):
         self.loggers, self.kind = loggers, kind
 
     def rewind(self, stage: str, step: int) -> None:
-        """Drop rows of a stage from `step` on, here and in the loggers."""
+        """Remove rows of a stage from `step` on, here and in the loggers."""
         super().rewind(stage, step)
         self.loggers.begin(stage, step)
 
@@ -94,7 +94,7 @@ class LoggedMetricsFile(MetricsFile):
 
 
 class RunLoggers:
-    """The loggers of a recipe; one that fails is left out of the rest of the run, which goes on.
+    """The loggers of a recipe; one that fails is dropped, and the run continues.
 
     Args:
         recipe: Names them.
@@ -124,7 +124,7 @@ class RunLoggers:
         self._each(list(self._loggers), open_one)
 
     def write(self, values: Mapping[str, float], step: int) -> None:
-        """Hand figures of a step to all."""
+        """Pass the metrics of a step to all writers."""
         self._each(list(self._writers), lambda name: self._writers[name].numbers(values, step))
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ class RunLoggers:
 
 
 def _numeric_values(row: Mapping[str, Any], kind: str) -> dict[str, float]:
-    """The figures of a row; `loss:one-other`, of one of several pairs, becomes `loss/one-other`."""
+    """Return the numbers of a row; `loss:one-other` becomes `loss/one-other`."""
     found: dict[str, float] = {}
     for name, value in row.items():
         if name not in ("step", "stage", "source", "seconds") and value not in ("", None):

@@ -1,4 +1,4 @@
-"""A training stage: its inputs, its loop, its result."""
+"""A training stage: inputs, loop, result."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Quarantined = tuple[tuple[str, str], ...]  # key and reason
 
 @dataclass(frozen=True, eq=False)
 class StageRun:
-    """All that running one stage takes."""
+    """The inputs of a training stage."""
 
     recipe: Recipe
     stage: Stage
@@ -71,7 +71,7 @@ class StageRun:
 
     @cached_property
     def sampler(self) -> BatchSampler:
-        """Which rows each step takes."""
+        """The batch sampler."""
         seed = derive_seed(self.recipe.seed, self.stage.name, "data")
         return build_batch_sampler(self.stage, self.rows, seed)
 
@@ -89,7 +89,7 @@ class StageRun:
 
 
 class StageResult(NamedTuple):
-    """What a stage came to."""
+    """The result of a training stage."""
 
     steps: int
     loss: float
@@ -110,7 +110,7 @@ _LOG_EVERY = 20  # steps; looking at a loss waits for the accelerator
 
 
 def run_stage(fabric: Fabric, job: StageRun) -> StageResult:
-    """Train one stage, going on from its checkpoint if there is one.
+    """Train one stage, resuming from its checkpoint if there is one.
 
     Raises:
         TrainingError: The loss is not finite, or a frozen encoder changed.
@@ -218,12 +218,12 @@ def _train(
 
 
 def _all_quarantined(told: Mapping[str, Any], loader: BatchLoader | CachedLoader) -> Quarantined:
-    """The samples left out so far, those before the checkpoint included."""
+    """Return the samples left out so far, including those before the checkpoint."""
     return tuple({**dict(told.get("broken", ())), **dict(loader.quarantined)}.items())
 
 
 def _rewound_metrics(fabric: Fabric, job: StageRun, first_step: int) -> MetricsFile | None:
-    """What takes the figures of steps, without those that are about to be made again."""
+    """Return the metrics file without the steps that are about to run again; None beyond rank zero."""
     if not fabric.is_global_zero:
         return None
     job.metrics.rewind(job.stage.name, first_step)
@@ -231,13 +231,13 @@ def _rewound_metrics(fabric: Fabric, job: StageRun, first_step: int) -> MetricsF
 
 
 def _checkpoint_modules(job: StageRun, losses: PairLosses) -> dict[str, nn.Module]:
-    """What a checkpoint holds the weights of: the losses, and the encoders in training."""
+    """Return the modules of a checkpoint: the losses and the trained encoders."""
     trained = {f"encoder.{name}": state for name, state in job.trained_states.items()}
     return {**{f"loss.{name}": loss for name, loss in losses.items()}, **trained}
 
 
 def build_loader(fabric: Fabric, job: StageRun, first_step: int) -> BatchLoader:
-    """Return the batches of this rank, every modality prepared."""
+    """Build the batch loader of this rank."""
     recipe, stage = job.recipe, job.stage
     return BatchLoader(
         job.rows,
@@ -254,7 +254,7 @@ def build_loader(fabric: Fabric, job: StageRun, first_step: int) -> BatchLoader:
 
 
 def count_workers(fabric: Fabric, job: StageRun) -> int:
-    """Return how many processes prepare inputs."""
+    """Return the number of data-loading workers."""
     if job.recipe.workers != "auto":
         return job.recipe.workers
     wanted = choose_workers(len(job.rows))

@@ -1,4 +1,4 @@
-"""The rows a recipe's stages read, and those it is measured on."""
+"""Training, validation and evaluation rows of a recipe."""
 
 # R rows of a table that a stage uses
 
@@ -30,7 +30,7 @@ _MIN_SHARED = 2  # rows that two modalities must share to be compared
 
 
 class StageData:
-    """The tables a recipe reads, each opened once."""
+    """The tables of a recipe, each opened once, and the rows of its stages."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -47,7 +47,7 @@ class StageData:
         self._table(self.recipe.evaluation_data)
 
     def rows(self, stage: Stage) -> MixedDataset:
-        """The rows a stage trains on: the pairs that its modalities bring, and those of its tables.
+        """Return the training rows of a stage: pairs of plugins, and rows of tables.
 
         Raises:
             DataError: A table has no row to train on, or two modalities that are compared share no rows.
@@ -63,7 +63,7 @@ class StageData:
         return self._rows[stage.name]
 
     def validation_rows(self, stage: Stage) -> MixedDataset | None:
-        """The rows a stage is watched on, None if it is not.
+        """Return the validation rows of a stage, None without `watch`.
 
         Raises:
             DataError: There are none, or too few to tell good embeddings from bad ones.
@@ -136,7 +136,7 @@ class StageData:
                 )
 
     def check(self) -> None:
-        """See that the rows to measure on have what the recipe's `evaluate` asks for.
+        """Check that the evaluation rows have what the recipe's `evaluate` needs.
 
         Raises:
             DataError: They have not.
@@ -146,7 +146,7 @@ class StageData:
             check_evaluation_rows(table, options)
 
     def measure(self, binder: Binder) -> EvaluationResults | None:
-        """Measure what the recipe's `evaluate` asks for."""
+        """Return the measurements that the recipe's `evaluate` asks for."""
         options, data = self.recipe.evaluate, self.recipe.evaluation_data
         table = self._table(data)
         if options is None or data is None or table is None:
@@ -156,14 +156,14 @@ class StageData:
         return with_warnings(measure_all(binder, table, data, trained, options), tuple(warnings))
 
     def evaluation_table(self) -> Table | None:
-        """The rows that `evaluate` measures on."""
+        """Return the rows that `evaluate` measures on."""
         options, table = self.recipe.evaluate, self._table(self.recipe.evaluation_data)
         if options is None or table is None:
             return None
         return take_first_rows(table.split(options.split), options.limit)
 
     def leakage(self) -> dict[str, Leakage]:
-        """What the rows measured on share with each stage's training rows, where both are tables."""
+        """Return the leakage between evaluation rows and each stage's training tables."""
         held_out = self.evaluation_table()
         if held_out is None or self._leaks:
             return self._leaks
@@ -172,7 +172,7 @@ class StageData:
         return self._leaks
 
     def validation_leakage(self) -> dict[str, Leakage]:
-        """What the rows that stages are watched on share with those they train on, where both are tables."""
+        """Return the leakage between validation tables and training tables."""
         found: dict[str, Leakage] = {}
         for stage in self.recipe.stages:
             held = self.validation_rows(stage)
@@ -183,7 +183,7 @@ class StageData:
         return found
 
     def _shared(self, stage: Stage, test: Table) -> dict[str, Leakage]:
-        """What rows share with each table that a stage trains on."""
+        """Return the leakage between a table and each training table of a stage."""
         sources = self.rows(stage).sources
         return {
             stage.name if len(sources) == 1 else f"{stage.name}: {source.name}": leakage(

@@ -1,4 +1,4 @@
-"""Batch norm across ranks, and ranks without rows.
+"""Synchronised batch norm, also for ranks without rows.
 
 arXiv:1502.03167; means and variances of parts are put together as in Chan, Golub and LeVeque (1983), eq. 2.1.
 
@@ -42,7 +42,7 @@ _ALONE = "_geobind_alone_class"
 
 
 class DummyPass(local):
-    """Whether this process has no row in what it runs, and takes part for the others' sake alone."""
+    """Whether this rank runs an encoder on a dummy row, for the collectives alone."""
 
     here = False
 
@@ -51,7 +51,7 @@ DUMMY_PASS = DummyPass()
 
 
 def sync_batch_norms(encoder: nn.Module, *, fused: bool = False) -> None:
-    """Have the batch norms of an encoder that are in training take the statistics of all processes' rows.
+    """Synchronise the training batch norms of an encoder over all ranks.
 
     Those that are frozen, in eval mode, stay as they are. Structure and names of weights stay too.
 
@@ -66,20 +66,20 @@ def sync_batch_norms(encoder: nn.Module, *, fused: bool = False) -> None:
 
 
 def unsync_batch_norms(encoder: nn.Module) -> None:
-    """Let batch norms be what they were."""
+    """Restore the plain classes of batch norms."""
     for module in encoder.modules():
         if is_synced(module):
             module.__class__ = getattr(type(module), _ALONE)
 
 
 def is_synced(module: nn.Module) -> bool:
-    """Whether a module takes the statistics of all processes' rows."""
+    """Whether a module is a synchronised batch norm."""
     return hasattr(type(module), _ALONE)
 
 
 @cache
 def _synced_class(kind: type[nn.Module], fused: bool) -> type[nn.Module]:
-    """Return a class of batch norms that does the same, but with the rows of all processes."""
+    """Return a subclass of a batch norm class with statistics over all ranks."""
 
     @torch.compiler.disable
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -99,7 +99,7 @@ def _synced_class(kind: type[nn.Module], fused: bool) -> type[nn.Module]:
 
 
 class _SyncMode(TorchFunctionMode):
-    """Puts the statistics of all processes in the place of this one's wherever `F.batch_norm` takes them.
+    """Replaces the statistics inside `F.batch_norm` by those of all ranks.
 
     A subclass of BatchNorm may do more besides, as timm's, which has an activation in it.
     """
@@ -130,7 +130,7 @@ def _sync_batch_norm(
     eps: float,
     fused: bool,
 ) -> Tensor:
-    """Normalise (N, C, ...) by the statistics of all processes' rows, and take them into the running ones."""
+    """Normalise (N, C, ...) by the statistics of all ranks and update the running ones."""
     if fused and x.is_cuda:
         group = dist.group.WORLD
         of_torch: Any = Fused.apply
@@ -154,7 +154,7 @@ def _update_running(running_C: Tensor, now_C: Tensor, momentum: float) -> None:
 
 
 class _SyncBatchNorm(torch.autograd.Function):
-    """Batch norm with the rows of all processes, of which one may have none.
+    """Batch norm over the rows of all ranks; a rank may have none.
 
     Gradients of weight and bias are those of this process's rows: whoever averages gradients over processes
     averages them too.
@@ -164,7 +164,7 @@ class _SyncBatchNorm(torch.autograd.Function):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, x: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return what is normalised, and mean, variance and number of the values of each channel."""
+        """Return the normalised values, and mean, variance and count of each channel."""
         mean_C, var_C, count = _statistics(x)
         weight_C, bias_C = (None if one is None else one.to(mean_C.dtype) for one in (weight_C, bias_C))
         ctx.save_for_backward(x, weight_C, mean_C, var_C, count)
@@ -176,7 +176,7 @@ class _SyncBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Go back through the normalisation, and through the statistics of all processes."""
+        """Backpropagate through the normalisation and the statistics of all ranks."""
         x, weight_C, mean_C, var_C, count = ctx.saved_tensors
         scale_C = torch.ones_like(mean_C) if weight_C is None else weight_C
         grad, sum_of_normed_C, sum_C = grads[0], torch.zeros_like(mean_C), torch.zeros_like(mean_C)
@@ -197,7 +197,7 @@ class _SyncBatchNorm(torch.autograd.Function):
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the mean and the variance of each channel, and the number of its values, over all processes."""
+    """Return mean, variance and count of each channel over all ranks."""
     kind = torch.promote_types(x.dtype, torch.float32)
     axes, width = [0, *range(2, x.ndim)], x.shape[1]
     count = x.numel() // width
@@ -217,14 +217,14 @@ def _along(value_C: Tensor, x: Tensor) -> Tensor:
 
 
 def _all_gather(own_S: Tensor) -> Tensor:
-    """Put what all processes tell, in rank order, after one another (P, S)."""
+    """Gather the numbers of all ranks, in rank order (P, S)."""
     told = [torch.empty_like(own_S) for _ in range(dist.get_world_size())]
     dist.all_gather(told, own_S)
     return torch.stack(told)
 
 
 def _all_reduce(tensor: Tensor) -> None:
-    """Replace a tensor by its sum over all processes."""
+    """Sum a tensor over all ranks in place."""
     dist.all_reduce(tensor)
 
 
@@ -235,7 +235,7 @@ def build_dummy_rows(
     modalities: Mapping[str, Modality],
     stored: Mapping[str, CachedColumn],
 ) -> dict[str, Any]:
-    """Return, of each modality whose encoder every process must run or none, a prepared batch of one row.
+    """Build a prepared batch of one row for each modality whose encoder all ranks must run together.
 
     Args:
         fabric: Where the stage runs.
@@ -261,7 +261,7 @@ def build_dummy_rows(
 
 @contextmanager
 def dummy_pass(encoder: nn.Module) -> Generator[None]:
-    """Let an encoder run with others and leave no trace: no number is drawn, no statistic counts its rows."""
+    """Run an encoder for its collectives alone: no random draws, no statistics of its rows."""
     modes = [(module, module.training) for module in encoder.modules()]
     for module, _ in modes:
         module.training = module.training and is_synced(module)  # those update with the others' rows
@@ -275,7 +275,7 @@ def dummy_pass(encoder: nn.Module) -> Generator[None]:
 
 
 def _first_usable_row(rows: MixedDataset, modality: Modality, name: str) -> Any:
-    """The first row that has a modality and can be read, as a batch."""
+    """Return the first readable row of a modality, as a batch."""
     for source in rows.sources:
         for row in source.rows.rows_with([name]):
             try:
