@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 _ERROR = "geobind/error"
 _LISTEN = timedelta(seconds=10)  # others may be a little behind
-_GO_ON = "what is finished is kept, and so is the last checkpoint: run again with --resume"
+_GO_ON = "finished stages and the last checkpoint are kept: run again with --resume"
 
 
 def is_first() -> bool:

@@ -141,9 +141,9 @@ def explain_lost_rank(fabric: Fabric) -> Generator[None]:
             _exit_silently(TrainingError.exit_code)
         reason = str(error).strip().splitlines()[0]
         raise TrainingError(
-            f"process {fabric.global_rank} of {fabric.world_size} lost another one ({reason}): "
-            f"it was killed, failed, or is out of reach; if it had a message, it stands above\n"
-            f"what is finished is kept, and so is the last checkpoint: run again with --resume, "
+            f"process {fabric.global_rank} of {fabric.world_size} lost another process ({reason}): "
+            f"it was killed, failed, or cannot be reached; its message, if any, is above\n"
+            f"finished stages and the last checkpoint are kept: run again with --resume, "
             f"with any number of processes"
         ) from error
 

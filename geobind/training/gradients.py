@@ -2,8 +2,8 @@
 
 GradCache computes the gradient of a large batch in the memory of a small one. The first pass embeds the batch
 chunk by chunk and keeps the embeddings alone. Their losses give the gradient of each embedding. The second
-pass embeds the same rows again, chunk by chunk, and backpropagates from those gradients. The last chunk of the
-first pass keeps its graph, so that it is embedded once; so do all chunks where the head alone is trained,
+pass embeds the same rows again, chunk by chunk, and backpropagates from those gradients. The last chunk of
+the first pass keeps its graph, so that it is embedded once; so do all chunks where the head alone is trained,
 because its graph is small.
 """
 

@@ -30,7 +30,7 @@ SIGNALS = tuple(
 )  # Windows has no SIGUSR1
 # One signal can come by two ways: schedulers send it to all processes, and launchers pass it on to theirs.
 _REPEAT_SECONDS = 1.0
-_NOTICE = b"\nstopping after this step, with a checkpoint; once more stops at once\n"
+_NOTICE = b"\nFinishing this step and saving a checkpoint; press again to stop immediately\n"
 
 
 class Stopped(KeyboardInterrupt):
@@ -129,7 +129,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     if first:
         _Received.at = now
     if not (first and _Received.patient):
-        raise Stopped(number, f"{_signal_name(number)}: stopped at once")
+        raise Stopped(number, f"{_signal_name(number)}: stopped immediately")
     with suppress(OSError):
         os.write(2, _NOTICE)  # what is buffered must not be written to from here
 
@@ -139,7 +139,7 @@ def _signal_name(number: int) -> str:
 
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
-_RESUME_HINT = "the last checkpoint is kept, and --resume goes on from it"
+_RESUME_HINT = "the last checkpoint is kept; continue from it with --resume"
 
 
 @contextmanager

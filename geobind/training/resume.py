@@ -164,7 +164,7 @@ def add_resume_hint(folder: Path | None) -> Generator[None]:
         yield
     except BaseException as error:
         if folder is not None and has_partial_results(folder) and "--resume" not in str(error):
-            error.add_note(f"what is finished lies in {folder}; --resume goes on with it")
+            error.add_note(f"finished work is kept in {folder}; continue with --resume")
         raise
 
 

@@ -55,7 +55,7 @@ from geobind.utils.logs import rank_zero_logger
 
 _log = rank_zero_logger(__name__)
 
-# Puts numbers in the place of what is open, on every process the same; it is given the run's folder.
+# Replaces `auto` by numbers, the same on every rank; it gets the recipe, the run's folder and a Fabric.
 AutoResolution = Callable[[Recipe, Path, Fabric], Recipe]
 
 
@@ -63,15 +63,15 @@ def resolve_auto(recipe: Recipe, folder: Path, fabric: Fabric, resolver: AutoRes
     """Return the recipe with every `auto` option resolved.
 
     Raises:
-        RecipeError: It does, and nothing settles it.
-        GeobindError: It cannot be settled on this machine.
+        RecipeError: An option is `auto`, and no resolver is given.
+        GeobindError: It cannot be resolved on this machine.
     """
     recipe = resolver(recipe, folder, fabric) if resolver else recipe
     for stage in recipe.stages:
         if stage.open:
             raise RecipeError(
-                f"stage '{stage.name}': `{stage.open[0]}: auto` is not settled; give `run` a "
-                f"`geobind.planning.auto.AutoResolver()`, as `geobind run` does, or write a number"
+                f"stage '{stage.name}': `{stage.open[0]}: auto` is not resolved; pass `run` a "
+                f"`resolver=geobind.planning.auto.AutoResolver()`, as `geobind run` does, or write a number"
             )
     return recipe
 
@@ -96,12 +96,12 @@ def run(
     Args:
         recipe: A checked recipe, the path of a YAML file, or the name of a shipped recipe.
         folder: Where everything of this run goes; by default `runs/NAME` of the recipe.
-        resume: Go on with a run that lies there: finished stages that are unchanged are not run again, an
-            interrupted one goes on from its last checkpoint.
-        resolver: Puts numbers in the place of what the recipe leaves open, on every process the same.
+        resume: Continue the run in that folder: finished, unchanged stages are not run again, an interrupted
+            one continues from its last checkpoint.
+        resolver: Replaces `auto` options by numbers, the same on every rank.
 
     Raises:
-        GeobindError: Something is wrong that a user can mend; what is finished stays.
+        GeobindError: Something that a user can fix; finished stages are kept.
         Stopped: A signal asked it to stop.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
@@ -177,7 +177,7 @@ def _run_all(recipe: Recipe, folder: Path, fabrics: dict[str, Fabric]) -> RunRes
 def _open_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
     if (folder / "run.json").exists() and has_partial_results(folder) and not resume:
         raise RecipeError(
-            f"{folder} holds a run already: go on with it (--resume), or choose another folder (--out)"
+            f"{folder} holds a run already: continue it (--resume), or choose another folder (--out)"
         )
     files.remove_partial_files(folder)
     files.write_atomic(folder / "recipe.yaml", dump_yaml(recipe.written).encode())

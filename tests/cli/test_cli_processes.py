@@ -44,7 +44,7 @@ def test_an_error_of_one_process_has_its_number(several):
     assert run.message_of_rank("no columns") == "no columns"
     several(1)
     assert run.message_of_rank("no rows") == "process 1: no rows"
-    assert run.message_of_rank("process 1 of 4 lost another one") == "process 1 of 4 lost another one"
+    assert run.message_of_rank("process 1 of 4 lost another process") == "process 1 of 4 lost another process"
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_full_memory_names_what_to_change_and_the_run_goes_on(home, whole, monke
         fault_world.train(home)
     said = str(caught.value)
     assert "stage 'one': the memory of the machine is full" in said
-    assert "the last checkpoint is kept, and --resume goes on from it" in said
+    assert "the last checkpoint is kept; continue from it with --resume" in said
     assert "`chunk: 8`" in said and "a smaller `batch_size` than 16" in said
     assert caught.value.exit_code == 1
     if kind == "accelerator":
@@ -87,7 +87,7 @@ def test_a_loading_process_that_is_killed_is_named_and_the_run_goes_on(
             fault_world.train(home, "workers=1")
     said = str(caught.value)
     assert "stage 'one': a process that loads data died (" in said
-    assert "fewer `workers`" in said and "--shm-size" in said and "--resume goes on from it" in said
+    assert "fewer `workers`" in said and "--shm-size" in said and "continue from it with --resume" in said
     fault_world.train(home, resume=True)
     assert fault_world.outcome(home / "run") == whole()
 

@@ -46,8 +46,8 @@ def test_a_signal_ends_the_step_saves_it_and_the_run_goes_on_to_the_same_end(
         f"{signal.Signals(number).name}: stopped after step {step} of stage '{name}'; a checkpoint is saved"
     )
     assert caught.value.exit_code == CODES[number]
-    assert caught.value.__notes__ == [f"what is finished lies in {home / 'run'}; --resume goes on with it"]
-    assert "stopping after this step, with a checkpoint" in capfd.readouterr().err
+    assert caught.value.__notes__ == [f"finished work is kept in {home / 'run'}; continue with --resume"]
+    assert "Finishing this step and saving a checkpoint" in capfd.readouterr().err
     assert len(metrics.MetricsFile(home / "run" / "metrics.csv")._rows()) == after + 1
     fault_world.train(home, *RARE, resume=True)
     assert fault_world.outcome(home / "run") == whole()
@@ -128,7 +128,7 @@ def test_a_signal_that_comes_by_two_ways_is_one(monkeypatch):
     """A scheduler sends it to all processes, and a launcher or a study passes it on."""
     fabric = type("Fabric", (), {"world_size": 1, "is_global_zero": True})
     with (
-        pytest.raises(Stopped, match="stopped at once"),
+        pytest.raises(Stopped, match="stopped immediately"),
         handle_signals(),
         defer_signals(fabric, "one", 1) as asked,
     ):
@@ -143,7 +143,7 @@ def test_a_signal_that_comes_by_two_ways_is_one(monkeypatch):
 def test_a_second_signal_does_not_wait_for_the_step():
     fabric = type("Fabric", (), {"world_size": 1, "is_global_zero": True})
     with (
-        pytest.raises(Stopped, match="SIGINT: stopped at once"),
+        pytest.raises(Stopped, match="SIGINT: stopped immediately"),
         handle_signals(),
         defer_signals(fabric, "one", 1),
     ):
@@ -186,7 +186,7 @@ def test_the_command_line_says_how_to_go_on_and_exits_as_shells_expect(monkeypat
 
     def stop(*_, **__):
         error = Stopped(signal.SIGTERM, "SIGTERM: stopped after step 3 of stage 'one'; a checkpoint is saved")
-        error.add_note("what is finished lies in runs/x; --resume goes on with it")
+        error.add_note("finished work is kept in runs/x; continue with --resume")
         raise error
 
     monkeypatch.setattr(data.data_command, "invoke", stop)
@@ -195,7 +195,7 @@ def test_the_command_line_says_how_to_go_on_and_exits_as_shells_expect(monkeypat
     assert caught.value.code == 143
     assert capsys.readouterr().err == (
         "SIGTERM: stopped after step 3 of stage 'one'; a checkpoint is saved\n"
-        "what is finished lies in runs/x; --resume goes on with it\n"
+        "finished work is kept in runs/x; continue with --resume\n"
     )
 
 

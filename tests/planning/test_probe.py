@@ -163,7 +163,7 @@ def test_an_open_batch_is_settled_written_down_and_kept_when_the_run_goes_on(
 
 def test_an_open_batch_that_nothing_settles_is_refused_before_anything_runs(tmp_path):
     recipe = toy.recipe(tmp_path, "stages.0.batch_size=auto")
-    with pytest.raises(RecipeError, match="stage 'one': `batch_size: auto` is not settled"):
+    with pytest.raises(RecipeError, match="stage 'one': `batch_size: auto` is not resolved"):
         run(recipe, tmp_path / "run")
 
 

@@ -132,7 +132,7 @@ def test_a_run_that_ended_before_it_trained_anything_is_begun_anew(tmp_path):
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     toy_run(tmp_path)
     with pytest.raises(
-        RecipeError, match=r"holds a run already: go on with it \(--resume\), or choose another"
+        RecipeError, match=r"holds a run already: continue it \(--resume\), or choose another"
     ):
         toy_run(tmp_path)
 

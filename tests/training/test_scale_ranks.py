@@ -162,7 +162,7 @@ def test_sharing_the_weights_changes_nothing_in_half_precision(four, home):
 
 def test_a_killed_process_ends_the_others_with_what_to_do(four, home):
     assert four.returncode != 0
-    said = [line for line in four.stderr.splitlines() if "lost another one" in line]
+    said = [line for line in four.stderr.splitlines() if "lost another process" in line]
     assert said
     assert "run again with --resume, with any number of processes" in four.stderr
     assert (home / "fsdp2_killed_alone" / "run" / "stages" / "01_one" / "state.ckpt").exists()
@@ -182,5 +182,5 @@ def test_what_four_processes_began_one_goes_on_with(alone, four, home, name):
 
 def test_what_the_first_process_finds_wrong_ends_all_at_once(two_nodes, home):
     told = [json.loads((home / "ddp" / f"told-{rank}.json").read_text()) for rank in range(2)]
-    assert "holds a run already: go on with it (--resume)" in told[0]["RecipeError"]
+    assert "holds a run already: continue it (--resume)" in told[0]["RecipeError"]
     assert told[1] == {"SystemExit": "2"}  # the exit code, and no second message
