@@ -1,4 +1,4 @@
-"""The cache folder: things made once from a source, safe to delete, safe for many processes at a time."""
+"""The cache folder: derived data built once, safe to delete, safe for concurrent processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The columns of a table: each knows where its cells lie on disk, and makes one a raw input when asked."""
+"""Columns of a table, which read raw inputs lazily from memory-mapped files."""
 
 # N rows
 
@@ -40,7 +40,7 @@ class TableColumn(Protocol):
         ...
 
     def present_N(self) -> NDArray[np.bool_]:
-        """Tell for every row whether the cell is there."""
+        """Return for every row whether its cell is filled."""
         ...
 
 
@@ -77,7 +77,7 @@ class ArrowColumn:
         return items[0] if len(items) == 1 else items
 
     def present_N(self) -> NDArray[np.bool_]:
-        """Tell for every row whether the cell is there."""
+        """Return for every row whether its cell is filled."""
         return self._cells().is_valid().to_numpy()
 
     def file_names(self, rows_N: NDArray[np.int32], limit: int) -> Iterator[tuple[int, str]]:
@@ -121,7 +121,7 @@ class ArrayColumn:
         return array if self.rate is None else (array, self.rate)
 
     def present_N(self) -> NDArray[np.bool_]:
-        """Every row has one."""
+        """Return true for every row: an array has no gaps."""
         return np.ones(len(map_array(self.path)), dtype=bool)
 
 
@@ -144,14 +144,14 @@ def _decode_npy(content: bytes) -> NDArray[Any]:
 
 
 def looks_like_file_name(cell: str) -> bool:
-    """Whether a string ends like the name of a file: what decides where a recipe does not."""
+    """Return whether a string ends like a file name, which decides where a recipe does not."""
     return _SUFFIX.search(cell) is not None
 
 
 def _holds_files(
     cells: pa.ChunkedArray, column: str, files: Sequence[str], inline: Sequence[str], where: str
 ) -> bool:
-    """Decide whether the strings of a column name files or are text.
+    """Return whether the strings of a column name files rather than being text.
 
     The recipe's word decides; without one, the first hundred cells must all end like file names, or none.
 
@@ -214,7 +214,7 @@ def open_manifest_columns(
 def select_columns(
     there: Mapping[str, TableColumn], columns: Mapping[str, str], names: Collection[str], where: str
 ) -> dict[str, TableColumn]:
-    """Pick from ready columns those that the modalities read, by modality.
+    """Select from ready columns those that the modalities read, by modality.
 
     Raises:
         DataError: The recipe names a column that is not there, or none of them is.

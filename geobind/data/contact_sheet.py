@@ -40,7 +40,7 @@ _MOST_TOKENS = 60
 
 
 def detect_raw_kind(raw: Any) -> Kind:
-    """Tell what a raw input is an observation of.
+    """Detect what kind of observation a raw input is.
 
     Raises:
         DataError: It is a file that cannot be read.
@@ -57,7 +57,7 @@ def detect_raw_kind(raw: Any) -> Kind:
 
 
 def draw_raw(axis: Axes, raw: Any) -> None:
-    """Draw a raw input; what is missing or broken is written out."""
+    """Draw a raw input, or write why it is missing or broken."""
     try:
         if raw is None or isinstance(raw, DataError):
             return write_text(axis, "missing" if raw is None else str(raw))
@@ -77,7 +77,7 @@ def draw_raw(axis: Axes, raw: Any) -> None:
 
 
 def draw_prepared(axis: Axes, prepared: Any, raw: Any, limits: Limits | None = None) -> None:
-    """Draw what `prepare` made of a raw input.
+    """Draw a prepared input.
 
     Args:
         axis: Where to draw.
@@ -101,7 +101,7 @@ def draw_prepared(axis: Axes, prepared: Any, raw: Any, limits: Limits | None = N
 
 
 def compute_limits(prepared: Any) -> Limits | None:
-    """The values between which most of an image's lie, as satellite images are shown; None for 8 bits."""
+    """Compute the range that holds most values of an image, to display it; None for 8 bits."""
     array = np.asarray(prepared) if not isinstance(prepared, Mapping | DataError) else np.zeros(0)
     if array.ndim < 2 or array.dtype == np.uint8:
         return None
@@ -186,7 +186,7 @@ def _visible(image: NDArray[Any], limits: Limits | None) -> NDArray[Any]:
 
 
 def _top(image: NDArray[Any]) -> float | None:
-    """What is white of one band: matplotlib would stretch each by its own values."""
+    """Return the value drawn white in a single band; matplotlib would stretch each band on its own."""
     return None if image.ndim == 3 else 255 if image.dtype == np.uint8 else 1
 
 
@@ -204,7 +204,7 @@ class SheetModality(NamedTuple):
 
 
 class Rows(Protocol):
-    """What is drawn: rows of a stage."""
+    """Rows of a stage, as a sheet reads them."""
 
     def __len__(self) -> int: ...
 
@@ -241,7 +241,7 @@ def draw_table_sheet(table: Table, rows: int = 6, seed: int = 0) -> bytes:
 def draw_stage_sheet(
     stage_rows: Rows, sides: Mapping[str, SheetModality], rows: int = 4, seed: int = 0, draws: int = 3
 ) -> bytes:
-    """Draw what a stage sees of some rows: each raw input, as it is embedded, and as it is trained on.
+    """Draw rows of a stage: each raw input, prepared for embedding, and prepared for training.
 
     Training draws are made as training makes them: one of several equally good observations, then the
     modality's augmentations if the stage trains it. An image that is not of 8 bits is shown within the limits
@@ -296,7 +296,7 @@ def _draw_modality(
 
 
 def _prepared(modality: Modality, raw: Any, *, training: bool = False) -> Any:
-    """What the modality makes of a raw input, or why it cannot."""
+    """Return the prepared input, or the error that explains why there is none."""
     try:
         return modality.prepare(raw, training=training)
     except DataError as error:
@@ -304,7 +304,7 @@ def _prepared(modality: Modality, raw: Any, *, training: bool = False) -> Any:
 
 
 def _has_several(stage_rows: Rows, name: str) -> bool:
-    """Whether rows hold several observations of a modality, as far as the first tell."""
+    """Return whether any of the first rows holds several observations of a modality."""
     raws = (stage_rows[row].raws.get(name) for row in range(min(_FIRST, len(stage_rows))))
     return any(isinstance(raw, list) and len(cast("list[Any]", raw)) > 1 for raw in raws)
 
@@ -314,7 +314,7 @@ def _add_key(shown: list[SheetCell], key: str) -> list[SheetCell]:
 
 
 def _leave_empty(axis: Axes) -> None:
-    """Leave a cell empty."""
+    """Draw nothing."""
 
 
 def _choose_rows(count: int, rows: int, seed: int) -> list[int]:

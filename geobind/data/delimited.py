@@ -32,7 +32,7 @@ class CellError(ValueError):
 
 
 def strings_to_arrow(values: list[Any]) -> pa.Array:
-    """Strings or numbers as strings; blank ones are missing.
+    """Convert strings or numbers to strings; blank ones become null.
 
     Raises:
         CellError: One is neither.
@@ -47,7 +47,7 @@ def strings_to_arrow(values: list[Any]) -> pa.Array:
 
 
 def degrees_to_arrow(values: list[Any], limit: float) -> pa.Array:
-    """Degrees within a limit; blank ones are missing.
+    """Convert degrees within a limit; blank ones become null.
 
     Raises:
         CellError: One is no number, or out of range.
@@ -73,7 +73,7 @@ def degrees_to_arrow(values: list[Any], limit: float) -> pa.Array:
 
 
 def times_to_arrow(values: list[Any]) -> pa.Array:
-    """ISO 8601 times in UTC; a time that names no zone is UTC already, blank ones are missing.
+    """Convert ISO 8601 times to UTC; times without a zone are UTC, blank ones become null.
 
     Raises:
         CellError: One is no such time.
@@ -92,7 +92,7 @@ def times_to_arrow(values: list[Any]) -> pa.Array:
 
 
 def cells_to_arrow(values: list[Any]) -> pa.Array:
-    """A modality's cells as lists of strings, numbers or windows of rasters; blank ones are missing.
+    """Convert a modality's cells to lists of strings, numbers or raster windows; blank ones become null.
 
     A string is a list of one, and so is a window.
 
@@ -118,7 +118,7 @@ def cells_to_arrow(values: list[Any]) -> pa.Array:
 
 
 def _trim_strings(values: list[Any]) -> pa.Array | None:
-    """Strings without white space around them, blank ones missing; None if some are no strings."""
+    """Return stripped strings, blank ones null; None if a value is not a string."""
     try:
         strings = pc.utf8_trim_whitespace(pa.array(values, pa.string()))
     except (pa.ArrowException, TypeError, ValueError):  # ValueError: half a surrogate pair
@@ -127,7 +127,7 @@ def _trim_strings(values: list[Any]) -> pa.Array | None:
 
 
 def _parse_numbers(values: list[Any]) -> pa.Array | None:
-    """Numbers in strings, blank ones missing; None if some are none, or look unlike what Arrow reads."""
+    """Parse numbers in strings, blank ones null; None if Arrow cannot read one of them."""
     strings = _trim_strings(values)
     if strings is None:
         return None

@@ -43,7 +43,7 @@ _HEAD, _PART = 16, 2**20  # bytes
 
 @dataclass(frozen=True)
 class ObservationFacts:
-    """What is known of one observation; a `fault` says why it cannot be used."""
+    """Properties of one observation; `fault` is the reason why it cannot be used."""
 
     kind: Kind = "unknown"
     fault: str | None = None
@@ -58,7 +58,7 @@ class ObservationFacts:
 
 
 def inspect_raw(raw: Any) -> ObservationFacts:
-    """Decode an observation and tell what it is; what is wrong with it is told, not raised.
+    """Decode an observation and return its properties; faults are reported, not raised.
 
     Args:
         raw: A path, bytes, a string, an array of an image (H, W, C) or of numbers, as columns give them.
@@ -79,7 +79,7 @@ def inspect_raw(raw: Any) -> ObservationFacts:
 
 
 def detect_kind(content: bytes) -> Kind:
-    """Tell by how it begins what an encoded observation is; `unknown` may be text."""
+    """Detect the kind of an encoded observation by its first bytes; `unknown` may be text."""
     if content.startswith(b"RIFF"):
         return "image" if content[8:12] == b"WEBP" else "sound"
     if content.startswith(_IMAGES):
@@ -193,7 +193,7 @@ _CHUNK = 64  # observations looked at together; those not in files of their own 
 
 
 class InspectedObservation(NamedTuple):
-    """An observation: its row, and what was found of it."""
+    """An observation: its row and its properties."""
 
     row: int
     facts: ObservationFacts
@@ -233,7 +233,7 @@ def _raws(table: Table, name: str, rows: Iterable[Any]) -> Iterator[tuple[int, A
 
 
 def check_column_files(table: Table, name: str) -> Iterator[InspectedObservation]:
-    """See whether the files of a modality are there and not empty; nothing is decoded."""
+    """Check that the files of a modality exist and are not empty, without decoding them."""
     column = table.columns[name]
     number = {int(row): index for index, row in enumerate(table.rows_N)}
     if isinstance(column, ArrowColumn) and column.files is not None:
@@ -315,7 +315,7 @@ _LISTED = 5
 
 
 def list_warnings(report: Mapping[str, Any]) -> Iterator[str]:
-    """Say what can be used but should be known: what splits share, silence, classes never trained on."""
+    """Yield warnings about usable data: shared rows between splits, silence, classes absent from training."""
     for name, told in report["modalities"].items():
         texts = set(told["kinds"]) <= {"words"}
         if told["repeated"]["across_splits"] and not texts:  # captions may well say the same of two places
@@ -353,7 +353,7 @@ def list_warnings(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def format_report(report: Mapping[str, Any]) -> Iterator[str]:
-    """Say what was found, line by line."""
+    """Yield the report as lines of text."""
     yield f"{report['name']}: {report['rows']:,} rows; {_counts(report['splits'])}"
     if report["without_split"]:
         yield f"  {report['without_split']} rows are in no split"
@@ -415,7 +415,7 @@ Report = dict[str, Any]
 
 
 def inspect_table(table: Table, *, quick: bool = False) -> Report:
-    """Look at a table and say what is in it, in values that JSON can hold.
+    """Return a report on a table's contents, as values that JSON can hold.
 
     Args:
         table: What to look at.

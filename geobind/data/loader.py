@@ -43,7 +43,7 @@ class PreparedRow(NamedTuple):
 
 
 class Collator(NamedTuple):
-    """Puts the rows of a step together: the batch of each modality holds the rows that have it, in order."""
+    """Collate function: the batch of each modality holds, in order, the rows that have it."""
 
     names: tuple[str, ...]
 
@@ -78,11 +78,11 @@ _DEATHS = ("DataLoader worker", "DataLoader timed out")  # how torch begins to s
 
 
 class WorkerDied(DataError):
-    """A process that loads data died, or hangs; the message says what to do."""
+    """A loader process died or hangs; the message says what to do."""
 
     @classmethod
     def of(cls, error: Exception) -> Self:
-        """Say it of what torch raised."""
+        """Build the error that explains an exception raised by torch."""
         if isinstance(error, cls):
             return error
         if str(error).startswith(_DEATHS[1]):
@@ -98,12 +98,12 @@ class WorkerDied(DataError):
 
 
 def is_worker_death(error: Exception) -> bool:
-    """Whether torch says that a process that loads data died, or hangs."""
+    """Return whether torch reports that a loader process died or hangs."""
     return isinstance(error, RuntimeError) and str(error).startswith(_DEATHS)
 
 
 class Failure(NamedTuple):
-    """A user's mistake on its way from a worker: torch would wrap the exception itself in a traceback."""
+    """A user error passed from a worker; torch would wrap the exception itself in a traceback."""
 
     message: str
 
@@ -164,7 +164,7 @@ def load_batches(
 
 
 def _ignore_signals(_: int) -> None:
-    """Leave signals that are sent to a whole group of processes to the one that trains.
+    """Ignore SIGINT and SIGUSR1 in workers: the main process handles them.
 
     It finishes its step, which takes batches, and then ends the others: in the worst case by a SIGTERM of
     its own, which is the second.
@@ -199,10 +199,10 @@ _SHOWN = 5  # broken rows listed in one message
 
 
 class Preparer(Protocol):
-    """What makes a raw input a tensor: a modality, or whatever stands in for it."""
+    """Protocol of objects that prepare raw inputs: a modality or a stand-in."""
 
     def prepare(self, raw: Any, *, training: bool = False) -> Prepared:
-        """Turn one raw input into a tensor, or a dict of tensors."""
+        """Prepare one raw input as a tensor, or a dict of tensors."""
         ...
 
 
@@ -299,7 +299,7 @@ def _list_faults(faults: Sequence[tuple[str, str]]) -> str:
 
 
 class _Samples(Dataset[Any]):
-    """Prepares what a row has, or what another one has where it is broken."""
+    """Dataset of prepared rows; a broken row is replaced by another one."""
 
     def __init__(self, loader: BatchLoader) -> None:
         self.rows, self.sides, self.sampler = loader.rows, dict(loader.sides), loader.sampler
@@ -349,7 +349,7 @@ class _Samples(Dataset[Any]):
 
 
 def _choose_observation(raw: Any, choose: Any) -> Any:
-    """Return one of equally good observations."""
+    """Choose one of several equally good observations."""
     if isinstance(raw, list):
         items = cast("list[Any]", raw)
         raw = items[choose(len(items))] if items else None

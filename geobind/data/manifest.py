@@ -1,4 +1,4 @@
-"""Turn a manifest into one memory-mapped Arrow file, checked on the way."""
+"""Conversion of a manifest to one checked, memory-mapped Arrow file."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def convert_manifest(
 
 
 def hash_manifest(path: Path) -> str:
-    """Fingerprint what is in a manifest, wherever it lies; of Parquet its end, which tells of all the rest.
+    """Hash a manifest's content, wherever it lies; of Parquet only the footer, which covers the rest.
 
     Raises:
         DataError: It is missing, of another kind, or cannot be read.

@@ -1,4 +1,4 @@
-"""Batches that hold neighbours: rows of places near enough to look alike, too far apart to be the same."""
+"""Neighbour batches: groups of rows near enough to look alike, too far apart to be the same."""
 
 # N rows, K of them with a place, C groups, T steps of an epoch, B rows of a batch
 
@@ -22,7 +22,7 @@ _ROUNDS = 3  # times that cells are laid over the places still in no group
 
 
 class NeighbourOptions(NamedTuple):
-    """What is asked of batches: groups of rows whose places are all this far from each other."""
+    """Options of neighbour batches: the distance range, the share of grouped rows, the group size."""
 
     min_km: float
     max_km: float
@@ -32,7 +32,7 @@ class NeighbourOptions(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
-    """Where rows are, in degrees; NaN where that is unknown."""
+    """Latitudes and longitudes of rows in degrees; NaN where unknown."""
 
     lat_N: Floats
     lon_N: Floats
@@ -82,7 +82,7 @@ def compute_grouped_share(
 
 
 def _deal_groups(size_C: Ints, steps: int, batch_size: int, wanted: int, rng: np.random.Generator) -> Ints:
-    """Deal groups to the steps as evenly as they go, `wanted` rows to each; -1 for those left over."""
+    """Assign groups to steps evenly, up to `wanted` rows a step; -1 for groups that fit nowhere."""
     step_C = np.full(len(size_C), -1)
     order_C = rng.permutation(len(size_C))
     end_C = np.cumsum(size_C[order_C])
@@ -101,7 +101,7 @@ def _deal_groups(size_C: Ints, steps: int, batch_size: int, wanted: int, rng: np
 def _form_groups(
     places: Coordinates, options: NeighbourOptions, rng: np.random.Generator
 ) -> tuple[Ints, Ints]:
-    """Group rows, and return them in random order with the group of each, -1 for those in none.
+    """Return rows in random order with the group of each, -1 for rows in no group.
 
     What is cut apart by the edges of cells is tried again with cells that lie elsewhere.
     """
@@ -120,7 +120,7 @@ def _form_groups(
 def _group_by_cells(
     lat_K: Floats, lon_K: Floats, options: NeighbourOptions, rng: np.random.Generator
 ) -> Ints:
-    """Group places by cells, and return the group of each, -1 for those in none.
+    """Return the group of each place, formed by cells; -1 for places in no group.
 
     Places of one large cell are near enough. Small cells are coloured like a chessboard of four colours: two
     places in different small cells of one colour have a whole cell between them. So places of one large cell
@@ -146,14 +146,14 @@ def _group_by_cells(
 
 
 def _rotate_sphere(lat_K: Floats, lon_K: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Turn the Earth at random, so that cells lie elsewhere each time; in radians, longitudes from 0."""
+    """Rotate the sphere at random, so that cells differ each time; in radians, longitudes from 0."""
     at_K3 = to_unit_sphere(np.stack([lat_K, lon_K], axis=1))
     x_K, y_K, z_K = (at_K3 @ np.linalg.qr(rng.normal(size=(3, 3)))[0]).T
     return np.arcsin(np.clip(z_K, -1, 1)), np.arctan2(y_K, x_K) + np.pi
 
 
 def _near_cells(lat_K: Floats, lon_K: Floats, side: float) -> tuple[Ints, Ints]:
-    """Cells, as band and column, at most `side` high and wide, measured straight through the Earth."""
+    """Assign cells, as band and column, at most `side` high and wide, measured as chords."""
     bands = int(np.ceil(np.pi / side))
     band_K, south_K, north_K = _assign_bands(lat_K, bands)
     widest_K = np.cos(np.where(south_K * north_K < 0, 0, np.minimum(np.abs(south_K), np.abs(north_K))))
@@ -162,7 +162,7 @@ def _near_cells(lat_K: Floats, lon_K: Floats, side: float) -> tuple[Ints, Ints]:
 
 
 def _distant_cells(lat_K: Floats, lon_K: Floats, angle: float) -> tuple[Ints, Ints]:
-    """Cells, as band and column, at least `angle` high and wide; the columns of a band are even in number."""
+    """Assign cells, as band and column, at least `angle` high and wide; columns of a band are even in number."""
     bands = max(1, int(np.pi / angle))
     band_K, south_K, north_K = _assign_bands(lat_K, bands)
     narrowest_K = np.cos(np.maximum(np.abs(south_K), np.abs(north_K)))
@@ -172,7 +172,7 @@ def _distant_cells(lat_K: Floats, lon_K: Floats, angle: float) -> tuple[Ints, In
 
 
 def _assign_bands(lat_K: Floats, bands: int) -> tuple[Ints, Floats, Floats]:
-    """The band of each latitude, and where it begins and ends."""
+    """Assign each latitude to a band; return it with the band's limits."""
     band_K = np.clip(((lat_K / np.pi + 0.5) * bands).astype(np.int64), 0, bands - 1)
     return band_K, (band_K / bands - 0.5) * np.pi, ((band_K + 1) / bands - 0.5) * np.pi
 
@@ -182,7 +182,7 @@ def _assign_columns(lon_K: Floats, count_K: Ints) -> Ints:
 
 
 def _number_combinations(*keys_K: Ints) -> Ints:
-    """Number the different combinations from 0."""
+    """Assign numbers from 0 to the distinct combinations of keys."""
     order_K = np.lexsort(keys_K)
     new_K = np.zeros(len(order_K), dtype=bool)
     for key_K in keys_K:
@@ -193,7 +193,7 @@ def _number_combinations(*keys_K: Ints) -> Ints:
 
 
 def _rank_in_class(class_K: Ints) -> Ints:
-    """How many rows of its class stand before each row."""
+    """Count, for each row, the earlier rows of its class."""
     order_K = np.argsort(class_K, kind="stable")
     size_C = np.bincount(class_K)
     place_K = np.empty(len(class_K), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Pack a table into a few Parquet files that hold the observations themselves, to move or to stream."""
+"""Packing of a table and its observations into a few Parquet files, to move or to stream."""
 
 # N rows
 
@@ -37,7 +37,7 @@ _KINDS = {**_WORDS, "lat": pa.float64(), "lon": pa.float64(), "time": pa.timesta
 
 @dataclass(frozen=True)
 class PackResult:
-    """What packing made."""
+    """Counts and faults of a packing."""
 
     shards: int
     rows: int
@@ -47,7 +47,7 @@ class PackResult:
 
 
 def pack_table(table: Table, folder: Path, *, shard_bytes: int = 200_000_000) -> PackResult:
-    """Write a table as Parquet shards that open as a manifest; interrupted, it goes on where it stopped.
+    """Write a table as Parquet shards that open as a manifest; an interrupted packing is resumed.
 
     Columns keep the names of the modalities. Files become their bytes, windows of rasters PNG (or NumPy's
     .npy where their values are not 8-bit with 1, 3 or 4 bands), texts and numbers stay. Text is compressed

@@ -66,7 +66,7 @@ def run_in_order(jobs: Iterable[Callable[[], T]], threads: int) -> Iterator[T]:
 
 @contextmanager
 def report_damage(path: Path) -> Generator[None]:
-    """Say that a Parquet file is damaged where reading it fails.
+    """Raise read failures of a Parquet file as a DataError that names it.
 
     Raises:
         DataError: It does.

@@ -72,7 +72,7 @@ def draw_replacement(
     attempt: int,
     batch: NDArray[np.int64] | None = None,
 ) -> int:
-    """Return the row that stands in for row `index` of a step: one not in the step, if there is any.
+    """Return the row that replaces row `index` of a step: one not in the step, if there is any.
 
     The step's rows are those of `batch_indices`, unless others are given.
     """
@@ -98,7 +98,7 @@ def _derive_seeds(*numbers: int) -> tuple[int, int, int]:
 
 @contextmanager
 def seeded_rng(*numbers: int) -> Generator[None]:
-    """Seed torch, numpy and random from these numbers, and put back what they were in the main process."""
+    """Seed torch, numpy and random from these numbers; restore them afterwards in the main process."""
     with preserve_rng():
         seed_rng(*numbers)
         yield
@@ -124,7 +124,7 @@ def seed_torch(device: torch.device, number: int) -> None:
 
 @contextmanager
 def preserve_rng() -> Generator[None]:
-    """Put back what torch, numpy and random were, in the main process.
+    """Restore the random state of torch, numpy and random afterwards, in the main process.
 
     It takes as long as a tenth of preparing an image, so do it once for many.
     """
@@ -146,7 +146,7 @@ _GOLDEN = (
 
 
 class WeightedSource(NamedTuple):
-    """Where some of a stage's rows come from."""
+    """A named source of a stage's rows, and its sampling weight."""
 
     name: str  # what messages call it
     rows: RowSource
@@ -166,7 +166,7 @@ class MixedDataset:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Which share of the rows drawn comes from each source."""
+        """The share of drawn rows that comes from each source."""
         weights = [len(rows) if weight is None else weight for _, rows, weight in self.sources]
         return tuple(weight / sum(weights) for weight in weights)
 
@@ -182,7 +182,7 @@ class MixedDataset:
         return RowMetadata.concatenate([source.rows.metadata() for source in self.sources])
 
     def find_missing_storage(self, row: int) -> str | None:
-        """Say that the data of a row's source are gone, if they are."""
+        """Return the message that the data of a row's source are gone, or None."""
         source = find_source(self.starts, row)
         return find_missing_storage(self.sources[source].rows, row - self.starts[source])
 
@@ -196,7 +196,7 @@ class MixedDataset:
 
     @cached_property
     def places(self) -> tuple[Coordinates, ...]:
-        """Where the rows of each source are.
+        """The places of the rows of each source.
 
         Raises:
             DataError: None of a source's says where it is.
@@ -215,7 +215,7 @@ class MixedDataset:
     def sampler(
         self, batch_size: int, seed: int, *, mixed: bool = False, neighbours: NeighbourOptions | None = None
     ) -> BatchSampler:
-        """Plan which rows each step takes.
+        """Build the sampler that chooses the rows of each step.
 
         Args:
             batch_size: Rows of a step.
@@ -245,7 +245,7 @@ class MixedDataset:
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """Which rows each step takes: a function of the seed and the step alone.
+    """The rows of each step, a pure function of the seed and the step.
 
     Each source is gone through in epochs of its own, in a new order each time. Steps alternate between the
     sources as evenly as their shares allow, or every batch holds rows of all of them.
@@ -261,7 +261,7 @@ class BatchSampler:
 
     @property
     def row_counts(self) -> tuple[int, ...]:
-        """How many rows of each source a batch holds that holds any: whole numbers nearest to its share."""
+        """Rows of each source in a batch: the whole numbers nearest to its share."""
         if not self.mixed:
             return (self.batch_size,) * len(self.sizes)
         exact = np.array(self.shares) * self.batch_size
@@ -272,7 +272,7 @@ class BatchSampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps that draw as many rows as there are, less what fills no batch."""
+        """Steps that draw as many rows as there are, less an incomplete last batch."""
         if self.mixed:
             return sum(self.sizes) // self.batch_size
         return sum(size // self.batch_size for size in self.sizes)
@@ -286,11 +286,11 @@ class BatchSampler:
         return np.random.default_rng([self.seed, step]).permutation(np.concatenate(parts))
 
     def source(self, step: int) -> int | None:
-        """Return which source a step's rows are of; None if there is but one, or they are of all."""
+        """Return the source of a step's rows; None if there is only one, or if batches are mixed."""
         return None if self.mixed or len(self.sizes) == 1 else self._parts(step)[0][0]
 
     def replacement(self, step: int, row: int, attempt: int) -> int:
-        """Return the row that stands in for a broken one: of its source, and if it can be not in the step."""
+        """Return a row that replaces a broken one: from its source and, if possible, not in the step."""
         source = find_source(tuple(map(self._start, range(len(self.sizes)))), row)
         count, turn = next((count, turn) for part, count, turn in self._parts(step) if part == source)
         start = self._start(source)
@@ -299,7 +299,7 @@ class BatchSampler:
         return start + draw_replacement(size, count, turn, seed, row - start, attempt, batch)
 
     def _batch(self, source: int, count: int, turn: int) -> NDArray[np.int64]:
-        """The rows of a source that its `turn`-th step takes, counted in it."""
+        """Return the rows that the `turn`-th step of a source takes, numbered within it."""
         size, seed = self.sizes[source], self._seed(source)
         if self.neighbours is None:
             return batch_indices(size, count, turn, seed)
@@ -307,7 +307,7 @@ class BatchSampler:
         return neighbour_batches(self.places[source], self.neighbours, count, seed, epoch)[batch]
 
     def _parts(self, step: int) -> list[tuple[int, int, int]]:
-        """The sources of a step, how many rows of each, and how many steps had some of it before."""
+        """Return the sources of a step: number, rows of it, and its earlier steps."""
         if len(self.sizes) == 1:
             return [(0, self.batch_size, step)]
         if self.mixed:
@@ -323,7 +323,7 @@ class BatchSampler:
 
 
 def find_source(starts: Sequence[int], row: int) -> int:
-    """Return which source a row is of."""
+    """Return the source of a row."""
     return bisect_right(starts, row) - 1
 
 
@@ -331,7 +331,7 @@ def find_source(starts: Sequence[int], row: int) -> int:
 def _alternate_sources(
     shares: tuple[float, ...], seed: int, steps: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The source of each step, and how many steps had it before."""
+    """Return the source of each step, and how many earlier steps used it."""
     first = derive_seed(seed, "mixture") / 2**63
     edges = np.cumsum(shares)[:-1]
     source_T = np.searchsorted(edges, (first + _GOLDEN * np.arange(steps)) % 1.0, side="right")

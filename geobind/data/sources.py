@@ -36,17 +36,17 @@ class DetectsMissingStorage(Protocol):
     """Rows whose files can go away."""
 
     def find_missing_storage(self, row: int) -> str | None:
-        """Say that the data are gone if this row's file is not there, nor those of other rows."""
+        """Return the message that this row's file and those of other rows are missing, or None."""
         ...
 
 
 def find_missing_storage(rows: object, row: int) -> str | None:
-    """Say that data are gone, once a row of them cannot be used; None if only this row is at fault."""
+    """Return the message that storage is missing, after a row failed; None if only this row is at fault."""
     return rows.find_missing_storage(row) if isinstance(rows, DetectsMissingStorage) else None
 
 
 def find_missing_files(table: Table, index: int) -> str | None:
-    """Say that the files of a table are gone: that of a row, and those of all other rows looked at.
+    """Return the message that a table's files are missing: this row's, and those of all other rows checked.
 
     Args:
         table: The rows.

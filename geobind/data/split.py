@@ -1,4 +1,4 @@
-"""Cut a table into splits so that rows that belong together, by place or by group, stay together."""
+"""Splits of a table that keep rows of one place or group together."""
 
 # N rows; U units, which are never cut
 
@@ -32,7 +32,7 @@ _KM = (1.0, 20_000.0)
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """How to cut a table into splits.
+    """Options of splitting a table.
 
     Raises:
         DataError: The shares do not add up to 1, their names do not fit them, or a size is out of range.
@@ -82,7 +82,7 @@ def split_places(places_NLL: NDArray[np.float64], options: SplitOptions) -> list
 
 
 def split_units(units: Sequence[Any], options: SplitOptions) -> list[str | None]:
-    """Assign rows to splits by their units (cells, groups), as near to the shares as whole units allow.
+    """Assign rows to splits by units (cells, groups), as near to the shares as whole units allow.
 
     A unit's turn depends on the seed and its name alone. Each goes to the split that lacks most rows; those
     larger than the smallest split is meant to be come first, lest one of them overflow it.
@@ -107,7 +107,7 @@ def split_units(units: Sequence[Any], options: SplitOptions) -> list[str | None]
 def split_manifest(
     manifest: Path, target: Path, options: SplitOptions, columns: Mapping[str, str] | None = None
 ) -> dict[str, int]:
-    """Write a manifest again with its column `split` filled anew; all else stays as it is.
+    """Write a copy of a manifest with a new column `split`; all other columns stay.
 
     Args:
         manifest: A CSV, TSV, JSONL or Parquet file.

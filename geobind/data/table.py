@@ -1,4 +1,4 @@
-"""Tables of rows: what is known of each row, its observations, its licence."""
+"""Tables of rows: keys, splits, places, labels, observations and licences."""
 
 # N rows, LL latitude and longitude in degrees
 
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class Row(NamedTuple):
-    """What was observed of one place, by modality, and what is known about it."""
+    """One row: its observations by modality, key, place and label."""
 
     raws: Mapping[str, Any]  # raw inputs, or lists of equally good ones; None where it is missing
     key: str = ""  # names the row in messages
@@ -97,7 +97,7 @@ class Table:
 
     @property
     def keys(self) -> Sequence[str]:
-        """What names each row in messages: column `key`, or else the file and line."""
+        """The name of each row in messages: column `key`, or else the file and line."""
         return LazySequence(self.rows_N, self._key)
 
     @property
@@ -113,7 +113,7 @@ class Table:
 
     @property
     def groups(self) -> list[str | None] | None:
-        """What each row belongs to, such as the recording it was cut from; None if no row says."""
+        """The group of each row, such as the recording it was cut from; None if no row has one."""
         return self._field("group")
 
     @property

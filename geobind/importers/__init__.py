@@ -1,4 +1,4 @@
-"""Turn a public dataset, laid out as it is distributed, into a manifest.
+"""Importers: manifests of public datasets as they are distributed.
 
 An importer reads one dataset's layout and yields rows; this package finds importers, writes the manifest, and
 counts what is missing. The built-in importers come through the entry points third parties use.

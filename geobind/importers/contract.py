@@ -1,4 +1,4 @@
-"""The contract of importers: what a dataset is called, what it may be used for, and its rows."""
+"""The contract of importers: a dataset's name, licence, columns and rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHOWN = 12  # entries of a folder listed in a message
 
 
 class Column(NamedTuple):
-    """A column that an importer fills, best named as the modality that reads it."""
+    """A column that an importer fills, ideally named like the modality that reads it."""
 
     kind: Kind
     note: str = ""  # what it holds, in a few words for people
@@ -27,7 +27,7 @@ class Column(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """Something the dataset has and the manifest will not: counted by reason, never dropped in silence."""
+    """An item that the manifest leaves out; items are counted by reason, never dropped silently."""
 
     reason: str
 
@@ -71,19 +71,19 @@ class Importer(BaseModel, ABC):
         return {}
 
     def contents(self) -> Mapping[str, Column]:
-        """The columns of this import: those of the class, unless options decide."""
+        """Return the columns of this import: those of the class, unless options decide."""
         return type(self).columns
 
     def folders(self) -> list[Path]:
-        """The folders that files lie in, at any depth: the sources, unless options name others."""
+        """Return the folders that hold the files, at any depth: the sources, unless options name others."""
         return [source if source.is_dir() else source.parent for source in self.sources]
 
     def notes(self) -> list[str]:
-        """What a user of this import should know, such as a split that leaks; a line each."""
+        """Return notes for the user, a line each, such as that a split leaks."""
         return []
 
     def folder(self) -> Path:
-        """The one folder given as source.
+        """Return the one folder given as source.
 
         Raises:
             DataError: It is not one folder.
@@ -93,7 +93,7 @@ class Importer(BaseModel, ABC):
         return self.sources[0]
 
     def misplaced(self, reason: str) -> DataError:
-        """Say that the sources are not this dataset: what was expected, and what was found."""
+        """Return the error that the sources are not this dataset, with the expected and the actual layout."""
         given = ", ".join(map(str, self.sources))
         expected = textwrap.indent(textwrap.dedent(self.layout).strip("\n").rstrip(), "    ")
         found = "\n".join(f"    {line}" for source in self.sources[:3] for line in _listed(source))
@@ -103,7 +103,7 @@ class Importer(BaseModel, ABC):
 
 
 def _listed(source: Path) -> list[str]:
-    """The first entries of a folder, folders first."""
+    """Return the first entries of a folder, folders first."""
     if not source.exists():
         return [f"{source}: no such file or folder"]
     if not source.is_dir():

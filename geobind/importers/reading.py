@@ -85,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=20_000)  # of folders: datasets of species have one for each
 def list_names(folder: Path | str) -> frozenset[str]:
-    """The names in a folder, looked up once: a million single look-ups take minutes."""
+    """List the names in a folder, looked up once: a million single look-ups take minutes."""
     try:
         return frozenset(os.listdir(folder))
     except OSError:
@@ -94,12 +94,12 @@ def list_names(folder: Path | str) -> frozenset[str]:
 
 @lru_cache(maxsize=16)
 def list_by_stem(folder: Path) -> dict[str, str]:
-    """The files of a folder by their name up to the first dot or underscore."""
+    """Map the files of a folder by their name up to the first dot or underscore."""
     return {name.split(".")[0].split("_")[0]: name for name in sorted(list_names(folder), reverse=True)}
 
 
 def resolve_inside(folder: Path, name: str, where: str) -> Path:
-    """A file that a dataset names, inside its folder.
+    """Resolve a file name of a dataset inside its folder.
 
     Raises:
         DataError: The name leads out of it.
@@ -111,7 +111,7 @@ def resolve_inside(folder: Path, name: str, where: str) -> Path:
 
 
 def find_first(folder: Path, names: Collection[str]) -> Path | None:
-    """The first of the named files or folders that exists; an empty name is the folder itself."""
+    """Find the first named file or folder that exists; an empty name is the folder itself."""
     return next((folder / name for name in names if (folder / name).exists()), None)
 
 
@@ -182,7 +182,7 @@ class _Scanner:
                     raise DataError(f"{self._path}: not JSON: {error}") from error
 
     def _next(self) -> str:
-        """The next character that is no space, or nothing at the end."""
+        """Return the next character that is no space, or nothing at the end."""
         while True:
             while self._at < len(self._text):
                 if not self._text[self._at].isspace():
@@ -206,7 +206,7 @@ class _Scanner:
 
 
 def parse_time(text: str, *formats: str) -> datetime | None:
-    """The time that a text tells, ISO 8601 or of one of the formats of `strptime`; None where it is none."""
+    """Parse a time in ISO 8601 or one of the `strptime` formats; None if it is none."""
     text = text.strip()
     for read in (datetime.fromisoformat, *(partial(_strptime, form) for form in formats)):
         try:
@@ -232,7 +232,7 @@ class ShardSample(NamedTuple):
 
 
 def find_shards(sources: tuple[Path, ...]) -> list[Path]:
-    """The shards given, and those in the folders given (at any depth), in order of their names."""
+    """Find the shards given and those in the folders given, at any depth, sorted by name."""
     found: list[Path] = []
     for source in sources:
         inside = sorted(path for path in source.rglob("*") if path.name.endswith(SUFFIXES))
@@ -281,7 +281,7 @@ def read_shard(path: Path, wanted: frozenset[str], max_member: int = MAX_MEMBER)
 
 
 def _split_name(member: tarfile.TarInfo, path: Path) -> tuple[str, str]:
-    """A member's key and extension."""
+    """Split a member's name into key and extension."""
     if not member.isreg():
         raise DataError(f"{path}: {member.name}: is a link or a device; shards hold plain files")
     name = PurePosixPath(member.name)

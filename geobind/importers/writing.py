@@ -50,7 +50,7 @@ _DOUBTFUL: dict[str, tuple[Convert, str]] = {
 
 @dataclass
 class ImportCounts:
-    """What was counted on the way."""
+    """Counters of an import."""
 
     rows: int = 0
     splits: Counter[str] = field(default_factory=lambda: Counter[str]())  # "" counts rows of no split
@@ -72,7 +72,7 @@ def build_schema(columns: Mapping[str, Column]) -> pa.Schema:
 
 @dataclass
 class ManifestBuilder:
-    """Turns rows into tables of one schema, a group of rows each, and counts.
+    """Builder of Arrow tables of one schema from rows, which counts what is missing.
 
     Args:
         name: The importer's, for messages.
@@ -134,7 +134,7 @@ class ManifestBuilder:
         return kept
 
     def _resolved(self, row: Row) -> Row | None:
-        """The row with its cells as they are written, or None, counted, if all of its files are missing."""
+        """Return the row as it is written, or None, counted, if all of its files are missing."""
         absent: list[tuple[str, str]] = []
         cells = {name: self._cell(name, row, absent) for name in self.columns}
         for column, file in absent:
@@ -175,11 +175,11 @@ class ManifestBuilder:
 
     @cached_property
     def _prefix(self) -> str:
-        """What the files of the dataset begin with; paths are made of strings here, being many."""
+        """The prefix of the dataset's files; their paths are strings here because there are many."""
         return os.path.join(self.base, "")
 
     def _named(self, path: Path, column: str, absent: list[tuple[str, str]]) -> str | None:
-        """A file's name relative to the base, or None where it is missing and to be skipped."""
+        """Return a file's name relative to the base, or None if it is missing and to be skipped."""
         member = parse_member(str(path))
         absolute = os.path.abspath(member.tar if member else path)
         folder, name = os.path.split(absolute)
@@ -236,7 +236,7 @@ _SHOWN = 3  # reasons in the message of an import that left nothing
 
 @dataclass(frozen=True)
 class ImportSummary:
-    """What an import made."""
+    """Result of an import."""
 
     manifest: Path
     root: Path | None  # the folder that file names are relative to, if not the manifest's
@@ -261,7 +261,7 @@ def write_manifest(
     limit: int | None = None,
     show: bool | None = None,
 ) -> ImportSummary:
-    """Write a dataset's manifest; it is there whole or not at all.
+    """Write a dataset's manifest atomically.
 
     Args:
         importer: The dataset and its options.
@@ -319,7 +319,7 @@ def _columns(importer: Importer) -> dict[str, Column]:
 def _choose_base(
     importer: Importer, columns: dict[str, Column], out: Path, root: Path | None
 ) -> tuple[Path, Path | None]:
-    """The folder that names are relative to, and what a recipe has to say of it."""
+    """Return the folder that file names are relative to, and again if a recipe must name it."""
     here = Path(os.path.abspath(out.parent))
     if root is not None:
         chosen = Path(os.path.abspath(root))
@@ -339,7 +339,7 @@ def _choose_base(
 
 
 def _read_rows(importer: Importer, show: bool | None) -> Iterator[Row | LeftOut]:
-    """The importer's rows, with progress; what the system cannot read is the dataset's fault."""
+    """Yield the importer's rows with progress; read errors of the system become DataErrors."""
     try:
         yield from track(importer.rows(), f"reading {importer.name}", show=show)
     except OSError as error:
@@ -360,7 +360,7 @@ def _describe_origin(importer: Importer) -> dict[str, Any]:
 
 
 def _choose_compression(schema: pa.Schema) -> dict[str, Any]:
-    """How columns are compressed: encoded images and sounds would not shrink."""
+    """Choose the compression of each column: encoded images and sounds would not shrink."""
     packed = {fld.name for fld in schema if fld.type == pa.binary()}
     if not packed:
         return {"compression": "zstd"}
@@ -371,7 +371,7 @@ def _choose_compression(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _leaves(fld: pa.Field) -> list[str]:
-    """The names under which Parquet keeps a column's values."""
+    """Return the names under which Parquet keeps a column's values."""
     if pa.types.is_struct(fld.type):
         inner = [cast(pa.Field, fld.type.field(index)) for index in range(fld.type.num_fields)]
         return [f"{fld.name}.{leaf}" for part in inner for leaf in _leaves(part)]
@@ -384,7 +384,7 @@ def _summary(
     from geobind.data.columns import SAMPLED_CELLS
 
     def mixed(kind: str, like_files: bool) -> tuple[str, ...]:
-        """Columns whose strings would be taken for the other, or for both."""
+        """Return the columns whose strings would be mistaken for the other kind."""
         return tuple(
             name
             for name, column in columns.items()

@@ -1,1 +1,1 @@
-"""Helpers without a subject of geobind's own: files, hashing, geometry, formatting, progress."""
+"""General helpers: files, hashing, geometry, formatting, progress."""

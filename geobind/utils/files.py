@@ -23,7 +23,7 @@ _SEAL = b"geobind sha256: "  # ends a training state, with the hash of what come
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part.
+    """Write a file atomically: a reader sees the old content or the new, never a part.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written; what was there before is untouched.
@@ -34,7 +34,7 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
 
 @contextmanager
 def replace_atomic(path: Path) -> Generator[Path]:
-    """Name a file to fill, which takes the place of `path` once the block has ended without an error.
+    """Yield a temporary file that replaces `path` once the block has ended without an error.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written; what was there before is untouched.
@@ -55,7 +55,7 @@ def replace_atomic(path: Path) -> Generator[Path]:
 
 
 def explain_write_error(path: Path, error: OSError) -> StorageError:
-    """Say why a file cannot be written, and what to do."""
+    """Return the error that explains why a file cannot be written, and the fix."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     reason = "the disk is full" if full else error.strerror or str(error)
     return StorageError(
@@ -65,7 +65,7 @@ def explain_write_error(path: Path, error: OSError) -> StorageError:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what writes that were killed left behind."""
+    """Remove partial files left by killed writes."""
     for leftover in folder.rglob(".*.part"):
         leftover.unlink(missing_ok=True)
 
@@ -140,7 +140,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _check_seal(path: Path) -> None:
-    """See that a training state is what was written; torch itself does not look at its checksums."""
+    """Check the hash of a training state; torch itself does not look at checksums."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END) - len(_SEAL) - hashlib.sha256().digest_size
         file.seek(max(size, 0))

@@ -1,4 +1,4 @@
-"""Numbers, durations and lists as people read them; a number and its unit stay on one line."""
+"""Formatting of numbers, durations and lists; a number and its unit stay on one line."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class _Groups(NamedTuple):
 
 
 def nearest_km(place_NLL: NDArray[np.float64], other_MLL: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The great-circle distance from each place to the nearest other, in kilometres.
+    """Compute the great-circle distance in kilometres from each place to the nearest other.
 
     It is what the haversine formula gives on a sphere of the mean radius. Both sides are cut into groups of
     neighbours; two groups are compared only if their balls are near enough to hold a nearest pair.
@@ -97,7 +97,7 @@ def find_nearest(at_NLL: NDArray[np.float64], other_MLL: NDArray[np.float64]) ->
 
 
 def _group_neighbours(at_N3: NDArray[np.float64], size: int) -> _Groups:
-    """Halves the places at the median of their widest axis until groups have at most `size`."""
+    """Split places at the median of their widest axis until groups have at most `size`."""
     waiting, rows = [np.arange(len(at_N3))], []
     while waiting:
         part = waiting.pop()

@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, now and then a plain line elsewhere, nothing in quick work."""
+"""Progress bars on a terminal for work that takes longer than a second."""
 
 from __future__ import annotations
 

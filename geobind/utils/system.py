@@ -30,14 +30,14 @@ _highest = 0  # what was held before the peak was last forgotten
 
 
 class AvailableMemory(NamedTuple):
-    """Memory that a process may take."""
+    """Memory that a process may use."""
 
     bytes: int
     says: str  # where the figure comes from
 
 
 def parse_size(text: str) -> int:
-    """Return how many bytes a size such as 8GiB, 500 MB or 2e9 is.
+    """Return the bytes of a size such as 8GiB, 500 MB or 2e9.
 
     Raises:
         DataError: It is none, or not positive.
@@ -54,7 +54,7 @@ def parse_size(text: str) -> int:
 
 
 def available_memory(root: Path = _ROOT) -> AvailableMemory | None:
-    """Return the memory that this process may take, what it holds already included; None where nothing tells.
+    """Return the memory this process may use, including what it holds; None if unknown.
 
     That is what the system says is available, or what is left of the limit of a container (cgroups of
     either version), whichever is less.
@@ -77,7 +77,7 @@ def available_memory(root: Path = _ROOT) -> AvailableMemory | None:
 
 
 def reset_peak() -> bool:
-    """Forget what was held before, so that `peak_bytes` tells of what comes; False where none can."""
+    """Reset the peak that `peak_bytes` reports; return False where the system cannot."""
     global _highest
     before = peak_bytes() or 0
     try:
@@ -89,7 +89,7 @@ def reset_peak() -> bool:
 
 
 def peak_bytes() -> int | None:
-    """The most that this process has held at once since `reset_peak`; None where the system does not tell."""
+    """Return the peak memory of this process since `reset_peak`; None if unknown."""
     peak = _number(Path("/proc/self/status"), r"VmHWM:\s*(\d+) kB", 1024)
     if peak is not None:
         return peak
@@ -102,13 +102,13 @@ def peak_bytes() -> int | None:
 
 
 def peak_process_bytes() -> int | None:
-    """The most that this process has ever held at once; None where the system does not tell."""
+    """Return the peak memory of this process since it began; None if unknown."""
     peak = peak_bytes()
     return None if peak is None else max(peak, _highest)
 
 
 def release_memory() -> None:
-    """Give memory that is no longer used back to the system, as far as it lets itself be told to."""
+    """Release unused memory to the system, as far as possible."""
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # of the GNU C library
@@ -175,7 +175,7 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def collect_versions() -> dict[str, str]:
-    """Name the versions of what computes: geobind, torch and Python, and the kind of machine."""
+    """Return the versions of geobind, torch and Python, and the kind of machine."""
     import torch
 
     return {
@@ -187,12 +187,12 @@ def collect_versions() -> dict[str, str]:
 
 
 def utc_now() -> str:
-    """The time, in UTC."""
+    """Return the time in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def describe_hardware() -> dict[str, str]:
-    """Say what computes: processor, cores, memory, accelerators, as far as the system tells."""
+    """Describe the hardware: processor, cores, memory, accelerators, as far as known."""
     import torch
 
     told = {"processor": _processor(), "cores": str(os.cpu_count() or "")}

@@ -60,16 +60,16 @@ class Captions(Importer):
             yield self._row(entry, pictures, labels, f"{path}: images[{number}]")
 
     def labels(self, folder: Path) -> Mapping[str, str]:
-        """The class of each image by its file's name, where the dataset tells."""
+        """Return the class of each image by its file's name, where the dataset tells."""
         return {}
 
     def label(self, name: str) -> str | None:
-        """The class of an image that `labels` does not have: here, what its name begins with."""
+        """Return the class of an image that `labels` lacks: here, the beginning of its name."""
         found = _CLASS.fullmatch(name)
         return found["label"] if found else None
 
     def notes(self) -> list[str]:
-        """Say how captions are used."""
+        """Return a note on how captions are used."""
         return [
             "captions of different images are often the same, word for word, so finding the very image has a "
             "low ceiling; papers rank all captions of an image, geobind's evaluation takes the first"
@@ -117,7 +117,7 @@ class RSICD(Captions):
     pictured: ClassVar[tuple[str, ...]] = ("RSICD_images", "images")
 
     def labels(self, folder: Path) -> Mapping[str, str]:
-        """The classes of txtclasses_rsicd, one file of names each."""
+        """Return the classes of txtclasses_rsicd, one file of names each."""
         classes = folder / "txtclasses_rsicd"
         found: dict[str, str] = {}
         for path in sorted(classes.glob("*.txt")):
@@ -126,7 +126,7 @@ class RSICD(Captions):
         return found
 
     def notes(self) -> list[str]:
-        """Say where captions come from."""
+        """Return notes, with the captions' origin."""
         repeated = "images with fewer than five captions of their own have some twice, to make it five"
         return [*super().notes(), repeated]
 
@@ -150,7 +150,7 @@ class RSITMD(Captions):
     pictured: ClassVar[tuple[str, ...]] = ("images", "RSITMD_images")
 
     def notes(self) -> list[str]:
-        """Say which splits there are."""
+        """Return notes on the splits."""
         return [
             *super().notes(),
             "there is no split val: papers take it from train, each its own way",
@@ -177,7 +177,7 @@ class UCMCaptions(Captions):
     pictured: ClassVar[tuple[str, ...]] = ("imgs", "images", "UCM_imgs")
 
     def label(self, name: str) -> str | None:
-        """The class that an image's number lies in."""
+        """Return the class that an image's number lies in."""
         stem = Path(name).stem
         number = int(stem) if stem.isascii() and stem.isdigit() else 0
         return _UCM[(number - 1) // 100] if 1 <= number <= 100 * len(_UCM) else super().label(name)
@@ -202,7 +202,7 @@ class SydneyCaptions(Captions):
 
 
 def _text(sentence: Any, where: str) -> str:
-    """What a sentence says: its raw text, or its tokens where that is blank."""
+    """Return a sentence's raw text, or its tokens where that is blank."""
     if not isinstance(sentence, dict):
         raise DataError(f"{where}: a sentence must be an object with 'raw', not {type(sentence).__name__}")
     said = cast("dict[str, Any]", sentence)

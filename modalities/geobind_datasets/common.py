@@ -24,7 +24,7 @@ class PackedShard(NamedTuple):
 
 
 def find_bytes_columns(columns: Mapping[str, Column]) -> dict[str, Column]:
-    """The columns of a dataset whose files are bytes."""
+    """Return the columns of a dataset whose files are bytes."""
     return {
         name: column._replace(kind="bytes") if column.kind == "file" else column
         for name, column in columns.items()
@@ -32,7 +32,7 @@ def find_bytes_columns(columns: Mapping[str, Column]) -> dict[str, Column]:
 
 
 def list_shards(folder: Path) -> list[PackedShard]:
-    """The shards under a folder, in order, `validation` called val; none if it holds none.
+    """Return the shards under a folder, in order, `validation` called val; none if it holds none.
 
     Raises:
         DataError: Some of a split are missing.
@@ -96,7 +96,7 @@ _DEEPEST = 8  # geometries in geometries
 
 
 def to_degrees(crs: Any, x: float, y: float) -> Place | None:
-    """Turn a place in a CRS into degrees, or None where there are none for it.
+    """Convert a place in a CRS to degrees, or None where there are none for it.
 
     Args:
         crs: Of rasterio, pyproj or whatever has `to_wkt`, or text such as `EPSG:32631`.
@@ -163,7 +163,7 @@ def parse_wkb_box(content: bytes) -> Box:
 
 
 class _Wkb:
-    """Goes through a geometry and keeps its coordinates."""
+    """Parser of a geometry that collects its coordinates."""
 
     def __init__(self, content: bytes) -> None:
         self.content, self.at, self.order = content, 0, "<"

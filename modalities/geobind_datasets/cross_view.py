@@ -75,7 +75,7 @@ class CVUSA(Importer):
             raise self.misplaced("neither splits/train-19zl.csv nor splits/val-19zl.csv is there")
 
     def notes(self) -> list[str]:
-        """Say how the splits are used, and whether there are places."""
+        """Return notes on the splits and the places."""
         notes = [
             "papers call split val the test set; train and val were drawn at random, so their places mingle: "
             "`geobind data split --by place` makes a split that does not leak"
@@ -132,7 +132,7 @@ class VIGOR(Importer):
                     yield self._row(city, split, cells, f"{path}:{line}")
 
     def notes(self) -> list[str]:
-        """Say what the pairs are and whether the splits leak."""
+        """Return notes on the pairs, and on leaks between splits."""
         notes = [
             "two panoramas share most tiles, and the three semi-positive tiles of a panorama are left out: "
             "as negatives both are false ones (label=tile tells a loss of the former)"
@@ -149,7 +149,7 @@ class VIGOR(Importer):
         return notes
 
     def _lists(self) -> tuple[Path, str]:
-        """The folder of lists, and what the names of its files end with."""
+        """Return the folder of lists, and what the names of its files end with."""
         names = {
             "auto": ("splits__corrected", "splits"),
             "original": ("splits",),
@@ -183,7 +183,7 @@ class VIGOR(Importer):
 
 
 def _cells(path: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """The lines of a list without a header that are not blank, each with its number.
+    """Return the lines of a list without a header that are not blank, each with its number.
 
     Raises:
         DataError: It cannot be read.
@@ -205,7 +205,7 @@ def _cells(path: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
 
 
 def _places(path: Path) -> dict[int, tuple[str, str]]:
-    """The places of CVUSA's panoramas by number, from lines of: aerial lat, lon, panorama lat, lon, more."""
+    """Return CVUSA's places by number, from lines of: aerial lat, lon, panorama lat, lon, more."""
     if not path.is_file():
         return {}
     places: dict[int, tuple[str, str]] = {}
@@ -279,7 +279,7 @@ class CVACT(Importer):
                 }
 
     def notes(self) -> list[str]:
-        """Say what the splits are."""
+        """Return notes on the splits."""
         return [
             "papers call split val CVACT_val and split test CVACT_test; there, a panorama's hits are all "
             "tiles within 25 m, here it is its own tile alone",
@@ -316,7 +316,7 @@ def _read_mat(path: Path) -> dict[str, Any]:
 
 
 def _numbers(data: dict[str, Any], field: str, inside: str, path: Path) -> list[int]:
-    """The numbers of a set's panoramas, from 1."""
+    """Return the numbers of a set's panoramas, from 1."""
     names = data[field].dtype.names or ()
     if inside not in names:
         raise DataError(f"{path}: {field} has no field {inside}; it has {', '.join(names) or 'none'}")
@@ -325,13 +325,13 @@ def _numbers(data: dict[str, Any], field: str, inside: str, path: Path) -> list[
 
 
 def _image(folder: Path, stem: str) -> Path:
-    """An image, JPEG as distributed, or PNG as some copies have it."""
+    """Return an image, JPEG as distributed, or PNG as some copies have it."""
     png = f"{stem}.png"
     return folder / (png if png in list_names(folder) else f"{stem}.jpg")
 
 
 def _place(one: float, other: float) -> tuple[float | None, float | None]:
-    """Degrees of a place in UTM zone 55 south, or None where it does not lie in the territory.
+    """Convert a place in UTM zone 55 south to degrees, or None outside of the territory.
 
     In the south a northing is always greater than an easting, whichever is told first.
     """
@@ -341,7 +341,7 @@ def _place(one: float, other: float) -> tuple[float | None, float | None]:
 
 
 def utm_to_degrees(easting: float, northing: float, meridian: float) -> tuple[float, float]:
-    """Turn a place on the UTM grid of WGS 84 into degrees north and east.
+    """Convert a place on the UTM grid of WGS 84 to degrees north and east.
 
     Krüger's series to the third order of the third flattening, exact to below a millimetre inside of a zone
     (Karney, Transverse Mercator with an accuracy of a few nanometers, J. Geodesy 2011, eq. 36).

@@ -61,7 +61,7 @@ class EuroSAT(Importer):
     )
 
     def contents(self) -> Mapping[str, Column]:
-        """Files of the JPEGs, or windows of the GeoTIFFs."""
+        """Return file columns for the JPEGs, or windows for the GeoTIFFs."""
         if self._patches()[1] == ".jpg":
             return type(self).columns
         return {"satellite": Column("window", "13 bands of reflectance x 10,000, 64 x 64 pixels")}
@@ -84,7 +84,7 @@ class EuroSAT(Importer):
                 yield cells if isinstance(cells, LeftOut) else row | cells
 
     def notes(self) -> list[str]:
-        """Say which splits were taken, and whether they leak."""
+        """Return notes on the splits used, and on leaks between them."""
         kind = self._kind()
         if kind == "none":
             return ["no list of splits was there: all rows are of split train; see `geobind data split`"]
@@ -97,7 +97,7 @@ class EuroSAT(Importer):
         return notes
 
     def _patches(self) -> tuple[Path, str]:
-        """The folder of classes, and how its files end."""
+        """Return the folder of classes, and how its files end."""
         kinds = {"rgb": [(_COLOUR, ".jpg")], "all": [(_BANDS, ".tif")]}
         for names, ending in kinds["rgb"] + kinds["all"] if self.bands == "auto" else kinds[self.bands]:
             for name in names:
@@ -111,7 +111,7 @@ class EuroSAT(Importer):
         raise self.misplaced(f"no folder of classes ({', '.join(CLASSES[:2])}, ...) with {wanted}")
 
     def _kind(self) -> str:
-        """Whose splits are taken.
+        """Return whose splits are used.
 
         Raises:
             DataError: The option names splits that are not there.
@@ -128,11 +128,11 @@ class EuroSAT(Importer):
         return self.splits
 
     def _near(self, name: str) -> Path | None:
-        """A list of splits, in the dataset's folder or beside its classes."""
+        """Return a list of splits, in the dataset's folder or beside its classes."""
         return find_first(self.folder(), (name,)) or find_first(self._patches()[0], (name,))
 
     def _assigned(self, kind: str) -> dict[str, str]:
-        """The split of each patch by the stem of its file."""
+        """Return the split of each patch by the stem of its file."""
         if kind == "none":
             return {}
         if kind == "coop":
@@ -165,14 +165,14 @@ class EuroSAT(Importer):
 
 
 def _first(item: Any, path: Path) -> str:
-    """The file of an entry of CoOp's list: [file, number of the class, name of the class]."""
+    """Return the file of an entry of CoOp's list: [file, number of the class, name of the class]."""
     if not isinstance(item, list) or not item or not isinstance(item[0], str):
         raise DataError(f"{path}: {item!r} is not [file, class, name]")
     return item[0]
 
 
 def _window(patch: Path) -> Row | LeftOut:
-    """A whole GeoTIFF as a window, and the place of its middle."""
+    """Return a whole GeoTIFF as a window, and the place of its middle."""
     from geobind_datasets.common import read_raster_extent
 
     try:

@@ -72,7 +72,7 @@ class GeoSound(Importer):
     )
 
     def contents(self) -> Mapping[str, Column]:
-        """Files, or the bytes that the Parquet edition holds."""
+        """Return file columns, or columns of the bytes in the Parquet edition."""
         return find_bytes_columns(self.columns) if list_shards(self.folder()) else self.columns
 
     def rows(self) -> Iterator[Row | LeftOut]:
@@ -96,7 +96,7 @@ class GeoSound(Importer):
         yield from self._fetched(folder, tables)
 
     def notes(self) -> list[str]:
-        """Say what the split and the times are."""
+        """Return notes on the split and the times."""
         return [
             "the splits are by cells of 1 degree, which touch each other: see `geobind data check`",
             "times are those of the places, without a zone: geobind takes them for UTC",
@@ -158,7 +158,7 @@ def _keys(path: Path) -> frozenset[str] | None:
 
 
 def _aporee_sounds(folder: Path) -> dict[str, str]:
-    """The files of Radio Aporee's recordings, whose names do not follow from their keys."""
+    """Return the files of Radio Aporee's recordings, whose names do not follow from their keys."""
     path = find_first(folder, _APOREE)
     if path is None:
         return {}
@@ -166,7 +166,7 @@ def _aporee_sounds(folder: Path) -> dict[str, str]:
 
 
 def _captions(lists: Path) -> dict[str, str]:
-    """The best caption of each recording, where it is one that a model wrote.
+    """Return the best caption of each recording, where it is one that a model wrote.
 
     The published loader means to take it, but overwrites Pengi's by the metadata again (mvrl/PSM,
     geoclap/dataloader.py); here it is Pengi's.

@@ -40,11 +40,11 @@ class ImageFolder(Importer):
     gps: bool = Field(default=False, description="read place and time that cameras write into JPEG and TIFF")
 
     def contents(self) -> Mapping[str, Column]:
-        """One column of images, and text if it was asked for."""
+        """Return one column of images, and one of text if requested."""
         return {self.column: Column("file")} | ({"text": Column("string")} if self.text else {})
 
     def rows(self) -> Iterator[Row | LeftOut]:
-        """Go through the folder in order of its names."""
+        """Yield the images sorted by name."""
         folder = self.folder()
         found = False
         for path in _files(folder):
@@ -75,7 +75,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _exif(path: Path) -> Row:
-    """Where and when a photograph was taken, as far as its camera wrote it down."""
+    """Read where and when a photograph was taken, as far as its EXIF data tell."""
     from PIL import ExifTags, Image
 
     try:

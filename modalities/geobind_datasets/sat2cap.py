@@ -66,7 +66,7 @@ class Sat2Cap(Importer):
                 yield self._row(shard, sample)
 
     def notes(self) -> list[str]:
-        """Say what the split is."""
+        """Return a note on the split."""
         there = {shard.name for shard in find_shards(self.sources)}
         named = {"test": self.test_shards, "val": self.val_shards}
         return [

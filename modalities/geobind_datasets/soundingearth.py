@@ -26,7 +26,7 @@ _LOWEST_RATE = 16_000  # Hz; GeoCLAP leaves out what is below
 
 
 class SoundingEarthSplits:
-    """Which split each recording is in.
+    """The split of each recording.
 
     Args:
         folder: The dataset.
@@ -37,7 +37,7 @@ class SoundingEarthSplits:
         self.folder, self.split = folder, split
 
     def of(self, row: Mapping[str, str]) -> str | LeftOut:
-        """The split of a recording, or why it is in none.
+        """Return the split of a recording, or why it is in none.
 
         Raises:
             DataError: Its number is none.
@@ -49,7 +49,7 @@ class SoundingEarthSplits:
         return self._by_key.get(row["long_key"]) or LeftOut(f"is not in the split {self.split}")
 
     def notes(self) -> list[str]:
-        """What a user of the split should know."""
+        """Return notes on the split."""
         leaks = {
             "published": "goes by the recordings' numbers: recordings of one street are on both sides",
             "geoclap": "is random: recordings of one street are on both sides",
@@ -105,7 +105,7 @@ class SoundingEarthSplits:
         return self._made()
 
     def _made(self) -> dict[str, str]:
-        """Repeat the steps of the published code on the table that is there."""
+        """Compute the split with the steps of the published code on the given table."""
         import numpy as np
 
         from geobind.evaluation.protocols import SEED, geoclap_split, psm_split
@@ -121,7 +121,7 @@ class SoundingEarthSplits:
         return {keys[at]: str(word) for at, word in zip(order_N, words, strict=True)}
 
     def _table(self) -> tuple[list[str], list[tuple[float, float]]]:
-        """GeoCLAP's table: what it publishes, or SoundingEarth's without what GeoCLAP leaves out."""
+        """Read GeoCLAP's table: the published one, or SoundingEarth's without the rows GeoCLAP leaves out."""
         cleaned = self.folder / "final_metadata_with_captions.csv"
         path = cleaned if cleaned.exists() else self.folder / "metadata.csv"
         corrupt = self.folder / "corrupt_ids_final.csv"
@@ -200,7 +200,7 @@ class SoundingEarth(Importer):
     )
 
     def contents(self) -> Mapping[str, Column]:
-        """Files, or the bytes that the Parquet edition holds."""
+        """Return file columns, or columns of the bytes in the Parquet edition."""
         return find_bytes_columns(self.columns) if self._shards() else self.columns
 
     def rows(self) -> Iterator[Row | LeftOut]:
@@ -223,7 +223,7 @@ class SoundingEarth(Importer):
             yield split if isinstance(split, LeftOut) else self._row(row, split, images, folder, table)
 
     def notes(self) -> list[str]:
-        """Say which split this is, and what it is worth."""
+        """Return notes on the split and its limits."""
         if self._shards() and self.split != "published":
             return ["the split is that of the Parquet edition, PSM's by cells of 10 km"]
         return SoundingEarthSplits(self.folder(), self.split).notes() if self.split != "none" else []
@@ -233,7 +233,7 @@ class SoundingEarth(Importer):
         return list_shards(folder) if len(self.sources) == 1 and folder.is_dir() else []
 
     def _images(self, folder: Path) -> tuple[Path, str]:
-        """The folder of images and how they are named, the first that has any."""
+        """Return the folder of images and how they are named, the first that has any."""
         places = [(folder / where, form) for where, form in _IMAGES[self.overhead]]
         there = [place for place in places if place[0].is_dir() and any(place[0].glob("*.jp*g"))]
         return (there or places)[0]

@@ -80,11 +80,11 @@ class ISatNat(Importer):
             raise self.misplaced("there is neither train.json nor val.json of iNaturalist 2021")
 
     def folders(self) -> list[Path]:
-        """The dataset, and the satellite images where they lie elsewhere."""
+        """Return the dataset, and the satellite images where they lie elsewhere."""
         return [*super().folders(), *(tiles for tiles in (self.tiles, self.test_tiles) if tiles)]
 
     def notes(self) -> list[str]:
-        """Say what the splits are."""
+        """Return notes on the splits."""
         return [
             "split test is iNaturalist's val.json, as in TaxaBind's code; the splits are not by place",
             "a satellite image may serve several photographs: pairs of one place are no negatives",
@@ -160,7 +160,7 @@ class ISoundNat(Importer):
                     }
 
     def notes(self) -> list[str]:
-        """Say what the splits are."""
+        """Return notes on the splits."""
         return ["the splits are not by place, and species are in all of them"]
 
 
@@ -204,7 +204,7 @@ class TaxaBench(Importer):
             yield _observed(row, "test", path) | files
 
     def notes(self) -> list[str]:
-        """Say what is left out."""
+        """Return a note on what is left out."""
         return [
             "all rows are of split test: this is a benchmark",
             "environmental features (bioclim_elevation_scaled.npy, a map) are not in the manifest",
@@ -212,7 +212,7 @@ class TaxaBench(Importer):
 
 
 def _observed(row: Mapping[str, str], split: str, path: Path) -> Row:
-    """What a row of iNaturalist's export says, whatever files belong to it."""
+    """Parse a row of iNaturalist's export, whatever files belong to it."""
     names = dict.fromkeys(
         name for name in (row["scientific_name"], row.get("common_name", "")) if name.strip()
     )
@@ -230,13 +230,13 @@ def _observed(row: Mapping[str, str], split: str, path: Path) -> Row:
 
 
 def _file(folder: Path, number: str, suffix: str, path: Path) -> Path:
-    """The file of an observation: named by its id alone, or by its id, an underscore and more."""
+    """Return the file of an observation: named by its id alone, or by its id, an underscore and more."""
     name = list_by_stem(folder).get(number.strip()) or f"{number.strip()}{suffix}"
     return resolve_inside(folder, name, f"{path}: {number}")
 
 
 def _ids(path: Path) -> NDArray[np.int64] | None:
-    """The ids of a list, sorted: millions fit into memory as numbers."""
+    """Return the ids of a list, sorted: millions fit into memory as numbers."""
     import numpy as np
 
     if not path.is_file():

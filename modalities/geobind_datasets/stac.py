@@ -26,7 +26,7 @@ _ROWS = 256  # items read at a time
 
 
 def read_column_names(table: Path) -> list[str]:
-    """The columns of a table.
+    """Return the columns of a table.
 
     Raises:
         DataError: It is no Parquet file.
@@ -45,7 +45,7 @@ def _opened(table: Path) -> Any:
 
 
 def read_items(table: Path, more: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The items of a table by row, with the columns that are needed, and more.
+    """Return the items of a table by row, with the columns that are needed, and more.
 
     Raises:
         DataError: It has not these columns, or is damaged.
@@ -68,7 +68,7 @@ def read_items(table: Path, more: tuple[str, ...]) -> Iterator[tuple[int, dict[s
 
 
 def list_assets(item: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The assets of an item; a table keeps those that only other items have as nulls."""
+    """Return the assets of an item; a table keeps those that only other items have as nulls."""
     assets: Any = item.get("assets") or {}
     if not isinstance(assets, dict):
         raise DataError(f"item {item.get('id')}: 'assets' must be a struct of assets by name")
@@ -77,7 +77,7 @@ def list_assets(item: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def list_first_assets(table: Path) -> dict[str, dict[str, Any]]:
-    """The assets of the first items by name: not every item has all of them."""
+    """Return the assets of the first items by name: not every item has all of them."""
     found: dict[str, dict[str, Any]] = {}
     for _, item in islice(read_items(table, ()), _ROWS):
         found = list_assets(item) | found
@@ -85,13 +85,13 @@ def list_first_assets(table: Path) -> dict[str, dict[str, Any]]:
 
 
 def is_raster(asset: Mapping[str, Any]) -> bool:
-    """Whether an asset is a GeoTIFF or JPEG 2000, by its media type or its name."""
+    """Return whether an asset is a GeoTIFF or JPEG 2000, by its media type or its name."""
     kind, href = str(asset.get("type") or "").lower(), str(asset["href"]).lower()
     return "tiff" in kind or "jp2" in kind or urlsplit(href).path.endswith(_RASTERS)
 
 
 def find_local_file(href: Any, asset: str, folder: Path) -> Path | LeftOut:
-    """The file that an asset names, or why it is none."""
+    """Find the file that an asset names, or the reason why there is none."""
     if not isinstance(href, str) or not href.strip():
         return LeftOut(f"has no asset '{asset}'")
     scheme = _SCHEME.match(href)
@@ -110,7 +110,7 @@ def find_local_file(href: Any, asset: str, folder: Path) -> Path | LeftOut:
 
 
 def find_place(item: Mapping[str, Any], where: str) -> Place | None:
-    """The middle of an item: of its bbox, else of its geometry, else of its box in its own CRS.
+    """Return the middle of an item: of its bbox, else of its geometry, else of its box in its own CRS.
 
     Raises:
         DataError: Its geometry is damaged, or its CRS is not known; `where` names the item.
@@ -129,7 +129,7 @@ def find_place(item: Mapping[str, Any], where: str) -> Place | None:
 
 
 def _box(value: Any) -> Box | None:
-    """A box of four or six numbers, in a struct (as specified) or a list (as in older files)."""
+    """Return a box of four or six numbers, in a struct (as specified) or a list (as in older files)."""
     if isinstance(value, dict):
         said = cast("dict[str, Any]", value)
         edges: list[Any] = [said.get(name) for name in ("xmin", "ymin", "xmax", "ymax")]
@@ -187,11 +187,11 @@ class Stac(Importer):
     )
 
     def contents(self) -> Mapping[str, Column]:
-        """Windows of rasters, and files of other images."""
+        """Return window columns for rasters, and file columns for other images."""
         return {name: Column(kind, f"asset '{asset}'") for name, (asset, kind) in self._chosen().items()}
 
     def folders(self) -> list[Path]:
-        """The folder of assets."""
+        """Return the folder of assets."""
         return [self._folder(source) for source in self.sources]
 
     def rows(self) -> Iterator[Row | LeftOut]:
@@ -202,7 +202,7 @@ class Stac(Importer):
                 yield self._row(item, chosen, folder, f"{table}: row {number}")
 
     def notes(self) -> list[str]:
-        """Say what becomes of the assets."""
+        """Return notes on the use of the assets."""
         return [
             "assets that are addresses (https, s3, ...) are left out: geobind reads files only; "
             "download them first"
@@ -212,7 +212,7 @@ class Stac(Importer):
         return self.root or (source if source.is_dir() else source.parent)
 
     def _tables(self) -> list[tuple[Path, Path]]:
-        """The tables, each with the folder of its assets."""
+        """Return the tables, each with the folder of its assets."""
         found: list[tuple[Path, Path]] = []
         for source in self.sources:
             inside = [path for path in source.rglob("*") if path.suffix.lower() in _TABLES]
@@ -229,7 +229,7 @@ class Stac(Importer):
         return found
 
     def _chosen(self) -> dict[str, _Asset]:
-        """The asset of each column, and how it is read."""
+        """Return the asset of each column, and how it is read."""
         table = self._tables()[0][0]
         first = list_first_assets(table)
         assets = self.assets
@@ -284,7 +284,7 @@ class Stac(Importer):
     def _window(
         self, file: Path, item: Mapping[str, Any], asset: Mapping[str, Any], place: Place | None
     ) -> dict[str, Any] | LeftOut:
-        """A window around the item's middle, or the whole asset."""
+        """Return a window around the item's middle, or the whole asset."""
         said: dict[str, Any] = {"raster": file} | ({"bands": list(self.bands)} if self.bands else {})
         if self.size_m:
             if place is None:

@@ -25,7 +25,7 @@ _DEGREES = ("EPSG:4326", "OGC:CRS84")
 
 
 class ImageEncoder:
-    """Makes the images of a column bytes, all in the same way: as PNG, or as arrays."""
+    """Encoder of a column's images, all as PNG or all as arrays."""
 
     def __init__(self, column: str, encoding: str) -> None:
         self.column, self.encoding = column, encoding
@@ -81,7 +81,7 @@ def _png(values_HWC: NDArray[np.uint8]) -> bytes:
 
 
 def _number(value: Any) -> float | None:
-    """A number, or a tensor of one."""
+    """Convert a number, or a tensor of one."""
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
@@ -89,7 +89,7 @@ def _number(value: Any) -> float | None:
 
 
 def find_place(sample: Mapping[str, Any]) -> Place | None:
-    """Where a sample lies: by its latitude and longitude, or the middle of its box."""
+    """Find a sample's place: its latitude and longitude, or the middle of its box."""
     for names in _PLACES:
         lat, lon = (_number(sample.get(name)) for name in names)
         if lat is not None and lon is not None and abs(lat) <= 90 and abs(lon) <= 180:
@@ -103,7 +103,7 @@ def find_place(sample: Mapping[str, Any]) -> Place | None:
 
 
 def _box(bounds: Any) -> Box | None:
-    """A box as TorchGeo tells it: slices of x, y and time, or an object with minx, maxx and so on."""
+    """Return a box as TorchGeo tells it: slices of x, y and time, or an object with minx, maxx and so on."""
     if isinstance(bounds, tuple) and len(cast("tuple[Any, ...]", bounds)) >= 2:
         x, y = cast("tuple[Any, ...]", bounds)[:2]
         if isinstance(x, slice) and isinstance(y, slice):
@@ -114,7 +114,7 @@ def _box(bounds: Any) -> Box | None:
 
 
 def find_time(sample: Mapping[str, Any]) -> datetime | None:
-    """When a sample's time begins; the first and last times that can be told stand for unknown ones."""
+    """Find the start of a sample's time; the extreme representable times stand for unknown ones."""
     bounds: Any = sample.get("bounds")
     timed = isinstance(bounds, tuple) and len(cast("tuple[Any, ...]", bounds)) > 2
     start: Any = bounds[2].start if timed else None
@@ -124,7 +124,7 @@ def find_time(sample: Mapping[str, Any]) -> datetime | None:
 
 
 def find_label(sample: Mapping[str, Any], dataset: Any) -> str | None:
-    """The class of a sample by its name, where the dataset tells names, or by its number."""
+    """Return the class of a sample by its name, where the dataset tells names, or by its number."""
     label: Any = sample.get("label")
     if label is None or isinstance(label, str):
         return label
@@ -194,14 +194,14 @@ class TorchGeo(Importer):
         )
 
     def contents(self) -> Mapping[str, Column]:
-        """A column of bytes for each of `images`, and one of text for each of `texts`."""
+        """Return a column of bytes for each of `images`, and one of text for each of `texts`."""
         images = {name: Column("bytes", f"`{part}` of the samples") for name, part in self.images.items()}
         return images | {
             name: Column("string", f"`{part}` of the samples") for name, part in self.texts.items()
         }
 
     def rows(self) -> Iterator[Row | LeftOut]:
-        """Go through the samples of each split."""
+        """Yield the samples of each split."""
         encoders = {name: ImageEncoder(name, self.encoding) for name in self.images}
         for split, dataset in self._datasets():
             geo = any(cls.__name__ == "GeoDataset" for cls in type(dataset).__mro__)
@@ -213,14 +213,14 @@ class TorchGeo(Importer):
                 yield self._row(sample, f"{prefix}{number}", dataset, split, encoders)
 
     def notes(self) -> list[str]:
-        """Say what was decoded."""
+        """Return a note on what was decoded."""
         return [
             "samples are copied as TorchGeo decodes them; labels of several classes at once, boxes and "
             "series of images are not taken over"
         ]
 
     def _datasets(self) -> Iterator[tuple[str, Any]]:
-        """The dataset of each split, or the one dataset there is, under no split."""
+        """Return the dataset of each split, or the one dataset there is, under no split."""
         thing = _imported(self.dataset) if isinstance(self.dataset, str) else self.dataset
         if not callable(thing):
             yield "", thing
@@ -245,7 +245,7 @@ class TorchGeo(Importer):
             raise DataError(f"{_name(thing)}({told}): cannot be made: {said}") from error
 
     def _cut(self, dataset: Any) -> Iterator[Mapping[str, Any] | LeftOut]:
-        """The samples of a GeoDataset on a grid, each with its box and CRS."""
+        """Return the samples of a GeoDataset on a grid, each with its box and CRS."""
         try:
             samplers = importlib.import_module("torchgeo.samplers")
         except ImportError as error:
@@ -288,7 +288,7 @@ class TorchGeo(Importer):
 
 
 def _imported(path: str) -> Any:
-    """What a dotted path names."""
+    """Import the object that a dotted path names."""
     module, _, name = path.replace(":", ".").rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
@@ -307,7 +307,7 @@ def _parameters(thing: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def _splits_of(thing: Any, parameter: inspect.Parameter) -> tuple[str, ...]:
-    """What a class says can be given as `split`, else what it takes by default."""
+    """List the values that a class allows for `split`, else its default."""
     for name in ("splits", "valid_splits"):
         named: Any = getattr(thing, name, None)
         if isinstance(named, tuple | list) and named:

@@ -56,7 +56,7 @@ class WebDataset(Importer):
     )
 
     def contents(self) -> Mapping[str, Column]:
-        """A column for each of `members`, and for each of `fields` that is no place."""
+        """Return a column for each of `members`, and for each of `fields` that is no place."""
         if not self.members:
             raise DataError(f"webdataset: say what columns hold, with option members; {self._suggestion()}")
         both = sorted(set(self.members) & set(self.fields))
@@ -89,7 +89,7 @@ class WebDataset(Importer):
                 yield row
 
     def notes(self) -> list[str]:
-        """Say what the manifest holds."""
+        """Return notes on the manifest's content."""
         if self.cells == "names":
             return ["the manifest names members of the shards: keep both together"]
         return ["the manifest holds copies of the members: the shards are not needed any more"]
@@ -140,7 +140,7 @@ class WebDataset(Importer):
         return Path(f"{shard}::{sample.key}.{end}") if self.cells == "names" else sample.members[end]
 
     def _check_name(self, row: Row) -> bool:
-        """Look the first member named in a shard up, as it will be when the manifest is read."""
+        """Check that the first member named in a shard is found as when the manifest is read."""
         from geobind.data.readers.tar import read_member_size
 
         named = next((str(cell) for cell in row.values() if isinstance(cell, Path)), None)
@@ -156,14 +156,14 @@ class WebDataset(Importer):
         return True
 
     def _suggestion(self) -> str:
-        """What the first sample holds."""
+        """Describe the first sample's content."""
         first = next(read_shard(self._shards()[0], frozenset()), None)
         ends = sorted(first.members) if first else []
         return f"the first sample has members {', '.join('.' + end for end in ends) or 'none'}"
 
 
 def _find_split(shard: Path) -> str:
-    """The split that a shard's name or its folder's names tell, else train."""
+    """Return the split that a shard's name or its folder's names tell, else train."""
     for name in (shard.name, shard.parent.name):
         found = _SPLIT.search(name.lower())
         if found:
@@ -176,7 +176,7 @@ def _stem(shard: Path) -> str:
 
 
 def _parse_json_member(content: bytes) -> dict[str, Any] | None:
-    """What a JSON member says; nothing if there is none, None if it is no object."""
+    """Parse a JSON member; empty if there is none, None if it is not an object."""
     if not content:
         return {}
     try:
@@ -187,7 +187,7 @@ def _parse_json_member(content: bytes) -> dict[str, Any] | None:
 
 
 def _field(told: Mapping[str, Any], path: str) -> Any:
-    """A field of an object, or of one in it: `place.latitude`."""
+    """Return a field of an object, or of one in it: `place.latitude`."""
     value: Any = told
     for name in path.split("."):
         value = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None

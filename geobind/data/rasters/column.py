@@ -1,4 +1,4 @@
-"""Cells that are windows of rasters: what they may say, and the column that reads them."""
+"""Raster-window cells: their validation, and the column that reads them."""
 
 # N rows
 
@@ -106,7 +106,7 @@ class RasterColumn:
         return windows[0] if len(windows) == 1 else windows or None
 
     def describe_window(self, row: int) -> Any:
-        """Tell what this row's window is cut out of and how, without reading it; otherwise as `[row]`.
+        """Return the files and options that this row's window is cut with, without reading it.
 
         Returns:
             A tuple of files and facts for each window: those of two windows are equal only if the windows
@@ -125,7 +125,7 @@ class RasterColumn:
         return told[0] if len(told) == 1 else told or None
 
     def present_N(self) -> NDArray[np.bool_]:
-        """Tell for every row whether it has a window; without cells, whether a raster covers its place."""
+        """Return whether each row has a window or, without cells, whether a raster covers its place."""
         if self.field is None:
             return _find_covered_rows(self)
         return map_arrow_table(self.path).column(self.field).is_valid().to_numpy()

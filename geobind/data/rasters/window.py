@@ -59,7 +59,7 @@ def require_rasterio() -> ModuleType:
 def report_raster_damage(
     read: Callable[Concatenate[str | Path, P], R],
 ) -> Callable[Concatenate[str | Path, P], R]:
-    """Make what GDAL raises, at whatever touch of a damaged raster, a DataError that names the file.
+    """Convert any GDAL error of a damaged raster to a DataError that names the file.
 
     Its errors have no public base class, and some are raised by attributes, which read parts of a file late.
     """
@@ -115,7 +115,7 @@ def _open_cached(path: Path, stamp: object, process: int, thread: int) -> Datase
 
 
 def _check(dataset: DatasetReader, path: Path) -> None:
-    """Refuse what could reach beyond the file or fill the memory, before anything is read."""
+    """Raise for a raster that could reach beyond its file or fill the memory, before reading it."""
     if dataset.tags(ns="OVERVIEWS"):  # names another file that GDAL would open by whatever driver fits
         raise DataError(f"{path}: refers to overviews in another file; write it anew with gdal_translate")
     if not dataset.count:
@@ -281,7 +281,7 @@ _MAX_LAT = 89.99  # nearer to a pole, east and north mean nothing
 def find_covered_places(
     path: str | Path, lat_N: NDArray[np.float64], lon_N: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Tell which places lie inside a raster; places that are NaN do not.
+    """Find the places inside a raster; NaN places are outside.
 
     Raises:
         DataError: The raster cannot be opened, or has no CRS.
@@ -473,7 +473,7 @@ def _place_box(to_source: Map, side: int) -> Box:
 def _fill_missing(
     values: NDArray[Any], valid: NDArray[np.bool_], options: RasterOptions, where: str
 ) -> NDArray[Any]:
-    """Judge what is missing, fill it, and put the bands last."""
+    """Fill missing pixels, unless too many are missing, and return the bands last."""
     there = valid.any(axis=0)
     if there.mean() < options.min_valid:
         raise DataError(

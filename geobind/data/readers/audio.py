@@ -63,7 +63,7 @@ def measure_loudness(samples_T: Tensor, rate: int) -> float:
 
 
 def normalize_loudness(samples_T: Tensor, rate: int, lufs: float) -> Tensor:
-    """Bring a sound to a loudness, or as near to it as its peaks allow (`PEAK`); silence stays silence."""
+    """Normalize a sound to a loudness, or as near as its peaks allow (`PEAK`); silence stays silent."""
     now = measure_loudness(samples_T, rate)
     if now == -math.inf:
         return samples_T

@@ -1,4 +1,4 @@
-"""Where files may lie, and opening the bytes of an untrusted one, or saying what is wrong with it."""
+"""Safe access to files of unknown origin: allowed folders, opening, descriptions for messages."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _reason(error: OSError | ValueError) -> str:
 
 @dataclass(frozen=True)
 class FileResolver:
-    """Where the files of a column may lie: names are relative to the first folder, targets within any."""
+    """Allowed folders of a column's files: names are relative to the first, link targets within any."""
 
     root: Path
     links: tuple[Path, ...] = ()
@@ -138,7 +138,7 @@ class FileResolver:
         return state.st_size
 
     def fault(self, name: str) -> str | None:
-        """Say why a file cannot be used, or None; it is not read."""
+        """Return why a file cannot be used, or None, without reading it."""
         try:
             return None if self.size(name) else f"{name}: is empty (0 bytes)"
         except DataError as error:

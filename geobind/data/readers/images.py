@@ -1,4 +1,4 @@
-"""Read an image from anything that holds one."""
+"""Images from files, bytes, PIL images, arrays and tensors."""
 
 # C channels, H height, W width
 
@@ -62,7 +62,7 @@ def read_image(raw: Any, *, channels: int = 3, needed: int | None = None) -> Ten
 
 
 def decode_image(raw: Any, *, channels: int = 3, needed: int | None = None) -> Tensor:
-    """Do as `read_image` does, but leave the pixels in the order in which they were decoded.
+    """Decode as `read_image` does, but leave the pixels in their decoded memory order.
 
     That is mostly pixel by pixel. Scaling such an image takes no longer, and putting its channels first,
     which takes half as long as decoding it, can wait until it is small.

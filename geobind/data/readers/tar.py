@@ -1,4 +1,4 @@
-"""Observations inside tar files: an index made once for each file, then one read for each observation.
+"""Observations in tar files: an index built once for each file, then one read for each observation.
 
 The headers are read here and not by `tarfile`: an index is made three times as fast, and a hostile
 header can neither turn the reader back to where it was nor make it read what is not there.

@@ -12,7 +12,7 @@ MAX_TEXT_BYTES = 1_000_000
 
 
 def read_text(raw: Any) -> str:
-    """Return a text without the white space around it.
+    """Return a stripped text.
 
     Args:
         raw: A string, which is the text itself, or a `Path` or bytes, which hold UTF-8.
