@@ -162,7 +162,7 @@ def _near_cells(lat_K: Floats, lon_K: Floats, side: float) -> tuple[Ints, Ints]:
 
 
 def _distant_cells(lat_K: Floats, lon_K: Floats, angle: float) -> tuple[Ints, Ints]:
-    """Assign cells, as band and column, at least `angle` high and wide; columns of a band are even in number."""
+    """Assign cells, as band and column, at least `angle` high and wide; bands have even columns."""
     bands = max(1, int(np.pi / angle))
     band_K, south_K, north_K = _assign_bands(lat_K, bands)
     narrowest_K = np.cos(np.maximum(np.abs(south_K), np.abs(north_K)))
