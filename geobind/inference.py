@@ -105,7 +105,7 @@ def list_class_examples(
     if not labels:
         raise DataError("no labels to choose from")
     if isinstance(labels, Mapping):
-        return [list(given) if is_many_inputs(given) else [given] for given in labels.values()]
+        return [list(examples) if is_many_inputs(examples) else [examples] for examples in labels.values()]
     if isinstance(labels, str) or not templates or any("{}" not in template for template in templates):
         raise DataError("labels must be a list of names, and every template must contain {}")
     return [[template.replace("{}", label) for template in templates] for label in labels]

@@ -72,10 +72,10 @@ def parse_licence(licence: str | None) -> LicenceTerms:
 
 
 def _creative_commons(word: str) -> LicenceTerms:
-    found = set(word.split())
-    non_commercial = bool({"nc", "noncommercial"} & found or "non commercial" in word)
-    no_derivatives = bool({"nd", "noderivs", "noderivatives"} & found or "no deriv" in word)
-    share_alike = bool({"sa", "sharealike"} & found or "share alike" in word)
+    words = set(word.split())
+    non_commercial = bool({"nc", "noncommercial"} & words or "non commercial" in word)
+    no_derivatives = bool({"nd", "noderivs", "noderivatives"} & words or "no deriv" in word)
+    share_alike = bool({"sa", "sharealike"} & words or "share alike" in word)
     version = re.search(r"\b([1-4]) ([05])\b", word)
     letters = ["by", *(["nc"] if non_commercial else []), *(["nd"] if no_derivatives else [])]
     letters += ["sa"] if share_alike else []
@@ -93,19 +93,25 @@ def combine_licences(parts: Mapping[str, str | None]) -> EffectiveLicence:
     Args:
         parts: The licence of each part (a data source, pretrained weights), by what to call it.
     """
-    read = {name: parse_licence(licence) for name, licence in parts.items()}
-    asked = {flag: tuple(part for part, terms in read.items() if getattr(terms, flag)) for flag in _DEMANDS}
-    demands = tuple(Demand(_DEMANDS[flag], parts) for flag, parts in asked.items() if parts)
-    strictest = next((flag for flag, parts in asked.items() if parts), "")
-    if not read or strictest == "unknown":
+    terms_by_part = {name: parse_licence(licence) for name, licence in parts.items()}
+    parts_by_condition = {
+        flag: tuple(part for part, terms in terms_by_part.items() if getattr(terms, flag))
+        for flag in _DEMANDS
+    }
+    demands = tuple(Demand(_DEMANDS[flag], parts) for flag, parts in parts_by_condition.items() if parts)
+    strictest = next((flag for flag, parts in parts_by_condition.items() if parts), "")
+    if not terms_by_part or strictest == "unknown":
         name = "unknown"
     elif not strictest:
         name = "CC0-1.0"
     else:
-        name = max((read[part] for part in asked[strictest]), key=lambda one: (sum(one[1:]), one.name)).name
-    terms = LicenceTerms(name, *(bool(asked[flag]) for flag in _DEMANDS))
+        name = max(
+            (terms_by_part[part] for part in parts_by_condition[strictest]),
+            key=lambda one: (sum(one[1:]), one.name),
+        ).name
+    terms = LicenceTerms(name, *(bool(parts_by_condition[flag]) for flag in _DEMANDS))
     return EffectiveLicence(
-        name, terms if read else LicenceTerms(name, unknown=True), demands, _conflict(read)
+        name, terms if terms_by_part else LicenceTerms(name, unknown=True), demands, _conflict(terms_by_part)
     )
 
 
@@ -124,5 +130,7 @@ def _conflict(read: Mapping[str, LicenceTerms]) -> str:
 
 def is_looser(stated: str, whole: EffectiveLicence) -> bool:
     """Return whether a stated licence omits a condition that the parts set, or may set."""
-    given = parse_licence(stated)
-    return any(needed > said for needed, said in zip(whole.terms[1:5], given[1:5], strict=True))
+    stated_terms = parse_licence(stated)
+    return any(
+        required > granted for required, granted in zip(whole.terms[1:5], stated_terms[1:5], strict=True)
+    )

@@ -197,12 +197,12 @@ def push_to_hub(binder: SupportsBundle, name: str, *, private: bool = False) -> 
 
 def _base_weights(folder: Path, base: str) -> Path:
     """Return the weights file of the whole bundle that a small one in `folder` changes."""
-    found = fetch_folder(base, _FILES)
-    if found.resolve() == folder.resolve():
+    base_folder = fetch_folder(base, _FILES)
+    if base_folder.resolve() == folder.resolve():
         raise CheckpointError(f"{folder}: a bundle cannot be its own base; save it in another folder")
-    if read_card(found).over is not None:
+    if read_card(base_folder).over is not None:
         raise CheckpointError(f"{base}: holds only changes of another bundle's weights; name that one")
-    return found / WEIGHTS
+    return base_folder / WEIGHTS
 
 
 def _base_name(base: str | Path) -> str:

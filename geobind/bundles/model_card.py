@@ -31,18 +31,18 @@ def list_licence_parts(card: Mapping[str, Any]) -> dict[str, str]:
             where = f"{used['source']}, split {used['split']}"
             for licence, rows in (used["licences"] or {UNSTATED: used["rows"]}).items():
                 parts[f"{where}: {licence} ({rows:,} rows)"] = licence
-    told = (card.get("author") or {}).get("weights", {})
-    found = find_pretrained(card)
-    for name in dict.fromkeys((*found, *told)):
-        started = f", {found[name]}" if name in found else ""
-        parts[f"{name}'s pretrained weights{started}"] = told.get(name, UNSTATED)
+    stated = (card.get("author") or {}).get("weights", {})
+    pretrained = find_pretrained(card)
+    for name in dict.fromkeys((*pretrained, *stated)):
+        started = f", {pretrained[name]}" if name in pretrained else ""
+        parts[f"{name}'s pretrained weights{started}"] = stated.get(name, UNSTATED)
     return parts
 
 
 def find_pretrained(card: Mapping[str, Any]) -> dict[str, str]:
     """Return the pretrained weights of each modality, as its options name them under `pretrained`."""
-    found = {name: "; ".join(_started(options)) for name, options in card["modalities"].items()}
-    return {name: started for name, started in found.items() if started}
+    by_name = {name: "; ".join(_started(options)) for name, options in card["modalities"].items()}
+    return {name: started for name, started in by_name.items() if started}
 
 
 def _started(options: Any) -> Iterator[str]:
@@ -51,8 +51,8 @@ def _started(options: Any) -> Iterator[str]:
     for key, value in options.items():
         if key == "pretrained" and value:
             model = options.get("model")
-            told = [part for part in (model, value) if isinstance(part, str)]
-            yield " ".join(told) or "as its plugin says"
+            words = [part for part in (model, value) if isinstance(part, str)]
+            yield " ".join(words) or "as its plugin says"
         else:
             yield from _started(value)
 
@@ -118,8 +118,8 @@ def _modalities(card: Mapping[str, Any]) -> Iterator[str]:
     for name in card["modalities"]:
         origin = card["plugins"].get(name, {})
         plugin = f"{origin.get('distribution', '?')} {origin.get('version', '')}"
-        begun = _cell(started.get(name, "random weights"))
-        yield f"| {name} | {plugin} | {begun} | `{card['digests'].get(name, '')[:16]}` |"
+        origin_of_weights = _cell(started.get(name, "random weights"))
+        yield f"| {name} | {plugin} | {origin_of_weights} | `{card['digests'].get(name, '')[:16]}` |"
 
 
 def _training(card: Mapping[str, Any]) -> Iterator[str]:
@@ -142,17 +142,21 @@ def _training(card: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _watched(stage: Mapping[str, Any]) -> str:
-    found = stage["watched"]
-    told = f"{stage['name']} ended with its weights after {found['kept_steps']} of {stage['steps']} steps"
-    return f"{told}; {found['measure']} on split {_cell(found['split'])}: {found['best']:.4g} at best."
+    watched = stage["watched"]
+    summary = (
+        f"{stage['name']} ended with its weights after {watched['kept_steps']} of {stage['steps']} steps"
+    )
+    return (
+        f"{summary}; {watched['measure']} on split {_cell(watched['split'])}: {watched['best']:.4g} at best."
+    )
 
 
 def _proven(proof: Mapping[str, Any]) -> Iterator[str]:
     """Yield which embeddings each stage left bit-identical."""
     for stage in proof.get("stages", ()):
         same = [name for name, state in stage["after"].items() if state == stage["before"].get(name)]
-        told = ", ".join(f"{name} ({stage['after'][name]['count']} rows)" for name in same)
-        yield f"Embeddings that {stage['stage']} left bit-identical: {told or 'none'}."
+        names = ", ".join(f"{name} ({stage['after'][name]['count']} rows)" for name in same)
+        yield f"Embeddings that {stage['stage']} left bit-identical: {names or 'none'}."
 
 
 def _temperatures(stage: Mapping[str, Any]) -> str:
@@ -169,9 +173,11 @@ def _data(card: Mapping[str, Any]) -> Iterator[str]:
         return
     yield from ("", "## Data", "", "| used for | source | split | rows | licences |", "|---|---|---|---|---|")
     for one in used:
-        told = ", ".join(f"{_cell(name)} ({rows:,})" for name, rows in one["licences"].items()) or UNSTATED
-        what = f"{one['used_for']} {one['stage']}" if one.get("stage") else one["used_for"]
-        yield f"| {what} | {_cell(one['source'])} | {one['split']} | {one['rows']:,} | {told} |"
+        licences = (
+            ", ".join(f"{_cell(name)} ({rows:,})" for name, rows in one["licences"].items()) or UNSTATED
+        )
+        use = f"{one['used_for']} {one['stage']}" if one.get("stage") else one["used_for"]
+        yield f"| {use} | {_cell(one['source'])} | {one['split']} | {one['rows']:,} | {licences} |"
 
 
 def _licence(card: Mapping[str, Any], author: Mapping[str, Any]) -> Iterator[str]:
@@ -238,14 +244,14 @@ def _figure(known: Mapping[str, float] | None) -> str:
 
 def _calibrated(card: Mapping[str, Any]) -> Iterator[str]:
     """Yield the section on calibration: how reliable the fitted probabilities are."""
-    found = (card.get("metrics") or {}).get("calibration")
-    if not found:
+    calibration = (card.get("metrics") or {}).get("calibration")
+    if not calibration:
         return
     yield from ("", "## Calibration", "")
-    yield f"Temperatures fitted on {_cell(found['fitted_on'])}; expected calibration error on"
-    yield f"{_cell(found['measured_on'])}, beside what perfect probabilities would show."
+    yield f"Temperatures fitted on {_cell(calibration['fitted_on'])}; expected calibration error on"
+    yield f"{_cell(calibration['measured_on'])}, beside what perfect probabilities would show."
     yield from ("", "| query | gallery | temperature | error | perfect |", "|---|---|---|---|---|")
-    for one in found["choices"]:
+    for one in calibration["choices"]:
         error = one["fitted"]["equal_width"]
-        told = f"{error['value']:.3f} [{error['low']:.3f}, {error['high']:.3f}] | {error['perfect']:.3f}"
-        yield f"| {one['query']} | {one['gallery']} | {one['temperature']:.4f} | {told} |"
+        figures = f"{error['value']:.3f} [{error['low']:.3f}, {error['high']:.3f}] | {error['perfect']:.3f}"
+        yield f"| {one['query']} | {one['gallery']} | {one['temperature']:.4f} | {figures} |"

@@ -82,18 +82,20 @@ def _build_dataset(value: Any) -> Any:
     if not isinstance(value, tuple):
         return value
     name, options = cast("tuple[str, Any]", value)
-    found = registry()
-    if name not in found.plugins:
-        first, *others = found.explain(name).splitlines()
-        if not found.clashes(name) and (
-            near := did_you_mean(name, {*DataOptions.model_fields, *found.plugins})
+    datasets = registry()
+    if name not in datasets.plugins:
+        first, *others = datasets.explain(name).splitlines()
+        if not datasets.clashes(name) and (
+            near := did_you_mean(name, {*DataOptions.model_fields, *datasets.plugins})
         ):
             first = f"unknown key; {near}"
         reason = PydanticCustomError("dataset", "{reason}", {"reason": "\n".join([first, *others])})
         raise ValidationError.from_exception_data(
             name, [InitErrorDetails(type=reason, loc=(name,), input=options)]
         )
-    block: TypeAdapter[dict[str, Dataset]] = TypeAdapter(GenericAlias(dict, (str, found.plugins[name].cls)))
+    block: TypeAdapter[dict[str, Dataset]] = TypeAdapter(
+        GenericAlias(dict, (str, datasets.plugins[name].cls))
+    )
     return block.validate_python({name: options})[name]
 
 
@@ -154,18 +156,18 @@ class DataOptions(BaseModel):
             return values
         block = dict(cast("Mapping[Any, Any]", values))
         fields = {*cls.model_fields} - {"dataset"} | {_DATASET}
-        strangers = [key for key in block if key not in fields]
-        if not strangers:
+        unknown_keys = [key for key in block if key not in fields]
+        if not unknown_keys:
             return block
-        found = registry()
-        datasets = {key: block.pop(key) for key in strangers if key in found.plugins}
-        chosen = [name for name, options in datasets.items() if options is not None]
-        unknown = next((key for key in strangers if key not in datasets), None)
-        if len(chosen) > 1:
+        installed = registry()
+        datasets = {key: block.pop(key) for key in unknown_keys if key in installed.plugins}
+        given = [name for name, options in datasets.items() if options is not None]
+        unknown = next((key for key in unknown_keys if key not in datasets), None)
+        if len(given) > 1:
             raise ValueError(_one_of_all())
-        if chosen:
-            block[_DATASET] = chosen[0], datasets[chosen[0]]
-        elif unknown is not None and found.broken:  # it may be of a plugin that fails to load
+        if given:
+            block[_DATASET] = given[0], datasets[given[0]]
+        elif unknown is not None and installed.broken:  # it may be of a plugin that fails to load
             block[_DATASET] = str(unknown), block.pop(unknown)
         return block
 

@@ -134,15 +134,15 @@ class InputContract(Subject):
 
     def test_prepares_alike_in_a_worker(self) -> None:
         """Data loaders pickle the modality into worker processes, which prepare what this process would."""
-        here = self.prepared()
-        if difference(self.prepared(), here):
+        in_this_process = self.prepared()
+        if difference(self.prepared(), in_this_process):
             raise SkipTest("nothing to compare with: see test_prepare_is_repeatable")
         try:
-            there = prepare_in_a_worker(self.modality, self.valid())
+            in_worker = prepare_in_a_worker(self.modality, self.valid())
         except Exception as error:
             fault = f"the modality does not work in a worker process ({type(error).__name__}: {error})"
             fail(fault, "define its class at the top of a module; keep no function, lock or open file in it")
-        if change := difference(there, here):
+        if change := difference(in_worker, in_this_process):
             fault = f"a worker process prepares another result ({change})"
             fail(fault, "use the input and the options alone: no globals, no hash() of a str, no random seed")
 
@@ -150,15 +150,15 @@ class InputContract(Subject):
         """Prepared inputs are tensors, or dicts of them, of one shape and dtype: a batch is a plain stack."""
         raws = {f"raws[{index}]": raw for index, raw in enumerate(self.valid())}
         raws |= {f"long_raws[{index}]": raw for index, raw in enumerate(self.long_raws)}
-        found: dict[bool, dict[str, str]] = {False: {}, True: {}}
+        calls_by_layout: dict[bool, dict[str, str]] = {False: {}, True: {}}
         for name, raw in raws.items():
             for call, training in ((f"prepare({name})", False), (f"prepare({name}, training=True)", True)):
-                layouts = found[training and not self.one_layout]
+                layouts = calls_by_layout[training and not self.one_layout]
                 try:
                     layouts.setdefault(layout(self.modality.prepare(raw, training=training)), call)
                 except TypeError as error:
                     fail(f"{call} returns {error}", "return a tensor, or a dict of tensors")
-        for layouts in found.values():
+        for layouts in calls_by_layout.values():
             if len(layouts) > 1:
                 fault = ", ".join(f"{call} returns {shape}" for shape, call in layouts.items())
                 fail(fault, "resize, crop or pad every input to one shape, with and without training")

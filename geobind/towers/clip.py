@@ -71,20 +71,21 @@ def load_clip(
         CheckpointError: The file holds no such tower, several, or another model's.
     """
     prefix = f"{options.prefix.removesuffix('.')}." if options.prefix else ""
-    held = read_weights(file)
-    given = {key: value for key, value in held.items() if key.startswith(prefix)}
-    own = from_transformers(given, part, str(file))
+    tensors_of_file = read_weights(file)
+    tower_tensors = {key: value for key, value in tensors_of_file.items() if key.startswith(prefix)}
+    own = from_transformers(tower_tensors, part, str(file))
     if own is not None:
         _check_config(file, part, options, config)
     else:
-        bare = {key.removeprefix(prefix): value for key, value in given.items()}
+        bare = {key.removeprefix(prefix): value for key, value in tower_tensors.items()}
         theirs: dict[str, Tensor] = convert_to_custom_text_state_dict(bare)
         own = {key.removeprefix(f"{part}."): theirs[key] for key in theirs if key.startswith(f"{part}.")}
     if not own:
         behind = f" behind '{prefix}'" if prefix else ""
         raise CheckpointError(
-            f"{file}: no {part} tower of a CLIP in it{behind}; its keys begin with {_key_prefixes(held)}; "
-            f"what fits is open_clip's '{part}.', or transformers' '{_BODIES[part][0]}', "
+            f"{file}: no {part} tower of a CLIP in it{behind}; its keys begin with "
+            f"{_key_prefixes(tensors_of_file)}; what fits is open_clip's '{part}.', or "
+            f"transformers' '{_BODIES[part][0]}', "
             "also behind another name"
         )
     tower, projection = getattr(model, part), _PROJECTIONS[part]
@@ -155,8 +156,8 @@ def _check_config(file: Path, part: Part, options: ClipOptions, config: Mapping[
     path = (file if file.is_dir() else file.parent) / "config.json"
     try:
         whole: Any = json.loads(path.read_text(encoding="utf-8"))
-        told: Any = whole.get("vision_config" if part == "visual" else "text_config") or whole
-        activation, theirs = told.get("hidden_act"), told.get("num_attention_heads")
+        config_of_part: Any = whole.get("vision_config" if part == "visual" else "text_config") or whole
+        activation, theirs = config_of_part.get("hidden_act"), config_of_part.get("num_attention_heads")
     except (OSError, ValueError, AttributeError):
         return
     quick = bool(config.get("quick_gelu", False))
@@ -176,9 +177,9 @@ def _check_config(file: Path, part: Part, options: ClipOptions, config: Mapping[
 
 
 def _key_prefixes(tensors: Mapping[str, Tensor]) -> str:
-    found = list(dict.fromkeys(".".join(key.split(".")[:2]) for key in tensors))
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return ", ".join(f"'{name}'" for name in found[:_SHOWN]) + more
+    prefixes = list(dict.fromkeys(".".join(key.split(".")[:2]) for key in tensors))
+    more = f" and {len(prefixes) - _SHOWN} more" if len(prefixes) > _SHOWN else ""
+    return ", ".join(f"'{name}'" for name in prefixes[:_SHOWN]) + more
 
 
 # open_clip builds both towers: the one that is thrown away is made as small as it goes.
@@ -261,13 +262,13 @@ def build_preparation(options: ClipOptions) -> Preparation:
     """Return the image preparation of this CLIP: CLIP's own, unless the weights' tag states another."""
     vision = _section(read_architecture(options), "vision_cfg", options)
     size = vision.get("image_size", 224)
-    told: dict[str, Any] = find_tag(options)
+    tag: dict[str, Any] = find_tag(options)
     return Preparation(
         size=max(size) if isinstance(size, list | tuple) else int(size),
-        mean=tuple(told.get("mean", open_clip.OPENAI_DATASET_MEAN)),
-        std=tuple(told.get("std", open_clip.OPENAI_DATASET_STD)),
-        interpolation=told.get("interpolation", "bicubic"),
-        squash=told.get("resize_mode", "shortest") == "squash",
+        mean=tuple(tag.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+        std=tuple(tag.get("std", open_clip.OPENAI_DATASET_STD)),
+        interpolation=tag.get("interpolation", "bicubic"),
+        squash=tag.get("resize_mode", "shortest") == "squash",
     )
 
 

@@ -45,13 +45,13 @@ def find_weights_file(source: str) -> Path | None:
     with hub_or_cache():
         for name in _HUB_FILES:
             try:
-                found = Path(hf_hub_download(source, name))
+                file = Path(hf_hub_download(source, name))
             except Exception as error:  # the hub's errors have no common base class
                 faults.append(error)
                 continue
             with suppress(Exception):
                 hf_hub_download(source, "config.json")  # lies beside the weights, and says what they cannot
-            return found
+            return file
     raise missing_weights_error(f"the weights of {source}", faults[0]) from faults[0]
 
 
@@ -100,14 +100,14 @@ def weight_files(path: Path) -> list[Path]:
         file for file in path.iterdir() if file.suffix.lower() in PYTORCH
     )
     if len(files) != 1:
-        there = ", ".join(file.name for file in files) or "none"
-        raise CheckpointError(f"{path}: expected one .safetensors file, found {there}; name the file itself")
+        names = ", ".join(file.name for file in files) or "none"
+        raise CheckpointError(f"{path}: expected one .safetensors file, found {names}; name the file itself")
     return files
 
 
 def _read_pytorch(file: Path) -> dict[str, Tensor]:
     try:
-        held: Any = torch.load(file, map_location="cpu", weights_only=True)
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         what = re.search(r"GLOBAL (\S+)", str(error))
         named = f" ({what[1]})" if what else ""
@@ -120,11 +120,11 @@ def _read_pytorch(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{file}: cannot be read as a PyTorch file ({reason}); fetch or save it again"
         ) from None
-    while isinstance(held, dict) and not any(isinstance(value, Tensor) for value in held.values()):
-        held = next((held[name] for name in _NESTED if isinstance(held.get(name), dict)), None)
-    if not isinstance(held, dict):
+    while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
+        content = next((content[name] for name in _NESTED if isinstance(content.get(name), dict)), None)
+    if not isinstance(content, dict):
         raise CheckpointError(f"{file}: holds no weights by name; save a state_dict")
-    named = cast("dict[Any, Any]", held)
+    named = cast("dict[Any, Any]", content)
     # Copied, because a state dict may share memory that is then trained.
     return {str(key): value.clone() for key, value in named.items() if isinstance(value, Tensor)}
 

@@ -228,13 +228,13 @@ def cover_of(fact: dict[str, float]) -> str:
 
 def _ground(fact: dict[str, float], pick: Pick) -> list[tuple[float, str]]:
     """List what is on the ground in words, each with the chance that a caption names it."""
-    season, most = season_of(fact), cover_of(fact)
+    season, cover = season_of(fact), cover_of(fact)
     river = fact["water"] - fact["sea"]
     grass = 1 - fact["water"] - fact["forest"] - fact["crops"] - fact["bare"]
     kind = pick(_grade(KINDS, fact["conifer"] / max(fact["forest"], 1e-6)))
     crop = pick(CROP_LOOKS[season])
     ground = "rock" if fact["relief"] > 0.5 else "sand"
-    said = [
+    sentences = [
         ("sea", SEA, fact["sea"], 0.85),
         ("river", RIVER, river, 0.8),
         ("forest", TREES, fact["forest"], 0.5 + fact["forest"]),
@@ -247,13 +247,13 @@ def _ground(fact: dict[str, float], pick: Pick) -> list[tuple[float, str]]:
         ("snow", SNOW, fact["snow"], 0.85),
     ]
     out: list[tuple[float, str]] = []
-    for name, grades, amount, weight in said:
+    for name, grades, amount, weight in sentences:
         words = _grade(grades, amount)
-        if name == most and not words:  # even a thin cover is named where no other is thicker
+        if name == cover and not words:  # even a thin cover is named where no other is thicker
             words = next(ways for _, ways in grades if ways)
         if words:
             text = pick(words).format(kind=kind, crop=crop, ground=ground)
-            out.append((1.0 if name == most else weight, text))
+            out.append((1.0 if name == cover else weight, text))
     return out
 
 

@@ -65,9 +65,9 @@ def check_when_and_where(
     """Return the four as float64 vectors of one length, or say which value is wrong."""
     limits = {"lat": (-90.0, 90.0), "lon": (-180.0, 180.0), "month": (1.0, 13.0), "hour": (0.0, 24.0)}
     columns: dict[str, Vector] = {}
-    for name, given in zip(limits, (lat, lon, month, hour), strict=True):
+    for name, values in zip(limits, (lat, lon, month, hour), strict=True):
         try:
-            column = np.atleast_1d(np.asarray(given, dtype=np.float64))
+            column = np.atleast_1d(np.asarray(values, dtype=np.float64))
         except (TypeError, ValueError) as error:
             raise DataError(f"{name} must be numbers: {error}") from error
         low, high = limits[name]

@@ -42,8 +42,8 @@ _ARRAYS = ("tile", "photo", "sound", "facts")
 def open_rows(options: ToyEarth) -> DatasetRows:
     """Return the Arrow file of toy Earth's places and its columns, rendered if need be."""
     # Without rows for validation the planet has the address that it had before there were any.
-    asked = options.model_dump(exclude=set() if options.validation else {"validation"})
-    address = short_fingerprint(asked, _hash_renderers())
+    settings = options.model_dump(exclude=set() if options.validation else {"validation"})
+    address = short_fingerprint(settings, _hash_renderers())
     folder = build_once(cache_root() / ToyEarth.name / address, lambda target: _render(target, options))
     path = folder / "rows.arrow"
     columns: dict[str, TableColumn] = {name: ArrayColumn(folder / f"{name}.npy") for name in _ARRAYS}
