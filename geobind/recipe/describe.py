@@ -15,7 +15,7 @@ from geobind.recipe.stage_options import Full, Head, Last, Lora, Part
 
 
 def recipe_warnings(recipe: Recipe, stage: Stage) -> Iterator[str]:
-    """Say what options of a stage do not do, and which do."""
+    """Yield warnings about options that have no effect or another than expected."""
     ranks = _ranks(recipe)
     if stage.accumulate > 1:
         yield f"accumulate: {stage.accumulate} steps to a move add no negatives: {_instead(stage, ranks)}"
@@ -29,14 +29,14 @@ def recipe_warnings(recipe: Recipe, stage: Stage) -> Iterator[str]:
 
 
 def is_chunked(recipe: Recipe, stage: Stage) -> bool:
-    """Whether a stage has a chunk that is smaller than what a process has of a batch, as far as is known."""
+    """Return whether a chunk is smaller than a process's share of the batch, as far as is known."""
     if not isinstance(stage.chunk, int):
         return False
     return "batch_size" in stage.open or stage.chunk * (_ranks(recipe) or 1) < stage.batch_size
 
 
 def _instead(stage: Stage, ranks: int | None) -> str:
-    """Say what a row is compared with, and how to compare it with more."""
+    """Return what a row is compared with, and how to compare it with more."""
     if "batch_size" in stage.open:
         return "rows meet those of their own batch alone; a larger `batch_size` with `chunk` adds some"
     larger, chunk = stage.batch_size * stage.accumulate, max(2, stage.batch_size // (ranks or 1))
@@ -51,13 +51,13 @@ def _instead(stage: Stage, ranks: int | None) -> str:
 
 
 def _ranks(recipe: Recipe) -> int | None:
-    """How many processes there will be, if the recipe says."""
+    """Return the number of processes, None where the recipe leaves it open."""
     devices = recipe.fabric.devices
     return devices * recipe.fabric.num_nodes if isinstance(devices, int) else None
 
 
 def describe_stage(recipe: Recipe, stage: Stage) -> str:
-    """Say what a stage aligns, with what, and what it trains."""
+    """Return a sentence about what a stage aligns and trains."""
     anchor = recipe.anchor_of(stage)
     if stage.pairs == "all" and len(stage.aligned) > 1:
         aligned = f"{_listed(recipe.names_of(stage))} with each other"
@@ -68,7 +68,7 @@ def describe_stage(recipe: Recipe, stage: Stage) -> str:
 
 
 def describe_details(recipe: Recipe, stage: Stage) -> Iterator[str]:
-    """Say what follows from a stage with several pairs or tables, or with neighbours in its batches."""
+    """Yield the details of a stage: pairs, tables, neighbours, two passes, validation."""
     pairs, sources = recipe.pairs_of(stage), _sources(recipe, stage)
     if len(pairs) > 1 or any(pair.weight != 1 for pair in pairs):
         told = (pair.name if pair.weight == 1 else f"{pair.name} (weight {pair.weight:g})" for pair in pairs)
@@ -80,7 +80,7 @@ def describe_details(recipe: Recipe, stage: Stage) -> Iterator[str]:
             f"{least:g} to {most:g} km from each other"
         )
     if stage.open:
-        yield f"{' and '.join(stage.open)}: auto, settled by what fits in memory when the run begins"
+        yield f"{' and '.join(stage.open)}: auto, chosen by what fits in memory when the run begins"
     if is_chunked(recipe, stage):
         yield f"steps: two passes, {stage.chunk} rows of a process at a time, the gradient of all"
     if stage.accumulate > 1:
@@ -97,7 +97,7 @@ def describe_details(recipe: Recipe, stage: Stage) -> Iterator[str]:
 
 
 def stage_facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
-    """What follows from a stage, as plain values."""
+    """Return the facts of a stage as plain values."""
     return {
         "name": stage.name,
         "anchor": recipe.anchor_of(stage),
@@ -110,7 +110,7 @@ def stage_facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 
 
 def _watch(watch: Watch) -> str:
-    """Say when a stage is evaluated, by what, and what follows."""
+    """Return when and by what a stage is validated, and which weights are kept."""
     kept = "the best weights are kept" if watch.keep == "best" else "the last weights are kept"
     times = "an evaluation" if watch.patience == 1 else f"{watch.patience} evaluations"
     stop = f"; stops after {times} without a gain" if watch.patience else ""
@@ -118,7 +118,7 @@ def _watch(watch: Watch) -> str:
 
 
 def _how(part: Part) -> str:
-    """Say what is trained of an encoder, in brackets, if it is not plainly all of it."""
+    """Return the trained part of an encoder, in brackets; empty for all of it."""
     said: list[str] = []
     if isinstance(part, Head):
         said.append("head")

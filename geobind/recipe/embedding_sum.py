@@ -1,4 +1,4 @@
-"""Sums of embeddings as people write them: `satellite+2*audio:ground_image`."""
+"""Notation of embedding sums: `satellite+2*audio:ground_image`."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from geobind.errors import DataError
 
 
 class EmbeddingSum(NamedTuple):
-    """What is added, and where the sum is looked for."""
+    """The modalities of a sum and their weights, and the gallery to search."""
 
     weights: Mapping[str, float]  # by modality
     gallery: str
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The modalities that are added."""
+        """The modalities of the sum."""
         return tuple(self.weights)
 
     @property
     def words(self) -> list[str]:
-        """The parts, with those weights that are not 1."""
+        """The modalities, with each weight other than 1."""
         return [name if weight == 1 else f"{weight:g}*{name}" for name, weight in self.weights.items()]
 
     def __str__(self) -> str:
-        """As it is written."""
+        """Return the sum in its notation."""
         return f"{'+'.join(self.words)}:{self.gallery}"
 
 
 def parse_sum(text: str, known: Collection[str]) -> EmbeddingSum:
-    """Read a sum such as `satellite+audio:ground_image`.
+    """Parse a sum such as `satellite+audio:ground_image`.
 
     Raises:
-        DataError: It is written otherwise, or names a modality that is not known.
+        DataError: The notation is wrong, or a modality is unknown.
     """
     left, _, gallery = (word.strip() for word in text.partition(":"))
     terms = (term.rpartition("*") for term in left.split("+"))

@@ -1,4 +1,4 @@
-"""Load a recipe by path or by name: read, check everything, and hand back one checked value."""
+"""Loading of recipes, by path or by name."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _SHELVES = (_HERE / "recipes", _HERE.parent / "recipes")
 
 
 def recipe_folders() -> list[Path]:
-    """The folders in which recipes come with geobind."""
+    """Return the folders of the shipped recipes."""
     return [shelf for shelf in _SHELVES if shelf.is_dir()]
 
 
 def list_shipped() -> dict[str, Path]:
-    """List the recipes that come with geobind, by name."""
+    """Return the shipped recipes by name."""
     files = (file for shelf in recipe_folders() for file in sorted(shelf.glob("*.yaml")))
     return {file.stem: file for file in files}
 
@@ -52,13 +52,13 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def load_recipe(name: str | Path, overrides: Iterable[str] = (), *, files: bool = True) -> Recipe:
-    """Load a recipe and check all that can be checked without torch.
+    """Load a recipe, with every check that needs no torch.
 
     Args:
-        name: Path of a YAML file, or the bare name of a shipped recipe, whose relative paths then start from
-            the current folder: it lies where nobody keeps data.
+        name: Path of a YAML file, or the name of a shipped recipe, whose relative paths start from the
+            current folder.
         overrides: Changes such as `stages.0.batch_size=64`; a stage may be given by its name.
-        files: Whether the manifests it names must be there.
+        files: Whether the manifests it names must exist.
 
     Raises:
         RecipeProblems: The recipe has mistakes; every one is listed with file, line, column and the fix.
@@ -69,20 +69,20 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = (), *, files: bool 
 
 
 def is_shipped(name: str | Path) -> bool:
-    """Whether this is the bare name of a recipe that comes with geobind, and no path."""
+    """Return whether this is the name of a shipped recipe, and no path."""
     return not Path(name).is_file() and str(name) in list_shipped()
 
 
 def build_recipe(values: Mapping[str, Any], base: Path, *, source: str, files: bool = False) -> Recipe:
-    """Check a recipe given as plain values, such as the one saved in a bundle.
+    """Build a checked recipe from plain values, such as those saved in a bundle.
 
-    It may have run on another machine: the packages that it trained with need not be installed here.
+    The packages of its training need not be installed here, as it may have run on another machine.
 
     Args:
         values: The recipe as `Recipe.written` gives it.
-        base: Folder that its relative paths start from.
-        source: What to call it in messages.
-        files: Whether the manifests it names must be there.
+        base: The folder that its relative paths start from.
+        source: Its name in messages.
+        files: Whether the manifests it names must exist.
     """
     plain, marks = parse_yaml(dump_yaml(dict(values)), source)
     return _checked(ParsedYaml(plain, {path: source for path in marks}, source), base, files=files)

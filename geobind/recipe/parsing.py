@@ -1,4 +1,4 @@
-"""YAML with line marks, overrides, and validation errors in words."""
+"""YAML with line numbers, `--set` overrides, and messages of validation errors."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Problem(NamedTuple):
 
 
 class ParsedYaml(NamedTuple):
-    """A recipe as its author wrote it: plain values, and where each stands."""
+    """The plain values of a YAML file, and the position of each."""
 
     values: dict[str, Any]
     marks: Mapping[KeyPath, str]  # path of a value -> "file:line:column" or "--set path"
     file: str
 
     def problem(self, path: KeyPath, message: str) -> Problem:
-        """Point at the value at `path`, or at the nearest thing around it that was written."""
+        """Return a problem at a key path, or at the nearest enclosing one that was written."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.marks:
                 return Problem(self.marks[path[:length]], ".".join(map(str, path)), message)
@@ -51,7 +51,7 @@ class ParsedYaml(NamedTuple):
 
 
 class RecipeProblems(RecipeError):
-    """A recipe that cannot be run, with every reason."""
+    """A recipe with mistakes, all of them."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(problems, key=_position))
@@ -67,7 +67,7 @@ def read_recipe_file(file: Path, overrides: Iterable[str] = ()) -> ParsedYaml:
     """Read a recipe file and apply `a.b=c` overrides to it.
 
     Raises:
-        RecipeError: The file is missing, no YAML mapping, or an override does not fit it.
+        RecipeError: The file is missing or no YAML mapping, or an override does not fit.
     """
     values, marks = parse_yaml(_text(file), str(file))
     config = _configured(values, str(file))
@@ -78,7 +78,7 @@ def read_recipe_file(file: Path, overrides: Iterable[str] = ()) -> ParsedYaml:
 
 
 def parse_yaml(text: str, file: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    """Parse YAML into plain values and the place of each, refusing repeated keys and alias bombs."""
+    """Parse YAML into plain values and their positions; refuse repeated keys and alias bombs."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -154,7 +154,7 @@ def _configured(values: dict[str, Any], file: str) -> Any:
 
 
 def iterate_strings(value: object, path: KeyPath) -> Iterable[tuple[KeyPath, str]]:
-    """List every string among plain values, with its path."""
+    """Yield every string among plain values, with its key path."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):
@@ -192,7 +192,7 @@ def _override(config: Any, override: str) -> KeyPath:
 
 
 def _step(config: Any, words: list[str]) -> Iterable[str | int]:
-    """Walk an override's path; a stage may be given by its number or by its name."""
+    """Yield the steps of an override's key path; a stage is given by number or name."""
     node = OmegaConf.to_container(config)
     for word in words:
         if isinstance(node, list):
@@ -219,7 +219,7 @@ def _resolved(config: Any, file: str) -> dict[str, Any]:
 
 
 def dump_yaml(values: dict[str, Any]) -> str:
-    """Write plain values as YAML that `parse` reads back."""
+    """Write plain values as YAML that `parse_yaml` reads back."""
     stream = io.StringIO()
     yaml.safe_dump(values, stream, sort_keys=False, allow_unicode=True)
     return stream.getvalue()
@@ -228,7 +228,7 @@ def dump_yaml(values: dict[str, Any]) -> str:
 def explain_field_errors(
     written: ParsedYaml, error: ValidationError, prefix: KeyPath, model: type[BaseModel]
 ) -> Iterator[Problem]:
-    """Say what pydantic found, at the place it was written."""
+    """Yield a problem for each error of pydantic, at its position in the file."""
     for item in error.errors(include_url=False, include_context=True):
         path = to_key_path(written.values, (*prefix, *item["loc"]))
         message = item["msg"].removeprefix("Value error, ")
@@ -251,7 +251,7 @@ def explain_field_errors(
 
 
 def _tag_key(item: ErrorDetails) -> str:
-    """The key whose word says which block of several is meant."""
+    """Return the key that chooses one of several kinds of block."""
     return item.get("ctx", {})["discriminator"].strip("'")
 
 
@@ -260,16 +260,16 @@ _REMOVED = {"pcme": "the loss 'pcme' was removed; choose infonce or siglip"}
 
 
 def _unknown_tag(item: ErrorDetails) -> str:
-    told = item.get("ctx", {})
-    known, given = re.findall(r"'([^']*)'", told["expected_tags"]), told["tag"]
+    context = item.get("ctx", {})
+    known, given = re.findall(r"'([^']*)'", context["expected_tags"]), context["tag"]
     near = _REMOVED.get(given) or did_you_mean(given, known)
     return f"Input should be one of {', '.join(known)} (got '{given}')" + (f"; {near}" if near else "")
 
 
 def to_key_path(values: Any, loc: KeyPath) -> KeyPath:
-    """Drop from pydantic's location the names of union members, which nobody wrote.
+    """Return pydantic's location without the names of union members.
 
-    The last word is kept even when it is absent: it is the key that is missing.
+    The last word stays even when it is absent, as it is the missing key.
     """
     path: list[str | int] = []
     node: Any = values
@@ -291,7 +291,7 @@ def to_key_path(values: Any, loc: KeyPath) -> KeyPath:
 
 
 def _fields(model: Any, loc: KeyPath) -> list[str]:
-    """List the keys allowed in the block at `loc`, as far as the models tell."""
+    """Return the keys allowed in the block at a location, as far as the models define them."""
     schema = model.model_json_schema()
     definitions = schema.get("$defs", {})
     nodes = [schema]

@@ -41,7 +41,7 @@ Pairing = Literal["anchor", "all"]
 
 
 class ModalityPair(NamedTuple):
-    """Two modalities that a stage compares; in a loss the first is the anchor and the second the other."""
+    """Two modalities that a stage compares; the first is the loss's anchor, the second its other."""
 
     anchor: str
     other: str
@@ -49,12 +49,12 @@ class ModalityPair(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What recipes, metrics and messages call it."""
+        """The name in recipes, metrics and messages."""
         return f"{self.anchor}-{self.other}"
 
     @property
     def both(self) -> frozenset[str]:
-        """The two, whichever is named first."""
+        """Both modalities, in no order."""
         return frozenset((self.anchor, self.other))
 
 
@@ -65,15 +65,15 @@ def build_pairs(
     trained: Collection[str] = (),
     weights: Mapping[str, float] | None = None,
 ) -> tuple[ModalityPair, ...]:
-    """List the pairs of modalities that a stage compares.
+    """Build the pairs of modalities that a stage compares.
 
     Args:
         anchor: The stage's anchor.
-        aligned: What it aligns, in its order.
-        pairing: "anchor" compares each with the anchor; "all" compares every two of them, the anchor among
-            them, save two that the stage leaves as they are, for nothing would come of it.
-        trained: The modalities in training; only "all" asks.
-        weights: How much a pair counts, by one of its `pair_aliases`.
+        aligned: The aligned modalities, in their order.
+        pairing: "anchor" pairs each of them with the anchor; "all" pairs all of them and the anchor with each
+            other, except two modalities that the stage does not train.
+        trained: The trained modalities, used by "all".
+        weights: The weight of a pair's loss, by one of its `pair_aliases`.
 
     Returns:
         The pairs, those with the anchor first.
@@ -90,24 +90,24 @@ def build_pairs(
 
 
 def pair_aliases(one: str, two: str, anchor: str) -> tuple[str, ...]:
-    """List what a recipe can call a pair: `one-two`, `two-one`, and `two` alone with the anchor."""
+    """Return the names of a pair in a recipe: `one-two`, `two-one`, and `two` alone with the anchor."""
     alone = (two,) if one == anchor else (one,) if two == anchor else ()
     return (f"{one}-{two}", f"{two}-{one}", *alone)
 
 
 def read_trained_pairs(stage: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """List what a finished stage compared, as (anchor, other), from what `stage.json` holds."""
+    """Return the pairs of a finished stage, as (anchor, other), from its `stage.json`."""
     told = stage.get("losses") or [{"anchor": stage["anchor"], "other": stage["align"]}]
     return [(str(pair["anchor"]), str(pair["other"])) for pair in told]
 
 
 def to_names(aligned: str | Iterable[str]) -> tuple[str, ...]:
-    """Read `align`, which is one name or several."""
+    """Return the names in `align`, which is one or several."""
     return (aligned,) if isinstance(aligned, str) else tuple(aligned)
 
 
 class Evaluation(RecipeBlock):
-    """What is measured after the last stage: retrieval for every ordered pair of modalities."""
+    """The evaluation after the last stage: retrieval for every ordered pair of modalities."""
 
     data: DataOptions | None = Field(default=None, description="default: the recipe's data")
     split: str = Field(default="test", description="rows no stage has trained on")
@@ -140,7 +140,7 @@ class Evaluation(RecipeBlock):
 
 
 class CardOptions(RecipeBlock):
-    """What only its author can say of a model; it goes into the model card."""
+    """Facts for the model card that only the author knows."""
 
     use: str | None = Field(default=None, description="what the model is meant for")
     not_for: str | None = Field(default=None, description="what it should not be used for")
@@ -176,7 +176,9 @@ class Watch(RecipeBlock):
         default="best", description="which weights the stage ends with: of the best evaluation, or the last"
     )
     patience: int | None = Field(
-        default=None, ge=1, description="stop after so many evaluations in a row without a gain; null: never"
+        default=None,
+        ge=1,
+        description="stop after this many evaluations in a row without a gain; null: never",
     )
     least: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="a gain smaller than this does not count as one"
@@ -184,12 +186,12 @@ class Watch(RecipeBlock):
 
     @property
     def cutoff(self) -> int:
-        """The k of the recall that is taken."""
+        """The k of the measured recall."""
         return 10 if self.measure == "loss" else int(self.measure.removeprefix("R@"))
 
 
 class EmaOptions(RecipeBlock):
-    """An exponential moving average of the weights in training, which evaluations and the result take."""
+    """An exponential moving average (EMA) of the trained weights, used for evaluations and the result."""
 
     decay: float = Field(gt=0, lt=1, description="share of the old average that each step keeps")
     warmup: bool = Field(
@@ -202,7 +204,7 @@ def _is_block(value: object) -> str:
 
 
 def to_ema_options(said: float | EmaOptions | None) -> EmaOptions | None:
-    """Return the options that a number, or a block, stands for."""
+    """Return the options of a decay or a block."""
     return said if said is None or isinstance(said, EmaOptions) else EmaOptions(decay=said)
 
 
@@ -211,12 +213,12 @@ EmaSpec = Annotated[
     Annotated[Annotated[float, Field(gt=0, lt=1)] | None, Tag(_ONE_VALUE)]
     | Annotated[EmaOptions, Tag(_BLOCK)],
     Discriminator(_is_block),
-    AfterValidator(to_ema_options),  # what means the same is spelt alike, so that it has the same fingerprint
+    AfterValidator(to_ema_options),  # equal options must have equal fingerprints
 ]
 
 
 class LoggerEntry(BaseModel):
-    """A logger of a recipe: its name is the core's, the rest are the logger's own options."""
+    """A logger of a recipe: its name, and its own options."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -247,7 +249,7 @@ class Stage(RecipeBlock):
     ] = Field(description="the modality to align with the anchor, or several")
     pairs: Pairing = Field(
         default="anchor",
-        description="what is compared: each aligned modality with the anchor, or all of them with each other",
+        description="which modalities are compared: each with the anchor, or all with each other",
     )
     weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default_factory=dict,
@@ -298,10 +300,11 @@ class Stage(RecipeBlock):
     )
     cache: CacheSpec = Field(
         default="auto",
-        description="keep what frozen encoders make of the inputs, and read it in later epochs and runs",
+        description="keep the embeddings of frozen encoders, for later epochs and runs",
     )
     watch: Watch | None = Field(
-        default=None, description="evaluate on held-out rows on the way, keep the best weights, stop early"
+        default=None,
+        description="evaluate on held-out rows during training, keep the best weights, stop early",
     )
     ema: EmaSpec = Field(
         default=None,
@@ -318,28 +321,28 @@ class Stage(RecipeBlock):
 
     @property
     def open(self) -> tuple[str, ...]:
-        """The options left to the start of a run, to be settled by what fits in memory."""
+        """The options that are `auto`, chosen at the start of a run by what fits in memory."""
         return tuple(name for name in ("batch_size", "chunk") if getattr(self, name) == "auto")
 
     @property
     def trained(self) -> dict[str, Part]:
-        """What is trained of each encoder and how, by modality."""
+        """The trained part of each encoder with its options, by modality."""
         said = dict.fromkeys(self.train, "full") if isinstance(self.train, list) else self.train
         return {name: to_part(part) for name, part in said.items()}
 
     @property
     def average(self) -> EmaOptions | None:
-        """How weights are averaged, None if they are not."""
+        """The options of the EMA, None without one."""
         return to_ema_options(self.ema)
 
     @property
     def parts(self) -> dict[str, str]:
-        """What is trained of each encoder, in a word, by modality."""
+        """The name of the trained part of each encoder, by modality."""
         return {name: part.part for name, part in self.trained.items()}
 
 
 class FabricOptions(RecipeBlock):
-    """Where to run, as Lightning Fabric understands it."""
+    """Options of Lightning Fabric: devices, strategy, precision."""
 
     accelerator: str = "auto"
     devices: int | Literal["auto"] = "auto"
@@ -350,7 +353,7 @@ class FabricOptions(RecipeBlock):
     )
     precision: Precision = "32-true"
     compile: bool | CompileMode = Field(
-        default=False, description="torch.compile of the encoders, or what it is to strive for"
+        default=False, description="torch.compile of the encoders, or its mode"
     )
     checkpoint_activations: bool = Field(
         default=False, description="compute the blocks of trained encoders twice, to save their activations"
@@ -363,21 +366,21 @@ class FabricOptions(RecipeBlock):
 
     @property
     def mode(self) -> CompileMode | None:
-        """What torch.compile is to strive for; None: nothing is compiled."""
+        """The mode of torch.compile; None: nothing is compiled."""
         return ("default" if self.compile is True else self.compile) or None
 
 
 class ModalityEntry(BaseModel):
-    """One modality of a recipe: two words for the core, the rest are the modality's own options."""
+    """One modality of a recipe: `role`, `data`, and its own options."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    role: Role | None = Field(default=None, description="overrides the plugin's role, in plain sight")
+    role: Role | None = Field(default=None, description="overrides the plugin's role")
     data: DataOptions | None = Field(default=None, description="where its pairs with the anchor come from")
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that belong to the modality."""
+        """The modality's own options."""
         return dict(self.model_extra or {})
 
 
@@ -394,7 +397,7 @@ class StageSources(NamedTuple):
 
 
 class Recipe(RecipeBlock):
-    """Modalities, and the stages that bind them."""
+    """A recipe: modalities, data, and the stages that bind them."""
 
     name: Name
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -414,9 +417,11 @@ class Recipe(RecipeBlock):
     stages: list[Stage] = Field(min_length=1)
     evaluate: Evaluation | None = None
     loggers: tuple[LoggerSpec, ...] = Field(
-        default=(), description="where figures go beside metrics.csv: names, or blocks with options"
+        default=(), description="where metrics go besides metrics.csv: names, or blocks with options"
     )
-    card: CardOptions = Field(default=CardOptions(), description="what only its author can say of a model")
+    card: CardOptions = Field(
+        default=CardOptions(), description="facts for the model card that only the author knows"
+    )
 
     _written: dict[str, Any] = PrivateAttr(default_factory=dict)
     _base: Path = PrivateAttr(default_factory=Path)
@@ -438,15 +443,15 @@ class Recipe(RecipeBlock):
         return self._built
 
     def role(self, name: str) -> Role:
-        """Whether the modality may be trained: the recipe's word, else its plugin's."""
+        """Return the modality's role: the recipe's, else its plugin's."""
         return self.modalities[name].role or self._built[name].role
 
     def anchor_of(self, stage: Stage) -> str:
-        """The modality that a stage aligns with."""
+        """Return the modality that a stage aligns with."""
         return stage.anchor or self.anchor
 
     def names_of(self, stage: Stage) -> tuple[str, ...]:
-        """The modalities that take part in a stage, its anchor first."""
+        """Return the modalities of a stage, its anchor first."""
         return tuple(dict.fromkeys((self.anchor_of(stage), *stage.aligned)))
 
     def precision_of(self, stage: Stage) -> Precision:
@@ -454,7 +459,7 @@ class Recipe(RecipeBlock):
         return stage.precision or self.fabric.precision
 
     def pairs_of(self, stage: Stage) -> tuple[ModalityPair, ...]:
-        """The pairs of modalities that a stage compares."""
+        """Return the pairs of modalities that a stage compares."""
         return build_pairs(self.anchor_of(stage), stage.aligned, stage.pairs, stage.parts, stage.weights)
 
     @property
@@ -476,7 +481,7 @@ class Recipe(RecipeBlock):
         return StageSources(brought, self.tables_of(stage, others) if others else ())
 
     def tables_of(self, stage: Stage, aligned: Collection[str] | None = None) -> tuple[DataOptions, ...]:
-        """The tables a stage trains on: its own, else those of its aligned modalities, else the recipe's."""
+        """Return the tables of a stage: its own, else those of its aligned modalities, else the recipe's."""
         if stage.data is not None:
             return (stage.data,) if isinstance(stage.data, DataOptions) else stage.data
         found: list[DataOptions] = []

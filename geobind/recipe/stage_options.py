@@ -20,13 +20,13 @@ from geobind.data.neighbours import NeighbourOptions
 
 
 class RecipeBlock(BaseModel):
-    """A block of a recipe: unknown keys are refused, values never change."""
+    """Base of a recipe's blocks: unknown keys are refused, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class CachedViews(RecipeBlock):
-    """Keep augmented views of what a stage does not train."""
+    """A cache of several augmented views of each input of a frozen encoder."""
 
     views: int = Field(ge=1, le=1000, description="augmented views of each input, of which one is drawn")
 
@@ -55,7 +55,7 @@ Chunk = Annotated[
     BeforeValidator(_number_or_auto),
 ]
 if TYPE_CHECKING:
-    # `auto` is settled before a stage begins, and refused otherwise: whatever computes with it has a number.
+    # `auto` is resolved before a stage begins, so that all other code sees a number.
     BatchSize = int
 else:
     BatchSize = Chunk
@@ -74,10 +74,10 @@ class AdamW(RecipeBlock):
 
 
 class NeighbourBatches(RecipeBlock):
-    """Batches that hold neighbours, which are harder to tell apart than places far from each other."""
+    """Batches with groups of neighbours, which are harder to distinguish than distant places."""
 
     near_km: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0, le=20_000)]] = Field(
-        description="how far neighbours are from each other, at least and at most"
+        description="the smallest and largest distance between neighbours"
     )
     share: float = Field(
         default=0.5, gt=0, le=1, description="how much of a batch comes in groups of neighbours"
@@ -86,7 +86,7 @@ class NeighbourBatches(RecipeBlock):
 
     @property
     def neighbours(self) -> NeighbourOptions:
-        """The same for the rows of a stage."""
+        """The options of the sampler."""
         return NeighbourOptions(*self.near_km, self.share, self.together)
 
     @model_validator(mode="after")
@@ -101,14 +101,14 @@ class NeighbourBatches(RecipeBlock):
 
 
 class Constant(RecipeBlock):
-    """The peak learning rate throughout, after a linear warm-up."""
+    """A constant learning rate after a linear warm-up."""
 
     name: Literal["constant"]
     warmup_steps: int = Field(default=0, ge=0)
 
 
 class Cosine(RecipeBlock):
-    """Linear warm-up, then half a cosine from the peak down to `final` times the peak."""
+    """Linear warm-up, then cosine decay from the peak to `final` times the peak."""
 
     name: Literal["cosine"] = "cosine"
     warmup_steps: int = Field(default=0, ge=0)
@@ -149,7 +149,7 @@ class Head(RecipeBlock):
 
 
 class Last(RecipeBlock):
-    """The last blocks, and all that follows them: norms, a projection, the head."""
+    """The last blocks, and everything after them: norms, projection, head."""
 
     part: Literal["last"] = "last"
     blocks: int = Field(ge=1, description="how many blocks")
@@ -157,7 +157,7 @@ class Last(RecipeBlock):
 
 
 class Lora(RecipeBlock):
-    """Low-rank adapters (LoRA, arXiv:2106.09685) in layers that stay as they are, merged after the stage."""
+    """Low-rank adapters (LoRA, arXiv:2106.09685) in frozen layers, merged after the stage."""
 
     part: Literal["lora"] = "lora"
     rank: int = Field(default=8, ge=1, le=4096, description="rank of what is added to a weight")
@@ -183,7 +183,7 @@ def _said(value: object) -> object:
 
 
 def _short(value: Literal["full", "head", "lora"] | Part) -> Literal["full", "head"] | Part:
-    """Spell what means the same alike, so that it has the same fingerprint."""
+    """Return the shortest spelling, so that equal options have equal fingerprints."""
     if value in ("full", Full()):
         return "full"
     return Lora() if value == "lora" else "head" if value == Head() else value
@@ -204,12 +204,12 @@ TrainSpec = Annotated[
 
 
 def to_part(said: Any) -> Part:
-    """Return the options that a word, or a block, stands for."""
+    """Return the part that a word or a block names."""
     return Full() if said == "full" else Head() if said == "head" else said
 
 
 class TemperatureOptions(RecipeBlock):
-    """The temperature of a contrastive loss: similarities are divided by it."""
+    """The temperature of a contrastive loss, which divides the similarities."""
 
     init: float = Field(default=0.07, gt=0, le=10, description="value at the start of the stage")
     learn: bool = Field(default=True, description="whether the stage trains it")
@@ -228,17 +228,17 @@ class TemperatureOptions(RecipeBlock):
 
 
 class ContrastiveLossOptions(RecipeBlock):
-    """What every loss can be told of its rows: which belong together, and which are too near to oppose."""
+    """Options of every contrastive loss: which rows are positives, and which are ignored."""
 
     positives: Literal["pair", "label", "place"] = Field(
         default="pair",
         description="a row's positives: its own pair alone, or every row of its label, or of its place",
     )
     same_within_m: float | None = Field(
-        default=None, gt=0, description="with `positives: place`, rows nearer than this are of one place"
+        default=None, gt=0, description="with `positives: place`, rows nearer than this belong to one place"
     )
     ignore_within_m: float | None = Field(
-        default=None, gt=0, description="rows of places nearer than this many metres are no negatives"
+        default=None, gt=0, description="rows nearer than this many metres are not negatives"
     )
     ignore_within_hours: float | None = Field(
         default=None,
@@ -252,12 +252,12 @@ class ContrastiveLossOptions(RecipeBlock):
 
     @property
     def needs_places(self) -> bool:
-        """Whether rows must say where they are."""
+        """Whether rows must have a place."""
         return self.same_within_m is not None or self.ignore_within_m is not None
 
     @property
     def needs_times(self) -> bool:
-        """Whether rows must say when they were."""
+        """Whether rows must have a time."""
         return self.ignore_within_hours is not None
 
     @model_validator(mode="after")
@@ -278,7 +278,7 @@ class ContrastiveLossOptions(RecipeBlock):
 
 
 class HardNegativeOptions(ContrastiveLossOptions):
-    """Losses that can give hard negatives more weight."""
+    """Options of losses that can weight hard negatives more."""
 
     hardness: float = Field(
         default=0.0,

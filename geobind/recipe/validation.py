@@ -27,18 +27,18 @@ from geobind.recipe.parsing import (
 from geobind.recipe.schema import ModalityEntry, Recipe, Stage, build_pairs, find_pair_providers, pair_aliases
 from geobind.recipe.stage_options import Lora
 
-Faults = Iterator[tuple[KeyPath, str]]  # where inside the stage, and what to do about it
+Faults = Iterator[tuple[KeyPath, str]]  # key path inside the stage, and message with the fix
 
 
 def find_stage_faults(recipe: Recipe, stage: Stage, built: Mapping[str, Modality]) -> Faults:
-    """List what is wrong with a stage."""
+    """Yield the mistakes of a stage."""
     if stage.anchor is not None and stage.anchor not in recipe.modalities:
         yield ("anchor",), explain_unknown(stage.anchor, recipe.modalities)
     yield from _aligned(recipe, stage)
     if all(name in recipe.modalities for name in stage.aligned):
         yield from _rows(recipe, stage, built)
     if (stage.epochs is None) == (stage.steps is None):
-        yield (), "say how long: give either `epochs` or `steps`"
+        yield (), "give either `epochs` or `steps`"
     if not stage.parts:
         yield ("train",), "nothing to train: name an encoder"
     for name in stage.parts:
@@ -52,7 +52,7 @@ def find_stage_faults(recipe: Recipe, stage: Stage, built: Mapping[str, Modality
 
 
 def explain_unknown(name: str, known: Iterable[str]) -> str:
-    """Say that a recipe has no such modality, and which was probably meant."""
+    """Return the message about an unknown modality, with the name that may be meant."""
     names = sorted(known)
     hint = did_you_mean(name, names, f"the recipe has {', '.join(names)}")
     return f"no modality {name!r} under `modalities`; {hint}"
@@ -146,9 +146,9 @@ _CLUSTERS = {None: (), "cell": ("lat", "lon"), "group": ("group",)}
 
 
 def find_column_faults(recipe: Recipe, blocks: Iterable[tuple[KeyPath, DataOptions]]) -> Iterator[Fault]:
-    """List what a recipe asks of its rows that no column of a manifest says, as far as its header tells.
+    """Yield the columns that a recipe needs and a manifest lacks, according to its header.
 
-    Manifests that are not there, or cannot be read, are left to those who say so.
+    Manifests that are missing or unreadable are reported elsewhere.
 
     Args:
         recipe: The recipe.
@@ -172,7 +172,7 @@ def find_column_faults(recipe: Recipe, blocks: Iterable[tuple[KeyPath, DataOptio
 
 
 def _mapped(recipe: Recipe, path: KeyPath, table: DataOptions) -> Iterator[Fault]:
-    """List the columns that a block maps and its manifest has not got."""
+    """Yield the mapped columns that a manifest lacks."""
     there = _columns_of(recipe, table)
     if not there or table.manifest is None:
         return
@@ -188,7 +188,7 @@ def _mapped(recipe: Recipe, path: KeyPath, table: DataOptions) -> Iterator[Fault
 def _needed(
     recipe: Recipe, path: KeyPath, columns: Sequence[str], tables: Iterable[DataOptions]
 ) -> Iterator[Fault]:
-    """List the tables that lack columns that an option needs; of those that are mapped `_mapped` tells."""
+    """Yield the tables without a column that an option needs; `_mapped` reports mapped ones."""
     for table in tables if columns else ():
         there = _columns_of(recipe, table)
         absent = [name for name in columns if there and name not in there and name not in table.columns]
@@ -202,7 +202,7 @@ def _needed(
 
 
 def _asked(stage: Stage) -> dict[KeyPath, tuple[str, ...]]:
-    """The columns that a stage needs, by what needs them."""
+    """Return the columns that a stage needs, by the option that needs them."""
     loss, place = stage.loss, ("lat", "lon")
     asked = {
         ("batches",): place if stage.batches else (),
@@ -215,7 +215,7 @@ def _asked(stage: Stage) -> dict[KeyPath, tuple[str, ...]]:
 
 
 def _columns_of(recipe: Recipe, table: DataOptions) -> list[str]:
-    """The columns of a manifest; none where they cannot be told without reading all of it."""
+    """Return the columns of a manifest; none where they are unknown without reading all of it."""
     if table.manifest is None or table.manifest.suffix.lower() not in _WITH_HEADER:
         return []
     from geobind.data.manifest import list_manifest_columns
@@ -227,7 +227,7 @@ def _columns_of(recipe: Recipe, table: DataOptions) -> list[str]:
 
 
 def find_evaluation_faults(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
-    """List what is wrong, each with where and what to do about it."""
+    """Yield the mistakes of the `evaluate` and `card` sections."""
     yield from (
         (("card", "weights", name), explain_unknown(name, recipe.modalities)) for name in _strangers(recipe)
     )
@@ -254,7 +254,7 @@ def _strangers(recipe: Recipe) -> list[str]:
 
 
 def find_watch_faults(recipe: Recipe, stage: Stage) -> Faults:
-    """List what is wrong with how a stage is watched, each with where inside the stage."""
+    """Yield the mistakes of a stage's `watch` section."""
     watch, evaluate = stage.watch, recipe.evaluate
     if watch is None or not all(name in recipe.modalities for name in stage.aligned):
         return
@@ -276,7 +276,7 @@ def find_watch_faults(recipe: Recipe, stage: Stage) -> Faults:
 
 
 def find_logger_faults(recipe: Recipe) -> Faults:
-    """List the loggers that cannot be used, and why."""
+    """Yield the loggers that cannot be used, and why."""
     for number, said in enumerate(recipe.loggers):
         try:
             loggers.build_logger(*split_logger_entry(said))
@@ -285,12 +285,12 @@ def find_logger_faults(recipe: Recipe) -> Faults:
 
 
 def split_logger_entry(said: Any) -> tuple[str, Mapping[str, Any]]:
-    """The name and the options of a logger, however it was written."""
+    """Return the name and the options of a logger entry."""
     return (said, {}) if isinstance(said, str) else (said.name, dict(said.model_extra or {}))
 
 
 def _tables(recipe: Recipe, stage: Stage, other: DataOptions | None = None) -> list[dict[str, Any]]:
-    """Where the rows of a stage come from, as plain values: tables, and modalities that bring their own."""
+    """Return the sources of a stage's rows as plain values: tables, and modalities with their own pairs."""
     if other is not None:
         return [_facts(other)]
     own, tables = recipe.stage_sources(stage)
@@ -301,7 +301,7 @@ def _facts(table: DataOptions) -> dict[str, Any]:
     return table.model_dump(mode="json", exclude={"weight"})
 
 
-# What a field that must be given is taken to be when it was given wrongly, so that the rest can be checked.
+# Stand-ins for wrong values of required fields, so that the rest can be checked.
 _STAND_INS: dict[str | int, Any] = {"name": "unnamed", "batch_size": 2, "period": 1, "blocks": 1}
 
 
@@ -309,8 +309,8 @@ def check_fields(written: ParsedYaml) -> tuple[Recipe | None, list[Problem], set
     """Check keys, types and limits.
 
     Returns:
-        The recipe, without the values that are wrong, so that the checks that follow can still speak (None
-        when nothing is left of it); the mistakes; and the numbers of the stages that have some.
+        The recipe without the wrong values, so that later checks can run (None when nothing is left); the
+        mistakes; and the numbers of the stages with mistakes.
     """
     try:
         return Recipe.model_validate(written.values), [], set()
@@ -348,8 +348,8 @@ def check_modalities(
 ) -> tuple[dict[str, Modality], list[Problem]]:
     """Construct each modality of the recipe from its options.
 
-    An option that begins with ./ or ../ is a file or folder relative to `base`, whatever the plugin: a
-    recipe must mean the same wherever it is run from.
+    An option that begins with ./ or ../ is a file or folder relative to `base`, for every plugin, so that a
+    recipe means the same in every working folder.
     """
     built: dict[str, Modality] = {}
     problems: list[Problem] = []
@@ -370,14 +370,14 @@ def check_modalities(
         except PluginError as error:
             problems.append(written.problem(path, str(error)))
         except ValidationError as error:
-            # A mistake in `role` or `data` is a mistake of the recipe and was found with its fields.
+            # Mistakes in `role` and `data` are found with the recipe's fields.
             if error.title != "ModalityEntry":
                 problems.extend(explain_field_errors(written, error, path, registry.get(str(name))))
     return built, problems
 
 
 def _is_path(text: str, base: Path) -> bool | None:
-    """Whether a relative path is there; None for text that is none."""
+    """Return whether a relative path exists; None for text that is no path."""
     return (base / text).exists() if text.startswith(("./", "../")) else None
 
 
@@ -392,9 +392,9 @@ def _located(value: Any, base: Path) -> Any:
 def check_stages(
     written: ParsedYaml, recipe: Recipe, built: dict[str, Modality], marred: Collection[int] = ()
 ) -> list[Problem]:
-    """Check what no field can tell alone: names that must exist, roles, data, and what can be trained.
+    """Check across fields: names, roles, data, and trained parts.
 
-    Nothing is said to be missing from a `marred` stage: it may be there, misspelt.
+    Nothing is reported as missing from a stage in `marred`, as it may be misspelt.
     """
     problems: list[Problem] = []
     if recipe.anchor not in recipe.modalities:
@@ -418,7 +418,7 @@ def check_stages(
 
 
 def check_packages(written: ParsedYaml, recipe: Recipe, built: Mapping[str, Modality]) -> list[Problem]:
-    """Check that every optional package and logger a recipe asks for is installed; no package is imported."""
+    """Check that every optional package and logger of a recipe is installed, without importing it."""
     faults: list[tuple[KeyPath, str]] = [*find_logger_faults(recipe)]
     for name, modality in built.items():
         faults += [(("modalities", name), message) for message in _missing_of(modality)]
@@ -433,7 +433,7 @@ def check_packages(written: ParsedYaml, recipe: Recipe, built: Mapping[str, Moda
 
 
 def _missing_of(modality: Modality) -> list[str]:
-    """Return a message for each package of a modality that is not installed, or for a fault of its plugin."""
+    """Return a message for each missing package of a modality, or for a fault of its plugin."""
     try:
         return [*find_missing(modality.requires())]
     except Exception as error:  # of a plugin's own code
@@ -445,7 +445,7 @@ def _install(module: str) -> dict[str, str]:
 
 
 def check_files(written: ParsedYaml, recipe: Recipe) -> list[Problem]:
-    """Check that every manifest the recipe names is there, and has the columns that stages ask for."""
+    """Check that every manifest exists and has the columns that stages need."""
     whose = "the current folder" if recipe.base == Path() else f"the recipe's folder, {recipe.base}"
     missing = [
         (path, f"no such file: {manifest} (relative to {whose})")
@@ -456,7 +456,7 @@ def check_files(written: ParsedYaml, recipe: Recipe) -> list[Problem]:
 
 
 def find_missing_files(recipe: Recipe) -> list[tuple[KeyPath, Path]]:
-    """List the manifests that a recipe names and that are not there, each with its path in the recipe."""
+    """Return the missing manifests of a recipe, each with its key path."""
     named = (
         (path, options.manifest) for path, options in list_data_blocks(recipe) if options.manifest is not None
     )
@@ -464,7 +464,7 @@ def find_missing_files(recipe: Recipe) -> list[tuple[KeyPath, Path]]:
 
 
 def list_data_blocks(recipe: Recipe) -> Iterator[tuple[KeyPath, DataOptions]]:
-    """List every `data` block of a recipe with its path."""
+    """Yield every `data` block of a recipe with its key path."""
     blocks: list[tuple[KeyPath, DataOptions | None]] = [(("data",), recipe.data)]
     blocks += [(("modalities", name, "data"), entry.data) for name, entry in recipe.modalities.items()]
     for number, stage in enumerate(recipe.stages):

@@ -1,4 +1,4 @@
-"""The study of emergent alignment: anchored against all-to-all training with equal work.
+"""Study of emergent alignment: anchored against all-to-all training with equal work.
 
 The same modalities are bound from the same start, on the same rows and with the same amount of work: once
 around each anchor, once all to all, and once in the stages that the recipe's author wrote. ImageBind (arXiv:
@@ -56,9 +56,9 @@ def count_forward_flops(encoder: nn.Module, batch: Any) -> int:
 
 
 def count_stage_flops(forward: Mapping[str, int], names: Collection[str], trained: Collection[str]) -> int:
-    """Operations that one row of a stage takes: each encoder once, three times what a stage trains.
+    """Count the operations for one row of a stage: each encoder once, trained ones three times.
 
-    The loss is left out: it is the same product of embeddings whatever is compared, and small beside them.
+    The loss is left out: it costs little, and the same whatever is compared.
 
     Args:
         forward: Operations of one forward pass, by modality.
@@ -70,12 +70,12 @@ def count_stage_flops(forward: Mapping[str, int], names: Collection[str], traine
 
 AS_WRITTEN, ALL = "as written", "all to all"
 AXIS = "bound"
-# What the one joint stage takes over from the recipe's first.
+# Options that the joint stage takes from the recipe's first stage.
 _SAME = ("batch_size", "loss", "optimizer", "schedule", "precision", "clip_norm", "split", "mix", "data")
 
 
 class EmergenceSetting(NamedTuple):
-    """What a study compares."""
+    """The settings of an emergence study."""
 
     recipe: str
     overrides: tuple[str, ...]
@@ -85,7 +85,7 @@ class EmergenceSetting(NamedTuple):
 
 
 def anchored_name(anchor: str) -> str:
-    """What a study calls training around an anchor."""
+    """Return the name of training around an anchor."""
     return f"around {anchor}"
 
 
@@ -97,7 +97,7 @@ def plan_emergence(
     seeds: Sequence[int] = (0, 1, 2),
     steps: int | None = None,
 ) -> EmergenceSetting:
-    """Decide what to run: which anchors, and how many steps make the work equal.
+    """Build the settings of a study: its anchors, and the steps that make the work equal.
 
     Args:
         recipe: A path or the name of a shipped recipe, whose modalities, data and evaluation are used.
@@ -107,20 +107,22 @@ def plan_emergence(
         steps: Of each joint stage; default: as many as take the work of the recipe's own stages.
 
     Raises:
-        RecipeError: The recipe cannot be studied so; the message says why.
+        RecipeError: The recipe does not allow this study; the message says why.
         DataError: Its data cannot be read.
     """
     checked = load_recipe(recipe, overrides)
     names = tuple(checked.modalities)
     if len(names) < 3:
-        raise RecipeError(f"{recipe}: has {len(names)} modalities; what is emergent takes three or more")
+        raise RecipeError(f"{recipe}: has {len(names)} modalities; emergent pairs need three or more")
     if checked.evaluate is None:
         raise RecipeError(f"{recipe}: measures nothing; give it an `evaluate:` block of held-out rows")
     if any("batch_size" in stage.open for stage in checked.stages):
         raise RecipeError(f"{recipe}: `batch_size: auto` may differ between runs; equal work takes a number")
     strange = [name for name in anchors if name not in names]
     if strange:
-        raise RecipeError(f"no modality '{strange[0]}' to be an anchor; the recipe has {', '.join(names)}")
+        raise RecipeError(
+            f"no modality '{strange[0]}' to use as an anchor; the recipe has {', '.join(names)}"
+        )
     frozen = [name for name in names if checked.role(name) == "frozen"]
     if len(frozen) > 1:
         raise RecipeError(
@@ -137,7 +139,7 @@ def plan_emergence(
 
 
 def build_cells(setting: EmergenceSetting) -> list[Cell]:
-    """The runs of a study: each way to bind, with each seed."""
+    """Build the cells of a study: each way to bind, with each seed."""
     recipe = load_recipe(setting.recipe, setting.overrides)
     ways: dict[str, dict[str, Any]] = {AS_WRITTEN: {}}
     for anchor in setting.anchors:
@@ -151,10 +153,10 @@ def build_cells(setting: EmergenceSetting) -> list[Cell]:
 
 
 def compute_equal_steps(recipe: Recipe) -> int:
-    """How many steps of a joint stage take the work of the recipe's own stages, encoders counted alone.
+    """Compute the steps of a joint stage that equal the work of the recipe's stages, by encoders alone.
 
     Raises:
-        RecipeError: The work comes to less than a step.
+        RecipeError: The work is less than a step.
     """
     sources = StageData(recipe)
     rows = {stage.name: sources.rows(stage) for stage in recipe.stages}
@@ -179,7 +181,7 @@ def _steps(stage: Stage, rows: MixedDataset) -> int:
 
 
 def _forward_flops(recipe: Recipe, mixtures: Sequence[MixedDataset]) -> dict[str, int]:
-    """Operations that embedding one row takes, by modality."""
+    """Count the operations to embed one row, by modality."""
     binder = Binder(recipe.built, recipe.width, pretrained=False)
     found: dict[str, int] = {}
     for stage, mixture in zip(recipe.stages, mixtures, strict=True):
@@ -199,7 +201,7 @@ def _forward_flops(recipe: Recipe, mixtures: Sequence[MixedDataset]) -> dict[str
 
 
 def _joint(recipe: Recipe, anchor: str, pairing: Pairing, steps: int) -> dict[str, Any]:
-    """The changes that make a recipe one stage which binds everything at once."""
+    """Return the changes that turn a recipe into one joint stage."""
     first = recipe.written["stages"][0]
     others = [name for name in recipe.modalities if name != anchor]
     trained = [name for name in recipe.modalities if recipe.role(name) == "trainable"]
@@ -250,11 +252,11 @@ class Emergence(NamedTuple):
 
     @property
     def pairs(self) -> list[Unordered]:
-        """The pairs that were measured."""
+        """The measured pairs."""
         return list(dict.fromkeys(pair for way in self.ways for pair in way.pairs))
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as plain values for JSON; what is not known is None."""
+        """Return plain values for JSON; unknown figures are None."""
         return {
             "measure": self.measure,
             "chance": self.chance,
@@ -278,14 +280,14 @@ class Emergence(NamedTuple):
 
 
 def summarise_emergence(ran: Sequence[CellResult], measure: str | None = None) -> Emergence:
-    """Read the runs of a study.
+    """Summarise the runs of a study.
 
     Args:
-        ran: The runs; those that failed are passed over.
+        ran: The runs; failed ones are ignored.
         measure: A measure of `retrieval.json`; default: recall@10, or recall@1 in small galleries.
 
     Raises:
-        DataError: No run has measured anything, or none has the measure.
+        DataError: No run has results, or none has the measure.
     """
     runs: dict[str, dict[str, Run]] = {}
     for one in ran:
@@ -306,7 +308,7 @@ def summarise_emergence(ran: Sequence[CellResult], measure: str | None = None) -
 
 
 def describe_differences(found: Emergence) -> list[str]:
-    """Say what the differences show, and what they do not."""
+    """Return sentences about what the differences show."""
     if found.seeds < 2:
         return [
             "One seed: no interval can be given, and a small difference means nothing; give --seeds 0,1,2."
@@ -331,7 +333,7 @@ def _said(figure: SeedInterval, measure: str) -> str:
 
 
 def _pairs(run: Run, measure: str) -> dict[Unordered, tuple[float, bool]]:
-    """Each pair's mean over both directions, and whether it is emergent."""
+    """Return each pair's mean over both directions, and whether it is emergent."""
     rows = {(row.query, row.gallery): row for row in (run.retrieved.rows if run.retrieved else ())}
     found: dict[Unordered, tuple[float, bool]] = {}
     for pair in combinations(sorted({name for both in rows for name in both}), 2):
@@ -410,7 +412,7 @@ def write_emergence(found: Emergence, title: str, home: Path) -> Path:
 
 
 def ways_table(found: Emergence) -> TextTable:
-    """A row for each way to bind: over all pairs, over its emergent ones, and its time."""
+    """Build the table of ways to bind: means over all and emergent pairs, and time."""
     measure = TITLES.get(found.measure, found.measure)
     rows = [
         [
@@ -427,7 +429,7 @@ def ways_table(found: Emergence) -> TextTable:
 
 
 def pairs_table(found: Emergence) -> TextTable:
-    """A row for each pair of modalities, a column for each way to bind."""
+    """Build the table of pairs, with a column for each way to bind."""
     rows = [["-".join(pair), *(_cell(way, pair) for way in found.ways)] for pair in found.pairs]
     return TextTable("Pairs (* emergent)", ["pair", *(way.name for way in found.ways)], rows)
 

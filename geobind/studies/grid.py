@@ -1,4 +1,4 @@
-"""The cells of a study: which recipe each runs, what is changed in it, and the folder it goes to."""
+"""Cells of a study: recipes with changed values, and their folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from geobind.recipe.parsing import RecipeProblems
 from geobind.utils.hashing import fingerprint
 
 MAX_CELLS = 1000
-_READABLE = 60  # letters of a folder's name that tell people what it holds
+_READABLE = 60  # letters of the readable part of a folder's name
 
 
 class Cell(NamedTuple):
@@ -21,18 +21,18 @@ class Cell(NamedTuple):
 
     recipe: str  # a path, or the name of a shipped recipe
     overrides: tuple[str, ...]  # as `--set` takes them
-    settings: Mapping[str, str]  # what tells this cell from the others: axis -> value
+    settings: Mapping[str, str]  # the values that distinguish this cell: axis -> value
 
     @property
     def name(self) -> str:
-        """The name of its folder: readable, and different for different overrides."""
+        """The name of the folder: readable, and unique for its overrides."""
         said = "_".join(f"{axis.rsplit('.', 1)[-1]}={value}" for axis, value in self.settings.items())
         plain = re.sub(r"[^A-Za-z0-9=.+-]+", "_", said)[:_READABLE].strip("_.")
         return f"{plain}-{fingerprint(self.recipe, self.overrides)[:8]}"
 
     @property
     def title(self) -> str:
-        """What tells it from the others, in words."""
+        """The settings of the cell, in words."""
         return ", ".join(f"{axis} = {value}" for axis, value in self.settings.items())
 
 
@@ -44,29 +44,29 @@ class Axis(NamedTuple):
 
 
 def parse_axis(text: str) -> Axis:
-    """Read an axis as the command line gives it, `stages.1.lr=1e-4,3e-4`.
+    """Parse an axis of the command line, such as `stages.1.lr=1e-4,3e-4`.
 
-    Commas inside brackets, braces and quotes do not part values.
+    Commas inside brackets, braces and quotes do not separate values.
 
     Raises:
         RecipeError: It is not of that form, or names a value twice.
     """
     path, equals, rest = text.partition("=")
-    values = [value.strip() for value in _parted(rest)]
+    values = [value.strip() for value in _split_values(rest)]
     if not equals or not path.strip() or not all(values):
         raise RecipeError(f"--sweep {text}: write it as --sweep stages.1.optimizer.lr=1e-4,3e-4")
-    return make_axis(path.strip(), {value: {path.strip(): value} for value in _once(path, values)})
+    return make_axis(path.strip(), {value: {path.strip(): value} for value in _check_unique(path, values)})
 
 
 def make_axis(name: str, values: Mapping[str, Mapping[str, Any]]) -> Axis:
-    """Make an axis of values that each change one or several keys of a recipe."""
+    """Build an axis of values that each change one or several keys of a recipe."""
     return Axis(
         name, {str(v): tuple(f"{path}={to}" for path, to in changes.items()) for v, changes in values.items()}
     )
 
 
 def build_grid(recipe: str, axes: Sequence[Axis], overrides: Sequence[str] = ()) -> list[Cell]:
-    """Every combination of the axes' values, the last axis changing fastest.
+    """Build a cell for every combination of the axes' values, the last axis changing fastest.
 
     Raises:
         RecipeError: Two axes have one name, or there are too many combinations.
@@ -103,15 +103,15 @@ def check_cells(cells: Iterable[Cell]) -> list[Recipe]:
     return recipes
 
 
-def _once(path: str, values: Sequence[str]) -> Sequence[str]:
+def _check_unique(path: str, values: Sequence[str]) -> Sequence[str]:
     twice = next((value for value in values if values.count(value) > 1), None)
     if twice is not None:
         raise RecipeError(f"--sweep {path}: {twice} is named twice; name each value once")
     return values
 
 
-def _parted(text: str) -> Iterable[str]:
-    """Part a text at its commas, but for those inside brackets, braces and quotes."""
+def _split_values(text: str) -> Iterable[str]:
+    """Split a text at commas outside brackets, braces and quotes."""
     depth, quote, word = 0, "", ""
     for letter in text:
         if quote:

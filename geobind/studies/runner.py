@@ -1,4 +1,4 @@
-"""Run the cells of a study, each in a process of its own; share finished stages; skip what is done."""
+"""Execution of a study's cells, each in its own process, with shared stages trained once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STOPPED = {code: number for number in SIGNALS for code in (128 + number, -numbe
 
 
 class CellResult(NamedTuple):
-    """A cell and what became of it."""
+    """A cell, its folder, and whether it failed."""
 
     cell: Cell
     folder: Path
@@ -40,14 +40,14 @@ class CellResult(NamedTuple):
 
 
 def run_cells(cells: Sequence[Cell], home: Path) -> list[CellResult]:
-    """Run every cell that is not finished, in `home/NAME`; a cell that fails does not stop the others.
+    """Run every unfinished cell in `home/NAME`; a failing cell does not stop the others.
 
     Args:
-        cells: What to run.
+        cells: The cells.
         home: The study's folder.
 
     Raises:
-        RecipeProblems: A cell's recipe has mistakes; nothing has run then.
+        RecipeProblems: A cell's recipe has mistakes; nothing has run yet.
         StorageError: The folder cannot be written.
     """
     recipes = check_cells(cells)
@@ -67,7 +67,7 @@ def run_cells(cells: Sequence[Cell], home: Path) -> list[CellResult]:
 
 
 def _run(cell: Cell, recipe: Recipe, folder: Path) -> bool:
-    """Run one cell in a process of its own, so that neither memory nor a crash reaches the others."""
+    """Run one cell in its own process; return whether it succeeded."""
     sets = [word for change in cell.overrides for word in ("--set", change)]
     command = [sys.executable, "-m", "geobind", "run", cell.recipe, *sets, "--out", str(folder), "--resume"]
     command += level_options()
@@ -80,14 +80,12 @@ def _run(cell: Cell, recipe: Recipe, folder: Path) -> bool:
         files.write_json(folder / _DONE, {"key": _key(recipe)})
     if number := cell_process.signal or _STOPPED.get(code):
         name = signal.Signals(number).name
-        raise Stopped(
-            number, f"{name}: the study stops after '{cell.title}'; the same command goes on with it"
-        )
+        raise Stopped(number, f"{name}: the study stops after '{cell.title}'; the same command resumes it")
     return code == 0
 
 
 class _CellProcess:
-    """The process of a cell, to which the signals of the study are forwarded."""
+    """The process of a cell, which receives the signals of the study."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
@@ -115,10 +113,10 @@ def _key(recipe: Recipe) -> str:
 
 
 def _share(recipe: Recipe, folder: Path, others: Sequence[Path]) -> int:
-    """Link the stages of this recipe that another cell has finished; return how many.
+    """Link the stages of this recipe that another cell has finished; return their number.
 
-    The run itself checks their keys, so a stage that does not fit would be trained all the same. Files of a
-    run are replaced, never written into, so a link is as good as a copy.
+    The run checks their fingerprints again. Files of a run are replaced, never modified, so that a link is as
+    safe as a copy.
     """
     taken = 0
     for home, key in stage_folders(recipe, folder):

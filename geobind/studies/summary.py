@@ -57,7 +57,7 @@ _T95 = (
 
 
 class SeedInterval(NamedTuple):
-    """A mean over runs, and half the width of its 95 % interval: NaN for a single run."""
+    """A mean over seeds, and the half-width of its 95 % interval, NaN for a single seed."""
 
     mean: float
     half: float
@@ -76,7 +76,7 @@ class SettingRow(NamedTuple):
 
 
 class SweepSummary(NamedTuple):
-    """A study's result."""
+    """The result of a sweep."""
 
     measure: str  # such as R@10
     axes: tuple[str, ...]
@@ -84,7 +84,7 @@ class SweepSummary(NamedTuple):
 
 
 def seed_interval(values: Sequence[float]) -> SeedInterval:
-    """Mean and 95 % t interval of a few repetitions (Student 1908); NaN values are left out."""
+    """Compute the mean and 95 % t interval of repetitions (Student 1908), without NaN values."""
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return SeedInterval(math.nan, math.nan, 0)
@@ -95,14 +95,14 @@ def seed_interval(values: Sequence[float]) -> SeedInterval:
 
 
 def summarise_sweep(ran: Sequence[CellResult], measure: str | None = None) -> SweepSummary:
-    """Read what the cells left and take the seeds of each setting together.
+    """Summarise the runs of a sweep, the seeds of each setting together.
 
     Args:
         ran: The cells.
         measure: A measure of `retrieval.json`; default: recall@10, or recall@1 in small galleries.
 
     Raises:
-        DataError: No cell was finished, or none has the measure.
+        DataError: No cell has finished, or none has the measure.
     """
     runs = {one.folder: read_run(one.folder) for one in ran if not one.failed}
     tables = [run.retrieved for run in runs.values() if run.retrieved and run.retrieved.rows]
@@ -121,7 +121,7 @@ def summarise_sweep(ran: Sequence[CellResult], measure: str | None = None) -> Sw
 
 
 def choose_measure(table: PairTable, wanted: str | None) -> str:
-    """The measure to show: the one wanted, or else the headline.
+    """Return the requested measure, else the headline measure.
 
     Raises:
         DataError: The table has no such measure.
@@ -133,7 +133,7 @@ def choose_measure(table: PairTable, wanted: str | None) -> str:
 
 
 def mean_metric(run: Run, measure: str, mark: str | None = None) -> tuple[float, float]:
-    """The mean of a measure over the ordered pairs with a mark (all without one), and that of its chance."""
+    """Return the means of a measure and of its chance over the ordered pairs with a mark, or over all."""
     rows = [row for row in (run.retrieved.rows if run.retrieved else ()) if mark in (None, row.mark)]
     found = [row.metrics[measure] for row in rows if measure in row.metrics]
     if not found:
@@ -142,7 +142,7 @@ def mean_metric(run: Run, measure: str, mark: str | None = None) -> tuple[float,
 
 
 def render_csv(summary: SweepSummary) -> bytes:
-    """The lines as CSV, shares as numbers from 0 to 1."""
+    """Render a sweep as CSV, with shares from 0 to 1."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     figures = [f"{summary.measure} {mark}{part}" for mark in MARKS for part in ("", " ±")]
@@ -173,7 +173,7 @@ def _plain(value: float) -> str:
 
 
 _WIDTH, _HEIGHT = 4.6, 3.0  # inches of a panel
-_APART = 0.5  # how far the marks at one place of the x axis are spread, in its units
+_APART = 0.5  # horizontal spread of the markers at one x position
 
 
 class TextTable(NamedTuple):
@@ -211,7 +211,7 @@ def write_study(
 
 
 def to_rich_table(grid: TextTable) -> Table:
-    """The table for the terminal."""
+    """Return the table for the terminal."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -224,21 +224,21 @@ def to_rich_table(grid: TextTable) -> Table:
 
 
 def format_interval(figure: SeedInterval) -> str:
-    """Write a mean and its interval."""
+    """Format a mean and its interval."""
     if not math.isfinite(figure.half):
         return formatting.format_number(figure.mean)
     return f"{formatting.format_number(figure.mean)} ± {formatting.format_number(figure.half)}"
 
 
 def dot_panel(name: str, title: str, series: Series, chance: float, axis: str = "") -> Panel:
-    """A panel with a mark and its interval for each figure, and chance as a dotted line.
+    """Build a panel with a marker and interval for each figure, and chance as a dotted line.
 
     Args:
         name: Unique in a page.
         title: What is measured.
         series: The figures.
         chance: Its chance level; NaN draws no line.
-        axis: What the places on the x axis are.
+        axis: The label of the x axis.
     """
     places = list(dict.fromkeys(place for figures in series.values() for place in figures))
     told = [
@@ -296,7 +296,7 @@ def write_sweep(summary: SweepSummary, title: str, home: Path) -> Path:
 
 
 def sweep_table(summary: SweepSummary, title: str = "Results") -> TextTable:
-    """The table: a row for each setting."""
+    """Build the table of a sweep, with a row for each setting."""
     measure = TITLES.get(summary.measure, summary.measure)
     heads = [*summary.axes, "runs", *(f"{measure} {mark}" for mark in MARKS), "chance", "training time"]
     rows = [
@@ -313,7 +313,7 @@ def sweep_table(summary: SweepSummary, title: str = "Results") -> TextTable:
 
 
 def sweep_panels(summary: SweepSummary) -> list[Panel]:
-    """A panel for each kind of pair: the first axis from left to right, a mark for each other setting."""
+    """Build a panel for each kind of pair: the first axis as x, a marker for each other setting."""
     there = [mark for mark in MARKS if any(line.measured[mark].runs for line in summary.lines)]
     return [_panel(summary, mark) for mark in there]
 

@@ -1,4 +1,4 @@
-"""Sweep files: a recipe, what to change in it for every run, and what to vary."""
+"""Sweep files: a recipe, changes for every run, and varied values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_BYTES = 1_000_000
 
 
 class SweepFile(BaseModel):
-    """What a sweep file says."""
+    """The contents of a sweep file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,7 +42,7 @@ class Sweep(NamedTuple):
 
 
 def load_sweeps(name: str) -> list[Sweep]:
-    """Read a sweep file, or every one of a folder; a bare name is a shipped one.
+    """Load a sweep file, or all of a folder; a bare name is a shipped one.
 
     Raises:
         RecipeProblems: There is none, or it has mistakes.
@@ -55,7 +55,7 @@ def load_sweeps(name: str) -> list[Sweep]:
 
 
 def _located(name: str) -> Path:
-    """A path, or a file or folder below the shipped recipes: `ablations`, `ablations/temperature`."""
+    """Return the path of a file or folder, also below the shipped recipes, such as `ablations`."""
     path = Path(name)
     if path.exists():
         return path
@@ -107,5 +107,5 @@ def _axis(written: ParsedYaml, name: str, values: list[Any] | dict[str, dict[str
 
 
 def _text(value: Any) -> str:
-    """Write a value as `--set` reads it back: JSON is YAML."""
+    """Return a value as text for `--set`, which reads YAML and thus JSON."""
     return value if isinstance(value, str) else json.dumps(value)
