@@ -56,7 +56,7 @@ class Proof(_FrozenModel):
 
     stages: tuple[StageProof, ...] = ()
 
-    def breaks(self) -> list[str]:
+    def find_breaks(self) -> list[str]:
         """Return a line for each modality that changed between two stages, where nothing may change."""
         lines: list[str] = []
         for one, two in zip(self.stages, self.stages[1:], strict=False):
@@ -157,7 +157,7 @@ def find_faults(binder: Binder) -> list[str]:
         for name, known in binder.card.digests.items()
         if name in binder.modalities and hash_module(binder.encoders[name]) != known
     ]
-    return lines + (binder.card.proof.breaks() if binder.card.proof else [])
+    return lines + (binder.card.proof.find_breaks() if binder.card.proof else [])
 
 
 def _last_state(binder: Binder, name: str, weights: str) -> ModalityState | None:

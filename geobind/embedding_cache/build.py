@@ -21,8 +21,8 @@ from geobind.data.sampler import seeded_rng
 from geobind.data.sources import find_missing_storage
 from geobind.embedding_cache.keys import (
     MISSING,
+    CachedPart,
     FileHashes,
-    Part,
     Uncacheable,
     content_hashes,
     hash_view,
@@ -162,9 +162,9 @@ class _MissingInputs(Dataset[Any]):
             # The seed of a view is its content hash, so it is the same in every run.
             with seeded_rng(*content):
                 prepared = self.modality.prepare(one, training=self.augmented)
-                after = _next_draws()
+                after = _draw_numbers()
             with seeded_rng(*content):
-                drew = after != _next_draws()
+                drew = after != _draw_numbers()
             return _PreparedInput(number, prepared, drew=drew and not self.views)
         except DataError as error:
             if gone := find_missing_storage(self.raws, row):
@@ -175,7 +175,7 @@ class _MissingInputs(Dataset[Any]):
             raise
 
 
-def _next_draws() -> tuple[float, float, float]:
+def _draw_numbers() -> tuple[float, float, float]:
     return random.random(), float(np.random.random_sample()), float(torch.rand((), dtype=torch.float64))
 
 
@@ -316,7 +316,7 @@ def ensure_cached(
         StorageError: The disk is full.
         DataError: Too many observations are broken.
     """
-    content_MK2 = _view_hashes(inputs, views)
+    content_MK2 = _hash_views(inputs, views)
     faults: dict[ContentHash, str] = {}
     made = 0
     # The second pass computes rows that another machine has on its own disk, and those of shards lost since.
@@ -346,7 +346,7 @@ def ensure_cached(
     return CachedColumn(index, rows, made)
 
 
-def _view_hashes(inputs: InputHashes, views: int) -> NDArray[np.uint64]:
+def _hash_views(inputs: InputHashes, views: int) -> NDArray[np.uint64]:
     """Return the hash of each view of each observation (M, K, 2); zeros for broken inputs."""
     unknown = bytes(16)
     hashes = (unknown if isinstance(one, DataError) else one for one in inputs.contents_M)
@@ -423,7 +423,7 @@ class RowEncoder:
     def __init__(
         self,
         encoder: nn.Module,
-        part: Part,
+        part: CachedPart,
         context: Callable[[], AbstractContextManager[Any]],
         device: torch.device,
     ) -> None:
@@ -445,12 +445,12 @@ class RowEncoder:
                     raise Uncacheable("its encoder returns more than an embedding")
                 value_BF = unit(output)
             else:
-                value_BF, output_BD = self._features(x)
+                value_BF, output_BD = self._compute_features(x)
                 if not self._trusted:
-                    self._check(value_BF, output_BD)
+                    self._check_head_is_last(value_BF, output_BD)
             return value_BF.float().cpu().numpy()
 
-    def _features(self, x: Any) -> tuple[Tensor, Tensor]:
+    def _compute_features(self, x: Any) -> tuple[Tensor, Tensor]:
         given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
         def listen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -473,7 +473,7 @@ class RowEncoder:
         head = self.encoder.head
         return head if isinstance(head, nn.Module) else nn.Identity()
 
-    def _check(self, features_BF: Tensor, output_BD: Tensor) -> None:
+    def _check_head_is_last(self, features_BF: Tensor, output_BD: Tensor) -> None:
         """Check that nothing follows the head."""
         again_BD = self._head(features_BF)
         if not isinstance(output_BD, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]

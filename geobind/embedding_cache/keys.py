@@ -236,7 +236,7 @@ def _file_stamp(path: str) -> bytes | None:
 
 
 FORMAT = 1  # format of the files; a change invalidates all entries
-Part = Literal["whole", "trunk"]
+CachedPart = Literal["whole", "trunk"]
 _FOR_WORK = re.compile(r"extra *== *.(dev|tests?|docs|lint)\b")  # extras that no embedding depends on
 _NO_MATTER = {"torchaudio"}  # geobind's spectrograms are the same without it or with another version
 _OURS = ("geobind.data", "geobind.towers")  # code that turns inputs into numbers, beside the plugin itself
@@ -247,7 +247,7 @@ def cache_key_facts(
     source: Source,
     *,
     weights: str,
-    part: Part,
+    part: CachedPart,
     width: int,
     precision: str,
     augmented: bool,

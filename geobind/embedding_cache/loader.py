@@ -143,20 +143,21 @@ class CachedLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batches]:
-        batches_of_steps = self.loader if self._metadata is None else self._lookups(self._metadata)
-        for step, batches, meta in batches_of_steps:
+        metadata = self._metadata
+        steps = self.loader if metadata is None else self._iter_cached_batches(metadata)
+        for step, batches, meta in steps:
             yield step, {name: self._read(name, batch) for name, batch in batches.items()}, meta
 
     def _read(self, name: str, batch: Any) -> Any:
         return self.stored[name].read(batch.numpy()) if name in self.stored else batch
 
-    def _loaded(self, step: int) -> Iterator[Batches]:
+    def _load_step(self, step: int) -> Iterator[Batches]:
         # The share of broken rows was checked when the cache was filled.
         one = replace(self.loader, first_step=step, last_step=step + 1, workers=0, max_broken=1.0)
         yield from one
         self._broken |= dict(one.quarantined)
 
-    def _lookups(self, metadata: RowMetadata) -> Iterator[Batches]:
+    def _iter_cached_batches(self, metadata: RowMetadata) -> Iterator[Batches]:
         fixed = {name: index.fixed_N for name, index in self._indexes.items()}
         for step in range(self.loader.first_step, self.loader.last_step):
             row_B = self.loader.indices(step)
@@ -168,7 +169,7 @@ class CachedLoader:
                     for name, index in self._indexes.items():
                         picked[name][place] = index.pick(int(row_B[place]), draw)
             except DataError:  # a row is broken, and the loader knows its replacement
-                yield from self._loaded(step)
+                yield from self._load_step(step)
                 continue
             meta = metadata.batch(row_B, LazySequence(row_B.astype(np.int32), self._key))
             yield step, {name: torch.from_numpy(rows) for name, rows in picked.items()}, meta

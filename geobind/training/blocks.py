@@ -36,13 +36,13 @@ def find_depths(name: str, encoder: nn.Module) -> LayerDepths:
     Raises:
         RecipeError: It has no blocks.
     """
-    depths = _by_timm(encoder) or _by_structure(encoder)
+    depths = _find_depths_by_timm(encoder) or _find_depths_by_structure(encoder)
     if depths is None:
         raise RecipeError(f"the encoder of '{name}' has no blocks or layers; train it whole")
     return depths
 
 
-def last_parameters(name: str, encoder: nn.Module, blocks: int) -> Iterator[nn.Parameter]:
+def iter_last_parameters(name: str, encoder: nn.Module, blocks: int) -> Iterator[nn.Parameter]:
     """Yield the parameters of the last blocks and of everything after them.
 
     Raises:
@@ -83,7 +83,7 @@ def find_blocks(encoder: nn.Module) -> list[str]:
     return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
 
 
-def _by_timm(encoder: nn.Module) -> LayerDepths | None:
+def _find_depths_by_timm(encoder: nn.Module) -> LayerDepths | None:
     """Return the depths that a timm model defines by its layer patterns, None for other encoders."""
     models = ((n, m) for n, m in encoder.named_modules() if callable(getattr(m, "group_matcher", None)))
     prefix, model = next(models, ("", None))
@@ -118,13 +118,13 @@ def _matches(spec: Any, name: str) -> bool:
     return any(re.match(pattern, name) for pattern in patterns)
 
 
-def _by_structure(encoder: nn.Module) -> LayerDepths | None:
+def _find_depths_by_structure(encoder: nn.Module) -> LayerDepths | None:
     """Return the depths by the order in which modules were registered, None without layers."""
-    blocks = find_blocks(encoder) or list(_single_layers(encoder))
+    blocks = find_blocks(encoder) or list(_iter_single_layers(encoder))
     if not blocks:
         return None
     number = {f"{block}.": place for place, block in enumerate(blocks, start=1)}
-    own_block = {n: _number(n, number) for n, _ in encoder.named_parameters()}
+    own_block = {n: _block_number(n, number) for n, _ in encoder.named_parameters()}
     layers: dict[str, int] = {}
     last = max((place for place, n in enumerate(own_block) if own_block[n]), default=-1)
     at = 0
@@ -137,11 +137,11 @@ def _by_structure(encoder: nn.Module) -> LayerDepths | None:
     return LayerDepths(layers, len(blocks))
 
 
-def _number(name: str, blocks: Mapping[str, int]) -> int:
+def _block_number(name: str, blocks: Mapping[str, int]) -> int:
     return next((number for block, number in blocks.items() if name.startswith(block)), 0)
 
 
-def _single_layers(encoder: nn.Module) -> Iterator[str]:
+def _iter_single_layers(encoder: nn.Module) -> Iterator[str]:
     for name, module in encoder.named_modules():
         weight = getattr(module, "weight", None)
         if name and isinstance(weight, nn.Parameter) and weight.ndim > 1 and not _AFTER.search(f"{name}."):

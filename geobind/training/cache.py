@@ -22,7 +22,7 @@ from geobind.embedding_cache.build import (
     ensure_cached,
     hash_inputs,
 )
-from geobind.embedding_cache.keys import FileHashes, Part, Uncacheable, cache_key_facts
+from geobind.embedding_cache.keys import CachedPart, FileHashes, Uncacheable, cache_key_facts
 from geobind.embedding_cache.loader import CachedLoader, RawColumn
 from geobind.embedding_cache.store import CacheEntry, embeddings_folder, prune, read_limit
 from geobind.errors import StorageError
@@ -175,16 +175,16 @@ class _ModalityReader(NamedTuple):
             self._augmented,
             self.views,
             RowEncoder(encoder, self._part, fabric.autocast, fabric.device),
-            lambda: check_frozen({self.name: self.digest}, self._digests(encoder), self.job.stage.name),
+            lambda: check_frozen({self.name: self.digest}, self._hash_weights(encoder), self.job.stage.name),
             batch_size=_BATCH.get(fabric.device.type, _BATCH_ELSEWHERE),
             workers=self.workers,
         )
 
-    def _digests(self, encoder: nn.Module) -> dict[str, str]:
+    def _hash_weights(self, encoder: nn.Module) -> dict[str, str]:
         return hash_frozen({self.name: encoder}, self.job.stage.trained)
 
     @property
-    def _part(self) -> Part:
+    def _part(self) -> CachedPart:
         return "trunk" if self.name in self.job.stage.parts else "whole"
 
     @property

@@ -80,7 +80,7 @@ def set_adapters_trainable(encoder: nn.Module) -> None:
             module.train()
 
 
-def adapter_state(encoder: nn.Module) -> nn.Module:
+def build_adapter_state(encoder: nn.Module) -> nn.Module:
     """Return the adapters, and the head if it is trained, as a module for a checkpoint."""
     # A parameter's name cannot have dots in it.
     adapters = nn.ParameterDict({n.replace(".", "/"): p for n, p in _adapter_parameters(encoder)})
@@ -121,7 +121,7 @@ def merge_adapters(encoder: nn.Module, changes: LoraChanges) -> None:
             parameter.copy_(add_factors(parameter, down_RN, up_MR))
 
 
-def named_factors(changes: LoraChanges) -> dict[str, Tensor]:
+def collect_factors(changes: LoraChanges) -> dict[str, Tensor]:
     """Return the factors of all changes as tensors to save."""
     return {
         key: tensor for name, pair in changes.items() for key, tensor in name_factors(name, *pair).items()
@@ -137,16 +137,16 @@ def find_target_layers(name: str, encoder: nn.Module, options: Lora) -> list[str
     Raises:
         RecipeError: There is no such layer.
     """
-    layers = {n: layer for n, layer in _candidates(encoder) if not (options.head and _in_head(n))}
+    layers = {n: layer for n, layer in _iter_candidates(encoder) if not (options.head and _in_head(n))}
     if options.targets == "auto":
-        targets = _auto_targets(encoder, layers)
+        targets = _find_auto_targets(encoder, layers)
         if not targets:
             raise RecipeError(f"the encoder of '{name}' has no layers that LoRA can adapt; train it whole")
         return targets
     matches = {target: [n for n in layers if f".{n}".endswith(f".{target}")] for target in options.targets}
     absent = [target for target, names in matches.items() if not names]
     if absent:
-        known = dict.fromkeys(_tail(n) for n in layers)
+        known = dict.fromkeys(_last_name(n) for n in layers)
         raise RecipeError(
             f"the encoder of '{name}' has no layer {absent[0]!r} that LoRA can adapt; "
             f"it has {_list_some(list(known)) or 'none: train it whole'}"
@@ -155,7 +155,7 @@ def find_target_layers(name: str, encoder: nn.Module, options: Lora) -> list[str
     return [n for n in layers if n in chosen]
 
 
-def _auto_targets(encoder: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
+def _find_auto_targets(encoder: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
     blocks = tuple(f"{block}." for block in find_blocks(encoder))
     body = {n: layer for n, layer in layers.items() if not _in_head(n)}
     inside = {n: layer for n, layer in body.items() if not blocks or f"{n}.".startswith(blocks)}
@@ -167,7 +167,7 @@ def _auto_targets(encoder: nn.Module, layers: Mapping[str, nn.Module]) -> list[s
     return []
 
 
-def _candidates(encoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _iter_candidates(encoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the layers whose weight can take a low-rank change, in order."""
     inside: list[str] = []
     for name, module in encoder.named_modules():
@@ -194,7 +194,7 @@ def _in_head(name: str) -> bool:
     return f"{name}.".startswith("head.")
 
 
-def _tail(name: str) -> str:
+def _last_name(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 

@@ -222,9 +222,9 @@ def _run_or_load(
         return done
     again = f" (run again: {explain_rerun(done, fingerprint_parts(job.recipe, stage))})" if done else ""
     _log.info("%s: %s%s", stage.name, describe_stage(job.recipe, stage), again)
-    states = rank_zero_run(fabric, lambda: prover.states(fabric))
+    states = rank_zero_run(fabric, lambda: prover.compute_states(fabric))
     outcome = run_stage(fabric, job)
-    proof = rank_zero_run(fabric, lambda: prover.proof(fabric, stage.name, tuple(stage.parts), states or {}))
+    proof = rank_zero_run(fabric, lambda: prover.prove(fabric, stage.name, tuple(stage.parts), states or {}))
     for line in describe_proof(proof, before[-1] if before else None) if proof else ():
         _log.info("%s: %s", stage.name, line)
     return _write_stage(fabric, job, outcome, proof)

@@ -69,12 +69,12 @@ class Prover:
         self._rows: dict[str, _PreparedRows | None] = {}
         self._states: dict[str, tuple[_EncoderState, ModalityState]] = {}
 
-    def states(self, fabric: Fabric) -> dict[str, ModalityState]:
+    def compute_states(self, fabric: Fabric) -> dict[str, ModalityState]:
         """Return the current state of every modality."""
         with _single_thread():
-            return {name: self._state(fabric, name) for name in self.binder.modalities}
+            return {name: self._compute_state(fabric, name) for name in self.binder.modalities}
 
-    def proof(
+    def prove(
         self, fabric: Fabric, stage: str, trained: Sequence[str], before: Mapping[str, ModalityState]
     ) -> StageProof:
         """Return the states of all modalities before and after a stage.
@@ -83,7 +83,7 @@ class Prover:
             TrainingError: The stage changed an encoder that it does not train.
         """
         self._states.clear()  # the stage may have changed an encoder in ways that only its embeddings show
-        after = self.states(fabric)
+        after = self.compute_states(fabric)
         changed = [n for n in after if n not in trained and after[n].weights != before[n].weights]
         if changed:
             now = {name: after[name].weights for name in changed}  # before they were embedded
@@ -101,7 +101,7 @@ class Prover:
             made_by=system.collect_versions() | {"device": str(fabric.device), "batch": str(ROWS)},
         )
 
-    def _state(self, fabric: Fabric, name: str) -> ModalityState:
+    def _compute_state(self, fabric: Fabric, name: str) -> ModalityState:
         encoder = self.binder.encoders[name]
         weights = system.hash_module(encoder)
         if name not in self._rows:
@@ -112,10 +112,10 @@ class Prover:
         now = _EncoderState(weights, _hash_unsaved_buffers(encoder), fabric.device)
         before = self._states.get(name)
         if before is None or before[0] != now:
-            self._states[name] = now, self._embedded(fabric, name, rows, weights)
+            self._states[name] = now, self._embed(fabric, name, rows, weights)
         return self._states[name][1]
 
-    def _embedded(self, fabric: Fabric, name: str, rows: _PreparedRows, weights: str) -> ModalityState:
+    def _embed(self, fabric: Fabric, name: str, rows: _PreparedRows, weights: str) -> ModalityState:
         encoder = self.binder.encoders[name]
         home = next((p.device for p in encoder.parameters()), torch.device("cpu"))
         try:

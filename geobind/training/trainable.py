@@ -13,16 +13,16 @@ from torch.distributed.tensor import DTensor
 
 from geobind.errors import RecipeError, TrainingError
 from geobind.recipe.stage_options import AdamW, Full, Head, Last, Lora, Part
-from geobind.training.blocks import compute_lr_scales, last_parameters
+from geobind.training.blocks import compute_lr_scales, iter_last_parameters
 from geobind.training.distributed import broadcast_tensors
 from geobind.training.encoder_transforms import disable_checkpointing, explain_compile_errors, uncompile
 from geobind.training.fsdp import unshard
 from geobind.training.lora import (
-    adapter_state,
+    build_adapter_state,
     check_lora,
+    collect_factors,
     insert_adapters,
     merge_adapters,
-    named_factors,
     remove_adapters,
     set_adapters_trainable,
 )
@@ -47,7 +47,7 @@ def set_trainable(name: str, encoder: nn.Module, part: Part | None) -> None:
     encoder.requires_grad_(isinstance(part, Full))
     encoder.train(isinstance(part, Full))
     if isinstance(part, Last):
-        for parameter in last_parameters(name, encoder, part.blocks):
+        for parameter in iter_last_parameters(name, encoder, part.blocks):
             parameter.requires_grad_(True)
         _train_with_parameters(encoder)
     if isinstance(part, Lora):
@@ -227,7 +227,7 @@ def check_part(name: str, encoder: nn.Module, part: Part) -> None:
     elif isinstance(part, Lora):
         check_lora(name, encoder, part)
     elif isinstance(part, Last):
-        list(last_parameters(name, encoder, part.blocks))
+        list(iter_last_parameters(name, encoder, part.blocks))
     if isinstance(part, Full | Last) and part.layer_decay < 1:
         compute_lr_scales(name, encoder, part.layer_decay)
 
@@ -275,7 +275,7 @@ def prepare_encoders(fabric: Fabric, job: StageRun) -> Generator[dict[str, str]]
         small: dict[str, Tensor] = {}
         for name, change in changes.items():
             head = encoders[name].state_dict() if adapted[name].head else {}
-            learnt = named_factors(change) | {k: v for k, v in head.items() if k.startswith("head.")}
+            learnt = collect_factors(change) | {k: v for k, v in head.items() if k.startswith("head.")}
             small |= {f"{name}.{key}": tensor for key, tensor in learnt.items()}
         files.write_tensors(job.folder / ADAPTER_FILE, small)
 
@@ -308,6 +308,6 @@ def collect_trained_states(
 ) -> dict[str, nn.Module]:
     """Return the module of each trained encoder that a checkpoint must hold, by modality."""
     return {
-        name: adapter_state(encoders[name]) if isinstance(part, Lora) else encoders[name]
+        name: build_adapter_state(encoders[name]) if isinstance(part, Lora) else encoders[name]
         for name, part in trained.items()
     }

@@ -21,7 +21,7 @@ from geobind.recipe.stage_options import Head, Last, Lora
 from geobind.towers.tower import Tower
 from geobind.training import metrics
 from geobind.training.lora import (
-    adapter_state,
+    build_adapter_state,
     find_target_layers,
     insert_adapters,
     merge_adapters,
@@ -116,7 +116,7 @@ def test_gradients_reach_the_adapters_and_the_head_alone():
     encoder(IMAGES).square().mean().backward()
     ups = [p.grad for name, p in encoder.named_parameters() if "lora_B" in name]
     assert all(grad is not None and grad.abs().sum() > 0 for grad in ups)
-    held = adapter_state(encoder).state_dict()
+    held = build_adapter_state(encoder).state_dict()
     assert sum(value.numel() for value in held.values()) < 0.7 * sum(p.numel() for p in encoder.parameters())
 
 

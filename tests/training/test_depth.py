@@ -9,7 +9,7 @@ from torch import nn
 from geobind.errors import RecipeError
 from geobind.recipe.stage_options import AdamW
 from geobind.towers.tower import Tower
-from geobind.training.blocks import compute_lr_scales, find_blocks, find_depths, last_parameters
+from geobind.training.blocks import compute_lr_scales, find_blocks, find_depths, iter_last_parameters
 from geobind.training.trainable import build_parameter_groups
 
 
@@ -74,7 +74,7 @@ def test_an_encoder_without_layers_is_told():
     flat = nn.Module()
     flat.weight = nn.Parameter(torch.ones(3))
     with pytest.raises(RecipeError, match="'tile' has no blocks or layers"):
-        list(last_parameters("tile", flat, 1))
+        list(iter_last_parameters("tile", flat, 1))
 
 
 def test_each_layer_learns_by_decay_times_the_one_after_it():

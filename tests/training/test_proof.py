@@ -49,7 +49,7 @@ def test_a_new_stage_leaves_what_it_does_not_train_bit_identical_and_says_so(gro
     assert "one: finished before, unchanged; not run again" in said
     assert "two: bit-identical to before: left (32 rows embedded), cold (32 rows embedded)" in said
     told = Binder.load(new).card.proof
-    assert [stage.stage for stage in told.stages] == ["one", "two"] and told.breaks() == []
+    assert [stage.stage for stage in told.stages] == ["one", "two"] and told.find_breaks() == []
     assert told.stages[1].identical == ["left", "cold"] and told.stages[1].changed == ["right"]
     assert Binder.load(old).card.proof.stages == told.stages[:1]
     assert (
@@ -113,13 +113,13 @@ def test_weights_that_were_tampered_with_are_not_gone_on_with(tmp_path):
 
 
 def test_a_stage_that_changes_what_it_does_not_train_is_stopped(tmp_path, monkeypatch):
-    real = proving.Prover.states
+    real = proving.Prover.compute_states
 
     def meddle(self, fabric):
         self.binder.encoders["cold"].head.weight.data += 1
         return real(self, fabric)
 
-    monkeypatch.setattr(proving.Prover, "states", meddle)
+    monkeypatch.setattr(proving.Prover, "compute_states", meddle)
     with pytest.raises(TrainingError, match="stage 'one' changed the weights of cold, which it does not"):
         go(tmp_path, FIRST)
 

@@ -46,7 +46,7 @@ def hard_softmax_one_way(
     loss_N = query_ND.new_zeros(pairs)
     for rows, stripe in _iter_stripes(query_ND, key_MD, scale, pairing):
         kin_T1, tilt_T1, tilted_T1 = query_ND.new_zeros(3, block_length(rows), 1)
-        for part in stripe.parts():
+        for part in stripe.iter_tiles():
             if part.mask_TC is not None:
                 kin_T1 += part.keep_positives(part.logits_TC - stripe.best_T1).exp_().sum(1, keepdim=True)
             weights_TC = (part.apart_TC * beta).exp_()
@@ -58,7 +58,7 @@ def hard_softmax_one_way(
         loss_N[rows] = total_T1.squeeze(1) - stripe.attraction_T
         share_T1 = (rivals_T1 - total_T1).exp_() / pairs
         rise_T1, fall_T1 = (1 + beta) * share_T1 / tilted_T1, beta * share_T1 / tilt_T1
-        for part in stripe.parts() if gradients.uses_tiles else ():
+        for part in stripe.iter_tiles() if gradients.uses_tiles else ():
             weights_TC = (part.apart_TC * beta).exp_()
             weights_TC *= part.apart_TC.exp_().mul_(rise_T1).sub_(fall_T1)
             if part.mask_TC is not None:
@@ -88,7 +88,7 @@ def hard_sigmoid_one_way(
     loss_N, slope_N = query_ND.new_zeros(2, pairs)
     for rows, stripe in _iter_stripes(query_ND, key_MD, scale, pairing, bias):
         tilt_T1, spent_T1 = query_ND.new_zeros(2, block_length(rows), 1)
-        for part in stripe.parts():
+        for part in stripe.iter_tiles():
             if part.mask_TC is not None:
                 loss_N[rows] += F.softplus(part.keep_positives(-part.logits_TC)).sum(1)
             weights_TC = (part.apart_TC * beta).exp_()
@@ -98,7 +98,7 @@ def hard_sigmoid_one_way(
         mean_T1 = spent_T1 / tilt_T1
         loss_N[rows] += (stripe.count_T1 * mean_T1).squeeze(1)
         share_T1 = stripe.count_T1 / tilt_T1
-        for part in stripe.parts() if gradients.uses_tiles or needed.bias else ():
+        for part in stripe.iter_tiles() if gradients.uses_tiles or needed.bias else ():
             weights_TC = (part.apart_TC * beta).exp_()
             logits_TC = part.apart_TC.add_(stripe.peak_T1)
             weights_TC *= (F.softplus(logits_TC) - mean_T1).mul_(beta).add_(logits_TC.sigmoid())
@@ -151,7 +151,7 @@ class _Stripe:
             self.count_T1 += (logits_TC != -torch.inf).sum(1, keepdim=True)
         self.peak_T1.masked_fill_(self.count_T1 == 0, 0.0)
 
-    def parts(self) -> Iterator[_StripeTile]:
+    def iter_tiles(self) -> Iterator[_StripeTile]:
         """Yield the tiles; their tensors may be overwritten, except the logits."""
         for tile in self._tiles():
             logits_TC = self._logits_TM[:, tile.columns]

@@ -98,7 +98,7 @@ class InfoNCE(ContrastiveLoss):
             DataError: If the batch is not valid, or the other side is queued but in training.
         """
         check_batch(anchor_ND, other_ND, context)
-        keys_MD, pairing = self._keys(anchor_ND, other_ND, context, own)
+        keys_MD, pairing = self._build_keys(anchor_ND, other_ND, context, own)
         direction = self.direction
         one_way = partial(hard_softmax_one_way, beta=self.hardness) if self.hardness else softmax_one_way
 
@@ -116,7 +116,7 @@ class InfoNCE(ContrastiveLoss):
             self.queue.push(other_ND, context)
         return loss
 
-    def _keys(
+    def _build_keys(
         self, anchor_ND: Tensor, other_ND: Tensor, context: LossContext | None, own: slice | None
     ) -> tuple[Tensor, Pairing]:
         pairs, device = len(anchor_ND), anchor_ND.device
@@ -184,9 +184,9 @@ def softmax_both_ways(
         scaled_TD = query_ND[rows] * scale
         for columns in column_blocks:
             tile = Tile(pairing, rows, columns, share_N1, mutual=pairing.uneven)
-            logits_TC = _product(scaled_TD, key_ND[columns], space)
+            logits_TC = _multiply(scaled_TD, key_ND[columns], space)
             positive_N[rows] += tile.sum_positives(logits_TC)
-            values_TC = _exponentials_(logits_TC, shift, tile)
+            values_TC = _exponentiate_(logits_TC, shift, tile)
             row_sum_N[rows] += values_TC.sum(1)
             column_sum_N[columns] += values_TC.sum(0)
     limits = torch.finfo(query_ND.dtype)
@@ -203,7 +203,7 @@ def softmax_both_ways(
             if only:
                 weights_TC = space.view(pairs, pairs)  # its exponentials are still there
             else:
-                weights_TC = _exponentials_(_product(scaled_TD, key_ND[columns], space), shift, tile)
+                weights_TC = _exponentiate_(_multiply(scaled_TD, key_ND[columns], space), shift, tile)
             factor_TC = spare[: weights_TC.numel()].view_as(weights_TC)
             weights_TC *= torch.add(row_weight_N1[rows], column_weight_N[columns], out=factor_TC)
             tile.subtract_positives_(weights_TC, 1 / pairs)
@@ -249,12 +249,12 @@ def _average(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return None if one is None or other is None else one.add_(other).div_(2)
 
 
-def _product(scaled_TD: Tensor, key_CD: Tensor, space: Tensor) -> Tensor:
+def _multiply(scaled_TD: Tensor, key_CD: Tensor, space: Tensor) -> Tensor:
     shape = (len(scaled_TD), len(key_CD))
     return torch.mm(scaled_TD, key_CD.T, out=space[: math.prod(shape)].view(shape))
 
 
-def _exponentials_(logits_TC: Tensor, shift: float, tile: Tile) -> Tensor:
+def _exponentiate_(logits_TC: Tensor, shift: float, tile: Tile) -> Tensor:
     values_TC = (logits_TC.sub_(shift) if shift else logits_TC).exp_()
     tile.mask_ignored_(values_TC)
     return values_TC
