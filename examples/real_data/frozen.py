@@ -1,4 +1,4 @@
-"""Measure what the frozen trunks know by themselves, on the held-out items of a bundle.
+"""Measure baselines of the frozen trunks on the held-out items of a bundle.
 
     python frozen.py run/bundle manifests data
 
@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from measure import SHOWN, HeldOut, held_out, line, measure
+from measure import SHOWN_METRICS, HeldOutItems, line, measure, read_held_out
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,7 +30,7 @@ ALIKE = ("satellite", "ground_image")  # seen through the same trunk
 PENALTY = 0.1
 
 
-def trained_on(manifests: Path, data: Path) -> dict[str, HeldOut]:
+def trained_on(manifests: Path, data: Path) -> dict[str, HeldOutItems]:
     """List the training items of each modality, each once."""
     labels: dict[str, dict[str, str]] = {"satellite": {}}
     for other, table in TABLES.items():
@@ -39,7 +39,9 @@ def trained_on(manifests: Path, data: Path) -> dict[str, HeldOut]:
                 if row["split"] == "train":
                     labels["satellite"][row["satellite"]] = row["label"]
                     labels.setdefault(other, {}).update(dict.fromkeys(json.loads(row[other]), row["label"]))
-    return {name: HeldOut([data / file for file in of], list(of.values())) for name, of in labels.items()}
+    return {
+        name: HeldOutItems([data / file for file in of], list(of.values())) for name, of in labels.items()
+    }
 
 
 def probabilities(train_ND: Tensor, labels: list[str], test_ND: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ def main(bundle: Path, manifests: Path, data: Path) -> None:
     binder = Binder.load(bundle)
     names = list(binder.modalities)
     trunks = {name: build_trunk(binder, name) for name in names}
-    train, test = trained_on(manifests, data), held_out(manifests / "evaluate.csv", data, names)
+    train, test = trained_on(manifests, data), read_held_out(manifests / "evaluate.csv", data, names)
     train_features = {name: trunks[name].embed(name, of.files) for name, of in train.items()}
     features = {name: trunks[name].embed(name, of.files) for name, of in test.items()}
     labels = {name: of.labels for name, of in test.items()}
@@ -67,7 +69,7 @@ def main(bundle: Path, manifests: Path, data: Path) -> None:
         "classifiers of frozen features": measure(classified, labels, set()),
     }
     print("class-level, not co-located; chance in brackets")
-    heads = "".join(f"{name:<15}" for name in (*SHOWN, "accuracy"))
+    heads = "".join(f"{name:<15}" for name in (*SHOWN_METRICS, "accuracy"))
     for title, rows in found.items():
         print(f"\n{title}\n{'query > gallery':<27} {'':<8} {'items':>9}  {heads}weakest concept")
         print("\n".join(line({**row, "mark": ""}) for row in rows))
@@ -77,9 +79,9 @@ def main(bundle: Path, manifests: Path, data: Path) -> None:
 
 def print_curves(
     train_features: Mapping[str, Tensor],
-    train: Mapping[str, HeldOut],
+    train: Mapping[str, HeldOutItems],
     features: Mapping[str, Tensor],
-    test: Mapping[str, HeldOut],
+    test: Mapping[str, HeldOutItems],
 ) -> None:
     """Print the few-shot curve of each modality's frozen features."""
     print("\nfew-shot logistic regression on frozen features, accuracy and interval")

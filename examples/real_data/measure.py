@@ -24,19 +24,19 @@ from torch.nn import functional
 from geobind import Binder
 from geobind.evaluation import RetrievalSettings, retrieval
 
-SHOWN = ("R@1", "R@5", "mAP")
+SHOWN_METRICS = ("R@1", "R@5", "mAP")
 
 
-class HeldOut(NamedTuple):
+class HeldOutItems(NamedTuple):
     """The held-out items of one modality."""
 
     files: list[Path]
     labels: list[str]
 
 
-def held_out(table: Path, data: Path, modalities: Sequence[str]) -> dict[str, HeldOut]:
+def read_held_out(table: Path, data: Path, modalities: Sequence[str]) -> dict[str, HeldOutItems]:
     """Read the items of each modality from the table of one item a row."""
-    found = {name: HeldOut([], []) for name in modalities}
+    found = {name: HeldOutItems([], []) for name in modalities}
     with open(table, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             for name in modalities:
@@ -93,7 +93,7 @@ def line(row: dict[str, Any]) -> str:
     """Write one pair as a line of the table: each figure with its chance level in brackets."""
     pair = f"{row['query']} > {row['gallery']}"
     items = f"{row['queries']} > {row['gallery_size']}"
-    figures = [row["metrics"][name] for name in SHOWN] + [row["accuracy"]]
+    figures = [row["metrics"][name] for name in SHOWN_METRICS] + [row["accuracy"]]
     cells = "  ".join(f"{figure['value']:.3f} ({figure['chance']:.3f})" for figure in figures)
     weakest, share = min(row["accuracy_by_concept"].items(), key=lambda item: item[1])
     return f"{pair:<27} {row['mark']:<8} {items:>9}  {cells}  {weakest} {share:.2f}"
@@ -102,7 +102,7 @@ def line(row: dict[str, Any]) -> str:
 def main(bundle: Path, manifests: Path, data: Path) -> None:
     """Embed, measure, print a table and write `concepts.json` beside the bundle."""
     binder = Binder.load(bundle)
-    items = held_out(manifests / "evaluate.csv", data, list(binder.modalities))
+    items = read_held_out(manifests / "evaluate.csv", data, list(binder.modalities))
     stages = binder.card.stages if binder.card else []
     rows = measure(
         {name: binder.embed(name, of.files) for name, of in items.items()},
@@ -110,7 +110,7 @@ def main(bundle: Path, manifests: Path, data: Path) -> None:
         {frozenset((stage["anchor"], stage["align"])) for stage in stages},
     )
     print("class-level, not co-located; chance in brackets")
-    heads = "".join(f"{name:<15}" for name in (*SHOWN, "accuracy"))
+    heads = "".join(f"{name:<15}" for name in (*SHOWN_METRICS, "accuracy"))
     print(f"{'query > gallery':<27} {'pair':<8} {'items':>9}  {heads}weakest concept")
     print("\n".join(line(row) for row in rows))
     (bundle.parent / "concepts.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -33,7 +33,7 @@ TILE, CAPTION = "satellite", "text"
 
 
 class Rows(NamedTuple):
-    """The tiles of a split, their captions, and whose caption each is."""
+    """Tiles of a split with their captions."""
 
     tiles: list[Path]
     captions: list[list[str]]
@@ -59,7 +59,7 @@ def rows_of(table: Path, data: Path, split: str) -> Rows:
 
 
 def ceilings(rows: Rows) -> tuple[float, float]:
-    """The best R@1 there can be, to captions and to tiles: some tiles share their captions to the letter."""
+    """Compute the best possible R@1, to captions and to tiles: some tiles share captions to the letter."""
     copies = Counter(rows.said)
     own = [Counter(of_tile) for of_tile in rows.captions]
     to_captions = [max(times / copies[caption] for caption, times in of_tile.items()) for of_tile in own]
@@ -79,13 +79,13 @@ def both_ways(tile_ND: Any, caption_TD: Any, rows: Rows) -> list[dict[str, Any]]
 
 
 class Words(NamedTuple):
-    """The words of the training captions, and how telling each is."""
+    """Words of the training captions and their weights (idf)."""
 
     number: dict[str, int]
     weight_W: Floats
 
     def vectors(self, captions: Sequence[str]) -> Floats:
-        """Count the words of each caption, rare words for more, at unit length (T, W)."""
+        """Build tf-idf vectors of captions at unit length (T, W)."""
         count_TW = np.zeros((len(captions), len(self.number)))
         for row, caption in enumerate(captions):
             for word in words_of(caption):
@@ -95,7 +95,7 @@ class Words(NamedTuple):
 
 
 def words_of(caption: str) -> list[str]:
-    """The words of a caption in lower case."""
+    """Return the words of a caption in lower case."""
     return re.findall(r"[a-z]+", caption.lower())
 
 
@@ -112,7 +112,7 @@ def unit(rows_NW: Floats) -> Floats:
 
 
 def linear_baseline(train_ND: Floats, test_ND: Floats, train: Rows, test: Rows) -> list[dict[str, Any]]:
-    """Map frozen features to words by ridge regression, and retrieve with what it says of unseen tiles."""
+    """Measure retrieval by a ridge regression from frozen features to words."""
     words = learnt_words(train.said)
     said_TW, owner_T = words.vectors(train.said), np.array(train.owner_T)
     mean_NW = np.stack([said_TW[owner_T == tile].mean(0) for tile in range(len(train.tiles))])
@@ -121,7 +121,7 @@ def linear_baseline(train_ND: Floats, test_ND: Floats, train: Rows, test: Rows) 
 
 
 def class_known(rows: Rows) -> list[dict[str, Any]]:
-    """Retrieve by class alone: within a class all is tied, and worth its expectation."""
+    """Measure retrieval by class alone: items of a class are tied."""
     classes = sorted(set(rows.labels))
     tile_NC = np.eye(len(classes))[[classes.index(label) for label in rows.labels]]
     return both_ways(tile_NC, tile_NC[rows.owner_T], rows)

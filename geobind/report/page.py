@@ -53,38 +53,23 @@ def format_trained(parts: Mapping[str, str]) -> str:
     )
 
 
-def format_cosine(similarity: float) -> str:
-    """Format a cosine similarity."""
-    return f"{similarity:.2f}".replace("-", "−")
-
-
-def format_share(part: float) -> str:
-    """Format a share in percent."""
-    return f"{100 * part:.1f}{formatting.NBSP}%"
-
-
 def measure_title(measure: str) -> str:
     """Return the displayed name of a metric."""
     return TITLES.get(measure, measure)
 
 
-def format_sentence(text: str) -> str:
-    """Format a text as a sentence."""
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
-
-
 _FILTERS: dict[str, Callable[..., str]] = {
     "number": formatting.format_number,
     "signed": formatting.format_signed,
-    "cosine": format_cosine,
-    "share": format_share,
+    "cosine": formatting.format_cosine,
+    "share": formatting.format_percent,
     "duration": formatting.format_duration,
     "size": formatting.format_size,
     "listed": formatting.join_words,
     "thing": formatting.format_count,
     "trained": format_trained,
     "title_of": measure_title,
-    "sentence": format_sentence,
+    "sentence": formatting.format_sentence,
 }
 
 

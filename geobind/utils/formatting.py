@@ -74,3 +74,18 @@ def join_words(words: Sequence[str]) -> str:
 def format_count(how_many: int, thing: str) -> str:
     """Write how many things there are, in the plural where it is due."""
     return f"{how_many:,} {thing}{'' if how_many == 1 else 's'}"
+
+
+def format_percent(share: float) -> str:
+    """Format a share in percent."""
+    return f"{100 * share:.1f}{NBSP}%"
+
+
+def format_cosine(similarity: float) -> str:
+    """Format a cosine similarity."""
+    return f"{similarity:.2f}".replace("-", "−")
+
+
+def format_sentence(text: str) -> str:
+    """Format a text as a sentence."""
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
