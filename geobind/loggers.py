@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from geobind.errors import PluginError
 from geobind.extras import find_missing
-from geobind.plugins import PluginKind, Registry, find, unknown_option
+from geobind.plugins import PluginKind, Registry, list_entry_points, unknown_option
 
 
 class About(NamedTuple):
@@ -82,7 +82,7 @@ LOGGER = PluginKind("logger", Logger, "geobind.loggers.Logger", "geobind_loggers
 @lru_cache(maxsize=1)
 def registry() -> Registry[Logger]:
     """Return every logger on this machine; plugins are looked up once per process."""
-    return LOGGER.collect(find())
+    return LOGGER.collect(list_entry_points())
 
 
 def build_logger(name: str, options: Mapping[str, Any]) -> Logger:

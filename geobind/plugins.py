@@ -157,7 +157,7 @@ class PluginKind(Generic[C]):
         return Registry(self.word, usable, tuple(broken))
 
 
-def find() -> list[EntryPoint]:
+def list_entry_points() -> list[EntryPoint]:
     """List the entry points of group `geobind`, in an order that does not depend on the file system."""
     return sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, str(_source(entry))))
 
@@ -229,4 +229,4 @@ MODALITY = PluginKind(
 @lru_cache(maxsize=1)
 def registry() -> Registry[Modality]:
     """Return every modality on this machine; plugins are looked up once per process."""
-    return MODALITY.collect(find())
+    return MODALITY.collect(list_entry_points())

@@ -123,7 +123,9 @@ def built_ins():
     """The names of the modalities and datasets that come with geobind, and the modules of all its plugins."""
     found = [*plugins.registry().plugins.items(), *datasets().plugins.items()]
     names = {name for name, plugin in found if plugin.source.distribution == "geobind"}
-    return names, {entry.value.split(".")[0] for entry in plugins.find() if entry.dist.name == "geobind"}
+    return names, {
+        entry.value.split(".")[0] for entry in plugins.list_entry_points() if entry.dist.name == "geobind"
+    }
 
 
 def hooks():

@@ -21,7 +21,7 @@ def test_finding_and_loading_every_plugin_does_not_import_torch(thermal):
 
 
 def test_a_third_party_plugin_is_found_as_installed(thermal):
-    plugin = plugins.MODALITY.collect(plugins.find()).plugins["thermal"]
+    plugin = plugins.MODALITY.collect(plugins.list_entry_points()).plugins["thermal"]
     assert str(plugin.source) == "geobind-thermal 0.1.0 [thermal]"
     assert plugin.cls.__module__ == "geobind_thermal"
     assert plugins.registry().get("thermal") is plugin.cls

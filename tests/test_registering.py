@@ -87,9 +87,9 @@ OWN_FAULTS = {
         IMPORTER,
         '"CC BY 4.0"\n        citation = "Meier, Bells, 2024"',
         '" "',
-        "Thing does not say its licence, citation",
+        "Thing does not state its licence, citation",
     ),
-    "a dataset without a title": (DATASET, "Bells of the Alps", " ", "Thing does not say its title"),
+    "a dataset without a title": (DATASET, "Bells of the Alps", " ", "Thing does not state its title"),
     "a dataset with the name of another key": (
         DATASET,
         '"thermal"',

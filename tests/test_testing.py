@@ -214,7 +214,7 @@ def test_evaluation_may_see_another_shape_than_training_if_that_is_said_but_only
 
 
 def test_a_modality_that_is_not_installed_fails_by_its_entry_point_alone(monkeypatch):
-    monkeypatch.setattr("geobind.plugins.find", list)
+    monkeypatch.setattr("geobind.plugins.list_entry_points", list)
     assert faults_of(faulty.Profile(), entry_point=True) == [
         "test_is_found_by_its_entry_point: no modality named 'profile'\n"
         "  installed: none (is geobind itself installed? pip install -e .)\n"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from geobind.errors import DataError
-from geobind.plugins import PluginKind, Registry, find
+from geobind.plugins import PluginKind, Registry, list_entry_points
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,7 +80,7 @@ def _fault_of_dataset(cls: type[Dataset]) -> str | None:
     if cls.name in RESERVED:
         return f"{cls.__name__}.name cannot be {cls.name!r}: `data` has a key of that name"
     if not str(getattr(cls, "title", "")).strip():
-        return f"{cls.__name__} does not say its title"
+        return f"{cls.__name__} does not state its title"
     return None
 
 
@@ -90,4 +90,4 @@ DATASET = PluginKind("dataset", Dataset, "geobind.data.Dataset", "geobind_datase
 @lru_cache(maxsize=1)
 def registry() -> Registry[Dataset]:
     """Return every dataset on this machine; plugins are looked up once per process."""
-    return DATASET.collect(find())
+    return DATASET.collect(list_entry_points())

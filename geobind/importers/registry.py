@@ -14,7 +14,7 @@ from geobind.data.delimited import PLACE_COLUMNS
 from geobind.errors import DataError
 from geobind.extras import find_missing
 from geobind.importers.contract import Column, Importer, Kind
-from geobind.plugins import PluginKind, Registry, find, unknown_option
+from geobind.plugins import PluginKind, Registry, list_entry_points, unknown_option
 
 _TOLD = ("title", "home", "licence", "citation", "layout")
 
@@ -22,7 +22,7 @@ _TOLD = ("title", "home", "licence", "citation", "layout")
 def _fault_of_importer(cls: type[Importer]) -> str | None:
     silent = [word for word in _TOLD if not str(getattr(cls, word, "")).strip()]
     if silent:
-        return f"{cls.__name__} does not say its {', '.join(silent)}"
+        return f"{cls.__name__} does not state its {', '.join(silent)}"
     columns = getattr(cls, "columns", None)
     if not isinstance(columns, Mapping) or not all(
         isinstance(column, Column) and column.kind in get_args(Kind) for column in columns.values()
@@ -42,7 +42,7 @@ IMPORTER = PluginKind(
 @lru_cache(maxsize=1)
 def registry() -> Registry[Importer]:
     """Return every importer on this machine; plugins are looked up once per process."""
-    return IMPORTER.collect(find())
+    return IMPORTER.collect(list_entry_points())
 
 
 def build_importer(cls: type[Importer], sources: Sequence[Path], options: Mapping[str, str]) -> Importer:

@@ -99,7 +99,7 @@ class InputContract(Subject):
             fail(fault, "mend the class; geobind.Modality says what it needs")
         if not self.entry_point:
             raise SkipTest("entry_point = False")
-        registry = plugins.MODALITY.collect(plugins.find())
+        registry = plugins.MODALITY.collect(plugins.list_entry_points())
         line = f'[project.entry-points.{plugins.GROUP}] {cls.name} = "{cls.__module__}"'
         if cls.name not in registry.plugins:
             fail(registry.explain(cls.name), f"add {line} to pyproject.toml, and install it again")

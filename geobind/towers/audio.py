@@ -73,7 +73,7 @@ def prepare_sound(raw: Any, spec: SoundSpec, augment: AudioAugment | None = None
     spare = max(0.0, audio_seconds(raw, spec.rate) - spec.samples / spec.rate)
     if augment is not None:
         start = spare * float(torch.rand(())) if spare else 0.0
-        return mask(_mel_CMF(augment_samples(_window(raw, spec, start), augment), spec), augment)
+        return mask_spectrogram(_mel_CMF(augment_samples(_window(raw, spec, start), augment), spec), augment)
     if spec.crops == 1:
         return _mel_CMF(_window(raw, spec, spare / 2), spec)
     starts = [spare * crop / (spec.crops - 1) for crop in range(spec.crops if spare else 1)]
@@ -81,7 +81,7 @@ def prepare_sound(raw: Any, spec: SoundSpec, augment: AudioAugment | None = None
     return torch.stack(crops).expand(spec.crops, -1, -1, -1).contiguous()
 
 
-def fit(samples_T: Tensor, length: int) -> Tensor:
+def fit_length(samples_T: Tensor, length: int) -> Tensor:
     """Cut a recording to `length` samples, or repeat it as often as it fits whole, then add silence.
 
     Repetition is what CLAP was trained with; silence alone would show the encoder how long a clip was.
@@ -96,7 +96,7 @@ def log_mel(samples_T: Tensor, spec: SoundSpec) -> Tensor:
     return 10 * mel_spectrogram(spec)(samples_T).clamp(min=_FLOOR).log10()
 
 
-def mask(mel_CMF: Tensor, augment: AudioAugment) -> Tensor:
+def mask_spectrogram(mel_CMF: Tensor, augment: AudioAugment) -> Tensor:
     """Hide a random range of frames and of mel bands behind the mean (SpecAugment, arXiv:1904.08779)."""
     for axis, share in ((-1, augment.mask_time), (-2, augment.mask_mels)):
         size = mel_CMF.shape[axis]
@@ -111,7 +111,7 @@ def mask(mel_CMF: Tensor, augment: AudioAugment) -> Tensor:
 def _window(raw: Any, spec: SoundSpec, start: float) -> Tensor:
     length = spec.samples / spec.rate
     samples_T = read_audio(raw, spec.rate, start=start, seconds=length, loudness=spec.loudness)
-    return fit(samples_T, spec.samples)
+    return fit_length(samples_T, spec.samples)
 
 
 def _mel_CMF(samples_T: Tensor, spec: SoundSpec) -> Tensor:

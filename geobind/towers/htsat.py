@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from geobind.data.readers.audio import read_audio
 from geobind.errors import PluginError, RecipeError
 from geobind.extras import INSTALL
-from geobind.towers.audio import SoundSpec, augment_samples, fit, log_mel, mask
+from geobind.towers.audio import SoundSpec, augment_samples, fit_length, log_mel, mask_spectrogram
 from geobind.towers.mel import check_torchaudio
 from geobind.towers.options import AudioAugment, HeadKind, HtsatOptions
 from geobind.towers.tower import CropsTower, Tower, make_head
@@ -51,7 +51,7 @@ def prepare_fused(raw: Any, spec: SoundSpec, augment: AudioAugment | None = None
     """
     samples_T = read_audio(raw, spec.rate, loudness=spec.loudness)
     longer = len(samples_T) > spec.samples
-    samples_T = samples_T if longer else fit(samples_T, spec.samples)
+    samples_T = samples_T if longer else fit_length(samples_T, spec.samples)
     mel_MF = log_mel(samples_T if augment is None else augment_samples(samples_T, augment), spec)
     spare = mel_MF.shape[1] - spec.frames
     if spare > 0:
@@ -64,7 +64,7 @@ def prepare_fused(raw: Any, spec: SoundSpec, augment: AudioAugment | None = None
         mel_CMF = torch.stack([squeezed_MF, *(mel_MF[:, start : start + spec.frames] for start in starts)])
     else:
         mel_CMF = mel_MF.expand(4, -1, -1).contiguous()
-    mel_CMF = mel_CMF if augment is None else mask(mel_CMF, augment)
+    mel_CMF = mel_CMF if augment is None else mask_spectrogram(mel_CMF, augment)
     return {"mel": mel_CMF, "longer": torch.tensor([spare > 0])}
 
 

@@ -101,7 +101,7 @@ def season_colour(
     ) / np.maximum(total, 1)
 
 
-def light_of(daylight: NDArray[np.floating], morning: NDArray[np.floating]) -> NDArray[np.floating]:
+def compute_light(daylight: NDArray[np.floating], morning: NDArray[np.floating]) -> NDArray[np.floating]:
     """Return the light's colour and strength by sun height and time of day: (3, N, 1, 1).
 
     Night is blue and dim, a low sun is rosy in the morning and orange in the evening, a high sun is white.

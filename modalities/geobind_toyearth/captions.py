@@ -172,7 +172,7 @@ def _write(fact: dict[str, float], number: Iterator[float]) -> str:
     def pick(words: tuple[str, ...]) -> str:
         return words[int(next(number) * len(words))]
 
-    season, hour = pick(SEASONS[season_of(fact)]), pick(HOURS[hour_of(fact)])
+    season, hour = pick(SEASONS[name_season(fact)]), pick(HOURS[name_hour(fact)])
     chosen = [words for weight, words in _ground(fact, pick) if next(number) < weight]
     turn = int(next(number) * len(chosen))
     things = _join(chosen[turn:] + chosen[:turn])
@@ -189,8 +189,8 @@ def _write(fact: dict[str, float], number: Iterator[float]) -> str:
     return sentence[0].upper() + sentence[1:]
 
 
-def season_of(fact: dict[str, float]) -> str:
-    """Name the season: one of the keys of `phrases.SEASONS`."""
+def name_season(fact: dict[str, float]) -> str:
+    """Name the season: one of the keys of `SEASONS`."""
     warm, fresh = 2 * fact["summer"] - 1, 2 * fact["spring"] - 1
     if max(abs(warm), abs(fresh)) < 0.35:
         return "tropic"
@@ -199,8 +199,8 @@ def season_of(fact: dict[str, float]) -> str:
     return "spring" if fresh > 0 else "autumn"
 
 
-def hour_of(fact: dict[str, float]) -> str:
-    """Name the time of day: one of the keys of `phrases.HOURS`."""
+def name_hour(fact: dict[str, float]) -> str:
+    """Name the time of day: one of the keys of `HOURS`."""
     daylight, early = fact["daylight"], fact["morning"] - 0.5
     if daylight < 0.08:
         if abs(early) < 0.2:
@@ -213,7 +213,7 @@ def hour_of(fact: dict[str, float]) -> str:
     return "morning" if early > 0 else "afternoon"
 
 
-def cover_of(fact: dict[str, float]) -> str:
+def name_cover(fact: dict[str, float]) -> str:
     """Name what covers most of the ground: sea, river (or lake), forest, crops, bare or grass."""
     shares = {
         "sea": fact["sea"],
@@ -228,7 +228,7 @@ def cover_of(fact: dict[str, float]) -> str:
 
 def _ground(fact: dict[str, float], pick: Pick) -> list[tuple[float, str]]:
     """List what is on the ground in words, each with the chance that a caption names it."""
-    season, cover = season_of(fact), cover_of(fact)
+    season, cover = name_season(fact), name_cover(fact)
     river = fact["water"] - fact["sea"]
     grass = 1 - fact["water"] - fact["forest"] - fact["crops"] - fact["bare"]
     kind = pick(_grade(KINDS, fact["conifer"] / max(fact["forest"], 1e-6)))

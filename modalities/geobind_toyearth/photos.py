@@ -11,10 +11,10 @@ import numpy as np
 from geobind_toyearth.canvas import (
     Banks,
     banks,
+    compute_light,
     fact_planes,
     in_chunks,
     lay,
-    light_of,
     rgb,
     season_colour,
     smooth_noise,
@@ -197,12 +197,12 @@ def _share(scene: Scene, name: str, aside: Plane, ahead: Plane, share: Plane) ->
     return soft((scene.noise(name, aside, ahead) - level).astype(np.float32), 0.2)
 
 
-def shore_of(scene: Scene) -> Plane:
+def find_shore(scene: Scene) -> Plane:
     """Return how near the sea comes: `near` at the shore, (N, 1, 1)."""
     return np.where(scene.fact["sea"] > 0.01, 0.9 * scene.fact["sea"] ** 0.8 + 0.01, 0)
 
 
-def river_at(scene: Scene, near: Plane) -> tuple[Plane, Plane]:
+def find_river(scene: Scene, near: Plane) -> tuple[Plane, Plane]:
     """Return the river at these distances: its middle and half its width, in x."""
     side = np.sign(scene.number("river side") - np.float32(0.5))
     width = np.maximum(scene.fact["water"] - scene.fact["sea"], 0)
@@ -215,10 +215,10 @@ def river_at(scene: Scene, near: Plane) -> tuple[Plane, Plane]:
 def _paint_water(ground: Plane, scene: Scene) -> None:
     fact, near = scene.fact, scene.near
     ripple = scene.noise("ripple", scene.x / near * 1.6, 60 * np.log(near + 0.03))
-    middle, half = river_at(scene, near)
+    middle, half = find_river(scene, near)
     in_river = half - np.abs(scene.x - middle)
     in_sea = (
-        shore_of(scene)
+        find_shore(scene)
         - near
         + 0.03 * scene.noise("shore", scene.x[:, :1] * 9, scene.x[:, :1]) * (near < 0.9)
     )
@@ -237,7 +237,7 @@ def _paint_water(ground: Plane, scene: Scene) -> None:
     lay(ground, np.maximum(caps, foam), rgb(0.96, 0.98, 1.0))
 
 
-def road_at(scene: Scene, near: Plane) -> tuple[Plane, Plane]:
+def find_road(scene: Scene, near: Plane) -> tuple[Plane, Plane]:
     """Return the road at these distances: its middle and half its width, in x."""
     middle = (1.1 * scene.number("road end") - 0.55) + (0.9 * scene.number("road foot") - 0.45) * near
     roads = scene.fact["roads"]
@@ -246,10 +246,10 @@ def road_at(scene: Scene, near: Plane) -> tuple[Plane, Plane]:
 
 def _paint_road(ground: Plane, scene: Scene) -> None:
     """Paint a track of earth, then tarmac with dashes, then a highway, as the roads grow."""
-    middle, half = road_at(scene, scene.near)
+    middle, half = find_road(scene, scene.near)
     inside = half - np.abs(scene.x - middle)
     tarmac = np.clip(3 * scene.fact["roads"] - 0.6, 0, 1)
-    road = soft(inside, 2 * scene.pixel) * (scene.near > shore_of(scene) + 0.02)
+    road = soft(inside, 2 * scene.pixel) * (scene.near > find_shore(scene) + 0.02)
     lay(ground, road, rgb(0.62, 0.50, 0.36) + tarmac * (rgb(0.34, 0.34, 0.36) - rgb(0.62, 0.50, 0.36)))
     dash = soft(0.025 * scene.near - np.abs(scene.x - middle), scene.pixel) * (
         np.sin(2.6 / scene.near) > -0.2
@@ -408,13 +408,13 @@ def _paint_one(
 
 def _stand(scene: Scene, near: float, number: Plane, *, on_road: bool) -> Spot:
     """Find a spot at about this distance: on the road for cars, else clear of sea, river and road."""
-    spot = np.clip(np.maximum(near * (0.9 + 0.2 * number[:, 0]), shore_of(scene) + 0.04), 0, 0.98)
+    spot = np.clip(np.maximum(near * (0.9 + 0.2 * number[:, 0]), find_shore(scene) + 0.04), 0, 0.98)
     x = 2.1 * number[:, 1] - 1.05
     if on_road:
-        middle, half = road_at(scene, spot)
+        middle, half = find_road(scene, spot)
         x = middle + np.copysign(half / 2, x)
     else:
-        for middle, half in (road_at(scene, spot), river_at(scene, spot)):
+        for middle, half in (find_road(scene, spot), find_river(scene, spot)):
             margin = half + 0.22 * spot + 0.04
             aside = middle + np.copysign(margin, x - middle)
             x = np.where((half > 0) & (np.abs(x - middle) < margin), aside, x)
@@ -454,7 +454,7 @@ def _paint(scene: Scene) -> Plane:
     fact = scene.fact
     grey = scene.land.mean(axis=0)
     lay(scene.land, np.broadcast_to(0.4 * fact["rain"], grey.shape), grey[None] * rgb(0.9, 0.95, 1.05))
-    scene.land[:] *= light_of(fact["daylight"], fact["morning"]) * (1 - 0.25 * fact["rain"])
+    scene.land[:] *= compute_light(fact["daylight"], fact["morning"]) * (1 - 0.25 * fact["rain"])
     canvas = np.zeros_like(scene.land)
     sky = scene.band(0, HORIZON[1] + 0.02)
     canvas[:, :, : sky.x.shape[1]] = _sky(sky)
@@ -485,7 +485,7 @@ def _sky(scene: Scene) -> Plane:
     stretch = 1 + 3 * fact["wind"]
     cloud = scene.noise("clouds", scene.x * 26 / stretch, scene.y * 60 - scene.x * 14 * fact["wind"])
     cover = np.clip((cloud - 1.5 + 3.2 * fact["rain"] ** 0.8) / 1.2, 0, 1) * 0.92
-    white = (rgb(0.95, 0.95, 0.97) - 0.42 * fact["rain"]) * light_of(fact["daylight"], fact["morning"])
+    white = (rgb(0.95, 0.95, 0.97) - 0.42 * fact["rain"]) * compute_light(fact["daylight"], fact["morning"])
     lay(canvas, cover, white * (1 + 0.08 * cloud))
     return canvas
 
@@ -505,11 +505,11 @@ def _paint_weather(canvas: Plane, scene: Scene) -> None:
     lay(
         canvas,
         np.clip(0.8 * drift - 1.9 + 2.4 * fact["wind"], 0, 0.65) * low,
-        leaf * light_of(fact["daylight"], fact["morning"]),
+        leaf * compute_light(fact["daylight"], fact["morning"]),
     )
     dawn = np.clip(2.2 * fact["morning"] - 1.3, 0, 1)
     mist = 0.55 * dawn * np.clip(1 - np.abs(scene.down) / 0.16, 0, 1)
-    lay(canvas, mist, rgb(0.92, 0.93, 0.97) * light_of(fact["daylight"], fact["morning"]))
+    lay(canvas, mist, rgb(0.92, 0.93, 0.97) * compute_light(fact["daylight"], fact["morning"]))
     lay(canvas, np.broadcast_to(0.08 * scene.number("haze"), mist.shape), rgb(0.7, 0.72, 0.75))
     canvas *= 0.90 + 0.2 * scene.number("exposure")
     canvas += 0.04 * (scene.grain("grain") - 0.5)

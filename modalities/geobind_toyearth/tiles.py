@@ -12,10 +12,10 @@ from geobind_toyearth.canvas import (
     Banks,
     banks,
     cell_number,
+    compute_light,
     fact_planes,
     in_chunks,
     lay,
-    light_of,
     rgb,
     season_colour,
     smooth_noise,
@@ -324,7 +324,7 @@ def _paint(view: View) -> NDArray[np.floating]:
     lamps = paint_roads(canvas, view, water)
     lamps = np.maximum(lamps, paint_roofs(canvas, view, water))
     _wet(canvas, view)
-    canvas *= light_of(view.fact["daylight"], view.fact["morning"])
+    canvas *= compute_light(view.fact["daylight"], view.fact["morning"])
     night = np.clip(1 - view.fact["daylight"] / 0.17, 0, 1)
     lay(canvas, lamps * night, rgb(1.0, 0.82, 0.45))
     _clouds(canvas, view)
@@ -355,7 +355,7 @@ def _clouds(canvas: NDArray[np.floating], view: View) -> None:
     noise = smooth_noise(
         view.bank, along / 14 + 256 * view.number("cloud u"), across / 14 + 256 * view.number("cloud v")
     )
-    bright = light_of(view.fact["daylight"], view.fact["morning"]) * 0.97
+    bright = compute_light(view.fact["daylight"], view.fact["morning"]) * 0.97
     wisps = np.clip((noise - 2.1 + 2.1 * view.fact["rain"]) / 1.6, 0, 0.8)
     lay(canvas, wisps, bright)
     mist = np.clip(2.2 * view.fact["morning"] - 1.3, 0, 1) * np.clip(0.45 - 0.3 * view.height, 0, 0.6)

@@ -25,7 +25,9 @@ class Kind(NamedTuple):
 
     def collect(self):
         """The registry of the plugins that tests published, and of those alone."""
-        return self.kind.collect(entry for entry in plugins.find() if entry.dist.name.startswith("acme-"))
+        return self.kind.collect(
+            entry for entry in plugins.list_entry_points() if entry.dist.name.startswith("acme-")
+        )
 
 
 MODALITY = Kind(

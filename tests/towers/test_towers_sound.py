@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from geobind.errors import CheckpointError, DataError, PluginError, RecipeError
-from geobind.towers.audio import fit, log_mel, mask, prepare_sound, sound_spec
+from geobind.towers.audio import fit_length, log_mel, mask_spectrogram, prepare_sound, sound_spec
 from geobind.towers.htsat import htsat_encoder, prepare_fused
 from geobind.towers.mel import hide_broken_torchaudio
 from geobind.towers.options import AudioAugment, AudioOptions, HtsatOptions
@@ -154,8 +154,8 @@ def test_silence_is_finite():
 
 
 def test_a_short_recording_is_repeated_whole_then_silent():
-    assert fit(torch.tensor([1.0, 2.0, 3.0]), 8).tolist() == [1, 2, 3, 1, 2, 3, 0, 0]
-    assert fit(torch.arange(9.0), 4).tolist() == [0, 1, 2, 3]
+    assert fit_length(torch.tensor([1.0, 2.0, 3.0]), 8).tolist() == [1, 2, 3, 1, 2, 3, 0, 0]
+    assert fit_length(torch.arange(9.0), 4).tolist() == [0, 1, 2, 3]
 
 
 def test_of_a_long_recording_the_middle_is_heard_and_in_training_any_part():
@@ -185,10 +185,10 @@ def test_specaugment_hides_no_more_than_asked_behind_the_mean():
     torch.manual_seed(1)
     mel = torch.randn(1, 40, 100)
     for _ in range(20):
-        changed = mask(mel, AudioAugment(mask_time=0.2, mask_mels=0.25)) != mel
+        changed = mask_spectrogram(mel, AudioAugment(mask_time=0.2, mask_mels=0.25)) != mel
         assert int(changed[0].all(0).sum()) <= 20
         assert int(changed[0].all(1).sum()) <= 10
-    assert torch.equal(mask(mel, AudioAugment()), mel)
+    assert torch.equal(mask_spectrogram(mel, AudioAugment()), mel)
 
 
 @pytest.mark.parametrize("mels", [16, 40, 64, 80, 128, 256])

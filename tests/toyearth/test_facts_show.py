@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from geobind_toyearth import FACTS, render_photos, render_sounds, render_tiles, write_captions
-from geobind_toyearth.captions import cover_of
+from geobind_toyearth.captions import name_cover
 
 RATE = 16000
 
@@ -176,7 +176,7 @@ def test_captions_of_real_places_name_their_dominant_cover(places):
         "grass": ("grass", "meadow", "pasture"),
     }
     for row, lines in zip(places.facts.tolist(), write_captions(places, 0), strict=True):
-        cover = cover_of(dict(zip(FACTS, row, strict=True)))
+        cover = name_cover(dict(zip(FACTS, row, strict=True)))
         assert all(any(stem in line.lower() for stem in stems[cover]) for line in lines)
 
 
