@@ -111,7 +111,7 @@ def test_lookups_give_what_the_loader_gives(tmp_path, monkeypatch, table):
         init(self, loader, rows, stored)
         loaders.append(self.loader)
 
-    lookups = loading.CachedLoader._lookups
+    lookups = loading.CachedLoader._iter_cached_batches
 
     def kept(self, known):
         for batch in lookups(self, known):
@@ -119,7 +119,7 @@ def test_lookups_give_what_the_loader_gives(tmp_path, monkeypatch, table):
             yield batch
 
     monkeypatch.setattr(loading.CachedLoader, "__init__", watched)
-    monkeypatch.setattr(loading.CachedLoader, "_lookups", kept)
+    monkeypatch.setattr(loading.CachedLoader, "_iter_cached_batches", kept)
     notes.write_table(tmp_path, **table)
     notes.run_notes(tmp_path, "run", HEADS, "max_broken=0.1")
     assert len(given) == 18
