@@ -47,7 +47,7 @@ from geobind.training.resume import (
 from geobind.training.run_loggers import open_run_loggers
 from geobind.training.stability import Prover, describe_proof
 from geobind.training.stage import StageResult, StageRun, run_stage
-from geobind.training.stage_data import StageData
+from geobind.training.stage_data import StageData, StageRows
 from geobind.training.trainable import check_part
 from geobind.training.validation import remove_best_weights
 from geobind.utils import files, system
@@ -124,54 +124,68 @@ def _claim_folder(recipe: Recipe, folder: Path, resume: bool) -> Generator[None]
 
 
 def _run_all(recipe: Recipe, folder: Path, fabrics: dict[str, Fabric]) -> RunResult:
-    """Check the data, train every stage, and measure, in a locked folder."""
+    """Resolve the data, train every stage, and measure, in a locked folder."""
     fabric = fabrics[recipe.fabric.precision]
     with fabric.rank_zero_first(local=True):  # what is rendered or read may lie on a disk of each node
-        sources = StageData(recipe)
-    found = [sources.rows(stage) for stage in recipe.stages]
-    check_batch_division(fabric, recipe, found)
-    warned = [line for each in zip(recipe.stages, found, strict=True) for line in check_loss_inputs(*each)]
-    warned += [
-        f"stage '{stage.name}': {line}" for stage in recipe.stages for line in recipe_warnings(recipe, stage)
-    ]
+        data = StageData(recipe)
+    rows = data.resolve()
     binder = Binder(recipe.built, recipe.width, seed=recipe.seed)
-    rehearse(recipe, binder, found)
-    sources.check()
-    for stage in recipe.stages:
-        sources.validation_rows(stage)
-    rank_zero_run(
-        fabric, lambda: _warn_of_leaks({**sources.leakage(), **sources.validation_leakage()}, folder)
-    )
-    for line in warned:
+    warnings = _check_stages(fabric, recipe, [each.training for each in rows], binder)
+    rank_zero_run(fabric, lambda: _warn_of_leaks(data.all_leakage(), folder))
+    for line in warnings:
         _log.warning("%s", line)
+    stages = _train_stages(recipe, folder, fabrics, binder, rows, Prover(recipe, data, binder))
 
+    def measure_and_write() -> EvaluationResults | None:
+        measured = data.measure(binder)
+        write_results(recipe, binder, stages, data, measured, folder)
+        return measured
+
+    measured = rank_zero_run(fabric, measure_and_write)
+    wait_for_ranks(fabric)
+    return RunResult(folder, folder / "bundle", measured.table if measured else None)
+
+
+def _check_stages(
+    fabric: Fabric, recipe: Recipe, training: Sequence[MixedDataset], binder: Binder
+) -> list[str]:
+    """Check every stage before the first one is trained; return warnings."""
+    check_batch_division(fabric, recipe, training)
+    warnings = [
+        line for each in zip(recipe.stages, training, strict=True) for line in check_loss_inputs(*each)
+    ]
+    for stage in recipe.stages:
+        warnings += [f"stage '{stage.name}': {line}" for line in recipe_warnings(recipe, stage)]
+    rehearse(recipe, binder, training)
+    return warnings
+
+
+def _train_stages(
+    recipe: Recipe,
+    folder: Path,
+    fabrics: Mapping[str, Fabric],
+    binder: Binder,
+    rows: Sequence[StageRows],
+    prover: Prover,
+) -> list[dict[str, Any]]:
+    """Train every stage that is not finished; return the facts of all."""
     stages: list[dict[str, Any]] = []
-    prover = Prover(recipe, sources, binder)
-    places = stage_folders(recipe, folder)
-    with open_run_loggers(recipe, folder, _extra_columns(recipe, found)) as (metrics, validations):
-        for stage, rows, (home, key) in zip(recipe.stages, found, places, strict=True):
-            held = sources.validation_rows(stage)
-            job = StageRun(
+    columns = _extra_columns(recipe, [each.training for each in rows])
+    with open_run_loggers(recipe, folder, columns) as (metrics, validation_metrics):
+        for stage, each, (home, key) in zip(recipe.stages, rows, stage_folders(recipe, folder), strict=True):
+            stage_run = StageRun(
                 recipe,
                 stage,
                 binder,
-                rows,
+                each.training,
                 home,
                 metrics,
                 key,
-                validation_rows=held,
-                validation_metrics=validations,
+                validation_rows=each.validation,
+                validation_metrics=validation_metrics,
             )
-            stages.append(_run_or_load(fabrics[recipe.precision_of(stage)], job, prover, stages))
-
-    def measure_and_leave() -> EvaluationResults | None:
-        measured = sources.measure(binder)
-        write_results(recipe, binder, stages, sources, measured, folder)
-        return measured
-
-    measured = rank_zero_run(fabric, measure_and_leave)
-    wait_for_ranks(fabric)
-    return RunResult(folder, folder / "bundle", measured.table if measured else None)
+            stages.append(_run_or_load(fabrics[recipe.precision_of(stage)], stage_run, prover, stages))
+    return stages
 
 
 def _open_folder(recipe: Recipe, folder: Path, resume: bool) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,13 @@ from geobind.training.validation import check_validation_rows, subsample
 _MIN_SHARED = 2  # rows that two modalities must share to be compared
 
 
+class StageRows(NamedTuple):
+    """The rows of one stage."""
+
+    training: MixedDataset
+    validation: MixedDataset | None  # None without `watch`
+
+
 class StageData:
     """The tables of a recipe, each opened once, and the rows of its stages."""
 
@@ -38,13 +46,24 @@ class StageData:
         self._rows: dict[str, MixedDataset] = {}
         self._validation_rows: dict[str, MixedDataset] = {}
         self._leaks: dict[str, Leakage] = {}
-        self._looked: ImageHashes = {}
+        self._image_hashes: ImageHashes = {}
         for stage in recipe.stages:
             for options in recipe.tables_of(stage):
                 self._open(options)
             if stage.watch and stage.watch.data:
                 self._open(stage.watch.data)
         self._table(self.recipe.evaluation_data)
+
+    def resolve(self) -> list[StageRows]:
+        """Return the rows of every stage, and check the rows that `evaluate` measures on.
+
+        Raises:
+            DataError: A stage has no rows to train or validate on, or `evaluate` lacks some.
+        """
+        training = [self.rows(stage) for stage in self.recipe.stages]
+        self.check()
+        validation = [self.validation_rows(stage) for stage in self.recipe.stages]
+        return [StageRows(*rows) for rows in zip(training, validation, strict=True)]
 
     def rows(self, stage: Stage) -> MixedDataset:
         """Return the training rows of a stage: pairs of plugins, and rows of tables.
@@ -74,8 +93,10 @@ class StageData:
         if stage.name not in self._validation_rows:
             other = {"data": watch.data} if watch.data else {}
             try:
-                asked = stage.model_copy(update={"split": watch.split, **other})
-                rows = subsample(MixedDataset(tuple(self._sources(asked, own=not watch.data))), watch.limit)
+                validated = stage.model_copy(update={"split": watch.split, **other})
+                rows = subsample(
+                    MixedDataset(tuple(self._sources(validated, own=not watch.data))), watch.limit
+                )
             except DataError as error:
                 datasets = [table.dataset for table in self.recipe.tables_of(stage) if table.dataset]
                 hints = dict.fromkeys(dataset.held_out_hint for dataset in datasets if dataset.held_out_hint)
@@ -139,7 +160,7 @@ class StageData:
         """Check that the evaluation rows have what the recipe's `evaluate` needs.
 
         Raises:
-            DataError: They have not.
+            DataError: They lack something.
         """
         options, table = self.recipe.evaluate, self._table(self.recipe.evaluation_data)
         if options is not None and table is not None:
@@ -162,6 +183,10 @@ class StageData:
             return None
         return take_first_rows(table.split(options.split), options.limit)
 
+    def all_leakage(self) -> dict[str, Leakage]:
+        """Return the leakage of evaluation and validation rows into training tables."""
+        return {**self.leakage(), **self.validation_leakage()}
+
     def leakage(self) -> dict[str, Leakage]:
         """Return the leakage between evaluation rows and each stage's training tables."""
         held_out = self.evaluation_table()
@@ -173,21 +198,21 @@ class StageData:
 
     def validation_leakage(self) -> dict[str, Leakage]:
         """Return the leakage between validation tables and training tables."""
-        found: dict[str, Leakage] = {}
+        leaks: dict[str, Leakage] = {}
         for stage in self.recipe.stages:
-            held = self.validation_rows(stage)
-            for source in held.sources if held else ():
+            rows = self.validation_rows(stage)
+            for source in rows.sources if rows else ():
                 if (table := source.rows.table) is not None:
                     shared = self._shared(stage, table)
-                    found |= {f"{name}, watched on {source.name}": leak for name, leak in shared.items()}
-        return found
+                    leaks |= {f"{name}, watched on {source.name}": leak for name, leak in shared.items()}
+        return leaks
 
     def _shared(self, stage: Stage, test: Table) -> dict[str, Leakage]:
         """Return the leakage between a table and each training table of a stage."""
         sources = self.rows(stage).sources
         return {
             stage.name if len(sources) == 1 else f"{stage.name}: {source.name}": leakage(
-                table, test, source.rows.names, looked=self._looked
+                table, test, source.rows.names, looked=self._image_hashes
             )
             for source in sources
             if (table := source.rows.table) is not None
