@@ -13,6 +13,7 @@ from geobind.errors import CheckpointError
 
 _PATIENCE = 8.0  # seconds a hub has to answer
 _REMEMBERED = 60.0  # seconds for which a hub that did not answer is not asked again
+_log = logging.getLogger(__name__)
 _states: dict[str, tuple[float, str | None]] = {}  # by address: when it was asked, why it cannot be reached
 
 
@@ -30,6 +31,7 @@ def check_reachability(patience: float = _PATIENCE) -> str | None:
     if reason is not None and time.monotonic() - asked > _REMEMBERED:
         reason = _ask(constants.ENDPOINT, patience)
         _states[constants.ENDPOINT] = (time.monotonic(), reason)
+        _log.debug("%s: %s", constants.ENDPOINT, reason or "reachable")
     return reason
 
 

@@ -97,6 +97,7 @@ def _events(recipe: Recipe, seconds: float, limit: int | None, say: Say) -> Iter
                 json.dump({**asked, "folder": folder, "seconds": seconds, "limit": limit}, there)
             for line in cast("IO[str]", process.stdout):
                 kind, values = json.loads(line)
+                _log.debug("probe: %s %s", kind, values)
                 if kind == "Progress":
                     doing = values
                     say(doing)

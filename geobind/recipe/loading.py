@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from geobind.recipe.parsing import (
     read_recipe_file,
 )
 from geobind.recipe.schema import Recipe
+
+_log = logging.getLogger(__name__)
 
 # In a wheel the recipes lie inside the package; in a checkout beside it.
 _HERE = Path(__file__).resolve().parents[1]
@@ -64,6 +67,7 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = (), *, files: bool 
         RecipeProblems: The recipe has mistakes; every one is listed with file, line, column and the fix.
     """
     file = find_recipe(name)
+    _log.debug("recipe %s", file.resolve())
     base = Path() if is_shipped(name) else file.parent
     return _checked(read_recipe_file(file, overrides), base, files=files, packages=True)
 

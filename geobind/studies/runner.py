@@ -72,6 +72,7 @@ def _run(cell: Cell, recipe: Recipe, folder: Path) -> bool:
     command = [sys.executable, "-m", "geobind", "run", cell.recipe, *sets, "--out", str(folder), "--resume"]
     command += level_options()
     # What a run prints on its standard output is its table, which the study shows once for all.
+    _log.debug("%s", " ".join(command))
     cell_process = _CellProcess()  # it ends with a checkpoint when a signal asks the study to stop
     with route_signals(cell_process.forward), subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         cell_process.attach(process)

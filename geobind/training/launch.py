@@ -17,7 +17,9 @@ from geobind.recipe.schema import FabricOptions
 from geobind.training.distributed import close_at_exit
 from geobind.training.fsdp import build_fsdp2_strategy, is_sharded
 from geobind.training.gradients import chunk_rows
-from geobind.utils.logs import set_rank
+from geobind.utils.logs import rank_zero_logger, set_rank
+
+_log = rank_zero_logger(__name__)
 
 # What Fabric and DDP say of themselves on every process; nothing that a user can change.
 _NOISE = (
@@ -83,6 +85,7 @@ def make_fabric(options: FabricOptions, precision: str) -> Fabric:
         reason = str(error).splitlines()[0]
         raise RecipeError(f"fabric {wanted} cannot run on this machine: {reason}") from error
     set_rank(fabric.global_rank)
+    _log.debug("Fabric: %s, %d processes, precision %s", fabric.device, fabric.world_size, precision)
     if fabric.world_size > 1:
         close_at_exit()
     return fabric
