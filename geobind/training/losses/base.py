@@ -191,7 +191,9 @@ def _hash_label(label: str | None) -> int:
 
 
 class ContrastiveLoss(nn.Module):
-    """A loss over the embeddings of N pairs from all ranks; equal rows of the two sides belong together.
+    """Base of losses over the embeddings of N pairs from all ranks; equal rows of the two sides are a pair.
+
+    A subclass computes its loss in `forward`.
 
     Attributes:
         temperature: Scale of the similarities.

@@ -195,12 +195,12 @@ def softmax_both_ways(
     loss_N = (row_sum_N.log() + column_sum_N.log()) / 2 + shift - positive_N
     gradients = TiledGradients(query_ND, key_ND, scale, needed)
     row_weight_N1, column_weight_N = (0.5 / pairs / row_sum_N).unsqueeze(1), 0.5 / pairs / column_sum_N
-    only = len(row_blocks) == len(column_blocks) == 1
+    one_tile = len(row_blocks) == len(column_blocks) == 1
     for rows in row_blocks if gradients.uses_tiles else ():
         scaled_TD = query_ND[rows] * scale
         for columns in column_blocks:
             tile = Tile(pairing, rows, columns, share_N1, mutual=pairing.uneven)
-            if only:
+            if one_tile:
                 weights_TC = space.view(pairs, pairs)  # its exponentials are still there
             else:
                 weights_TC = _exponentiate_(_multiply(scaled_TD, key_ND[columns], space), shift, tile)
