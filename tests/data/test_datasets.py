@@ -54,6 +54,21 @@ def test_a_recipe_with_it_is_right(lakes, tmp_path):
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
+def test_a_run_on_it_names_it_in_its_report_and_bundle(lakes, tmp_path):
+    twice = RECIPE.replace("text: {}", "ground_image: {timm: {model: test_vit, pretrained: false}}")
+    twice = twice.replace("text: words", "ground_image: tile").replace("align: text", "align: ground_image")
+    (tmp_path / "a.yaml").write_text(twice + "evaluate: {split: test}\n")
+    result = call("run", tmp_path / "a.yaml", "--out", tmp_path / "run", "--set", "fabric.accelerator=cpu")
+    assert result.exit_code == 0, result.output
+    assert "drawn lakes (count 20)" in (tmp_path / "run" / "report.html").read_text()
+    card = (tmp_path / "run" / "bundle" / "README.md").read_text()
+    assert "| training one | lakes | train | 16 | CC0-1.0 (16) |" in card
+    assert "- Navigation: the lakes are drawn." in card
+    result = call("eval", tmp_path / "run" / "bundle", "--data", "lakes", "--json")
+    assert json.loads(result.stdout)["rows"] == 4
+
+
 def test_mistakes_in_its_block_are_told_with_their_place(lakes, tmp_path):
     wrong = RECIPE.replace("{count: 20}", "{cuont: 20, side: 2}").replace("width: 8", "wdth: 8")
     (tmp_path / "a.yaml").write_text(wrong)
