@@ -37,7 +37,7 @@ class PairSides(NamedTuple):
 
     @property
     def right_QG(self) -> NDArray[np.bool_]:
-        """Whether an item is a right answer to a query."""
+        """Mask of right answers, (Q, G)."""
         return self.query_id_Q[:, None] == self.gallery_id_G
 
 

@@ -36,7 +36,7 @@ class PairRow:
 
     @property
     def trained(self) -> bool:
-        """Whether some stage aligned the two."""
+        """True if some stage aligned the two."""
         return self.mark == "trained"
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Sums of embeddings: how they are written, what they find, and truths that toy Earth can render."""
+"""Sums of embeddings: syntax, retrieval, and composed truths rendered by toy Earth."""
 
 import json
 

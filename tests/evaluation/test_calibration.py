@@ -1,4 +1,4 @@
-"""Probabilities from similarities: fitted where they should be, honest about how good they are."""
+"""Calibrated probabilities: fitted scales and measured reliability."""
 
 import json
 

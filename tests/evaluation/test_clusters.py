@@ -1,4 +1,4 @@
-"""Intervals that know which queries are no independent ones."""
+"""Cluster bootstrap: intervals of dependent queries."""
 
 import numpy as np
 import pytest

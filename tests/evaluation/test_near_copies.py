@@ -1,4 +1,4 @@
-"""Images that two splits share without sharing their bytes."""
+"""Near-duplicate images in two splits."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The page in a browser, where there is one: no error on its console, and something to see at every width."""
+"""The page in a browser, if there is one: no console errors, visible content at every width."""
 
 import shutil
 import subprocess

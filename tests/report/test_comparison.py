@@ -1,4 +1,4 @@
-"""Runs side by side, in the terminal and on a page."""
+"""Comparison of runs, in the terminal and on a page."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The page of a run: what is on it, that it stands alone, and that nothing a user wrote breaks out of it."""
+"""The page of a run: content, self-containedness, and escaping of user text."""
 
 import html.parser
 import json

@@ -1,4 +1,4 @@
-"""What is drawn: curves, maps, the space; and the words and choices beside them."""
+"""Drawings of a report: curves, maps, the shared space, with their texts and choices."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The modality gap: nothing where there is none, and what formulas say where there is one."""
+"""The modality gap: zero without a gap, closed forms with one."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a report says beside retrieval: calibration, the modality gap, arithmetic, probes, what ran."""
+"""Sections of a report beside retrieval: calibration, modality gap, arithmetic, probes, provenance."""
 
 import json
 import re

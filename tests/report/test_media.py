@@ -1,4 +1,4 @@
-"""Raw inputs as they are shown: by what they are."""
+"""Media of raw inputs, chosen by type."""
 
 import base64
 import io
