@@ -82,10 +82,10 @@ class ArrowColumn:
 
     def file_names(self, rows_N: NDArray[np.int32], limit: int) -> Iterator[tuple[int, str]]:
         """Yield the file names in these rows, each with its row, at most `limit` of them."""
-        there_N = rows_N[self.present_N()[rows_N]][:limit]
-        cells = self._cells().take(pa.array(there_N)).to_pylist()
+        filled_N = rows_N[self.present_N()[rows_N]][:limit]
+        cells = self._cells().take(pa.array(filled_N)).to_pylist()
         return islice(
-            ((int(row), name) for row, names in zip(there_N, cells, strict=True) for name in names), limit
+            ((int(row), name) for row, names in zip(filled_N, cells, strict=True) for name in names), limit
         )
 
     def _cells(self) -> pa.ChunkedArray:

@@ -55,13 +55,13 @@ def degrees_to_arrow(values: list[Any], limit: float) -> pa.Array:
     quick = _parse_numbers(values)
     if quick is not None and pc.all(pc.less_equal(pc.abs(quick), limit)).as_py() is not False:
         return quick
-    there = [value is not None and not (isinstance(value, str) and not value.strip()) for value in values]
+    is_filled = [value is not None and not (isinstance(value, str) and not value.strip()) for value in values]
     try:
         degrees_N = np.array(
-            [float(value) if is_there else 0.0 for value, is_there in zip(values, there, strict=True)]
+            [float(value) if filled else 0.0 for value, filled in zip(values, is_filled, strict=True)]
         )
     except (TypeError, ValueError, OverflowError):
-        index = next(i for i, value in enumerate(values) if there[i] and not _is_number(value))
+        index = next(i for i, value in enumerate(values) if is_filled[i] and not _is_number(value))
         raise CellError(index, f"{shorten(values[index])} is not a number of degrees") from None
     wrong_N = ~(np.abs(degrees_N) <= limit)  # NaN is wrong too
     if wrong_N.any():
@@ -69,7 +69,7 @@ def degrees_to_arrow(values: list[Any], limit: float) -> pa.Array:
         raise CellError(
             index, f"{shorten(values[index])} is not degrees between -{limit:.0f} and {limit:.0f}"
         )
-    return pa.array(degrees_N, mask=~np.array(there))
+    return pa.array(degrees_N, mask=~np.array(is_filled))
 
 
 def times_to_arrow(values: list[Any]) -> pa.Array:

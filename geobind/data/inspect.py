@@ -316,22 +316,22 @@ _LISTED = 5
 
 def list_warnings(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield warnings about usable data: shared rows between splits, silence, classes absent from training."""
-    for name, told in report["modalities"].items():
-        texts = set(told["kinds"]) <= {"words"}
-        if told["repeated"]["across_splits"] and not texts:  # captions may well say the same of two places
+    for name, summary in report["modalities"].items():
+        texts = set(summary["kinds"]) <= {"words"}
+        if summary["repeated"]["across_splits"] and not texts:  # captions may well say the same of two places
             yield (
-                f"{name}: {told['repeated']['across_splits']} observations are in several splits bit by bit: "
-                + "; ".join(" = ".join(pair) for pair in told["repeated"]["examples"])
+                f"{name}: {summary['repeated']['across_splits']} observations are in several splits bit by bit"
+                ": " + "; ".join(" = ".join(pair) for pair in summary["repeated"]["examples"])
             )
-        if told["near"]["pairs"]:
+        if summary["near"]["pairs"]:
             yield (
-                f"{name}: {told['near']['pairs']} pairs of images across splits are nearly the same: "
-                + "; ".join(" ~ ".join(pair) for pair in told["near"]["examples"])
+                f"{name}: {summary['near']['pairs']} pairs of images across splits are nearly the same: "
+                + "; ".join(" ~ ".join(pair) for pair in summary["near"]["examples"])
             )
-        if told["silent"]:
-            yield f"{name}: {told['silent']} sounds are silent"
-        if len(told["sound_rates"]) > 1:
-            yield f"{name}: sounds have {len(told['sound_rates'])} sampling rates; low ones lack treble"
+        if summary["silent"]:
+            yield f"{name}: {summary['silent']} sounds are silent"
+        if len(summary["sound_rates"]) > 1:
+            yield f"{name}: sounds have {len(summary['sound_rates'])} sampling rates; low ones lack treble"
     for pair in (report["places"] or {}).get("apart", []):
         if pair["within_1_km"] or pair["least_km"] < NEAR_KM[0]:
             yield (
@@ -357,8 +357,8 @@ def format_report(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"{report['name']}: {report['rows']:,} rows; {_counts(report['splits'])}"
     if report["without_split"]:
         yield f"  {report['without_split']} rows are in no split"
-    for name, told in report["modalities"].items():
-        yield from _modality_lines(name, told)
+    for name, summary in report["modalities"].items():
+        yield from _modality_lines(name, summary)
     if labels := report["labels"]:
         (most, many), (least, few) = labels["largest"], labels["smallest"]
         yield f"labels: {labels['classes']} classes, from {least} ({few} rows) to {most} ({many} rows)"
@@ -373,28 +373,28 @@ def format_report(report: Mapping[str, Any]) -> Iterator[str]:
         for pair in places["apart"]:
             shares = ", ".join(f"{pair[f'within_{km:g}_km']:.1%} within {km:g} km" for km in NEAR_KM)
             yield f"  '{pair['of']}' from '{pair['from']}': at least {pair['least_km']:,.1f} km; {shares}"
-    if any(told["near"]["pairs"] for told in report["modalities"].values()):
+    if any(summary["near"]["pairs"] for summary in report["modalities"].values()):
         yield f"(nearly the same: {STATED})"
     yield from (f"warning: {warning}" for warning in report["warnings"])
 
 
-def _modality_lines(name: str, told: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{name}: {told['rows']} rows; {_counts(told['by_split'])}"
-    if told["repeated"]["distinct"]:
-        yield f"  {_counts(told['kinds'])}; {told['repeated']['distinct']:,} distinct"
-    if told["image_sizes"]:
-        yield f"  pixels {_counts(told['image_sizes'])}; channels {_counts(told['image_channels'])}"
-    if told["sound_rates"]:
-        yield f"  Hz {_counts(told['sound_rates'])}; seconds {_spread_text(told['sound_seconds'])}"
-    if told["lengths"]:
-        yield f"  length {_spread_text(told['lengths'])}"
-    if told["flat"]:
-        yield f"  {told['flat']} images have no feature and were not compared"
-    if told["broken"]:
-        yield f"  {told['broken']} cannot be used:"
-        yield from (f"    {fault['row']}: {fault['reason']}" for fault in told["faults"][:_LISTED])
-        if told["broken"] > _LISTED:
-            yield f"    ... and {told['broken'] - _LISTED} more (--json lists them)"
+def _modality_lines(name: str, summary: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{name}: {summary['rows']} rows; {_counts(summary['by_split'])}"
+    if summary["repeated"]["distinct"]:
+        yield f"  {_counts(summary['kinds'])}; {summary['repeated']['distinct']:,} distinct"
+    if summary["image_sizes"]:
+        yield f"  pixels {_counts(summary['image_sizes'])}; channels {_counts(summary['image_channels'])}"
+    if summary["sound_rates"]:
+        yield f"  Hz {_counts(summary['sound_rates'])}; seconds {_spread_text(summary['sound_seconds'])}"
+    if summary["lengths"]:
+        yield f"  length {_spread_text(summary['lengths'])}"
+    if summary["flat"]:
+        yield f"  {summary['flat']} images have no feature and were not compared"
+    if summary["broken"]:
+        yield f"  {summary['broken']} cannot be used:"
+        yield from (f"    {fault['row']}: {fault['reason']}" for fault in summary["faults"][:_LISTED])
+        if summary["broken"] > _LISTED:
+            yield f"    ... and {summary['broken'] - _LISTED} more (--json lists them)"
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -439,7 +439,7 @@ def inspect_table(table: Table, *, quick: bool = False) -> Report:
         "labels": _labels(table.labels, splits),
         "groups": _groups(table.groups, splits),
         "places": _places(table.places_LL, splits),
-        "broken": sum(told["broken"] for told in modalities.values()),
+        "broken": sum(summary["broken"] for summary in modalities.values()),
     }
     return {**report, "warnings": list(list_warnings(report))}
 

@@ -270,9 +270,9 @@ class BatchLoader:
         self._faults, self._seen = {}, 0
         steps = range(self.first_step, self.last_step)
         batches = ([(step, int(row)) for row in self.indices(step)] for step in steps)
-        samples, together = _Samples(self), Collator(tuple(self.sides))
+        samples, collator = _Samples(self), Collator(tuple(self.sides))
         workers = choose_workers(len(self.rows)) if self.workers == "auto" else self.workers
-        for step, loaded in zip(steps, load_batches(samples, batches, together, workers), strict=False):
+        for step, loaded in zip(steps, load_batches(samples, batches, collator, workers), strict=False):
             batch, meta, faults = loaded
             self._judge(faults, len(meta.keys))
             yield step, batch, meta
@@ -323,11 +323,11 @@ class _Samples(Dataset[Any]):
                 seen = self.rows[drawn]
                 key = seen.key or key
                 prepared = self._prepared(step, drawn, seen.raws)
-                told = [(broken, *fault) for broken, fault in faults.items()]
-                return PreparedRow(prepared, seen._replace(raws={}, key=key), told)
+                replaced = [(broken, *fault) for broken, fault in faults.items()]
+                return PreparedRow(prepared, seen._replace(raws={}, key=key), replaced)
             except DataError as error:
-                if gone := find_missing_storage(self.rows, drawn):
-                    return Failure(gone)
+                if missing := find_missing_storage(self.rows, drawn):
+                    return Failure(missing)
                 faults[drawn] = key, str(error)
             except Exception as error:  # a bug, not the data's fault: it ends the run, but say where
                 error.add_note(f"while preparing {key}")

@@ -76,25 +76,27 @@ def compute_grouped_share(
     rng = np.random.default_rng([seed, 0])
     _, group_N = _form_groups(places, options, rng)
     size_C, steps = np.bincount(group_N[group_N >= 0]), len(places) // batch_size
-    wanted = min(batch_size, round(options.share * batch_size))
-    kept_C = _deal_groups(size_C, steps, batch_size, wanted, rng) >= 0
+    grouped_rows = min(batch_size, round(options.share * batch_size))
+    kept_C = _deal_groups(size_C, steps, batch_size, grouped_rows, rng) >= 0
     return float(size_C[kept_C].sum() / (steps * batch_size)) if len(size_C) else 0.0
 
 
-def _deal_groups(size_C: Ints, steps: int, batch_size: int, wanted: int, rng: np.random.Generator) -> Ints:
+def _deal_groups(
+    size_C: Ints, steps: int, batch_size: int, grouped_rows: int, rng: np.random.Generator
+) -> Ints:
     """Assign groups to steps evenly, up to `wanted` rows a step; -1 for groups that fit nowhere."""
     step_C = np.full(len(size_C), -1)
     order_C = rng.permutation(len(size_C))
     end_C = np.cumsum(size_C[order_C])
-    order_C = order_C[end_C <= steps * wanted]
+    order_C = order_C[end_C <= steps * grouped_rows]
     if not len(order_C):
         return step_C
     end_C = end_C[: len(order_C)]
     start_C = end_C - size_C[order_C]
-    dealt_C = start_C * steps // end_C[-1]
-    first_T = np.searchsorted(dealt_C, np.arange(steps))
-    fits_C = end_C - start_C[first_T[dealt_C]] <= batch_size
-    step_C[order_C[fits_C]] = dealt_C[fits_C]
+    step_of_C = start_C * steps // end_C[-1]
+    first_T = np.searchsorted(step_of_C, np.arange(steps))
+    fits_C = end_C - start_C[first_T[step_of_C]] <= batch_size
+    step_C[order_C[fits_C]] = step_of_C[fits_C]
     return step_C
 
 
@@ -109,11 +111,11 @@ def _form_groups(
     group_N = np.full(len(places), -1)
     known_N = np.isfinite(places.lat_N[row_N]) & np.isfinite(places.lon_N[row_N])
     for _ in range(_ROUNDS):
-        left_K = np.flatnonzero(known_N & (group_N < 0))
-        if len(left_K) < 2:
+        open_K = np.flatnonzero(known_N & (group_N < 0))
+        if len(open_K) < 2:
             break
-        group_K = _group_by_cells(places.lat_N[row_N[left_K]], places.lon_N[row_N[left_K]], options, rng)
-        group_N[left_K[group_K >= 0]] = group_K[group_K >= 0] + group_N.max() + 1
+        group_K = _group_by_cells(places.lat_N[row_N[open_K]], places.lon_N[row_N[open_K]], options, rng)
+        group_N[open_K[group_K >= 0]] = group_K[group_K >= 0] + group_N.max() + 1
     return row_N, group_N
 
 

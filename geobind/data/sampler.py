@@ -337,6 +337,6 @@ def _alternate_sources(
     source_T = np.searchsorted(edges, (first + _GOLDEN * np.arange(steps)) % 1.0, side="right")
     turn_T = np.zeros(steps, dtype=np.int64)
     for source in range(len(shares)):
-        there_T = source_T == source
-        turn_T[there_T] = np.arange(np.count_nonzero(there_T))
+        uses_T = source_T == source
+        turn_T[uses_T] = np.arange(np.count_nonzero(uses_T))
     return source_T, turn_T

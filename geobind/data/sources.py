@@ -58,17 +58,18 @@ def find_missing_files(table: Table, index: int) -> str | None:
         if not isinstance(column, ArrowColumn | RasterColumn) or column.files is None:
             continue
         files = column.files
-        own = _find_missing_file(files, _list_file_names(column, int(table.rows_N[index])))
-        if own is None:
+        own_file = _find_missing_file(files, _list_file_names(column, int(table.rows_N[index])))
+        if own_file is None:
             continue
-        rest = [
+        missing_others = [
             _find_missing_file(files, names) for row in others if (names := _list_file_names(column, row))
         ]
-        if not rest or None in rest:
+        if not missing_others or None in missing_others:
             continue
-        folder, reason = _find_missing_folder(own)
+        folder, reason = _find_missing_folder(own_file)
         return (
-            f"{table.name}: the files of '{name}' are gone: {own} and {len(rest)} of {len(rest)} others "
+            f"{table.name}: the files of '{name}' are gone: {own_file} and "
+            f"{len(missing_others)} of {len(missing_others)} others "
             f"looked for are not there ({folder}: {reason}); mount or restore that and go on with --resume"
         )
     return None
@@ -95,16 +96,16 @@ def _find_missing_file(files: FileResolver, names: list[str]) -> Path | None:
 
 def _find_missing_folder(path: Path) -> tuple[Path, str]:
     """Find the topmost folder that is missing, out of reach, or an empty mount point; say which it is."""
-    found = path, "no such file"
+    topmost = path, "no such file"
     for folder in path.parents:
         try:
             with os.scandir(folder) as entries:
                 if next(entries, None) is not None:
                     break
-                found = folder, "it is empty"
+                topmost = folder, "it is empty"
         except OSError as error:
-            found = folder, error.strerror or str(error)
-    return found
+            topmost = folder, error.strerror or str(error)
+    return topmost
 
 
 _HOUR = 3600 * 1_000_000  # microseconds

@@ -123,17 +123,21 @@ def split_manifest(
     """
     from geobind.utils.files import write_atomic
 
-    said = {name: name for name in ("lat", "lon", "split", "group")} | dict(columns or {})
-    said |= {"group": options.group} if options.group else {}
+    column_names = {name: name for name in ("lat", "lon", "split", "group")} | dict(columns or {})
+    column_names |= {"group": options.group} if options.group else {}
     if manifest.is_dir():
         raise DataError(f"{manifest}: is a folder; split the manifest it was packed from")
     (manifest,) = list_manifest_files(manifest)
     if target.suffix.lower() != manifest.suffix.lower():
         raise DataError(f"{target}: must end in {manifest.suffix}, as {manifest.name} does")
-    wanted = {"place": [said["lat"], said["lon"]], "group": [said["group"]], "random": []}[options.by]
+    wanted = {
+        "place": [column_names["lat"], column_names["lon"]],
+        "group": [column_names["group"]],
+        "random": [],
+    }[options.by]
     packed = manifest.suffix.lower() in (".parquet", ".geoparquet")
     values = _read_parquet_values(manifest, wanted) if packed else _read_text_values(manifest, wanted)
-    splits = _assign_splits(values, options, said, manifest)
+    splits = _assign_splits(values, options, column_names, manifest)
     counts = {name: splits.count(name) for name in (*options.split_names, None) if name or None in splits}
     empty = next((name for name in options.split_names if not counts[name]), None)
     if empty:
@@ -148,12 +152,12 @@ def split_manifest(
         if manifest.suffix.lower() == ".jsonl"
         else _encode_delimited
     )
-    write_atomic(target, encode(manifest, splits, said["split"]))
+    write_atomic(target, encode(manifest, splits, column_names["split"]))
     return {name or "": count for name, count in counts.items()}
 
 
 def _assign_splits(
-    values: dict[str, list[Any]], options: SplitOptions, said: Mapping[str, str], manifest: Path
+    values: dict[str, list[Any]], options: SplitOptions, column_names: Mapping[str, str], manifest: Path
 ) -> list[str | None]:
     from geobind.data.delimited import CellError, degrees_to_arrow
 
@@ -167,13 +171,15 @@ def _assign_splits(
     if options.by == "random":
         return split_units(lines, options)
     if options.by == "group":
-        return split_units([str(cell) for cell in values[said["group"]]], options)
+        return split_units([str(cell) for cell in values[column_names["group"]]], options)
     axes: list[NDArray[np.float64]] = []
     for name, limit in (("lat", 90.0), ("lon", 180.0)):
         try:
-            axes.append(degrees_to_arrow(values[said[name]], limit).to_numpy(zero_copy_only=False))
+            axes.append(degrees_to_arrow(values[column_names[name]], limit).to_numpy(zero_copy_only=False))
         except CellError as error:
-            raise DataError(f"{manifest}:{lines[error.index]}: column '{said[name]}': {error}") from error
+            raise DataError(
+                f"{manifest}:{lines[error.index]}: column '{column_names[name]}': {error}"
+            ) from error
     return split_places(np.stack(axes, axis=1), options)
 
 

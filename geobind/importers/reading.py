@@ -42,12 +42,12 @@ def read_csv(path: Path, needed: Collection[str]) -> Iterator[dict[str, str]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            there = reader.fieldnames or []
-            lacking = sorted(set(needed) - set(there))
+            header = reader.fieldnames or []
+            lacking = sorted(set(needed) - set(header))
             if lacking:
                 raise DataError(
                     f"{path}: has no column {', '.join(repr(name) for name in lacking)}; "
-                    f"its columns: {', '.join(filter(None, there)) or 'none'}"
+                    f"its columns: {', '.join(filter(None, header)) or 'none'}"
                 )
             for row in reader:
                 if None in row or None in row.values():

@@ -355,8 +355,8 @@ def _explain_empty_import(importer: Importer, tally: ImportCounts) -> DataError:
 
 def _describe_origin(importer: Importer) -> dict[str, Any]:
     options = importer.model_dump(mode="json", exclude={"sources"})
-    told = ("name", "title", "home", "licence", "citation")
-    return {**{word: getattr(importer, word) for word in told}, "options": options}
+    fields = ("name", "title", "home", "licence", "citation")
+    return {**{word: getattr(importer, word) for word in fields}, "options": options}
 
 
 def _choose_compression(schema: pa.Schema) -> dict[str, Any]:

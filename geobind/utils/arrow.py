@@ -15,11 +15,11 @@ pc: Any = pyarrow.compute  # its functions are made at import, where no type che
 
 def wrap_in_lists(values: pa.Array) -> pa.Array:
     """Make each value a list of it alone, so that one and several are stored alike."""
-    there = values.is_valid().to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], np.cumsum(there)]).astype(np.int32)
-    if there.all():
+    present = values.is_valid().to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(present)]).astype(np.int32)
+    if present.all():
         return pa.ListArray.from_arrays(pa.array(offsets), values)
-    return pa.ListArray.from_arrays(pa.array(offsets), values.drop_null(), mask=pa.array(~there))
+    return pa.ListArray.from_arrays(pa.array(offsets), values.drop_null(), mask=pa.array(~present))
 
 
 @lru_cache(maxsize=32)

@@ -146,12 +146,12 @@ def _check_seal(path: Path) -> None:
         file.seek(max(size, 0))
         if not file.read(len(_SEAL)) == _SEAL:
             return  # of an earlier version, or cut short, which torch will notice
-        stated, total, left = file.read(), hashlib.sha256(), size
+        expected, total, remaining = file.read(), hashlib.sha256(), size
         file.seek(0)
-        while left and (part := file.read(min(left, 2**20))):
+        while remaining and (part := file.read(min(remaining, 2**20))):
             total.update(part)
-            left -= len(part)
-    if total.digest() != stated:
+            remaining -= len(part)
+    if total.digest() != expected:
         raise ValueError("a bit of it is not what was written")
 
 

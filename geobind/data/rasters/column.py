@@ -41,32 +41,32 @@ def check_window(cell: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: It does not name a window.
     """
-    said = {name: value for name, value in cell.items() if value is not None}
-    unknown = sorted(said.keys() - set(_FIELDS))
+    fields = {name: value for name, value in cell.items() if value is not None}
+    unknown = sorted(fields.keys() - set(_FIELDS))
     if unknown:
         raise ValueError(
             f"a window of a raster has no {shorten(unknown[0])}; it may have {', '.join(_FIELDS)}"
         )
-    if not isinstance(said.get("raster"), str) or not said["raster"].strip():
+    if not isinstance(fields.get("raster"), str) or not fields["raster"].strip():
         raise ValueError("a window of a raster must name it: `raster`")
-    numbers = {name: said[name] for name in (*_PLACE, *_SIZE, *_PIXELS) if name in said}
+    numbers = {name: fields[name] for name in (*_PLACE, *_SIZE, *_PIXELS) if name in fields}
     wrong = next((name for name, value in numbers.items() if not _fits(name, value)), None)
     if wrong:
         raise ValueError(f"'{wrong}' of a raster's window cannot be {shorten(numbers[wrong])}")
     for group in (_PLACE, _PIXELS):
-        there = [name for name in group if name in said]
+        there = [name for name in group if name in fields]
         if 0 < len(there) < len(group):
             raise ValueError(f"a raster's window has '{there[0]}' but not all of {', '.join(group)}")
-    if "x" in said and len(numbers) > len(_PIXELS):
+    if "x" in fields and len(numbers) > len(_PIXELS):
         raise ValueError(
             "a raster's window is given by pixels (x, y, width, height) or by place, not by both"
         )
-    bands = said.get("bands")
+    bands = fields.get("bands")
     if bands is not None and not (isinstance(bands, list) and bands and all(map(_is_band, bands))):
         raise ValueError(
             f"'bands' of a raster's window must be a list of numbers from 1, not {shorten(bands)}"
         )
-    return said
+    return fields
 
 
 def _fits(name: str, value: Any) -> bool:
@@ -121,8 +121,8 @@ class RasterColumn:
         if any(file.suffix.lower() == ".vrt" for _, files in cut for file in files):
             return self[row]
         facts = self.options.model_dump_json(), _lat_lon(self.path, row)
-        told = [((*map(_list_sidecars, files),), window, *facts) for window, files in cut]
-        return told[0] if len(told) == 1 else told or None
+        described = [((*map(_list_sidecars, files),), window, *facts) for window, files in cut]
+        return described[0] if len(described) == 1 else described or None
 
     def present_N(self) -> NDArray[np.bool_]:
         """Return whether each row has a window or, without cells, whether a raster covers its place."""
@@ -149,14 +149,14 @@ class RasterColumn:
     def _read(self, window: dict[str, Any], row: int) -> NDArray[Any]:
         from geobind.data.rasters.window import read_pixels, read_window
 
-        said = {name: value for name, value in window.items() if value is not None}
-        raster = self.files(said["raster"])
-        chosen = {name: said[name] for name in _SIZE if name in said}
-        chosen |= {"bands": tuple(said["bands"])} if "bands" in said else {}
+        fields = {name: value for name, value in window.items() if value is not None}
+        raster = self.files(fields["raster"])
+        chosen = {name: fields[name] for name in _SIZE if name in fields}
+        chosen |= {"bands": tuple(fields["bands"])} if "bands" in fields else {}
         options = self.options.model_copy(update=chosen)
-        if "x" in said:
-            return read_pixels(raster, said["x"], said["y"], said["width"], said["height"], options)
-        lat, lon = (said["lat"], said["lon"]) if "lat" in said else _place(self.path, row)
+        if "x" in fields:
+            return read_pixels(raster, fields["x"], fields["y"], fields["width"], fields["height"], options)
+        lat, lon = (fields["lat"], fields["lon"]) if "lat" in fields else _place(self.path, row)
         return read_window(raster, lat, lon, options)
 
     def _first(self, row: int) -> NDArray[Any]:

@@ -170,18 +170,18 @@ def _scan_members(file: io.FileIO, path: Path) -> Iterator[tuple[bytes, int, int
                 raise DataError(
                     f"{path}: the header at byte {at - _BLOCK} is damaged: a name of {size} bytes"
                 )
-            said = file.read(size)
+            payload = file.read(size)
             if kind == b"L":
-                long_name = said.rstrip(b"\0")
+                long_name = payload.rstrip(b"\0")
             elif kind == b"x":
-                long_name, long_size = _parse_pax(said, at, path)
+                long_name, long_size = _parse_pax(payload, at, path)
         else:
             plain = kind in (b"0", b"\0", b"7")
             size = size if long_size is None else long_size
             name = long_name or _parse_name(block)
             start, size_there = at, min(size, length - at)
-            told = _NOT_A_FILE if not plain else size if size_there == size else _CUT
-            yield _normalize_name(name), start, told
+            readable_size = _NOT_A_FILE if not plain else size if size_there == size else _CUT
+            yield _normalize_name(name), start, readable_size
             long_name = long_size = None
             if kind in b"123456":  # links, folders and devices have no bytes, whatever their header says
                 size = 0
@@ -222,18 +222,18 @@ def _normalize_name(name: bytes) -> bytes:
     return name
 
 
-def _parse_pax(said: bytes, at: int, path: Path) -> tuple[bytes | None, int | None]:
+def _parse_pax(payload: bytes, at: int, path: Path) -> tuple[bytes | None, int | None]:
     """Return the name and size of a pax header, whose records are `LENGTH KEY=VALUE` and a line end."""
     found: dict[bytes, bytes] = {}
     try:
-        while said:
-            count = int(said[: said.index(b" ")])
-            record = said[:count]
-            if not 5 <= count <= len(said) or record[-1:] != b"\n":
+        while payload:
+            count = int(payload[: payload.index(b" ")])
+            record = payload[:count]
+            if not 5 <= count <= len(payload) or record[-1:] != b"\n":
                 raise ValueError("a record is cut short")
             key, _, value = record[record.index(b" ") + 1 : -1].partition(b"=")
             found[key] = value
-            said = said[count:].lstrip(b"\0")
+            payload = payload[count:].lstrip(b"\0")
         if any(key.startswith(b"GNU.sparse") for key in found):
             raise ValueError("it is of a sparse file, which is not read; make the tar file again")
         size = int(found[b"size"]) if b"size" in found else None
