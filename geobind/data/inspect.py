@@ -320,7 +320,8 @@ def list_warnings(report: Mapping[str, Any]) -> Iterator[str]:
         texts = set(summary["kinds"]) <= {"words"}
         if summary["repeated"]["across_splits"] and not texts:  # captions may well say the same of two places
             yield (
-                f"{name}: {summary['repeated']['across_splits']} observations are in several splits bit by bit"
+                f"{name}: {summary['repeated']['across_splits']} observations are in several "
+                "splits bit by bit: "
                 ": " + "; ".join(" = ".join(pair) for pair in summary["repeated"]["examples"])
             )
         if summary["near"]["pairs"]:
