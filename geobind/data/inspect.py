@@ -322,7 +322,7 @@ def list_warnings(report: Mapping[str, Any]) -> Iterator[str]:
             yield (
                 f"{name}: {summary['repeated']['across_splits']} observations are in several "
                 "splits bit by bit: "
-                ": " + "; ".join(" = ".join(pair) for pair in summary["repeated"]["examples"])
+                + "; ".join(" = ".join(pair) for pair in summary["repeated"]["examples"])
             )
         if summary["near"]["pairs"]:
             yield (
