@@ -93,9 +93,8 @@ def _build_dataset(value: Any) -> Any:
         raise ValidationError.from_exception_data(
             name, [InitErrorDetails(type=reason, loc=(name,), input=options)]
         )
-    block: TypeAdapter[dict[str, Dataset]] = TypeAdapter(
-        GenericAlias(dict, (str, datasets.plugins[name].cls))
-    )
+    kind: Any = GenericAlias(dict, (str, datasets.plugins[name].cls))
+    block: TypeAdapter[dict[str, Dataset]] = TypeAdapter(kind)
     return block.validate_python({name: options})[name]
 
 
