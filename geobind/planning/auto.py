@@ -152,7 +152,7 @@ def with_values(recipe: Recipe, numbers: AutoValues) -> Recipe:
     """Return the recipe with numbers for its `auto` options."""
     values: dict[str, Any] = copy.deepcopy(recipe.written)
     for stage, written in zip(recipe.stages, values["stages"], strict=True):
-        written.update({name: numbers[stage.name][name] for name in stage.open})
+        written.update({name: numbers[stage.name][name] for name in stage.auto_options})
     return build_recipe(values, recipe.base, source=recipe.name)
 
 
@@ -176,7 +176,7 @@ class AutoResolver:
         Raises:
             GeobindError: An option cannot be resolved on this machine.
         """
-        if not self.always and not any(stage.open for stage in recipe.stages):
+        if not self.always and not any(stage.auto_options for stage in recipe.stages):
             return recipe
         numbers = broadcast_result(fabric, lambda: self._numbers(recipe, folder))
         result = with_values(recipe, numbers)
@@ -203,5 +203,7 @@ def _is_of(plan: RunPlan, recipe: Recipe, *, every: bool) -> bool:
     """Return whether a plan fits this recipe, in all stages or in those with `auto` options."""
     planned = {stage.name: stage.key for stage in plan.stages}
     keys = (key for _, key in stage_folders(recipe, Path()))
-    wanted = {stage.name: key for stage, key in zip(recipe.stages, keys, strict=True) if every or stage.open}
+    wanted = {
+        stage.name: key for stage, key in zip(recipe.stages, keys, strict=True) if every or stage.auto_options
+    }
     return all(planned.get(name) == key for name, key in wanted.items())

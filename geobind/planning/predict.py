@@ -204,7 +204,7 @@ def predict_stage(
     Raises:
         RecipeError: An `auto` option cannot be resolved.
     """
-    asked = None if "batch_size" in stage.open else stage.batch_size
+    asked = None if "batch_size" in stage.auto_options else stage.batch_size
     chosen = choose_batch(found, batch_size=asked, chunk=stage.chunk, ranks=ranks, usable=usable)
     shares = tuple(size / max(1, sum(found.sources)) for size in found.sources)
     epoch = BatchSampler(found.sources, chosen.batch_size, 0, shares, stage.mix == "rows").steps_per_epoch
@@ -222,7 +222,7 @@ def predict_stage(
     return StagePlan(
         name=stage.name,
         key=key,
-        settled={name: settled[name] for name in stage.open},
+        settled={name: settled[name] for name in stage.auto_options},
         rows=found.rows,
         batch_size=chosen.batch_size,
         chunk=chosen.chunk,

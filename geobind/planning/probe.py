@@ -445,7 +445,7 @@ def measure_recipe(recipe: Recipe, folder: Path, seconds: float, limit: int | No
         for number, (stage, rows) in enumerate(zip(recipe.stages, found, strict=True)):
             yield Progress(f"stage {stage.name}")
             most = _most(recipe, stage, rows, ranks)
-            size = most[0] if "batch_size" in stage.open else stage.batch_size
+            size = most[0] if "batch_size" in stage.auto_options else stage.batch_size
             whole = stage.model_copy(update={"batch_size": size})
             clock = StepTimer(folder)
             job = StageRun(
@@ -477,7 +477,7 @@ def _devices(recipe: Recipe) -> int:
 def _with_numbers(stage: Stage, size: int) -> Stage:
     """Return a stage with numbers for its `auto` options, for the checks before training."""
     changes = {"batch_size": size, "chunk": None}
-    return stage.model_copy(update={name: changes[name] for name in stage.open})
+    return stage.model_copy(update={name: changes[name] for name in stage.auto_options})
 
 
 def _most(recipe: Recipe, stage: Stage, rows: MixedDataset, ranks: int = 1) -> tuple[int, str]:

@@ -32,12 +32,12 @@ def is_chunked(recipe: Recipe, stage: Stage) -> bool:
     """Return whether a chunk is smaller than a process's share of the batch, as far as is known."""
     if not isinstance(stage.chunk, int):
         return False
-    return "batch_size" in stage.open or stage.chunk * (_ranks(recipe) or 1) < stage.batch_size
+    return "batch_size" in stage.auto_options or stage.chunk * (_ranks(recipe) or 1) < stage.batch_size
 
 
 def _instead(stage: Stage, ranks: int | None) -> str:
     """Return what a row is compared with, and how to compare it with more."""
-    if "batch_size" in stage.open:
+    if "batch_size" in stage.auto_options:
         return "rows meet those of their own batch alone; a larger `batch_size` with `chunk` adds some"
     larger, chunk = stage.batch_size * stage.accumulate, max(2, stage.batch_size // (ranks or 1))
     if isinstance(stage.chunk, int):
@@ -79,8 +79,8 @@ def describe_details(recipe: Recipe, stage: Stage) -> Iterator[str]:
             f"batches: {stage.batches.share:.0%} in groups of up to {stage.batches.together} neighbours, "
             f"{least:g} to {most:g} km from each other"
         )
-    if stage.open:
-        yield f"{' and '.join(stage.open)}: auto, chosen by what fits in memory when the run begins"
+    if stage.auto_options:
+        yield f"{' and '.join(stage.auto_options)}: auto, chosen by what fits in memory when the run begins"
     if is_chunked(recipe, stage):
         yield f"steps: two passes, {stage.chunk} rows of a process at a time, the gradient of all"
     if stage.accumulate > 1:
@@ -92,8 +92,8 @@ def describe_details(recipe: Recipe, stage: Stage) -> Iterator[str]:
         yield f"data: {', '.join(told)}; {how}{much}"
     if stage.watch:
         yield f"watch: {_watch(stage.watch)}"
-    if stage.average:
-        yield f"ema: ends with the mean of its weights, decay {stage.average.decay:g}"
+    if stage.ema_options:
+        yield f"ema: ends with the mean of its weights, decay {stage.ema_options.decay:g}"
 
 
 def stage_facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:

@@ -320,7 +320,7 @@ class Stage(RecipeBlock):
         return to_names(self.align)
 
     @property
-    def open(self) -> tuple[str, ...]:
+    def auto_options(self) -> tuple[str, ...]:
         """The options that are `auto`, chosen at the start of a run by what fits in memory."""
         return tuple(name for name in ("batch_size", "chunk") if getattr(self, name) == "auto")
 
@@ -331,7 +331,7 @@ class Stage(RecipeBlock):
         return {name: to_part(part) for name, part in said.items()}
 
     @property
-    def average(self) -> EmaOptions | None:
+    def ema_options(self) -> EmaOptions | None:
         """The options of the EMA, None without one."""
         return to_ema_options(self.ema)
 

@@ -47,7 +47,7 @@ def find_stage_faults(recipe: Recipe, stage: Stage, built: Mapping[str, Modality
     yield from _queue(recipe, stage)
     if isinstance(recipe.fabric.devices, int):
         ranks = recipe.fabric.devices * recipe.fabric.num_nodes
-        if "batch_size" not in stage.open and (ranks < 1 or stage.batch_size % ranks):
+        if "batch_size" not in stage.auto_options and (ranks < 1 or stage.batch_size % ranks):
             yield ("batch_size",), f"{stage.batch_size} pairs do not divide among {ranks} devices"
 
 

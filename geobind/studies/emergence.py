@@ -116,7 +116,7 @@ def plan_emergence(
         raise RecipeError(f"{recipe}: has {len(names)} modalities; emergent pairs need three or more")
     if checked.evaluate is None:
         raise RecipeError(f"{recipe}: measures nothing; give it an `evaluate:` block of held-out rows")
-    if any("batch_size" in stage.open for stage in checked.stages):
+    if any("batch_size" in stage.auto_options for stage in checked.stages):
         raise RecipeError(f"{recipe}: `batch_size: auto` may differ between runs; equal work takes a number")
     strange = [name for name in anchors if name not in names]
     if strange:

@@ -68,9 +68,9 @@ def resolve_auto(recipe: Recipe, folder: Path, fabric: Fabric, resolver: AutoRes
     """
     recipe = resolver(recipe, folder, fabric) if resolver else recipe
     for stage in recipe.stages:
-        if stage.open:
+        if stage.auto_options:
             raise RecipeError(
-                f"stage '{stage.name}': `{stage.open[0]}: auto` is not resolved; pass `run` a "
+                f"stage '{stage.name}': `{stage.auto_options[0]}: auto` is not resolved; pass `run` a "
                 f"`resolver=geobind.planning.auto.AutoResolver()`, as `geobind run` does, or write a number"
             )
     return recipe

@@ -384,7 +384,7 @@ class Validator:
         self.fabric, self.job, self.losses = fabric, job, losses
         self.wrapped, self.stored = optimizer.wrapped, stored
         self.average = WeightAverage(
-            job.encoders, job.stage.average
+            job.encoders, job.stage.ema_options
         )  # evaluated and kept instead of the weights
         self.watch = None if job.validation_rows is None else job.stage.watch
         self.state = EarlyStopping()

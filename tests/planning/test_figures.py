@@ -169,7 +169,7 @@ def test_an_open_option_is_accepted_and_a_wrong_word_is_not(recipe):
         values = {**recipe.written, "stages": [{**recipe.written["stages"][0], **changes}]}
         return build_recipe(values, recipe.base, source="toy").stages[0]
 
-    assert with_first(batch_size="auto", chunk="auto").open == ("batch_size", "chunk")
+    assert with_first(batch_size="auto", chunk="auto").auto_options == ("batch_size", "chunk")
     with pytest.raises(
         RecipeError, match=r"stages\.0\.batch_size: Input should be a valid integer or 'auto'"
     ):
