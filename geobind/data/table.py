@@ -312,7 +312,7 @@ def open_table(
     if options.dataset is not None:
         name = options.dataset.name
         path, all_columns = options.dataset.rows()
-        columns = select_columns(all_columns, options.columns, names, name)
+        cells = select_columns(all_columns, options.columns, names, name)
     else:
         manifest = base / cast(Path, options.manifest)
         name = manifest.name
@@ -322,12 +322,12 @@ def open_table(
         files = FileResolver(
             base / options.root if options.root else folder, tuple(base / f for f in options.links)
         )
-        columns = open_manifest_columns(path, options, names, files, name)
+        cells = open_manifest_columns(path, options, names, files, name)
     count = map_arrow_table(path).num_rows
-    columns = keep_first_observations(columns, options.first, names)
+    cells = keep_first_observations(cells, options.first, names)
     rows_N = np.arange(min(count, options.limit or count), dtype=np.int32)
     licence = options.dataset.licence if options.dataset is not None else ""
-    return Table(name, path, rows_N, columns, licence=licence)
+    return Table(name, path, rows_N, cells, licence=licence)
 
 
 COLUMN = "licence"

@@ -199,7 +199,7 @@ def read_turned(
     Raises:
         DataError: As `read_box`.
     """
-    from make_affine import Affine
+    from affine import Affine
     from rasterio.enums import Resampling
     from rasterio.warp import reproject
 
