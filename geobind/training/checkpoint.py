@@ -117,9 +117,9 @@ class Checkpoint:
             return 0
         self.extra = state.get("told", {})
         for name, module in self.modules.items():
-            there = state["modules"][name] if state else {}
+            saved = state["modules"][name] if state else {}
             own = module.state_dict()
-            module.load_state_dict({k: self._given(there.get(k), value) for k, value in own.items()})
+            module.load_state_dict({k: self._given(saved.get(k), value) for k, value in own.items()})
         self._restore_optimizer(state.get("optimizer", {}), kept)
         if precision:
             self._precision().load_state_dict(precision)
@@ -158,12 +158,12 @@ class Checkpoint:
             return "it is of another version of geobind"
         try:
             for name, module in self.modules.items():
-                there, own = state["modules"][name], module.state_dict()
-                if there.keys() != own.keys():
-                    return f"{name} has other weights: {', '.join(sorted(there.keys() ^ own.keys()))}"
+                saved, own = state["modules"][name], module.state_dict()
+                if saved.keys() != own.keys():
+                    return f"{name} has other weights: {', '.join(sorted(saved.keys() ^ own.keys()))}"
                 for key, value in own.items():
-                    if isinstance(value, Tensor) and value.shape != there[key].shape:
-                        return f"{name}.{key} is {tuple(there[key].shape)}, not {tuple(value.shape)}"
+                    if isinstance(value, Tensor) and value.shape != saved[key].shape:
+                        return f"{name}.{key} is {tuple(saved[key].shape)}, not {tuple(value.shape)}"
             unknown = state["optimizer"].keys() - set(self._names.values())
             return f"the optimizer knows {', '.join(sorted(unknown))}" if unknown else ""
         except (KeyError, TypeError, AttributeError) as error:
@@ -199,8 +199,8 @@ class Checkpoint:
                     key: parameter if shape == parameter.shape else torch.empty(shape, dtype=dtype)
                     for key, (shape, dtype) in kept[name].items()
                 }
-                there = slots.get(name, {})
-                state[number] = {key: self._given(there.get(key), value) for key, value in own.items()}
+                saved = slots.get(name, {})
+                state[number] = {key: self._given(saved.get(key), value) for key, value in own.items()}
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 

@@ -71,9 +71,9 @@ def broadcast_tensor(fabric: Fabric, tensor: Tensor | None, like: Tensor) -> Ten
         return torch.empty(like.shape) if tensor is None else tensor
     if tensor is None:
         tensor = torch.empty(like.shape, dtype=like.dtype)
-    there = tensor.to(fabric.device, like.dtype).contiguous()
-    dist.broadcast(there, src=0)
-    return there
+    moved = tensor.to(fabric.device, like.dtype).contiguous()
+    dist.broadcast(moved, src=0)
+    return moved
 
 
 def broadcast_tensors(fabric: Fabric, tensors: Iterable[Tensor]) -> None:
@@ -121,8 +121,8 @@ def broadcast_result(fabric: Fabric, do: Callable[[], T]) -> T:
     Raises:
         Exception: As `rank_zero_run`.
     """
-    found: Any = rank_zero_run(fabric, do)
-    return broadcast_object(fabric, found)
+    value: Any = rank_zero_run(fabric, do)
+    return broadcast_object(fabric, value)
 
 
 @contextmanager

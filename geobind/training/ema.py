@@ -70,8 +70,8 @@ class WeightAverage(nn.Module):
 
 
 def _trained_parameters(encoders: Mapping[str, nn.Module]) -> Iterable[nn.Parameter]:
-    found = {id(p): p for encoder in encoders.values() for p in encoder.parameters() if p.requires_grad}
-    return found.values()
+    parameters = {id(p): p for encoder in encoders.values() for p in encoder.parameters() if p.requires_grad}
+    return parameters.values()
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

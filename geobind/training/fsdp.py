@@ -41,9 +41,9 @@ def shard_like(target: Tensor, whole: Tensor) -> Tensor:
     """Return the local shard of a full tensor, laid out as `target`."""
     if not isinstance(target, DTensor):
         return whole
-    there = whole.to(target.device)
+    moved = whole.to(target.device)
     # None: every process has all of it already, so that nothing is sent.
-    return distribute_tensor(there, target.device_mesh, target.placements, src_data_rank=None)
+    return distribute_tensor(moved, target.device_mesh, target.placements, src_data_rank=None)
 
 
 def unshard(encoders: nn.ModuleDict) -> None:

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from geobind.recipe import Stage
 
 
-def chunk_slices(count: int, most: int) -> list[slice]:
+def chunk_slices(count: int, max_rows: int) -> list[slice]:
     """Split `count` rows into slices of at most `most` rows, of nearly equal length."""
-    parts = -(-count // most)
+    parts = -(-count // max_rows)
     return [slice(part * count // parts, (part + 1) * count // parts) for part in range(parts)]
 
 
@@ -181,13 +181,13 @@ class GradCache(NamedTuple):
         once = 0 if not trained else len(pieces) if light else min(1, len(pieces))
         twice = len(pieces) - once
         again: list[_Recomputed] = []
-        found = [torch.zeros(0, self.module.width, device=self.fabric.device)]  # a rank may have no rows
+        embedded = [torch.zeros(0, self.module.width, device=self.fabric.device)]  # a rank may have no rows
         with torch.no_grad(), preserve_buffers(encoder):
             for rows in pieces[:twice]:
                 again.append(_Recomputed(rows, RngState.capture(self.fabric.device)))
-                found.append(self._embed(name, batch, rows))
+                embedded.append(self._embed(name, batch, rows))
         kept = [self._embed(name, batch, rows) for rows in pieces[twice:]]
-        embedded_BD = torch.cat([*found, *(kept_PD.detach() for kept_PD in kept)])
+        embedded_BD = torch.cat([*embedded, *(kept_PD.detach() for kept_PD in kept)])
         embedded_BD.requires_grad_(bool(trained))
         return _FirstPass(embedded_BD, again if trained else [], torch.cat(kept) if kept else None)
 
@@ -273,17 +273,17 @@ class GradientAccumulator:
         turn = turn or AccumulationStep()
         if self.two_pass is not None:
             share = 1 / turn.of
-            found = self.two_pass(batches, present_BM, context, share=share, sync=turn.last)
+            losses = self.two_pass(batches, present_BM, context, share=share, sync=turn.last)
         else:
             with nullcontext() if turn.last else no_grad_sync(self.fabric, self.wrapped):
                 inputs = self.fabric.to_device(batches)
-                found = self.wrapped("compute_losses", inputs, present_BM, Uncast(context))
-                self.fabric.backward(found.total if turn.of == 1 else found.total / turn.of)
-        self._idle = {*found.idle} if self._idle is None else self._idle & {*found.idle}
+                losses = self.wrapped("compute_losses", inputs, present_BM, Uncast(context))
+                self.fabric.backward(losses.total if turn.of == 1 else losses.total / turn.of)
+        self._idle = {*losses.idle} if self._idle is None else self._idle & {*losses.idle}
         if turn.last:
             self.module.clear_idle_grads(self._idle)
             self._idle = None
-        return found
+        return losses
 
 
 def build_presence(module: ContrastiveModule, meta: BatchMeta) -> Tensor | None:

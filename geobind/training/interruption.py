@@ -107,8 +107,10 @@ def defer_signals(fabric: Fabric, stage: str, every: int) -> Generator[Callable[
             number = int(torch.as_tensor(fabric.all_reduce(heard, reduce_op="max")).item())
         if not number:
             return None
-        told = f"{_signal_name(number)}: stopped after step {step} of stage '{stage}'; a checkpoint is saved"
-        return Stopped(number, told if fabric.is_global_zero else "")
+        message = (
+            f"{_signal_name(number)}: stopped after step {step} of stage '{stage}'; a checkpoint is saved"
+        )
+        return Stopped(number, message if fabric.is_global_zero else "")
 
     _Received.patient = True
     try:
@@ -169,9 +171,9 @@ def explain_failures(
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    said = str(error).lower()
+    message = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        word in said for word in _OUT_OF_MEMORY
+        word in message for word in _OUT_OF_MEMORY
     )
 
 

@@ -38,7 +38,7 @@ def launch_fabrics(recipe: Recipe) -> dict[str, Fabric]:
     return {precision: make_fabric(recipe.fabric, precision) for precision in dict.fromkeys(wanted)}
 
 
-def check_batch_division(fabric: Fabric, recipe: Recipe, found: Sequence[MixedDataset]) -> None:
+def check_batch_division(fabric: Fabric, recipe: Recipe, training: Sequence[MixedDataset]) -> None:
     """Check that the batches of every stage divide among the ranks.
 
     Raises:
@@ -46,7 +46,7 @@ def check_batch_division(fabric: Fabric, recipe: Recipe, found: Sequence[MixedDa
             a chunk at a time with sharded weights.
     """
     world = fabric.world_size
-    for stage, rows in zip(recipe.stages, found, strict=True):
+    for stage, rows in zip(recipe.stages, training, strict=True):
         if stage.batch_size % world:
             near = max(stage.batch_size // world, 1) * world
             raise RecipeError(
@@ -99,6 +99,6 @@ def _launcher_counts(options: FabricOptions) -> dict[str, int]:
         names = ("SLURM_NTASKS_PER_NODE", "SLURM_NNODES")
     else:
         return {}
-    told = dict(zip(("devices", "num_nodes"), (os.environ.get(name, "") for name in names), strict=True))
+    counts = dict(zip(("devices", "num_nodes"), (os.environ.get(name, "") for name in names), strict=True))
     free = {"devices": options.devices == "auto", "num_nodes": "num_nodes" not in options.model_fields_set}
-    return {name: int(count) for name, count in told.items() if count.isdigit() and free[name]}
+    return {name: int(count) for name, count in counts.items() if count.isdigit() and free[name]}

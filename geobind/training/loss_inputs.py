@@ -94,22 +94,22 @@ def check_loss_inputs(stage: Stage, rows: MixedDataset) -> list[str]:
 
 def _check_source(stage: Stage, source: WeightedSource) -> None:
     loss = stage.loss
-    asked = {
+    needs = {
         "positives: label": ("label", "`label`", loss.positives == "label"),
         "same_within_m": ("place", "`lat` and `lon`", loss.same_within_m is not None),
         "ignore_within_m": ("place", "`lat` and `lon`", loss.ignore_within_m is not None),
         "ignore_within_hours": ("time and place", "`lat`, `lon` and `time`", loss.needs_times),
     }
-    if not any(wanted for _, _, wanted in asked.values()):
+    if not any(wanted for _, _, wanted in needs.values()):
         return
     known = source.rows.metadata()
-    there = {
+    present = {
         "label": any(label is not None for label in known.label_N),
         "place": bool(np.isfinite(known.lat_N).any()),
         "time and place": bool(np.isfinite(known.hour_N).any()),
     }
-    for option, (what, columns, wanted) in asked.items():
-        if wanted and not there[what]:
+    for option, (what, columns, wanted) in needs.items():
+        if wanted and not present[what]:
             raise DataError(
                 f"stage '{stage.name}': no row of {source.name} has a {what}, which `{option}` asks for; "
                 f"give it {columns}, map columns with `columns`, or drop the option from `loss`"
@@ -121,12 +121,12 @@ def _scattered_warnings(stage: Stage, rows: MixedDataset) -> Iterator[str]:
     sampler, options = build_batch_sampler(stage, rows, seed=0), stage.batches
     if sampler.neighbours is None or options is None:
         return
-    asked = f"from {options.near_km[0]:g} to {options.near_km[1]:g} km of each other"
+    near = f"from {options.near_km[0]:g} to {options.near_km[1]:g} km of each other"
     for source, places, count in zip(rows.sources, sampler.places, sampler.row_counts, strict=True):
         share = compute_grouped_share(places, sampler.neighbours, count, seed=0)
         if not share:
             raise DataError(
-                f"stage '{stage.name}': no rows of {source.name} were found {asked} that a batch of {count} "
+                f"stage '{stage.name}': no rows of {source.name} were found {near} that a batch of {count} "
                 f"could hold; widen `batches.near_km`, raise its share, or drop `batches`"
             )
         if share < _MIN_NEIGHBOUR_SHARE * options.share:

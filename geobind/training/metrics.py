@@ -72,8 +72,8 @@ class MetricsFile:
 
     def _write(self, rows: Sequence[Mapping[str, str]]) -> None:
         text = io.StringIO(newline="")
-        there = (name for row in rows[:1] for name in row if name)  # the columns of a recipe that was another
-        self.fields = tuple(dict.fromkeys((*self.fields, *there)))
+        kept_columns = (name for row in rows[:1] for name in row if name)  # of an earlier recipe
+        self.fields = tuple(dict.fromkeys((*self.fields, *kept_columns)))
         writer = csv.DictWriter(text, self.fields, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
@@ -175,10 +175,10 @@ class Recorder:
         """The losses of the last step, for a checkpoint."""
         return {"loss": self.last_loss, "losses": self.last_of}
 
-    def restore(self, told: Mapping[str, Any]) -> None:
+    def restore(self, values: Mapping[str, Any]) -> None:
         """Restore the losses of the step before the first."""
-        self.last_loss = told.get("loss", math.nan)
-        self.last_of = dict(told.get("losses", {}))
+        self.last_loss = values.get("loss", math.nan)
+        self.last_of = dict(values.get("losses", {}))
 
     def sync(self) -> None:
         """Flush, and sync the file to disk before a checkpoint.
@@ -239,10 +239,10 @@ def _format_temperatures(step: StepRecord, form: str) -> str:
 
 def _csv_row(step: StepRecord, loss: float, rate: float) -> dict[str, Any]:
     alone = len(step.scales) == 1
-    told = {f"loss:{name}": f"{float(value):.6g}" for name, value in step.losses.items()}
-    told |= {f"temperature:{name}": f"{1 / float(scale):.6g}" for name, scale in step.scales.items()}
+    values = {f"loss:{name}": f"{float(value):.6g}" for name, value in step.losses.items()}
+    values |= {f"temperature:{name}": f"{1 / float(scale):.6g}" for name, scale in step.scales.items()}
     return {
-        **({} if alone else told),
+        **({} if alone else values),
         **({"source": step.source} if step.source else {}),
         "step": step.number,
         "loss": f"{loss:.6g}",

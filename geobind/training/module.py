@@ -36,15 +36,15 @@ class Uncast:
 
 
 class StepLosses(NamedTuple):
-    """What a step came to, on every rank the same."""
+    """Losses of one step, identical on all ranks."""
 
     total: Tensor  # the sum of the pairs' losses, each times its weight
-    pairs: dict[str, Tensor]  # without gradients; pairs that fewer than two rows have are not there
-    idle: tuple[str, ...]  # what is trained, but not by this step
+    pairs: dict[str, Tensor]  # without gradients; only pairs that at least two rows have
+    idle: tuple[str, ...]  # parts that are trained, but not by this step
 
 
 class ActivePairs(NamedTuple):
-    """What a step compares, on every rank the same but for `present_BM`."""
+    """The pairs that a step compares, identical on all ranks except for `present_BM`."""
 
     rows: dict[str, Tensor | None]  # rows (R,) of all ranks that have both of a pair; None: all have
     names: tuple[str, ...]  # the modalities of those pairs; pairs that fewer than two rows have are left out
@@ -62,14 +62,14 @@ class EmbeddingGrads(NamedTuple):
 class ContrastiveModule(nn.Module):
     """Embed every modality of a batch once, gather all ranks' embeddings, and take the loss of every pair.
 
-    Its parts can be called on their own: `compared` tells what a step compares, `embed` embeds inputs of one
-    modality, all or some of them, and `contrast` takes embeddings, wherever they come from. One module holds
-    all encoders because DDP refuses a module with nothing to train, which a frozen encoder alone would be.
+    Its parts can be called on their own: `active_pairs` returns the pairs of a step, `embed` embeds inputs of
+    one modality, and `contrast` computes the losses of given embeddings. One module holds all encoders, as
+    DDP rejects a module without trained parameters, such as a frozen encoder.
 
     Args:
         encoders: By modality.
-        losses: By name of a pair. Each pair has its own, for temperatures differ between modalities.
-        pairs: What is compared.
+        losses: By name of a pair. Each pair has its own, because temperatures differ.
+        pairs: The pairs to compare.
         ranks: The processes that train together.
         width: Length D of an embedding.
         partial: Whether rows may lack modalities.
@@ -155,7 +155,7 @@ class ContrastiveModule(nn.Module):
         return [parameter for parameter in self.losses.parameters() if parameter.requires_grad]
 
     def active_pairs(self, present_BM: Tensor | None = None) -> ActivePairs:
-        """Tell what a step compares; every rank must ask, for they must agree."""
+        """Return the pairs that a step compares; every rank must call it."""
         if not self.partial or present_BM is None:
             return ActivePairs({pair.name: None for pair in self.pairs}, tuple(self.encoders), None)
         alone = self.ranks.world == 1  # then nothing waits for the accelerator
@@ -173,34 +173,36 @@ class ContrastiveModule(nn.Module):
         return unit(self.encoders[name](batch))
 
     def _run_dummy_row(self, name: str) -> Tensor:
-        """Run an encoder for the other ranks' sake; return no embeddings (0, D), which lead back to it."""
+        """Run the encoder on a dummy row so that collectives match; return (0, D), attached to its graph."""
         with dummy_pass(self.encoders[name]):
             return self.embed(name, self.dummy_rows[name])[:0]
 
     def contrast(
-        self, embedded: Mapping[str, Tensor], compared: ActivePairs, context: LossContext | None = None
+        self, embedded: Mapping[str, Tensor], active: ActivePairs, context: LossContext | None = None
     ) -> StepLosses:
-        """Return the losses of this rank's embeddings, of the rows that have them, among all ranks'."""
-        local = {name: self._local(name, embedded, compared.present_BM) for name in compared.names}
-        whole = {name: self.ranks(local_BD) for name, local_BD in local.items()}
-        found: dict[str, Tensor] = {}
-        for pair in (pair for pair in self.pairs if pair.name in compared.rows):
-            row_R, sides = compared.rows[pair.name], (whole[pair.anchor], whole[pair.other])
+        """Return the losses of this rank's embeddings among those of all ranks."""
+        local = {name: self._local(name, embedded, active.present_BM) for name in active.names}
+        gathered = {name: self.ranks(local_BD) for name, local_BD in local.items()}
+        losses: dict[str, Tensor] = {}
+        for pair in (pair for pair in self.pairs if pair.name in active.rows):
+            row_R, sides = active.rows[pair.name], (gathered[pair.anchor], gathered[pair.other])
             own = self.ranks.own(len(local[pair.anchor]), row_R)
             if row_R is not None:
                 row_R = row_R.to(sides[0].device)
                 sides = (sides[0][row_R], sides[1][row_R])
-            found[pair.name] = self._loss(pair.name, sides, _select_context(context, row_R), own)
-        idle = tuple(self._trained(but=whole.keys() | found.keys()))
-        total = self._total(found, idle)
-        return StepLosses(total, {name: loss.detach() for name, loss in found.items()}, idle if found else ())
+            losses[pair.name] = self._loss(pair.name, sides, _select_context(context, row_R), own)
+        idle = tuple(self._trained(but=gathered.keys() | losses.keys()))
+        total = self._total(losses, idle)
+        return StepLosses(
+            total, {name: loss.detach() for name, loss in losses.items()}, idle if losses else ()
+        )
 
     def zero_loss(self) -> Tensor:
-        """Return zero, with a gradient of zeros for all that is trained."""
+        """Return zero, with a gradient of zeros for every trained parameter."""
         return torch.stack([_zero_loss(self._part(name)) for name in self._trained()]).sum()
 
     def clear_idle_grads(self, idle: Iterable[str]) -> None:
-        """Take the zeros back that idle parts were given as gradients, so that no optimizer moves them."""
+        """Remove the zero gradients of idle parts, so that the optimizer leaves them alone."""
         for name in idle:
             for parameter in self._part(name).parameters():
                 parameter.grad = None
@@ -208,7 +210,7 @@ class ContrastiveModule(nn.Module):
     def _loss(
         self, name: str, sides: tuple[Tensor, Tensor], context: LossContext | None, own: slice
     ) -> Tensor:
-        """The loss of a pair; if each rank takes a part of it, the sum of all parts."""
+        """Return the loss of a pair; if each rank computes a part, the sum of all parts."""
         loss = self.losses[name]
         if not loss.local or self.ranks.world == 1:
             return loss(*sides, context)
@@ -218,7 +220,7 @@ class ContrastiveModule(nn.Module):
         return share + (whole - share).detach()
 
     def _local(self, name: str, embedded: Mapping[str, Tensor], present_BM: Tensor | None) -> Tensor:
-        """This rank's embeddings of a modality, zeros where a row lacks it (B, D)."""
+        """Return this rank's embeddings of a modality, zeros where a row lacks it (B, D)."""
         if present_BM is None:
             return embedded[name]
         there_B = present_BM[:, self.column[name]]
@@ -263,8 +265,8 @@ def product_sum(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _zero_loss(module: nn.Module) -> Tensor:
-    """Zero, with a gradient of zeros for all that is trained of a module."""
-    # What is sharded needs none: its gradients are put together where its module ran.
+    """Return zero, with a gradient of zeros for the trained parameters of a module."""
+    # Sharded parameters need none: their gradients are reduced where the module ran.
     trained = [one for one in module.parameters() if one.requires_grad and not isinstance(one, DTensor)]
     nothing = [parameter[None][:0].sum().float() for parameter in trained]
     return torch.stack(nothing).sum() if nothing else torch.zeros(())
@@ -275,7 +277,7 @@ def _device(module: nn.Module) -> torch.device:
 
 
 def _select_context(context: LossContext | None, row_R: Tensor | None) -> LossContext | None:
-    """What is known of some of the rows."""
+    """Return the loss context of some of the rows."""
     if context is None or row_R is None:
         return context
     known = {field.name: getattr(context, field.name) for field in fields(context)}

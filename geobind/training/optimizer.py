@@ -108,10 +108,10 @@ class OptimizerState(NamedTuple):
             square = torch.nn.utils.get_total_norm(sharded).to(self.fabric.device) ** 2
             dist.all_reduce(square)
             norm = (norm**2 + square).sqrt()
-        most = self.stage.clip_norm
-        if most is not None and grads:
+        max_norm = self.stage.clip_norm
+        if max_norm is not None and grads:
             # As torch.nn.utils.clip_grads_with_norm_ does it, which does not take shards.
-            share = torch.clamp(most / (norm + 1e-6), max=1.0)
+            share = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
             scale: Any = torch._foreach_mul_  # pyright: ignore
             scale([local_shard(grad) for grad in grads] if in_shards else grads, share)
         return norm

@@ -35,7 +35,7 @@ def write_results(
         StorageError: The disk is full or the folder cannot be written.
     """
     parts = measured.parts() if measured else {}
-    told = [
+    stage_facts = [
         {field: value for field, value in stage.items() if field not in _NOT_IN_BUNDLE} for stage in stages
     ]
     retrieval = parts.get("retrieval", {})
@@ -44,7 +44,7 @@ def write_results(
         binder,
         name=recipe.name,
         recipe=recipe.written,
-        stages=told,
+        stages=stage_facts,
         metrics={**retrieval, **others},
         data=list(describe_data(recipe, sources, measured)),
         author=recipe.card.model_dump(mode="json"),
@@ -90,7 +90,7 @@ def describe_data(
 
 
 def _count_licences(table: Table | None) -> dict[str, int]:
-    found = count_licences(table) if table else {}
-    named = dict(islice(found.items(), _MAX_LICENCES))
-    left = sum(found.values()) - sum(named.values())
-    return {**named, _OTHERS: left} if left else named
+    counts = count_licences(table) if table else {}
+    named = dict(islice(counts.items(), _MAX_LICENCES))
+    rest = sum(counts.values()) - sum(named.values())
+    return {**named, _OTHERS: rest} if rest else named

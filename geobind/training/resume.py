@@ -54,15 +54,15 @@ def explain_rerun(done: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
     words = {"before": "the stages before it: ", "data": "the data: ", "plugins": "the plugin version of "}
     words["contents"] = "the content of "
     known = cast("dict[str, Any]", was)
-    found = [
+    changes = [
         f"{words.get(part, '')}{change}"
         for part in dict.fromkeys((*parts, *known))
         for change in _changes(known.get(part), parts.get(part), part if part in _SINGLE_VALUES else "")
     ]
-    if not found:
+    if not changes:
         return "a stage before it was run again"
-    return "; ".join(found[:_MAX_REASONS]) + (
-        f"; and {len(found) - _MAX_REASONS} more" if len(found) > _MAX_REASONS else ""
+    return "; ".join(changes[:_MAX_REASONS]) + (
+        f"; and {len(changes) - _MAX_REASONS} more" if len(changes) > _MAX_REASONS else ""
     )
 
 
@@ -88,24 +88,24 @@ def _manifest_hashes(recipe: Recipe, stage: Stage) -> dict[str, str]:
 
 def _options(stage: Stage) -> dict[str, Any]:
     """Return the options of a stage that its result depends on."""
-    said = stage.model_dump(mode="json", exclude=set(_WITHOUT_EFFECT))
+    options_json = stage.model_dump(mode="json", exclude=set(_WITHOUT_EFFECT))
     for options, values, younger in (
-        (stage, said, _ADDED_LATER),
-        (stage.loss, said["loss"], _ADDED_LATER_TO_LOSS),
+        (stage, options_json, _ADDED_LATER),
+        (stage.loss, options_json["loss"], _ADDED_LATER_TO_LOSS),
     ):
         for name in younger:
             field = type(options).model_fields.get(name)
             if field is not None and getattr(options, name) == field.get_default():
                 values.pop(name, None)
-    return said
+    return options_json
 
 
 def _changes(was: Any, now: Any, path: str) -> Iterator[str]:
     """Yield the differences between plain values, each with its path."""
     if isinstance(was, dict) and isinstance(now, dict):
-        there = cast("dict[str, Any]", was), cast("dict[str, Any]", now)
-        for key in dict.fromkeys((*there[0], *there[1])):
-            yield from _changes(there[0].get(key), there[1].get(key), f"{path}.{key}" if path else str(key))
+        both = cast("dict[str, Any]", was), cast("dict[str, Any]", now)
+        for key in dict.fromkeys((*both[0], *both[1])):
+            yield from _changes(both[0].get(key), both[1].get(key), f"{path}.{key}" if path else str(key))
     elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
         for number, (one, other) in enumerate(zip(was, now, strict=True)):
             yield from _changes(one, other, f"{path}.{number}" if path else str(number))

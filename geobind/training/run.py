@@ -109,8 +109,8 @@ def run(
     with deterministic_algorithms(recipe.fabric.deterministic):
         fabrics = launch_fabrics(recipe)
         fabric = fabrics[recipe.fabric.precision]
-        with handle_signals(), ExitStack() as held, explain_lost_rank(fabric):
-            rank_zero_run(fabric, lambda: held.enter_context(_claim_folder(recipe, folder, resume)))
+        with handle_signals(), ExitStack() as stack, explain_lost_rank(fabric):
+            rank_zero_run(fabric, lambda: stack.enter_context(_claim_folder(recipe, folder, resume)))
             return _run_all(resolve_auto(recipe, folder, fabric, resolver), folder, fabrics)
 
 
@@ -202,9 +202,9 @@ def _open_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
     files.write_json(folder / "run.json", facts)
 
 
-def rehearse(recipe: Recipe, binder: Binder, found: Sequence[MixedDataset]) -> None:
+def rehearse(recipe: Recipe, binder: Binder, training: Sequence[MixedDataset]) -> None:
     """Embed a row of every stage and table, so that faults show before hours of training."""
-    for stage, rows in zip(recipe.stages, found, strict=True):
+    for stage, rows in zip(recipe.stages, training, strict=True):
         for name, part in stage.trained.items():
             check_part(name, binder.encoders[name], part)
         check_queue(stage, min(rows.having(pair.both) for pair in recipe.pairs_of(stage)))
@@ -215,11 +215,11 @@ def rehearse(recipe: Recipe, binder: Binder, found: Sequence[MixedDataset]) -> N
                 binder.embed(name, first_observation(raw))
 
 
-def _extra_columns(recipe: Recipe, found: Sequence[MixedDataset]) -> list[str]:
+def _extra_columns(recipe: Recipe, training: Sequence[MixedDataset]) -> list[str]:
     """Return extra columns of metrics.csv: those of stages with several pairs or sources."""
     several = [pairs for stage in recipe.stages if len(pairs := recipe.pairs_of(stage)) > 1]
     names = dict.fromkeys(pair.name for pairs in several for pair in pairs)
-    return pair_columns([*names]) + (["source"] if any(len(rows.sources) > 1 for rows in found) else [])
+    return pair_columns([*names]) + (["source"] if any(len(rows.sources) > 1 for rows in training) else [])
 
 
 def _run_or_load(
@@ -297,8 +297,8 @@ def _write_stage(
 
 
 def _source_facts(rows: MixedDataset) -> list[dict[str, Any]]:
-    told = zip(rows.sources, rows.shares, strict=True)
-    return [{"name": source.name, "rows": len(source.rows), "share": share} for source, share in told]
+    shares = zip(rows.sources, rows.shares, strict=True)
+    return [{"name": source.name, "rows": len(source.rows), "share": share} for source, share in shares]
 
 
 def _trained_encoders(job: StageRun) -> nn.ModuleDict:

@@ -145,8 +145,8 @@ class RunLoggers:
 
 def _numeric_values(row: Mapping[str, Any], kind: str) -> dict[str, float]:
     """Return the numbers of a row; `loss:one-other` becomes `loss/one-other`."""
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for name, value in row.items():
         if name not in ("step", "stage", "source", "seconds") and value not in ("", None):
-            found[f"{kind}{name}".replace(":", "/")] = float(value)
-    return found
+            values[f"{kind}{name}".replace(":", "/")] = float(value)
+    return values

@@ -61,7 +61,7 @@ class StageRun:
 
     @property
     def trained_states(self) -> dict[str, nn.Module]:
-        """What a checkpoint must hold of each encoder in training."""
+        """The state of each trained encoder that a checkpoint must hold."""
         return collect_trained_states(self.encoders, self.stage.trained)
 
     @property
@@ -185,7 +185,7 @@ def _train(
     every, stopped = job.log_every or (1 if fabric.device.type == "cpu" else _LOG_EVERY), None
     with (
         Recorder(stage.name, job.steps, stage.batch_size, metrics, every) as log,
-        defer_signals(fabric, stage.name, every) as asked,
+        defer_signals(fabric, stage.name, every) as stop_requested,
     ):
         log.restore(checkpoint.extra)
         for step, batches, meta in loader:
@@ -197,17 +197,18 @@ def _train(
 
             turn = accumulation_step(step, stage.accumulate, job.steps)
             context = build_loss_context(ranks, fabric.device, stage.loss, meta)
-            found = gradients(batches, build_presence(module, meta), context, turn)
+            result = gradients(batches, build_presence(module, meta), context, turn)
             scales = {name: loss.temperature.log_scale.detach().exp() for name, loss in losses.items()}
             norm = optimizer.step() if turn.last else None
             for loss in losses.values():
                 loss.clamp_temperature()
 
             source = job.rows.name_of(sampler.source(step))
-            taken = StepRecord(step, found.total.detach(), norm, rate, found.pairs, scales, meta.keys, source)
-            log.add(taken, len(broken()))
+            total = result.total.detach()
+            record = StepRecord(step, total, norm, rate, result.pairs, scales, meta.keys, source)
+            log.add(record, len(broken()))
             validator.after_step(step, log, moved=turn.last)
-            stopped = stopped or asked(step)
+            stopped = stopped or stop_requested(step)
             if turn.last and (checkpoint.due(step) or stopped):  # a checkpoint holds no gradients
                 log.sync()  # what is saved is known to be finite
                 log.last_good = str(checkpoint.save(step + 1, {**log.last_values, "broken": broken()}))
@@ -217,9 +218,9 @@ def _train(
     return broken(), log.last_loss, log.last_of, validator.finish()
 
 
-def _all_quarantined(told: Mapping[str, Any], loader: BatchLoader | CachedLoader) -> Quarantined:
+def _all_quarantined(extra: Mapping[str, Any], loader: BatchLoader | CachedLoader) -> Quarantined:
     """Return the samples left out so far, including those before the checkpoint."""
-    return tuple({**dict(told.get("broken", ())), **dict(loader.quarantined)}.items())
+    return tuple({**dict(extra.get("broken", ())), **dict(loader.quarantined)}.items())
 
 
 def _rewound_metrics(fabric: Fabric, job: StageRun, first_step: int) -> MetricsFile | None:

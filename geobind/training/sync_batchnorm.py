@@ -111,12 +111,12 @@ class _SyncMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        told = kwargs or {}
-        if func is not F.batch_norm or not told["training"]:
-            return func(*args, **told)
+        options = kwargs or {}
+        if func is not F.batch_norm or not options["training"]:
+            return func(*args, **options)
         self.asked = True
         x, mean_C, var_C = cast("tuple[Tensor, Tensor | None, Tensor | None]", args)
-        more = told["weight"], told["bias"], told["momentum"], told["eps"], self.fused
+        more = options["weight"], options["bias"], options["momentum"], options["eps"], self.fused
         return _sync_batch_norm(x, mean_C, var_C, *more)
 
 
@@ -218,9 +218,9 @@ def _along(value_C: Tensor, x: Tensor) -> Tensor:
 
 def _all_gather(own_S: Tensor) -> Tensor:
     """Gather the numbers of all ranks, in rank order (P, S)."""
-    told = [torch.empty_like(own_S) for _ in range(dist.get_world_size())]
-    dist.all_gather(told, own_S)
-    return torch.stack(told)
+    gathered = [torch.empty_like(own_S) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, own_S)
+    return torch.stack(gathered)
 
 
 def _all_reduce(tensor: Tensor) -> None:

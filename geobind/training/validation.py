@@ -75,12 +75,12 @@ def subsample(rows: MixedDataset, limit: int | None) -> MixedDataset:
         return rows
     picked_N = np.arange(limit) * len(rows) // limit
     ends = [*rows.starts[1:], len(rows)]
-    there = [
+    picks = [
         picked_N[(picked_N >= start) & (picked_N < end)] - start
         for start, end in zip(rows.starts, ends, strict=True)
     ]
     return MixedDataset(
-        tuple(s._replace(rows=s.rows.take(i)) for s, i in zip(rows.sources, there, strict=True) if len(i))
+        tuple(s._replace(rows=s.rows.take(i)) for s, i in zip(rows.sources, picks, strict=True) if len(i))
     )
 
 
@@ -122,18 +122,18 @@ class ValidationInputs:
     def embed(self, forward: Callable[[Any], Tensor], ranks: Ranks, width: int) -> EmbeddedSide:
         """Embed all rows; ranks take blocks in turn, and all take the same number."""
         blocks = [self.rows_N[at : at + BLOCK] for at in range(0, len(self.rows_N), BLOCK)]
-        rank, found = self.fabric.global_rank, []
+        rank, results = self.fabric.global_rank, []
         for first in range(0, len(blocks), ranks.world):
             mine = blocks[min(first + rank, len(blocks) - 1)]  # a rank with no block left repeats the last
             whole_BD = torch.zeros(BLOCK, width, device=self.fabric.device)
             batch = collate([self._input(int(row)) for row in mine])
             whole_BD[: len(mine)] = forward(to_device(batch, self.fabric.device))
             gathered_ND = ranks(whole_BD).cpu()
-            found += [
+            results += [
                 gathered_ND[number * BLOCK : number * BLOCK + len(block)]
                 for number, block in enumerate(blocks[first : first + ranks.world])
             ]
-        return EmbeddedSide(self.rows_N, torch.cat(found) if found else torch.zeros(0, width))
+        return EmbeddedSide(self.rows_N, torch.cat(results) if results else torch.zeros(0, width))
 
     def clear(self) -> None:
         """Release the prepared inputs."""
@@ -189,12 +189,12 @@ _MIN_ROWS = 2  # rows with both of a pair: contrasting needs a second row
 def validation_columns(recipe: Recipe) -> list[str]:
     """Return the columns of validation.csv after stage and step."""
     watched = [stage for stage in recipe.stages if stage.watch]
-    found = ["loss", *(f"R@{stage.watch.cutoff}" for stage in watched if stage.watch)]
+    results = ["loss", *(f"R@{stage.watch.cutoff}" for stage in watched if stage.watch)]
     for stage in watched:
         pairs = recipe.pairs_of(stage)
         if stage.watch and len(pairs) > 1:
-            found += [f"R@{stage.watch.cutoff}:{pair.name}" for pair in pairs]
-    return list(dict.fromkeys([*found, "best", "seconds"]))
+            results += [f"R@{stage.watch.cutoff}:{pair.name}" for pair in pairs]
+    return list(dict.fromkeys([*results, "best", "seconds"]))
 
 
 def check_validation_rows(recipe: Recipe, stage: Stage, rows: MixedDataset) -> None:
@@ -206,14 +206,14 @@ def check_validation_rows(recipe: Recipe, stage: Stage, rows: MixedDataset) -> N
     watch = stage.watch
     if watch is None:
         return
-    most = _MIN_ROWS - 1 if watch.measure == "loss" else max(_MIN_ROWS - 1, watch.cutoff)
+    limit = _MIN_ROWS - 1 if watch.measure == "loss" else max(_MIN_ROWS - 1, watch.cutoff)
     for pair in recipe.pairs_of(stage):
         count = rows.having(pair.both)
-        if count <= most:
+        if count <= limit:
             always = f", so that {watch.measure} is always 1" if count >= _MIN_ROWS else ""
             raise DataError(
                 f"stage '{stage.name}': split '{watch.split}' has {count} rows with both '{pair.anchor}' and "
-                f"'{pair.other}' to watch it on{always}; give it more than {most}, or watch another measure"
+                f"'{pair.other}' to watch it on{always}; give it more than {limit}, or watch another measure"
             )
     if watch.by == "label":
         unlabelled = [s.name for s in rows.sources if any(one is None for one in s.rows.metadata().label_N)]
@@ -395,7 +395,7 @@ class Validator:
 
     @property
     def checkpoint_modules(self) -> dict[str, nn.Module]:
-        """What a checkpoint must hold for an exact resume."""
+        """The modules that a checkpoint must hold for an exact resume."""
         watched: dict[str, nn.Module] = {"watch": self.state} if self.watch else {}
         return {**watched, "average": self.average} if self.job.stage.ema else watched
 
@@ -444,13 +444,13 @@ class Validator:
         log.flush()  # only finite weights are evaluated
         began = time.monotonic()
         with self.average.swapped_in():
-            found = self._measure(step)
-            value = found[self.watch.measure]
+            results = self._measure(step)
+            value = results[self.watch.measure]
             if self.state.judge(value, taken, self.watch) and self.watch.keep == "best":
                 self._write(taken)
         best = self.state.get("best")
         log.status_extra = f"{self.watch.split} {self.watch.measure} {value:.4g} (best {best:.4g})"
-        row = {name: f"{number:.6g}" for name, number in found.items()}
+        row = {name: f"{number:.6g}" for name, number in results.items()}
         row |= {"best": f"{best:.6g}", "seconds": f"{time.monotonic() - began:.3g}"}
         rank_zero_run(self.fabric, lambda: self._add_row({"step": step, **row}))
         log.exclude_elapsed()  # validation is no part of the throughput
@@ -481,8 +481,8 @@ class Validator:
 
     def _measure(self, step: int) -> dict[str, float]:
         sides = {name: self._embed(name) for name in self._inputs}
-        for name, found in sides.items():  # every rank has all of them, so all ranks stop here
-            if not bool(found.embedding_ND.isfinite().all()):
+        for name, side in sides.items():  # every rank has all of them, so all ranks stop here
+            if not bool(side.embedding_ND.isfinite().all()):
                 raise TrainingError(
                     f"stage '{self.job.stage.name}': '{name}' embeds to values not finite after step {step}\n"
                     f"  lower the learning rate or clip_norm, and run again with --resume"
@@ -508,11 +508,11 @@ class Validator:
                 return unit(self.fabric.to_device(encoder)(batch))
 
         with eval_mode(self.wrapped), eval_mode(encoder):
-            found = self._inputs[name].embed(forward, self.ranks, self.job.recipe.width)
+            results = self._inputs[name].embed(forward, self.ranks, self.job.recipe.width)
         if name not in self.job.stage.parts:
-            self._frozen[name] = found
+            self._frozen[name] = results
             self._inputs[name].clear()
-        return found
+        return results
 
     def _best_tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the best weights: the encoders' trained state and the losses' parameters."""
@@ -529,14 +529,14 @@ class Validator:
         targets, file = self._best_tensors(), self._file(steps)
 
         def read() -> dict[str, Tensor]:
-            found = read_weights(file)
-            if found.keys() != targets.keys():
+            results = read_weights(file)
+            if results.keys() != targets.keys():
                 raise CheckpointError(f"{file}: not this stage's best weights; remove {file.parent}")
-            return found
+            return results
 
-        found = rank_zero_run(self.fabric, read) or {}  # only rank zero needs to see its disk
+        results = rank_zero_run(self.fabric, read) or {}  # only rank zero needs to see its disk
         for name, target in targets.items():
-            target.copy_(shard_like(target, broadcast_tensor(self.fabric, found.get(name), target)))
+            target.copy_(shard_like(target, broadcast_tensor(self.fabric, results.get(name), target)))
 
     def _file(self, steps: int) -> Path:
         return self.job.folder / _BEST.replace("*", f"{steps:08d}")

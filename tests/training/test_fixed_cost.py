@@ -30,7 +30,7 @@ def test_torch_draws_what_it_would_after_its_own_manual_seed():
 @pytest.mark.parametrize(("pairs", "products"), [(16, 1), (512, 1), (513, 2 * 2)])
 def test_the_similarities_of_a_batch_that_is_one_tile_are_worked_out_once(monkeypatch, pairs, products):
     made, product = [], infonce._multiply
-    monkeypatch.setattr(infonce, "_product", lambda *given: made.append(1) or product(*given))
+    monkeypatch.setattr(infonce, "_multiply", lambda *given: made.append(1) or product(*given))
     sides = torch.nn.functional.normalize(torch.randn(2, pairs, 8), dim=2).requires_grad_()
     InfoNCE()(*sides).backward()
     assert len(made) == products
