@@ -31,7 +31,7 @@ class Audio(AudioOptions, Modality):
 
     @cached_property
     def spec(self) -> SoundSpec:
-        """What the tower hears."""
+        """Return the shape and scale of the spectrograms that the tower takes."""
         from geobind.towers.audio import sound_spec
 
         return sound_spec(self)

@@ -30,7 +30,7 @@ class Satellite(ImageOptions, Modality):
 
     @cached_property
     def spec(self) -> ImageSpec:
-        """What the tower wants to see."""
+        """Return the size and normalisation of the images that the tower takes."""
         from geobind.towers.vision import image_spec
 
         return image_spec(self)

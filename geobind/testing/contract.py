@@ -164,7 +164,7 @@ class InputContract(Subject):
                 fail(fault, "resize, crop or pad every input to one shape, with and without training")
 
     def test_refuses_bad_input_with_a_geobind_error(self) -> None:
-        """What cannot be read is refused with a message for people, not with a traceback."""
+        """Refuse unreadable input with a message for people, not a traceback."""
         raws = {f"bad_raws[{index}]": raw for index, raw in enumerate(self.bad_raws)} | {"object()": object()}
         for name, raw in raws.items():
             try:
