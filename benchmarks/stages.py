@@ -118,7 +118,7 @@ class Stage:
     def recipe(self) -> Recipe:
         """Return the recipe of this stage alone."""
         made = {c.name: plugins.Plugin(c, plugins.Source(c.name, "benchmark", "0")) for c in (One, Two)}
-        plugins.registry = lambda: plugins.Registry(made, ())
+        plugins.registry = lambda: plugins.Registry("modality", made, ())
         one = {"shape": list(self.shape), "host": self.host}
         accelerator = "cuda" if self.device == "cuda" else "cpu"
         stage = {

@@ -50,7 +50,7 @@ def test_an_error_of_one_process_has_its_number(several):
 @pytest.mark.parametrize(
     ("code", "told", "exit_code"),
     [
-        (-9, "error: process 1 was killed by signal 9; what is finished is kept", 1),
+        (-9, "error: process 1 was killed by signal 9; finished stages and the last checkpoint are kept", 1),
         (1, "process 1 failed", 1),
     ],
 )

@@ -156,7 +156,7 @@ def test_a_row_is_a_tile_with_every_item_of_its_concept_and_split(folder, manife
 
 
 def test_held_out_items_are_in_no_training_row(folder, manifests):
-    held_out = measure.held_out(manifests / "evaluate.csv", folder, MODALITIES)
+    held_out = measure.read_held_out(manifests / "evaluate.csv", folder, MODALITIES)
     assert set(held_out) == set(MODALITIES)
     trained = (manifests / "train_ground.csv").read_text() + (manifests / "train_audio.csv").read_text()
     for items in held_out.values():
