@@ -5,6 +5,8 @@ import subprocess
 import sys
 from textwrap import dedent
 
+import pytest
+
 from geobind import plugins
 
 
@@ -27,6 +29,7 @@ def test_a_third_party_plugin_is_found_as_installed(thermal):
     assert plugins.registry().get("thermal") is plugin.cls
 
 
+@pytest.mark.slow
 def test_a_third_party_plugin_passes_its_own_tests(thermal):
     tests = thermal.parent / "source" / "tests"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]

@@ -199,6 +199,7 @@ def test_a_sound_modality_has_no_faults():
     assert faults_of(faulty.Profile()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("modality", "test", "message"), FAULTS, ids=[test for _, test, _ in FAULTS])
 def test_each_fault_fails_the_test_meant_for_it_and_no_other(modality, test, message):
     (fault,) = faults_of(modality())

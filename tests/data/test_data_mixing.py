@@ -22,6 +22,7 @@ def source(name, rows, weight=None):
 sizes = st.lists(st.integers(8, 40), min_size=2, max_size=4)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30, derandomize=True)
 @given(st.integers(4, 40), st.integers(0, 2**63), st.integers(0, 20), st.integers(1, 4))
 def test_one_source_is_gone_through_as_without_a_plan(rows, seed, step, attempt):

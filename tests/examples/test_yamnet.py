@@ -193,6 +193,7 @@ def test_weights_stored_in_float16_are_computed_in_float32(weights):
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_audioset_classes_are_heard_in_real_clips(data, weights, esc10):
     """Of the five AudioSet classes named below, nearly every clip scores highest in its own."""
     heard = {"rain": "Rain", "sea_waves": "Ocean", "dog_bark": "Dog", "helicopter": "Helicopter"}

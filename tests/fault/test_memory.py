@@ -33,6 +33,7 @@ FULL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FULL)
 def test_full_memory_names_what_to_change_and_the_run_goes_on(home, whole, monkeypatch, kind):
     with monkeypatch.context() as patch, pytest.raises(TrainingError) as caught:
@@ -99,6 +100,7 @@ class Slow(torch.utils.data.Dataset):
         return index
 
 
+@pytest.mark.slow
 def test_a_loading_process_that_hangs_is_ended(monkeypatch, children):
     monkeypatch.setattr(loader, "_PATIENCE", 1)
     loaded = loader.load_batches(Slow(), [[0], [1]], sum, 1)

@@ -34,6 +34,7 @@ def figure(comparison, measure, query, gallery, place=1):
     return line.runs[place]
 
 
+@pytest.mark.slow
 def test_only_what_differs_in_the_recipes_is_listed_and_stages_go_by_name(finished, second):
     comparison = compare([finished, second])
     assert dict(comparison.recipes) == {
@@ -112,6 +113,7 @@ def test_the_command_prints_a_table_and_names_the_page(finished, second, tmp_pat
     assert out.is_file()
 
 
+@pytest.mark.slow
 def test_the_report_command_writes_the_page_again_with_its_galleries(finished, home, tmp_path, path):
     folder = shutil.copytree(finished, tmp_path / "run")
     done = CliRunner().invoke(main, ["report", str(folder), "--base", str(home)])

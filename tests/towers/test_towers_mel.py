@@ -190,6 +190,7 @@ HTSAT = {
 }
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_beside_a_torchaudio_that_does_not_load(tmp_path, break_torchaudio):
     """With open_clip, timm, torchmetrics, transformers and peft; the last two look for torchaudio."""
     for needed in ("transformers", "peft"):

@@ -169,6 +169,7 @@ def test_an_embedding_that_is_not_finite_makes_the_loss_nan(which, bad):
     assert hard(which, 1.0)(anchor, other).isnan()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["anchor_to_other", "siglip"])
 def test_memory_stays_far_below_the_square_of_the_batch(which):
     anchor, other = (side.requires_grad_() for side in embeddings(PAIRS, WIDTH, dtype=torch.float32))

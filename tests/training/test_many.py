@@ -129,6 +129,7 @@ def test_what_each_pair_came_to_is_written_down(whole):
     assert set(read_run(whole).curves["one"]) >= {"loss", "loss:spoke-rim", "temperature:hub-rim"}
 
 
+@pytest.mark.slow
 def test_all_pairs_are_marked_trained_and_without_them_the_third_is_emergent(whole, tmp_path):
     spokes = frozenset(("spoke", "rim"))
     assert set(marks(whole).values()) == {"trained"}

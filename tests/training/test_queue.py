@@ -49,6 +49,7 @@ def test_a_queue_adds_negatives_from_the_second_step_on(whole, tmp_path):
     assert sum(one[-3:]) < sum(one[2:5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dies_after", [1, 7, 13])
 def test_a_killed_run_resumes_with_its_queue_bit_for_bit(whole, tmp_path, dies_after):
     with pytest.MonkeyPatch.context() as patch:

@@ -99,6 +99,7 @@ def test_the_bundle_embeds_and_remembers_how_it_was_made(whole):
     ).shape == (1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dies_after", [5, 19])
 def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(whole, tmp_path, dies_after):
     command = [sys.executable, PROGRAM, tmp_path, "--set", "modalities.left.dropout=0.2"]
@@ -113,6 +114,7 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(whole, tmp_path, d
     assert ("one: finished before, unchanged; not run again" in resumed.stderr) == (dies_after >= 18)
 
 
+@pytest.mark.slow
 def test_a_changed_stage_is_run_again_and_those_before_it_are_not(tmp_path, logged):
     toy_run(tmp_path)
     toy_run(tmp_path, "stages.two.steps=3", resume=True)

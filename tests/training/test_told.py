@@ -55,6 +55,7 @@ def test_each_loss_learns(whole):
         assert np.mean(taken[-3:]) < np.mean(taken[:3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dies_after", [3, 15])
 def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path, dies_after, monkeypatch):
     add, taken = metrics.Recorder.add, iter(range(10_000))
@@ -73,6 +74,7 @@ def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path, dies_after, monkeypat
     assert same(weights(whole), weights(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_two_processes_come_to_what_one_does(whole, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     options = [*ASKED, "fabric.accelerator=cpu", "fabric.devices=2"]

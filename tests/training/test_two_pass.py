@@ -302,6 +302,7 @@ def weights(folder: Path):
 PLAIN = ("modalities.left.norm=false", "modalities.right.norm=false", "modalities.right.noise=0.1")
 
 
+@pytest.mark.slow
 def test_a_run_in_chunks_gives_the_losses_and_weights_of_one_without(tmp_path):
     plain = toy_run(tmp_path / "plain", *PLAIN)
     cut = toy_run(tmp_path / "cut", *PLAIN, "stages.0.chunk=3", "stages.1.chunk=3")

@@ -172,6 +172,7 @@ POINTS = [
 ]
 
 
+@pytest.mark.slow
 def test_wherever_it_is_killed_a_watched_run_goes_on_to_the_same_bits(undisturbed, tmp_path, one_stage):
     for number, (every, owner, name, after) in enumerate(POINTS):
         folder = tmp_path / str(number)
