@@ -65,7 +65,7 @@ def _open(
     inline: tuple[str, ...],
     limit: int | None,
 ) -> Table:
-    from geobind.data.delimited import PLACE_COLUMNS
+    from geobind.data.cells import PLACE_COLUMNS
     from geobind.data.manifest import list_manifest_columns
     from geobind.data.options import DataOptions
     from geobind.data.table import open_table

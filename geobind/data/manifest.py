@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from geobind.data.cache import build_once, cache_root
-from geobind.data.delimited import PLACE_COLUMNS, DelimitedFile, rows_to_arrow
+from geobind.data.cells import PLACE_COLUMNS
+from geobind.data.delimited import DelimitedFile, rows_to_arrow
 from geobind.data.parquet import ParquetManifest
 from geobind.data.readers.files import join_names
 from geobind.errors import DataError

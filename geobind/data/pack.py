@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from geobind.data.cells import PLACE_COLUMNS
 from geobind.data.columns import ArrowColumn, TableColumn
-from geobind.data.delimited import PLACE_COLUMNS
 from geobind.data.rasters.column import RasterColumn
 from geobind.data.readers.files import open_binary
 from geobind.errors import DataError

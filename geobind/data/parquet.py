@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geobind.data.delimited import PLACE_COLUMNS, CellError, cells_to_arrow, times_to_arrow
+from geobind.data.cells import PLACE_COLUMNS, CellError, cells_to_arrow, times_to_arrow
 from geobind.errors import DataError
 from geobind.utils.arrow import pc, wrap_in_lists
 

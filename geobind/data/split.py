@@ -159,7 +159,7 @@ def split_manifest(
 def _assign_splits(
     values: dict[str, list[Any]], options: SplitOptions, column_names: Mapping[str, str], manifest: Path
 ) -> list[str | None]:
-    from geobind.data.delimited import CellError, degrees_to_arrow
+    from geobind.data.cells import CellError, degrees_to_arrow
 
     lines = values.pop("")
     for column, cells in values.items():

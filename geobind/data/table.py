@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overl
 import numpy as np
 import pyarrow as pa
 
+from geobind.data.cells import PLACE_COLUMNS
 from geobind.data.columns import (
     ArrowColumn,
     TableColumn,
@@ -21,7 +22,6 @@ from geobind.data.columns import (
     open_manifest_columns,
     select_columns,
 )
-from geobind.data.delimited import PLACE_COLUMNS
 from geobind.data.manifest import convert_manifest
 from geobind.data.options import DataOptions
 from geobind.data.rasters.column import RasterColumn

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from geobind.data.delimited import PLACE_COLUMNS
+from geobind.data.cells import PLACE_COLUMNS
 from geobind.errors import DataError
 from geobind.extras import find_missing
 from geobind.importers.contract import Column, Importer, Kind

@@ -15,14 +15,8 @@ from typing import Any, Literal, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from geobind.data.cells import PLACE_COLUMNS, CellError, degrees_to_arrow, strings_to_arrow, times_to_arrow
 from geobind.data.columns import SAMPLED_CELLS, looks_like_file_name
-from geobind.data.delimited import (
-    PLACE_COLUMNS,
-    CellError,
-    degrees_to_arrow,
-    strings_to_arrow,
-    times_to_arrow,
-)
 from geobind.data.rasters.column import WINDOW, check_window
 from geobind.data.readers.files import shorten
 from geobind.data.readers.tar import parse_member
@@ -306,7 +300,7 @@ def write_manifest(
 
 
 def _columns(importer: Importer) -> dict[str, Column]:
-    from geobind.data.delimited import PLACE_COLUMNS
+    from geobind.data.cells import PLACE_COLUMNS
 
     columns = dict(importer.contents())
     taken = sorted(set(columns) & set(PLACE_COLUMNS))

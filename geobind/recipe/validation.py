@@ -176,7 +176,7 @@ def _mapped(recipe: Recipe, path: KeyPath, table: DataOptions) -> Iterator[Fault
     there = _columns_of(recipe, table)
     if not there or table.manifest is None:
         return
-    from geobind.data.delimited import PLACE_COLUMNS
+    from geobind.data.cells import PLACE_COLUMNS
     from geobind.data.readers.files import join_names
 
     for name, column in table.columns.items():

@@ -9,14 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geobind.data import delimited, parquet
-from geobind.data.delimited import (
-    CellError,
-    DelimitedFile,
-    cells_to_arrow,
-    degrees_to_arrow,
-    strings_to_arrow,
-)
+from geobind.data import cells, parquet
+from geobind.data.cells import CellError, cells_to_arrow, degrees_to_arrow, strings_to_arrow
+from geobind.data.delimited import DelimitedFile
 from geobind.data.inspect import format_report, inspect_table
 from geobind.data.options import DataOptions
 from geobind.data.pack import pack_table
@@ -117,7 +112,7 @@ def test_columns_of_strings_are_read_quickly_to_the_same_end(values):
     patch = pytest.MonkeyPatch()
     for convert in (strings_to_arrow, cells_to_arrow, lambda values: degrees_to_arrow(values, 90)):
         quick = result(convert, values)
-        patch.setattr(delimited, "_trim_strings", lambda values: None)
+        patch.setattr(cells, "_trim_strings", lambda values: None)
         slow = result(convert, values)
         patch.undo()
         assert quick == slow
