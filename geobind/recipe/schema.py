@@ -28,10 +28,10 @@ from geobind.recipe.stage_options import (
     Constant,
     Cosine,
     InfoNCEOptions,
+    LossOptions,
     NeighbourBatches,
     Part,
     RecipeBlock,
-    SigLIPOptions,
     TrainSpec,
     WarmRestarts,
     to_part,
@@ -291,7 +291,7 @@ class Stage(RecipeBlock):
     )
     epochs: int | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, gt=0)
-    loss: Annotated[InfoNCEOptions | SigLIPOptions, Field(discriminator="name")] = InfoNCEOptions()
+    loss: LossOptions = InfoNCEOptions()
     optimizer: AdamW = AdamW()
     schedule: Annotated[Constant | Cosine | WarmRestarts, Field(discriminator="name")] = Cosine()
     precision: Precision | None = Field(default=None, description="default: the recipe's")

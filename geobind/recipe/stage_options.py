@@ -325,3 +325,6 @@ class SigLIPOptions(HardNegativeOptions):
     name: Literal["siglip"]
     temperature: TemperatureOptions = TemperatureOptions(init=0.1)
     bias: float = Field(default=-10.0, description="added to every logit at the start; learned")
+
+
+LossOptions = Annotated[InfoNCEOptions | SigLIPOptions, Field(discriminator="name")]

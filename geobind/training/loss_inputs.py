@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geobind.data.neighbours import compute_grouped_share
 from geobind.errors import DataError
-from geobind.recipe.stage_options import InfoNCEOptions, SigLIPOptions
+from geobind.recipe.stage_options import InfoNCEOptions, LossOptions
 from geobind.training.losses import LossContext, hash_labels, unit_sphere
 
 if TYPE_CHECKING:
@@ -23,12 +23,11 @@ if TYPE_CHECKING:
     from geobind.data.sources import BatchMeta
     from geobind.recipe import Stage
 
-Options = InfoNCEOptions | SigLIPOptions
 _MIN_NEIGHBOUR_SHARE = 0.9  # of the neighbours asked for: fewer are worth a warning
 
 
 def build_loss_context(
-    gather: Callable[[Tensor], Tensor], device: torch.device, options: Options, meta: BatchMeta
+    gather: Callable[[Tensor], Tensor], device: torch.device, options: LossOptions, meta: BatchMeta
 ) -> LossContext | None:
     """Build the loss context of the rows of all ranks; None if the loss needs none.
 

@@ -307,15 +307,13 @@ def test_a_recipe_survives_its_own_dump(recipe_file):
     assert again.written == recipe.written
 
 
-def test_checking_a_recipe_takes_no_torch_and_under_a_second(recipe_file):
+def test_checking_a_recipe_takes_no_torch(recipe_file):
     code = (
-        "import sys, time; start = time.process_time();"
-        "from geobind.recipe import load_recipe; load_recipe(sys.argv[1]);"
-        "assert 'torch' not in sys.modules; print(time.process_time() - start)"
+        "import sys; from geobind.recipe import load_recipe; load_recipe(sys.argv[1]);"
+        "assert 'torch' not in sys.modules"
     )
     run = subprocess.run([sys.executable, "-c", code, recipe_file(GOOD)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert float(run.stdout) < 1.0
 
 
 json_values = st.recursive(

@@ -116,16 +116,6 @@ def test_a_finer_gsd_enlarges_what_is_on_the_ground(places):
     )
 
 
-def test_a_hundred_places_render_in_bounded_time():
-    import time
-
-    places = Planet(0).places(100)
-    start = time.process_time()
-    for render in RENDERERS.values():
-        render(places, 0)
-    assert time.process_time() - start < 6
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [

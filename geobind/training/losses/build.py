@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from geobind.errors import DataError
 from geobind.recipe.schema import Stage
-from geobind.recipe.stage_options import InfoNCEOptions, SigLIPOptions, TemperatureOptions
+from geobind.recipe.stage_options import InfoNCEOptions, LossOptions, TemperatureOptions
 from geobind.training.losses import ContrastiveLoss, EmbeddingQueue, InfoNCE, SigLIP, Temperature
 
 
-def build_loss(options: InfoNCEOptions | SigLIPOptions, width: int) -> ContrastiveLoss:
+def build_loss(options: LossOptions, width: int) -> ContrastiveLoss:
     """Build the loss that the options describe, for embeddings of this width."""
     temperature = _build_temperature(options.temperature)
     if options.name == "siglip":
