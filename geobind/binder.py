@@ -25,9 +25,10 @@ from geobind.inference import (
     to_device,
 )
 from geobind.modality import Modality
-from geobind.scoring import SoftmaxTemperature, unit
+from geobind.scoring import SoftmaxTemperature
 from geobind.utils.hashing import derive_seed
 from geobind.utils.progress import track
+from geobind.utils.vectors import require_directions, unit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,7 +129,7 @@ class Binder(nn.Module):
             Unit-length float32 embeddings (N, D) on the CPU, in input order; N is 1 for one input.
 
         Raises:
-            DataError: An input cannot be read; the message names it by its number.
+            DataError: An input cannot be read, or its embedding is NaN or zero; the message names its number.
             PluginError: The binder has no such modality.
         """
         kind = self.modality(modality)
@@ -143,7 +144,7 @@ class Binder(nn.Module):
                 parts.append(self(modality, to_device(batch, self.device)).cpu())
         if not parts:
             raise DataError("nothing to embed: the input is an empty list")
-        embedding_ND = torch.cat(parts)
+        embedding_ND = require_directions(torch.cat(parts), f"embeddings of '{modality}'")
         return embedding_ND.numpy() if numpy else embedding_ND
 
     def similarity(
@@ -166,7 +167,8 @@ class Binder(nn.Module):
             prior: Share of matches among the pairs compared, for `pair`.
 
         Raises:
-            DataError: Different widths, no calibration of these modalities, or a prior not in (0, 1).
+            DataError: Different widths, a row that is not finite, no calibration of these modalities, or a
+                prior not in (0, 1).
         """
         similarity_NM = scoring.cosine(a_ND, b_MD)
         if probability is None:
@@ -227,7 +229,8 @@ class Binder(nn.Module):
             Unit-length embeddings (N, D) of the weighted sums.
 
         Raises:
-            DataError: Nothing to add, a weight without a part, or different numbers of inputs.
+            DataError: Nothing to add, a weight without a part or not finite, different numbers of inputs, or
+                parts that cancel out.
         """
         return scoring.add_embeddings({name: self.embed(name, raw) for name, raw in parts.items()}, weights)
 

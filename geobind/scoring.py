@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torch.nn import functional
 
 from geobind.errors import DataError
+from geobind.utils.vectors import CANCELLED, require_directions, require_finite, unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_MODEST = 1e-6  # weights between this and its inverse are taken as they are
 CLIP_TEMPERATURE = 0.01  # what CLIP's own training ends at, taken where nothing was fitted
 
 
@@ -64,11 +65,6 @@ class SoftmaxTemperature(NamedTuple):
     source: str
 
 
-def unit(raw_BD: Tensor) -> Tensor:
-    """Scale embeddings to unit length, in float32: the one place where geobind normalises."""
-    return functional.normalize(raw_BD.float(), dim=-1)
-
-
 def _as_rows(embeddings: Tensor | NDArray[Any]) -> Tensor:
     """Return embeddings as a tensor (N, D); one embedding is one row."""
     rows = torch.as_tensor(embeddings)
@@ -78,13 +74,16 @@ def _as_rows(embeddings: Tensor | NDArray[Any]) -> Tensor:
 def cosine(a_ND: Tensor | NDArray[Any], b_MD: Tensor | NDArray[Any]) -> Tensor:
     """Compute the cosine similarity of every row of `a_ND` with every row of `b_MD`: (N, M) in [-1, 1].
 
+    A row of zeros, which has no direction, is 0 to everything.
+
     Raises:
-        DataError: The two are of different widths.
+        DataError: The two are of different widths, or a row is not finite.
     """
     a_ND, b_MD = _as_rows(a_ND), _as_rows(b_MD)
     if a_ND.shape[1] != b_MD.shape[1]:
         raise DataError(f"embeddings of different widths: {a_ND.shape[1]} and {b_MD.shape[1]}")
-    return unit(a_ND) @ unit(b_MD).T
+    a_ND, b_MD = require_finite(a_ND, "the first embeddings"), require_finite(b_MD, "the second embeddings")
+    return (unit(a_ND) @ unit(b_MD).T).clamp(-1, 1)
 
 
 def check_temperature(temperature: float) -> float:
@@ -99,8 +98,12 @@ def check_temperature(temperature: float) -> float:
 
 
 def softmax(similarity_NM: Tensor, temperature: float) -> Tensor:
-    """Compute the softmax over each row of similarities divided by the temperature."""
-    return (similarity_NM / check_temperature(temperature)).softmax(dim=-1)
+    """Compute the softmax over each row of similarities divided by the temperature.
+
+    The largest of a row is taken off before the division, in float64, so that no temperature overflows.
+    """
+    below_NM = similarity_NM.double() - similarity_NM.double().amax(dim=-1, keepdim=True)
+    return (below_NM / check_temperature(temperature)).softmax(dim=-1).to(similarity_NM.dtype)
 
 
 def probabilities(
@@ -133,7 +136,8 @@ def add_embeddings(parts: Mapping[str, Tensor], weights: Mapping[str, float] | N
     """Add embeddings of several modalities, row by row, and scale the sums to unit length (N, D).
 
     Raises:
-        DataError: Nothing to add, a weight without a part, or parts of different numbers of rows.
+        DataError: Nothing to add, a weight without a part or not finite, parts of different numbers of rows,
+            or a sum of length 0.
     """
     if not parts:
         raise DataError("nothing to compose: name at least one modality and its input")
@@ -142,7 +146,24 @@ def add_embeddings(parts: Mapping[str, Tensor], weights: Mapping[str, float] | N
     counts = {name: len(rows) for name, rows in parts.items()}
     if len(set(counts.values())) != 1:
         raise DataError(f"the parts must have equally many inputs, not {counts}")
-    return unit(torch.stack([(weights or {}).get(name, 1.0) * rows for name, rows in parts.items()]).sum(0))
+    weight_of = {name: float((weights or {}).get(name, 1.0)) for name in parts}
+    for name, weight in weight_of.items():
+        if not math.isfinite(weight):
+            raise DataError(f"the weight of {name} is {weight}; give a number")
+    heaviest = max(map(abs, weight_of.values()))
+    if heaviest == 0:
+        raise DataError(f"every weight is 0 ({', '.join(parts)}); give at least one part another weight")
+    if not _MODEST < heaviest < 1 / _MODEST:  # their ratios count alone
+        weight_of = {name: weight / heaviest for name, weight in weight_of.items()}
+    part_ND = [weight_of[name] * require_finite(rows, name).double() for name, rows in parts.items()]
+    sum_ND, length_N = torch.stack(part_ND).sum(0), torch.stack([one.norm(dim=-1) for one in part_ND]).sum(0)
+    cancelled_N = sum_ND.norm(dim=-1) <= CANCELLED * length_N
+    if bool(cancelled_N.any()):
+        raise DataError(
+            f"input {int(cancelled_N.nonzero()[0, 0])}: the parts ({', '.join(parts)}) cancel out, so their "
+            "sum has no direction; change the weights"
+        )
+    return unit(require_directions(sum_ND, "the sum"))
 
 
 def require_scales(known: Calibration | None, one: str, two: str) -> PairScales:

@@ -32,8 +32,8 @@ from geobind.embedding_cache.store import LIMIT_VARIABLE, CacheEntry, ShardRows,
 from geobind.errors import DataError, StorageError
 from geobind.inference import collate, eval_mode, to_device
 from geobind.modality import Modality
-from geobind.scoring import unit
 from geobind.utils.progress import track
+from geobind.utils.vectors import unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

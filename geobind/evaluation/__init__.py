@@ -55,7 +55,8 @@ from geobind.evaluation.tables import (
     build_protocol_tables,
     build_summary_table,
 )
-from geobind.scoring import Calibration, cosine, probabilities, unit
+from geobind.scoring import Calibration, cosine, probabilities
+from geobind.utils.vectors import unit
 
 __all__ = [
     "PROTOCOLS",

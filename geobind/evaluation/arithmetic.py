@@ -21,8 +21,9 @@ from geobind.evaluation.bootstrap import Resampling, draw_counts
 from geobind.evaluation.embedded import EmbeddedRows
 from geobind.evaluation.retrieval_metrics import Metric, Retrieval, RetrievalSettings, retrieval
 from geobind.recipe.embedding_sum import EmbeddingSum
-from geobind.scoring import add_embeddings, unit
+from geobind.scoring import add_embeddings
 from geobind.utils.hashing import derive_seed
+from geobind.utils.vectors import unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

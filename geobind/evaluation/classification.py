@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from geobind.errors import DataError
 from geobind.evaluation.bootstrap import Resampling, bound_class_means
@@ -25,6 +24,7 @@ from geobind.evaluation.embeddings import (
 )
 from geobind.evaluation.ranks import TOLERANCE
 from geobind.evaluation.retrieval_metrics import Metric
+from geobind.utils.vectors import unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -185,7 +185,7 @@ def average_hits(
 
 @dataclass(frozen=True)
 class Prototypes:
-    """One embedding for each class, of unit length."""
+    """One embedding for each class, of unit length; zeros, which tie, for examples that cancel out."""
 
     classes: tuple[str, ...]
     class_CD: Tensor
@@ -213,7 +213,7 @@ def build_prototypes(examples: Mapping[str, Embeddings]) -> Prototypes:
         first = first or rows
         check_same_width(rows, first)
         means.append(rows.block(slice(0, rows.size)).mean(0))
-    return Prototypes(tuple(examples), functional.normalize(torch.stack(means), dim=1))
+    return Prototypes(tuple(examples), unit(torch.stack(means)))
 
 
 def build_prototypes_from_labels(embeddings: Embeddings, labels: Any) -> Prototypes:

@@ -27,9 +27,9 @@ from geobind.evaluation.embeddings import EmbeddingMatrix, Embeddings, check_sam
 from geobind.evaluation.linear import logistic
 from geobind.evaluation.regression_probe import FactProbe
 from geobind.evaluation.retrieval_metrics import Metric
-from geobind.scoring import unit
 from geobind.utils.hashing import derive_seed
 from geobind.utils.progress import track
+from geobind.utils.vectors import unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -214,9 +214,11 @@ class TemperatureOptions(RecipeBlock):
     init: float = Field(default=0.07, gt=0, le=10, description="value at the start of the stage")
     learn: bool = Field(default=True, description="whether the stage trains it")
     minimum: float = Field(
-        default=0.01, gt=0, description="lower bound; CLIP's logit scale of at most 100 is 0.01"
+        default=0.01,
+        ge=1e-4,  # the loss of half precision overflows not far below
+        description="lower bound; CLIP's logit scale of at most 100 is 0.01",
     )
-    maximum: float = Field(default=1.0, gt=0, description="upper bound")
+    maximum: float = Field(default=1.0, gt=0, le=1e4, description="upper bound")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

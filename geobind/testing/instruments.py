@@ -17,10 +17,10 @@ from unittest import SkipTest
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import default_collate
 
 from geobind.modality import Modality
+from geobind.utils.vectors import unit
 
 if TYPE_CHECKING:
     from geobind.modality import Prepared
@@ -85,7 +85,7 @@ def embed(encoder: nn.Module, prepared: Sequence[Prepared]) -> Tensor:
     """Embed prepared inputs as one batch: float (B, D) of unit length, as the binder will."""
     with torch.no_grad():
         output = encode(encoder, prepared)
-        return F.normalize(output.float().reshape(len(prepared), -1), dim=-1)
+        return unit(output.reshape(len(prepared), -1))
 
 
 def distance(one_D: Tensor, other_D: Tensor) -> float:

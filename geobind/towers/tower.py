@@ -18,6 +18,7 @@ from geobind.towers.audio import sound_spec
 from geobind.towers.mel import check_torchaudio
 from geobind.towers.options import AudioOptions, HeadKind
 from geobind.towers.timm import backbone, count_features
+from geobind.utils.vectors import unit
 
 
 class Tower(nn.Module):
@@ -77,7 +78,7 @@ def mean_of_crops(encode: Callable[[Any], Tensor], x: Any) -> Tensor:
     if not isinstance(x, Tensor) or x.ndim != 5:
         return encode(x)
     embedding_BKD = encode(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-    return nn.functional.normalize(embedding_BKD, dim=-1).mean(dim=1)
+    return unit(embedding_BKD).mean(dim=1)
 
 
 def channels_last(image_BCHW: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from geobind.recipe.schema import ModalityPair
-from geobind.scoring import unit
 from geobind.training.distributed import Ranks
 from geobind.training.losses import ContrastiveLoss, LossContext
 from geobind.training.sync_batchnorm import dummy_pass
+from geobind.utils.vectors import unit
 
 _MIN_ROWS = 2  # rows with both of a pair: one alone has nothing to be told from
 

@@ -25,7 +25,6 @@ from geobind.evaluation import rank_counts_both
 from geobind.inference import collate, eval_mode, to_device
 from geobind.recipe import Recipe, Stage
 from geobind.recipe.schema import ModalityPair, Watch
-from geobind.scoring import unit
 from geobind.towers.weights import read_weights
 from geobind.training.distributed import (
     Ranks,
@@ -43,6 +42,7 @@ from geobind.training.metrics import Recorder
 from geobind.training.optimizer import OptimizerState
 from geobind.utils import files
 from geobind.utils.logs import rank_zero_logger
+from geobind.utils.vectors import unit
 
 _log = rank_zero_logger(__name__)
 
