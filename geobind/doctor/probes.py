@@ -322,7 +322,6 @@ WITHOUT_TORCH: dict[str, Probe] = {
     "pydantic": _loads("pydantic"),
     "pluggy": _loads("pluggy"),
     "PyYAML": _loads("yaml"),
-    "omegaconf": _loads("omegaconf"),
     "click": _loads("click"),
     "rich": _loads("rich.table"),
     "jinja2": _loads("jinja2"),

@@ -244,7 +244,7 @@ class Stage(RecipeBlock):
 
     name: Name
     align: Annotated[
-        Annotated[str, Tag(_ONE)] | Annotated[tuple[str, ...], Tag(_MANY)],
+        Annotated[str, Tag(_ONE)] | Annotated[tuple[str, ...], Field(max_length=100), Tag(_MANY)],
         OneOrMany,
     ] = Field(description="the modality to align with the anchor, or several")
     pairs: Pairing = Field(

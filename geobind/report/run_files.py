@@ -21,7 +21,7 @@ from geobind.evaluation.arithmetic import SumResult
 from geobind.evaluation.calibration import CalibrationResult
 from geobind.evaluation.gap import ModalityGap
 from geobind.recipe import Recipe
-from geobind.recipe.parsing import parse_yaml
+from geobind.recipe.parsing import parse_yaml, read_yaml_text
 from geobind.recipe.schema import ModalityPair, build_pairs, to_names
 from geobind.utils import files
 
@@ -100,7 +100,6 @@ MEASURES = ("loss", "temperature", "lr", "grad_norm")  # the columns of metrics.
 _OF_PAIRS = ("loss:", "temperature:", "R@")  # and of each pair, in stages that have several
 WATCHED = "validation"  # what the names of curves of validation.csv begin with
 _WATCHED = ("loss",)
-_MAX_RECIPE = 1_000_000  # bytes
 Checked = TypeVar("Checked")
 
 
@@ -170,7 +169,7 @@ def read_run(folder: Path) -> Run:
     recipe_file = folder / "recipe.yaml"
     if not started or not recipe_file.is_file():
         raise DataError(f"{folder}: not a run, it has no run.json and recipe.yaml; give what `--out` named")
-    text = _read_text(recipe_file)
+    text = read_yaml_text(recipe_file)
     recipe, _ = parse_yaml(text, str(recipe_file))
     if not isinstance(recipe.get("stages"), list) or not isinstance(recipe.get("modalities"), dict):
         raise CheckpointError(f"{recipe_file}: has no stages or no modalities; it is not the recipe of a run")
@@ -257,12 +256,3 @@ def load_checked(kind: type[Checked], path: Path) -> Checked:
 
 def _load_if_present(kind: type[Checked], path: Path) -> Checked | None:
     return load_checked(kind, path) if path.is_file() else None
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if path.stat().st_size > _MAX_RECIPE:
-            raise CheckpointError(f"{path}: larger than {_MAX_RECIPE} bytes; not a recipe")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error

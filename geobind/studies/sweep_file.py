@@ -11,11 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geobind.errors import RecipeError
 from geobind.recipe.loading import find_recipe, recipe_folders
-from geobind.recipe.parsing import ParsedYaml, Problem, RecipeProblems, parse_yaml
+from geobind.recipe.parsing import ParsedYaml, Problem, RecipeProblems, parse_yaml, read_yaml_text
 from geobind.studies.grid import Axis, Cell, build_grid, make_axis
 from geobind.studies.summary import SEED
-
-_MAX_BYTES = 1_000_000
 
 
 class SweepFile(BaseModel):
@@ -74,12 +72,7 @@ def _offered() -> Iterator[str]:
 
 
 def _read(file: Path) -> Sweep:
-    if file.stat().st_size > _MAX_BYTES:
-        raise RecipeProblems([Problem(str(file), "", f"larger than {_MAX_BYTES} bytes: not a sweep file")])
-    try:
-        values, marks = parse_yaml(file.read_text(encoding="utf-8"), str(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeProblems([Problem(str(file), "", f"cannot be read: {error}")]) from None
+    values, marks = parse_yaml(read_yaml_text(file), str(file))
     written = ParsedYaml(values, marks, str(file))
     try:
         plan = SweepFile.model_validate(values)
