@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,9 @@ from geobind.inference import (
     check_width,
     collate,
     eval_mode,
-    is_many_inputs,
     list_class_examples,
     prepare_input,
+    split_inputs,
     to_device,
 )
 from geobind.modality import Modality
@@ -93,7 +94,7 @@ class Binder(nn.Module):
         Raises:
             PluginError: The binder has none of that name.
         """
-        if name not in self.modalities:
+        if not isinstance(name, str) or name not in self.modalities:  # pyright: ignore[reportUnnecessaryIsInstance]
             known = ", ".join(sorted(self.modalities))
             raise PluginError(f"this binder has no modality '{name}'; it has {known}")
         return self.modalities[name]
@@ -115,12 +116,13 @@ class Binder(nn.Module):
     def embed(
         self, modality: str, x: Any, *, batch_size: int = 64, progress: Auto = None, numpy: bool = False
     ) -> Tensor | NDArray[np.float32]:
-        """Embed one raw input, or a list (or any other iterator) of them.
+        """Embed one raw input, or a list (or another ordered container, or an iterator) of them.
 
         Args:
             modality: Name of the modality.
             x: One input of a kind the modality accepts (a path, bytes, an image, an array, a string, ...),
-                or a list or generator of such inputs. A tuple is one input.
+                or many: a list, a generator, a column of strings or paths (numpy, pandas). A tuple, a dict
+                and an array, tensor or column of numbers are one input: of several, give `list(x)`.
             batch_size: Inputs per forward pass; it changes speed and memory, not the result.
             progress: Show a progress bar; default: when it takes long and a person is watching.
             numpy: Return a numpy array instead of a tensor.
@@ -129,18 +131,20 @@ class Binder(nn.Module):
             Unit-length float32 embeddings (N, D) on the CPU, in input order; N is 1 for one input.
 
         Raises:
-            DataError: An input cannot be read, or its embedding is NaN or zero; the message names its number.
+            DataError: An input cannot be read, or its embedding is NaN or zero (the message names its number);
+                or x is a set.
             PluginError: The binder has no such modality.
         """
         kind = self.modality(modality)
-        if batch_size < 1:
-            raise DataError(f"batch_size must be at least 1, not {batch_size}")
-        inputs = x if is_many_inputs(x) else [x]
+        if not isinstance(batch_size, SupportsIndex) or operator.index(batch_size) < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DataError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
+        many = split_inputs(x)
+        inputs = [x] if many is None else many
         total = len(inputs) if isinstance(inputs, Sequence) else None
         parts: list[Tensor] = []
         with eval_mode(self.encoders[modality]):
             for group in batch_inputs(track(inputs, f"embedding {modality}", total, progress), batch_size):
-                batch = collate([prepare_input(kind, number, raw) for number, raw in group])
+                batch = collate([prepare_input(kind, n, raw, alone=many is None) for n, raw in group])
                 parts.append(self(modality, to_device(batch, self.device)).cpu())
         if not parts:
             raise DataError("nothing to embed: the input is an empty list")
@@ -184,10 +188,10 @@ class Binder(nn.Module):
         self,
         modality: str,
         x: Any,
-        labels: Sequence[str] | Mapping[str, Any],
+        labels: Iterable[str] | Mapping[str, Any],
         *,
         through: str = "text",
-        templates: Sequence[str] = ("{}",),
+        templates: Iterable[str] = ("{}",),
         temperature: float | None = None,
         batch_size: int = 64,
     ) -> Tensor:
@@ -196,7 +200,8 @@ class Binder(nn.Module):
         Args:
             modality: What `x` is.
             x: One input or a list of them.
-            labels: Class names, or a mapping from each class to examples of it in `through`.
+            labels: Class names in a container with an order (a list, an array, a column, not a set), or a
+                mapping from each class to examples of it in `through`.
             through: The modality that describes the classes.
             templates: Sentences with `{}` for the name; a class is the mean of its embedded sentences
                 (CLIP's prompt ensembling, arXiv:2103.00020 section 3.1.4).
@@ -208,7 +213,8 @@ class Binder(nn.Module):
             Probabilities (N, C), in the order of `labels`.
 
         Raises:
-            DataError: No labels, a template without `{}`, or a temperature that is not positive.
+            DataError: No labels or ones without an order, a template without `{}`, or a temperature that is
+                not positive.
         """
         chosen = scoring.check_temperature(
             self.temperature(modality, through).value if temperature is None else temperature

@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, MappingView, Sequence, Set
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from geobind.errors import DataError, PluginError
 from geobind.modality import Modality
+from geobind.utils.arrays import is_array, is_bytes
+from geobind.utils.formatting import shorten
 
 if TYPE_CHECKING:
     from geobind.modality import Prepared
 
 
-def is_many_inputs(x: object) -> bool:
-    """Return whether x is many raw inputs, and not one."""
-    # A tuple is one input, (samples, rate); arrays and tensors are one input, whatever their axes.
-    return isinstance(x, Sequence | Iterator) and not isinstance(x, str | bytes | bytearray | tuple)
+def split_inputs(x: Any) -> Sequence[Any] | Iterator[Any] | None:
+    """Return the raw inputs in x in their order, or None if x is one input.
+
+    Lists and other sequences, iterators, views of a dict, and one-dimensional arrays and columns of anything
+    but numbers are many inputs. A string, bytes, a path, a tuple, a mapping, and an array, tensor or column
+    of numbers are one, whatever their axes.
+
+    Raises:
+        DataError: x is a set, whose order means nothing.
+    """
+    if isinstance(x, Set) and not isinstance(x, MappingView):
+        raise DataError(
+            f"a {type(x).__name__} has no order, so that no result could be told from another: give sorted(x)"
+        )
+    if isinstance(x, MappingView):
+        return list(cast("MappingView", x))  # pyright: ignore[reportUnknownVariableType, reportArgumentType]
+    if isinstance(x, str | tuple) or is_bytes(x) or is_array(x):
+        return _list_column(x)
+    return x if isinstance(x, Sequence | Iterator) else None
+
+
+def _list_column(x: Any) -> list[Any] | None:
+    """Return the entries of a one-dimensional array or column of anything but numbers."""
+    if isinstance(x, Tensor | memoryview) or not hasattr(x, "__array__") or getattr(x, "ndim", 1) != 1:
+        return None
+    values = x if isinstance(x, np.ndarray) else np.asarray(x)
+    # Type T is numpy's own of strings; times and records are left to the modality, which refuses them.
+    return values.tolist() if values.ndim == 1 and values.dtype.kind in "OUST" else None
 
 
 def batch_inputs(inputs: Iterable[Any], size: int) -> Iterator[list[tuple[int, Any]]]:
@@ -35,12 +62,21 @@ def batch_inputs(inputs: Iterable[Any], size: int) -> Iterator[list[tuple[int, A
         yield group
 
 
-def prepare_input(modality: Modality, number: int, raw: Any) -> Any:
-    """Prepare one input; a DataError names it by its number."""
+def prepare_input(modality: Modality, number: int, raw: Any, *, alone: bool = False) -> Any:
+    """Prepare one input; a DataError names it by its number.
+
+    Args:
+        modality: What it is.
+        number: Its place among the inputs.
+        raw: The input.
+        alone: Whether it was taken for the only one, because of its type.
+    """
     try:
         return modality.prepare(raw)
     except DataError as error:
-        raise DataError(f"input {number} of modality '{modality.name}': {error}") from error
+        single = isinstance(raw, str | Mapping) or is_bytes(raw) or not hasattr(raw, "__iter__")
+        hint = "; if these are several inputs, give list(x)" if alone and not single else ""
+        raise DataError(f"input {number} of modality '{modality.name}': {error}{hint}") from error
 
 
 def collate(samples: Sequence[Prepared]) -> Prepared:
@@ -94,21 +130,43 @@ def check_width(embedding_BD: Tensor, width: int, name: str) -> Tensor:
     return embedding_BD
 
 
-def list_class_examples(
-    labels: Sequence[str] | Mapping[str, Any], templates: Sequence[str]
-) -> list[list[Any]]:
+def list_class_examples(labels: Any, templates: Any) -> list[list[Any]]:
     """List the examples of each class: its name in every template, or those that a mapping gives.
 
     Raises:
-        DataError: There are no labels, or a template has no place for the name.
+        DataError: There are no labels or examples, they have no order or are no names, or a template has no
+            place for the name.
     """
-    if not labels:
-        raise DataError("no labels to choose from")
     if isinstance(labels, Mapping):
-        return [list(examples) if is_many_inputs(examples) else [examples] for examples in labels.values()]
-    if isinstance(labels, str) or not templates or any("{}" not in template for template in templates):
-        raise DataError("labels must be a list of names, and every template must contain {}")
-    return [[template.replace("{}", label) for template in templates] for label in labels]
+        given = cast("Mapping[Any, Any]", labels)
+        classes = [[x] if (many := split_inputs(x)) is None else list(many) for x in given.values()]
+        for name, examples in zip(given, classes, strict=True):
+            if not examples:
+                raise DataError(f"class {shorten(repr(name), 60)} has no examples")
+    else:
+        patterns = _list_names(templates, "templates")
+        if not patterns or any("{}" not in pattern for pattern in patterns):
+            raise DataError("every template must contain {}, where the name of the class goes")
+        classes = [
+            [pattern.replace("{}", name) for pattern in patterns] for name in _list_names(labels, "labels")
+        ]
+    if not classes:
+        raise DataError("no labels to choose from")
+    return classes
+
+
+def _list_names(names: Any, what: str) -> list[str]:
+    """Return strings as a list, in their order."""
+    listed = list(names) if isinstance(names, tuple) else split_inputs(names)
+    if listed is None:
+        raise DataError(f"{what} must be a list of names, not {shorten(repr(names), 60)}")
+    listed = list(listed)
+    for number, name in enumerate(listed):
+        if not isinstance(name, str):
+            raise DataError(
+                f"{what} must be names: number {number} is a {type(name).__name__}, {shorten(repr(name), 60)}"
+            )
+    return listed
 
 
 @contextmanager

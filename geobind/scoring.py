@@ -8,11 +8,13 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from geobind.errors import DataError
+from geobind.utils.arrays import as_array, check_tensor, is_array
 from geobind.utils.vectors import CANCELLED, require_directions, require_finite, unit
 
 if TYPE_CHECKING:
@@ -66,8 +68,24 @@ class SoftmaxTemperature(NamedTuple):
 
 
 def _as_rows(embeddings: Tensor | NDArray[Any]) -> Tensor:
-    """Return embeddings as a tensor (N, D); one embedding is one row."""
-    rows = torch.as_tensor(embeddings)
+    """Return embeddings as a tensor (N, D); one embedding is one row, a list of them is stacked."""
+    given: Any = embeddings
+    if isinstance(given, list | tuple):
+        parts = [check_tensor(part, "embeddings") if isinstance(part, Tensor) else part for part in given]
+        try:
+            given = torch.stack(parts) if parts and isinstance(parts[0], Tensor) else np.array(parts)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(f"embeddings in a list must be of one length: {error}") from error
+    if not is_array(given):
+        raise DataError(f"embeddings must be a tensor or an array (N, D), not a {type(given).__name__}")
+    if isinstance(given, Tensor):
+        rows = check_tensor(given, "embeddings")
+    else:
+        values = as_array(given, "embeddings")
+        kept = values.dtype if values.dtype in (np.float16, np.float32, np.float64) else np.dtype(np.float64)
+        rows = torch.from_numpy(np.require(values, kept, ["C", "W"]))
+    if rows.ndim not in (1, 2):
+        raise DataError(f"embeddings must be (N, D), not of shape {tuple(rows.shape)}")
     return rows[None] if rows.ndim == 1 else rows
 
 
@@ -77,13 +95,13 @@ def cosine(a_ND: Tensor | NDArray[Any], b_MD: Tensor | NDArray[Any]) -> Tensor:
     A row of zeros, which has no direction, is 0 to everything.
 
     Raises:
-        DataError: The two are of different widths, or a row is not finite.
+        DataError: The two are of different widths, no embeddings, or a row is not finite.
     """
     a_ND, b_MD = _as_rows(a_ND), _as_rows(b_MD)
     if a_ND.shape[1] != b_MD.shape[1]:
         raise DataError(f"embeddings of different widths: {a_ND.shape[1]} and {b_MD.shape[1]}")
     a_ND, b_MD = require_finite(a_ND, "the first embeddings"), require_finite(b_MD, "the second embeddings")
-    return (unit(a_ND) @ unit(b_MD).T).clamp(-1, 1)
+    return (unit(a_ND) @ unit(b_MD).T.to(a_ND.device)).clamp(-1, 1)
 
 
 def check_temperature(temperature: float) -> float:

@@ -76,7 +76,7 @@ def test_embedding_leaves_training_mode_as_it_was_and_makes_no_graph(binder):
     [
         (lambda b: b.embed("left", []), "nothing to embed"),
         (lambda b: b.embed("left", [LEFTS[0], (1.0,)]), "input 1 of modality 'left': ten numbers, please"),
-        (lambda b: b.embed("left", LEFTS, batch_size=0), "batch_size must be at least 1"),
+        (lambda b: b.embed("left", LEFTS, batch_size=0), "batch_size must be a whole number of at least 1"),
         (lambda b: b.similarity(torch.ones(2, 3), torch.ones(2, 4)), "different widths: 3 and 4"),
         (lambda b: b.compose({}), "nothing to compose"),
         (lambda b: b.compose({"left": LEFTS[:2], "right": LEFTS[:3]}), "equally many inputs"),

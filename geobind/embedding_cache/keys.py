@@ -171,6 +171,8 @@ def _iter_bytes(raw: Any, files: FileHashes) -> Iterator[Any]:
     """Yield the bytes of an input; each part has its kind and length, so that no two inputs coincide."""
     from torch import Tensor
 
+    from geobind.utils.arrays import as_array
+
     if isinstance(raw, Path):
         # The name is not content, but a reader may decode the file by its suffix.
         yield from _iter_bytes(("file", raw.suffix.lower(), files(os.fspath(raw))), files)
@@ -184,7 +186,7 @@ def _iter_bytes(raw: Any, files: FileHashes) -> Iterator[Any]:
         yield b"bytes %d " % len(raw)
         yield raw
     elif isinstance(raw, Tensor):
-        yield from _iter_bytes(raw.detach().cpu().numpy(), files)
+        yield from _iter_bytes(as_array(raw, "the tensor"), files)
     elif isinstance(raw, np.ndarray) and not raw.dtype.hasobject:
         yield f"array {raw.dtype.str} {raw.shape} ".encode()
         yield np.ascontiguousarray(raw).reshape(-1).view(np.uint8).data

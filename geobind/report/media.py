@@ -21,6 +21,7 @@ from geobind.data.readers.files import describe
 from geobind.data.readers.images import read_image
 from geobind.data.readers.text import read_text
 from geobind.errors import DataError
+from geobind.utils.arrays import as_array
 from geobind.utils.formatting import format_number, shorten
 
 SIDE = 176  # pixels; a picture is shrunk to fit into this square
@@ -91,7 +92,7 @@ def build_media(raw: Any) -> Media:
         if _is_sound(raw):
             return _sound_media(raw)
         if isinstance(raw, Tensor):
-            raw = raw.detach().cpu().numpy()
+            raw = as_array(raw, "the tensor")
         if isinstance(raw, np.ndarray):
             return _array_media(cast("NDArray[Any]", raw))
         if isinstance(raw, Image.Image):

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geobind.data.readers.files import describe, open_binary
+from geobind.data.readers.files import describe, open_binary, shorten
 from geobind.errors import DataError
+from geobind.utils.arrays import as_array, is_array, is_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -130,6 +131,7 @@ def _weighting_F(rate: int, length: int) -> Tensor:
 
 MAX_SECONDS = 3600.0
 _MAX_SAMPLES = 500_000_000  # 2 GB decoded; an hour of 48 kHz stereo has 346 million
+_MAX_CHANNELS = 64  # of an array; more of them are recordings stacked
 _BLOCK = 1_000_000  # samples of each channel decoded at a time, so that only the mono sum is held whole
 _RATES = range(100, 1_000_001)
 _Bytes = bytes | bytearray | memoryview
@@ -151,7 +153,8 @@ def read_audio(
 
     Args:
         raw: A path, the bytes of a file, an `(array, rate)` tuple, or an array or tensor already at `rate`;
-            arrays are (T,), (T, C) or (C, T), the shorter axis being the channels.
+            arrays, of numpy or what numpy can read, are (T,), (T, C) or (C, T), the shorter axis being the
+            channels.
         rate: Sampling rate wanted, in Hz.
         start: Where the window begins, in seconds.
         seconds: Length of the window; None reads to the end. A window past the end is shorter.
@@ -168,7 +171,7 @@ def read_audio(
     """
     if rate not in _RATES or start < 0 or (seconds is not None and seconds <= 0):
         raise DataError(f"cannot read {seconds} seconds from {start} at {rate} Hz: no such window or rate")
-    if isinstance(raw, str | Path | _Bytes):
+    if isinstance(raw, str | Path) or is_bytes(raw):
         samples_T, source = _decode(raw, start, seconds, max_seconds)
     else:
         array_T, source = _from_array(raw, rate)
@@ -185,7 +188,7 @@ def read_audio(
 
 def audio_seconds(raw: Any, rate: int) -> float:
     """Return the length of a sound without decoding it, to choose a window; `raw` as for `read_audio`."""
-    if isinstance(raw, str | Path | _Bytes):
+    if isinstance(raw, str | Path) or is_bytes(raw):
         with open_sound(raw) as file:
             return file.frames / file.samplerate
     samples_T, source = _from_array(raw, rate)
@@ -246,14 +249,19 @@ def _from_array(raw: Any, rate: int) -> tuple[NDArray[np.float32], int]:
     if isinstance(raw, tuple) and len(cast("tuple[Any, ...]", raw)) == 2:
         given, source = cast("tuple[Any, Any]", raw)
         if not isinstance(source, int | np.integer) or source not in _RATES:
-            raise DataError(f"a sound's sampling rate must be a whole number of Hz, not {source!r}")
-    if isinstance(given, Tensor):
-        given = given.detach().cpu().numpy()
-    if not isinstance(given, np.ndarray):
+            turned = ": (array, rate), not (rate, array)" if is_array(source) else ""
+            raise DataError(
+                f"a sound's sampling rate must be a whole number of Hz, not {shorten(source)}{turned}"
+            )
+    if not is_array(given):
         raise DataError(f"a sound must be a path, bytes, (array, rate) or an array, not {describe(given)}")
-    array = cast("NDArray[Any]", given)
+    array = as_array(given, "the sound")
     if array.ndim not in (1, 2):
         raise DataError(f"a sound must be (T,), (T, C) or (C, T), not of shape {array.shape}")
+    if array.ndim == 2 and min(array.shape) > _MAX_CHANNELS:
+        raise DataError(
+            f"a sound of shape {array.shape} has {min(array.shape)} channels, more than {_MAX_CHANNELS}"
+        )
     samples = _as_float(array)
     if samples.ndim == 2:
         samples = samples.mean(axis=int(np.argmin(samples.shape)), dtype=np.float32)

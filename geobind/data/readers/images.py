@@ -14,6 +14,7 @@ from torch import Tensor
 
 from geobind.data.readers.files import describe, open_binary
 from geobind.errors import DataError
+from geobind.utils.arrays import as_array, is_array, is_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,8 +45,8 @@ def read_image(raw: Any, *, channels: int = 3, needed: int | None = None) -> Ten
     The EXIF orientation is applied.
 
     Args:
-        raw: A path, the bytes of a file, a PIL image, a numpy array (H, W), (H, W, C) or (C, H, W) (where
-            both fit, (H, W, C)), or a tensor (H, W) or (C, H, W).
+        raw: A path, the bytes of a file, a PIL image, an array (H, W), (H, W, C) or (C, H, W) (where
+            both fit, (H, W, C)), of numpy or what numpy can read, or a tensor (H, W) or (C, H, W).
         channels: The number of channels wanted.
         needed: Length to which the shorter side will be scaled down, if it will. A JPEG is then decoded at a
             half, a quarter or an eighth of its size as long as that leaves four times what is needed, in two
@@ -69,14 +70,14 @@ def decode_image(raw: Any, *, channels: int = 3, needed: int | None = None) -> T
     """
     from PIL import Image
 
-    if isinstance(raw, str | Path | bytes | bytearray | memoryview):
+    if isinstance(raw, str | Path) or is_bytes(raw):
         image_CHW = _from_file(raw, channels, needed)
     elif isinstance(raw, Image.Image):
         image_CHW = _from_pillow(_check_size(raw, "the image"), channels, "the image")
     elif isinstance(raw, Tensor):
-        image_CHW = _from_array(raw.detach().cpu().numpy(), channels, "the tensor", "CHW")
-    elif isinstance(raw, np.ndarray):
-        image_CHW = _from_array(cast("NDArray[Any]", raw), channels, "the array", "either")
+        image_CHW = _from_array(as_array(raw, "the tensor"), channels, "the tensor", "CHW")
+    elif is_array(raw):
+        image_CHW = _from_array(as_array(raw, "the array"), channels, "the array", "either")
     else:
         raise DataError(
             f"an image must be a path, bytes, a PIL image, an array or a tensor, not {describe(raw)}"
@@ -202,8 +203,6 @@ def _as_rgb(image: Image) -> NDArray[Any]:
 def _from_array(array: NDArray[Any], channels: int, name: str, layout: Layout) -> Tensor:
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise DataError(f"{name}: shape {tuple(array.shape)} is not that of an image")
-    if array.dtype.kind not in "buif":
-        raise DataError(f"{name}: values of type {array.dtype} are not pixels")
     array_CHW = _channels_first(array, channels, name, layout)
     if array.dtype == np.uint8:
         # A copy where the memory is not ours to write, so that augmentation in place harms nobody.

@@ -7,6 +7,7 @@ from typing import Any
 
 from geobind.data.readers.files import describe, open_binary
 from geobind.errors import DataError
+from geobind.utils.arrays import is_bytes
 
 MAX_TEXT_BYTES = 1_000_000
 
@@ -23,7 +24,7 @@ def read_text(raw: Any) -> str:
     name = describe(raw)
     if isinstance(raw, str):
         text, name = raw, "the text given"
-    elif isinstance(raw, Path | bytes | bytearray | memoryview):
+    elif isinstance(raw, Path) or is_bytes(raw):
         with open_binary(raw) as file:
             content = file.read(MAX_TEXT_BYTES + 1)
         try:
