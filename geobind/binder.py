@@ -131,8 +131,8 @@ class Binder(nn.Module):
             Unit-length float32 embeddings (N, D) on the CPU, in input order; N is 1 for one input.
 
         Raises:
-            DataError: An input cannot be read, or its embedding is NaN or zero (the message names its number);
-                or x is a set.
+            DataError: An input cannot be read, or its embedding is NaN or zero; the message names its number.
+                Or x is a set.
             PluginError: The binder has no such modality.
         """
         kind = self.modality(modality)

@@ -82,7 +82,7 @@ def _as_rows(embeddings: Tensor | NDArray[Any]) -> Tensor:
         rows = check_tensor(given, "embeddings")
     else:
         values = as_array(given, "embeddings")
-        kept = values.dtype if values.dtype in (np.float16, np.float32, np.float64) else np.dtype(np.float64)
+        kept = values.dtype if values.dtype.str[1:] in ("f2", "f4", "f8") else np.dtype(np.float64)
         rows = torch.from_numpy(np.require(values, kept, ["C", "W"]))
     if rows.ndim not in (1, 2):
         raise DataError(f"embeddings must be (N, D), not of shape {tuple(rows.shape)}")
