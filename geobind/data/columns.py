@@ -19,7 +19,7 @@ import pyarrow as pa
 from geobind.data.manifest import CELL
 from geobind.data.options import DataOptions, RasterOptions
 from geobind.data.rasters.column import WINDOW, RasterColumn
-from geobind.data.readers.files import FileResolver, join_names
+from geobind.data.readers.files import CellText, FileResolver, join_names
 from geobind.errors import DataError
 from geobind.utils.arrow import map_arrow_table
 
@@ -65,14 +65,16 @@ class ArrowColumn:
             return None
         items = scalar.as_py()
         if not isinstance(items, list):
-            return items
+            return _mark_text(items)
         items = cast("list[Any]", items)
         if not isinstance(items[0], str | bytes):
             return _to_float32(items)
         items = items[:1] if self.first else items
         if isinstance(items[0], bytes):
             items = [_decode_npy(item) if item.startswith(_NPY) else item for item in items]
-        if self.files is not None:
+        elif self.files is None:
+            items = [CellText(item) for item in items]
+        else:
             items = [self.files.raw(item) for item in items]
         return items[0] if len(items) == 1 else items
 
@@ -123,6 +125,15 @@ class ArrayColumn:
     def present_N(self) -> NDArray[np.bool_]:
         """Return true for every row: an array has no gaps."""
         return np.ones(len(map_array(self.path)), dtype=bool)
+
+
+def _mark_text(value: Any) -> Any:
+    """Return a cell with its strings marked as text, those inside of structs too."""
+    if isinstance(value, str):
+        return CellText(value)
+    if isinstance(value, dict):
+        return {name: _mark_text(part) for name, part in cast("dict[str, Any]", value).items()}
+    return [_mark_text(part) for part in cast("list[Any]", value)] if isinstance(value, list) else value
 
 
 def _to_float32(items: list[Any]) -> NDArray[np.float32]:

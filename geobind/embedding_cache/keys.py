@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL.Image import Image
 
-from geobind.data.readers.files import open_binary
+from geobind.data.readers.files import CellText, open_binary
 from geobind.errors import DataError
 from geobind.modality import Modality
 from geobind.plugins import Source
@@ -180,7 +180,7 @@ def _iter_bytes(raw: Any, files: FileHashes) -> Iterator[Any]:
         encoded = raw.encode("utf-8", "surrogatepass")
         yield b"str %d " % len(encoded)
         yield encoded
-        if _is_file(raw):  # a plugin may treat strings as paths
+        if not isinstance(raw, CellText) and _is_file(raw):  # a plugin may treat strings as paths
             yield files(raw)
     elif isinstance(raw, bytes | bytearray | memoryview):
         yield b"bytes %d " % len(raw)

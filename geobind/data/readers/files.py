@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
-from collections.abc import Generator, Iterable
+import unicodedata
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 from geobind.data.readers.tar import NamedBytes, parse_member, read_member, read_member_size
 from geobind.errors import DataError
 
 _LFS = b"version https://git-lfs"
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_MAX_NAME = 4096  # letters of a file name
+_MAX_SHOWN = 300  # letters of a file name in a message
+_MAX_LISTED = 100_000  # names of a folder that a missing one is compared with
+
+
+class CellText(str):
+    """A string that a table holds as text: readers of files refuse it, so that it never names a file."""
 
 
 def describe(raw: Any) -> str:
     """Name an input in a message: its path, its number of bytes, or its type."""
-    if isinstance(raw, Path):
-        return str(raw)
     if isinstance(raw, NamedBytes) and raw.name:
         return raw.name
-    if isinstance(raw, str):
-        return raw if len(raw) <= 200 else raw[:200] + "..."
+    if isinstance(raw, str | Path):
+        name = str(raw)
+        return name if len(name) <= _MAX_SHOWN else name[:200] + "..." + name[-40:]
     if isinstance(raw, bytes | bytearray | memoryview):
         return f"the {len(raw)} bytes given"
     return f"a {type(raw).__name__}"
@@ -44,42 +55,97 @@ def join_names(names: Iterable[str]) -> str:
 
 
 @contextmanager
-def open_binary(raw: str | Path | bytes | bytearray | memoryview) -> Generator[BinaryIO]:
+def open_binary(raw: Any) -> Generator[BinaryIO]:
     """Open a path or bytes for reading.
 
     Raises:
-        DataError: It is missing, a folder, unreadable, empty, a URL, or a Git LFS pointer.
+        DataError: It is of another type, missing, a folder, unreadable, empty, a URL, or a Git LFS pointer.
     """
-    name = describe(raw)
-    if isinstance(raw, str) and "://" in raw[:10]:
-        raise DataError(f"{name}: is an address; geobind reads files only, download it first")
+    if isinstance(raw, CellText):
+        raise DataError(
+            f"{shorten(str(raw))}: is text in the table, not the name of a file; if its column holds files, "
+            "say so under `data`: `files: [COLUMN]`"
+        )
+    if isinstance(raw, str) and _ADDRESS.match(raw):
+        raise DataError(f"{describe(raw)}: is an address; geobind reads files only, download it first")
     try:
-        if isinstance(raw, str | Path) and not stat.S_ISREG(
-            os.stat(raw).st_mode
-        ):  # a pipe would block for ever
-            raise DataError(
-                f"{name}: is {'a folder' if os.path.isdir(raw) else 'something special'}, not a file"
-            )
-        file = open(raw, "rb") if isinstance(raw, str | Path) else io.BytesIO(raw)
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise DataError(f"{name}: {_reason(error)}") from error
+        if isinstance(raw, str | Path):
+            if not stat.S_ISREG(os.stat(raw).st_mode):  # a pipe would block for ever
+                kind = "a folder" if os.path.isdir(raw) else "something special"
+                raise DataError(f"{describe(raw)}: is {kind}, not a file")
+            file = open(raw, "rb")
+        elif isinstance(raw, bytes | bytearray | memoryview):
+            file = io.BytesIO(raw)
+        else:
+            raise DataError(f"a file must be a path or bytes, not {describe(raw)}")
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name, or half a surrogate pair
+        raise DataError(
+            f"{describe(raw)}: {_reason(error, raw if isinstance(raw, str | Path) else None)}"
+        ) from error
     with file:
         try:
             head = file.read(len(_LFS))
         except OSError as error:
-            raise DataError(f"{name}: {_reason(error)}") from error
+            raise DataError(f"{describe(raw)}: {_reason(error)}") from error
         if not head:
-            raise DataError(f"{name}: is empty (0 bytes)")
+            raise DataError(f"{describe(raw)}: is empty (0 bytes)")
         if head == _LFS:
-            raise DataError(f"{name}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
+            raise DataError(f"{describe(raw)}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
         file.seek(0)
         yield file
 
 
-def _reason(error: OSError | ValueError) -> str:
+def _reason(error: OSError | ValueError, path: str | Path | None = None, base: Path | None = None) -> str:
     if isinstance(error, FileNotFoundError):
-        return "no such file"
+        return "no such file" + ("" if path is None else _suggest_spelling(Path(path), base))
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+# Ways in which systems spell one name; the first that makes two spellings equal is the one to tell.
+_SPELLINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
+    ("slashes in place of backslashes", lambda name: name.replace("\\", "/")),
+    ("another Unicode form", lambda name: unicodedata.normalize("NFC", name)),
+    ("another case", str.casefold),
+    ("no percent escapes", unquote),
+)
+
+
+def _suggest_spelling(path: Path, base: Path | None) -> str:
+    """Return the end of a message that names the file meant, if it is there as another system spells it."""
+    given = os.fspath(path)
+    words = [word for word in given.replace("\\", "/").split("/") if word]
+    if ".." in words:  # it would lead where the name itself does not
+        return ""
+    there = Path(path.anchor)
+    for word in words:
+        name = word if os.path.lexists(there / word) else _list_folded_names(there).get(_fold_name(word))
+        if name is None:
+            return ""
+        there /= name
+    if os.fspath(there) == given:  # a link that leads nowhere
+        return "; it is a symbolic link whose target is missing"
+    shown = os.fspath(there.relative_to(base) if base is not None and there.is_relative_to(base) else there)
+    alike = (way for way, fold in _SPELLINGS if fold(given) == fold(os.fspath(there)))
+    printable = shown.encode("utf-8", "backslashreplace").decode()
+    return f"; there is '{printable}', with {next(alike, 'another spelling')}"
+
+
+def _fold_name(name: str) -> str:
+    return unicodedata.normalize("NFKC", unquote(name)).casefold().strip(" .")
+
+
+def _list_folded_names(folder: Path) -> Mapping[str, str]:
+    try:
+        return _fold_names(folder, os.stat(folder).st_mtime_ns)
+    except (OSError, ValueError):
+        return {}
+
+
+@lru_cache(maxsize=16)
+def _fold_names(folder: Path, _changed: int) -> Mapping[str, str]:
+    """Map the names in a folder, folded, to themselves; kept, because many may be missing from one folder."""
+    with os.scandir(folder) as entries:
+        return {_fold_name(entry.name): entry.name for entry in islice(entries, _MAX_LISTED)}
 
 
 @dataclass(frozen=True)
@@ -95,19 +161,20 @@ class FileResolver:
         Raises:
             DataError: The name leads out of the folders, by itself or through a link.
         """
+        fault = _find_fault(name)
+        if fault:
+            raise DataError(f"file name {shorten(name)} cannot be used: {fault}")
         path = os.path.join(self.root, name)
         try:
-            if "\0" in name:  # not every call below would notice
-                raise ValueError("embedded null byte")
             real = _real_path(os.path.join(os.getcwd(), path))
         except ValueError as error:
-            raise DataError(f"file name {name!r} cannot be used: {error}") from error
+            raise DataError(f"file name {shorten(name)} cannot be used: {error}") from error
         if not any(
             real.startswith(fence) for fence in _list_allowed_folders(os.getcwd(), (self.root, *self.links))
         ):
             raise DataError(
-                f"{name}: leads out of {self.root} (to {real}); move it there, name a higher folder as "
-                "`data.root`, or, for a symbolic link, its target's folder in `data.links`"
+                f"{describe(name)}: leads out of {self.root} (to {describe(real)}); move it there, name a "
+                "higher folder as `data.root`, or, for a symbolic link, its target's folder in `data.links`"
             )
         return Path(path)
 
@@ -129,12 +196,13 @@ class FileResolver:
         member = parse_member(name)
         if member is not None:
             return read_member_size(self(member.tar), member.name, name)
+        path = self(name)
         try:
-            state = os.stat(self(name))
-        except OSError as error:
-            raise DataError(f"{name}: {_reason(error)}") from error
+            state = os.stat(path)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{describe(name)}: {_reason(error, path, self.root)}") from error
         if not stat.S_ISREG(state.st_mode):
-            raise DataError(f"{name}: is not a file")
+            raise DataError(f"{describe(name)}: is not a file")
         return state.st_size
 
     def fault(self, name: str) -> str | None:
@@ -143,6 +211,19 @@ class FileResolver:
             return None if self.size(name) else f"{name}: is empty (0 bytes)"
         except DataError as error:
             return str(error)
+
+
+def _find_fault(name: str) -> str | None:
+    """Return why a name in a table cannot be that of a file, before the system is asked."""
+    if "\0" in name:  # not every call to the system would notice
+        return "embedded null byte"
+    if len(name) > _MAX_NAME:
+        return f"it has {len(name)} letters; at most {_MAX_NAME} are read"
+    if _ADDRESS.match(name):
+        return "it is an address; geobind reads files only, download it first"
+    if name[:2] in ("\\\\", "//", "\\/", "/\\"):  # where Windows looks for another machine
+        return "it leads to another machine"
+    return None
 
 
 @lru_cache(maxsize=64)
