@@ -206,11 +206,11 @@ def _source(entry: EntryPoint) -> Source:
     return Source(entry.name, distribution.name, distribution.version)
 
 
-_RESERVED = {"key", "split", "lat", "lon", "time", "label", "group", "licence"}  # columns of every table
+RESERVED = {"key", "split", "lat", "lon", "time", "label", "group", "licence"}  # columns of every table
 
 
 def _fault_of_modality(cls: type[Modality]) -> str | None:
-    if cls.name in _RESERVED:
+    if cls.name in RESERVED:
         return f"{cls.__name__}.name cannot be {cls.name!r}: every data table has a column of that name"
     taken = sorted({"role", "data"} & set(cls.model_fields))
     if taken:

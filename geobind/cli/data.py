@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geobind.cli.options import json_option, out_file, parse_columns
+from geobind.cli.options import json_option, out_file, parse_columns, split_vectors
 from geobind.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -75,11 +75,11 @@ def _open(
         if columns or root or files or inline:
             raise DataError(f"{manifest}: is a recipe and says itself which columns and files are meant")
         return _open_recipe(manifest, limit)
-    said = parse_columns(columns)
+    said = split_vectors(parse_columns(columns))
     options = DataOptions(manifest=manifest, columns=said, root=root, files=files, inline=inline, limit=limit)
     names = [name for name in said if name not in PLACE_COLUMNS]
     if not names:
-        taken = {said.get(name, name) for name in PLACE_COLUMNS} | {"geometry"}
+        taken = {str(said.get(name, name)) for name in PLACE_COLUMNS} | {"geometry"}
         names = [column for column in list_manifest_columns(manifest) if column not in taken]
     if not names:
         raise DataError(f"{manifest}: has no column of observations")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from geobind.binder import Binder
-    from geobind.data.options import DataOptions
+    from geobind.data.options import ColumnChoice, DataOptions
     from geobind.plugins import C, Plugin, Registry
 
 
@@ -101,6 +101,16 @@ def parse_columns(texts: Iterable[str]) -> dict[str, str]:
     return parse_assignments("--column", texts, "NAME=COLUMN", "label=class")
 
 
+def split_vectors(columns: Mapping[str, str]) -> dict[str, ColumnChoice]:
+    """Return the columns of `--column`; several for one modality, with commas between, are one vector."""
+    from geobind.data.cells import PLACE_COLUMNS
+
+    return {
+        name: tuple(column.split(",")) if "," in column and name not in PLACE_COLUMNS else column
+        for name, column in columns.items()
+    }
+
+
 def data_options_from_cli(
     binder: Binder, data: str, columns: Mapping[str, str], root: Path | None
 ) -> DataOptions:
@@ -109,12 +119,12 @@ def data_options_from_cli(
     from geobind.data.options import DataOptions
 
     if data not in registry().plugins:
-        return DataOptions(manifest=Path(data), columns=dict(columns), root=root)
+        return DataOptions(manifest=Path(data), columns=split_vectors(columns), root=root)
     for block in _of_recipe(binder):
         if isinstance(block, Mapping) and block.get(data) is not None:
             known = DataOptions.model_validate(block)
-            return known.model_copy(update={"columns": {**known.columns, **columns}})
-    return DataOptions.model_validate({data: {}, "columns": dict(columns)})
+            return known.model_copy(update={"columns": {**known.columns, **split_vectors(columns)}})
+    return DataOptions.model_validate({data: {}, "columns": split_vectors(columns)})
 
 
 def _of_recipe(binder: Binder) -> list[Any]:

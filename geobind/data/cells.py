@@ -68,6 +68,29 @@ def degrees_to_arrow(values: list[Any], limit: float) -> pa.Array:
     return pa.array(degrees_N, mask=~np.array(is_filled))
 
 
+def numbers_to_arrow(values: list[Any]) -> pa.Array:
+    """Convert numbers, or strings of them, to 64-bit floats; blank ones and NaN become null.
+
+    Raises:
+        CellError: One is no finite number.
+    """
+    quick = _parse_numbers(values)
+    if quick is not None and pc.all(pc.is_finite(quick)).as_py() is not False:
+        return quick
+    number_N = np.full(len(values), np.nan)
+    for index, value in enumerate(values):
+        if value is None or (isinstance(value, str) and not value.strip()):
+            continue
+        if not isinstance(value, str | int | float) or not _is_number(value):
+            raise CellError(
+                index, f"{shorten(value)} is not a number; leave a cell empty where it is missing"
+            )
+        number_N[index] = float(value)
+        if np.isinf(number_N[index]):
+            raise CellError(index, f"{shorten(value)} is infinite; leave it empty where it is missing")
+    return pa.array(number_N, from_pandas=True)
+
+
 def times_to_arrow(values: list[Any]) -> pa.Array:
     """Convert ISO 8601 times to UTC; times without a zone are UTC, blank ones become null.
 
@@ -173,7 +196,7 @@ def _is_number(value: Any) -> bool:
     return True
 
 
-CONVERTERS: dict[str, Callable[[list[Any]], pa.Array]] = {
+_CONVERTERS: dict[str, Callable[[list[Any]], pa.Array]] = {
     "key": strings_to_arrow,
     "split": strings_to_arrow,
     "label": strings_to_arrow,
@@ -183,4 +206,10 @@ CONVERTERS: dict[str, Callable[[list[Any]], pa.Array]] = {
     "lon": lambda values: degrees_to_arrow(values, 180.0),
     "time": times_to_arrow,
 }
-PLACE_COLUMNS = tuple(CONVERTERS)
+PLACE_COLUMNS = tuple(_CONVERTERS)
+NUMBER = "number:"  # what the fields that hold a vector's numbers begin with
+
+
+def find_converter(field: str) -> Callable[[list[Any]], pa.Array]:
+    """Return the function that converts the values of a field of a table."""
+    return numbers_to_arrow if field.startswith(NUMBER) else _CONVERTERS.get(field, cells_to_arrow)

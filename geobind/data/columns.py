@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -16,11 +17,13 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 import pyarrow as pa
 
-from geobind.data.manifest import CELL
-from geobind.data.options import DataOptions, RasterOptions
+from geobind.data.cells import NUMBER
+from geobind.data.manifest import CELL, PLACE
+from geobind.data.options import ColumnChoice, DataOptions, RasterOptions
 from geobind.data.rasters.column import WINDOW, RasterColumn
 from geobind.data.readers.files import CellText, FileResolver, join_names
 from geobind.errors import DataError
+from geobind.modality import Place
 from geobind.utils.arrow import map_arrow_table
 
 if TYPE_CHECKING:
@@ -127,6 +130,53 @@ class ArrayColumn:
         return np.ones(len(map_array(self.path)), dtype=bool)
 
 
+@dataclass(frozen=True)
+class VectorColumn:
+    """Several columns of numbers as one vector: NaN where a number is missing, no cell where all are."""
+
+    parts: tuple[TableColumn, ...]
+    names: tuple[str, ...]  # of the parts, for messages
+
+    def __getitem__(self, row: int) -> NDArray[np.float32] | None:
+        cells = [part[row] for part in self.parts]
+        if all(cell is None for cell in cells):
+            return None
+        for name, cell in zip(self.names, cells, strict=True):
+            if not isinstance(cell, int | float | np.number | None):
+                raise DataError(f"column '{name}' does not hold a number, which a part of a vector must be")
+        return _to_float32([np.nan if cell is None else cell for cell in cells])
+
+    def present_N(self) -> NDArray[np.bool_]:
+        """Return for every row whether any of its numbers is there."""
+        return np.any([part.present_N() for part in self.parts], axis=0)
+
+
+@dataclass(frozen=True)
+class PlaceColumn:
+    """The place and time of every row of an Arrow file, as `geobind.Place`."""
+
+    path: Path
+
+    def __getitem__(self, row: int) -> Place | None:
+        return read_place(self.path, row)
+
+    def present_N(self) -> NDArray[np.bool_]:
+        """Return for every row whether its place is known."""
+        return map_arrow_table(self.path).column("lat").is_valid().to_numpy()
+
+
+def read_place(path: Path, row: int) -> Place | None:
+    """Return the place of a row of an Arrow file, None where it is unknown; times are in UTC."""
+    table = map_arrow_table(path)
+    lat, lon, time = (
+        table.column(field)[row].as_py() if field in table.column_names else None
+        for field in ("lat", "lon", "time")
+    )
+    if lat is None or lon is None:
+        return None
+    return Place(lat, lon, time and time.replace(tzinfo=UTC))
+
+
 def _mark_text(value: Any) -> Any:
     """Return a cell with its strings marked as text, those inside of structs too."""
     if isinstance(value, str):
@@ -202,6 +252,9 @@ def open_manifest_columns(
     columns: dict[str, TableColumn] = {}
     for name in names:
         column, rasters = options.columns.get(name, name), options.rasters.get(name)
+        if not isinstance(column, str):
+            columns[name] = VectorColumn(tuple(ArrowColumn(path, NUMBER + part) for part in column), column)
+            continue
         field = CELL + column
         if rasters is not None and rasters.paths:
             if "lat" not in table.column_names:
@@ -210,6 +263,8 @@ def open_manifest_columns(
                     "columns lat and lon; map them with `columns: {lat: COLUMN, lon: COLUMN}`"
                 )
             columns[name] = RasterColumn(path, None, files, rasters)
+        if column == PLACE and field not in table.column_names and name not in columns:
+            columns |= _open_place(path, name, name in options.columns, where)
         if field not in table.column_names or name in columns:
             continue
         cells = table.column(field)
@@ -222,20 +277,61 @@ def open_manifest_columns(
     return columns
 
 
+def _open_place(path: Path, name: str, mapped: bool, where: str) -> dict[str, TableColumn]:
+    """Return the column of places for a modality, or none where there are no places and none is asked for.
+
+    Raises:
+        DataError: The recipe asks for it, and there are no places.
+    """
+    if "lat" in map_arrow_table(path).column_names:
+        return {name: PlaceColumn(path)}
+    if mapped:
+        raise DataError(
+            f"{where}: '{name}' is read as `place`, but there are no columns lat and lon; map them with "
+            "`columns: {lat: COLUMN, lon: COLUMN}`"
+        )
+    return {}
+
+
 def select_columns(
-    there: Mapping[str, TableColumn], columns: Mapping[str, str], names: Collection[str], where: str
+    path: Path,
+    ready: Mapping[str, TableColumn],
+    columns: Mapping[str, ColumnChoice],
+    names: Collection[str],
+    where: str,
 ) -> dict[str, TableColumn]:
-    """Select from ready columns those that the modalities read, by modality.
+    """Select from the ready columns of a dataset those that the modalities read, by modality.
+
+    Args:
+        path: The dataset's Arrow file, whose latitudes and longitudes may be part of a vector.
+        ready: Its columns.
+        columns: What the recipe says about columns.
+        names: The modalities wanted.
+        where: Its name in messages.
 
     Raises:
         DataError: The recipe names a column that is not there, or none of them is.
     """
-    chosen = {name: columns.get(name, name) for name in names}
-    unknown = [column for name, column in chosen.items() if name in columns and column not in there]
-    if unknown or not set(chosen.values()) & set(there):
+    there: dict[str, TableColumn] = {**ready}
+    if "lat" in map_arrow_table(path).column_names:
+        places = {PLACE: PlaceColumn(path), "lat": ArrowColumn(path, "lat"), "lon": ArrowColumn(path, "lon")}
+        there = {**places, **ready}
+    selected: dict[str, TableColumn] = {}
+    unknown: list[str] = []
+    for name in names:
+        column = columns.get(name, name)
+        parts = (column,) if isinstance(column, str) else column
+        absent = [part for part in parts if part not in there]
+        if absent:
+            unknown += absent if name in columns else []
+        elif isinstance(column, str):
+            selected[name] = there[column]
+        else:
+            selected[name] = VectorColumn(tuple(there[part] for part in column), column)
+    if unknown or not selected:
         wanted = f"'{unknown[0]}'" if unknown else f"for {', '.join(names)}"
         raise DataError(
-            f"{where}: has no column {wanted}; its columns: {join_names(there)}; map them with `columns: "
-            f"{{{next(iter(names), 'NAME')}: {next(iter(there))}}}`"
+            f"{where}: has no column {wanted}; its columns: {join_names(ready)}; map them with `columns: "
+            f"{{{next(iter(names), 'NAME')}: {next(iter(ready))}}}`"
         )
-    return {name: there[column] for name, column in chosen.items() if column in there}
+    return selected

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 
-from geobind.data.cells import CONVERTERS, CellError, cells_to_arrow
+from geobind.data.cells import CellError, find_converter
 from geobind.data.readers.files import join_names
 from geobind.errors import DataError
 
@@ -75,7 +75,7 @@ def rows_to_arrow(rows: DelimitedFile, fields: Mapping[str, str], limit: int | N
 
     Args:
         rows: The file's rows.
-        fields: Column of the file by field wanted; a field that is no place column holds cells.
+        fields: Column of the file by field wanted: place columns, those that begin with `NUMBER`, or cells.
         limit: Stop after so many rows.
     """
     count = 0
@@ -87,7 +87,7 @@ def rows_to_arrow(rows: DelimitedFile, fields: Mapping[str, str], limit: int | N
             if not values:
                 continue
             try:
-                arrays[field] = CONVERTERS.get(field, cells_to_arrow)(values)
+                arrays[field] = find_converter(field)(values)
             except CellError as error:
                 raise DataError(f"{rows.path}:{lines[error.index]}: column '{column}': {error}") from error
             except (pa.ArrowException, TypeError, ValueError) as error:

@@ -20,6 +20,7 @@ from geobind.data.columns import ArrowColumn
 from geobind.data.rasters.column import RasterColumn
 from geobind.data.readers.files import describe, open_binary
 from geobind.errors import DataError
+from geobind.modality import Place
 from geobind.utils.geo import nearest_km
 from geobind.utils.progress import track
 
@@ -61,7 +62,8 @@ def inspect_raw(raw: Any) -> ObservationFacts:
     """Decode an observation and return its properties; faults are reported, not raised.
 
     Args:
-        raw: A path, bytes, a string, an array of an image (H, W, C) or of numbers, as columns give them.
+        raw: A path, bytes, a string, an array of an image (H, W, C) or of numbers, or a place, as columns
+            give them.
     """
     try:
         if isinstance(raw, str):
@@ -70,6 +72,8 @@ def inspect_raw(raw: Any) -> ObservationFacts:
             )
         if isinstance(raw, np.ndarray):
             return _inspect_array(raw)
+        if isinstance(raw, Place):
+            return ObservationFacts("numbers", digest=_hash_bytes(repr(raw).encode()), length=len(raw))
         with open_binary(raw) as file:
             head = file.read(_HEAD)
             digest = _hash_stream(file, head)
@@ -107,7 +111,8 @@ def _inspect_content(raw: Path | bytes, head: bytes, digest: bytes) -> Observati
 def _inspect_array(array: NDArray[Any]) -> ObservationFacts:
     digest = _hash_bytes(np.ascontiguousarray(array).data)
     if array.ndim != 3:
-        fault = None if np.isfinite(array).all() else "holds numbers that are NaN or infinite"
+        lacking = np.isinf(array).any() or np.isnan(array).all()  # NaN is a number that is missing
+        fault = "holds numbers that are infinite, or nothing but NaN" if lacking else None
         return ObservationFacts("numbers", fault, digest, length=array.size)
     height, width, channels = array.shape
     return ObservationFacts(

@@ -11,8 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from geobind.data.cache import build_once, cache_root
-from geobind.data.cells import PLACE_COLUMNS
+from geobind.data.cells import NUMBER, PLACE_COLUMNS
 from geobind.data.delimited import DelimitedFile, rows_to_arrow
+from geobind.data.options import ColumnChoice
 from geobind.data.parquet import ParquetManifest
 from geobind.data.readers.files import join_names
 from geobind.errors import DataError
@@ -20,6 +21,7 @@ from geobind.utils.arrow import pc
 from geobind.utils.hashing import short_fingerprint
 
 CELL = "cell:"  # what the fields that hold a modality's cells begin with
+PLACE = "place"  # the column that a table has of itself: the place and time of each row
 _VERSION = 3  # of the Arrow file; older ones are made again
 _CHUNK = 65_536  # rows
 _FOOTER = 2**22  # bytes at the end of a Parquet file, where offsets, sizes and statistics of all parts stand
@@ -29,7 +31,7 @@ _PACKED_KINDS = (".parquet", ".geoparquet")
 
 
 def convert_manifest(
-    path: Path, columns: Mapping[str, str], names: Collection[str], limit: int | None
+    path: Path, columns: Mapping[str, ColumnChoice], names: Collection[str], limit: int | None
 ) -> Path:
     """Return the Arrow file of a manifest, making it if this version of the manifest has none yet.
 
@@ -41,7 +43,7 @@ def convert_manifest(
 
     Returns:
         A file with the fields `line`, those of the place columns that are there (`split` always), and
-        `cell:COLUMN` for each column that a modality reads.
+        `cell:COLUMN` for each column that a modality reads, `number:COLUMN` for each part of a vector.
 
     Raises:
         DataError: The manifest is missing, of another kind, or has a mistake.
@@ -117,10 +119,19 @@ def list_manifest_columns(path: Path) -> list[str]:
 
 
 def _write(
-    target: Path, path: Path, wanted: Mapping[str, str], explicit: Collection[str], limit: int | None
+    target: Path,
+    path: Path,
+    wanted: Mapping[str, ColumnChoice],
+    explicit: Collection[str],
+    limit: int | None,
 ) -> None:
 
-    fields = {name if name in PLACE_COLUMNS else CELL + column: column for name, column in wanted.items()}
+    fields: dict[str, str] = {}
+    for name, column in wanted.items():
+        if not isinstance(column, str):
+            fields |= {NUMBER + part: part for part in column}
+        else:
+            fields[name if name in PLACE_COLUMNS else CELL + column] = column
     if path.is_dir() or path.suffix.lower() in _PACKED_KINDS:
         shards = [ParquetManifest(shard) for shard in list_manifest_files(path)]
         for shard in shards:
@@ -165,6 +176,12 @@ def _batches(
             return
 
 
+def list_absent(column: ColumnChoice, found: Collection[str]) -> list[str]:
+    """List the columns of a choice that a manifest lacks; `place` is never one, since tables make it."""
+    parts = (column,) if isinstance(column, str) else column
+    return [part for part in parts if part not in found and column != PLACE]
+
+
 def _write_tables(target: Path, tables: Iterator[pa.Table], path: Path) -> None:
 
     count = 0
@@ -198,16 +215,14 @@ def _with_splits(table: pa.Table, path: Path) -> pa.Table:
 
 
 def _check_columns(
-    found: Collection[str], wanted: Mapping[str, str], explicit: Collection[str], path: Path
+    found: Collection[str], wanted: Mapping[str, ColumnChoice], explicit: Collection[str], path: Path
 ) -> None:
     there = join_names(found)
     for name in explicit:
-        if wanted[name] not in found:
-            raise DataError(
-                f"{path}: has no column '{wanted[name]}', wanted as '{name}'; its columns: {there}"
-            )
+        for column in list_absent(wanted[name], found):
+            raise DataError(f"{path}: has no column '{column}', wanted as '{name}'; its columns: {there}")
     modalities = {name: column for name, column in wanted.items() if name not in PLACE_COLUMNS}
-    if modalities and not any(column in found for column in modalities.values()):
+    if modalities and all(list_absent(column, found) for column in modalities.values()):
         raise DataError(
             f"{path}: has no column for {', '.join(modalities)}; its columns: {there}; map them under "
             f"`data`: `columns: {{{next(iter(modalities), 'NAME')}: COLUMN}}`"

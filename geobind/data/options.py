@@ -25,6 +25,10 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from geobind.data.dataset import Dataset, registry
 from geobind.errors import did_you_mean
+from geobind.plugins import RESERVED
+
+# A name, or several columns of numbers that make one vector.
+ColumnChoice = str | Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class RasterOptions(BaseModel):
@@ -112,9 +116,10 @@ class DataOptions(BaseModel):
     dataset: Annotated[Dataset | None, BeforeValidator(_build_dataset)] = Field(
         default=None, validation_alias=_DATASET, exclude=True
     )
-    columns: dict[str, str] = Field(
+    columns: dict[str, ColumnChoice] = Field(
         default_factory=dict,
-        description="column of each modality, and of key, split, lat, lon, time, label; else its own name",
+        description="column of each modality, and of key, split, lat, lon, time, label; else its own name. "
+        "Several columns of numbers, [lat, lon], are one vector; `place` is the row's place and time",
     )
     files: tuple[str, ...] = Field(
         default=(), description="columns whose strings name files, where that is in doubt"
@@ -181,6 +186,11 @@ class DataOptions(BaseModel):
                 "`root`, `links`, `files`, `inline`, `rasters` belong to a manifest; "
                 f"{self.dataset.title} has no files"
             )
+        for name, column in self.columns.items():
+            if name in RESERVED and not isinstance(column, str):
+                raise ValueError(
+                    f"`columns`: '{name}' is one column; only a modality's may be a vector of many"
+                )
         for name, rasters in self.rasters.items():
             if rasters.paths and name in self.columns:
                 raise ValueError(f"'{name}' has both a column and a raster's `path`; keep one")

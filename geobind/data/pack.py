@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geobind.data.cells import PLACE_COLUMNS
-from geobind.data.columns import ArrowColumn, TableColumn
+from geobind.data.columns import ArrowColumn, PlaceColumn, TableColumn, VectorColumn
 from geobind.data.rasters.column import RasterColumn
 from geobind.data.readers.files import open_binary
 from geobind.errors import DataError
@@ -50,7 +50,8 @@ def pack_table(table: Table, folder: Path, *, shard_bytes: int = 200_000_000) ->
     """Write a table as Parquet shards that open as a manifest; an interrupted packing is resumed.
 
     Columns keep the names of the modalities. Files become their bytes, windows of rasters PNG (or NumPy's
-    .npy where their values are not 8-bit with 1, 3 or 4 bands), texts and numbers stay. Text is compressed
+    .npy where their values are not 8-bit with 1, 3 or 4 bands), texts and numbers stay, several columns of
+    numbers become one of vectors. Text is compressed
     with zstd; what is encoded already would not shrink.
 
     Args:
@@ -97,11 +98,15 @@ def _build_fields(table: Table) -> dict[str, pa.Field]:
     for name, column in table.columns.items():
         if name in fields:
             raise DataError(f"{table.name}: '{name}' is a column of places and cannot name a modality too")
+        if isinstance(column, PlaceColumn):  # made of lat, lon and time, which every shard has
+            continue
         fields[name] = pa.field(name, _arrow_type(column))
     return fields
 
 
 def _arrow_type(column: TableColumn) -> pa.DataType:
+    if isinstance(column, VectorColumn):
+        return pa.list_(pa.float32())
     if not isinstance(column, ArrowColumn):
         return pa.list_(pa.binary()) if _holds_several(column) else pa.binary()
     kind = map_arrow_table(column.path).column(column.field).type
@@ -129,6 +134,8 @@ def _estimate_sizes(table: Table) -> NDArray[np.int64]:
         if isinstance(column, ArrowColumn) and column.files is not None:
             for row, file in column.file_names(table.rows_N, 2**31):
                 size_N[number[row]] += column.files.size(file)
+        elif isinstance(column, VectorColumn | PlaceColumn):
+            size_N += 4 * len(column.parts) if isinstance(column, VectorColumn) else 0
         elif isinstance(column, ArrowColumn):
             cells = map_arrow_table(column.path).column(column.field)
             size_N += cells.nbytes // max(1, len(cells))

@@ -16,7 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geobind.data.cells import PLACE_COLUMNS, CellError, cells_to_arrow, times_to_arrow
+from geobind.data.cells import (
+    NUMBER,
+    PLACE_COLUMNS,
+    CellError,
+    cells_to_arrow,
+    numbers_to_arrow,
+    times_to_arrow,
+)
 from geobind.errors import DataError
 from geobind.utils.arrow import pc, wrap_in_lists
 
@@ -137,9 +144,7 @@ class ParquetManifest:
             if column not in source:
                 continue
             try:
-                arrays[field] = (
-                    _place_values(source[column], field) if field in PLACE_COLUMNS else _cells(source[column])
-                )
+                arrays[field] = _convert(source[column], field)
             except CellError as error:
                 raise DataError(
                     f"{self.path}: row {first + error.index}: column '{column}': {error}"
@@ -192,6 +197,23 @@ def _point_column(metadata: Mapping[bytes, bytes], path: Path) -> str | None:
             f"{path}: its geometry is in {code}; write degrees, for example gdf.to_crs(4326).to_parquet(...)"
         )
     return primary
+
+
+def _convert(array: pa.Array, field: str) -> pa.Array:
+    """Convert the values of a column to those of a field of a table's Arrow file."""
+    if field in PLACE_COLUMNS:
+        return _place_values(array, field)
+    return _numbers(array) if field.startswith(NUMBER) else _cells(array)
+
+
+def _numbers(array: pa.Array) -> pa.Array:
+    """Return 64-bit floats, null where a number is missing or NaN."""
+    kind = array.type
+    if pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind):
+        numbers = pc.cast(array, pa.float64())
+        if pc.all(pc.or_kleene(pc.is_finite(numbers), pc.is_nan(numbers))).as_py() is not False:
+            return pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
+    return numbers_to_arrow(array.to_pylist())
 
 
 def _place_values(array: pa.Array, field: str) -> pa.Array:

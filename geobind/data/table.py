@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
 
@@ -20,10 +19,11 @@ from geobind.data.columns import (
     TableColumn,
     keep_first_observations,
     open_manifest_columns,
+    read_place,
     select_columns,
 )
 from geobind.data.manifest import convert_manifest
-from geobind.data.options import DataOptions
+from geobind.data.options import ColumnChoice, DataOptions
 from geobind.data.rasters.column import RasterColumn
 from geobind.data.readers.files import FileResolver
 from geobind.errors import DataError
@@ -196,7 +196,7 @@ class Table:
             raws = {name: self.columns[name][row] for name in names}
         except DataError as error:
             raise DataError(f"{key}: {error}") from error
-        return Row(raws, key, self._place(row), self._cell("label", row))
+        return Row(raws, key, read_place(self.path, row), self._cell("label", row))
 
     def check_files(self, limit: int = 100_000) -> int:
         """Check that the files named are there, lie where they may, and are not empty.
@@ -232,10 +232,6 @@ class Table:
 
     def _key(self, row: int) -> str:
         return self._cell("key", row) or f"{self.name}:{self._cell('line', row)}"
-
-    def _place(self, row: int) -> Place | None:
-        lat, time = self._cell("lat", row), self._cell("time", row)
-        return None if lat is None else Place(lat, self._cell("lon", row), time and time.replace(tzinfo=UTC))
 
     def _taken(self, field: str) -> pa.ChunkedArray | None:
         table = map_arrow_table(self.path)
@@ -290,7 +286,10 @@ class TablePairs(Sequence[Pair]):
 
 
 def open_table(
-    options: DataOptions | str | Path, base: Path = Path(), names: Collection[str] = (), **columns: str
+    options: DataOptions | str | Path,
+    base: Path = Path(),
+    names: Collection[str] = (),
+    **columns: ColumnChoice,
 ) -> Table:
     """Open a manifest, or the table that a recipe's `data` describes.
 
@@ -301,18 +300,19 @@ def open_table(
         base: The folder that relative paths start from: a recipe's own.
         names: The modalities wanted; those that have no column in the table are left out of it. By default
             all that are mapped.
-        columns: With a path, the column of each modality, and of key, split, lat, lon, time, label.
+        columns: With a path, the column of each modality, and of key, split, lat, lon, time, label; several
+            columns of numbers are one vector, and `place` is each row's `Place`.
 
     Raises:
         DataError: The table is missing, malformed, or has no column for any of the modalities.
     """
     if not isinstance(options, DataOptions):
-        options = DataOptions(manifest=Path(options), columns=columns)
+        options = DataOptions(manifest=Path(options), columns=dict(columns))
     names = names or [name for name in options.columns if name not in PLACE_COLUMNS]
     if options.dataset is not None:
         name = options.dataset.name
         path, all_columns = options.dataset.rows()
-        cells = select_columns(all_columns, options.columns, names, name)
+        cells = select_columns(path, all_columns, options.columns, names, name)
     else:
         manifest = base / cast(Path, options.manifest)
         name = manifest.name

@@ -215,7 +215,7 @@ def evaluate_sum_of_composed_places(
     moment_Q, third_Q = np.roll(land_Q, -1), np.roll(land_Q, -3)
 
     def rendered(land: NDArray[np.int64], moment: NDArray[np.int64]) -> Tensor:
-        column = options.columns.get(wanted.gallery, wanted.gallery)
+        column = str(options.columns.get(wanted.gallery, wanted.gallery))
         raws = compose(column, table.rows_N[land], table.rows_N[moment])
         return binder.embed(wanted.gallery, map(first_observation, raws))
 

@@ -177,10 +177,13 @@ def _mapped(recipe: Recipe, path: KeyPath, table: DataOptions) -> Iterator[Fault
     if not there or table.manifest is None:
         return
     from geobind.data.cells import PLACE_COLUMNS
+    from geobind.data.manifest import list_absent
     from geobind.data.readers.files import join_names
 
-    for name, column in table.columns.items():
-        if column not in there and (name in recipe.modalities or name in PLACE_COLUMNS):
+    for name, choice in table.columns.items():
+        if not (name in recipe.modalities or name in PLACE_COLUMNS):
+            continue
+        for column in list_absent(choice, there):
             hint = did_you_mean(column, there, f"its columns: {join_names(there)}")
             yield (*path, "columns", name), f"{table.manifest.name} has no column '{column}'; {hint}"
 
