@@ -17,7 +17,7 @@ import torch
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from torch import Tensor, nn
 
-from geobind.data.readers.text import read_text
+from geobind.data.readers.text import limit_text, read_text
 from geobind.errors import CheckpointError, DataError, RecipeError, did_you_mean
 from geobind.hub import hub_or_cache, missing_weights_error
 from geobind.towers.mel import hide_broken_torchaudio
@@ -378,11 +378,17 @@ def _section(config: dict[str, Any], section: str, options: ClipOptions) -> dict
     return values
 
 
+_WORDS_KEPT = 20_000
+_MARKS_OF_TEXT = ("<start_of_text>", "<end_of_text>")  # never split into pieces
+
+
 @lru_cache(maxsize=4)
 def _bpe(clean: str) -> Callable[[str], list[int]]:
     tokenizer: Any = open_clip.SimpleTokenizer(clean=clean)
 
     def encode(text: str) -> list[int]:
+        if len(tokenizer.cache) > _WORDS_KEPT:  # it keeps every word it ever saw
+            tokenizer.cache = {mark: mark for mark in _MARKS_OF_TEXT}
         # The last two of the vocabulary mark start and end: a text that spells one must not end itself.
         return [token for token in tokenizer.encode(text) if token < _BPE_SIZE - 2]
 
@@ -413,7 +419,7 @@ def prepare_text(raw: Any, options: ClipOptions) -> Tensor:
     """
     encode, length = build_tokenizer(options)
     text = read_text(raw)
-    words = encode(text)[: length - 2]
+    words = encode(limit_text(text, length))[: length - 2]
     if not words:
         raise DataError(f"the text {text[:40]!r} has no words that CLIP's tokenizer knows; leave the row out")
     tokens = torch.zeros(length, dtype=torch.long)
