@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ import pluggy
 from geobind import hookspecs
 from geobind.errors import PluginError, did_you_mean
 from geobind.modality import Modality, Role
+from geobind.utils.formatting import shorten
+from geobind.utils.streams import Trouble, shield_process
+
+_log = logging.getLogger(__name__)
 
 GROUP = "geobind"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -135,12 +140,22 @@ class PluginKind(Generic[C]):
         broken: list[Broken] = []
         for entry in entries:
             source = _source(entry)
+            _log.debug("importing plugin %s", source)
+            trouble = Trouble()
             try:
-                classes = self.load(entry)
-            except (Exception, SystemExit) as error:  # a plugin that exits must not end the command
+                with shield_process(trouble):
+                    classes = self.load(entry)
+            except BaseException as error:  # one that exits or raises anything must not end the command
+                if trouble.interrupted:
+                    raise
                 reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
                 broken.append(Broken(source, " ".join(reason.split())))
+                if not isinstance(error, Exception):
+                    _warn(source, f"is left out, it cannot be imported: {broken[-1].reason}")
                 continue
+            finally:
+                if trouble.printed.strip():
+                    _warn(source, f"prints while it is imported: {trouble.printed}")
             for cls in classes:
                 if fault := self.find_fault(cls):
                     broken.append(Broken(source, fault))
@@ -155,6 +170,17 @@ class PluginKind(Generic[C]):
                 reason = f"two plugins provide '{name}': {who}; uninstall one"
                 broken.append(Broken(plugins[1].source, reason, name))
         return Registry(self.word, usable, tuple(broken))
+
+
+_warned: set[tuple[Source, str]] = set()
+
+
+def _warn(source: Source, message: str) -> None:
+    """Warn of a plugin, once: each kind of class imports it."""
+    message = shorten(message, 200)
+    if (source, message) not in _warned:
+        _warned.add((source, message))
+        _log.warning("plugin %s %s", source, message)
 
 
 def list_entry_points() -> list[EntryPoint]:

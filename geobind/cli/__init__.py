@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from contextlib import suppress
 from typing import Any
 
@@ -102,24 +103,44 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; turn a GeobindError into a message and an exit code."""
+        """Run a command; turn every error into one message and an exit code."""
+        ctx.meta[_DEBUG] = ctx.params["debug"]
         try:
             with log_to_stderr(_level(quiet=ctx.params["quiet"], verbose=ctx.params["verbose"])):
                 return super().invoke(ctx)
-        except GeobindError as error:
-            from geobind.cli.run import message_of_rank
+        except (click.ClickException, click.exceptions.Exit, click.Abort, SystemExit):
+            raise
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # whoever read standard output has gone, which click knows to be no error
+            sys.exit(_explain(error, debug=ctx.meta[_DEBUG]))
 
-            if (message := message_of_rank(str(error))) is not None:
-                _print_error("error: ", error, message)
-            sys.exit(error.exit_code)
-        except KeyboardInterrupt as error:
-            _print_error("", error)
-            sys.exit(getattr(error, "exit_code", 130))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            _print_error("error: the disk is full: ", error)
-            sys.exit(1)
+
+def _explain(error: BaseException, *, debug: bool) -> int:
+    """Print what went wrong and return the exit code."""
+    if debug:
+        with suppress(OSError):
+            traceback.print_exception(error)
+    if isinstance(error, GeobindError):
+        from geobind.cli.run import message_of_rank
+
+        if (message := message_of_rank(str(error))) is not None:
+            _print_error("error: ", error, message)
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        _print_error("", error)
+        return getattr(error, "exit_code", 130)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _print_error("error: the disk is full: ", error)
+    elif isinstance(error, OSError) and error.strerror and error.filename is not None:
+        _print_error("error: ", error, f"{error.filename}: {error.strerror} (--debug shows the traceback)")
+    elif isinstance(error, MemoryError):
+        _print_error("error: ", error, f"memory is full{f': {error}' if str(error) else ''}; free some")
+    else:
+        from geobind.cli.bug_report import explain_unexpected
+
+        _print_error("error: ", error, explain_unexpected(error))
+    return 1
 
 
 def _print_error(start: str, error: BaseException, message: str | None = None) -> None:
@@ -130,15 +151,21 @@ def _print_error(start: str, error: BaseException, message: str | None = None) -
             click.echo("\n".join([start + told, *getattr(error, "__notes__", [])]), err=True)
 
 
+_DEBUG = "geobind.debug"
+_SHOW = "Print the traceback of an error, too."
 _QUIET, _VERBOSE = "Print warnings and errors, no progress.", "Print debug messages, with times and modules."
 
 
 def _add_level_options(command: click.Command) -> None:
-    """Add --quiet and --verbose to a command, for use after its name."""
+    """Add --quiet, --verbose and --debug to a command, for use after its name."""
 
     def change(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         if value:
             set_level(_level(quiet=param.name == "quiet", verbose=param.name == "verbose"))
+
+    def show(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.meta[_DEBUG] = True
 
     if isinstance(command, click.Group):
         for inner in command.commands.values():
@@ -149,6 +176,9 @@ def _add_level_options(command: click.Command) -> None:
                 [letter, name], is_flag=True, expose_value=False, callback=change, help=text
             )
             command.params.append(option)
+        command.params.append(
+            click.Option(["--debug"], is_flag=True, expose_value=False, callback=show, help=_SHOW)
+        )
 
 
 def _level(*, quiet: bool, verbose: bool) -> int:
@@ -161,5 +191,6 @@ def _level(*, quiet: bool, verbose: bool) -> int:
 @click.version_option(geobind.__version__, "--version")
 @click.option("-q", "--quiet", is_flag=True, help=_QUIET)
 @click.option("-v", "--verbose", is_flag=True, help=_VERBOSE)
-def main(quiet: bool, verbose: bool) -> None:  # Lazy.invoke reads both
+@click.option("--debug", is_flag=True, help=_SHOW)
+def main(quiet: bool, verbose: bool, debug: bool) -> None:  # LazyGroup.invoke reads them
     """Bind any kind of observation of a place to satellite imagery, in one embedding space."""

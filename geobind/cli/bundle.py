@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import click
 
-from geobind.cli.options import bundle_argument, json_option, out_file
+from geobind.cli.options import bundle_argument, json_option, out_file, print_json
 
 
 @click.command("embed")
@@ -53,7 +52,7 @@ def verify_command(bundle: str, against: str | None, as_json: bool) -> None:
     found = stability.compare_bundles(binder, Binder.from_pretrained(against)) if against else []
     if as_json:
         told = [{**one.model_dump(), "index_is_valid": one.index_is_valid} for one in found]
-        click.echo(json.dumps({"bundle": bundle, "faults": faults, "against": against, "modalities": told}))
+        print_json({"bundle": bundle, "faults": faults, "against": against, "modalities": told})
     else:
         for line in faults:
             click.echo(f"changed: {line}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geobind.cli.options import json_option, out_file, parse_columns, split_vectors
+from geobind.cli.options import json_option, out_file, parse_columns, print_json, split_vectors
 from geobind.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def check(quick: bool, as_json: bool, **given: Any) -> None:
 
     report = inspect_table(_open(**given), quick=quick)
     if as_json:
-        click.echo(json.dumps(report, indent=1))
+        print_json(report)
     else:
         for line in format_report(report):
             click.echo(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import textwrap
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 import geobind
-from geobind.cli.options import json_option
+from geobind.cli.options import json_option, print_json
 
 if TYPE_CHECKING:
     from geobind.doctor.examination import DoctorFinding
@@ -42,7 +41,7 @@ def doctor_command(as_json: bool) -> None:
     notes = sum(finding.state == "note" for finding in findings)
     if as_json:
         values = {"ok": not faults, "faults": faults, "notes": notes, "geobind": geobind.__version__}
-        click.echo(json.dumps({**values, "findings": [asdict(finding) for finding in findings]}, indent=1))
+        print_json({**values, "findings": [asdict(finding) for finding in findings]})
     else:
         for line in _lines(findings):
             click.echo(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
-from geobind.cli.options import bundle_argument, data_options_from_cli, json_option, parse_columns
+from geobind.cli.options import bundle_argument, data_options_from_cli, json_option, parse_columns, print_json
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
@@ -217,7 +216,7 @@ def eval_command(
         store_calibration(binder, more.calibrated, bundle)
     results = [result for each in chosen for result in _published(each, found, pairs)]
     if as_json:
-        click.echo(json.dumps(_as_dict(bundle, held_out, clean, results, leak) | more.to_dict(), indent=1))
+        print_json(_as_dict(bundle, held_out, clean, results, leak) | more.to_dict())
     else:
         _show(clean, results, leak, render_extras(more, asked))
 

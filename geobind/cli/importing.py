@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import textwrap
 from collections.abc import Collection, Iterator
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geobind.cli.options import json_option, list_plugins, parse_assignments
+from geobind.cli.options import json_option, list_plugins, parse_assignments, print_json
 from geobind.importers.contract import Importer
 from geobind.importers.writing import ImportSummary
 from geobind.plugins import Source
@@ -99,7 +98,7 @@ def _import(
     summary = write_manifest(importer, out, **given)
     installed = modalities().plugins
     if as_json:
-        click.echo(json.dumps(summary_values(summary, installed), indent=1))
+        print_json(summary_values(summary, installed))
         return
     for line in summary_lines(summary):
         click.echo(line)
@@ -123,7 +122,7 @@ def _show(name: str, as_json: bool) -> None:
     if as_json:
         columns = {name: column._asdict() for name, column in cls.columns.items()}
         told = {**_row(found), "columns": columns, "layout": cls.layout, "options": options}
-        click.echo(json.dumps(told, indent=1))
+        print_json(told)
         return
     for line in describe_importer(cls, found.source, options):
         click.echo(line)

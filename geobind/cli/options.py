@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -44,7 +46,27 @@ overrides_option = click.option(
     metavar="A.B=C",
     help="Change a value of the recipe, such as stages.0.batch_size=64; repeatable.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+def _reserve_stdout(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    """Keep standard output for JSON: whatever else is printed, by plugins too, goes to standard error."""
+    if value:
+        ctx.meta[_STDOUT] = sys.stdout
+        ctx.with_resource(redirect_stdout(sys.stderr))
+    return value
+
+
+_STDOUT = "geobind.stdout"
+json_option = click.option(
+    "--json", "as_json", is_flag=True, callback=_reserve_stdout, help="Print JSON for programs."
+)
+
+
+def print_json(values: Any) -> None:
+    """Print values as JSON on standard output."""
+    click.echo(json.dumps(values, indent=1), file=click.get_current_context().meta.get(_STDOUT))
+
+
 memory_option = click.option(
     "--memory",
     metavar="SIZE",
@@ -153,7 +175,7 @@ def list_plugins(
     rows = [row_of(plugin) for plugin in found.plugins.values()]
     broken = [{"plugin": str(one.source), "reason": one.reason} for one in found.broken]
     if as_json:
-        click.echo(json.dumps({key: rows, "broken": broken}, indent=1))
+        print_json({key: rows, "broken": broken})
         return
     wide = max((len(row["name"]) for row in rows), default=0)
     for row in rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Generator, Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from geobind.cli.options import json_option, memory_option, overrides_option, recipe_argument
+from geobind.cli.options import json_option, memory_option, overrides_option, print_json, recipe_argument
 from geobind.planning.models import RunPlan
 from geobind.utils.formatting import NBSP, format_count, format_duration, format_size
 from geobind.utils.progress import is_interactive
@@ -69,7 +68,7 @@ def plan_command(
     if out:
         write_plan(plan, out)
     if as_json:
-        click.echo(json.dumps(plan.model_dump(mode="json"), indent=1))
+        print_json(plan.model_dump(mode="json"))
         return
     Console(soft_wrap=True).print(plan_table(plan))
     for line in plan_lines(plan):

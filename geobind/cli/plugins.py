@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geobind.cli.options import json_option, list_plugins
+from geobind.cli.options import json_option, list_plugins, print_json
 
 if TYPE_CHECKING:
     from geobind.embedding_cache.store import EntryInfo
@@ -43,7 +43,7 @@ def show_modality(name: str, as_json: bool) -> None:
     plugin = registry().plugins[name]
     options = list_options(cls)
     if as_json:
-        click.echo(json.dumps({**_row(plugin), "accepts": cls.accepts, "options": options}, indent=1))
+        print_json({**_row(plugin), "accepts": cls.accepts, "options": options})
         return
     click.echo(f"{name}: {(cls.__doc__ or '').strip().splitlines()[0] if cls.__doc__ else ''}")
     click.echo(f"  plugin   {plugin.source}")
@@ -84,7 +84,7 @@ def list_entries(as_json: bool) -> None:
     rows: list[dict[str, Any]] = [{**_told(held), "rows": count_rows(held)} for held in found]
     total = sum(held.bytes for held in found)
     if as_json:
-        click.echo(json.dumps({"entries": rows, "bytes": total, "limit_bytes": read_limit()}, indent=1))
+        print_json({"entries": rows, "bytes": total, "limit_bytes": read_limit()})
         return
     for row in rows:
         click.echo(
@@ -107,7 +107,7 @@ def prune_entries(max_gb: float | None, as_json: bool) -> None:
     gone = prune_to(read_limit() if max_gb is None else max_gb * 1e9)
     left = sum(held.bytes for held in find_entries())
     if as_json:
-        click.echo(json.dumps({"removed": [_told(held) for held in gone], "bytes": left}, indent=1))
+        print_json({"removed": [_told(held) for held in gone], "bytes": left})
         return
     for held in gone:
         click.echo(f"removed {held.key[:12]}  {held.bytes / 1e6:,.1f} MB  {_told(held)['what']}")
@@ -124,7 +124,7 @@ def verify_entries(keep: bool, as_json: bool) -> None:
     checked = list(verify_all(repair=not keep))
     faults = sum(len(one.damaged) for one in checked)
     if as_json:
-        click.echo(json.dumps([one._asdict() for one in checked], indent=1))
+        print_json([one._asdict() for one in checked])
     else:
         for one in checked:
             for file, fault in one.damaged:

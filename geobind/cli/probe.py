@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from geobind.cli.options import bundle_argument, data_options_from_cli, json_option, parse_columns
+from geobind.cli.options import bundle_argument, data_options_from_cli, json_option, parse_columns, print_json
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
@@ -132,7 +131,7 @@ def _write(probes: ProbeResults, out: Path | None) -> None:
 
 def _show(probes: ProbeResults, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(probes.to_dict(), indent=1))
+        print_json(probes.to_dict())
         return
     from rich.console import Console
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
 
-from geobind.cli.options import json_option, overrides_option, recipe_argument
+from geobind.cli.options import json_option, overrides_option, print_json, recipe_argument
 
 
 @click.command("check")
@@ -35,7 +34,7 @@ def check_command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> Non
     if as_json:
         stages = [stage_facts(checked, stage) for stage in checked.stages] if checked else []
         told = {"ok": not problems, "problems": [p._asdict() for p in problems], "stages": stages}
-        click.echo(json.dumps(told, indent=1))
+        print_json(told)
         sys.exit(2 if problems else 0)
     if checked is not None:
         click.echo(
@@ -61,7 +60,7 @@ def schema_command() -> None:
     from geobind.plugins import registry
     from geobind.recipe.describe import build_editor_schema
 
-    click.echo(json.dumps(build_editor_schema(registry()), indent=1))
+    print_json(build_editor_schema(registry()))
 
 
 @click.command("recipes")
@@ -72,7 +71,7 @@ def recipes_command(as_json: bool) -> None:
 
     found = {name: _first_comment(path.read_text(encoding="utf-8")) for name, path in list_shipped().items()}
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        print_json(found)
     else:
         for name, line in found.items():
             click.echo(f"{name}  {line}")

@@ -89,6 +89,18 @@ def examine(patience: float = PATIENCE) -> list[DoctorFinding]:
     ]
 
 
+def summarise() -> list[DoctorFinding]:
+    """List the machine and the version of each package, without trying any: that takes no time."""
+    needed = _requirements()
+    names = dict.fromkeys((*WITH_TORCH, *WITHOUT_TORCH))
+    packages = [
+        DoctorFinding("packages", name, "ok", version)
+        for name in names
+        if (version := _version(name)) is not None and (name.lower() in needed or name in OPTIONAL)
+    ]
+    return [python_finding(sys.version_info[:3]), _system(), _memory(), *packages]
+
+
 def run_probes(names: Sequence[str], patience: float) -> dict[str, ProbeOutcome]:
     """Run probes in a child process, and the remaining ones in another when it dies.
 
