@@ -19,7 +19,9 @@ from torchvision.transforms.v2 import functional
 
 from geobind.data import audio_seconds, read_audio, read_image
 from geobind.data.readers.images import decode_image
+from geobind.towers.images import ImageSpec, prepare_image
 
+CLIP = ImageSpec(3, 224, (0.5,), (0.5,), "bicubic", squash=False, unit=True)
 Calls = dict[str, Callable[[], object]]
 
 
@@ -37,6 +39,9 @@ def compare(rounds: int) -> None:
             "all of it, as decoded": lambda files=files: [small(decode_image(file)) for file in files],
             "what is needed (geobind)": lambda files=files: [
                 small(decode_image(file, needed=224)) for file in files
+            ],
+            "to embed, by Pillow (geobind)": lambda files=files: [
+                prepare_image(file, CLIP) for file in files
             ],
         }
         told("  ... scaled to 224", scaled, rounds, count)

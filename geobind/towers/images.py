@@ -8,7 +8,8 @@ This module imports neither open_clip nor timm: a worker that was spawned starts
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from torchvision.transforms.v2 import functional as transforms
 from geobind.data.readers.images import decode_image
 from geobind.errors import DataError
 from geobind.towers.options import PhotoAugment, TileAugment
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def random_crop(
@@ -98,6 +102,10 @@ class ImageSpec(NamedTuple):
 def prepare_image(raw: Any, spec: ImageSpec, augment: PhotoAugment | None = None) -> Tensor:
     """Read an image, scale its shorter side (antialiased) and cut out the centre; augment it if asked to.
 
+    Photos of 8 bits are scaled by Pillow, before transparency is dropped, as open_clip does: both prepare the
+    same image to the bit. Images of other types and numbers of bands are scaled as tensors, in their own
+    units. What is trained on may be decoded from a JPEG at a fraction of its size, see `read_image`.
+
     Args:
         raw: What `read_image` takes.
         spec: What the tower wants to see.
@@ -109,7 +117,9 @@ def prepare_image(raw: Any, spec: ImageSpec, augment: PhotoAugment | None = None
     Raises:
         DataError: It is not such an image, or its values cannot be what the model's mean and std are for.
     """
-    image_CHW = decode_image(raw, channels=spec.channels, needed=_needed(spec, augment))
+    cropped = augment is not None and augment.random_resized_crop is not None
+    scale = None if cropped else partial(_scale, spec)
+    image_CHW = decode_image(raw, channels=spec.channels, needed=_needed(spec, augment), scale=scale)
     if spec.unit and image_CHW.dtype != torch.uint8:
         low, high = image_CHW.aminmax()
         if low < -1e-3 or high > 1 + 1e-3:
@@ -117,22 +127,40 @@ def prepare_image(raw: Any, spec: ImageSpec, augment: PhotoAugment | None = None
                 f"an image with values from {float(low):g} to {float(high):g}, where the model's mean and "
                 "std are for values from 0 to 1: set mean and std in the image's own units"
             )
-    how = InterpolationMode(spec.interpolation)
     size = [spec.size, spec.size]
     if augment is not None and augment.random_resized_crop is not None:
+        how = InterpolationMode(spec.interpolation)
         image_CHW = random_crop(image_CHW, augment.random_resized_crop, size, how)
-    elif spec.squash:
-        image_CHW = transforms.resize(image_CHW, size, how, antialias=True)
+    elif image_CHW.dtype == torch.uint8 and image_CHW.shape[0] in (1, 3):
+        image_CHW = transforms.pil_to_tensor(_scale(spec, _as_pillow(image_CHW)))
     else:
-        image_CHW = transforms.center_crop(
-            transforms.resize(image_CHW, [spec.size], how, antialias=True), size
-        )
+        image_CHW = _scale(spec, image_CHW)
     return image_CHW.contiguous() if augment is None else augment_image(image_CHW, augment)
 
 
-def _needed(spec: ImageSpec, augment: PhotoAugment | None) -> int:
-    """Return the length of the shorter side from which the image can be made without enlarging anything."""
-    if augment is None or augment.random_resized_crop is None:
+def _scale(spec: ImageSpec, image: Any) -> Any:
+    """Scale a tensor or a PIL image to the size of a spec: squashed to a square, or its centre."""
+    how, size = InterpolationMode(spec.interpolation), [spec.size, spec.size]
+    if spec.squash:
+        return transforms.resize(image, size, how, antialias=True)
+    return transforms.center_crop(transforms.resize(image, [spec.size], how, antialias=True), size)
+
+
+def _as_pillow(image_CHW: Tensor) -> Image:
+    from PIL import Image
+
+    pixels_HWC = image_CHW.permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[-1] == 1 else pixels_HWC)
+
+
+def _needed(spec: ImageSpec, augment: PhotoAugment | None) -> int | None:
+    """Return the length of the shorter side from which the image can be made without enlarging anything.
+
+    None of an image that is not trained on: it is decoded whole, since a smaller one differs a little.
+    """
+    if augment is None:
+        return None
+    if augment.random_resized_crop is None:
         return spec.size
     # The smallest part that is cut out, where its sides are as 3 to 4 and it lies along the longer one.
     return math.ceil(spec.size / math.sqrt(augment.random_resized_crop[0] * 3 / 4))

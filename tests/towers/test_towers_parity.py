@@ -1,11 +1,14 @@
 """The towers of the paper's recipe, from input to embedding, against the libraries they are of, to 1e-5."""
 
 import copy
+import io
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -45,15 +48,91 @@ def test_the_clip_is_the_one_of_the_recipe(clip):
     assert (config["embed_dim"], config["vision_cfg"]["patch_size"]) == (512, 32)
 
 
+SIZES = [
+    (224, 224),
+    (225, 224),
+    (800, 800),
+    (301, 457),
+    (223, 97),
+    (31, 33),
+    (1, 1),
+    (640, 9),
+    (2, 500),
+    (1801, 1805),
+]
+MODES = ["RGB", "L", "RGBA", "LA", "CMYK"]
+
+
+def noise(size, mode):
+    """An image of noise, whose every pixel matters when it is scaled."""
+    rng = np.random.default_rng(len(mode))
+    bands = [
+        Image.fromarray(rng.integers(0, 256, size[::-1], dtype=np.uint8))
+        for _ in Image.new(mode, (1, 1)).getbands()
+    ]
+    return Image.merge(mode, bands)
+
+
+def encoded(image, kind, **options):
+    target = io.BytesIO()
+    image.save(target, kind, **options)
+    return target.getvalue()
+
+
 @pytest.mark.parametrize("cls", [Satellite, GroundImage])
-def test_tiles_and_photos_embed_as_in_open_clip(clip, cls):
-    """At the model's own size nothing is resampled, so that the whole path must agree."""
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_tiles_and_photos_of_any_size_and_mode_embed_as_in_open_clip(clip, cls, size):
     theirs, options = clip
-    photos = [photo(seed, 224) for seed in range(3)]
+    images = [noise(size, mode) for mode in MODES]
     transform = open_clip.image_transform(224, is_train=False)
     with torch.no_grad():
-        wanted = theirs.encode_image(torch.stack([transform(image) for image in photos]))
-    assert torch.allclose(embedded(cls(clip=options), photos), wanted, atol=1e-5)
+        wanted = theirs.encode_image(torch.stack([transform(image) for image in images]))
+    assert torch.allclose(embedded(cls(clip=options), images), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("squash", [False, True])
+@settings(deadline=None, max_examples=40)
+@given(
+    width=st.integers(1, 700),
+    height=st.integers(1, 700),
+    mode=st.sampled_from(MODES),
+    kind=st.sampled_from("atpb"),
+)
+def test_an_image_in_any_form_is_prepared_to_the_bit_as_in_open_clip(clip, squash, width, height, mode, kind):
+    if max(width, height) > 300 * min(width, height):
+        return  # refused, or large: a thin image is scaled by its shorter side
+    image = noise((width, height), mode)
+    transform = open_clip.image_transform(224, is_train=False, resize_mode="squash" if squash else "shortest")
+    raw = image
+    if kind in "at" and mode in ("RGB", "L"):
+        raw = np.asarray(image)
+        raw = raw if kind == "a" else torch.from_numpy(raw.copy()).reshape(height, width, -1).permute(2, 0, 1)
+    elif kind in "pb" and mode != "CMYK":
+        raw = encoded(image, "PNG")
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1)
+        for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    )
+    wanted = ((transform(image) * std + mean) * 255).round().byte()
+    ours = Satellite(clip=clip[1], squash=squash).prepare(raw)
+    assert torch.equal(ours, wanted)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("side", [300, 1900])
+def test_a_large_jpeg_is_decoded_whole_to_be_embedded(clip, mode, side):
+    content = encoded(noise((side, side + 7), mode), "JPEG", quality=90)
+    transform = open_clip.image_transform(224, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))
+    wanted = (transform(Image.open(io.BytesIO(content))) * 255).round().byte()
+    assert torch.equal(Satellite(clip=clip[1]).prepare(content), wanted)
+
+
+def test_scaling_does_not_write_into_the_image_given(clip):
+    pixels = np.asarray(noise((224, 224), "RGB")).copy()
+    kept = pixels.copy()
+    Satellite(clip=clip[1], augment={"jitter": 0.5}).prepare(pixels, training=True).zero_()
+    Satellite(clip=clip[1]).prepare(pixels).zero_()
+    assert (pixels == kept).all()
 
 
 def test_tiles_with_statistics_of_their_own_are_normalised_by_them(clip):

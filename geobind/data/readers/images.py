@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+    Scale = Callable[[Image], Image]
+
 Layout = Literal["HWC", "CHW", "either"]
 
 MAX_PIXELS = 100_000_000
@@ -32,6 +35,7 @@ _LEFT = 4  # a JPEG decoded smaller still has so many times the length that is n
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "JPEG2000", "GIF", "BMP")
 _KNOWN = "JPEG, PNG, WebP, TIFF, JPEG 2000, GIF or BMP"
 _ORIENTATION = 0x0112  # the EXIF tag
+_SCALED_FIRST = ("RGBA", "LA", "CMYK", "YCbCr")
 _RGB_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"}
 
 
@@ -62,18 +66,23 @@ def read_image(raw: Any, *, channels: int = 3, needed: int | None = None) -> Ten
     return decode_image(raw, channels=channels, needed=needed).contiguous()
 
 
-def decode_image(raw: Any, *, channels: int = 3, needed: int | None = None) -> Tensor:
+def decode_image(
+    raw: Any, *, channels: int = 3, needed: int | None = None, scale: Scale | None = None
+) -> Tensor:
     """Decode as `read_image` does, but leave the pixels in their decoded memory order.
 
     That is mostly pixel by pixel. Scaling such an image takes no longer, and putting its channels first,
     which takes half as long as decoding it, can wait until it is small.
+
+    `scale` scales an image that becomes another one as RGB (transparent, CMYK, YCbCr) before it does: only
+    then the hidden colours of transparent pixels do not spread into those beside them.
     """
     from PIL import Image
 
     if isinstance(raw, str | Path) or is_bytes(raw):
-        image_CHW = _from_file(raw, channels, needed)
+        image_CHW = _from_file(raw, channels, needed, scale)
     elif isinstance(raw, Image.Image):
-        image_CHW = _from_pillow(_check_size(raw, "the image"), channels, "the image")
+        image_CHW = _from_pillow(_check_size(raw, "the image"), channels, "the image", scale)
     elif isinstance(raw, Tensor):
         image_CHW = _from_array(as_array(raw, "the tensor"), channels, "the tensor", "CHW")
     elif is_array(raw):
@@ -85,7 +94,9 @@ def decode_image(raw: Any, *, channels: int = 3, needed: int | None = None) -> T
     return image_CHW
 
 
-def _from_file(raw: str | Path | bytes | bytearray | memoryview, channels: int, needed: int | None) -> Tensor:
+def _from_file(
+    raw: str | Path | bytes | bytearray | memoryview, channels: int, needed: int | None, scale: Scale | None
+) -> Tensor:
     from PIL import Image, UnidentifiedImageError
 
     name = describe(raw)
@@ -110,7 +121,7 @@ def _from_file(raw: str | Path | bytes | bytearray | memoryview, channels: int, 
                 image_CHW = _decode_jpeg(image, file)
                 if image_CHW is not None:
                     return image_CHW
-        return _from_pillow(image, channels, name)
+        return _from_pillow(image, channels, name, scale)
 
 
 def _draft_size(size: tuple[int, int], needed: int | None) -> tuple[int, int] | None:
@@ -165,14 +176,14 @@ def _check_size(image: Image, name: str) -> Image:
     return image
 
 
-def _from_pillow(image: Image, channels: int, name: str) -> Tensor:
+def _from_pillow(image: Image, channels: int, name: str, scale: Scale | None = None) -> Tensor:
     from PIL import ImageOps
 
     try:
         if image.getexif().get(_ORIENTATION, 1) != 1:  # transposing copies even what is upright
             image = ImageOps.exif_transpose(image)
         if channels == 3:
-            array = _as_rgb(image)
+            array = _as_rgb(scale(image) if scale and image.mode in _SCALED_FIRST else image)
         elif image.mode == "1":
             array = np.asarray(image.convert("L"))
         elif image.mode in ("P", "PA") and channels > 1:
