@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from geobind.errors import DataError
-from geobind.utils.files import FileLock
+from geobind.utils.files import FileLock, create_folder
 
 
 def cache_root() -> Path:
@@ -33,32 +31,22 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     Raises:
         DataError: The cache cannot be written.
     """
-    if folder.is_dir():
-        return folder
     try:
+        if folder.is_dir():
+            return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(folder.name + ".lock")) as lock:
+        with FileLock(folder.with_name(folder.name + ".lock")):
             if folder.is_dir():
                 return folder
-            if lock.is_enforced:  # then a folder of a temporary name was left by a process that died
-                for stale in folder.parent.glob(f".{folder.name}.*"):
-                    shutil.rmtree(stale, ignore_errors=True)
-            _build_and_rename(folder, build)
+            try:
+                with create_folder(folder) as temporary:
+                    build(temporary)
+            except OSError:
+                if not folder.is_dir():  # otherwise another process was first, and what it made is the same
+                    raise
     except OSError as error:
         raise DataError(
             f"cannot write the cache {folder}: {error.strerror or error}; free some space there, or set "
             "GEOBIND_CACHE to a folder that can be written"
         ) from error
     return folder
-
-
-def _build_and_rename(folder: Path, build: Callable[[Path], None]) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        build(temporary)
-        os.rename(temporary, folder)
-    except OSError:
-        if not folder.is_dir():  # otherwise another process was first, and what it made is the same
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -11,7 +11,6 @@ import math
 import mmap
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -151,7 +150,6 @@ LOCK_FILE = "in_use.lock"
 _SMALL = 16_384  # rows; shards of fewer are merged
 _MANY = 8  # small shards that are worth merging
 _MERGED = 65_536  # rows of a merged shard
-_STALE = 3600.0  # seconds after which nobody is writing a file any more
 
 
 def embeddings_folder() -> Path:
@@ -174,7 +172,7 @@ class CacheEntry:
             if not (self.folder / FACTS_FILE).exists():
                 files.write_json(self.folder / FACTS_FILE, facts)
             os.utime(self.folder / FACTS_FILE)  # time of last use, for pruning
-            _remove_stale_parts(self.folder)
+            files.remove_partial_files(self.folder)
         except OSError as error:
             raise files.explain_write_error(self.folder, error) from error
 
@@ -287,14 +285,6 @@ def drop_shard(path: Path, reason: str) -> None:
     with suppress(OSError):
         path.unlink(missing_ok=True)
     _log.warning("embedding cache: dropped %s: %s; its rows are computed again when needed", path, reason)
-
-
-def _remove_stale_parts(folder: Path) -> None:
-    """Remove the partial files of killed writes, but not those that may still be written."""
-    for part in folder.glob(".*.part"):
-        with suppress(FileNotFoundError):
-            if time.time() - part.stat().st_mtime > _STALE:
-                part.unlink()
 
 
 def _read_rows(shard: CacheShard, row_B: NDArray[np.int64]) -> Tensor:

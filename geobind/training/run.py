@@ -193,7 +193,7 @@ def _open_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
         raise RecipeError(
             f"{folder} holds a run already: continue it (--resume), or choose another folder (--out)"
         )
-    files.remove_partial_files(folder)
+    files.remove_partial_files(folder, deep=True)
     files.write_atomic(folder / "recipe.yaml", dump_yaml(recipe.written).encode())
     sources = {name: str(plugins.registry().plugins[name].source) for name in recipe.modalities}
     base = str(recipe.base.resolve())  # where `geobind report` finds relative manifests again

@@ -1,4 +1,4 @@
-"""Atomic writes, JSON, safetensors and sealed training state, and file locks."""
+"""Atomic writes and what killed ones leave, JSON, safetensors and sealed training state, and file locks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+import re
+import shutil
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -36,22 +39,84 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
 def replace_atomic(path: Path) -> Generator[Path]:
     """Yield a temporary file that replaces `path` once the block has ended without an error.
 
+    What killed writes have left in the folder is removed first.
+
     Raises:
         StorageError: The disk is full or the folder cannot be written; what was there before is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        remove_partial_files(path.parent)
+        with _held_part(path) as temporary:
+            yield temporary
+            _sync_file(temporary)
+            os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
         raise explain_write_error(path, error) from error
+
+
+@contextmanager
+def replace_together(
+    folder: Path, names: Sequence[str], mark: str, absent: Sequence[str] = ()
+) -> Generator[list[Path]]:
+    """Yield temporary files that replace files of a folder once the block has ended without an error.
+
+    A reader that looks at `mark` first sees all of the old files, all of the new ones, or no `mark`, at
+    whatever instant the process is killed.
+
+    Args:
+        folder: The folder, made if it is not there.
+        names: The files to write, the marking one among them.
+        mark: The file whose presence says that the folder is whole.
+        absent: Files that the old state may have and the new one has not.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written; what was there before is untouched.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_partial_files(folder)
+        with ExitStack() as parts:
+            temporaries = [parts.enter_context(_held_part(folder / name)) for name in names]
+            yield temporaries
+            for temporary in temporaries:
+                _sync_file(temporary)
+            parts.enter_context(_locked_folder(folder))  # two that save at once take turns
+            with suppress(FileNotFoundError):
+                (folder / mark).unlink()
+            _sync_folder(folder)
+            for name in absent:
+                (folder / name).unlink(missing_ok=True)
+            written = zip(names, temporaries, strict=True)
+            for name, temporary in sorted(written, key=lambda one: one[0] == mark):
+                if name == mark:
+                    _sync_folder(folder)
+                os.replace(temporary, folder / name)
+        _sync_folder(folder)
+    except OSError as error:
+        raise explain_write_error(folder, error) from error
+
+
+@contextmanager
+def create_folder(folder: Path) -> Generator[Path]:
+    """Yield a temporary folder that becomes `folder` once the block has ended without an error.
+
+    Raises:
+        OSError: The disk is full, the folder cannot be written, or it is there already.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_partial_files(folder.parent)
+    temporary = _part_of(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        with _locked_folder(temporary):
+            yield temporary
+            os.rename(temporary, folder)
+        _sync_folder(folder.parent)
     finally:
-        with suppress(OSError):
-            temporary.unlink()
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def explain_write_error(path: Path, error: OSError) -> StorageError:
@@ -64,10 +129,122 @@ def explain_write_error(path: Path, error: OSError) -> StorageError:
     )
 
 
-def remove_partial_files(folder: Path) -> None:
-    """Remove partial files left by killed writes."""
-    for leftover in folder.rglob(".*.part"):
-        leftover.unlink(missing_ok=True)
+_PART = re.compile(r"\..+\.(\d+)\.part")  # .NAME.PROCESS.part, a file or a folder
+_UNLOCKED_SECONDS = 3600.0  # where nothing is locked, after so long nobody writes a partial file any more
+
+
+def remove_partial_files(folder: Path, *, deep: bool = False) -> None:
+    """Remove what killed writes have left in a folder: partial files and folders whose process is dead.
+
+    Args:
+        folder: The folder; nothing happens if it is not there.
+        deep: Look below it as well.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            number = _PART.fullmatch(entry.name)
+            if number and _is_abandoned(entry.path, int(number[1])):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    with suppress(OSError):
+                        os.unlink(entry.path)
+            elif deep and entry.is_dir(follow_symlinks=False):
+                remove_partial_files(Path(entry.path), deep=True)
+
+
+def _part_of(path: Path) -> Path:
+    """Return the temporary name of a file or folder that this process writes."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+@contextmanager
+def _held_part(path: Path) -> Generator[Path]:
+    """Yield the temporary file of `path`, locked as being written; what the block leaves of it is removed."""
+    temporary = _part_of(path)
+    # Without locks it is not held open: an open file cannot be renamed on Windows.
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666) if fcntl else None
+    try:
+        if handle is not None:
+            _lock_handle(handle, wait=False)
+        yield temporary
+    finally:
+        if handle is not None:
+            os.close(handle)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def _locked_folder(folder: Path) -> Generator[None]:
+    """Lock a folder against other processes that lock it, as far as the file system can."""
+    if os.name == "nt":  # folders cannot be opened there
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        _lock_handle(handle, wait=True)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock_handle(handle: int, *, wait: bool) -> bool | None:
+    """Lock an open file until it is closed; return whether it is, None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _is_abandoned(path: str, process: int) -> bool:
+    """Return whether the process that wrote a partial file or folder is dead.
+
+    Its number alone does not tell: another machine may write on a shared disk, which its lock shows, and
+    numbers are used again (in a container often the same one), which the times show.
+    """
+    try:
+        changed = os.lstat(path).st_mtime
+        if _is_alive(process, changed):
+            return False
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        return False
+    try:
+        locked = _lock_handle(handle, wait=False)
+    finally:
+        os.close(handle)
+    return time.time() - changed > _UNLOCKED_SECONDS if locked is None else locked
+
+
+def _is_alive(process: int, since: float) -> bool:
+    """Return whether a process is there that is older than `since`, seconds since 1970."""
+    if os.name == "nt":  # there a signal would end it; the lock or the age decides
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    started = _start_time(process)
+    return started is None or started <= since + 1
+
+
+def _start_time(process: int) -> float | None:
+    """Return when a process started, in seconds since 1970; None where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+        ticks = int(fields.rpartition(")")[2].split()[19])
+        up = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
+        return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -129,6 +306,11 @@ def read_state(path: Path) -> dict[str, Any] | None:
         raise CheckpointError(
             f"{path}: not a checkpoint of this program ({reason}); remove it to start over"
         ) from error
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -69,3 +69,110 @@ def test_tensors_that_share_memory_are_both_written(tmp_path):
     back = read_weights(tmp_path / "w.safetensors")
     assert torch.equal(back["a"], shared)
     assert torch.equal(back["b"], shared[:2])
+
+
+def dead_process():
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    return child
+
+
+def test_what_killed_writes_have_left_goes_with_the_next_write_in_the_folder(tmp_path):
+    gone = dead_process()
+    for name in (f".table.parquet.{gone}.part", f".other.csv.{gone}.part"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / f".folder.{gone}.part").mkdir()
+    (tmp_path / f".folder.{gone}.part" / "a").write_text("half")
+    files.write_atomic(tmp_path / "x.csv", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+
+
+def test_what_a_live_process_writes_and_what_only_looks_like_a_partial_file_stays(tmp_path):
+    names = {f".a.csv.{os.getpid()}.part", f".a.csv.{os.getppid()}.part", ".a.part", "a.1.part", ".a.x.part"}
+    for name in names:
+        (tmp_path / name).write_text("half")
+    files.remove_partial_files(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_a_number_that_another_process_has_now_does_not_keep_a_partial_file(tmp_path):
+    """In a container a program often has the same number each time."""
+    part = tmp_path / f".a.csv.{os.getpid()}.part"
+    part.write_text("half")
+    os.utime(part, (0, 0))  # before this process began
+    files.remove_partial_files(tmp_path)
+    assert not part.exists()
+
+
+def test_a_partial_file_that_another_machine_writes_stays(tmp_path):
+    """Its process is none of this machine; only its lock shows that it lives."""
+    part = tmp_path / f".a.csv.{dead_process()}.part"
+    with part.open("w") as file:
+        files.fcntl.flock(file, files.fcntl.LOCK_EX)
+        files.remove_partial_files(tmp_path)
+        assert part.exists()
+    files.remove_partial_files(tmp_path)
+    assert not part.exists()
+
+
+def test_where_nothing_is_locked_a_partial_file_stays_for_an_hour(tmp_path, monkeypatch):
+    part = tmp_path / f".a.csv.{dead_process()}.part"
+    part.write_text("half")
+    monkeypatch.setattr(files, "fcntl", None)
+    files.remove_partial_files(tmp_path)
+    assert part.exists()
+    os.utime(part, (0, 0))
+    files.remove_partial_files(tmp_path)
+    assert not part.exists()
+
+
+def test_a_link_of_a_partial_name_costs_the_link_alone(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "a").write_text("a")
+    (tmp_path / f".x.{dead_process()}.part").symlink_to(tmp_path / "kept")
+    files.remove_partial_files(tmp_path)
+    assert (tmp_path / "kept" / "a").exists()
+
+
+def test_files_that_are_replaced_together_are_old_new_or_marked_as_incomplete_whenever_it_ends(tmp_path):
+    def write(folder, text):
+        with files.replace_together(folder, ("a", "b", "mark"), "mark", absent=("c",)) as parts:
+            for part in parts:
+                part.write_text(text)
+
+    class Killed(BaseException):
+        pass
+
+    calls = ("replace", "unlink", "fsync", "open")
+    ended = 0
+    for name in calls:
+        for number in range(100):
+            folder = tmp_path / f"{name}{number}"
+            write(folder, "old")
+            (folder / "c").write_text("old")
+            call, left = getattr(os, name), iter(range(number))
+
+            def dying(*args, call=call, left=left, **named):
+                if next(left, None) is None:
+                    raise Killed
+                return call(*args, **named)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, name, dying)
+                try:
+                    write(folder, "new")
+                    whole = True
+                except Killed:
+                    whole = False
+            ended += not whole
+            read = {path.name: path.read_text() for path in folder.iterdir() if path.suffix != ".part"}
+            if whole:
+                assert read == dict.fromkeys(("a", "b", "mark"), "new")
+                break
+            assert "mark" not in read or read in (
+                dict.fromkeys(("a", "b", "mark", "c"), "old"),
+                dict.fromkeys(("a", "b", "mark"), "new"),
+            )
+    assert ended > 10
