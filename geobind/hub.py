@@ -52,6 +52,19 @@ def hub_or_cache() -> Generator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
+@contextmanager
+def without_hub() -> Generator[None]:
+    """Run the block without the hub: whatever it asks for is taken from the hub's cache or fails at once."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def missing_weights_error(what: str, error: Exception) -> CheckpointError:
     """Build the error for weights that cannot be loaded: which, why, and the fix.
 

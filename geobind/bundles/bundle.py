@@ -13,13 +13,23 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from pydantic import ValidationError
 
 from geobind import plugins
+from geobind.bundles.building import bounded_building, check_encoders, explain_building, read_shapes
 from geobind.bundles.card import CARD, FORMAT, Card, Origin, read_card
-from geobind.bundles.delta import DELTA_FILE, find_base, read_with_base, split_delta
+from geobind.bundles.delta import (
+    DELTA_FILE,
+    combine_shapes,
+    find_base,
+    find_factored,
+    read_with_base,
+    split_delta,
+)
 from geobind.bundles.model_card import render_model_card
+from geobind.bundles.stability import ChangedWeights, check_weights, find_not_finite
 from geobind.errors import CheckpointError, GeobindError, PluginError
-from geobind.hub import check_reachability, explain_failure, hub_or_cache
+from geobind.hub import check_reachability, explain_failure, hub_or_cache, without_hub
 from geobind.modality import Modality
 from geobind.recipe.parsing import dump_yaml
+from geobind.towers.options import BUNDLED
 from geobind.towers.weights import load_strictly, read_weights
 from geobind.utils import files as storage
 from geobind.utils.system import collect_versions, hash_module
@@ -30,13 +40,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def fetch_folder(name: str, files: Iterable[str], revision: str | None = None) -> Path:
+def fetch_folder(
+    name: str, files: Iterable[str], revision: str | None = None, *, download: bool = True
+) -> Path:
     """Return the folder of this name, or download it from the hub.
 
     Args:
         name: A folder, or `owner/name` of the hub.
         files: The files to download.
         revision: A branch, tag or commit.
+        download: False takes it from the hub's cache alone.
 
     Raises:
         CheckpointError: There is neither.
@@ -47,7 +60,7 @@ def fetch_folder(name: str, files: Iterable[str], revision: str | None = None) -
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        with hub_or_cache():
+        with hub_or_cache() if download else without_hub():
             return Path(snapshot_download(name, revision=revision, allow_patterns=[*files]))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise CheckpointError(
@@ -109,9 +122,10 @@ def build_card(binder: SupportsBundle, **facts: Any) -> Card:
 
 
 def save(binder: SupportsBundle, folder: Path, *, over: str | Path | None = None) -> Path:
-    """Write a bundle.
+    """Write a bundle: all of its files or none.
 
-    The weights come last but one and `binder.json` last, so that a folder with a card is a whole bundle.
+    All are written under temporary names before the old `binder.json` goes; the new one comes last. A folder
+    with a card is thus a whole bundle, the old one or the new.
 
     Args:
         binder: What to save.
@@ -120,20 +134,20 @@ def save(binder: SupportsBundle, folder: Path, *, over: str | Path | None = None
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
-        CheckpointError: There is no such base, or it is in this very folder.
+        CheckpointError: Weights are not finite; or there is no such base, or it is in this very folder.
     """
-    card, tensors, kept = build_card(binder, over=None), binder.encoders.state_dict(), (WEIGHTS, DELTA_FILE)
+    card, tensors, weights = build_card(binder, over=None), binder.encoders.state_dict(), WEIGHTS
+    if broken := find_not_finite(tensors):
+        raise CheckpointError(f"{folder}: not saved: {broken}; load the last bundle or checkpoint before it")
     if over is not None:
         base = _base_weights(folder, str(over))
         tensors, reference = split_delta(tensors, read_weights(base), _base_name(over))
         card = card.model_copy(update={"over": reference})
-        kept = (DELTA_FILE, WEIGHTS)
+        weights = DELTA_FILE
+    contents = {weights: storage.encode_tensors(tensors), **_encode_card(card, folder)}
     if card.recipe:
-        storage.write_atomic(folder / RECIPE, dump_yaml(card.recipe).encode())
-    storage.write_atomic(folder / README, render_model_card(card.model_dump()).encode())
-    (folder / kept[1]).unlink(missing_ok=True)
-    storage.write_tensors(folder / kept[0], tensors)
-    storage.write_atomic(folder / CARD, card.model_dump_json(indent=1).encode())
+        contents[RECIPE] = dump_yaml(card.recipe).encode()
+    storage.replace_together(folder, contents, CARD, absent=[name for name in _FILES if name not in contents])
     return folder
 
 
@@ -145,44 +159,92 @@ def save_card(binder: SupportsBundle, folder: Path, **facts: Any) -> None:
         StorageError: It cannot be written.
     """
     card = Card.model_validate({**read_card(folder).model_dump(), **facts})
-    storage.write_atomic(folder / README, render_model_card(card.model_dump()).encode())
-    storage.write_atomic(folder / CARD, card.model_dump_json(indent=1).encode())
+    for name, content in _encode_card(card, folder).items():
+        storage.write_atomic(folder / name, content)
     binder.card = card
 
 
-def load(make: Callable[..., B], folder: Path, *, base: str | Path | None = None) -> B:
-    """Read a bundle, without pickle, and without the network unless its base is on a hub.
+def _encode_card(card: Card, folder: Path) -> dict[str, bytes]:
+    """Return the model card and the card as files.
+
+    Raises:
+        CheckpointError: The card's facts, which may be a stranger's, are not what geobind writes.
+    """
+    try:
+        readme = render_model_card(card.model_dump())
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise CheckpointError(
+            f"{folder / CARD}: its stages, metrics, data or author are not as geobind writes them "
+            f"({reason}), so that no model card can be written of them"
+        ) from error
+    return {README: readme.encode(), CARD: card.model_dump_json(indent=1).encode()}
+
+
+def load(
+    make: Callable[..., B],
+    folder: Path,
+    *,
+    base: str | Path | None = None,
+    download: bool = False,
+) -> B:
+    """Read a bundle, without pickle, and without the network unless `base` names a bundle on a hub.
+
+    The card is a stranger's: encoders are built only after their shapes agree with the weights file, and the
+    weights must be finite and those whose SHA-256 the card names.
 
     Args:
         make: Makes a binder without weights of its modalities, width and card.
         folder: The bundle.
-        base: The bundle that a small one changes; default: where it was when it was saved, beside it or on
-            a hub.
+        base: The bundle that a small one changes; default: where it was when it was saved, beside it or in
+            the hub's cache.
+        download: Fetch a base that the card names from a hub.
 
     Raises:
         CheckpointError: It is no bundle, damaged, or of another format; or its weights or base do not fit.
+        ChangedWeights: Its weights are not those that its card names, or not finite.
         PluginError: A modality it needs is not installed.
     """
     card = read_card(folder)
     modalities = {name: _modality(card, name, options, folder) for name, options in card.modalities.items()}
-    binder = make(modalities, card.width, pretrained=False, card=card)
+    file = folder / (WEIGHTS if card.over is None else DELTA_FILE)
+    shapes, weights, factored = read_shapes(file), file, set[str]()
+    if card.over is not None:
+        found = str(find_base(folder, card.over, base))
+        weights = _base_weights(folder, found, download=download or base is not None)
+        factored = find_factored(shapes)
+        shapes = combine_shapes(folder, card.over, weights, read_shapes(weights), shapes, modalities)
+    check_encoders(modalities, card.width, shapes, folder / CARD, file)
+    with explain_building(f"{folder / CARD}: modalities"), bounded_building(shapes.values()):
+        binder = make(modalities, card.width, pretrained=False, card=card)
+    own = binder.encoders.state_dict()
     if card.over is None:
-        tensors, file = read_weights(folder / WEIGHTS), folder / WEIGHTS
+        tensors = read_weights(file)
     else:
-        weights = _base_weights(folder, str(find_base(folder, card.over, base)))
-        tensors = read_with_base(folder, card.over, weights, binder.encoders.state_dict())
-        file = folder / DELTA_FILE
+        tensors = read_with_base(folder, card.over, weights, own)
+    if factored:
+        _log.warning(
+            "%s: an earlier version wrote the changes of %s as factors; their product is not to the bit what "
+            "was saved, so it is not compared with the card: save the bundle again",
+            file,
+            ", ".join(sorted(factored)),
+        )
+    compared = [name for name in modalities if name not in factored]
+    faults = check_weights(tensors, own, compared, card.digests)
     load_strictly(binder.encoders, tensors, str(file))
+    if faults:
+        raise ChangedWeights(file, faults, binder)
     return binder
 
 
 def from_pretrained(make: Callable[..., B], name: str, *, revision: str | None = None) -> B:
-    """Read a bundle from a folder, or from the Hugging Face hub. See `load`.
+    """Read a bundle from a folder, or from the Hugging Face hub with its base. See `load`.
 
     Raises:
         CheckpointError: There is neither, or it is no bundle.
     """
-    return load(make, fetch_folder(name, _FILES, revision))
+    folder = fetch_folder(name, _FILES, revision)
+    return load(make, folder, download=not os.path.isdir(name))
 
 
 def push_to_hub(binder: SupportsBundle, name: str, *, private: bool = False) -> str:
@@ -195,9 +257,17 @@ def push_to_hub(binder: SupportsBundle, name: str, *, private: bool = False) -> 
         return publish(save(binder, Path(folder)), name, private=private)
 
 
-def _base_weights(folder: Path, base: str) -> Path:
+def _base_weights(folder: Path, base: str, *, download: bool = True) -> Path:
     """Return the weights file of the whole bundle that a small one in `folder` changes."""
-    base_folder = fetch_folder(base, _FILES)
+    try:
+        base_folder = fetch_folder(base, _FILES, download=download)
+    except CheckpointError as error:
+        if download:
+            raise
+        raise CheckpointError(
+            f"{folder}: holds only what it changes of the bundle '{base}' of a hub, which a card cannot make "
+            f"geobind fetch; name it yourself: Binder.load({folder.name!r}, base={base!r}), or put it beside"
+        ) from error
     if base_folder.resolve() == folder.resolve():
         raise CheckpointError(f"{folder}: a bundle cannot be its own base; save it in another folder")
     if read_card(base_folder).over is not None:
@@ -225,12 +295,13 @@ def _modality(card: Card, name: str, options: Mapping[str, Any], folder: Path) -
     ):
         _log.warning("%s: '%s' was made with %s; installed is %s", folder, name, made_with, plugin.source)
     try:
-        return plugin.cls.model_validate(options)
+        return plugin.cls.model_validate(options, context={BUNDLED: True})
     except ValidationError as error:
         first = error.errors()[0]
+        where = ".".join(("modalities", name, *map(str, first["loc"])))
         raise CheckpointError(
-            f"{folder}: {plugin.source} does not take the bundle's options of '{name}' "
-            f"(made with {made_with}): {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            f"{folder / CARD}: {plugin.source} does not take the bundle's options of '{name}' "
+            f"(made with {made_with}): {where}: {first['msg']}"
         ) from None
 
 

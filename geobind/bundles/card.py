@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geobind.bundles.delta import BaseReference
 from geobind.bundles.stability import Proof
-from geobind.errors import CheckpointError
+from geobind.errors import CheckpointError, DataError
 from geobind.scoring import Calibration
+from geobind.utils.files import read_limited
 
 CARD = "binder.json"
 FORMAT = 1
@@ -33,7 +34,7 @@ class Card(BaseModel):
 
     format: int = FORMAT
     name: str = "binder"
-    width: int
+    width: int = Field(ge=1, le=65_536, description="length of an embedding")
     modalities: dict[str, dict[str, Any]] = Field(description="options of each modality")
     plugins: dict[str, Origin] = {}
     digests: dict[str, str] = Field({}, description="SHA-256 of each encoder's weights")
@@ -59,11 +60,14 @@ def read_card(folder: Path) -> Card:
     """
     path = folder / CARD
     try:
-        if path.stat().st_size > _MAX_CARD:
-            raise CheckpointError(f"{path}: larger than {_MAX_CARD} bytes; not a bundle's card")
-        card = Card.model_validate_json(path.read_bytes())
+        card = Card.model_validate_json(read_limited(path, _MAX_CARD, "a bundle's card"))
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
     except OSError as error:
-        raise CheckpointError(f"{folder}: not a bundle, {CARD} cannot be read ({error.strerror})") from None
+        raise CheckpointError(
+            f"{folder}: not a bundle, {CARD} cannot be read ({error.strerror}); it is written last: where "
+            "other files of a bundle are there, it was not saved to its end, so save it again"
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from geobind.errors import CheckpointError
@@ -17,6 +18,8 @@ from geobind.utils.system import hash_tensors
 
 DOWN, UP = ".lora_A", ".lora_B"  # suffixes of a weight's name: the usual names of the two factors
 DELTA_FILE = "adapter.safetensors"
+_NAME = re.compile(r"[^/\\:\x00-\x1f]+|[\w.-]+/[\w.-]+")  # of a base: a folder's, or OWNER/NAME of a hub
+_LONGEST_NAME = 255
 
 
 def name_factors(name: str, down_RN: Tensor, up_MR: Tensor) -> dict[str, Tensor]:
@@ -25,7 +28,17 @@ def name_factors(name: str, down_RN: Tensor, up_MR: Tensor) -> dict[str, Tensor]
 
 
 def add_factors(weight: Tensor, down_RN: Tensor, up_MR: Tensor) -> Tensor:
-    """Return a weight of any shape (M, ...) with the product of two factors added."""
+    """Return a weight of any shape (M, ...) with the product of two factors added.
+
+    Raises:
+        RuntimeError: The factors do not fit the weight.
+    """
+    # Before they are multiplied: two long thin factors have a product larger than any memory.
+    shapes = tuple(up_MR.shape), tuple(down_RN.shape), tuple(weight.shape)
+    if up_MR.ndim != 2 or down_RN.ndim != 2 or not weight.ndim or up_MR.shape[0] != weight.shape[0]:
+        raise RuntimeError(f"factors of the shapes {shapes[0]} and {shapes[1]} for a weight of {shapes[2]}")
+    if up_MR.shape[0] * down_RN.shape[1] != weight.numel():
+        raise RuntimeError(f"factors of the shapes {shapes[0]} and {shapes[1]} for a weight of {shapes[2]}")
     change_MN = up_MR.to(weight.device, torch.float32) @ down_RN.to(weight.device, torch.float32)
     return (weight + change_MN.reshape(weight.shape)).to(weight.dtype)
 
@@ -76,6 +89,14 @@ class BaseReference(BaseModel):
     name: str = Field(description="its folder's name, or its id on a hub")
     digests: dict[str, str] = Field(description="SHA-256 of each of its encoders that is used")
 
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        """Refuse whatever could name another folder than one beside the bundle."""
+        if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name) or set(name.split("/")) & {".", ".."}:
+            raise ValueError(f"{name[:80]!r} is neither the name of a folder nor OWNER/NAME of a hub")
+        return name
+
 
 def split_delta(
     tensors: Mapping[str, Tensor], base: Mapping[str, Tensor], name: str
@@ -87,8 +108,8 @@ def split_delta(
         base: The weights of the base.
         name: The base's folder name, or its id on a hub.
     """
-    used = _group_by_encoder(tensors).keys()
-    shared = {encoder: own for encoder, own in _group_by_encoder(base).items() if encoder in used}
+    used = group_by_encoder(tensors).keys()
+    shared = {encoder: own for encoder, own in group_by_encoder(base).items() if encoder in used}
     return compute_delta(base, tensors), BaseReference(name=name, digests=_hash_encoders(shared))
 
 
@@ -105,14 +126,11 @@ def read_with_base(folder: Path, over: BaseReference, base: Path, names: Iterabl
         CheckpointError: It was saved over another base, or a file is damaged.
     """
     tensors = read_weights(base)
-    encoders = _group_by_encoder(tensors)
+    encoders = group_by_encoder(tensors)
     digests = _hash_encoders({name: encoders.get(name, {}) for name in over.digests})
     others = [name for name in over.digests if digests[name] != over.digests[name]]
     if others:
-        raise CheckpointError(
-            f"{folder}: made over the bundle '{over.name}', but {base.parent} has other weights of "
-            f"{', '.join(others)}; name its own base: Binder.load({folder.name!r}, base=FOLDER)"
-        )
+        raise _other_base_error(folder, over, base, others)
     delta = read_weights(folder / DELTA_FILE)
     try:
         return apply_delta(tensors, delta, names)
@@ -123,6 +141,15 @@ def read_with_base(folder: Path, over: BaseReference, base: Path, names: Iterabl
         ) from None
 
 
+def _other_base_error(
+    folder: Path, over: BaseReference, base: Path, encoders: Iterable[str]
+) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: made over the bundle '{over.name}', but {base.parent} has other weights of "
+        f"{', '.join(encoders)}; name its own base: Binder.load({folder.name!r}, base=FOLDER)"
+    )
+
+
 def find_base(folder: Path, over: BaseReference, base: str | Path | None) -> str | Path:
     """Return where the base of a small bundle is: `base` if given, else beside it or on a hub.
 
@@ -131,7 +158,7 @@ def find_base(folder: Path, over: BaseReference, base: str | Path | None) -> str
     """
     if base is not None:
         return base
-    beside = folder.resolve().parent / Path(over.name).name
+    beside = folder.resolve().parent / over.name.rpartition("/")[2]
     if beside.is_dir():
         return beside
     if "/" in over.name:
@@ -142,7 +169,41 @@ def find_base(folder: Path, over: BaseReference, base: str | Path | None) -> str
     )
 
 
-def _group_by_encoder(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def combine_shapes(
+    folder: Path,
+    over: BaseReference,
+    base: Path,
+    of_base: Mapping[str, Tensor],
+    of_delta: Mapping[str, Tensor],
+    encoders: Collection[str],
+) -> dict[str, Tensor]:
+    """Return the tensors that a small bundle and its base hold together of some encoders, factors left out.
+
+    Args:
+        folder: The bundle.
+        over: The base that its card names.
+        base: The file of the base's weights.
+        of_base: The tensors of the base, of the meta device or any other.
+        of_delta: Those of the bundle.
+        encoders: The encoders that are wanted.
+
+    Raises:
+        CheckpointError: The base lacks an encoder that the card says it has.
+    """
+    there = group_by_encoder(of_base).keys()
+    if lacking := [encoder for encoder in over.digests if encoder not in there]:
+        raise _other_base_error(folder, over, base, lacking)
+    whole = {name: tensor for name, tensor in of_delta.items() if not name.endswith((DOWN, UP))}
+    return {name: t for name, t in of_base.items() if name.partition(".")[0] in encoders} | whole
+
+
+def find_factored(tensors: Iterable[str]) -> set[str]:
+    """Return the encoders of which a small bundle holds factors, as earlier versions wrote them."""
+    return {name.partition(".")[0] for name in tensors if name.endswith((DOWN, UP))}
+
+
+def group_by_encoder(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the weights of each encoder, under their names within it."""
     encoders: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         encoder, _, own = name.partition(".")

@@ -5,15 +5,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
-from geobind.utils.system import hash_module
+from geobind.bundles.delta import group_by_encoder
+from geobind.errors import CheckpointError
+from geobind.utils.system import hash_module, hash_tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from geobind.binder import Binder
 
 
@@ -152,12 +156,78 @@ def find_faults(binder: Binder) -> list[str]:
     """Return a line for each modality whose weights are not those that the bundle's card names."""
     if binder.card is None:
         return []
-    lines = [
-        f"'{name}': its weights are not those that the card names; the file was changed after it was written"
-        for name, known in binder.card.digests.items()
-        if name in binder.modalities and hash_module(binder.encoders[name]) != known
-    ]
+    digests = {name: hash_module(encoder) for name, encoder in binder.encoders.items()}
+    lines = _compare_digests(digests, binder.card.digests)
     return lines + (binder.card.proof.find_breaks() if binder.card.proof else [])
+
+
+class ChangedWeights(CheckpointError):
+    """The weights of a bundle are not those that its card names, or not finite.
+
+    Args:
+        file: Of the weights.
+        faults: A line for each encoder, and one for weights that are not finite.
+        binder: The binder with these weights, for whoever looks into what changed.
+    """
+
+    def __init__(self, file: Path, faults: Sequence[str], binder: object) -> None:
+        super().__init__(f"{file}: {'; '.join(faults)}; fetch or save the bundle again")
+        self.faults, self.binder = faults, binder
+
+
+def check_weights(
+    tensors: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    modalities: Iterable[str],
+    digests: Mapping[str, str],
+) -> list[str]:
+    """Return what is wrong with the weights of a bundle, empty if they are those that its card names.
+
+    Args:
+        tensors: The weights; each name begins with the modality's.
+        own: Those of the encoders as they are built: a buffer may hold the infinities that it was built with.
+        modalities: The modalities of the card.
+        digests: The SHA-256 of each encoder's weights, by the card.
+    """
+    encoders = group_by_encoder(tensors)
+    lines = _compare_digests({name: hash_tensors(encoders.get(name, {})) for name in modalities}, digests)
+    broken = find_not_finite(tensors, own)
+    return [*lines, broken] if broken else lines
+
+
+def find_not_finite(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = None) -> str:
+    """Return which weights hold numbers that are not finite, empty for none.
+
+    Args:
+        tensors: The weights.
+        own: Others of the same names; what is equal there is right.
+    """
+    broken = [
+        key
+        for key, tensor in tensors.items()
+        if tensor.is_floating_point()
+        and tensor.numel()
+        and not all(bound.isfinite() for bound in _widest(tensor).aminmax())
+        and not (own is not None and key in own and torch.equal(own[key].to(tensor.dtype), tensor))
+    ]
+    more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+    return f"the weights {broken[0]}{more} are not finite" if broken else ""
+
+
+def _widest(tensor: Tensor) -> Tensor:
+    """Return a tensor in a type that torch can compare on a CPU."""
+    return tensor.detach() if tensor.element_size() > 2 else tensor.detach().float()
+
+
+def _compare_digests(digests: Mapping[str, str], known: Mapping[str, str]) -> list[str]:
+    """Return a line for each encoder whose digest is another than the card's, or is not in the card."""
+    return [
+        f"'{name}': its weights are not those that the card names; the file was changed after it was written"
+        if name in known
+        else f"'{name}': the card names no digest of its weights; it was changed after it was written"
+        for name, digest in digests.items()
+        if known.get(name) != digest
+    ]
 
 
 def _last_state(binder: Binder, name: str, weights: str) -> ModalityState | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -47,8 +48,11 @@ def verify_command(bundle: str, against: str | None, as_json: bool) -> None:
     from geobind.binder import Binder
     from geobind.bundles import stability
 
-    binder = Binder.from_pretrained(bundle)
-    faults = stability.find_faults(binder)
+    try:
+        binder = Binder.from_pretrained(bundle)
+        faults = stability.find_faults(binder)
+    except stability.ChangedWeights as error:
+        binder, faults = cast("Binder", error.binder), error.faults
     found = stability.compare_bundles(binder, Binder.from_pretrained(against)) if against else []
     if as_json:
         told = [{**one.model_dump(), "index_is_valid": one.index_is_valid} for one in found]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from geobind.data.readers.text import limit_text, read_text
 from geobind.errors import CheckpointError, DataError, RecipeError, did_you_mean
 from geobind.hub import hub_or_cache, missing_weights_error
+from geobind.towers.architecture import check_config
 from geobind.towers.mel import hide_broken_torchaudio
 from geobind.towers.options import ClipOptions, HeadKind
 from geobind.towers.tower import Tower, make_head
@@ -202,7 +203,7 @@ def read_architecture(options: ClipOptions) -> dict[str, Any]:
     """Return the architecture as open_clip's JSON spells it.
 
     Raises:
-        RecipeError: open_clip has no such model, or it is not a plain two-tower CLIP.
+        RecipeError: open_clip has no such model, or it is not a plain two-tower CLIP of sane values.
     """
     if isinstance(options.model, dict):
         config: dict[str, Any] | None = copy.deepcopy(options.model)
@@ -218,6 +219,7 @@ def read_architecture(options: ClipOptions) -> dict[str, Any]:
             f"'{describe_clip(options)}' is a CoCa; its towers give tokens beside the embedding: "
             "choose a CLIP"
         )
+    _check(config, "")
     return config
 
 
@@ -279,15 +281,10 @@ def build_tokenizer(options: ClipOptions) -> tuple[Callable[[str], list[int]], i
         RecipeError: The model's tokenizer is not the one open_clip carries.
     """
     config = _section(read_architecture(options), "text_cfg", options)
-    if config.get("hf_tokenizer_name") or config.get("hf_model_name"):
-        raise RecipeError(
-            f"the text tower of {describe_clip(options)} needs files from a hub; "
-            "choose one with CLIP's own tokens"
-        )
     if config.get("vocab_size", _BPE_SIZE) < _BPE_SIZE:
         raise RecipeError(f"text_cfg.vocab_size must be at least {_BPE_SIZE}, the size of CLIP's vocabulary")
     # Its other setting, reduction_mask, drops words at random: not for a pure function.
-    clean = config.get("tokenizer_kwargs", {}).get("clean", "lower")
+    clean = (config.get("tokenizer_kwargs") or {}).get("clean", "lower")
     return _bpe(clean), int(config.get("context_length", 77))
 
 
@@ -326,7 +323,15 @@ def _both_towers(options: ClipOptions, part: Part, size: int | None) -> nn.Modul
             text_cfg=dict(text),  # pyright: ignore[reportArgumentType]
             quick_gelu=config.get("quick_gelu", False),
         )
-    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+    except (
+        TypeError,
+        ValueError,
+        AssertionError,
+        RuntimeError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+    ) as error:
         raise RecipeError(f"open_clip cannot build {describe_clip(options)}: {error}") from error
 
 
@@ -371,11 +376,26 @@ def _load_file(model: nn.Module, part: Part, options: ClipOptions, source: str) 
     load_clip(model, part, options, read_architecture(options), file)
 
 
-def _section(config: dict[str, Any], section: str, options: ClipOptions) -> dict[str, Any]:
+def _section(
+    config: dict[str, Any], section: Literal["vision_cfg", "text_cfg"], options: ClipOptions
+) -> dict[str, Any]:
     values = config.get(section)
     if not isinstance(values, dict):
         raise RecipeError(f"{describe_clip(options)} has no {section}; this modality needs it")
+    if section == "text_cfg" and (values.get("hf_tokenizer_name") or values.get("hf_model_name")):
+        raise RecipeError(
+            f"the text tower of {describe_clip(options)} needs files from a hub; "
+            "choose one with CLIP's own tokens"
+        )
+    _check(values, section)
     return values
+
+
+def _check(config: dict[str, Any], section: Literal["", "vision_cfg", "text_cfg"]) -> None:
+    try:
+        check_config(config, section)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
 
 
 _WORDS_KEPT = 20_000

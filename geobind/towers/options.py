@@ -7,23 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from geobind.extras import INSTALL
+from geobind.towers.architecture import check_htsat_config, check_timm_options
 
 HeadKind = Literal["auto", "identity", "linear", "mlp"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 PYTORCH = {".pt", ".pth", ".bin", ".ckpt"}  # pickles, of which only the tensors are read
+_MAX_FRAMES = 100_000  # of a spectrogram: 1000 s every 10 ms
 PICKLED = {".pkl", ".pickle", ".tar"}
-_MADE_BY_THE_TOWER = {
-    "pretrained",
-    "in_chans",
-    "num_classes",
-    "checkpoint_path",
-    "cache_dir",
-    "pretrained_cfg",
-}
+BUNDLED = "geobind.bundled"  # in the context of validation: the options are those of a bundle's card
 
 
 def refuse_pickle(value: Any) -> Any:
@@ -36,10 +31,12 @@ def refuse_pickle(value: Any) -> Any:
     return value
 
 
-def _read_config(value: Any) -> Any:
+def _read_config(value: Any, info: ValidationInfo) -> Any:
     """Replace the path of a JSON config by its content, so that a saved bundle does not need the file."""
     if not (isinstance(value, str) and value.endswith(".json")):
         return value
+    if isinstance(info.context, dict) and BUNDLED in info.context:
+        raise ValueError("names a file, which a bundle cannot; its card holds the config itself")
     path = Path(value)
     if not path.is_file():
         raise ValueError(
@@ -109,9 +106,7 @@ class TimmOptions(TowerOptions):
 
     @model_validator(mode="after")
     def _consistent(self) -> TimmOptions:
-        taken = sorted(_MADE_BY_THE_TOWER & self.options.keys())
-        if taken:
-            raise ValueError(f"options cannot hold {', '.join(taken)}: the tower sets it")
+        check_timm_options(self.options)
         if ":" in self.model:
             raise ValueError(
                 f"'{self.model}' is fetched from a hub even to be built; name one of timm.list_models()"
@@ -234,8 +229,7 @@ class HtsatOptions(TowerOptions):
             raise ValueError(
                 "pretrained: name a hub id (such as laion/clap-htsat-unfused) or a file, or say false"
             )
-        if "enable_fusion" in self.config:
-            raise ValueError("config cannot hold enable_fusion: write fused: true")
+        check_htsat_config(self.config)
         return self
 
 
@@ -317,6 +311,11 @@ class AudioOptions(BaseModel):
             )
         if self.crops > 1 and self.htsat is not None and self.htsat.fused:
             raise ValueError("crops: a fused HTSAT hears a longer recording as a whole already")
+        frames = 1000 * (self.seconds or 10) / (self.hop_ms or 10)
+        if frames > _MAX_FRAMES:
+            raise ValueError(
+                f"seconds / hop_ms makes {frames:,.0f} frames; at most {_MAX_FRAMES:,} are heard"
+            )
         rate = self.rate or 16_000
         low, high = self.fmin or 0, self.fmax or rate / 2
         if not low < high <= rate / 2:

@@ -61,7 +61,15 @@ def backbone(
             )
     except OSError as error:  # what the hub raises without a network
         raise missing_weights_error(f"timm's weights of {options.model}", error) from error
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (
+        TypeError,
+        ValueError,
+        AssertionError,
+        RuntimeError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+    ) as error:
         raise RecipeError(
             f"timm cannot build {options.model} with {extra or 'its defaults'}: {error}"
         ) from error

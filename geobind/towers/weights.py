@@ -135,22 +135,43 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     Raises:
         CheckpointError: They are not; the message names `source` and the first offending keys.
     """
-    own = model.state_dict()
-    missing = [key for key in own if key not in tensors]
-    unexpected = [key for key in tensors if key not in own]
-    unlike = [
-        f"{key} {tuple(tensors[key].shape)} for {tuple(own[key].shape)}"
-        for key in own
-        if key in tensors and tensors[key].shape != own[key].shape
-    ]
-    faults = [
-        _some(*fault)
-        for fault in (("missing", missing), ("unexpected", unexpected), ("shape", unlike))
-        if fault[1]
-    ]
-    if faults:
-        raise CheckpointError(f"{source}: the weights are not this model's: {'; '.join(faults)}")
+    if misfit := describe_misfit(model.state_dict(), tensors):
+        raise CheckpointError(f"{source}: the weights are not this model's: {misfit}")
     model.load_state_dict(dict(tensors))
+
+
+def describe_misfit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, types: bool = False) -> str:
+    """Return how weights differ from a model's own in names and shapes, empty if they do not.
+
+    Args:
+        own: The model's, of any device.
+        tensors: The weights.
+        types: Whether their types count: whole numbers are no weights, and digits must not be lost.
+    """
+    both = [key for key in own if key in tensors]
+    faults = {
+        "missing": [key for key in own if key not in tensors],
+        "unexpected": [key for key in tensors if key not in own],
+        "shape": [
+            f"{key} {tuple(tensors[key].shape)} for {tuple(own[key].shape)}"
+            for key in both
+            if tensors[key].shape != own[key].shape
+        ],
+        "type": [
+            f"{key} {tensors[key].dtype} for {own[key].dtype}"
+            for key in both
+            if types and not _widens(tensors[key].dtype, own[key].dtype)
+        ],
+    }
+    return "; ".join(_some(kind, keys) for kind, keys in faults.items() if keys)
+
+
+def _widens(narrow: torch.dtype, wide: torch.dtype) -> bool:
+    """Return whether every number of a type is one of another, of the same kind."""
+    kinds = narrow.is_floating_point == wide.is_floating_point and narrow.is_complex == wide.is_complex
+    return narrow == wide or (
+        kinds and narrow.is_floating_point and torch.promote_types(narrow, wide) == wide
+    )
 
 
 def _shards(index: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from geobind.errors import CheckpointError, StorageError
+from geobind.errors import CheckpointError, DataError, StorageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,46 +56,42 @@ def replace_atomic(path: Path) -> Generator[Path]:
         raise explain_write_error(path, error) from error
 
 
-@contextmanager
 def replace_together(
-    folder: Path, names: Sequence[str], mark: str, absent: Sequence[str] = ()
-) -> Generator[list[Path]]:
-    """Yield temporary files that replace files of a folder once the block has ended without an error.
+    folder: Path, contents: Mapping[str, bytes], mark: str, absent: Sequence[str] = ()
+) -> None:
+    """Write several files of a folder so that they are old or new together.
 
     A reader that looks at `mark` first sees all of the old files, all of the new ones, or no `mark`, at
     whatever instant the process is killed.
 
     Args:
         folder: The folder, made if it is not there.
-        names: The files to write, the marking one among them.
+        contents: The files by name, the marking one among them.
         mark: The file whose presence says that the folder is whole.
         absent: Files that the old state may have and the new one has not.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written; what was there before is untouched.
     """
+    name = ""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_partial_files(folder)
-        with ExitStack() as parts:
-            temporaries = [parts.enter_context(_held_part(folder / name)) for name in names]
-            yield temporaries
-            for temporary in temporaries:
-                _sync_file(temporary)
-            parts.enter_context(_locked_folder(folder))  # two that save at once take turns
-            with suppress(FileNotFoundError):
-                (folder / mark).unlink()
-            _sync_folder(folder)
-            for name in absent:
+        with ExitStack() as stack:
+            parts: dict[str, Path] = {}
+            for name, content in contents.items():
+                parts[name] = stack.enter_context(_held_part(folder / name))
+                parts[name].write_bytes(content)
+                _sync_file(parts[name])
+            stack.enter_context(_locked_folder(folder))  # two that save at once take turns
+            for name in (mark, *absent):
                 (folder / name).unlink(missing_ok=True)
-            written = zip(names, temporaries, strict=True)
-            for name, temporary in sorted(written, key=lambda one: one[0] == mark):
-                if name == mark:
-                    _sync_folder(folder)
-                os.replace(temporary, folder / name)
-        _sync_folder(folder)
+                _sync_folder(folder)
+            for name in (*(parts.keys() - {mark}), mark):
+                os.replace(parts[name], folder / name)
+                _sync_folder(folder)
     except OSError as error:
-        raise explain_write_error(folder, error) from error
+        raise explain_write_error(folder / name, error) from error
 
 
 @contextmanager
@@ -271,11 +267,30 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, copies of shared ones included."""
+    write_atomic(path, encode_tensors(tensors))
+
+
+def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return tensors as safetensors, copies of shared ones included."""
     from safetensors.torch import save
 
-    write_atomic(
-        path, save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
-    )
+    return save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
+
+
+def read_limited(path: Path, most: int, what: str) -> bytes:
+    """Read a file of at most so many bytes, by what is read and not by what the system says of it.
+
+    Raises:
+        OSError: It cannot be read, or is no plain file.
+        DataError: It is larger.
+    """
+    if not path.is_file():  # a pipe would wait for ever
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise DataError(f"{path}: larger than {most} bytes; not {what}")
+    return content
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:

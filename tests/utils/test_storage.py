@@ -138,9 +138,8 @@ def test_a_link_of_a_partial_name_costs_the_link_alone(tmp_path):
 
 def test_files_that_are_replaced_together_are_old_new_or_marked_as_incomplete_whenever_it_ends(tmp_path):
     def write(folder, text):
-        with files.replace_together(folder, ("a", "b", "mark"), "mark", absent=("c",)) as parts:
-            for part in parts:
-                part.write_text(text)
+        contents = dict.fromkeys(("a", "b", "mark"), text.encode())
+        files.replace_together(folder, contents, "mark", absent=("c",))
 
     class Killed(BaseException):
         pass
