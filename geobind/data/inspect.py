@@ -145,12 +145,15 @@ def _inspect_raster(path: Path, digest: bytes) -> ObservationFacts:
     return ObservationFacts("image", None, digest, (dataset.width, dataset.height), dataset.count)
 
 
-def _inspect_sound(raw: Path | bytes, digest: bytes) -> ObservationFacts:
-    from geobind.data.readers.audio import open_sound, read_audio
+_ANY_RATE = 16_000  # of a file, which has one of its own
 
-    with open_sound(raw) as file:
-        rate, channels = file.samplerate, file.channels
-    samples_T = read_audio(raw, rate)
+
+def _inspect_sound(raw: Path | bytes, digest: bytes) -> ObservationFacts:
+    from geobind.data.readers.audio import open_recording
+
+    with open_recording(raw, _ANY_RATE) as recording:
+        rate, channels = recording.rate, recording.channels
+        samples_T = recording.read(rate)
     return ObservationFacts(
         "sound",
         None,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from geobind.data.readers.audio import audio_seconds, read_audio
+from geobind.data.readers.audio import open_recording, read_audio
 from geobind.data.readers.files import describe
 from geobind.data.readers.images import read_image
 from geobind.data.readers.text import read_text
@@ -182,8 +182,9 @@ def _jpeg(image: Image.Image) -> str:
 
 def _sound_media(raw: Any) -> Media:
     rate = int(raw[1]) if isinstance(raw, tuple) else _FILE_RATE
-    seconds = audio_seconds(raw, rate)
-    drawn_T = read_audio(raw, rate, seconds=CLIP_SECONDS).numpy()
+    with open_recording(raw, rate) as recording:
+        seconds = recording.seconds
+        drawn_T = recording.read(rate, seconds=CLIP_SECONDS).numpy()
     played = min(rate, CLIP_RATE)
     length = f"{seconds:.1f} s"
     return Media(

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from geobind.data.readers.audio import audio_seconds, read_audio
+from geobind.data.readers.audio import Recording, open_recording
 from geobind.towers.mel import mel_spectrogram
 from geobind.towers.options import AudioAugment, AudioOptions
 
@@ -70,14 +70,16 @@ def prepare_sound(raw: Any, spec: SoundSpec, augment: AudioAugment | None = None
     Raises:
         DataError: It is no sound, or has no samples.
     """
-    spare = max(0.0, audio_seconds(raw, spec.rate) - spec.samples / spec.rate)
-    if augment is not None:
-        start = spare * float(torch.rand(())) if spare else 0.0
-        return mask_spectrogram(_mel_CMF(augment_samples(_window(raw, spec, start), augment), spec), augment)
-    if spec.crops == 1:
-        return _mel_CMF(_window(raw, spec, spare / 2), spec)
-    starts = [spare * crop / (spec.crops - 1) for crop in range(spec.crops if spare else 1)]
-    crops = [_mel_CMF(_window(raw, spec, start), spec) for start in starts]
+    with open_recording(raw, spec.rate) as recording:
+        spare = max(0.0, recording.seconds - spec.samples / spec.rate)
+        if augment is not None:
+            start = spare * float(torch.rand(())) if spare else 0.0
+            samples_T = augment_samples(_window(recording, spec, start), augment)
+            return mask_spectrogram(_mel_CMF(samples_T, spec), augment)
+        if spec.crops == 1:
+            return _mel_CMF(_window(recording, spec, spare / 2), spec)
+        starts = [spare * crop / (spec.crops - 1) for crop in range(spec.crops if spare else 1)]
+        crops = [_mel_CMF(_window(recording, spec, start), spec) for start in starts]
     return torch.stack(crops).expand(spec.crops, -1, -1, -1).contiguous()
 
 
@@ -108,9 +110,9 @@ def mask_spectrogram(mel_CMF: Tensor, augment: AudioAugment) -> Tensor:
     return mel_CMF
 
 
-def _window(raw: Any, spec: SoundSpec, start: float) -> Tensor:
+def _window(recording: Recording, spec: SoundSpec, start: float) -> Tensor:
     length = spec.samples / spec.rate
-    samples_T = read_audio(raw, spec.rate, start=start, seconds=length, loudness=spec.loudness)
+    samples_T = recording.read(spec.rate, start=start, seconds=length, loudness=spec.loudness)
     return fit_length(samples_T, spec.samples)
 
 

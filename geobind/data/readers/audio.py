@@ -11,17 +11,18 @@ torchaudio.functional.loudness: noise 0.04 LU lower at 48 kHz, 0.12 at 16, 0.22 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from geobind.data.readers.files import describe, open_binary, shorten
+from geobind.data.readers.sound_headers import state_length
 from geobind.errors import DataError
 from geobind.utils.arrays import as_array, is_array, is_bytes
 
@@ -64,12 +65,12 @@ def measure_loudness(samples_T: Tensor, rate: int) -> float:
 
 
 def normalize_loudness(samples_T: Tensor, rate: int, lufs: float) -> Tensor:
-    """Normalize a sound to a loudness, or as near as its peaks allow (`PEAK`); silence stays silent."""
+    """Bring a sound to a loudness in place, or as near as its peaks allow (`PEAK`); silence stays silent."""
     now = measure_loudness(samples_T, rate)
     if now == -math.inf:
         return samples_T
-    gain = 10 ** ((lufs - now) / 20)
-    return samples_T * min(gain, PEAK / float(samples_T.abs().max()))
+    low, high = map(float, torch.aminmax(samples_T))
+    return samples_T.mul_(min(10 ** ((lufs - now) / 20), PEAK / max(-low, high)))
 
 
 def _starts(samples_T: Tensor, hop: int) -> range:
@@ -130,11 +131,90 @@ def _weighting_F(rate: int, length: int) -> Tensor:
 
 
 MAX_SECONDS = 3600.0
-_MAX_SAMPLES = 500_000_000  # 2 GB decoded; an hour of 48 kHz stereo has 346 million
-_MAX_CHANNELS = 64  # of an array; more of them are recordings stacked
-_BLOCK = 1_000_000  # samples of each channel decoded at a time, so that only the mono sum is held whole
+_MAX_SAMPLES = 500_000_000  # 2 GB, which is what the one channel read may have before and after resampling
+_BLOCK = 1_000_000  # samples of all channels decoded at a time
+_MISSING = 4608  # samples, four frames, that MPEG audio may lack at its end: the first frames need others
 _RATES = range(100, 1_000_001)
-_Bytes = bytes | bytearray | memoryview
+_MAX_CHANNELS = 64  # of an array; more of them are recordings stacked
+_Blocks = Callable[[int, int], Iterator["NDArray[np.float32]"]]
+
+
+class Recording:
+    """A sound that is open: windows of it are decoded when they are read.
+
+    Args:
+        raw: What it was opened from, which messages name.
+        rate: Its own sampling rate, in Hz.
+        channels: Its channels, as they are before they are averaged.
+        frames: Its length, in samples of each channel.
+        blocks: Yields one channel from a sample on, so many samples in all.
+    """
+
+    def __init__(self, raw: Any, rate: int, channels: int, frames: int, blocks: _Blocks) -> None:
+        self.rate, self.channels, self.frames = rate, channels, frames
+        self._raw, self._blocks = raw, blocks
+
+    @property
+    def seconds(self) -> float:
+        """Return its length."""
+        return self.frames / self.rate
+
+    def read(
+        self,
+        rate: int,
+        *,
+        start: float = 0.0,
+        seconds: float | None = None,
+        loudness: float | None = None,
+        max_seconds: float = MAX_SECONDS,
+    ) -> Tensor:
+        """Decode a window into one channel at one rate, with the arguments and errors of `read_audio`."""
+        first = round(start * self.rate)
+        left = max(0, self.frames - first)
+        wanted = left if seconds is None else min(left, max(1, round(seconds * self.rate)))
+        self._check_length(wanted, rate, max_seconds)
+        heard_T = torch.from_numpy(self._resample(self._finite_blocks(first, wanted), wanted, rate))
+        return heard_T if loudness is None else normalize_loudness(heard_T, rate, loudness)
+
+    def _check_length(self, wanted: int, rate: int, max_seconds: float) -> None:
+        if wanted < 1:
+            raise DataError(
+                f"{describe(self._raw)}: has no samples there (zero length, or the window starts past its "
+                "end)"
+            )
+        if wanted > max_seconds * self.rate or max(wanted, wanted / self.rate * rate) > _MAX_SAMPLES:
+            raise DataError(
+                f"{describe(self._raw)}: {wanted / self.rate:.0f} s of {self.channels} channels at "
+                f"{self.rate} Hz; at most {max_seconds:.0f} s and {_MAX_SAMPLES / 1e6:.0f} million samples "
+                "are read; cut it into clips first"
+            )
+
+    def _finite_blocks(self, first: int, wanted: int) -> Iterator[NDArray[np.float32]]:
+        for block_T in self._blocks(first, wanted):
+            if not np.isfinite(block_T).all():
+                raise DataError(f"{describe(self._raw)}: has samples that are NaN or infinite")
+            yield block_T
+
+    def _resample(self, blocks: Iterator[NDArray[np.float32]], wanted: int, rate: int) -> NDArray[np.float32]:
+        """Return the blocks as one array at a rate, which is all that is held of them."""
+        heard_T = np.empty(math.ceil(wanted * rate / self.rate) + 1, np.float32)
+        count = there = 0
+        stream = None if rate == self.rate else _resampler(self.rate, rate)
+        for block_T in blocks:
+            there += len(block_T)
+            part_T = block_T if stream is None else stream.resample_chunk(block_T, last=there >= wanted)
+            heard_T[count : count + len(part_T)] = part_T
+            count += len(part_T)
+        if stream is not None and there < wanted:
+            part_T = stream.resample_chunk(np.empty(0, np.float32), last=True)
+            heard_T[count : count + len(part_T)] = part_T
+            count += len(part_T)
+        if not count:
+            raise DataError(
+                f"{describe(self._raw)}: {there} samples at {self.rate} Hz are too few to resample to "
+                f"{rate} Hz"
+            )
+        return heard_T[:count]
 
 
 def read_audio(
@@ -171,80 +251,91 @@ def read_audio(
     """
     if rate not in _RATES or start < 0 or (seconds is not None and seconds <= 0):
         raise DataError(f"cannot read {seconds} seconds from {start} at {rate} Hz: no such window or rate")
-    if isinstance(raw, str | Path) or is_bytes(raw):
-        samples_T, source = _decode(raw, start, seconds, max_seconds)
-    else:
-        array_T, source = _from_array(raw, rate)
-        first = min(round(start * source), len(array_T))
-        samples_T = array_T[first : None if seconds is None else first + max(1, round(seconds * source))]
-        _check_length(len(samples_T), source, 1, describe(raw), max_seconds)
-    if not np.isfinite(samples_T).all():
-        raise DataError(f"{describe(raw)}: has samples that are NaN or infinite")
-    heard_T = torch.from_numpy(
-        np.require(_resample(samples_T, source, rate, describe(raw)), requirements=["C", "W"])
-    )
-    return heard_T if loudness is None else normalize_loudness(heard_T, rate, loudness)
+    with open_recording(raw, rate) as recording:
+        return recording.read(rate, start=start, seconds=seconds, loudness=loudness, max_seconds=max_seconds)
 
 
 def audio_seconds(raw: Any, rate: int) -> float:
     """Return the length of a sound without decoding it, to choose a window; `raw` as for `read_audio`."""
-    if isinstance(raw, str | Path) or is_bytes(raw):
-        with open_sound(raw) as file:
-            return file.frames / file.samplerate
-    samples_T, source = _from_array(raw, rate)
-    return len(samples_T) / source
+    with open_recording(raw, rate) as recording:
+        return recording.seconds
 
 
 @contextmanager
-def open_sound(raw: str | Path | _Bytes) -> Generator[SoundFile]:
-    """Open a sound without decoding it, to see its rate, channels and length.
+def open_recording(raw: Any, rate: int) -> Generator[Recording]:
+    """Open a sound without decoding it, to see its length and to read windows of it.
+
+    Args:
+        raw: As for `read_audio`.
+        rate: The rate of an array that comes without one.
 
     Raises:
         DataError: It is missing, or not a sound that can be decoded.
     """
+    if not (isinstance(raw, str | Path) or is_bytes(raw)):
+        samples_T, source, channels = _from_array(raw, rate)
+        yield Recording(raw, source, channels, len(samples_T), partial(_slice_blocks, samples_T))
+        return
+    with open_binary(raw) as stream, _open_sound(raw, stream) as file:
+        yield Recording(raw, file.samplerate, file.channels, file.frames, partial(_decode_blocks, raw, file))
+
+
+def _open_sound(raw: Any, stream: BinaryIO) -> SoundFile:
     import soundfile
 
-    name = describe(raw)
-    with open_binary(raw) as stream:
-        try:
-            file = soundfile.SoundFile(stream)
-        except (soundfile.SoundFileError, TypeError, ValueError, OSError) as error:
-            raise DataError(
-                f"{name}: not a sound that can be decoded (WAV, FLAC, OGG, Opus and MP3 can); if it plays "
-                "elsewhere, convert it: ffmpeg -i INPUT output.flac"
-            ) from error
-        with file:
-            if file.samplerate not in _RATES:
-                raise DataError(f"{name}: claims {file.samplerate} samples a second; the file is damaged")
-            yield file
+    try:
+        file = soundfile.SoundFile(state_length(stream))
+        # Sound Designer's second file would be looked for in the working folder.
+        if file.format == "SD2" or not file.seekable():
+            raise ValueError(f"{file.format} {file.subtype}")
+    except DataError as error:
+        raise DataError(f"{describe(raw)}: {error}") from error
+    except (soundfile.SoundFileError, TypeError, ValueError, OSError) as error:
+        raise DataError(
+            f"{describe(raw)}: not a sound that can be decoded (WAV, FLAC, OGG, Opus and MP3 can); if it "
+            "plays elsewhere, convert it: ffmpeg -i INPUT output.flac"
+        ) from error
+    if file.samplerate not in _RATES:
+        raise DataError(f"{describe(raw)}: claims {file.samplerate} samples a second; the file is damaged")
+    return file
 
 
-def _decode(
-    raw: str | Path | _Bytes, start: float, seconds: float | None, max_seconds: float
-) -> tuple[NDArray[np.float32], int]:
-    name = describe(raw)
-    with open_sound(raw) as file:
-        source, first = file.samplerate, round(start * file.samplerate)
-        left = max(0, file.frames - first)
-        wanted = left if seconds is None else min(left, max(1, round(seconds * source)))
-        _check_length(wanted, source, file.channels, name, max_seconds)
-        blocks: list[NDArray[np.float32]] = []
-        try:
-            file.seek(first)
-            while wanted > 0:
-                block_TC = file.read(min(wanted, _BLOCK), dtype="float32", always_2d=True)
-                if not len(block_TC):  # the header promised more than there is
-                    break
-                blocks.append(block_TC.mean(axis=1, dtype=np.float32))
-                wanted -= len(block_TC)
-        except (RuntimeError, OSError, ValueError) as error:  # soundfile's own errors are RuntimeErrors
-            raise DataError(f"{name}: damaged sound: {error}") from error
-    if not blocks:
-        raise DataError(f"{name}: the header promises samples but there are none; the file is cut short")
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks), source
+def _decode_blocks(raw: Any, file: SoundFile, first: int, wanted: int) -> Iterator[NDArray[np.float32]]:
+    most, stated = max(1, _BLOCK // file.channels), wanted
+    try:
+        file.seek(first)
+        asked = there = 0
+        while (
+            wanted > 0 and there == asked
+        ):  # fewer are the end, or a hole, beyond which some would be repeated
+            asked = min(wanted, most)
+            block_TC = file.read(asked, dtype="float32", always_2d=True)
+            there = len(block_TC)
+            if there:
+                yield block_TC.mean(axis=1, dtype=np.float32)
+            wanted -= there
+    except (RuntimeError, OSError, ValueError) as error:  # soundfile's own errors are RuntimeErrors
+        raise DataError(f"{describe(raw)}: damaged sound: {error}") from error
+    if wanted > (_MISSING if file.format == "MP3" and wanted < stated else 0):
+        raise DataError(
+            f"{describe(raw)}: {stated - wanted} of {stated} samples can be decoded; the file is damaged or "
+            "cut short"
+        )
 
 
-def _from_array(raw: Any, rate: int) -> tuple[NDArray[np.float32], int]:
+def _slice_blocks(samples_T: NDArray[np.float32], first: int, wanted: int) -> Iterator[NDArray[np.float32]]:
+    for start in range(first, first + wanted, _BLOCK):
+        yield samples_T[start : min(start + _BLOCK, first + wanted)]
+
+
+def _resampler(source: int, rate: int) -> Any:
+    import soxr
+
+    return soxr.ResampleStream(source, rate, 1, dtype="float32", quality="HQ")
+
+
+def _from_array(raw: Any, rate: int) -> tuple[NDArray[np.float32], int, int]:
+    """Return one channel of an array, its rate, and how many channels it had."""
     source, given = rate, raw
     if isinstance(raw, tuple) and len(cast("tuple[Any, ...]", raw)) == 2:
         given, source = cast("tuple[Any, Any]", raw)
@@ -263,9 +354,10 @@ def _from_array(raw: Any, rate: int) -> tuple[NDArray[np.float32], int]:
             f"a sound of shape {array.shape} has {min(array.shape)} channels, more than {_MAX_CHANNELS}"
         )
     samples = _as_float(array)
-    if samples.ndim == 2:
-        samples = samples.mean(axis=int(np.argmin(samples.shape)), dtype=np.float32)
-    return samples, int(source)
+    if samples.ndim == 1:
+        return samples, int(source), 1
+    axis = int(np.argmin(samples.shape))
+    return samples.mean(axis=axis, dtype=np.float32), int(source), array.shape[axis]
 
 
 def _as_float(array: NDArray[Any]) -> NDArray[np.float32]:
@@ -276,26 +368,3 @@ def _as_float(array: NDArray[Any]) -> NDArray[np.float32]:
     if array.dtype == np.uint8:  # 8-bit WAV is unsigned around 128
         return (array.astype(np.float32) - np.float32(128)) / np.float32(128)
     raise DataError(f"samples of type {array.dtype} have no full scale; give floats, int16, int32 or uint8")
-
-
-def _check_length(frames: int, rate: int, channels: int, name: str, max_seconds: float) -> None:
-    if frames < 1:
-        raise DataError(f"{name}: has no samples there (zero length, or the window starts past its end)")
-    if frames > max_seconds * rate or frames * channels > _MAX_SAMPLES:
-        raise DataError(
-            f"{name}: {frames / rate:.0f} s of {channels} channels at {rate} Hz; at most {max_seconds:.0f} s "
-            f"and {_MAX_SAMPLES / 1e6:.0f} million samples are read; cut it into clips first"
-        )
-
-
-def _resample(samples_T: NDArray[np.float32], source: int, rate: int, name: str) -> NDArray[np.float32]:
-    if source == rate:
-        return samples_T
-    import soxr
-
-    resampled_T = soxr.resample(samples_T, source, rate, quality="HQ")
-    if not len(resampled_T):
-        raise DataError(
-            f"{name}: {len(samples_T)} samples at {source} Hz are too few to resample to {rate} Hz"
-        )
-    return resampled_T
