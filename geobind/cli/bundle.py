@@ -126,5 +126,5 @@ def compare_command(runs: tuple[Path, ...], out: Path, measures: tuple[str, ...]
     for table in build_comparison_tables(shown):
         Console().print(table)
     if shown.tables:
-        click.echo("* the intervals of the two runs do not overlap")
+        click.echo("* a difference is shown: on the same queries, or else by intervals that do not overlap")
     click.echo(f"page: {write_comparison(comparison, out)}")

@@ -69,8 +69,9 @@ def extra_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--clusters",
-            type=click.Choice(["cell", "group"]),
-            help="Intervals draw whole cells of a degree, or groups, of queries.",
+            type=click.Choice(["cell", "group", "row"]),
+            help="Queries that are not independent: of one cell of a degree or one group; row: none. "
+            "Default: groups where the rows have them, else cells.",
         ),
     ):
         command = option(command)
@@ -104,6 +105,7 @@ def measure_extras(
     found: Mapping[str, EmbeddedRows],
     by: str,
     asked: EvalOptions,
+    clusters: Literal["cell", "group", "row"] | None,
 ) -> ExtraMetrics:
     """Compute the chosen metrics beyond retrieval; see `geobind.evaluation.held_out`."""
     from geobind.evaluation.gap import modality_gap
@@ -116,7 +118,9 @@ def measure_extras(
     sums = [
         one
         for text in asked.sums
-        for one in measure_sum(binder, held_out, data, found, parse_sum(text, binder.modalities), by)
+        for one in measure_sum(
+            binder, held_out, data, found, parse_sum(text, binder.modalities), by, clusters
+        )
     ]
     return ExtraMetrics(calibrated, sums, modality_gap(found))
 
@@ -183,7 +187,7 @@ def eval_command(
     by: Literal["row", "label"],
     limit: int | None,
     train_split: str | None,
-    clusters: Literal["cell", "group"] | None,
+    clusters: Literal["cell", "group", "row"] | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -211,7 +215,7 @@ def eval_command(
         held_out, found, {frozenset(pair) for pair in _trained(binder)}, by, clusters
     )
     clean = replace(clean, warnings=(leak.warning,) if leak and leak.warning else ())
-    more = measure_extras(binder, table, options, held_out, found, by, asked)
+    more = measure_extras(binder, table, options, held_out, found, by, asked, clusters)
     if more.calibrated and asked.keep:
         store_calibration(binder, more.calibrated, bundle)
     results = [result for each in chosen for result in _published(each, found, pairs)]

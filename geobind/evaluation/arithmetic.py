@@ -17,8 +17,8 @@ from geobind.binder import Binder
 from geobind.data.options import DataOptions
 from geobind.data.table import Table, first_observation
 from geobind.errors import DataError
-from geobind.evaluation.bootstrap import Resampling, draw_counts
 from geobind.evaluation.embedded import EmbeddedRows
+from geobind.evaluation.intervals import estimate_share
 from geobind.evaluation.retrieval_metrics import Metric, Retrieval, RetrievalSettings, retrieval
 from geobind.recipe.embedding_sum import EmbeddingSum
 from geobind.scoring import add_embeddings
@@ -77,6 +77,8 @@ def evaluate_sum_of_rows(
     wanted: EmbeddingSum,
     labels: Sequence[Any] | None = None,
     settings: RetrievalSettings | None = None,
+    *,
+    clusters: Sequence[Any] | None = None,
 ) -> SumResult:
     """Measure whether several observations of one place find it better together than alone.
 
@@ -84,7 +86,8 @@ def evaluate_sum_of_rows(
         embedded: Embeddings by modality, of the same table.
         wanted: The sum to evaluate.
         labels: A class for each row: any row of it is then right; default: the row itself is.
-        settings: Cut-offs, resamples.
+        settings: Cut-offs, confidence.
+        clusters: A cluster for each row, or None: rows of one are no independent queries.
 
     Raises:
         DataError: Fewer than two rows have all the modalities.
@@ -99,10 +102,10 @@ def evaluate_sum_of_rows(
     ids = rows_Q if labels is None else [labels[row] for row in rows_Q]
     parts = {name: embedded[name].of(rows_Q) for name in wanted.parts}
     gallery_GD = embedded[wanted.gallery].of(rows_Q)
+    of_rows = None if clusters is None else [clusters[row] for row in rows_Q]
+    fixed: dict[str, Any] = {"query_ids": ids, "gallery_ids": ids, "settings": settings}
     queries = [
-        SumQuery.from_retrieval(
-            name, retrieval(query_QD, gallery_GD, query_ids=ids, gallery_ids=ids, settings=settings), {}
-        )
+        SumQuery.from_retrieval(name, retrieval(query_QD, gallery_GD, query_clusters=of_rows, **fixed), {})
         for name, query_QD in _build_queries(wanted, parts).items()
     ]
     truth = "row" if labels is None else "label"
@@ -134,12 +137,11 @@ def evaluate_sum_of_two_places(
     settings = settings or RetrievalSettings()
     gallery_GD = torch.cat([right_QD, others_GD])
     ids = [*range(len(right_QD))], [*range(len(gallery_GD))]
-    options = Resampling(settings.resamples, settings.seed, settings.confidence)
     queries = [
         SumQuery.from_retrieval(
             name,
             retrieval(query_QD, gallery_GD, query_ids=ids[0], gallery_ids=ids[1], settings=settings),
-            _compare_with_rivals(query_QD, right_QD, rivals, options),
+            _compare_with_rivals(query_QD, right_QD, rivals, settings.confidence),
         )
         for name, query_QD in _build_queries(wanted, parts).items()
     ]
@@ -160,18 +162,16 @@ def _shared_rows(embedded: Mapping[str, EmbeddedRows], names: Sequence[str]) -> 
 
 
 def _compare_with_rivals(
-    query_QD: Tensor, right_QD: Tensor, rivals: Mapping[str, Tensor], options: Resampling
+    query_QD: Tensor, right_QD: Tensor, rivals: Mapping[str, Tensor], confidence: float
 ) -> dict[str, Metric]:
     """Measure how often the right answer beats each of the query's own rivals."""
     own_Q = (query_QD * right_QD).sum(1)
     ahead_QR = np.stack([(own_Q - (query_QD * rival_QD).sum(1)).numpy() for rival_QD in rivals.values()], 1)
     won_QR = np.where(np.abs(ahead_QR) <= TIED, 0.5, ahead_QR > 0)
-    drawn = [
-        times_BQ @ won_QR / times_BQ.sum(1, keepdims=True) for times_BQ in draw_counts(len(won_QR), options)
-    ]
-    low_R, high_R = np.quantile(np.concatenate(drawn), options.bounds, axis=0)
-    values = zip(rivals, won_QR.mean(0).tolist(), low_R.tolist(), high_R.tolist(), strict=True)
-    return {kind: Metric(value, 0.5, low, high) for kind, value, low, high in values}
+    found = {kind: estimate_share(won_QR[:, r]) for r, kind in enumerate(rivals)}
+    return {
+        kind: Metric(one.value, 0.5, *one.bounds(confidence), one.p_value(0.5)) for kind, one in found.items()
+    }
 
 
 MAX_QUERIES = 500

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from geobind.errors import DataError
-from geobind.evaluation.bootstrap import Resampling, bound_class_means
+from geobind.evaluation.bootstrap import Resampling
 from geobind.evaluation.embeddings import (
     EmbeddingMatrix,
     Embeddings,
@@ -22,6 +22,7 @@ from geobind.evaluation.embeddings import (
     full_precision,
     to_plain_list,
 )
+from geobind.evaluation.intervals import Estimate, estimate_repeated_share
 from geobind.evaluation.ranks import TOLERANCE
 from geobind.evaluation.retrieval_metrics import Metric
 from geobind.utils.vectors import unit
@@ -142,7 +143,7 @@ def measure_recognition(
         score_QC: A score of each class for each query that `truth` keeps; the highest is the choice.
         truth: The right classes.
         top: The k of top-k; 1 is the accuracy and always measured, those not below C are left out.
-        options: How the bootstrap intervals are drawn.
+        options: The confidence of intervals.
     """
     count = len(truth.classes)
     top = [1, *(k for k in dict.fromkeys(top) if 1 < k < count)]
@@ -163,23 +164,25 @@ def average_hits(
 ) -> tuple[dict[str, Metric], dict[str, Metric]]:
     """Average hits over repeats and queries, over all and by class, beside chance and interval."""
     count = len(truth.classes)
-    bounds = bound_class_means(hit_EQM, truth.class_Q, count, options, truth.group_Q)
-    hit_QM = hit_EQM.mean(0)
+
+    def metric(estimate: Estimate, chance: float) -> Metric:
+        bounds = estimate.bounds(options.confidence)
+        return Metric(estimate.value, chance, *bounds, estimate.p_value(chance))
+
     metrics = {
-        "accuracy" if k == 1 else f"top{k}": Metric(
-            float(hit_QM[:, m].mean()), k / count, *map(float, bounds.mean_2M[:, m])
+        "accuracy" if k == 1 else f"top{k}": metric(
+            estimate_repeated_share(hit_EQM[:, :, m], truth.group_Q), k / count
         )
         for m, k in enumerate(top)
     }
-    per_class = {
-        name: Metric(
-            float(hit_QM[truth.class_Q == c, 0].mean()), 1 / count, *map(float, bounds.class_2C[:, c])
-        )
-        for c, name in enumerate(truth.classes)
-        if (truth.class_Q == c).any()
-    }
-    mean = float(np.mean([metric.value for metric in per_class.values()]))
-    metrics["mean_per_class"] = Metric(mean, 1 / count, *map(float, bounds.class_mean_2))
+    per_class: dict[str, Metric] = {}
+    for c, name in enumerate(truth.classes):
+        in_Q = truth.class_Q == c
+        if in_Q.any():
+            groups = None if truth.group_Q is None else truth.group_Q[in_Q]
+            per_class[name] = metric(estimate_repeated_share(hit_EQM[:, in_Q, 0], groups), 1 / count)
+    by_class = estimate_repeated_share(hit_EQM[:, :, 0], truth.group_Q, truth.class_Q)
+    metrics["mean_per_class"] = metric(by_class, 1 / count)
     return metrics, per_class
 
 
@@ -241,9 +244,9 @@ def zero_shot(
         query_QD: Unit-length embeddings (Q, D).
         labels: The class of each query, None where unknown (such a query is left out).
         classes: The prototype of each class, in the same space.
-        groups: One per query: queries that are not independent are drawn together for the intervals.
+        groups: One per query: queries of one group are not independent, which widens the intervals.
         top: The k of top-k.
-        options: How the intervals are drawn.
+        options: The confidence of intervals.
 
     Raises:
         DataError: A label that is no class, or embeddings that do not fit.

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any, Literal
@@ -26,9 +26,9 @@ from geobind.evaluation.arithmetic import (
 from geobind.evaluation.calibration import CalibrationResult, calibrate, measure_calibration
 from geobind.evaluation.embedded import EmbeddedRows, embed_rows
 from geobind.evaluation.gap import ModalityGap, modality_gap
-from geobind.evaluation.pairs import PairRow, PairTable, evaluate_pairs
-from geobind.evaluation.retrieval_metrics import RetrievalSettings, retrieval
-from geobind.evaluation.split_leakage import ClusterBy, cluster_rows
+from geobind.evaluation.pairs import PairRow, PairTable, SkippedPair, evaluate_pairs
+from geobind.evaluation.retrieval_metrics import QueryScores, RetrievalSettings, retrieval
+from geobind.evaluation.split_leakage import ClusterBy, choose_clusters
 from geobind.recipe.embedding_sum import EmbeddingSum, parse_sum
 from geobind.recipe.schema import Evaluation
 
@@ -70,15 +70,29 @@ def build_retrieval_table(
         embedded: Their embeddings.
         trained: Pairs of modalities that some stage aligned.
         by: Whether a query's own row is the right answer, or every row of its class.
-        clusters: How to group rows that are not independent queries.
+        clusters: How to group rows that are not independent queries; default: by what the table has.
 
     Raises:
         DataError: Labels or clusters are needed and not there.
     """
     trained = {pair for pair in trained if pair <= set(embedded)}
-    words = cluster_rows(table, clusters) if clusters else None
+    chosen = choose_clusters(table, clusters)
     tabulated = _table_by_label if by == "label" else _table_by_row
-    return replace(tabulated(table, embedded, trained, words), clusters=clusters)
+    made = tabulated(table, embedded, trained, chosen.of_rows)
+    return replace(made, clusters=chosen.by, cluster_note=chosen.note)
+
+
+def check_labels(table: Table, names: Iterable[str]) -> None:
+    """Check, before anything is embedded, that rows can be compared by label.
+
+    Raises:
+        DataError: A row has no label, or every pair of modalities has queries without a right answer.
+    """
+    labels = require_labels(table)
+    rows = {name: table.rows_with([name]) for name in names}
+    find_pairs_without_positive(
+        {name: [labels[row] for row in rows_Q] for name, rows_Q in rows.items() if len(rows_Q)}
+    )
 
 
 def require_labels(table: Table) -> Sequence[str]:
@@ -112,27 +126,56 @@ def _table_by_row(
 def _table_by_label(
     table: Table, embedded: Mapping[str, EmbeddedRows], trained: Trained, clusters: Sequence[Any] | None
 ) -> PairTable:
-    return PairTable(
-        tuple(_label_rows(require_labels(table), embedded, trained, clusters)), (), RetrievalSettings()
-    )
-
-
-def _label_rows(
-    labels: Sequence[Any],
-    embedded: Mapping[str, EmbeddedRows],
-    trained: Trained,
-    clusters: Sequence[Any] | None,
-) -> Iterator[PairRow]:
+    labels = require_labels(table)
+    rows: list[PairRow] = []
+    scores: dict[tuple[str, str], QueryScores] = {}
+    skipped = find_pairs_without_positive({name: labels_of(labels, one) for name, one in embedded.items()})
     for query, gallery in permutations(embedded, 2):
-        ids = [[labels[row] for row in embedded[name].rows_Q] for name in (query, gallery)]
+        if any(pair.modalities == (query, gallery) for pair in skipped):
+            continue
         result = retrieval(
             embedded[query].embedding_QD,
             embedded[gallery].embedding_QD,
-            query_ids=ids[0],
-            gallery_ids=ids[1],
-            query_clusters=[clusters[row] for row in embedded[query].rows_Q] if clusters else None,
+            query_ids=labels_of(labels, embedded[query]),
+            gallery_ids=labels_of(labels, embedded[gallery]),
+            query_clusters=labels_of(clusters, embedded[query]) if clusters else None,
         )
-        yield PairRow.from_retrieval(query, gallery, frozenset((query, gallery)) in trained, result)
+        mark = frozenset((query, gallery)) in trained
+        rows.append(PairRow.from_retrieval(query, gallery, mark, result))
+        scores[query, gallery] = result.scores._replace(row_Q=embedded[query].rows_Q)
+    return PairTable(tuple(rows), skipped, RetrievalSettings(), scores=scores)
+
+
+def labels_of(values: Sequence[Any], rows: EmbeddedRows) -> list[Any]:
+    """Return the values, one for each row of a table, of the rows that are embedded."""
+    return [values[row] for row in rows.rows_Q]
+
+
+def find_pairs_without_positive(labels: Mapping[str, Sequence[Any]]) -> tuple[SkippedPair, ...]:
+    """Find the ordered pairs of modalities in which a query has no right answer.
+
+    Args:
+        labels: By modality, the class of each row that has it.
+
+    Raises:
+        DataError: There is no other pair to measure.
+    """
+    skipped: list[SkippedPair] = []
+    pairs = list(permutations(labels, 2))
+    for query, gallery in pairs:
+        known = set(labels[gallery])
+        absent = sorted({str(label) for label in labels[query] if label not in known})
+        if absent:
+            count = sum(label not in known for label in labels[query])
+            classes = f"{', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"
+            reason = f"{count:,} rows of '{query}' are of classes that no row of '{gallery}' shows: {classes}"
+            skipped.append(SkippedPair((query, gallery), reason))
+    if pairs and len(skipped) == len(pairs):
+        raise DataError(
+            f"no two modalities can be compared by label: {skipped[0].reason}; leave those rows out, or add "
+            "rows of these classes"
+        )
+    return tuple(skipped)
 
 
 @dataclass(frozen=True)
@@ -165,9 +208,8 @@ def check_evaluation_rows(table: Table, options: Evaluation) -> None:
     """
     held_out = take_first_rows(table.split(options.split), options.limit)
     if options.by == "label":
-        require_labels(held_out)
-    if options.clusters:
-        cluster_rows(held_out, options.clusters)
+        check_labels(held_out, held_out.columns)
+    choose_clusters(held_out, options.clusters)
     if options.calibrate:
         table.split(options.calibrate)
     for text in options.sums:
@@ -203,7 +245,9 @@ def measure_all(
     sums = tuple(
         one
         for text in options.sums
-        for one in measure_sum(binder, held_out, data, embedded, parse_sum(text, embedded), options.by)
+        for one in measure_sum(
+            binder, held_out, data, embedded, parse_sum(text, embedded), options.by, options.clusters
+        )
     )
     return EvaluationResults(
         held_out, embedded, measured, modality_gap(embedded), calibrated, calibrating, sums
@@ -234,13 +278,16 @@ def measure_sum(
     embedded: Mapping[str, EmbeddedRows],
     wanted: EmbeddingSum,
     by: str,
+    clusters: ClusterBy | None = None,
 ) -> list[SumResult]:
     """Measure a sum: of observations of one place, and of composed places where the dataset renders them.
 
     Raises:
         DataError: Too few rows have all its modalities.
     """
-    measured = [evaluate_sum_of_rows(embedded, wanted, require_labels(table) if by == "label" else None)]
+    labels = require_labels(table) if by == "label" else None
+    of_rows = choose_clusters(table, clusters).of_rows
+    measured = [evaluate_sum_of_rows(embedded, wanted, labels, clusters=of_rows)]
     composes = data.dataset is not None and data.dataset.composer() is not None
     if composes and len(wanted.parts) == 2 and len(table) >= MIN_PLACES:
         measured.insert(0, evaluate_sum_of_composed_places(binder, table, data, embedded, wanted))

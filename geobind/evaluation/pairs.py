@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any, Literal
@@ -20,7 +20,13 @@ from geobind.evaluation.embeddings import (
     build_ground_truth,
     encode_values,
 )
-from geobind.evaluation.retrieval_metrics import Metric, Retrieval, RetrievalSettings, retrieval_both
+from geobind.evaluation.retrieval_metrics import (
+    Metric,
+    QueryScores,
+    Retrieval,
+    RetrievalSettings,
+    retrieval_both,
+)
 
 
 @dataclass(frozen=True)
@@ -63,10 +69,12 @@ class PairTable:
     settings: RetrievalSettings = field(default_factory=RetrievalSettings)
     clusters: str | None = None  # what rows of one cluster have in common, such as `group`
     warnings: tuple[str, ...] = ()  # what makes the figures look better than they are
+    cluster_note: str = ""  # which queries count as one, and why
+    scores: Any = field(default=None, repr=False, compare=False)  # of each query, by (query, gallery)
 
     @property
     def drawn(self) -> str:
-        """The units that the bootstrap resamples."""
+        """The units that intervals take as independent."""
         return "queries" if self.clusters is None else f"whole clusters of queries ({self.clusters})"
 
     @property
@@ -86,9 +94,11 @@ class PairTable:
             "conventions": {
                 "rank": "1 + larger + ties / 2, mean over ties; best positive of a query",
                 "recall_percent": "of the gallery, rounded up",
-                "interval": f"percentile bootstrap over {self.drawn}, gallery fixed",
+                "interval": f"Wilson score with Student's t over {self.drawn}, gallery fixed",
+                "p": "of chance, two-sided, from the same variance",
             },
             "clusters": self.clusters,
+            "cluster_note": self.cluster_note,
             "warnings": list(self.warnings),
             "rows": [asdict(row) for row in self.rows],
             "skipped": [
@@ -119,7 +129,7 @@ def evaluate_pairs(
         ids: One per row; rows of one id (several sounds of a place) are positives of each other.
         labels: One class per row, None where unknown; adds label_mAP and label_nDCG.
         places: (N, 2) latitude and longitude in degrees, NaN or None where unknown; adds place_nDCG.
-        clusters: Cluster of each row, or None; intervals resample whole clusters.
+        clusters: Cluster of each row, or None; intervals take the rows of one as dependent.
         presence: By modality, (N,) booleans; a modality without an entry has every row.
         settings: Cut-offs, tolerance, resamples.
 
@@ -136,16 +146,19 @@ def evaluate_pairs(
         rows.ordered(_present_rows(present[name])).check()
     measured: list[PairRow] = []
     skipped: list[SkippedPair] = []
+    scores: dict[tuple[str, str], QueryScores] = {}
     for one, two in combinations(whole, 2):
         both_N = present[one] & present[two]
         if both_N.sum() < 2:
             skipped.append(SkippedPair((one, two), f"{int(both_N.sum())} rows have both; two are needed"))
             continue
         mark = frozenset((one, two)) in aligned
-        measured += _measure_both_ways(whole[one], whole[two], mark, known, both_N, settings)
+        for row, score in _measure_both_ways(whole[one], whole[two], mark, known, both_N, settings):
+            measured.append(row)
+            scores[row.query, row.gallery] = score
     order = {name: at for at, name in enumerate(whole)}
     measured.sort(key=lambda row: (order[row.query], order[row.gallery]))
-    return PairTable(tuple(measured), tuple(skipped), settings)
+    return PairTable(tuple(measured), tuple(skipped), settings, scores=scores)
 
 
 def _measure_both_ways(
@@ -155,15 +168,14 @@ def _measure_both_ways(
     known: GroundTruth,
     both_N: np.ndarray,
     settings: RetrievalSettings,
-) -> tuple[PairRow, PairRow]:
+) -> Iterator[tuple[PairRow, QueryScores]]:
     """Measure retrieval both ways among the rows that have both modalities."""
     rows = _present_rows(both_N)
     part = known.take(rows)
-    forth, back = retrieval_both(one.ordered(rows), two.ordered(rows), part, part, settings)
-    return (
-        PairRow.from_retrieval(one.name, two.name, trained, forth),
-        PairRow.from_retrieval(two.name, one.name, trained, back),
-    )
+    both = retrieval_both(one.ordered(rows), two.ordered(rows), part, part, settings)
+    for query, gallery, result in zip((one, two), (two, one), both, strict=True):
+        row = PairRow.from_retrieval(query.name, gallery.name, trained, result)
+        yield row, result.scores._replace(row_Q=np.flatnonzero(both_N))
 
 
 def _check_row_counts(embeddings: Mapping[str, Embeddings]) -> int:

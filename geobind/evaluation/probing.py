@@ -26,6 +26,7 @@ from geobind.evaluation.few_shot_curves import (
 )
 from geobind.evaluation.held_out import take_first_rows
 from geobind.evaluation.regression_probe import FactOptions, probe_facts
+from geobind.evaluation.split_leakage import choose_clusters
 from geobind.inference import list_class_examples
 from geobind.recipe import load_recipe
 from geobind.utils.hashing import derive_seed
@@ -61,7 +62,8 @@ class ProbeSource(NamedTuple):
 
 def embed_labelled(binder: Binder, table: Table, name: str) -> LabelledEmbeddings:
     """Embed rows that all have the modality and a label."""
-    return LabelledEmbeddings(embed_rows(binder, table)[name].embedding_QD, table.labels, table.groups)
+    clusters = choose_clusters(table, None).of_rows
+    return LabelledEmbeddings(embed_rows(binder, table)[name].embedding_QD, table.labels, clusters)
 
 
 def accepts_sentences(binder: Binder, name: str) -> bool:
@@ -214,6 +216,7 @@ def probe_classes(
         validation = embed_labelled(of, val, name) if val else None
         curves[features] = few_shot(*sides, validation=validation, options=options)
     settings = {"train_split": request.train_split, "val_split": request.val_split, "draws": options.draws}
+    settings |= {"clusters": choose_clusters(test, None).note}
     settings |= {"templates": list(request.templates), "examples": request.examples, "seed": request.seed}
     return ProbeResults(
         name,

@@ -12,8 +12,9 @@ import numpy as np
 
 from geobind.data.split import SplitOptions, split_units
 from geobind.errors import DataError
-from geobind.evaluation.bootstrap import Resampling, draw_counts
+from geobind.evaluation.bootstrap import Resampling
 from geobind.evaluation.embeddings import EmbeddingMatrix, Embeddings, encode_values
+from geobind.evaluation.intervals import student_quantile
 from geobind.evaluation.linear import ridge
 from geobind.evaluation.retrieval_metrics import Metric
 from geobind.utils.geo import assign_cells, find_nearest
@@ -210,14 +211,29 @@ def _score(
 
 
 def _bound_r2(y_NT: Floats, square_NT: Floats, block_N: Codes, options: Resampling) -> tuple[Floats, Floats]:
-    """Compute bounds of R2 by resampling blocks, error and variance both of the blocks drawn."""
+    """Compute bounds of R2 by leaving out one block at a time (jackknife), with Student's t.
+
+    The unexplained share, 1 - R2, is positive and skewed, so its logarithm is bounded.
+    """
     _, unit_N = np.unique(block_N, return_inverse=True)
+    units = int(unit_N.max()) + 1
     centred_NT = y_NT - y_NT.mean(0)
-    drawn: list[Floats] = []
-    for times_BN in draw_counts(len(y_NT), options, unit_N):
-        total_B1 = times_BN.sum(1, keepdims=True)
-        variance_BT = times_BN @ centred_NT**2 - (times_BN @ centred_NT) ** 2 / total_B1
-        with np.errstate(divide="ignore", invalid="ignore"):  # blocks drawn may all have one value
-            drawn.append(1 - (times_BN @ square_NT) / variance_BT)
-    low_T, high_T = np.nanquantile(np.concatenate(drawn), options.bounds, axis=0)
-    return low_T, high_T
+
+    def sums_UT(value_NT: Floats) -> Floats:
+        made_UT = np.zeros((units, y_NT.shape[1]))
+        np.add.at(made_UT, unit_N, value_NT)
+        return made_UT
+
+    count_U1 = np.bincount(unit_N)[:, None].astype(np.float64)
+    left_U1 = len(y_NT) - count_U1
+    error_UT, first_UT, second_UT = sums_UT(square_NT), sums_UT(centred_NT), sums_UT(centred_NT**2)
+    total_T = (centred_NT**2).sum(0)
+    variance_UT = total_T - second_UT - (-first_UT) ** 2 / np.maximum(left_U1, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # one block may hold all that varies
+        left_UT = np.log((square_NT.sum(0) - error_UT) / variance_UT)
+        whole_T = np.log(square_NT.sum(0) / total_T)
+        apart_UT = np.where(np.isfinite(left_UT - whole_T), left_UT - whole_T, 0.0)
+    deviation_T = np.sqrt((units - 1) / units * (apart_UT**2).sum(0))
+    freedom = float(count_U1.sum() ** 2 / (count_U1**2).sum()) - 1
+    half_T = student_quantile(options.confidence, round(max(freedom, 1.0), 2)) * deviation_T
+    return 1 - np.exp(whole_T + half_T), 1 - np.exp(whole_T - half_T)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from geobind.errors import DataError
-from geobind.evaluation.bootstrap import Resampling, bound_ranking_measures
 from geobind.evaluation.embeddings import (
     EmbeddingMatrix,
     Embeddings,
@@ -24,6 +23,7 @@ from geobind.evaluation.embeddings import (
     full_precision,
     iterate_slices,
 )
+from geobind.evaluation.intervals import bound_median, estimate_share, median_p_value
 from geobind.evaluation.ranks import (
     TOLERANCE,
     RankCounts,
@@ -182,7 +182,7 @@ class RetrievalSettings:
     recall_percent: tuple[int | float, ...] = (1, 10)  # of the gallery, rounded up to whole items
     scale_km: float = 25.0  # distance at which the gain of a neighbouring place has fallen to 1/e
     tolerance: float = TOLERANCE
-    resamples: int = 1000
+    resamples: int = 1000  # of comparisons of median ranks; intervals need none
     seed: int = 0
     confidence: float = 0.95
 
@@ -216,6 +216,16 @@ class Metric:
     chance: float
     low: float
     high: float
+    p: float | None = None  # probability of a value this far from chance, were chance right
+
+
+class QueryScores(NamedTuple):
+    """What each query scores in each measure, to compare with another model on the same queries."""
+
+    measures: tuple[str, ...]
+    row_Q: np.ndarray  # of the table measured
+    value_QM: np.ndarray  # NaN where a query has no such measure; `mean_rank` is its rank
+    cluster_Q: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -225,6 +235,7 @@ class Retrieval:
     queries: int
     gallery: int
     metrics: Mapping[str, Metric]
+    scores: Any = field(default=None, repr=False, compare=False)  # QueryScores
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -256,8 +267,8 @@ def retrieval(
         gallery_labels: The same of the gallery.
         query_places: (Q, 2) latitude and longitude in degrees, NaN or None where unknown; adds place_nDCG.
         gallery_places: The same of the gallery.
-        query_clusters: Cluster of each query, such as its recording, or None; intervals resample whole
-            clusters.
+        query_clusters: Cluster of each query, such as its recording, or None; intervals take the queries of
+            one as dependent.
         settings: Cut-offs, tolerance, resamples.
 
     Raises:
@@ -313,19 +324,32 @@ def _summarise(
 ) -> Retrieval:
     scores = _score_ranks(counts, settings) | _score_relevances(query, gallery, near, far, counts, settings)
     scores = {name: score for name, score in scores.items() if not np.isnan(score.value_Q).all()}
-    value_QM = np.stack([score.value_Q for score in scores.values()], axis=1)
-    options = Resampling(settings.resamples, settings.seed, settings.confidence)
-    bounds = bound_ranking_measures(value_QM, counts.rank_Q, options, near.drawn_N)
+    unit_Q, confidence, end = near.drawn_N, settings.confidence, max(counts.gallery, 2)
     metrics = {
-        name: Metric(
-            float(np.nanmean(score.value_Q)), float(np.nanmean(score.chance_Q)), float(low), float(high)
-        )
-        for (name, score), low, high in zip(scores.items(), bounds.low_M, bounds.high_M, strict=True)
+        name: _bound_mean(score, (1, end) if name == "mean_rank" else (0, 1), unit_Q, confidence)
+        for name, score in scores.items()
     }
-    metrics["median_rank"] = Metric(
-        counts.median_rank, counts.chance_median_rank(), bounds.median_low, bounds.median_high
-    )
-    return Retrieval(query.size, gallery.size, metrics)
+    chance = counts.chance_median_rank()
+    bounds = bound_median(counts.rank_Q, (1, counts.gallery), unit_Q, confidence)
+    p = median_p_value(counts.rank_Q, chance, unit_Q)
+    metrics["median_rank"] = Metric(counts.median_rank, chance, *bounds, p)
+    value_QM = np.stack([score.value_Q for score in scores.values()], axis=1)
+    told = QueryScores(tuple(scores), np.arange(query.size), value_QM, unit_Q)
+    return Retrieval(query.size, gallery.size, metrics, told)
+
+
+def _bound_mean(
+    score: Scores, span: tuple[float, float], unit_Q: np.ndarray | None, confidence: float
+) -> Metric:
+    """Average a measure over the queries that have it, on the scale that it can span."""
+    if span == (0, 1) and (score.chance_Q[~np.isnan(score.value_Q)] >= 1).all():
+        return Metric(1.0, 1.0, 1.0, 1.0, 1.0)  # a cut-off beyond the gallery finds everything
+    start, wide = span[0], span[1] - span[0]
+    estimate = estimate_share((score.value_Q - start) / wide, unit_Q)
+    chance = float(np.nanmean(score.chance_Q))
+    low, high = (start + wide * bound for bound in estimate.bounds(confidence))
+    value = float(np.nanmean(score.value_Q))
+    return Metric(value, chance, min(low, value), max(high, value), estimate.p_value((chance - start) / wide))
 
 
 def _score_ranks(counts: RankCounts, settings: RetrievalSettings) -> dict[str, Scores]:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -362,10 +362,56 @@ def _group_of_rows(table: Table) -> list[str]:
     return [group for group in table.groups or () if group is not None]
 
 
-ClusterBy = Literal["cell", "group"]
+ClusterBy = Literal["cell", "group", "row"]
+MIN_CELLS = (
+    8  # with fewer, cells are not taken for clusters unless asked for: intervals would be all there is
+)
 
 
-def cluster_rows(table: Table, by: ClusterBy) -> Sequence[str | int | None]:
+class Clusters(NamedTuple):
+    """The cluster of each row, and why it is what it is."""
+
+    by: Literal["cell", "group"] | None
+    of_rows: Sequence[str | int | None] | None  # None: every row counts alone
+    note: str
+
+
+def choose_clusters(table: Table, by: ClusterBy | None) -> Clusters:
+    """Choose which rows count as dependent queries: by default those of one `group`, else of one cell.
+
+    Args:
+        table: The rows.
+        by: `cell`, `group`, or `row` for none; None decides by what the table has.
+
+    Raises:
+        DataError: Cells or groups are asked for, and no row says.
+    """
+    if by == "row":
+        return Clusters(None, None, "each row counts alone, as `clusters: row` asks")
+    chosen: Literal["cell", "group"] | None = by
+    if by is None:
+        groups = table.groups is not None and any(group is not None for group in table.groups)
+        chosen = "group" if groups else "cell" if table.places_LL is not None else None
+    if chosen is None:
+        return Clusters(
+            None, None, "each row counts alone; a column `group` would name rows that belong together"
+        )
+    of_rows = cluster_rows(table, chosen)
+    count = len({of for of in of_rows if of is not None}) + sum(of is None for of in of_rows)
+    thing = "group" if chosen == "group" else "cell of a degree"
+    if by is None and chosen == "cell" and count < MIN_CELLS:
+        return Clusters(
+            None,
+            None,
+            f"each row counts alone, since all lie in {count} cells of a degree; a column `group` would name "
+            "rows that belong together",
+        )
+    how = "" if by else ", by default"
+    note = f"rows of one {thing} count as dependent{how}: {count:,} for {len(of_rows):,} rows"
+    return Clusters(chosen, of_rows, note)
+
+
+def cluster_rows(table: Table, by: Literal["cell", "group"]) -> Sequence[str | int | None]:
     """Return the cluster of each row; None for a row that counts alone.
 
     Args:

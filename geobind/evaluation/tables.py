@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 SUM_METRICS = ("R@1", "R@10", "median_rank")
-SHOWN_METRICS = ("R@1", "R@10", "median_rank", "label_mAP", "place_nDCG")
+SHOWN_METRICS = ("R@1", "R@10", "median_rank", "mAP", "label_mAP", "place_nDCG")
 
 
 def build_pair_table(table: PairTable, metrics: Sequence[str] = SHOWN_METRICS) -> Table:
@@ -100,7 +100,7 @@ def _precise_cell(metric: Metric) -> str:
 
 def _caption(table: PairTable) -> str:
     settings = table.settings
-    lines = [f"{settings.confidence:.0%} intervals: {settings.resamples} resamples of the {table.drawn}"]
+    lines = [f"{settings.confidence:.0%} intervals; {table.cluster_note or f'over {table.drawn}'}"]
     skipped = _notes(table)
     return "\n".join([*lines, *([skipped] if skipped else [])])
 

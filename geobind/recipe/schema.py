@@ -115,10 +115,10 @@ class Evaluation(RecipeBlock):
         default="row", description="the right answer to a query: its own row, or any row of its class"
     )
     limit: int | None = Field(default=None, gt=1, description="at most this many rows, the first ones")
-    clusters: Literal["cell", "group"] | None = Field(
+    clusters: Literal["cell", "group", "row"] | None = Field(
         default=None,
-        description="rows that are no independent queries: of one cell of a degree, or of one `group`; "
-        "intervals then draw whole clusters",
+        description="rows that are no independent queries: of one `group`, or of one cell of a degree; "
+        "`row`: none. Default: groups where the table has them, else cells; intervals are wider for it",
     )
     calibrate: str | None = Field(
         default=None,

@@ -142,7 +142,7 @@ def _no_pair(recipe: Recipe, stage: Stage, word: str) -> str:
 
 _WITH_HEADER = (".csv", ".tsv", ".parquet", ".geoparquet", "")  # a row of JSONL need not name all columns
 Fault = tuple[KeyPath, str]  # where in the recipe, and what to do about it
-_CLUSTERS = {None: (), "cell": ("lat", "lon"), "group": ("group",)}
+_CLUSTERS = {None: (), "row": (), "cell": ("lat", "lon"), "group": ("group",)}
 
 
 def find_column_faults(recipe: Recipe, blocks: Iterable[tuple[KeyPath, DataOptions]]) -> Iterator[Fault]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geobind.errors import DataError
 from geobind.evaluation import Metric, PairRow
+from geobind.evaluation.intervals import Paired, hold_after_holm
+from geobind.evaluation.query_scores import FILE, KeyedScores, compare_queries, read_query_scores
 from geobind.report.page import render_template
 from geobind.report.plots import (
     LOWER_IS_BETTER,
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 MAX_RUNS = len(SERIES)
 _ABSENT = "–"
+_LEVEL = 0.05  # of a test on the same queries
+Scores = Mapping[tuple[str, str], KeyedScores]  # of one run
 
 
 class MetricDelta(NamedTuple):
@@ -33,9 +37,10 @@ class MetricDelta(NamedTuple):
 
     measured: Metric | None
     difference: float | None  # from the first run; None for the first, or where one of the two is missing
-    overlap: bool | None  # whether the two intervals do
+    apart: bool | None  # a difference is shown: on the same queries, or else by intervals that do not overlap
     better: bool | None  # whether it lies on the better side of the first run's
     note: str = ""
+    paired: Paired | None = None  # the difference on the same queries; None where those are not known
 
 
 class MetricRow(NamedTuple):
@@ -83,7 +88,9 @@ def compare(folders: Sequence[Path], measures: Sequence[str] = ()) -> Comparison
         raise DataError("the same run is named twice; name different folders")
     runs = [read_run(folder) for folder in folders]
     labels = _shortest_labels(folders)
-    tables = [_build_metric_table(runs, labels, measure) for measure in _choose_measures(runs, measures)]
+    scores = [read_query_scores(folder / FILE) for folder in folders]
+    chosen = _choose_measures(runs, measures)
+    tables = [_build_metric_table(runs, scores, labels, measure) for measure in chosen]
     return Comparison(labels, runs, list(_differing_settings(runs)), tables)
 
 
@@ -134,7 +141,7 @@ def _cell(one: MetricDelta) -> str:
     if one.difference is None:
         return f"{text} [dim]{one.note}[/dim]" if one.note else text
     difference = formatting.format_signed(one.difference)
-    return f"{text} [dim]{difference}  [/dim]" if one.overlap else f"{text} [bold]{difference} *[/bold]"
+    return f"{text} [bold]{difference} *[/bold]" if one.apart else f"{text} [dim]{difference}  [/dim]"
 
 
 def _shortest_labels(folders: Sequence[Path]) -> list[str]:
@@ -181,31 +188,73 @@ def _choose_measures(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
     return list(wanted) or list(dict.fromkeys([*first, *(name for name in MAIN if name in present)]))
 
 
-def _build_metric_table(runs: Sequence[Run], labels: Sequence[str], measure: str) -> MetricTable:
-    lines = list(_build_rows(runs, measure))
-    return MetricTable(measure, lines, [_verdict(lines, n, labels) for n in range(1, len(runs))])
+def _build_metric_table(
+    runs: Sequence[Run], scores: Sequence[Scores], labels: Sequence[str], measure: str
+) -> MetricTable:
+    lines = list(_build_rows(runs, scores, measure))
+    tests = [
+        (line, place)
+        for line in lines
+        for place, one in enumerate(line.runs)
+        if one.difference is not None and one.paired is not None
+    ]
+    p_values = [paired.p for line, place in tests if (paired := line.runs[place].paired) is not None]
+    held = [test for test, holds in zip(tests, hold_after_holm(p_values), strict=True) if holds]
+    verdicts = [_verdict(lines, n, labels, held, len(tests)) for n in range(1, len(runs))]
+    return MetricTable(measure, lines, verdicts)
 
 
-def _verdict(lines: Sequence[MetricRow], place: int, labels: Sequence[str]) -> str:
-    against = [line.runs[place] for line in lines]
-    compared = [one for one in against if one.difference is not None]
-    better = sum(one.better is True and not one.overlap for one in compared)
-    worse = sum(one.better is False and not one.overlap for one in compared)
-    summary = f"{labels[place]} against {labels[0]}: better in {better} and worse in {worse}"
-    return f"{summary} of {formatting.format_count(len(compared), 'pair')} with the intervals apart"
+def _verdict(
+    lines: Sequence[MetricRow],
+    place: int,
+    labels: Sequence[str],
+    held: Sequence[tuple[MetricRow, int]],
+    tests: int,
+) -> str:
+    """Describe how one run compares with the first.
+
+    Args:
+        lines: Every pair of modalities.
+        place: Of the run.
+        labels: Names of the runs.
+        held: The pairs and runs whose difference survives Holm's correction.
+        tests: How many differences were tested together.
+    """
+    compared = [line.runs[place] for line in lines if line.runs[place].difference is not None]
+    shown = [one for one in compared if one.apart]
+    count = formatting.format_count(len(compared), "pair")
+    summary = f"{labels[place]} against {labels[0]}: {_count_sides(shown)} of {count}"
+    if not compared or any(one.paired is None for one in compared):
+        return f"{summary} with the intervals apart"
+    after = [line.runs[place] for line, at in held if at == place]
+    of_tests = formatting.format_count(tests, "test")
+    return f"{summary} on the same queries (paired, 95 %); {_count_sides(after)} after Holm, {of_tests}"
 
 
-def _build_rows(runs: Sequence[Run], measure: str) -> Iterator[MetricRow]:
+def _count_sides(deltas: Sequence[MetricDelta]) -> str:
+    better = sum(one.better is True for one in deltas)
+    return f"better in {better} and worse in {len(deltas) - better}"
+
+
+def _build_rows(runs: Sequence[Run], scores: Sequence[Scores], measure: str) -> Iterator[MetricRow]:
     tables = [{(r.query, r.gallery): r for r in run.retrieved.rows} if run.retrieved else {} for run in runs]
     for query, gallery in dict.fromkeys(pair for table in tables for pair in table):
         rows = [table.get((query, gallery)) for table in tables]
         marks = " / ".join(dict.fromkeys(row.mark for row in rows if row))
         if any(row and measure in row.metrics for row in rows):
-            against = [_compare_metric(measure, rows[0], row, first=n == 0) for n, row in enumerate(rows)]
+            queries = [known.get((query, gallery)) for known in scores]
+            against = [
+                _compare_metric(
+                    measure, rows[0], row, compare_queries(queries[0], mine, measure), first=n == 0
+                )
+                for n, (row, mine) in enumerate(zip(rows, queries, strict=True))
+            ]
             yield MetricRow(query, gallery, marks, against)
 
 
-def _compare_metric(measure: str, base: PairRow | None, row: PairRow | None, *, first: bool) -> MetricDelta:
+def _compare_metric(
+    measure: str, base: PairRow | None, row: PairRow | None, paired: Paired | None, *, first: bool
+) -> MetricDelta:
     mine = row.metrics.get(measure) if row else None
     theirs = base.metrics.get(measure) if base else None
     if first or row is None or base is None or mine is None or theirs is None:
@@ -215,7 +264,10 @@ def _compare_metric(measure: str, base: PairRow | None, row: PairRow | None, *, 
         return MetricDelta(mine, None, None, None, note)
     difference = mine.value - theirs.value
     better = difference < 0 if measure in LOWER_IS_BETTER else difference > 0
-    return MetricDelta(mine, difference, mine.low <= theirs.high and theirs.low <= mine.high, better)
+    if paired is not None and abs(paired.difference - difference) > 1e-3 * max(1.0, abs(theirs.value)):
+        paired = None  # the file of queries is of another evaluation
+    apart = mine.low > theirs.high or theirs.low > mine.high if paired is None else paired.p < _LEVEL
+    return MetricDelta(mine, difference, apart, better, paired=paired)
 
 
 def _stage_times(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:

@@ -20,6 +20,7 @@ from geobind.data.table import Table, count_licences
 from geobind.errors import DataError
 from geobind.evaluation import PairTable
 from geobind.evaluation.embedded import EmbeddedRows
+from geobind.evaluation.intervals import hold_after_holm
 from geobind.recipe.schema import to_names
 from geobind.report import examples, plots
 from geobind.report.examples import (
@@ -436,7 +437,13 @@ def _verdict(retrieved: PairTable, measure: str) -> str:
     if emergent:
         summary += f", {sum(row in beat for row in emergent)} of the {len(emergent)} emergent ones among them"
     how = f"the whole {retrieved.confidence} interval of {plots.TITLES.get(measure, measure)}"
-    return f"{summary}: {how} lies on the better side of what chance gives."
+    p_values = [p for row in rows if (p := row.metrics[measure].p) is not None]
+    corrected = ""
+    if len(p_values) == len(rows) > 1:
+        held = zip(rows, hold_after_holm(p_values), strict=True)
+        count = sum(holds and row in beat for row, holds in held)
+        corrected = f" After Holm's correction for {len(rows)} tests, {count} do."
+    return f"{summary}: {how} lies on the better side of what chance gives.{corrected}"
 
 
 def _broken(stage: FinishedStage) -> tuple[FinishedStage, int, list[tuple[str, str]]]:

@@ -11,6 +11,7 @@ from geobind.binder import Binder
 from geobind.bundles import bundle
 from geobind.data.table import Table, count_licences
 from geobind.evaluation.held_out import EvaluationResults
+from geobind.evaluation.query_scores import FILE, write_query_scores
 from geobind.recipe import Recipe
 from geobind.training.stability import collect_proofs
 from geobind.training.stage_data import StageData
@@ -54,6 +55,8 @@ def write_results(
     binder.save(folder / "bundle")
     for name, part in parts.items():
         files.write_json(folder / f"{name}.json", part)
+    if measured and measured.table.scores:
+        write_query_scores(folder / FILE, measured.table.scores, measured.held_out.keys)
     _record_finish(folder)
     from geobind.report import write_report  # matplotlib: not before it is needed
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.errors import DataError
-from geobind.evaluation.bootstrap import Resampling, bound_class_means, draw_counts
+from geobind.evaluation.bootstrap import Resampling, draw_counts
 from geobind.evaluation.classification import (
     build_query_classes,
     count_confusions,
@@ -30,7 +30,9 @@ def test_scores_that_say_nothing_get_exactly_chance():
     assert set(found.metrics) == {"accuracy", "top2", "mean_per_class"}  # 5 of 4 classes is no question
     for name, metric in found.metrics.items():
         assert metric.value == pytest.approx(0.5 if name == "top2" else 0.25, abs=1e-12)
-        assert metric.chance == metric.low == metric.high == pytest.approx(metric.value)
+        assert metric.chance == pytest.approx(metric.value)
+        assert metric.low < metric.value < metric.high
+        assert metric.high - metric.low < 0.04 and metric.p == 1
 
 
 @settings(deadline=None, max_examples=15)
@@ -93,23 +95,6 @@ def test_queries_of_one_group_are_drawn_together_so_that_the_interval_is_wider()
         assert metric.value == 0.5
         widths.append(metric.high - metric.low)
     assert widths[1] > 3 * widths[0]
-
-
-def test_the_interval_of_a_share_is_that_of_its_standard_error():
-    value_EQM = (np.arange(400) % 2 == 0).astype(float)[None, :, None]
-    bounds = bound_class_means(value_EQM, np.zeros(400, dtype=int), 1, Resampling(resamples=4000))
-    low, high = bounds.mean_2M[:, 0]
-    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.25 / 400), rel=0.1)
-
-
-def test_repeats_that_differ_widen_the_interval():
-    same = np.full((5, 200, 1), 0.5)
-    apart = np.repeat(np.array([0.1, 0.3, 0.5, 0.7, 0.9]), 200).reshape(5, 200, 1)
-    widths = [
-        np.ptp(bound_class_means(value, np.zeros(200, dtype=int), 1, FEW).mean_2M[:, 0])
-        for value in (same, apart)
-    ]
-    assert widths[0] == pytest.approx(0, abs=1e-12) and widths[1] > 0.3
 
 
 def test_every_resample_draws_as_many_units_as_there_are():

@@ -1,4 +1,4 @@
-"""Cluster bootstrap: intervals of dependent queries."""
+"""Clusters: which queries are dependent, and the intervals of those."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,7 @@ from geobind.data.options import DataOptions
 from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.evaluation import evaluate_pairs, retrieval
-from geobind.evaluation.bootstrap import Resampling, bound_ranking_measures
-from geobind.evaluation.split_leakage import cluster_rows
+from geobind.evaluation.split_leakage import choose_clusters, cluster_rows
 
 
 @pytest.fixture(autouse=True)
@@ -21,30 +20,7 @@ def width(metric):
     return metric.high - metric.low
 
 
-def test_ten_copies_of_a_query_are_one_query_when_drawn_together():
-    random = np.random.default_rng(0)
-    value = random.random((40, 1))
-    rank = np.floor(100 * value[:, 0])
-    alone = bound_ranking_measures(value, rank, Resampling(2000))
-    copied = np.repeat(value, 10, axis=0), np.repeat(rank, 10)
-    together = bound_ranking_measures(*copied, Resampling(2000), np.repeat(np.arange(40), 10))
-    naive = bound_ranking_measures(*copied, Resampling(2000))
-    whole = alone.high_M[0] - alone.low_M[0]
-    assert together.high_M[0] - together.low_M[0] == pytest.approx(whole, rel=0.1)
-    assert naive.high_M[0] - naive.low_M[0] == pytest.approx(whole / np.sqrt(10), rel=0.15)
-    assert together.median_low == pytest.approx(alone.median_low, abs=6)
-
-
-def test_clusters_of_one_query_change_nothing():
-    value, rank = np.random.default_rng(1).random((50, 2)), np.arange(50.0)
-    one, other = (
-        bound_ranking_measures(value, rank, Resampling(300, seed=3), clusters)
-        for clusters in (None, np.arange(50))
-    )
-    assert all(np.allclose(a, b) for a, b in zip(one, other, strict=True))
-
-
-def test_the_table_draws_whole_clusters_and_says_so():
+def test_clusters_widen_the_intervals_of_the_table_and_leave_its_figures():
     random = np.random.default_rng(0)
     hidden = np.repeat(random.normal(size=(30, 8)), 5, axis=0)
     unit = {
@@ -87,3 +63,27 @@ def test_a_table_that_does_not_say_is_told(tmp_path):
         cluster_rows(rows, "group")
     with pytest.raises(DataError, match="intervals by cell need columns `lat` and `lon`"):
         cluster_rows(rows, "cell")
+
+
+def test_groups_are_the_clusters_by_default_and_a_line_says_so(tmp_path):
+    rows = table(tmp_path, "lat,lon,note,group\n0.5,0.5,a,t1\n0.7,0.9,b,t1\n1.5,0.5,c,\n,,d,t2\n")
+    chosen = choose_clusters(rows, None)
+    assert (chosen.by, list(chosen.of_rows)) == ("group", ["t1", "t1", None, "t2"])
+    assert chosen.note == "rows of one group count as dependent, by default: 3 for 4 rows"
+    assert choose_clusters(rows, "row")[:2] == (None, None)
+    assert (
+        choose_clusters(rows, "cell").note == "rows of one cell of a degree count as dependent: 3 for 4 rows"
+    )
+
+
+@pytest.mark.parametrize(("cells", "by"), [(7, None), (8, "cell")])
+def test_without_groups_cells_are_the_clusters_where_there_are_enough(tmp_path, cells, by):
+    lines = [f"{row % cells}.5,{row % cells}.5,word" for row in range(24)]
+    chosen = choose_clusters(table(tmp_path, "lat,lon,note\n" + "\n".join(lines) + "\n"), None)
+    assert chosen.by == by
+    assert ("by default: 8 for 24 rows" if by else "all lie in 7 cells of a degree") in chosen.note
+
+
+def test_a_table_without_places_and_groups_counts_each_row_alone(tmp_path):
+    chosen = choose_clusters(table(tmp_path, "note\na\nb\n"), None)
+    assert chosen.by is None and chosen.note.startswith("each row counts alone; a column `group`")

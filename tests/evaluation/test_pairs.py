@@ -12,7 +12,6 @@ from torch.nn.functional import normalize
 
 from geobind.errors import DataError
 from geobind.evaluation import RetrievalSettings, build_pair_table, evaluate_pairs, rank_counts, retrieval
-from geobind.evaluation.bootstrap import Resampling, bound_ranking_measures, draw_unit_counts
 
 TRAINED = {frozenset({"satellite", "photo"}), frozenset({"satellite", "sound"})}
 QUICK = RetrievalSettings(resamples=100)
@@ -168,8 +167,8 @@ def test_the_table_is_plain_json_and_says_its_conventions():
     plain = json.loads(json.dumps(table.to_dict(), allow_nan=False))
     assert plain == table.to_dict()
     assert plain["settings"]["resamples"] == 100
-    assert plain["conventions"]["interval"] == "percentile bootstrap over queries, gallery fixed"
-    assert set(plain["rows"][0]["metrics"]["R@1"]) == {"value", "chance", "low", "high"}
+    assert plain["conventions"]["interval"].startswith("Wilson score with Student's t over queries")
+    assert set(plain["rows"][0]["metrics"]["R@1"]) == {"value", "chance", "low", "high", "p"}
 
 
 def test_the_terminal_table_shows_marks_intervals_and_chance():
@@ -186,38 +185,23 @@ def test_the_terminal_table_shows_marks_intervals_and_chance():
     assert "not measured: photo and sound: 0 rows have both" in text
 
 
-def test_the_interval_of_a_mean_matches_the_normal_approximation():
-    random = np.random.default_rng(0)
-    value = random.normal(3, 2, (2000, 1))
-    bounds = bound_ranking_measures(value, value[:, 0], Resampling(2000, seed=1))
-    half = 1.96 * 2 / np.sqrt(2000)
-    assert bounds.low_M[0] == pytest.approx(value.mean() - half, abs=0.15 * half)
-    assert bounds.high_M[0] == pytest.approx(value.mean() + half, abs=0.15 * half)
-
-
-@pytest.mark.parametrize("queries", [1, 2, 5, 8, 301])
-def test_bootstrap_medians_are_those_of_the_resamples_drawn_one_by_one(queries):
-    from geobind.evaluation.bootstrap import _medians
-
-    rank = np.sort(np.random.default_rng(0).integers(1, 50, queries)).astype(float)
-    times = draw_unit_counts(np.random.default_rng(1), 40, queries)
-    assert (times.sum(axis=1) == queries).all()
-    assert _medians(times, rank).tolist() == [np.median(np.repeat(rank, row.astype(int))) for row in times]
-
-
-def test_the_same_seed_gives_the_same_intervals():
+def test_intervals_need_no_seed_and_are_the_same_every_time():
     runs = [
-        evaluate_pairs(three(), TRAINED, settings=RetrievalSettings(resamples=50, seed=s)).to_dict()
-        for s in (1, 1, 2)
+        evaluate_pairs(three(), TRAINED, settings=RetrievalSettings(seed=seed)).to_dict()["rows"]
+        for seed in (1, 1, 2)
     ]
-    assert runs[0] == runs[1]
-    assert runs[0]["rows"] != runs[2]["rows"]
+    assert runs[0] == runs[1] == runs[2]
 
 
-def test_queries_without_a_label_are_left_out_of_its_mean():
-    value = np.array([[1.0], [np.nan], [0.0], [np.nan]])
-    bounds = bound_ranking_measures(value, np.arange(4.0), Resampling(200))
-    assert (bounds.low_M[0], bounds.high_M[0]) == (0.0, 1.0)
+def test_every_query_of_a_pair_keeps_its_scores_with_the_row_it_came_from():
+    half = np.arange(60) < 30
+    table = evaluate_pairs(three(), TRAINED, presence={"photo": half}, settings=QUICK)
+    scores = table.scores["photo", "satellite"]
+    row = next(row for row in table.rows if (row.query, row.gallery) == ("photo", "satellite"))
+    assert scores.row_Q.tolist() == list(range(30))
+    for name, value_Q in zip(scores.measures, scores.value_QM.T, strict=True):
+        assert np.nanmean(value_Q) == pytest.approx(row.metrics[name].value)
+    assert "scores" not in table.to_dict()
 
 
 @pytest.mark.parametrize(

@@ -54,18 +54,22 @@ def test_differences_are_from_the_first_run_and_intervals_apart_are_told(finishe
     assert recall.difference == pytest.approx(
         0.9 - figure(comparison, "R@1", "photo", "tile", 0).measured.value
     )
-    assert (recall.overlap, recall.better) == (False, True)
+    assert (recall.apart, recall.better) == (True, True)
     assert figure(comparison, "median_rank", "photo", "tile").better is False
     assert "better in 12 and worse in 0 of 12 pairs" in comparison.tables[0].verdicts[0]
     assert "worse in 12 of 12 pairs" in comparison.tables[1].verdicts[0]
 
 
 def test_a_run_compared_with_its_copy_overlaps_in_everything(finished, tmp_path):
-    comparison = compare([finished, copied(finished, tmp_path)])
+    copy = copied(finished, tmp_path)
+    shutil.copy(finished / "queries.safetensors", copy)
+    comparison = compare([finished, copy])
     assert comparison.recipes == []
-    assert {one.overlap for table in comparison.tables for line in table.lines for one in line.runs[1:]} == {
-        True
-    }
+    others = [one for table in comparison.tables for line in table.lines for one in line.runs[1:]]
+    assert {one.apart for one in others} == {False}
+    assert {one.paired.p for one in others} == {1.0}  # the same queries, with the same scores
+    verdict = comparison.tables[0].verdicts[0]
+    assert "on the same queries (paired, 95 %); better in 0 and worse in 0 after Holm, 12 tests" in verdict
     assert [table.measure for table in comparison.tables][:2] == ["R@1", "R@10"]
 
 

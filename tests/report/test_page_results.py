@@ -236,10 +236,11 @@ def test_warnings_stand_by_the_table_and_clusters_are_named(finished, tmp_path):
     run = copied(finished, tmp_path)
     retrieval = json.loads((run / "retrieval.json").read_text())
     retrieval |= {"warnings": ["split 'test' leaks <b>"], "clusters": "group"}
+    retrieval["cluster_note"] = "dependent: 7 for 9 rows"
     (run / "retrieval.json").write_text(json.dumps(retrieval))
     page = write_report(run).read_text()
     assert '<p class="notice">split &#39;test&#39; leaks &lt;b&gt;</p>' in page
-    assert "bootstrap over whole clusters of queries, by group" in page
+    assert "dependent: 7 for 9 rows" in page
 
 
 def test_nearly_equal_images_are_in_the_leakage_table(finished, tmp_path):
