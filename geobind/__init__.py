@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from geobind.data.table import open_table as open_table
     from geobind.errors import GeobindError as GeobindError
     from geobind.hookspecs import hookimpl as hookimpl
+    from geobind.modality import Content as Content
     from geobind.modality import Modality as Modality
     from geobind.modality import Pair as Pair
     from geobind.modality import Place as Place
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Binder": "geobind.binder",
+    "Content": "geobind.modality",
     "GeobindError": "geobind.errors",
     "Modality": "geobind.modality",
     "Pair": "geobind.modality",

@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from geobind.errors import DataError
+
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.Image import Image
     from torch import Tensor, nn
 
     Prepared = Tensor | Mapping[str, Tensor]
+    # An image, an array of one ((H, W) or (H, W, C)), a sound with its rate, or words.
+    Picture = Image | NDArray[Any] | tuple[NDArray[Any], int] | str
 
 Role = Literal["frozen", "trainable"]
+Widget = Literal["text", "image", "sound", "place", "file"]
 
 
 class Place(NamedTuple):
@@ -23,6 +30,25 @@ class Place(NamedTuple):
     lat: float
     lon: float
     time: datetime | None = None
+
+    def __str__(self) -> str:
+        north, east = f"{abs(self.lat):.4f}°{'NS'[self.lat < 0]}", f"{abs(self.lon):.4f}°{'EW'[self.lon < 0]}"
+        return f"{north} {east}" + (f" {self.time:%Y-%m-%d %H:%M}" if self.time else "")
+
+
+class Content(bytes):
+    """The encoded bytes of an observation: what a server is sent, or a member of a tar file.
+
+    Bytes are never taken for the path of a file. `name` is what messages call them.
+    """
+
+    name: str
+
+    def __new__(cls, content: bytes, name: str = "") -> Content:
+        """Hold these bytes under this name."""
+        made = super().__new__(cls, content)
+        made.name = name
+        return made
 
 
 class Pair(NamedTuple):
@@ -54,6 +80,7 @@ class Modality(BaseModel, ABC):
         Role
     ]  # "frozen": no stage may train it unless the recipe says so; "trainable": a stage may
     accepts: ClassVar[str] = ""  # the raw inputs `prepare` takes, in one line for people
+    widget: ClassVar[Widget] = "file"  # what a page offers to give an observation with
 
     @abstractmethod
     def encoder(self, width: int, *, pretrained: bool = True) -> nn.Module:
@@ -81,6 +108,19 @@ class Modality(BaseModel, ABC):
             DataError: The input is not of an accepted kind, or cannot be decoded.
         """
 
+    def picture(self, raw: Any) -> Picture | None:
+        """Draw a raw input for people: reports, contact sheets and pages show it in place of the input.
+
+        The default, None, means that they show the input itself: images, sounds, texts, numbers and places.
+
+        Returns:
+            An image, an array of one ((H, W) or (H, W, C)), a sound as `(array, rate)`, or words.
+
+        Raises:
+            DataError: As `prepare`.
+        """
+        return None
+
     def requires(self) -> Mapping[str, str]:
         """Return the optional packages that these options need: module to the command that installs it.
 
@@ -95,3 +135,19 @@ class Modality(BaseModel, ABC):
         The default, None, means that they are rows of the recipe's `data`.
         """
         return None
+
+
+def choose_picture(modality: Modality, raw: Any) -> Any:
+    """Return what people are shown of a raw input: its picture, the input itself, or why there is none.
+
+    A picture is for looking at, so a fault in the code that draws one becomes such an error too.
+    """
+    if raw is None or isinstance(raw, DataError):
+        return raw
+    try:
+        picture = modality.picture(raw)
+    except DataError as error:
+        return error
+    except Exception as error:
+        return DataError(f"{type(modality).__name__}.picture raises {type(error).__name__}: {error}")
+    return raw if picture is None else picture

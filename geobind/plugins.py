@@ -15,7 +15,7 @@ import pluggy
 
 from geobind import hookspecs
 from geobind.errors import PluginError, did_you_mean
-from geobind.modality import Modality, Role
+from geobind.modality import Modality, Role, Widget
 from geobind.utils.formatting import shorten
 from geobind.utils.streams import Trouble, shield_process
 
@@ -244,6 +244,8 @@ def _fault_of_modality(cls: type[Modality]) -> str | None:
     role: Any = getattr(cls, "role", None)
     if role not in get_args(Role):
         return f"{cls.__name__}.role must be 'frozen' or 'trainable', not {role!r}"
+    if cls.widget not in get_args(Widget):
+        return f"{cls.__name__}.widget must be one of {', '.join(get_args(Widget))}, not {cls.widget!r}"
     return None
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 import geobind
-from geobind.modality import Modality, Role
+from geobind.modality import Modality, Role, Widget
 from geobind.towers.options import AudioAugment, AudioOptions
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class Audio(AudioOptions, Modality):
     name: ClassVar[str] = "audio"
     role: ClassVar[Role] = "trainable"
     accepts: ClassVar[str] = "a path, bytes, (array, rate), or an array or tensor already at the rate"
+    widget: ClassVar[Widget] = "sound"
 
     augment: AudioAugment = Field(
         default=AudioAugment(), description="Random changes to recordings that are trained on."

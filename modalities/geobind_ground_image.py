@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 import geobind
-from geobind.modality import Modality, Role
+from geobind.modality import Modality, Role, Widget
 from geobind.towers.options import ImageOptions, PhotoAugment
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ class GroundImage(ImageOptions, Modality):
     name: ClassVar[str] = "ground_image"
     role: ClassVar[Role] = "frozen"
     accepts: ClassVar[str] = "a path, bytes, a PIL image, an array or tensor of (C, H, W)"
+    widget: ClassVar[Widget] = "image"
 
     augment: PhotoAugment = Field(
         default=PhotoAugment(), description="Random changes to photographs that are trained on."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 import geobind
-from geobind.modality import Modality, Role
+from geobind.modality import Modality, Role, Widget
 from geobind.towers.options import ImageOptions, TileAugment
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ class Satellite(ImageOptions, Modality):
     name: ClassVar[str] = "satellite"
     role: ClassVar[Role] = "trainable"
     accepts: ClassVar[str] = "a path, bytes, a PIL image, an array or tensor of (C, H, W)"
+    widget: ClassVar[Widget] = "image"
 
     augment: TileAugment = Field(
         default=TileAugment(), description="Random changes to tiles that are trained on."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 import geobind
-from geobind.modality import Modality, Role
+from geobind.modality import Modality, Role, Widget
 from geobind.towers.options import ClipOptions, HeadKind
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ class Text(Modality):
     name: ClassVar[str] = "text"
     role: ClassVar[Role] = "frozen"
     accepts: ClassVar[str] = "a string, or the path or bytes of a UTF-8 file"
+    widget: ClassVar[Widget] = "text"
 
     clip: ClipOptions = Field(
         default=ClipOptions(model="ViT-B-32-quickgelu", pretrained="openai"),

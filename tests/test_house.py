@@ -71,6 +71,8 @@ NAMED = {
     ("recipe/schema.py", "satellite"): "the default anchor",
     ("binder.py", "text"): "the default modality that describes classes",
     ("towers/clip.py", "text"): "open_clip's word for a tower",
+    ("modality.py", "text"): "a widget of pages, where words are given",
+    ("testing/contract.py", "text"): "the widget whose strings are words",
     ("data/options.py", "toyearth"): "a key that fingerprints of stages have always held",
     ("cli/__init__.py", "toyearth"): "the command that writes it as files",
     ("cli/data.py", "toyearth"): "the command that writes it as files",

@@ -1,6 +1,7 @@
 """The contract finds every fault it claims to find, by the test meant for it, and by that test alone."""
 
 import socket
+from pathlib import Path
 
 import geobind_faulty as faulty
 import pytest
@@ -19,7 +20,9 @@ def long_raws():
 
 
 def faults_of(modality, **fields):
-    fields = {"bad_raws": ["Mont Blanc", []], "long_raws": long_raws(), "entry_point": False, **fields}
+    files = [Path(__file__).parent / "third_party" / "faulty" / "profile.json"]
+    usual = {"bad_raws": ["Mont Blanc", []], "long_raws": long_raws(), "files": files, "entry_point": False}
+    fields = {**usual, **fields}
     return check_modality(modality, raws(), **fields)
 
 
@@ -71,6 +74,24 @@ FAULTS = [
         "prepares_alike_in_a_worker",
         "a worker process prepares another result (...)\n"
         "  fix: use the input and the options alone: no globals, no hash() of a str, no random seed",
+    ),
+    (
+        faulty.ReadsPathsAlone,
+        "prepares_a_file_alike_however_it_is_given",
+        "prepare refuses profile.json as bytes (TypeError: bytes have no name)\n"
+        "  fix: open what is given with geobind.data.open_binary, which takes all of them",
+    ),
+    (
+        faulty.LooksAtTheName,
+        "prepares_a_file_alike_however_it_is_given",
+        "prepare makes something else of profile.json as bytes than as Path (...)\n"
+        "  fix: read the content, whatever holds it; bytes may have no name",
+    ),
+    (
+        faulty.PicturesANumber,
+        "a_picture_is_one_that_can_be_shown",
+        "picture(raws[0]) returns 4.0\n"
+        "  fix: return a PIL image, an array (H, W) or (H, W, C), (array, rate), a str, or None",
     ),
     (
         faulty.KeepsTheLength,
@@ -253,8 +274,8 @@ def test_a_frozen_modality_may_have_nothing_to_train(monkeypatch):
 def test_a_cut_that_loses_the_end_of_text_token_is_found():
     # The fifteenth word differs: it fits beside the end of the text, but a larger word comes before it.
     long_raws = [[900.0, *map(float, range(13)), word, *map(float, range(30))] for word in (1.0, 9.0)]
-    assert faults_of(faulty.Words(), long_raws=long_raws) == []
-    (fault,) = faults_of(faulty.Words(keeps_the_end=False), long_raws=long_raws)
+    assert faults_of(faulty.Words(), long_raws=long_raws, files=()) == []
+    (fault,) = faults_of(faulty.Words(keeps_the_end=False), long_raws=long_raws, files=())
     assert fault.startswith("test_long_inputs_keep_their_end: long_raws[0] and long_raws[1] embed alike")
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from geobind.data.readers import read_image as read_image
     from geobind.data.readers import read_text as read_text
     from geobind.data.readers.audio import measure_loudness as measure_loudness
+    from geobind.data.readers.files import open_binary as open_binary
     from geobind.data.sampler import batch_indices as batch_indices
     from geobind.data.table import Table as Table
     from geobind.data.table import open_table as open_table
@@ -40,6 +41,7 @@ _HOMES = {
     "cache_root": "geobind.data.cache",
     "batch_indices": "geobind.data.sampler",
     "measure_loudness": "geobind.data.readers.audio",
+    "open_binary": "geobind.data.readers.files",
     "open_table": "geobind.data.table",
     "pack_table": "geobind.data.pack",
     "read_audio": "geobind.data.readers",

@@ -20,6 +20,7 @@ from geobind.data.readers.files import open_binary
 from geobind.data.sampler import seeded_rng
 from geobind.data.table import first_observation
 from geobind.errors import DataError
+from geobind.modality import Place, choose_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,6 +52,8 @@ def detect_raw_kind(raw: Any) -> Kind:
         with open_binary(raw) as file:
             kind = detect_kind(file.read(16))
         return kind if kind != "unknown" else "words"
+    if isinstance(raw, Place):
+        return "words"
     if isinstance(raw, tuple):
         return "sound"  # samples, and their rate
     return "image" if getattr(raw, "ndim", 3) in (2, 3) else "numbers"
@@ -71,7 +74,8 @@ def draw_raw(axis: Axes, raw: Any) -> None:
 
             draw_array(axis, read_image(raw).numpy(), last=False)
         else:
-            draw_array(axis, np.asarray(raw), last=isinstance(raw, np.ndarray))
+            is_tensor = hasattr(raw, "detach")  # which begins with its channels
+            draw_array(axis, np.asarray(raw), last=not is_tensor)
     except DataError as error:
         write_text(axis, str(error))
 
@@ -170,7 +174,7 @@ def _draw_sound(axis: Axes, raw: Any) -> None:
 def _read_text(raw: Any) -> str:
     from geobind.data.readers.text import read_text
 
-    return raw if isinstance(raw, str) else read_text(raw)
+    return str(raw) if isinstance(raw, str | Place) else read_text(raw)
 
 
 def _format_tokens(tokens: NDArray[Any]) -> str:
@@ -280,7 +284,7 @@ def _draw_modality(
     name: str, side: SheetModality, raw: Any, seeds: tuple[int, int], draws: int
 ) -> list[SheetCell]:
     first = first_observation(raw)
-    shown = [SheetCell(partial(draw_raw, raw=first), name)]
+    shown = [SheetCell(partial(draw_raw, raw=choose_picture(side.modality, first)), name)]
     if first is None:
         return shown + [SheetCell(_leave_empty)] * (1 + draws)
     plain = _prepared(side.modality, first)

@@ -19,6 +19,7 @@ from geobind.binder import Binder
 from geobind.data.table import Table, first_observation, open_table
 from geobind.evaluation import rank_counts
 from geobind.evaluation.embedded import EmbeddedRows, embed_rows
+from geobind.modality import Modality, choose_picture
 from geobind.recipe import Recipe, build_recipe
 from geobind.report.media import Media, MediaBudget, build_media
 from geobind.report.plots import BANDS, GRID, MARKERS, MUTED, SERIES, SIGNS, Panel
@@ -35,13 +36,13 @@ class EvaluationSample:
 
     table: Table
     spaces: Mapping[str, EmbeddedRows]
+    modalities: Mapping[str, Modality]
     total: int  # rows before sampling
     by_label: bool
 
-    def raw(self, name: str, row: int) -> Any:
-        """Return the first observation of a row in a modality."""
-        raw = self.table.samples(name)[row]
-        return first_observation(raw)
+    def picture(self, name: str, row: int) -> Any:
+        """Return what people are shown of the first observation of a row in a modality."""
+        return choose_picture(self.modalities[name], first_observation(self.table.samples(name)[row]))
 
 
 class RankedPair(NamedTuple):
@@ -116,11 +117,10 @@ def embed_sample(
         rows_N = np.sort(drawn)
         table = table.take(rows_N)
     if embedded is None:
-        return EvaluationSample(table, embed_rows(binder, table), total, by_label)
+        return EvaluationSample(table, embed_rows(binder, table), binder.modalities, total, by_label)
     spaces = {name: _select_rows(one, rows_N) for name, one in embedded.items()}
-    return EvaluationSample(
-        table, {name: one for name, one in spaces.items() if len(one.rows_Q)}, total, by_label
-    )
+    filled = {name: one for name, one in spaces.items() if len(one.rows_Q)}
+    return EvaluationSample(table, filled, binder.modalities, total, by_label)
 
 
 def _select_rows(one: EmbeddedRows, rows_N: NDArray[np.int64]) -> EmbeddedRows:
@@ -262,7 +262,7 @@ def _build_example(
     ranked_as = format_rank(float(ranked.rank_Q[query]))
 
     def item(name: str, row: int, similarity: float, place: str, right: bool) -> Item:
-        shown = budget.admit(build_media(held_out.raw(name, row)))
+        shown = budget.admit(build_media(held_out.picture(name, row)))
         label = (held_out.table.labels or [None] * len(held_out.table))[row]
         key = shorten(held_out.table.keys[row], 48)
         return Item(shown, key, shorten(label or "", 40), similarity, place, right)

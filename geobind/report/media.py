@@ -21,6 +21,7 @@ from geobind.data.readers.files import describe
 from geobind.data.readers.images import read_image
 from geobind.data.readers.text import read_text
 from geobind.errors import DataError
+from geobind.modality import Place
 from geobind.utils.arrays import as_array
 from geobind.utils.formatting import format_number, shorten
 
@@ -87,8 +88,10 @@ class MediaBudget:
 def build_media(raw: Any) -> Media:
     """Build the media of a raw input: picture, sound or text, or else a short description."""
     try:
-        if isinstance(raw, str):
-            return Media(words=shorten(raw, MAX_LETTERS))
+        if isinstance(raw, str | Place):
+            return Media(words=shorten(str(raw), MAX_LETTERS))
+        if isinstance(raw, DataError):
+            return Media(note=f"cannot be shown: {shorten(str(raw), 160)}")
         if _is_sound(raw):
             return _sound_media(raw)
         if isinstance(raw, Tensor):

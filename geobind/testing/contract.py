@@ -10,15 +10,18 @@ import sys
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from itertools import combinations
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
 from unittest import SkipTest
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from geobind import plugins
 from geobind.errors import GeobindError, PluginError
-from geobind.modality import Modality
+from geobind.modality import Content, Modality
 from geobind.testing import instruments
 from geobind.testing.instruments import (
     build,
@@ -64,6 +67,9 @@ class Subject:
 
     entry_point: bool = True
     """Whether the plugin is installed; False tests a class before it is packaged."""
+
+    files: Sequence[Path | str | bytes] = ()
+    """Files of valid observations, or the bytes of such files, where `prepare` takes files."""
 
     def prepared(self) -> list[Prepared]:
         """Prepare every valid input, as for evaluation."""
@@ -145,6 +151,47 @@ class InputContract(Subject):
         if change := difference(in_worker, in_this_process):
             fault = f"a worker process prepares another result ({change})"
             fail(fault, "use the input and the options alone: no globals, no hash() of a str, no random seed")
+
+    def test_prepares_a_file_alike_however_it_is_given(self) -> None:
+        """A file is prepared alike as a path and as its bytes; as a string too, where words are not meant."""
+        if not self.files:
+            raise SkipTest("set files if prepare takes files")
+        with TemporaryDirectory() as folder:
+            for number, file in enumerate(self.files):
+                if isinstance(file, bytes):
+                    path = Path(folder) / f"files[{number}]"
+                    path.write_bytes(file)
+                    file = path
+                self._compare_kinds(Path(file))
+
+    def _compare_kinds(self, file: Path) -> None:
+        content = file.read_bytes()
+        given: dict[str, Any] = {"Path": file, "bytes": content, "Content": Content(content, file.name)}
+        if self.modality.widget != "text":
+            given["str"] = str(file)
+        expected: Prepared | None = None
+        for kind, raw in given.items():
+            try:
+                result = self.modality.prepare(raw)
+            except Exception as error:
+                fault = f"prepare refuses {file.name} as {kind} ({type(error).__name__}: {error})"
+                fail(fault, "open what is given with geobind.data.open_binary, which takes all of them")
+            expected = result if expected is None else expected
+            if change := difference(result, expected):
+                fault = f"prepare makes something else of {file.name} as {kind} than as Path ({change})"
+                fail(fault, "read the content, whatever holds it; bytes may have no name")
+
+    def test_a_picture_is_one_that_can_be_shown(self) -> None:
+        """`picture` returns an image, an array of one, a sound with its rate, words, or None."""
+        from PIL.Image import Image
+
+        for index, raw in enumerate(self.valid()):
+            shown: Any = self.modality.picture(raw)
+            sound = isinstance(shown, tuple) and len(shown) == 2 and isinstance(shown[0], np.ndarray)
+            array = isinstance(shown, np.ndarray) and shown.ndim in (2, 3)
+            if not (sound or array or isinstance(shown, Image | str | None)):
+                fault = f"picture(raws[{index}]) returns {reprlib.repr(shown)}"
+                fail(fault, "return a PIL image, an array (H, W) or (H, W, C), (array, rate), a str, or None")
 
     def test_prepared_inputs_share_one_layout(self) -> None:
         """Prepared inputs are tensors, or dicts of them, of one shape and dtype: a batch is a plain stack."""
@@ -337,6 +384,7 @@ def check_modality(
     *,
     bad_raws: Sequence[Any] = (),
     long_raws: Sequence[Any] = (),
+    files: Sequence[Path | str | bytes] = (),
     width: int = 32,
     unused: Sequence[str] = (),
     one_layout: bool = True,
@@ -351,6 +399,7 @@ def check_modality(
         raws: At least two valid raw inputs that differ as observations do.
         bad_raws: Inputs that `prepare` must refuse.
         long_raws: Inputs longer than the encoder takes, which differ only in the last thing it keeps.
+        files: Files of valid observations, or the bytes of such files, where `prepare` takes files.
         width: Length of the shared space to test with.
         unused: Patterns for the names of parameters that no gradient is meant to reach.
         one_layout: Whether inputs have one shape with and without training.
@@ -359,7 +408,7 @@ def check_modality(
     contract = ModalityContract()
     contract.modality, contract.raws = modality, raws
     contract.bad_raws, contract.long_raws = bad_raws, long_raws
-    contract.one_layout = one_layout
+    contract.one_layout, contract.files = one_layout, files
     contract.width, contract.unused, contract.entry_point = width, unused, entry_point
     faults: list[str] = []
     for test in TESTS:

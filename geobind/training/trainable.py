@@ -67,7 +67,8 @@ def get_head(name: str, encoder: nn.Module) -> nn.Module:
     if not _has_head(encoder):
         raise RecipeError(
             f"the encoder of '{name}' has no head with parameters to train; "
-            f"give the modality a head (for built-in ones `head: linear`) or train it whole"
+            "give it an attribute `head`, an nn.Module (built-in modalities have one by `head: linear`), or "
+            "train it whole"
         )
     return encoder.get_submodule("head")
 

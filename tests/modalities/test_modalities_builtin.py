@@ -2,10 +2,13 @@ import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from PIL import Image
 from pydantic import ValidationError
 
 import geobind_audio
@@ -49,9 +52,30 @@ def sound(seed, seconds):
     return np.random.default_rng(seed).normal(0, 0.1, round(seconds * 48_000)).astype(np.float32), 48_000
 
 
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write_file(name, content):
+    Path(name).write_bytes(content)
+    return Path(name)
+
+
+def write_image(name):
+    Image.fromarray(image(0, 40, 50, 3)).save(name)
+    return Path(name)
+
+
+def write_sound(name):
+    soundfile.write(name, *sound(0, 1))
+    return Path(name)
+
+
 class TestSatellite(ModalityContract):
     modality = Satellite(clip=CLIP, augment={"randaugment": 3, "rotations": True})
     raws = (image(0, 40, 50, 3), image(1, 3, 64, 64), image(2, 30, 31))
+    files = property(lambda self: [write_image("tile.png")])
     bad_raws = ("nowhere.tif", b"not an image", np.zeros((64, 64, 4), dtype=np.uint8), None)
 
 
@@ -69,12 +93,14 @@ class TestSatelliteOfTwelveBands(ModalityContract):
 class TestGroundImage(ModalityContract):
     modality = GroundImage(clip=CLIP, augment={"random_resized_crop": [0.5, 1], "hflip": True, "jitter": 0.2})
     raws = (image(0, 40, 50, 3), image(1, 90, 64, 3))
+    files = property(lambda self: [write_image("photo.jpg")])
     bad_raws = ("nowhere.jpg", b"")
 
 
 class TestText(ModalityContract):
     modality = Text(clip=CLIP)
     raws = ("a river", "a church with a red roof", "Straße bei Nacht")
+    files = property(lambda self: [write_file("words.txt", "Straße bei Nacht".encode())])
     bad_raws = ("", "   ", 3)
     long_raws = ("a b c d e f g h i j then other words", "a b c d e f g h i z then other words")
 
@@ -84,6 +110,7 @@ class TestAudioOfABackbone(ModalityContract):
         timm=RESNET, seconds=2, hop_ms=20, augment={"mask_time": 0.2, "shift": True, "gain_db": 3}
     )
     raws = (sound(0, 1), sound(1, 2), sound(2, 5))
+    files = property(lambda self: [write_sound("surf.flac")])
     bad_raws = ("nowhere.wav", b"RIFF", np.array([]))
 
 

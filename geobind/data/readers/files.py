@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote
 
-from geobind.data.readers.tar import NamedBytes, parse_member, read_member, read_member_size
+from geobind.data.readers.tar import parse_member, read_member, read_member_size
 from geobind.errors import DataError
+from geobind.modality import Content
 
 _LFS = b"version https://git-lfs"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -32,7 +33,7 @@ class CellText(str):
 
 def describe(raw: Any) -> str:
     """Name an input in a message: its path, its number of bytes, or its type."""
-    if isinstance(raw, NamedBytes) and raw.name:
+    if isinstance(raw, Content) and raw.name:
         return raw.name
     if isinstance(raw, str | Path):
         name = str(raw)
@@ -178,7 +179,7 @@ class FileResolver:
             )
         return Path(path)
 
-    def raw(self, name: str) -> Path | NamedBytes:
+    def raw(self, name: str) -> Path | Content:
         """Return what a modality reads: the path of a file, or the bytes of a tar file's member.
 
         Raises:

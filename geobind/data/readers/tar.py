@@ -18,6 +18,7 @@ import numpy as np
 
 from geobind.data.cache import build_once, cache_root
 from geobind.errors import DataError
+from geobind.modality import Content
 from geobind.utils.hashing import short_fingerprint
 
 if TYPE_CHECKING:
@@ -35,18 +36,6 @@ _WHY = {
     _CUT: "is cut short; the tar file is damaged",
 }
 _VERSION = 1
-
-
-class NamedBytes(bytes):
-    """The bytes of an observation that know what messages call them."""
-
-    name: str
-
-    def __new__(cls, content: bytes, name: str = "") -> NamedBytes:
-        """Hold these bytes under this name."""
-        made = super().__new__(cls, content)
-        made.name = name
-        return made
 
 
 class TarMember(NamedTuple):
@@ -74,7 +63,7 @@ def parse_member(cell: str) -> TarMember | None:
     return TarMember(tar, str(path))
 
 
-def read_member(path: Path, name: str, label: str) -> NamedBytes:
+def read_member(path: Path, name: str, label: str) -> Content:
     """Return the bytes of a member of a tar file; `label` names it in messages.
 
     Raises:
@@ -89,7 +78,7 @@ def read_member(path: Path, name: str, label: str) -> NamedBytes:
         raise DataError(f"{label}: {_reason(error)}") from error
     if len(content) != size:
         raise DataError(f"{label}: {_WHY[_CUT]}")
-    return NamedBytes(content, label)
+    return Content(content, label)
 
 
 def read_member_size(path: Path, name: str, label: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import socket
@@ -38,11 +39,19 @@ class Profile(Modality):
         import torch
         from torch.nn import functional as F
 
+        if isinstance(raw, str | Path | bytes):
+            raw = self.read(raw)
         if not isinstance(raw, list) or len(raw) < 2:
             raise DataError("profile: give a list of two heights or more")
         heights_1L = torch.tensor(raw, dtype=torch.float32)[None]
         profile_S = F.interpolate(heights_1L[None], self.samples, mode="linear", align_corners=True)[0, 0]
         return profile_S + torch.randn(self.samples) if training else profile_S
+
+    def read(self, raw: str | Path | bytes) -> list[float]:
+        from geobind.data import open_binary
+
+        with open_binary(raw) as file:
+            return json.load(file)
 
 
 def unpicklable() -> Modality:
@@ -74,6 +83,23 @@ class AugmentsTheInputItself(Profile):
         if training:
             raw[0] += 1.0  # the caller's own list
         return super().prepare(raw)
+
+
+class ReadsPathsAlone(Profile):
+    def read(self, raw):
+        if isinstance(raw, bytes):
+            raise TypeError("bytes have no name")
+        return super().read(raw)
+
+
+class LooksAtTheName(Profile):
+    def read(self, raw):
+        return super().read(raw)[:: 1 if isinstance(raw, Path) else -1]
+
+
+class PicturesANumber(Profile):
+    def picture(self, raw):
+        return 4.0
 
 
 class KeepsTheLength(Profile):

@@ -16,7 +16,7 @@ class Thermal(geobind.Modality):
 
     name = "thermal"
     role = "trainable"
-    accepts = "a 2-D array of kelvin, or the path of a .npy file with one"
+    accepts = "a 2-D array of kelvin, or the path or bytes of a .npy file with one"
 
     size: int = Field(default=32, ge=16, le=512, description="Pixels along each side.")
 
@@ -30,9 +30,13 @@ class Thermal(geobind.Modality):
         import torch
         from torch.nn.functional import interpolate
 
+        from geobind.data import open_binary
+
         try:
-            kelvin = np.load(raw, allow_pickle=False) if isinstance(raw, str | Path) else raw
-            kelvin = torch.tensor(np.asarray(kelvin, dtype=np.float32))
+            if isinstance(raw, str | Path | bytes):  # a table hands over paths, or the bytes of a file
+                with open_binary(raw) as file:
+                    raw = np.load(file, allow_pickle=False)
+            kelvin = torch.tensor(np.asarray(raw, dtype=np.float32))
         except (OSError, TypeError, ValueError) as error:
             raise DataError(f"cannot read {raw!r:.80} ({error}); give {self.accepts}") from error
         if kelvin.ndim != 2 or not (kelvin > 0).all():
