@@ -15,6 +15,7 @@ import click
 
 from geobind.cli.options import memory_option, overrides_option, recipe_argument
 from geobind.utils.logs import level_options
+from geobind.utils.system import end_with_parent
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -145,6 +146,8 @@ def run_command(
     memory: str | None,
 ) -> None:
     """Run RECIPE, a YAML file or the name of a shipped recipe: train its stages, measure, save a bundle."""
+    end_with_parent()  # before anything slow is imported
+
     from geobind.recipe import load_recipe
 
     if swept:

@@ -15,14 +15,17 @@ from types import FrameType
 from typing import NamedTuple
 
 import geobind
+from geobind.bundles.card import CARD
+from geobind.data.manifest import hash_manifest
 from geobind.recipe import Recipe
 from geobind.studies.grid import Cell, check_cells
 from geobind.training.interruption import SIGNALS, Stopped, route_signals
-from geobind.training.resume import stage_folders
+from geobind.training.resume import STAGE_FACTS, read_finished_stage, stage_folders
 from geobind.training.run_loggers import copy_stage_metrics
 from geobind.utils import files, formatting
 from geobind.utils.hashing import fingerprint
 from geobind.utils.logs import level_options
+from geobind.utils.system import PARENT
 
 _log = logging.getLogger(__name__)
 
@@ -55,30 +58,35 @@ def run_cells(cells: Sequence[Cell], home: Path) -> list[CellResult]:
     for number, (cell, recipe) in enumerate(zip(cells, recipes, strict=True), start=1):
         folder = home / cell.name
         head = f"[{number} of {len(cells)}] {cell.title}"
-        if _is_done(folder, recipe):
+        key = _compute_key(recipe)
+        if _is_done(folder, key):
             _log.info("%s: finished before, unchanged; not run again", head)
             ran.append(CellResult(cell, folder, failed=False))
             continue
         shared = _share(recipe, folder, [one.folder for one in ran if not one.failed])
         taken = f" (takes over {formatting.format_count(shared, 'finished stage')})" if shared else ""
         _log.info("%s%s", head, taken)
-        ran.append(CellResult(cell, folder, failed=not _run(cell, recipe, folder)))
+        ran.append(CellResult(cell, folder, failed=not _run(cell, key, folder)))
     return ran
 
 
-def _run(cell: Cell, recipe: Recipe, folder: Path) -> bool:
-    """Run one cell in its own process; return whether it succeeded."""
+def _run(cell: Cell, key: str, folder: Path) -> bool:
+    """Run one cell in its own process, which dies with this one; return whether it succeeded."""
     sets = [word for change in cell.overrides for word in ("--set", change)]
     command = [sys.executable, "-m", "geobind", "run", cell.recipe, *sets, "--out", str(folder), "--resume"]
     command += level_options()
     # What a run prints on its standard output is its table, which the study shows once for all.
     _log.debug("%s", " ".join(command))
     cell_process = _CellProcess()  # it ends with a checkpoint when a signal asks the study to stop
-    with route_signals(cell_process.forward), subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    surroundings = {**os.environ, PARENT: str(os.getpid())}
+    with (
+        route_signals(cell_process.forward),
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, env=surroundings) as process,
+    ):
         cell_process.attach(process)
         code = process.wait()
     if code == 0:
-        files.write_json(folder / _DONE, {"key": _key(recipe)})
+        files.write_json(folder / _DONE, {"key": key})
     if number := cell_process.signal or _STOPPED.get(code):
         name = signal.Signals(number).name
         raise Stopped(number, f"{name}: the study stops after '{cell.title}'; the same command resumes it")
@@ -105,12 +113,21 @@ class _CellProcess:
             self.process.send_signal(number)
 
 
-def _is_done(folder: Path, recipe: Recipe) -> bool:
-    return (folder / "bundle").is_dir() and files.read_json(folder / _DONE).get("key") == _key(recipe)
+def _is_done(folder: Path, key: str) -> bool:
+    return (folder / "bundle" / CARD).is_file() and files.read_json(folder / _DONE).get("key") == key
 
 
-def _key(recipe: Recipe) -> str:
-    return fingerprint(geobind.__version__, recipe.written)
+def _compute_key(recipe: Recipe) -> str:
+    """Return the fingerprint of all that a cell's results depend on: recipe, versions, content of manifests.
+
+    Raises:
+        DataError: A manifest is missing or cannot be read.
+    """
+    stages = [key for _, key in stage_folders(recipe, Path())]
+    measured = recipe.evaluation_data
+    manifest = measured.manifest if measured else None
+    content = hash_manifest(recipe.base / manifest) if manifest is not None else ""
+    return fingerprint(geobind.__version__, recipe.written, stages, content)
 
 
 def _share(recipe: Recipe, folder: Path, others: Sequence[Path]) -> int:
@@ -121,19 +138,29 @@ def _share(recipe: Recipe, folder: Path, others: Sequence[Path]) -> int:
     """
     taken = 0
     for home, key in stage_folders(recipe, folder):
-        if files.read_json(home / "stage.json").get("key") == key:
+        if read_finished_stage(home).get("key") == key:
             continue
         for other in others:
             source = other / home.relative_to(folder)
-            if files.read_json(source / "stage.json").get("key") == key:
-                shutil.rmtree(home, ignore_errors=True)
-                shutil.copytree(source, home, copy_function=_link)
-                copy_stage_metrics(folder, other, home.name[3:])
+            if read_finished_stage(source).get("key") == key:
+                _take_over(home, source, folder, other)
                 taken += 1
                 break
         else:
             break  # later stages depend on this one
     return taken
+
+
+def _take_over(home: Path, source: Path, folder: Path, other: Path) -> None:
+    """Link a finished stage of another cell: whole or not at all, whenever the process is killed."""
+    try:
+        with files.create_folder(home) as temporary:
+            shutil.copytree(source, temporary, copy_function=_link, dirs_exist_ok=True)
+            copy_stage_metrics(folder, other, home.name[3:])
+            (home / STAGE_FACTS).unlink(missing_ok=True)  # first: without it the rest counts for nothing
+            shutil.rmtree(home, ignore_errors=True)
+    except OSError as error:
+        raise files.explain_write_error(home, error) from error
 
 
 def _link(source: str, target: str) -> None:

@@ -118,6 +118,21 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+STAGE_FACTS, STAGE_WEIGHTS = "stage.json", "trained.safetensors"
+
+
+def read_finished_stage(home: Path) -> dict[str, Any]:
+    """Return the facts of a finished stage; empty if there are none, or its weights are missing.
+
+    Args:
+        home: The folder of the stage.
+
+    Raises:
+        CheckpointError: The facts are no JSON object.
+    """
+    return files.read_json(home / STAGE_FACTS) if (home / STAGE_WEIGHTS).is_file() else {}
+
+
 LOCK = "run.lock"
 
 

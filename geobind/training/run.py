@@ -37,10 +37,13 @@ from geobind.training.losses.build import check_queue
 from geobind.training.metrics import pair_columns
 from geobind.training.results import write_results
 from geobind.training.resume import (
+    STAGE_FACTS,
+    STAGE_WEIGHTS,
     add_resume_hint,
     explain_rerun,
     fingerprint_parts,
     has_partial_results,
+    read_finished_stage,
     run_lock,
     stage_folders,
 )
@@ -227,7 +230,7 @@ def _run_or_load(
 ) -> dict[str, Any]:
     """Run a stage, or load it if it is finished and nothing it depends on has changed."""
     stage = job.stage
-    done = broadcast_result(fabric, lambda: files.read_json(job.folder / "stage.json"))
+    done = broadcast_result(fabric, lambda: read_finished_stage(job.folder))
     if done.get("key") == job.key:
         rank_zero_run(fabric, lambda: _load_finished(job, done))
         # Only rank zero needs to see its disk.
@@ -246,7 +249,7 @@ def _run_or_load(
 
 def _load_finished(job: StageRun, done: Mapping[str, Any]) -> None:
     """Load and verify the weights of a finished stage."""
-    path = job.folder / "trained.safetensors"
+    path = job.folder / STAGE_WEIGHTS
     load_strictly(_trained_encoders(job), read_weights(path), str(path))
     for name, digest in done.get("digests", {}).items():
         if system.hash_module(job.binder.encoders[name]) != digest:
@@ -287,8 +290,8 @@ def _write_stage(
     }
 
     def write() -> None:
-        files.write_tensors(job.folder / "trained.safetensors", _trained_encoders(job).state_dict())
-        files.write_json(job.folder / "stage.json", done)
+        files.write_tensors(job.folder / STAGE_WEIGHTS, _trained_encoders(job).state_dict())
+        files.write_json(job.folder / STAGE_FACTS, done)
         (job.folder / "state.ckpt").unlink(missing_ok=True)
         remove_best_weights(job.folder)
 

@@ -8,6 +8,7 @@ import hashlib
 import os
 import platform
 import re
+import signal
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -105,6 +106,25 @@ def peak_process_bytes() -> int | None:
     """Return the peak memory of this process since it began; None if unknown."""
     peak = peak_bytes()
     return None if peak is None else max(peak, _highest)
+
+
+PARENT = "GEOBIND_PARENT"  # the environment variable with the process that this one must not outlive
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
+
+
+def end_with_parent() -> None:
+    """Let the system kill this process when its parent dies, where the environment names that parent (Linux).
+
+    Processes that this one starts in the same way end with it.
+    """
+    parent = os.environ.get(PARENT)
+    if parent is None or sys.platform != "linux":
+        return
+    os.environ[PARENT] = str(os.getpid())
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, int(signal.SIGKILL))
+    if parent != str(os.getppid()):  # it died before the system was asked
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def release_memory() -> None:
