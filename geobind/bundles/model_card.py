@@ -178,6 +178,12 @@ def _data(card: Mapping[str, Any]) -> Iterator[str]:
         )
         use = f"{one['used_for']} {one['stage']}" if one.get("stage") else one["used_for"]
         yield f"| {use} | {_cell(one['source'])} | {one['split']} | {one['rows']:,} | {licences} |"
+    installed = registry().plugins
+    for source in dict.fromkeys(one["source"] for one in used):
+        credits = installed[source].cls.credits if source in installed else {}
+        if credits:
+            yield from ("", f"Sources of {installed[source].cls.title}:", "")
+            yield from (f"- {name}: {terms}" for name, terms in credits.items())
 
 
 def _licence(card: Mapping[str, Any], author: Mapping[str, Any]) -> Iterator[str]:

@@ -50,6 +50,7 @@ class Dataset(BaseModel, ABC):
     licence: ClassVar[str] = ""  # of rows that state none themselves, for model cards
     caution: ClassVar[str] = ""  # a use that model cards warn of
     held_out_hint: ClassVar[str] = ""  # how its options make rows to validate on
+    credits: ClassVar[Mapping[str, str]] = {}  # sources to name and their terms, for model cards
 
     @abstractmethod
     def rows(self) -> DatasetRows:
@@ -58,6 +59,13 @@ class Dataset(BaseModel, ABC):
         Raises:
             DataError: They cannot be had; the message says what to do.
         """
+
+    def requires(self) -> Mapping[str, str]:
+        """Return the optional packages that `rows` needs: module to the command that installs it.
+
+        `geobind check` and `geobind run` look for each, without importing it, before anything is made.
+        """
+        return {}
 
     def vector_names(self) -> Mapping[str, Sequence[str]]:
         """Return the names of the numbers in a cell, for each column whose cells are vectors of facts."""

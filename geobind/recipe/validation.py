@@ -10,6 +10,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from geobind import loggers
+from geobind.data.dataset import Dataset
 from geobind.data.options import DataOptions, MixedData
 from geobind.errors import DataError, PluginError, did_you_mean
 from geobind.extras import INSTALL, find_missing
@@ -424,8 +425,11 @@ def check_packages(written: ParsedYaml, recipe: Recipe, built: Mapping[str, Moda
     """Check that every optional package and logger of a recipe is installed, without importing it."""
     faults: list[tuple[KeyPath, str]] = [*find_logger_faults(recipe)]
     for name, modality in built.items():
-        faults += [(("modalities", name), message) for message in _missing_of(modality)]
+        faults += [(("modalities", name), message) for message in _list_missing(modality)]
     for path, options in list_data_blocks(recipe):
+        if options.dataset is not None:
+            where: KeyPath = (*path, options.dataset.name)
+            faults += [(where, message) for message in _list_missing(options.dataset)]
         if options.rasters:
             faults += [((*path, "rasters"), message) for message in find_missing(_install("rasterio"))]
     for number, stage in enumerate(recipe.stages):
@@ -435,10 +439,10 @@ def check_packages(written: ParsedYaml, recipe: Recipe, built: Mapping[str, Moda
     return [written.problem(path, message) for path, message in faults]
 
 
-def _missing_of(modality: Modality) -> list[str]:
-    """Return a message for each missing package of a modality, or for a fault of its plugin."""
+def _list_missing(part: Modality | Dataset) -> list[str]:
+    """Return a message for each missing package of a modality or dataset, or for a fault of its plugin."""
     try:
-        return [*find_missing(modality.requires())]
+        return [*find_missing(part.requires())]
     except Exception as error:  # of a plugin's own code
         return [f"its plugin fails to name what it requires ({type(error).__name__}: {error})"]
 
