@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 
@@ -18,16 +19,23 @@ from geobind.data.parquet import ParquetManifest
 from geobind.data.readers.files import join_names
 from geobind.errors import DataError
 from geobind.utils.arrow import pc
+from geobind.utils.files import is_hidden
 from geobind.utils.hashing import short_fingerprint
 
 CELL = "cell:"  # what the fields that hold a modality's cells begin with
 PLACE = "place"  # the column that a table has of itself: the place and time of each row
-_VERSION = 3  # of the Arrow file; older ones are made again
+_VERSION = 4  # of the Arrow file; older ones are made again
 _CHUNK = 65_536  # rows
 _FOOTER = 2**22  # bytes at the end of a Parquet file, where offsets, sizes and statistics of all parts stand
-_SHARD = re.compile(r"-of-(\d+)\.parquet$")
-_TEXT_KINDS = (".csv", ".tsv", ".jsonl")
+_SHARD = re.compile(r"(.*?)[-_.]?(\d+)-of-(\d+)", re.DOTALL)  # train-00000-of-00002, without its ending
+_TEXT_KINDS = (".csv", ".tsv", ".jsonl", ".json")
 _PACKED_KINDS = (".parquet", ".geoparquet")
+# Words in names of files that name a split, as hubs and programs write them.
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
 def convert_manifest(
@@ -67,8 +75,11 @@ def hash_manifest(path: Path) -> str:
     Raises:
         DataError: It is missing, of another kind, or cannot be read.
     """
-    found = [(shard, shard.stat()) for shard in list_manifest_files(path)]
-    return short_fingerprint([_hash_file(shard, state.st_size, state.st_mtime_ns) for shard, state in found])
+    shards = list_manifest_files(path)
+    states = [(shard, shard.stat()) for shard in shards]
+    hashes = [_hash_file(shard, state.st_size, state.st_mtime_ns) for shard, state in states]
+    splits = name_splits(path, shards)
+    return short_fingerprint(hashes, splits) if splits else short_fingerprint(hashes)
 
 
 @lru_cache(maxsize=256)
@@ -87,21 +98,89 @@ def list_manifest_files(path: Path) -> list[Path]:
     """Return the files of a manifest: itself, or the Parquet shards of a folder in the order of their names.
 
     Raises:
-        DataError: There are none, they are of another kind, or a shard of a packed folder is missing.
+        DataError: There are none, they are of another kind, or a shard is missing.
     """
     if path.is_dir():
-        shards = sorted(shard for shard in path.iterdir() if shard.suffix.lower() in _PACKED_KINDS)
+        shards = sorted(
+            shard
+            for shard in path.iterdir()
+            if shard.suffix.lower() in _PACKED_KINDS and not is_hidden(shard.name) and shard.is_file()
+        )
         if not shards:
-            raise DataError(f"manifest {path}: is a folder without Parquet files")
-        counted = _SHARD.search(shards[-1].name)
-        if counted and len(shards) != int(counted[1]):
-            raise DataError(f"manifest {path}: has {len(shards)} of {int(counted[1])} shards; pack it again")
+            raise DataError(f"manifest {path}: is a folder without Parquet files{_hint_at_files(path)}")
+        _check_shards(path, shards)
+        name_splits(path, shards)
         return shards
     if not path.is_file():
         raise DataError(f"manifest {path}: no such file (its name in a recipe is relative to the recipe)")
     if path.suffix.lower() not in _TEXT_KINDS + _PACKED_KINDS:
         raise DataError(f"manifest {path}: must end in {', '.join(_TEXT_KINDS + _PACKED_KINDS)}")
     return [path]
+
+
+def _hint_at_files(folder: Path) -> str:
+    """Name the tables beside or below the place where a folder's shards are missing."""
+    inside = [entry for entry in sorted(folder.iterdir()) if not is_hidden(entry.name)]
+    tables = [entry.name for entry in inside if entry.suffix.lower() in _TEXT_KINDS and entry.is_file()]
+    if tables:
+        return f"; name the table itself, such as {tables[0]}"
+    below = [
+        entry.name
+        for entry in inside
+        if entry.is_dir() and any(file.suffix.lower() in _PACKED_KINDS for file in entry.iterdir())
+    ]
+    return f"; its folder {' and '.join(below[:3])} has some: name it" if below else ""
+
+
+def _check_shards(path: Path, shards: list[Path]) -> None:
+    """Check that all shards are there of each table, which is what stands before their numbers.
+
+    Raises:
+        DataError: Some are missing, or there twice.
+    """
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for shard in shards:
+        if counted := _SHARD.fullmatch(shard.stem):
+            numbers.setdefault((counted[1], counted[3]), []).append(int(counted[2]))
+    for (stem, count), found in numbers.items():
+        if len(found) != int(count) or len(set(found)) != len(found):
+            of = f" of '{stem}'" if stem else ""
+            raise DataError(
+                f"manifest {path}: has {len(found)} of {int(count)} shards{of}; download or pack the others, "
+                "or name one file"
+            )
+
+
+def name_splits(path: Path, shards: Sequence[Path]) -> list[str]:
+    """Return the split that the name of each shard in a folder states, as `test-00000-of-00001.parquet` does.
+
+    Returns:
+        A word for each shard; none if no name states one, or the manifest is a file.
+
+    Raises:
+        DataError: Some names state one and others do not.
+    """
+    if not path.is_dir():
+        return []
+    splits = [_name_split(shard.stem) for shard in shards]
+    if not any(splits):
+        return []
+    if not all(splits):
+        named, other = splits.index(next(filter(None, splits))), splits.index(None)
+        raise DataError(
+            f"manifest {path}: {shards[named].name} is split '{splits[named]}' by its name, but "
+            f"{shards[other].name} is none: name one file, or move the others to a folder of their own"
+        )
+    return cast("list[str]", splits)
+
+
+def _name_split(stem: str) -> str | None:
+    """Return the split that a file's name ends with, before the number of a shard."""
+    counted = _SHARD.fullmatch(stem)
+    words = re.split(r"[-_. ]+", (counted[1] if counted else stem).lower())
+    while len(words) > 1 and words[-1].isdigit():
+        words.pop()
+    return _SPLITS.get(words[-1])
 
 
 def list_manifest_columns(path: Path) -> list[str]:
@@ -136,7 +215,7 @@ def _write(
         shards = [ParquetManifest(shard) for shard in list_manifest_files(path)]
         for shard in shards:
             _check_columns(shard.columns, wanted, explicit, shard.path)
-        tables = _batches(shards, fields, limit)
+        tables = _batches(shards, fields, limit, name_splits(path, [shard.path for shard in shards]))
     else:
         rows = DelimitedFile(path)
         gathered = list(rows_to_arrow(rows, fields, limit))
@@ -144,7 +223,8 @@ def _write(
             raise DataError(f"{path}: has no rows")
         _check_columns(rows.columns, wanted, explicit, path)
         try:  # a chunk in which a column is empty does not know its type
-            tables = _in_large_chunks(pa.concat_tables(gathered, promote_options="permissive"))
+            table = pa.concat_tables(gathered, promote_options="permissive")
+            tables = ((path, part) for part in _in_large_chunks(table))
         except pa.ArrowException as error:
             raise DataError(f"{path}: a column holds both strings and numbers: {error}") from error
     _write_tables(target, tables, path)
@@ -157,20 +237,24 @@ def _in_large_chunks(table: pa.Table) -> Iterator[pa.Table]:
 
 
 def _batches(
-    shards: list[ParquetManifest], fields: Mapping[str, str], limit: int | None
-) -> Iterator[pa.Table]:
-    """Yield the checked rows of Parquet files one after the other, numbered through."""
-    before, schema = 0, None
-    for shard in shards:
+    shards: list[ParquetManifest], fields: Mapping[str, str], limit: int | None, splits: list[str]
+) -> Iterator[tuple[Path, pa.Table]]:
+    """Yield the checked rows of Parquet files one after the other, numbered through, each with its file.
+
+    Args:
+        shards: The files.
+        fields: Column by field wanted.
+        limit: Stop after so many rows.
+        splits: The split that each file's name states; the rows' own column counts if there is one.
+    """
+    before = 0
+    for number, shard in enumerate(shards):
         for table in shard.batches(fields, None if limit is None else limit - before):
             lines = pa.array(table["line"].to_numpy() + before)
             table = table.set_column(table.column_names.index("line"), "line", lines)
-            schema = schema or table.schema
-            if table.schema != schema:
-                raise DataError(
-                    f"{shard.path}: its columns are of other types than those of {shards[0].path}"
-                )
-            yield table
+            if splits and "split" not in table.column_names:
+                table = table.append_column("split", pa.repeat(pa.scalar(splits[number]), table.num_rows))
+            yield shard.path, table
         before += shard.file.metadata.num_rows
         if limit is not None and before >= limit:
             return
@@ -182,20 +266,94 @@ def list_absent(column: ColumnChoice, found: Collection[str]) -> list[str]:
     return [part for part in parts if part not in found and column != PLACE]
 
 
-def _write_tables(target: Path, tables: Iterator[pa.Table], path: Path) -> None:
+class _RowsWriter:
+    """Writer of tables with the same columns to one Arrow file.
 
-    count = 0
-    writer: pa.ipc.RecordBatchFileWriter | None = None
+    A column that is empty at first has no type: the file is written again once it has one.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target, self.rows = target, 0
+        self._writer: pa.ipc.RecordBatchFileWriter | None = None
+        self._schema: pa.Schema | None = None
+
+    def write(self, table: pa.Table, path: Path) -> None:
+        """Add rows of a file.
+
+        Raises:
+            DataError: Their columns are of other types than those of the rows before.
+        """
+        if self._schema is None:
+            self._open(table.schema)
+        schema = cast(pa.Schema, self._schema)
+        if table.schema != schema:
+            joined = _join_schemas(schema, table.schema, path)
+            if joined != schema:
+                self._write_again(joined)
+            table = _fill_types(table, joined)
+        cast(pa.ipc.RecordBatchFileWriter, self._writer).write_table(table)
+        self.rows += table.num_rows
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _open(self, schema: pa.Schema) -> None:
+        self._writer, self._schema = pa.ipc.new_file(str(self.target), schema), schema
+
+    def _write_again(self, schema: pa.Schema) -> None:
+        self.close()
+        before = self.target.with_suffix(".before")
+        self.target.rename(before)
+        self._open(schema)
+        with pa.memory_map(str(before)) as source:
+            reader = pa.ipc.open_file(source)
+            for number in range(reader.num_record_batches):
+                batch = pa.Table.from_batches([reader.get_batch(number)])
+                cast(pa.ipc.RecordBatchFileWriter, self._writer).write_table(_fill_types(batch, schema))
+        before.unlink()
+
+
+def _join_schemas(schema: pa.Schema, other: pa.Schema, path: Path) -> pa.Schema:
+    """Return the columns of two tables, with the type of the one that has one.
+
+    Raises:
+        DataError: They have other columns, or of other types; `path` is the other's file.
+    """
+    if set(schema.names) != set(other.names):
+        odd = min(set(schema.names) ^ set(other.names)).removeprefix(CELL)
+        raise DataError(f"{path}: column '{odd}' is in some files of the folder and not in others")
+    fields: list[pa.Field] = []
+    for field in schema:
+        kinds = [kind for kind in (field.type, other.field(field.name).type) if not pa.types.is_null(kind)]
+        if len(kinds) == 2 and kinds[0] != kinds[1]:
+            raise DataError(
+                f"{path}: column '{field.name.removeprefix(CELL)}' holds values of other types ({kinds[1]}) "
+                f"than rows before ({kinds[0]})"
+            )
+        fields.append(field.with_type(kinds[0]) if kinds else field)
+    return pa.schema(fields)
+
+
+def _fill_types(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table with the columns of a schema, of which empty ones get their type."""
+    columns = [
+        pa.nulls(len(table), field.type) if pa.types.is_null(table[field.name].type) else table[field.name]
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _write_tables(target: Path, tables: Iterator[tuple[Path, pa.Table]], path: Path) -> None:
+    writer = _RowsWriter(target)
     try:
-        for table in tables:
-            table = _with_splits(table, path)
-            writer = writer or pa.ipc.new_file(str(target), table.schema)
-            writer.write_table(table)
-            count += table.num_rows
+        for file, table in tables:
+            writer.write(_with_splits(table, path), file)
     finally:
-        if writer is not None:
-            writer.close()
-    if not count:
+        writer.close()
+    if not writer.rows:
         raise DataError(f"{path}: has no rows")
 
 

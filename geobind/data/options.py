@@ -109,7 +109,7 @@ class DataOptions(BaseModel):
 
     manifest: Path | None = Field(
         default=None,
-        description="a CSV, JSONL or Parquet file with a row per place, or a folder of Parquet files, "
+        description="a CSV, JSONL, JSON or Parquet file with a row per place, or a folder of Parquet files, "
         "relative to the recipe",
     )
     # In a recipe its key is the name of the dataset.

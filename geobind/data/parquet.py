@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
+import struct
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geobind.data.cells import (
-    NUMBER,
-    PLACE_COLUMNS,
-    CellError,
-    cells_to_arrow,
-    numbers_to_arrow,
-    times_to_arrow,
-)
+from geobind.data.cells import CellError, convert_column
+from geobind.data.readers.files import shorten
 from geobind.errors import DataError
-from geobind.utils.arrow import pc, wrap_in_lists
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+from geobind.utils.arrow import pc
 
 T = TypeVar("T")
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last where names of columns are not UTF-8
@@ -90,38 +81,46 @@ def _read(path: Path, file: pq.ParquetFile, numbers: list[int], columns: list[st
 
 
 _GEOMETRY = "geometry"
+_NATIVE = "xy"  # fields of a native point, in GeoParquet's order: east, north
+_DEGREES = ("OGC:CRS84", "OGC:CRS84H", "EPSG:4326", "EPSG:4979")  # the last with heights, which are dropped
+_POINT = np.dtype([("order", "u1"), ("type", "<u4"), ("x", "<f8"), ("y", "<f8")])  # well-known binary
 
 
 class ParquetManifest:
     """The rows of a Parquet file.
 
     Raises:
-        DataError: It is not a Parquet file.
+        DataError: It is not a Parquet file, or has a column twice.
     """
 
     def __init__(self, path: Path) -> None:
-
         self.path = path
         try:
             self.file = pq.ParquetFile(path)
         except DAMAGE as error:
             raise DataError(f"{path}: not a Parquet file that can be read: {error}") from error
-        self.columns: dict[str, None] = dict.fromkeys(self.file.schema_arrow.names)
-        geometry = _point_column(self.file.schema_arrow.metadata or {}, path)
-        if geometry in self.columns and not {"lat", "lon"} & set(self.columns):
-            self.columns |= {"lat": None, "lon": None}
-            self.geometry: str | None = geometry
-        else:
+        names = self.file.schema_arrow.names
+        self.columns: dict[str, None] = dict.fromkeys(names)
+        if len(self.columns) != len(names):
+            ((twice, _),) = Counter(names).most_common(1)
+            raise DataError(f"{path}: column '{twice}' is there twice; rename one")
+        self.geometry, self._crs_fault = _find_geometry(self.file.schema_arrow.metadata or {}, path)
+        if self.geometry not in self.columns or {"lat", "lon"} & set(self.columns):
             self.geometry = None
+        if self.geometry:
+            self.columns |= {"lat": None, "lon": None}
 
     def batches(self, columns: Mapping[str, str], limit: int | None) -> Iterator[pa.Table]:
         """Check the rows and yield Arrow tables of `line` and the given columns, as `rows_to_arrow` does.
 
         Raises:
-            DataError: A value is out of range, of a type that cannot be used, or the file is damaged.
+            DataError: A value is out of range, of a type that cannot be used, the file is damaged, or its
+                rows would take far more space than the file.
         """
         read = {*columns.values()} & set(self.file.schema_arrow.names)
-        if self.geometry:
+        if self.geometry and {"lat", "lon"} & {*columns.values()}:
+            if self._crs_fault:
+                raise DataError(f"{self.path}: {self._crs_fault}")
             read.add(self.geometry)
         first = 0
         try:
@@ -137,152 +136,117 @@ class ParquetManifest:
     def _checked(self, batch: pa.RecordBatch, columns: Mapping[str, str], first: int) -> pa.Table:
         batch.validate(full=True)  # strings that are not UTF-8, and offsets that lead out of the memory
         source: dict[str, Any] = dict(zip(batch.schema.names, batch.columns, strict=True))
-        if self.geometry:
+        if self.geometry in source:
             source |= self._points(source[self.geometry], first)
         arrays: dict[str, Any] = {"line": pa.array(np.arange(first, first + batch.num_rows, dtype=np.int64))}
         for field, column in columns.items():
             if column not in source:
                 continue
             try:
-                arrays[field] = _convert(source[column], field)
+                arrays[field] = convert_column(field, source[column])
             except CellError as error:
                 raise DataError(
                     f"{self.path}: row {first + error.index}: column '{column}': {error}"
                 ) from error
-            except (pa.ArrowException, ValueError) as error:
+            except ValueError as error:
                 raise DataError(
                     f"{self.path}: rows {first} to {first + batch.num_rows - 1}: column '{column}': {error}"
                 ) from error
-            if field in ("lat", "lon"):
-                _check_degrees(
-                    arrays[field], 90.0 if field == "lat" else 180.0, f"{self.path}: ", column, first
-                )
         return pa.table(arrays)
 
     def _points(self, geometry: pa.Array, first: int) -> dict[str, pa.Array]:
-
-        if pa.types.is_struct(geometry.type):  # GeoParquet 1.1's native points
-            return {"lon": geometry.field("x"), "lat": geometry.field("y")}
-        # Well-known binary of a point: byte order (1: little), uint32 type (1: point), x, y.
-        point = np.dtype([("order", "u1"), ("type", "<u4"), ("x", "<f8"), ("y", "<f8")])
-        wkb = [value.as_py() for value in geometry]
-        xy = np.full((len(wkb), 2), np.nan)
-        for row, value in enumerate(wkb):
+        if isinstance(geometry, pa.ExtensionArray):  # GeoArrow's types, where its package is there
+            geometry = geometry.storage
+        kind = geometry.type
+        if pa.types.is_struct(kind) and all(kind.get_field_index(axis) >= 0 for axis in _NATIVE):
+            return {name: pc.struct_field(geometry, axis) for name, axis in zip(_AXES, _NATIVE, strict=True)}
+        xy_N2 = np.full((len(geometry), 2), np.nan)
+        for row, value in enumerate(geometry.to_pylist()):
             if value is None:
                 continue
-            parsed = np.frombuffer(value, point, count=1)[0] if len(value) == point.itemsize else None
-            if parsed is None or parsed["order"] != 1 or parsed["type"] != 1:
+            try:
+                xy_N2[row] = _parse_point(value)
+            except ValueError as error:
                 raise DataError(
-                    f"{self.path}: row {first + row}: the geometry is not a point; write columns lat and "
-                    "lon, for example from the centroid"
-                )
-            xy[row] = parsed["x"], parsed["y"]
-        return {name: pa.array(xy[:, axis], from_pandas=True) for axis, name in enumerate(("lon", "lat"))}
+                    f"{self.path}: row {first + row}: {error}; write columns lat and lon, for example from "
+                    "the centroid"
+                ) from error
+        return {name: pa.array(xy_N2[:, axis], from_pandas=True) for axis, name in enumerate(_AXES)}
 
 
-def _point_column(metadata: Mapping[bytes, bytes], path: Path) -> str | None:
-    """Return the name of a GeoParquet file's geometry, once it is known to be in degrees."""
+_AXES = ("lon", "lat")
+
+
+def _parse_point(value: Any) -> tuple[float, float]:
+    """Parse a point in well-known binary, of ISO or extended (EWKB) kind; heights and measures are dropped.
+
+    Returns:
+        Degrees east and north, NaN of an empty point.
+
+    Raises:
+        ValueError: It is not a point, or not in degrees.
+    """
+    if not isinstance(value, bytes):
+        raise ValueError("the geometry is not in well-known binary")
+    if len(value) == _POINT.itemsize and value[:5] == b"\1\1\0\0\0":  # nearly all
+        x, y = struct.unpack_from("<2d", value, 5)
+        return x, y
+    try:
+        order = {0: ">", 1: "<"}[value[0]]
+        (kind,) = struct.unpack_from(f"{order}I", value, 1)
+        flags, iso = kind >> 29, (kind & 0x1FFFFFFF) // 1000  # Z, M, a reference system; 1: Z, 2: M, 3: both
+        at = 5
+        if (kind & 0x1FFFFFFF) % 1000 != 1 or iso > 3:
+            raise ValueError("the geometry is not a point")
+        if flags & 1:
+            (system,) = struct.unpack_from(f"{order}I", value, at)
+            at += 4
+            if system not in (0, 4326, 4979):
+                raise ValueError(f"the geometry is in EPSG:{system}, not in degrees")
+        axes = 2 + max((iso + 1) // 2 if iso < 3 else 2, (flags >> 1).bit_count())
+        coordinates = struct.unpack(f"{order}{axes}d", value[at:])
+    except (KeyError, IndexError, struct.error):
+        raise ValueError(
+            f"the {len(value)} bytes of a geometry are no well-known binary of a point"
+        ) from None
+    return coordinates[0], coordinates[1]
+
+
+def _find_geometry(metadata: Mapping[bytes, bytes], path: Path) -> tuple[str | None, str]:
+    """Return the name of a GeoParquet file's geometry, and why its places cannot be used, if they cannot.
+
+    Raises:
+        DataError: The metadata are damaged.
+    """
     try:
         geo = json.loads(metadata.get(b"geo", b"{}"))
         primary = geo.get("primary_column", _GEOMETRY)
         column = cast("dict[str, Any]", geo.get("columns", {}).get(primary, {}))
-        identity = (column.get("crs") or {}).get("id", {})
-    except (ValueError, AttributeError) as error:
+        if not column:
+            return None, ""
+        fault = _explain_crs(column["crs"]) if "crs" in column else ""  # without one it is in degrees
+        return str(primary), fault
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: its GeoParquet metadata are damaged: {error}") from error
-    if not column:
-        return None
-    code = f"{identity.get('authority', 'OGC')}:{identity.get('code', 'CRS84')}"
-    if code not in ("OGC:CRS84", "EPSG:4326"):
-        raise DataError(
-            f"{path}: its geometry is in {code}; write degrees, for example gdf.to_crs(4326).to_parquet(...)"
-        )
-    return primary
 
 
-def _convert(array: pa.Array, field: str) -> pa.Array:
-    """Convert the values of a column to those of a field of a table's Arrow file."""
-    if field in PLACE_COLUMNS:
-        return _place_values(array, field)
-    return _numbers(array) if field.startswith(NUMBER) else _cells(array)
-
-
-def _numbers(array: pa.Array) -> pa.Array:
-    """Return 64-bit floats, null where a number is missing or NaN."""
-    kind = array.type
-    if pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind):
-        numbers = pc.cast(array, pa.float64())
-        if pc.all(pc.or_kleene(pc.is_finite(numbers), pc.is_nan(numbers))).as_py() is not False:
-            return pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
-    return numbers_to_arrow(array.to_pylist())
-
-
-def _place_values(array: pa.Array, field: str) -> pa.Array:
-
-    if field in ("lat", "lon"):
-        return pc.cast(array, pa.float64())
-    if field == "time":
-        if pa.types.is_timestamp(array.type):
-            # As integers, because casting to a type without zone would shift to local wall time.
-            zoned = pc.cast(array, pa.timestamp("us", array.type.tz), safe=False)
-            return pc.cast(zoned, pa.int64()).cast(pa.timestamp("us"))
-        if pa.types.is_date(array.type):
-            return pc.cast(array, pa.timestamp("us"))
-        return times_to_arrow(array.to_pylist())
-    words = pc.utf8_trim_whitespace(pc.cast(array, pa.string()))
-    return pc.if_else(pc.equal(words, ""), pa.scalar(None, pa.string()), words)
-
-
-def _check_degrees(array: pa.Array, limit: float, where: str, column: str, first: int) -> None:
-    value_N: NDArray[np.float64] = array.to_numpy(zero_copy_only=False)
-    wrong_N = (np.abs(value_N) > limit) | (
-        np.isnan(value_N) & array.is_valid().to_numpy(zero_copy_only=False)
+def _explain_crs(crs: Any) -> str:
+    """Return why coordinates in a CRS are not known to be degrees of WGS 84; nothing if they are."""
+    name = ""
+    if isinstance(crs, dict):
+        described = cast("dict[str, Any]", crs)
+        identity = described.get("id")
+        identity = cast("dict[str, Any]", identity) if isinstance(identity, dict) else {}
+        if {"authority", "code"} <= identity.keys():
+            name = f"{identity['authority']}:{identity['code']}"
+        else:
+            name = f"the CRS {shorten(described.get('name', 'without a name'))}, which has no code"
+    elif isinstance(crs, str):
+        name = crs.strip()
+    if name.upper() in _DEGREES:
+        return ""
+    name = shorten(name).strip("'\"") if name else "an unknown CRS (`crs` is null)"
+    return (
+        f"its geometry is in {name}; write degrees, for example gdf.to_crs(4326).to_parquet(...), after "
+        "gdf.set_crs(...) if it is unknown"
     )
-    if wrong_N.any():
-        row = int(np.argmax(wrong_N))
-        raise DataError(
-            f"{where}row {first + row}: column '{column}': {value_N[row]} is not degrees between "
-            f"-{limit:.0f} and {limit:.0f}"
-        )
-
-
-def _cells(array: pa.Array) -> pa.Array:
-    """Return strings and bytes as lists of them, so that one and several are stored alike."""
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if pa.types.is_struct(array.type) and array.type.get_field_index("bytes") >= 0:
-        array = pc.struct_field(array, "bytes")  # how Hugging Face datasets pack images and sounds
-    if _is_window(array.type) or (_is_list(array.type) and _is_window(array.type.value_type)):
-        return cells_to_arrow(array.to_pylist())
-    if pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
-        array = pc.cast(array, pa.list_(array.type.value_type))
-    if pa.types.is_list(array.type):
-        if pc.list_flatten(array).null_count:
-            raise ValueError("a list holds nulls; drop them")
-        kind = _plain(array.type.value_type)
-        array = pc.cast(array, pa.list_(kind)) if kind else array
-        return pc.if_else(pc.equal(pc.list_value_length(array), 0), pa.scalar(None, array.type), array)
-    kind = _plain(array.type)
-    if kind is None:
-        return array
-    array = pc.cast(array, kind)
-    empty = pc.equal(pc.binary_length(array), 0)
-    if pc.any(empty).as_py():  # else a copy, of images perhaps, for nothing
-        array = pc.if_else(empty, pa.scalar(None, kind), array)
-    return wrap_in_lists(array)
-
-
-def _is_window(kind: pa.DataType) -> bool:
-    return pa.types.is_struct(kind) and kind.get_field_index("raster") >= 0
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
-
-
-def _plain(kind: pa.DataType) -> pa.DataType | None:
-
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return pa.string()
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        return pa.binary()
-    return None

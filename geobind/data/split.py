@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from geobind.data.delimited import DelimitedFile
+from geobind.data.cells import CellError, degrees_to_arrow, is_missing
+from geobind.data.delimited import DelimitedFile, is_json_array
 from geobind.data.manifest import list_manifest_files
 from geobind.data.parquet import ParquetManifest, report_damage
 from geobind.data.readers.files import join_names
@@ -148,8 +149,8 @@ def split_manifest(
     encode = (
         _encode_parquet
         if packed
-        else _encode_jsonl
-        if manifest.suffix.lower() == ".jsonl"
+        else _encode_json
+        if manifest.suffix.lower() in (".jsonl", ".json")
         else _encode_delimited
     )
     write_atomic(target, encode(manifest, splits, column_names["split"]))
@@ -159,11 +160,9 @@ def split_manifest(
 def _assign_splits(
     values: dict[str, list[Any]], options: SplitOptions, column_names: Mapping[str, str], manifest: Path
 ) -> list[str | None]:
-    from geobind.data.cells import CellError, degrees_to_arrow
-
     lines = values.pop("")
     for column, cells in values.items():
-        blank = next((line for line, cell in zip(lines, cells, strict=True) if cell in (None, "")), None)
+        blank = next((line for line, cell in zip(lines, cells, strict=True) if is_missing(cell)), None)
         if blank is not None:
             raise DataError(
                 f"{manifest}:{blank}: has no '{column}', by which rows are split; fill it or drop the row"
@@ -217,21 +216,27 @@ def _encode_delimited(manifest: Path, splits: Sequence[str | None], column: str)
     writer = csv.writer(target, delimiter=delimiter, lineterminator="\n")
     rows, left = DelimitedFile(manifest), iter(splits)
     for number, (lines, columns) in enumerate(rows):
-        columns[column] = [next(left) or "" for _ in lines]
+        cells = {**columns, column: [next(left) or "" for _ in lines]}
         if not number:
-            writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
+            writer.writerow(cells)
+        writer.writerows(zip(*cells.values(), strict=True))
     return target.getvalue().encode()
 
 
-def _encode_jsonl(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
+def _encode_json(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
+    """Encode the rows of a JSONL file, or of an array, as they are, with their splits."""
     with open(manifest, "rb") as file:
-        texts = [line for raw in file if (line := raw.decode("utf-8-sig")).strip()]
-    rows = (
+        texts = (
+            [json.dumps(row) for row in json.loads(file.read().decode("utf-8-sig"))]
+            if is_json_array(manifest)
+            else [line for raw in file if (line := raw.decode("utf-8-sig")).strip()]
+        )
+    rows = [
         json.dumps({**json.loads(text), column: split}, ensure_ascii="\\u" in text)  # \\ud800 is no character
         for text, split in zip(texts, splits, strict=True)
-    )
-    return "".join(f"{row}\n" for row in rows).encode()
+    ]
+    text = f"[{','.join(rows)}]" if is_json_array(manifest) else "".join(f"{row}\n" for row in rows)
+    return text.encode()
 
 
 def _encode_parquet(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:

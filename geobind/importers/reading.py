@@ -7,7 +7,6 @@ Nothing is extracted: a member's name is never a path on this machine, and its b
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import tarfile
@@ -18,9 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TextIO, cast
 
 from geobind.errors import DataError
+from geobind.utils.files import is_hidden
 
 IMAGES = frozenset({".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-_MAX_FIELD = 10_000_000  # letters of one cell
 _MAX_JSON = 1024**3  # bytes of what is read at once; larger ones are streamed
 _MAX_VALUE = 64_000_000  # letters of one value that is streamed
 _BLOCK = 1_000_000
@@ -37,29 +36,35 @@ def read_csv(path: Path, needed: Collection[str]) -> Iterator[dict[str, str]]:
     Raises:
         DataError: It cannot be read, is not well-formed, or lacks a column.
     """
-    csv.field_size_limit(_MAX_FIELD)
-    reader = None
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            header = reader.fieldnames or []
-            lacking = sorted(set(needed) - set(header))
-            if lacking:
-                raise DataError(
-                    f"{path}: has no column {', '.join(repr(name) for name in lacking)}; "
-                    f"its columns: {', '.join(filter(None, header)) or 'none'}"
-                )
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(f"{path}:{reader.line_num}: has not as many cells as the header")
-                row.pop("", None)  # pandas writes its index without a name
-                yield row
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start + 1})") from error
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num if reader else 1}: not well-formed CSV: {error}") from error
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
+    from geobind.data.delimited import read_records
+
+    header: list[str] | None = None
+    for lines, rows in read_records(path, ",", strict=False):
+        if header is None:
+            header, lines, rows = rows[0], lines[1:], rows[1:]
+            _check_columns(header, needed, path)
+        for line, cells in zip(lines, rows, strict=True):
+            if len(cells) != len(header):
+                raise DataError(f"{path}:{line}: has not as many cells as the header")
+            row = dict(zip(header, cells, strict=True))
+            row.pop("", None)  # pandas writes its index without a name
+            yield row
+    if header is None:
+        _check_columns([], needed, path)
+
+
+def _check_columns(header: list[str], needed: Collection[str], path: Path) -> None:
+    from geobind.data.readers.files import join_names
+
+    lacking = sorted(set(needed) - set(header))
+    if lacking:
+        raise DataError(
+            f"{path}: has no column {', '.join(repr(name) for name in lacking)}; "
+            f"its columns: {join_names(filter(None, header))}"
+        )
+    twice = sorted(name for name in set(needed) if header.count(name) > 1)
+    if twice:
+        raise DataError(f"{path}: column '{twice[0]}' is there twice")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -231,11 +236,26 @@ class ShardSample(NamedTuple):
     members: dict[str, bytes]  # by what follows the first dot, lower-case: `overhead.jpg`
 
 
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder at any depth, sorted by name, without hidden files and folders.
+
+    Raises:
+        DataError: A folder in it cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename}: {error.strerror or error}") from error
+
+    for here, folders, names in os.walk(folder, onerror=fail) if folder.is_dir() else ():
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        yield from (Path(here, name) for name in sorted(names) if not is_hidden(name))
+
+
 def find_shards(sources: tuple[Path, ...]) -> list[Path]:
     """Find the shards given and those in the folders given, at any depth, sorted by name."""
     found: list[Path] = []
     for source in sources:
-        inside = sorted(path for path in source.rglob("*") if path.name.endswith(SUFFIXES))
+        inside = sorted(path for path in walk_files(source) if path.name.endswith(SUFFIXES))
         found += inside if source.is_dir() else [source]
     return found
 

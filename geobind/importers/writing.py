@@ -15,7 +15,14 @@ from typing import Any, Literal, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geobind.data.cells import PLACE_COLUMNS, CellError, degrees_to_arrow, strings_to_arrow, times_to_arrow
+from geobind.data.cells import (
+    PLACE_COLUMNS,
+    CellError,
+    degrees_to_arrow,
+    is_missing,
+    strings_to_arrow,
+    times_to_arrow,
+)
 from geobind.data.columns import SAMPLED_CELLS, looks_like_file_name
 from geobind.data.rasters.column import WINDOW, check_window
 from geobind.data.readers.files import shorten
@@ -140,7 +147,7 @@ class ManifestBuilder:
             self.tally.left_out[FILELESS] += 1
             return None
         place = {name: row.get(name) for name in _PLACE} | {"split": row.get("split", "train")}
-        if place["lat"] in (None, "") or place["lon"] in (None, ""):
+        if is_missing(place["lat"]) or is_missing(place["lon"]):
             place |= {"lat": None, "lon": None}
         return place | cells
 

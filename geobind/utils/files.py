@@ -420,3 +420,15 @@ def _is_same_file(path: Path, file: IO[str]) -> bool:
         return path.stat().st_ino == os.fstat(file.fileno()).st_ino
     except FileNotFoundError:
         return False
+
+
+# Folders and files that systems and programs leave beside data, and whose names begin with no dot.
+_HIDDEN = frozenset(
+    "__macosx|__pycache__|@eadir|#recycle|#snapshot|$recycle.bin|system volume information|lost+found|"
+    "thumbs.db|desktop.ini|icon\r".split("|")
+)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is none of a dataset's by its name: `.git`, `._a.png`, `__MACOSX`."""
+    return name.startswith(".") or name.lower() in _HIDDEN

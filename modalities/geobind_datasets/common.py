@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from geobind.errors import DataError
 from geobind.importers.contract import Column
+from geobind.importers.reading import walk_files
 
 _NAME = re.compile(r"(train|val|validation|test)-(\d+)-of-(\d+)\.parquet$")
 _ROWS = 64  # at a time; a row may have several megabytes
@@ -37,7 +38,7 @@ def list_shards(folder: Path) -> list[PackedShard]:
     Raises:
         DataError: Some of a split are missing.
     """
-    found = {path: match for path in sorted(folder.rglob("*.parquet")) if (match := _NAME.search(path.name))}
+    found = {path: match for path in sorted(walk_files(folder)) if (match := _NAME.search(path.name))}
     splits: dict[str, list[re.Match[str]]] = {}
     for match in found.values():
         splits.setdefault(match[1], []).append(match)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from geobind.importers.contract import Column, Importer, LeftOut, Row
-from geobind.importers.reading import IMAGES
+from geobind.importers.reading import IMAGES, walk_files
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -47,7 +46,7 @@ class ImageFolder(Importer):
         """Yield the images sorted by name."""
         folder = self.folder()
         found = False
-        for path in _files(folder):
+        for path in walk_files(folder):
             if path.suffix.lower() not in IMAGES:
                 yield LeftOut(f"is no image, by its name: *{path.suffix}")
                 continue
@@ -66,12 +65,6 @@ class ImageFolder(Importer):
         if self.text and label:
             row["text"] = self.text.replace("{label}", label.replace("_", " "))
         return row | (_exif(path) if self.gps else {})
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for here, folders, names in os.walk(folder):
-        folders.sort()
-        yield from (Path(here, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _exif(path: Path) -> Row:

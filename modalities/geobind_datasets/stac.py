@@ -14,6 +14,7 @@ from pydantic import Field
 
 from geobind.errors import DataError
 from geobind.importers.contract import Column, Importer, LeftOut, Row
+from geobind.importers.reading import walk_files
 from geobind_datasets.common import Box, Place, compute_middle, parse_wkb_box, read_raster_extent, to_degrees
 
 _RASTERS = (".tif", ".tiff", ".jp2")
@@ -215,7 +216,7 @@ class Stac(Importer):
         """Return the tables, each with the folder of its assets."""
         found: list[tuple[Path, Path]] = []
         for source in self.sources:
-            inside = [path for path in source.rglob("*") if path.suffix.lower() in _TABLES]
+            inside = [path for path in walk_files(source) if path.suffix.lower() in _TABLES]
             # A partitioned table is one table: its assets are named from the folder it is given as.
             found += [
                 (path, self._folder(source)) for path in (sorted(inside) if source.is_dir() else [source])

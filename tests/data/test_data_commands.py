@@ -346,7 +346,7 @@ def test_packing_goes_on_where_it_stopped(folder):
     shards = sorted((folder / "packed").iterdir())
     contents = [shard.read_bytes() for shard in shards]
     shards[1].unlink()
-    with pytest.raises(Exception, match="shards; pack it again"):
+    with pytest.raises(Exception, match="shards of 'm'; download or pack the others"):
         opened(folder, "packed")
     again = pack_table(opened(folder), folder / "packed", shard_bytes=30_000)
     assert again.kept == whole.shards - 1
@@ -409,7 +409,7 @@ def test_a_folder_of_parquet_files_is_a_manifest(tmp_path, refused):
     assert table.samples("words")[5] == "1 1"
     assert len(opened(tmp_path, "many", ("words",), limit=6)) == 6
     pq.write_table(pa.table({"words": [[1.0, 2.0]]}), tmp_path / "many" / "9.parquet")
-    refused(lambda: opened(tmp_path, "many", ("words",)), "9.parquet", "other types")
+    refused(lambda: opened(tmp_path, "many", ("words",)), "9.parquet", "of other types")
 
 
 def test_a_sheet_shows_rows_of_every_kind_and_what_is_wrong(folder):

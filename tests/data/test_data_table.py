@@ -175,7 +175,7 @@ def test_geoparquet_points_are_places(tmp_path, refused):
         ("sky,words\na.png\n", ("m.csv:2", "1 cells", "2 columns (sky, words)")),
         ("sky,lat,lon\na.png,91,0\n", ("m.csv:2: column 'lat': '91' is not degrees between -90 and 90",)),
         ("sky,lat,lon\na.png,1,2\nb.png,1,east\n", ("m.csv:3: column 'lon': 'east' is not a number",)),
-        ("sky,lat,lon\na.png,nan,2\n", ("m.csv:2: column 'lat': 'nan'",)),
+        ("sky,lat,lon\na.png,nan,2\n", ("m.csv:2", "one of lat and lon")),
         ("sky,lat,lon\na.png,1,\n", ("m.csv:2", "one of lat and lon")),
         ("sky,lat\na.png,1\n", ("'lat' but not the other",)),
         ("sky,time\na.png,yesterday\n", ("m.csv:2: column 'time': 'yesterday' is not a time",)),
@@ -217,7 +217,7 @@ def test_a_mistake_in_parquet_is_named_with_its_row(tmp_path, refused):
         return open_table(DataOptions(manifest="m.parquet"), tmp_path, NAMES)
 
     refused(lambda: write(lat=[1.0, 2.0, 99.0], lon=[0.0] * 3), "row 2: column 'lat': 99.0")
-    refused(lambda: write(lat=["x"] * 3, lon=[0.0] * 3), "rows 0 to 2: column 'lat'")
+    refused(lambda: write(lat=["x"] * 3, lon=[0.0] * 3), "row 0: column 'lat': 'x' is not a number")
     refused(lambda: write(time=["2024-01-01", "x", None]), "row 1: column 'time'")
     (tmp_path / "m.parquet").write_bytes(b"PAR1 no")
     refused(lambda: open_table(DataOptions(manifest="m.parquet"), tmp_path, NAMES), "not a Parquet file")

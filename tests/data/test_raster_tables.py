@@ -132,7 +132,7 @@ def test_what_is_wrong_with_a_cell_is_named_with_its_line(tmp_path, refused):
         ({**good, "gsd": 10}, "not by both"),
         ({**good, "bands": []}, "'bands'"),
         ({**good, "bands": [0]}, "'bands'"),
-        ("a.png", "is no window of a raster"),
+        ("a.png", "'a.png' is a string, but cells above are a window of a raster"),
         ({"rastr": "a.tif"}, "must be a string"),
     ):
         rows = [{"sky": good}, {"sky": cell}]
@@ -157,7 +157,7 @@ def test_a_raster_cannot_lie_outside_of_the_root(tmp_path, scene, refused):
         table = opened(tmp_path / "in", rows_of(PLACES), rasters={"sky": options})
         refused(lambda table=table: table.samples("sky"), "leads out of")
     inside = opened(tmp_path / "in", [{"sky": {"raster": "http://localhost/a.tif"}, "lat": 1, "lon": 1}])
-    refused(inside.check_files, "no such file")
+    refused(inside.check_files, "is an address")
 
 
 def test_a_missing_raster_is_found_before_training(tmp_path, refused):

@@ -43,7 +43,7 @@ TABLES = {
     b"key,text\na,b,c\n": ":2: has not as many cells as the header",
     b"name,text\na,b\n": ": has no column 'key'; its columns: name, text",
     b"": ": has no column 'key'; its columns: none",
-    b"key\n\xff\n": ": not UTF-8 text (byte 5)",
+    b"key\n\xff\n": ":2: byte 1 is not UTF-8; save the file with UTF-8 encoding",
 }
 
 

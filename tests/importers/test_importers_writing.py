@@ -146,7 +146,7 @@ def test_what_cannot_be_used_is_counted_by_reason(folder):
         {"text": "no place", "lat": "", "lon": None},
         {"text": "half a place", "lat": 1, "lon": ""},
         {"text": "off", "lat": 91, "lon": 0},
-        {"text": "off", "lat": "nan", "lon": 0},
+        {"text": "unknown", "lat": "nan", "lon": 0},
         {"text": "off", "lat": 0, "lon": "east"},
         {"text": "off", "time": "yesterday"},
         LeftOut("silence"),
@@ -154,7 +154,7 @@ def test_what_cannot_be_used_is_counted_by_reason(folder):
     )
     assert summary.left_out == {
         "silence": 2,
-        "its latitude is not degrees from -90 to 90": 2,
+        "its latitude is not degrees from -90 to 90": 1,
         "its longitude is not degrees from -180 to 180": 1,
         "its time is not ISO 8601": 1,
     }
@@ -162,6 +162,7 @@ def test_what_cannot_be_used_is_counted_by_reason(folder):
         (["good"], 1.0, 2.0),
         (["no place"], None, None),
         (["half a place"], None, None),
+        (["unknown"], None, None),
     ]
 
 
