@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -81,9 +82,9 @@ class NearTowns(NamedTuple):
         chord_N = np.linalg.norm(self.sphere_N3 - self.towns.sphere_T3[row_N], axis=1).astype(np.float64)
         return row_N, chord_to_km(chord_N)
 
-    def _cosines(self) -> list[NDArray[np.float32]]:
-        starts = range(0, len(self.sphere_N3), _CHUNK)
-        return [self.sphere_N3[start : start + _CHUNK] @ self.towns.sphere_T3.T for start in starts]
+    def _cosines(self) -> Iterator[NDArray[np.float32]]:
+        for start in range(0, len(self.sphere_N3), _CHUNK):
+            yield self.sphere_N3[start : start + _CHUNK] @ self.towns.sphere_T3.T
 
 
 def find_nearest_towns(lat_N: NDArray[np.float64], lon_N: NDArray[np.float64], towns: Towns) -> NearTowns:
