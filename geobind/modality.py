@@ -73,7 +73,7 @@ class Modality(BaseModel, ABC):
     libraries: import torch and friends inside the methods.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     name: ClassVar[str]  # the word recipes and `Binder.embed` use
     role: ClassVar[

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from geobind.data.dataset import registry
+from geobind.errors import CheckpointError
 from geobind.licences import UNSTATED, EffectiveLicence, combine_licences, is_looser, parse_licence
+from geobind.utils.formatting import shorten
 
 _USE = """```python
 from geobind import Binder
@@ -19,8 +22,16 @@ _HUB = ("cc0-1.0", "mit", "apache-2.0", "bsd-3-clause")  # identifiers that the 
 
 
 def render_model_card(card: Mapping[str, Any]) -> str:
-    """Return the model card, in Markdown, of a bundle whose `binder.json` holds `card`."""
-    return "\n".join(_lines(card)) + "\n"
+    """Return the model card, in Markdown, of a bundle whose `binder.json` holds `card`.
+
+    Raises:
+        CheckpointError: A fact of the card is missing or of another type than geobind writes.
+    """
+    try:
+        return "\n".join(_lines(card)) + "\n"
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"no model card can be made of this binder.json ({reason})") from error
 
 
 def list_licence_parts(card: Mapping[str, Any]) -> dict[str, str]:
@@ -63,13 +74,15 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
     yield "tags: [remote-sensing, multimodal, contrastive-learning]"
     yield from _front_licence(author.get("licence"))
     yield "---"
-    yield from (f"# {card['name']}", "")
-    names = ", ".join(card["modalities"])
+    yield from (f"# {_cell(card['name'])}", "")
+    names = _join(card["modalities"])
     yield f"A geobind bundle: {names} in one space of {card['width']} dimensions."
     if card.get("over"):
-        yield f"It holds only what it changes of the bundle `{card['over']['name']}`, which it needs."
+        yield f"It holds only what it changes of the bundle `{_code(card['over']['name'])}`, which it needs."
     yield from ("", "## Use", "")
-    yield _USE.format(name=card["name"], modality=next(iter(card["modalities"]), ""), width=card["width"])
+    yield _USE.format(
+        name=_code(card["name"]), modality=_code(next(iter(card["modalities"]), "")), width=card["width"]
+    )
     yield from _intended(card, author)
     yield from _modalities(card)
     yield from _training(card)
@@ -79,7 +92,8 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
     yield from _calibrated(card)
     made = card["versions"]
     yield from ("", "## Provenance", "")
-    yield f"Made {card['created']} with geobind {made.get('geobind', '?')}, torch {made.get('torch', '?')}."
+    versions = f"geobind {_cell(made.get('geobind', '?'))}, torch {_cell(made.get('torch', '?'))}"
+    yield f"Made {_cell(card['created'])} with {versions}."
     if card["recipe"]:
         yield "The recipe that made it is `recipe.yaml`."
 
@@ -88,20 +102,19 @@ def _front_licence(licence: str | None) -> Iterator[str]:
     """Yield the licence field that the hub reads; `other` for licences it does not know."""
     if licence:
         name = parse_licence(licence).name.lower()
-        known = name in _HUB or name.startswith("cc-by")
+        known = name in _HUB or re.fullmatch(r"cc-by[a-z0-9.-]*", name)
         yield f"license: {name if known else 'other'}"
 
 
 def _intended(card: Mapping[str, Any], author: Mapping[str, Any]) -> Iterator[str]:
-    names = list(card["modalities"])
     yield from ("", "## Intended use", "")
-    yield author.get("use") or (
-        f"To find and compare observations of places across {', '.join(names)}: retrieval, zero-shot "
-        "classification, features for other models."
+    yield _cell(author.get("use") or "") or (
+        f"To find and compare observations of places across {_join(card['modalities'])}: retrieval, "
+        "zero-shot classification, features for other models."
     )
     yield from ("", "Out of scope:", "")
     if author.get("not_for"):
-        yield f"- {author['not_for']}"
+        yield f"- {_cell(author['not_for'])}"
     yield "- Decisions about people or their property without a person who checks them."
     yield "- To locate or watch individuals."
     yield "- Places, seasons and sensors unlike those it was trained on, unless it was measured there first."
@@ -117,9 +130,10 @@ def _modalities(card: Mapping[str, Any]) -> Iterator[str]:
     started = find_pretrained(card)
     for name in card["modalities"]:
         origin = card["plugins"].get(name, {})
-        plugin = f"{origin.get('distribution', '?')} {origin.get('version', '')}"
+        plugin = f"{_cell(origin.get('distribution', '?'))} {_cell(origin.get('version', ''))}"
         origin_of_weights = _cell(started.get(name, "random weights"))
-        yield f"| {name} | {plugin} | {origin_of_weights} | `{card['digests'].get(name, '')[:16]}` |"
+        digest = _code(card["digests"].get(name, "")[:16])
+        yield f"| {_cell(name)} | {plugin} | {origin_of_weights} | `{digest}` |"
 
 
 def _training(card: Mapping[str, Any]) -> Iterator[str]:
@@ -131,10 +145,11 @@ def _training(card: Mapping[str, Any]) -> Iterator[str]:
         "|---|---|---|---|---|---|---|---|",
     )
     for stage in card["stages"]:
-        aligned = stage["align"] if isinstance(stage["align"], str) else ", ".join(stage["align"])
+        aligned = _join([stage["align"]] if isinstance(stage["align"], str) else stage["align"])
         yield (
-            f"| {stage['name']} | {aligned} | {stage['anchor']} | {', '.join(stage['train'])} "
-            f"| {stage['pairs']} | {stage['steps']} | {stage['loss']:.3f} | {_temperatures(stage)} |"
+            f"| {_cell(stage['name'])} | {aligned} | {_cell(stage['anchor'])} | {_join(stage['train'])} "
+            f"| {_cell(stage['pairs'])} | {_cell(stage['steps'])} | {stage['loss']:.3f} "
+            f"| {_cell(_temperatures(stage))} |"
         )
     yield from ("", "Everything a stage did not train was checked to be bit-equal afterwards.")
     yield from (_watched(stage) for stage in card["stages"] if stage.get("watched"))
@@ -144,19 +159,19 @@ def _training(card: Mapping[str, Any]) -> Iterator[str]:
 def _watched(stage: Mapping[str, Any]) -> str:
     watched = stage["watched"]
     summary = (
-        f"{stage['name']} ended with its weights after {watched['kept_steps']} of {stage['steps']} steps"
+        f"{_cell(stage['name'])} ended with its weights after {_cell(watched['kept_steps'])} "
+        f"of {_cell(stage['steps'])} steps"
     )
-    return (
-        f"{summary}; {watched['measure']} on split {_cell(watched['split'])}: {watched['best']:.4g} at best."
-    )
+    where = f"{_cell(watched['measure'])} on split {_cell(watched['split'])}"
+    return f"{summary}; {where}: {watched['best']:.4g} at best."
 
 
 def _proven(proof: Mapping[str, Any]) -> Iterator[str]:
     """Yield which embeddings each stage left bit-identical."""
     for stage in proof.get("stages", ()):
         same = [name for name, state in stage["after"].items() if state == stage["before"].get(name)]
-        names = ", ".join(f"{name} ({stage['after'][name]['count']} rows)" for name in same)
-        yield f"Embeddings that {stage['stage']} left bit-identical: {names or 'none'}."
+        names = _join(f"{name} ({stage['after'][name]['count']} rows)" for name in same)
+        yield f"Embeddings that {_cell(stage['stage'])} left bit-identical: {names or 'none'}."
 
 
 def _temperatures(stage: Mapping[str, Any]) -> str:
@@ -176,14 +191,14 @@ def _data(card: Mapping[str, Any]) -> Iterator[str]:
         licences = (
             ", ".join(f"{_cell(name)} ({rows:,})" for name, rows in one["licences"].items()) or UNSTATED
         )
-        use = f"{one['used_for']} {one['stage']}" if one.get("stage") else one["used_for"]
-        yield f"| {use} | {_cell(one['source'])} | {one['split']} | {one['rows']:,} | {licences} |"
+        use = _cell(f"{one['used_for']} {one['stage']}" if one.get("stage") else one["used_for"])
+        yield f"| {use} | {_cell(one['source'])} | {_cell(one['split'])} | {one['rows']:,} | {licences} |"
     installed = registry().plugins
     for source in dict.fromkeys(one["source"] for one in used):
         credits = installed[source].cls.credits if source in installed else {}
         if credits:
-            yield from ("", f"Sources of {installed[source].cls.title}:", "")
-            yield from (f"- {name}: {terms}" for name, terms in credits.items())
+            yield from ("", f"Sources of {_cell(installed[source].cls.title)}:", "")
+            yield from (f"- {_cell(name)}: {_cell(terms)}" for name, terms in credits.items())
 
 
 def _licence(card: Mapping[str, Any], author: Mapping[str, Any]) -> Iterator[str]:
@@ -219,10 +234,22 @@ def _parts(parts: tuple[str, ...]) -> str:
     return f"{shown}; and {len(parts) - 4} more" if len(parts) > 4 else shown
 
 
-def _cell(text: str) -> str:
-    """Escape a user's text for a table: no line breaks, no bars, no markup."""
-    plain = " ".join(str(text).split()).replace("|", "/")
-    return plain.replace("<", "&lt;").replace(">", "&gt;")
+_MARKUP = re.compile(r"(^[#+=-]|[\\`*\[\]~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
+
+
+def _cell(text: object) -> str:
+    """Escape a stranger's text: one line, cut if it is very long, without bars, HTML, links or markup."""
+    plain = shorten(str(text), 2000).replace("|", "/").replace("&", "&amp;")
+    return _MARKUP.sub(r"\\\1", plain.replace("<", "&lt;").replace(">", "&gt;"))
+
+
+def _join(names: Iterable[object]) -> str:
+    return ", ".join(map(_cell, names))
+
+
+def _code(text: object) -> str:
+    """Return a stranger's text for use inside of backticks or of a block of code."""
+    return re.sub(r"[^\w./:@ -]", "_", shorten(str(text), 200))
 
 
 def _measured(metrics: Mapping[str, Any]) -> Iterator[str]:
@@ -232,13 +259,13 @@ def _measured(metrics: Mapping[str, Any]) -> Iterator[str]:
     shown = [name for name in _SHOWN if name in rows[0]["metrics"]]
     yield from ("", "## Retrieval on held-out rows", "")
     how = (metrics.get("conventions") or {}).get("interval", "bootstrap")
-    yield f"With 95 % intervals ({how}); chance in brackets."
+    yield f"With 95 % intervals ({_cell(how)}); chance in brackets."
     yield from (f"\n**Warning:** {_cell(line)}" for line in metrics.get("warnings", []))
     yield from ("", "| query | gallery | pair | rows | " + " | ".join(shown) + " |")
     yield "|---|---|---|---|" + "---|" * len(shown)
     for row in rows:
         cells = [_figure(row["metrics"].get(name)) for name in shown]
-        facts = (row["query"], row["gallery"], row["mark"], str(row["gallery_size"]), *cells)
+        facts = (*(_cell(row[key]) for key in ("query", "gallery", "mark", "gallery_size")), *cells)
         yield f"| {' | '.join(facts)} |"
 
 
@@ -260,4 +287,4 @@ def _calibrated(card: Mapping[str, Any]) -> Iterator[str]:
     for one in calibration["choices"]:
         error = one["fitted"]["equal_width"]
         figures = f"{error['value']:.3f} [{error['low']:.3f}, {error['high']:.3f}] | {error['perfect']:.3f}"
-        yield f"| {one['query']} | {one['gallery']} | {one['temperature']:.4f} | {figures} |"
+        yield f"| {_cell(one['query'])} | {_cell(one['gallery'])} | {one['temperature']:.4f} | {figures} |"

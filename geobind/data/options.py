@@ -34,16 +34,16 @@ ColumnChoice = str | Annotated[tuple[str, ...], Field(min_length=1)]
 class RasterOptions(BaseModel):
     """Windows cut out of rasters: around every row's place, or as the cells of a column say."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     path: str | tuple[str, ...] | None = Field(
         default=None,
         description="GeoTIFF to cut a window from around each row's lat and lon, found as file names of "
         "cells are; of several, the first that covers the place",
     )
-    size_m: float | None = Field(default=None, gt=0, le=1e6, description="side of a window, in metres")
+    size_m: float | None = Field(default=None, ge=1e-3, le=1e6, description="side of a window, in metres")
     gsd: float | None = Field(
-        default=None, gt=0, le=1e5, description="metres per pixel of a window; default: the raster's own"
+        default=None, ge=1e-3, le=1e5, description="metres per pixel of a window; default: the raster's own"
     )
     bands: tuple[int, ...] | None = Field(
         default=None, min_length=1, description="bands to read, the first being 1; default: all but alpha"
@@ -145,7 +145,9 @@ class DataOptions(BaseModel):
         description="modalities of which only the first of several observations in a cell is used, such as "
         "the first caption of a photo; by default training draws one",
     )
-    limit: int | None = Field(default=None, ge=1, description="use only this many rows from the top")
+    limit: int | None = Field(
+        default=None, ge=1, le=2**31 - 1, description="use only this many rows from the top"
+    )
 
     @property
     def source(self) -> str:
@@ -247,6 +249,7 @@ class MixedData(DataOptions):
     weight: float | None = Field(
         default=None,
         gt=0,
+        le=1e9,
         allow_inf_nan=False,
         description="share of the rows drawn, relative to the other tables' weights; "
         "default for all: as many rows as each has",

@@ -21,6 +21,7 @@ from pydantic import (
 from geobind.data.options import DataOptions, MixedData
 from geobind.modality import Modality, Role
 from geobind.recipe.stage_options import (
+    MAX_ROWS,
     AdamW,
     BatchSize,
     CacheSpec,
@@ -32,6 +33,7 @@ from geobind.recipe.stage_options import (
     NeighbourBatches,
     Part,
     RecipeBlock,
+    Steps,
     TrainSpec,
     WarmRestarts,
     to_part,
@@ -114,7 +116,9 @@ class Evaluation(RecipeBlock):
     by: Literal["row", "label"] = Field(
         default="row", description="the right answer to a query: its own row, or any row of its class"
     )
-    limit: int | None = Field(default=None, gt=1, description="at most this many rows, the first ones")
+    limit: int | None = Field(
+        default=None, gt=1, le=MAX_ROWS, description="at most this many rows, the first ones"
+    )
     clusters: Literal["cell", "group", "row"] | None = Field(
         default=None,
         description="rows that are no independent queries: of one `group`, or of one cell of a degree; "
@@ -158,13 +162,14 @@ _ONE_VALUE, _BLOCK = "one value", "a block"  # no identifiers: they are left out
 class Watch(RecipeBlock):
     """Evaluate a stage on held-out rows while it runs, keep the best weights, stop when none get better."""
 
-    every: int = Field(
-        gt=0, description="steps between two evaluations; there is one after the last step too"
-    )
+    every: Steps = Field(description="steps between two evaluations; there is one after the last step too")
     split: str = Field(default="val", description="rows no stage trains on and nothing else is measured on")
     data: DataOptions | None = Field(default=None, description="default: the stage's own data")
     limit: int | None = Field(
-        default=500, gt=1, description="at most this many rows, taken at even distances; null: all"
+        default=500,
+        gt=1,
+        le=MAX_ROWS,
+        description="at most this many rows, taken at even distances; null: all",
     )
     by: Literal["row", "label"] = Field(
         default="row", description="the right answer to a query: its own row, or any row of its class"
@@ -175,13 +180,12 @@ class Watch(RecipeBlock):
     keep: Literal["best", "last"] = Field(
         default="best", description="which weights the stage ends with: of the best evaluation, or the last"
     )
-    patience: int | None = Field(
+    patience: Steps | None = Field(
         default=None,
-        ge=1,
         description="stop after this many evaluations in a row without a gain; null: never",
     )
     least: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="a gain smaller than this does not count as one"
+        default=0.0, ge=0, le=1e6, description="a gain smaller than this does not count as one"
     )
 
     @property
@@ -251,7 +255,7 @@ class Stage(RecipeBlock):
         default="anchor",
         description="which modalities are compared: each with the anchor, or all with each other",
     )
-    weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+    weights: dict[str, Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]] = Field(
         default_factory=dict,
         description="how much the loss of a pair counts, by its aligned modality or as one-other; default: 1",
     )
@@ -283,20 +287,21 @@ class Stage(RecipeBlock):
     accumulate: int = Field(
         default=1,
         ge=1,
+        le=1_000_000,
         description="steps whose mean gradient moves the weights once; adds no negatives, which chunk and a "
         "larger batch_size do",
     )
     batches: NeighbourBatches | None = Field(
         default=None, description="what batches hold besides rows drawn at random: groups of neighbours"
     )
-    epochs: int | None = Field(default=None, gt=0)
-    steps: int | None = Field(default=None, gt=0)
+    epochs: int | None = Field(default=None, ge=1, le=1_000_000)
+    steps: Steps | None = None
     loss: LossOptions = InfoNCEOptions()
     optimizer: AdamW = AdamW()
     schedule: Annotated[Constant | Cosine | WarmRestarts, Field(discriminator="name")] = Cosine()
     precision: Precision | None = Field(default=None, description="default: the recipe's")
     clip_norm: float | None = Field(
-        default=1.0, gt=0, description="largest norm of the gradient; null: no clipping"
+        default=1.0, ge=1e-6, le=1e6, description="largest norm of the gradient; null: no clipping"
     )
     cache: CacheSpec = Field(
         default="auto",
@@ -311,7 +316,7 @@ class Stage(RecipeBlock):
         description="end with an exponential moving average of the weights: its decay, or a block",
     )
     checkpoint_seconds: float = Field(
-        default=60.0, ge=0, description="least time between two checkpoints; 0: every step"
+        default=60.0, ge=0, le=1e7, description="least time between two checkpoints; 0: every step"
     )
 
     @property
@@ -345,8 +350,8 @@ class FabricOptions(RecipeBlock):
     """Options of Lightning Fabric: devices, strategy, precision."""
 
     accelerator: str = "auto"
-    devices: int | Literal["auto"] = "auto"
-    num_nodes: int = Field(default=1, ge=1)
+    devices: Annotated[int, Field(le=100_000)] | Literal["auto"] = "auto"
+    num_nodes: int = Field(default=1, ge=1, le=100_000)
     strategy: Literal["auto", "ddp", "fsdp2"] = Field(
         default="auto",
         description="whether each process holds all weights (ddp, the default of several) or a share (fsdp2)",
@@ -410,7 +415,9 @@ class Recipe(RecipeBlock):
         default=None, description="rows for every stage that names none of its own"
     )
     fabric: FabricOptions = FabricOptions()
-    workers: int | Literal["auto"] = Field(default="auto", description="processes that load data; 0: none")
+    workers: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = Field(
+        default="auto", description="processes that load data; 0: none"
+    )
     max_broken: float = Field(
         default=0.01, ge=0, le=1, description="share of broken samples past which a stage stops"
     )

@@ -20,9 +20,16 @@ from geobind.data.neighbours import NeighbourOptions
 
 
 class RecipeBlock(BaseModel):
-    """Base of a recipe's blocks: unknown keys are refused, values are frozen."""
+    """Base of a recipe's blocks: unknown keys, infinity and NaN are refused, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# Beyond these, float32 overflows or nothing changes any more, so that only a slip of the pen can be meant.
+Steps = Annotated[int, Field(ge=1, le=10**12)]
+Warmup = Annotated[int, Field(ge=0, le=10**12)]
+Metres = Annotated[float, Field(ge=1e-3, le=2.1e7)]  # up to the other side of the Earth
+MAX_ROWS = 2**31 - 1  # of a batch, a queue or a table
 
 
 class CachedViews(RecipeBlock):
@@ -50,7 +57,7 @@ CacheSpec = Annotated[
 ]
 _NUMBER = "a number"
 Chunk = Annotated[
-    Annotated[int, Field(ge=2), Tag(_NUMBER)] | Annotated[Literal["auto"], Tag(_WORD)],
+    Annotated[int, Field(ge=2, le=MAX_ROWS), Tag(_NUMBER)] | Annotated[Literal["auto"], Tag(_WORD)],
     Discriminator(lambda value: _WORD if value == "auto" else _NUMBER),
     BeforeValidator(_number_or_auto),
 ]
@@ -61,28 +68,31 @@ else:
     BatchSize = Chunk
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class AdamW(RecipeBlock):
     """AdamW; the defaults are CLIP's, with a learning rate for small models."""
 
     name: Literal["adamw"] = "adamw"
-    lr: float = Field(default=5e-4, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field(default=(0.9, 0.98), description="decay of the two moments")
-    eps: float = Field(default=1e-6, gt=0)
+    lr: float = Field(default=5e-4, ge=1e-12, le=100, description="peak learning rate")
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.98), description="decay of the two moments")
+    eps: float = Field(default=1e-6, ge=1e-20, le=1)
     weight_decay: float = Field(
-        default=0.2, ge=0, description="not applied to biases, norms and the temperature"
+        default=0.2, ge=0, le=1000, description="not applied to biases, norms and the temperature"
     )
 
 
 class NeighbourBatches(RecipeBlock):
     """Batches with groups of neighbours, which are harder to distinguish than distant places."""
 
-    near_km: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0, le=20_000)]] = Field(
+    near_km: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=1e-3, le=20_000)]] = Field(
         description="the smallest and largest distance between neighbours"
     )
     share: float = Field(
-        default=0.5, gt=0, le=1, description="how much of a batch comes in groups of neighbours"
+        default=0.5, ge=1e-3, le=1, description="how much of a batch comes in groups of neighbours"
     )
-    together: int = Field(default=8, ge=2, description="neighbours of a group, at most")
+    together: int = Field(default=8, ge=2, le=10_000, description="neighbours of a group, at most")
 
     @property
     def neighbours(self) -> NeighbourOptions:
@@ -104,14 +114,14 @@ class Constant(RecipeBlock):
     """A constant learning rate after a linear warm-up."""
 
     name: Literal["constant"]
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: Warmup = 0
 
 
 class Cosine(RecipeBlock):
     """Linear warm-up, then cosine decay from the peak to `final` times the peak."""
 
     name: Literal["cosine"] = "cosine"
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: Warmup = 0
     final: float = Field(
         default=0.0, ge=0, le=1, description="learning rate at the end, as a share of the peak"
     )
@@ -121,11 +131,11 @@ class WarmRestarts(RecipeBlock):
     """Cosine annealing with warm restarts (SGDR, arXiv:1608.03983 eq. 5)."""
 
     name: Literal["warm_restarts"]
-    period: int = Field(gt=0, description="steps of the first period")
+    period: Steps = Field(description="steps of the first period")
     multiplier: int = Field(
-        default=1, ge=1, description="each period is this many times as long as the one before"
+        default=1, ge=1, le=1000, description="each period is this many times as long as the one before"
     )
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: Warmup = 0
     final: float = Field(
         default=0.0, ge=0, le=1, description="learning rate at a period's end, as a share of the peak"
     )
@@ -139,7 +149,7 @@ class Full(RecipeBlock):
     """All of an encoder."""
 
     part: Literal["full"] = "full"
-    layer_decay: float = Field(default=1.0, gt=0, le=1, description=_DECAY)
+    layer_decay: float = Field(default=1.0, ge=1e-3, le=1, description=_DECAY)
 
 
 class Head(RecipeBlock):
@@ -152,8 +162,8 @@ class Last(RecipeBlock):
     """The last blocks, and everything after them: norms, projection, head."""
 
     part: Literal["last"] = "last"
-    blocks: int = Field(ge=1, description="how many blocks")
-    layer_decay: float = Field(default=1.0, gt=0, le=1, description=_DECAY)
+    blocks: int = Field(ge=1, le=10_000, description="how many blocks")
+    layer_decay: float = Field(default=1.0, ge=1e-3, le=1, description=_DECAY)
 
 
 class Lora(RecipeBlock):
@@ -161,7 +171,7 @@ class Lora(RecipeBlock):
 
     part: Literal["lora"] = "lora"
     rank: int = Field(default=8, ge=1, le=4096, description="rank of what is added to a weight")
-    alpha: float = Field(default=16.0, gt=0, description="what is added is scaled by alpha / rank")
+    alpha: float = Field(default=16.0, ge=1e-3, le=1e5, description="what is added is scaled by alpha / rank")
     targets: Annotated[
         Annotated[Literal["auto"], Tag("a word")]
         | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1), Tag("a list")],
@@ -211,7 +221,7 @@ def to_part(said: Any) -> Part:
 class TemperatureOptions(RecipeBlock):
     """The temperature of a contrastive loss, which divides the similarities."""
 
-    init: float = Field(default=0.07, gt=0, le=10, description="value at the start of the stage")
+    init: float = Field(default=0.07, ge=1e-4, le=10, description="value at the start of the stage")
     learn: bool = Field(default=True, description="whether the stage trains it")
     minimum: float = Field(
         default=0.01,
@@ -236,15 +246,16 @@ class ContrastiveLossOptions(RecipeBlock):
         default="pair",
         description="a row's positives: its own pair alone, or every row of its label, or of its place",
     )
-    same_within_m: float | None = Field(
-        default=None, gt=0, description="with `positives: place`, rows nearer than this belong to one place"
+    same_within_m: Metres | None = Field(
+        default=None, description="with `positives: place`, rows nearer than this belong to one place"
     )
-    ignore_within_m: float | None = Field(
-        default=None, gt=0, description="rows nearer than this many metres are not negatives"
+    ignore_within_m: Metres | None = Field(
+        default=None, description="rows nearer than this many metres are not negatives"
     )
     ignore_within_hours: float | None = Field(
         default=None,
-        gt=0,
+        ge=1e-6,
+        le=1e7,
         description="rows of times nearer than this are no negatives; a year later, the season is the same "
         "but the time is not",
     )
@@ -307,6 +318,7 @@ class InfoNCEOptions(HardNegativeOptions):
     queue: int | None = Field(
         default=None,
         ge=1,
+        le=MAX_ROWS,
         description="this many embeddings of the aligned modality, kept from earlier batches, as further "
         "negatives of the anchors; it must be frozen in the stage",
     )
@@ -326,7 +338,9 @@ class SigLIPOptions(HardNegativeOptions):
 
     name: Literal["siglip"]
     temperature: TemperatureOptions = TemperatureOptions(init=0.1)
-    bias: float = Field(default=-10.0, description="added to every logit at the start; learned")
+    bias: float = Field(
+        default=-10.0, ge=-1000, le=1000, description="added to every logit at the start; learned"
+    )
 
 
 LossOptions = Annotated[InfoNCEOptions | SigLIPOptions, Field(discriminator="name")]

@@ -151,7 +151,8 @@ def _source_text(data: Mapping[str, Any] | None) -> str:
     dataset = next((key for key, value in data.items() if key not in RESERVED and value is not None), None)
     if dataset is not None:
         plugin = registry().plugins.get(dataset)
-        options = ", ".join(f"{name} {value}" for name, value in data[dataset].items())
+        given = data[dataset] if isinstance(data[dataset], Mapping) else {}
+        options = ", ".join(f"{name} {value}" for name, value in given.items())
         return f"{plugin.cls.title if plugin else dataset}{f' ({options})' if options else ''}"
     name = str(data.get("manifest", "?"))
     return PurePath(name).name if PurePath(name).is_absolute() else name
@@ -210,7 +211,10 @@ class PlanVsActual(NamedTuple):
         """The relative error of the plan."""
         if not self.planned or not self.measured:
             return ""
-        share = round(100 * (self.planned / self.measured - 1))
+        ratio = self.planned / self.measured
+        if not math.isfinite(100 * ratio):
+            return ""
+        share = round(100 * (ratio - 1))
         return f"{share:+d}\N{NO-BREAK SPACE}%".replace("-", "−")
 
 

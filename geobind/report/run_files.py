@@ -9,12 +9,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from geobind.bundles.card import CARD, read_card
 from geobind.errors import CheckpointError, DataError
 from geobind.evaluation import Leakage, PairTable, ProbeResults
 from geobind.evaluation.arithmetic import SumResult
@@ -96,6 +97,51 @@ class _Arithmetic(RunFileModel):
     sums: tuple[SumResult, ...] = ()
 
 
+class RunRecord(RunFileModel):
+    """`run.json`: versions, hardware, when it ran."""
+
+    recipe: str | None = None
+    versions: dict[str, str] = {}
+    hardware: dict[str, str | float | None] = {}
+    plugins: dict[str, str] = {}
+    started: str | None = None
+    finished: str | None = None
+    peak_memory_bytes: int | None = None
+
+
+class _WrittenModality(RunFileModel):
+    data: dict[str, Any] | None = None
+
+
+class _WrittenStage(RunFileModel):
+    name: str
+    align: str | list[str]
+    anchor: str | None = None
+    pairs: Literal["anchor", "all"] = "anchor"
+    train: list[str] | dict[str, Any]
+    split: str = "train"
+    data: dict[str, Any] | list[dict[str, Any]] | None = None
+
+
+class _WrittenEvaluation(RunFileModel):
+    split: str = "test"
+    by: Literal["row", "label"] = "row"
+    data: dict[str, Any] | None = None
+
+
+class _WrittenRecipe(RunFileModel):
+    """What a report reads of a recipe, whose other keys may be of another version or plugin."""
+
+    name: str | None = None
+    width: int | None = None
+    seed: int = 0
+    anchor: str = "satellite"
+    modalities: dict[str, _WrittenModality | None]
+    stages: list[_WrittenStage]
+    data: dict[str, Any] | None = None
+    evaluate: _WrittenEvaluation | None = None
+
+
 MEASURES = ("loss", "temperature", "lr", "grad_norm")  # the columns of metrics.csv that are drawn
 _OF_PAIRS = ("loss:", "temperature:", "R@")  # and of each pair, in stages that have several
 WATCHED = "validation"  # what the names of curves of validation.csv begin with
@@ -165,14 +211,13 @@ def read_run(folder: Path) -> Run:
         DataError: The folder holds no run.
         CheckpointError: A file of it is damaged.
     """
-    started = files.read_json(folder / "run.json")
-    recipe_file = folder / "recipe.yaml"
-    if not started or not recipe_file.is_file():
+    record, recipe_file = folder / "run.json", folder / "recipe.yaml"
+    if not record.is_file() or not recipe_file.is_file():
         raise DataError(f"{folder}: not a run, it has no run.json and recipe.yaml; give what `--out` named")
+    started = load_checked(RunRecord, record).model_dump(exclude_none=True)
     text = read_yaml_text(recipe_file)
     recipe, _ = parse_yaml(text, str(recipe_file))
-    if not isinstance(recipe.get("stages"), list) or not isinstance(recipe.get("modalities"), dict):
-        raise CheckpointError(f"{recipe_file}: has no stages or no modalities; it is not the recipe of a run")
+    _check_written(recipe, recipe_file)
     arithmetic = _load_if_present(_Arithmetic, folder / "arithmetic.json")
     return Run(
         folder=folder,
@@ -180,7 +225,7 @@ def read_run(folder: Path) -> Run:
         recipe=recipe,
         recipe_text=text,
         started=started,
-        card=files.read_json(folder / "bundle" / "binder.json"),
+        card=read_card(folder / "bundle").model_dump() if (folder / "bundle" / CARD).is_file() else {},
         stages=tuple(
             load_checked(FinishedStage, path) for path in sorted(folder.glob("stages/*/stage.json"))
         ),
@@ -247,11 +292,24 @@ def load_checked(kind: type[Checked], path: Path) -> Checked:
     try:
         return TypeAdapter(kind).validate_python(files.read_json(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise CheckpointError(
-            f"{path}: {where}: {first['msg']}; run again with --resume to mend it"
-        ) from None
+        raise CheckpointError(f"{path}: {_first_of(error)}; run again with --resume to mend it") from None
+
+
+def _check_written(recipe: Mapping[str, Any], path: Path) -> None:
+    """Check what a report reads of a run's recipe, whose values stay as they were written.
+
+    Raises:
+        CheckpointError: It is not the recipe of a run.
+    """
+    try:
+        _WrittenRecipe.model_validate(recipe, strict=True)
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: {_first_of(error)}; it is not the recipe of a run") from None
+
+
+def _first_of(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
 
 
 def _load_if_present(kind: type[Checked], path: Path) -> Checked | None:

@@ -14,6 +14,8 @@ from geobind.towers.architecture import check_htsat_config, check_timm_options
 
 HeadKind = Literal["auto", "identity", "linear", "mlp"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decibels = Annotated[float, Field(ge=-200, le=200)]
+PixelValue = Annotated[float, Field(ge=-1e12, le=1e12)]
 
 PYTORCH = {".pt", ".pth", ".bin", ".ckpt"}  # pickles, of which only the tensors are read
 _MAX_FRAMES = 100_000  # of a spectrogram: 1000 s every 10 ms
@@ -57,7 +59,7 @@ Weights = Annotated[str | bool, BeforeValidator(refuse_pickle)]
 class TowerOptions(BaseModel):
     """A group of options: immutable, and strict about unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ClipOptions(TowerOptions):
@@ -145,7 +147,10 @@ class TileAugment(PhotoAugment):
         default=0, ge=0, lt=1, description="Each band is scaled on its own by up to this share."
     )
     randaugment: int = Field(
-        default=0, ge=0, description="Number of RandAugment operations (8-bit RGB only); GeoBind uses 3."
+        default=0,
+        ge=0,
+        le=100,
+        description="Number of RandAugment operations (8-bit RGB only); GeoBind uses 3.",
     )
 
 
@@ -170,12 +175,14 @@ class ImageOptions(BaseModel):
         "model's own way.",
     )
     channels: int = Field(default=3, ge=1, le=1024, description="Bands of an image; a CLIP takes 3.")
-    mean: tuple[float, ...] | None = Field(
+    mean: tuple[PixelValue, ...] | None = Field(
         default=None,
         description="Subtracted from each band; the model's own by default. 8-bit images count from 0 to 1, "
         "others in their own units.",
     )
-    std: tuple[float, ...] | None = Field(default=None, description="What each band is divided by, as mean.")
+    std: tuple[PixelValue, ...] | None = Field(
+        default=None, description="What each band is divided by, as mean."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -197,8 +204,8 @@ class ImageOptions(BaseModel):
                 raise ValueError(f"{name} must have 1 or {self.channels} values, not {len(values)}")
         if (self.mean is None) != (self.std is None):
             raise ValueError("give both mean and std, or neither")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError("std must be above 0")
+        if self.std is not None and min(self.std) < 1e-12:
+            raise ValueError("std must be above 0, and at least 1e-12")
         return self
 
     @property
@@ -238,9 +245,9 @@ class AudioAugment(TowerOptions):
 
     shift: bool = Field(default=False, description="Turn the window around itself by a random time.")
     gain_db: float = Field(
-        default=0, ge=0, description="Change the level by up to this many decibels, up or down."
+        default=0, ge=0, le=200, description="Change the level by up to this many decibels, up or down."
     )
-    noise_snr_db: tuple[float, float] | None = Field(
+    noise_snr_db: tuple[Decibels, Decibels] | None = Field(
         default=None,
         description="Add white noise at a signal-to-noise ratio drawn from [lowest, highest] dB.",
     )
@@ -267,7 +274,9 @@ class AudioOptions(BaseModel):
     rate: int | None = Field(
         default=None, ge=1000, le=192_000, description="Samples a second; 16000, HTSAT 48000."
     )
-    seconds: float | None = Field(default=None, gt=0, le=600, description="Length of the window heard; 10.")
+    seconds: float | None = Field(
+        default=None, ge=1e-3, le=600, description="Length of the window heard; 10."
+    )
     crops: int = Field(
         default=1,
         ge=1,
@@ -284,9 +293,9 @@ class AudioOptions(BaseModel):
     )
     mels: int | None = Field(default=None, ge=8, le=512, description="Mel bands; 64.")
     window_ms: float | None = Field(
-        default=None, gt=0, le=1000, description="Length of a frame; 25, HTSAT 21.3."
+        default=None, ge=0.1, le=1000, description="Length of a frame; 25, HTSAT 21.3."
     )
-    hop_ms: float | None = Field(default=None, gt=0, le=1000, description="Time between frames; 10.")
+    hop_ms: float | None = Field(default=None, ge=0.1, le=1000, description="Time between frames; 10.")
     fmin: float | None = Field(default=None, ge=0, description="Lowest frequency in Hz; 20, HTSAT 50.")
     fmax: float | None = Field(
         default=None, gt=0, description="Highest frequency in Hz; half the rate, HTSAT 14000."

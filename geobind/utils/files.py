@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_MAX_JSON = 100_000_000  # bytes
 _SEAL = b"geobind sha256: "  # ends a training state, with the hash of what comes before
 
 
@@ -252,17 +253,29 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read plain values, or an empty dict when the file is not there.
 
     Raises:
-        CheckpointError: It is no JSON object.
+        CheckpointError: It is no JSON object, or larger than any that geobind writes.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(_MAX_JSON + 1)
+        if len(content) > _MAX_JSON:
+            raise CheckpointError(f"{path}: larger than {_MAX_JSON:,} bytes; not a file of this program")
+        values = json.loads(content.decode("utf-8"), parse_int=_parse_int)
     except FileNotFoundError:
         return {}
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error}); remove it to start over") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: not a JSON object; remove it to start over")
     return values
+
+
+def _parse_int(digits: str) -> int:
+    """Return a whole number; one of more than 64 bits overflows wherever it is used."""
+    value = int(digits) if len(digits) < 25 else 2**64
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{digits[:30]} has more than 64 bits")
+    return value
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -114,3 +114,42 @@ def test_a_bundle_that_was_never_trained_has_a_card_too():
     old = {key: value for key, value in CARD.items() if key not in ("data", "author")}
     assert "## Licence" not in render_model_card({**old, "stages": []})
     assert "## Licence" in render_model_card(old)
+
+
+EVIL = (
+    "x](http://evil.example) [see](javascript:a()) <script>a()</script> `b` **c** | d\n# Title\n---\n\nmore"
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": EVIL},
+        {"created": EVIL},
+        {"versions": {"geobind": EVIL, "torch": EVIL}},
+        {"author": {"use": EVIL, "not_for": EVIL, "licence": EVIL, "weights": {EVIL: EVIL}}},
+        {"modalities": {EVIL: {"timm": {"model": EVIL, "pretrained": EVIL}}}},
+        {"plugins": {"tile": {"distribution": EVIL, "version": EVIL}}},
+        {"digests": {"tile": EVIL}},
+        {"over": {"name": EVIL}},
+        {
+            "stages": [
+                {**CARD["stages"][0], "name": EVIL, "align": [EVIL], "anchor": EVIL, "train": {EVIL: EVIL}}
+            ]
+        },
+        {"data": [{**CARD["data"][0], "stage": EVIL, "source": EVIL, "split": EVIL, "licences": {EVIL: 3}}]},
+        {
+            "proof": {
+                "stages": [{"stage": EVIL, "after": {EVIL: {"count": 3}}, "before": {EVIL: {"count": 3}}}]
+            }
+        },
+    ],
+)
+def test_a_strangers_words_are_text_and_nothing_else(change):
+    clean, text = render_model_card(CARD), render_model_card({**CARD, **change})
+    assert text != clean
+    assert "<script" not in text
+    assert "](" not in text.replace("\\](", "")
+    assert "\n# Title" not in text
+    for line in text.splitlines():
+        assert not line.startswith("| ") or line.count("|") in (5, 6, 9)

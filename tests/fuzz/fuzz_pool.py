@@ -16,7 +16,7 @@ class Result(NamedTuple):
     task: tuple
     outcome: str  # what the call returned; of a fault, what happened
     fault: bool
-    seconds: float
+    seconds: float  # of the processor; of the clock if the process was ended
     grown: int  # bytes by which the process's peak of memory went up
 
 
@@ -116,13 +116,13 @@ def _serve(pipe, make):
             task = pipe.recv()
         except EOFError:
             return
-        before, begun = _peak(), time.monotonic()
+        before, begun = _peak(), time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             try:
                 outcome, fault = call(*task, folder), False
             except BaseException:
                 outcome, fault = traceback.format_exc(limit=-6), True
-        pipe.send((outcome, fault, time.monotonic() - begun, _peak() - before))
+        pipe.send((outcome, fault, time.process_time() - begun, _peak() - before))
 
 
 def _peak():

@@ -1,5 +1,7 @@
 """Damage real files and read them: nothing may crash, hang, fill the memory or fail without a reason.
 
+Files are images, sounds, tables, archives, rasters, recipes, sweep files, and those of runs and bundles.
+
     python tests/fuzz/fuzz_readers.py [--count 12000] [--seed 0] [--data FOLDER] [--save FOLDER]
 
 The count is shared by the formats. Each item is a pure function of seed, format and number: `--only wav:17`
@@ -19,11 +21,13 @@ from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 
+import fuzz_documents
 import fuzz_mutations
 import fuzz_pool
 import fuzz_seeds
 
-LIMIT_S = 60
+LIMIT_S = 60  # of the clock, after which a process is ended
+LONGEST_S = 10  # of the processor
 TEXT = ("csv", "tsv", "jsonl")
 MOST_BYTES = 1_500_000_000  # a photo of the largest size that is read takes 300 MB, and 400 MB in Pillow
 
@@ -31,24 +35,26 @@ MOST_BYTES = 1_500_000_000  # a photo of the largest size that is read takes 300
 class Reading:
     """What a worker calls: damage a file and read it."""
 
-    def __init__(self, data, save):
+    def __init__(self, data, save, kinds):
         import fuzz_targets
         import torch
 
         torch.set_num_threads(1)
+        fuzz_documents.install()
         os.environ["GEOBIND_CACHE"] = tempfile.mkdtemp()
         self.seeds, self.outcome, self.save = fuzz_seeds.seeds(data), fuzz_targets.outcome, save
         with tempfile.TemporaryDirectory() as folder:  # imports take seconds, which count for no item
-            for kind, contents in self.seeds.items():
-                self.outcome(kind, contents[0], folder, 0)
+            for kind in kinds:
+                self.outcome(kind, self.seeds[kind][0], os.path.join(folder, re.sub(r"\W", "_", kind)), 0)
 
     def __call__(self, seed, kind, number, folder):
         content = self.item(seed, kind, number)
+        name = f"{kind.replace(':', '_').replace('/', '_')}-{number}"
         if self.save:  # before it is read, in case it takes the process down
-            (self.save / f"{kind}-{number}").write_bytes(content)
+            (self.save / name).write_bytes(content)
         outcome = self.outcome(kind, content, folder, number)
         if self.save:
-            (self.save / f"{kind}-{number}").unlink()
+            (self.save / name).unlink()
         return outcome
 
     def item(self, seed, kind, number):
@@ -57,18 +63,23 @@ class Reading:
         content = rng.choice(self.seeds[kind])
         if kind in TEXT and rng.random() < 0.6:  # else nearly all would be refused as not well-formed
             return fuzz_mutations.revalued(content, rng)
+        if rng.random() < 0.8 and (text := fuzz_documents.damaged(kind, content, rng)) is not None:
+            return text
         damaged = fuzz_mutations.mutated(content, others, rng)
         return fuzz_mutations.mended(kind, damaged) if rng.random() < 0.7 else damaged
 
 
-def fuzz(count, seed=0, data=None, save=None, workers=2, only=None):
+def fuzz(count, seed=0, data=None, save=None, workers=2, only=None, pattern=""):
     """Yield the results of so many items, an equal number of each format."""
-    kinds = sorted(fuzz_seeds.seeds())
+    kinds = [kind for kind in sorted(fuzz_seeds.seeds()) if re.search(pattern or "", kind)]
     tasks = [(seed, kind, number) for number in range(-(-count // len(kinds))) for kind in kinds][:count]
     if only:
-        kind, _, number = only.partition(":")
+        kind, _, number = only.rpartition(":")
+        kinds = [kind]
         tasks = [(seed, kind, int(number))]
-    for result in fuzz_pool.run(tasks, partial(Reading, data, save), workers, LIMIT_S):
+    for result in fuzz_pool.run(tasks, partial(Reading, data, save, kinds), workers, LIMIT_S):
+        if not result.fault and result.seconds > LONGEST_S:
+            result = result._replace(fault=True, outcome=f"took {result.seconds:.1f} s")
         if not result.fault and result.grown > MOST_BYTES:
             result = result._replace(fault=True, outcome=f"took {result.grown / 1e6:.0f} MB")
         yield result
@@ -90,8 +101,8 @@ def summary(results):
     yield from (f"{count:>7}  {reason}" for reason, count in reasons.most_common(25))
 
 
-def row(*cells):
-    return "".join(f"{cell:>12}" for cell in cells)
+def row(name, *cells):
+    return f"{name:>28}" + "".join(f"{cell:>12}" for cell in cells)
 
 
 def _kind_of(reason):
@@ -107,12 +118,15 @@ def main():
     parser.add_argument("--data", type=Path, help="a folder of real files to damage too")
     parser.add_argument("--save", type=Path, help="a folder for the items that were faults")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--kinds", help="what the name of a format must match, such as run:|recipe")
     parser.add_argument("--only", help="FORMAT:NUMBER, one item")
     given = parser.parse_args()
     if given.save:
         given.save.mkdir(parents=True, exist_ok=True)
     results = []
-    for result in fuzz(given.count, given.seed, given.data, given.save, given.workers, given.only):
+    for result in fuzz(
+        given.count, given.seed, given.data, given.save, given.workers, given.only, given.kinds
+    ):
         results.append(result)
         if result.fault or given.only:
             print(f"{':'.join(map(str, result.task[1:]))}: {result.outcome}", flush=True)

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 
+import fuzz_documents
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +24,7 @@ FOUND = {
 
 def seeds(data=None):
     """Return encoded files by format; those of `data`, a folder, are few of each format."""
-    made = {**images(), **rasters(), **sounds(), **manifests()}
+    made = {**images(), **rasters(), **sounds(), **manifests(), **fuzz_documents.seeds()}
     for kind, patterns in FOUND.items() if data else ():
         names = sorted({name for pattern in patterns for name in data.rglob(pattern)})
         small = [name for name in names if name.stat().st_size <= MOST]

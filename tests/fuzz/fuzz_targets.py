@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import fuzz_documents
 import numpy as np
 import torch
 
@@ -43,9 +44,12 @@ def told(call):
 
 
 def calls(kind, content, folder, number):
+    Path(folder).mkdir(exist_ok=True)
     if kind in ("csv", "tsv", "jsonl", "parquet", "geoparquet"):
         path = written(folder, f"{number}.{kind}", content)
         return [lambda: manifest(path), lambda: split(path), lambda: columns(path)]
+    if kind in ("recipe", "sweep") or kind.startswith(("run:", "bundle:")):
+        return fuzz_documents.calls(kind, content, folder)
     if kind == "tar":
         path = written(folder, f"{number}.tar", content)
         return [lambda: tar(path)]
