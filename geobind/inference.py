@@ -82,11 +82,16 @@ def prepare_input(modality: Modality, number: int, raw: Any, *, alone: bool = Fa
 def collate(samples: Sequence[Prepared]) -> Prepared:
     """Stack prepared inputs, tensors or dicts of tensors, into a batch.
 
+    Where some images (C, H, W) are uint8, which counts from 0 to 1, and others float, all become float32:
+    each then means the same as it does alone.
+
     Raises:
         DataError: There are none, or they differ in shape, type or keys.
     """
     if not samples:
         raise DataError("a batch needs at least one input")
+    if {sample.dtype for sample in samples if isinstance(sample, Tensor) and sample.ndim == 3} == _MIXED:
+        samples = [_to_float(sample) if isinstance(sample, Tensor) else sample for sample in samples]
     first = samples[0]
     for number, sample in enumerate(samples):
         if not _match(sample, first):
@@ -95,6 +100,13 @@ def collate(samples: Sequence[Prepared]) -> Prepared:
                 f"number {number} is {_describe_prepared(sample)}"
             )
     return default_collate([dict(sample) if isinstance(sample, Mapping) else sample for sample in samples])
+
+
+_MIXED = {torch.uint8, torch.float32}
+
+
+def _to_float(sample: Tensor) -> Tensor:
+    return sample.float() / 255 if sample.dtype == torch.uint8 else sample
 
 
 def _match(one: Prepared, other: Prepared) -> bool:

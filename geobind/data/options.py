@@ -39,7 +39,8 @@ class RasterOptions(BaseModel):
     path: str | tuple[str, ...] | None = Field(
         default=None,
         description="GeoTIFF to cut a window from around each row's lat and lon, found as file names of "
-        "cells are; of several, the first that covers the place",
+        "cells are; of several that cover the place, the one that has most of the window, then the one whose "
+        "pixels are nearest to gsd, then the first",
     )
     size_m: float | None = Field(default=None, ge=1e-3, le=1e6, description="side of a window, in metres")
     gsd: float | None = Field(
@@ -57,6 +58,11 @@ class RasterOptions(BaseModel):
     )
     nearest: bool = Field(
         default=False, description="take the nearest pixel instead of averaging, as class maps need it"
+    )
+    scaled: bool | None = Field(
+        default=None,
+        description="whether values are multiplied by the scale that the raster states, and its offset "
+        "added; by default they are, with a message; false: as stored",
     )
 
     @property

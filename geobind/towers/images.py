@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as transforms
 
+from geobind.data.readers.files import describe
 from geobind.data.readers.images import decode_image
 from geobind.errors import DataError
 from geobind.towers.options import PhotoAugment, TileAugment
@@ -87,6 +88,9 @@ def _plus_minus(*shape: int) -> Tensor:
     return 2 * torch.rand(shape) - 1
 
 
+_MOST_OBLONG = 16  # times its width that an image is long when it is scaled
+
+
 class ImageSpec(NamedTuple):
     """The image that a tower expects."""
 
@@ -115,18 +119,12 @@ def prepare_image(raw: Any, spec: ImageSpec, augment: PhotoAugment | None = None
         (C, size, size): uint8 of a uint8 image, else float32 in the image's own units.
 
     Raises:
-        DataError: It is not such an image, or its values cannot be what the model's mean and std are for.
+        DataError: It is not such an image, or its values cannot be what mean and std are for.
     """
     cropped = augment is not None and augment.random_resized_crop is not None
     scale = None if cropped else partial(_scale, spec)
     image_CHW = decode_image(raw, channels=spec.channels, needed=_needed(spec, augment), scale=scale)
-    if spec.unit and image_CHW.dtype != torch.uint8:
-        low, high = image_CHW.aminmax()
-        if low < -1e-3 or high > 1 + 1e-3:
-            raise DataError(
-                f"an image with values from {float(low):g} to {float(high):g}, where the model's mean and "
-                "std are for values from 0 to 1: set mean and std in the image's own units"
-            )
+    _check_units(image_CHW, spec, describe(raw))
     size = [spec.size, spec.size]
     if augment is not None and augment.random_resized_crop is not None:
         how = InterpolationMode(spec.interpolation)
@@ -143,6 +141,7 @@ def _scale(spec: ImageSpec, image: Any) -> Any:
     how, size = InterpolationMode(spec.interpolation), [spec.size, spec.size]
     if spec.squash:
         return transforms.resize(image, size, how, antialias=True)
+    image = _crop_oblong(image)
     return transforms.center_crop(transforms.resize(image, [spec.size], how, antialias=True), size)
 
 
@@ -151,6 +150,33 @@ def _as_pillow(image_CHW: Tensor) -> Image:
 
     pixels_HWC = image_CHW.permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[-1] == 1 else pixels_HWC)
+
+
+def _check_units(image_CHW: Tensor, spec: ImageSpec, name: str) -> None:
+    """Raise for an image whose values are not in the units of mean and std."""
+    if image_CHW.dtype == torch.uint8:
+        if max(map(abs, spec.mean)) > 1:
+            raise DataError(
+                f"{name}: is an image of 8 bits, whose values count from 0 to 1, where the mean is "
+                f"{max(spec.mean):g}: set mean and std for 0 to 1 (divide by 255), or, if other images of "
+                "this modality are deeper, bring all to one type (rasters by `stretch`)"
+            )
+    elif spec.unit:
+        low, high = image_CHW.aminmax()
+        if low < -1e-3 or high > 1 + 1e-3:
+            raise DataError(
+                f"{name}: is an image with values from {float(low):g} to {float(high):g}, where the model's "
+                "mean and std are for values from 0 to 1: set mean and std in the image's own units"
+            )
+
+
+def _crop_oblong(image: Any) -> Any:
+    """Cut the middle out of a very long tensor or PIL image, which would take any memory to be scaled."""
+    height, width = transforms.get_size(image)
+    longest = _MOST_OBLONG * min(height, width)
+    if max(height, width) <= longest:
+        return image
+    return transforms.center_crop(image, [min(height, longest), min(width, longest)])
 
 
 def _needed(spec: ImageSpec, augment: PhotoAugment | None) -> int | None:

@@ -102,7 +102,7 @@ def test_several_windows_are_equally_good_observations(tmp_path, scene):
     assert samples[1] is None
 
 
-def test_of_several_rasters_the_first_that_covers_the_place_is_taken(tmp_path, scene, refused):
+def test_of_several_rasters_only_those_that_cover_the_place_are_read(tmp_path, scene, refused):
     profile = {"driver": "GTiff", "count": 3, "height": 10, "width": 10, "dtype": "uint8", "crs": "EPSG:4326"}
     with rasterio.open(
         tmp_path / "b.tif", "w", transform=from_origin(3, 46.005, 1e-3, 1e-3), **profile
@@ -115,7 +115,7 @@ def test_of_several_rasters_the_first_that_covers_the_place_is_taken(tmp_path, s
     edge = opened(
         tmp_path, rows_of([(45.0098, 3.00001)]), rasters={"sky": {**rasters["sky"], "min_valid": 0.9}}
     )
-    refused(lambda: edge.samples("sky")[0], "scene.tif", "b.tif", "missing")
+    refused(lambda: edge.samples("sky")[0], "scene.tif", "missing")
 
 
 def test_what_is_wrong_with_a_cell_is_named_with_its_line(tmp_path, refused):

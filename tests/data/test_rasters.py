@@ -273,17 +273,16 @@ def test_a_raster_from_0_to_360_degrees_knows_western_places(tmp_path):
 
 
 @pytest.mark.parametrize("lon", [180, -180, 179.9999, -179.9999])
-def test_the_antimeridian_is_an_edge_and_no_fault(tmp_path, lon):
+def test_a_window_goes_on_at_the_other_edge_of_a_map_of_the_earth(tmp_path, lon):
     values = np.full((1, 1800, 3600), 7, np.uint8)
     path = write(
         tmp_path / "a.tif", values, "EPSG:4326", Affine(0.1, 0, -180, 0, -0.1, 90), compress="deflate"
     )
-    seen = read_window(path, 0.05, lon, look(100_000, 5000, min_valid=0.3))
-    assert 0.4 < (seen == 7).mean() < 0.65
+    assert (read_window(path, 0.05, lon, look(100_000, 5000, min_valid=0.3)) == 7).all()
     map_ = write(
         tmp_path / "m.tif", values[:, :401, :401], "EPSG:3857", Affine(1e5, 0, -2.0037e7, 0, -1e5, 2e7)
     )
-    assert 0.3 < (read_window(map_, 0.05, lon, look(2e5, 2e4, min_valid=0.3)) == 7).mean() < 0.7
+    assert (read_window(map_, 0.05, lon, look(2e5, 2e4, min_valid=0.3)) == 7).all()
 
 
 def test_places_without_a_direction_north_are_refused(tmp_path, refused):
@@ -326,7 +325,7 @@ def test_what_is_no_raster_is_named_with_the_reason(tmp_path, refused):
         ("gone.tif", "no such file"),
         ("text.tif", "is no GeoTIFF", "gdal_translate"),
         ("empty.tif", "0 bytes"),
-        ("head.tif", "cannot be opened"),
+        ("head.tif", "header of this TIFF file is damaged"),
         (".", "folder"),
         ("cut.tif",),
     ):

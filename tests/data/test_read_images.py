@@ -55,11 +55,17 @@ def test_every_mode_of_photo_becomes_rgb(mode):
     assert read_image(white).tolist() == torch.full((3, 2, 3), 255).tolist()
 
 
-def test_sixteen_bit_grey_is_scaled_for_rgb_and_kept_for_one_channel():
+def test_sixteen_bit_grey_is_refused_as_rgb_and_kept_for_one_channel(refused):
     deep = np.array([[0, 257, 65535]], dtype=np.uint16)
-    file = encoded(Image.fromarray(deep))
-    assert read_image(file)[0].tolist() == [[0, 1, 255]]
-    assert read_image(file, channels=1).tolist() == [[[0.0, 257.0, 65535.0]]]
+    for kind in ("PNG", "TIFF"):
+        file = encoded(Image.fromarray(deep), kind)
+        refused(
+            lambda file=file: read_image(file),
+            "1 band of 16-bit",
+            "not read as RGB",
+            "8 bits" if kind == "PNG" else "stretch",
+        )
+        assert read_image(file, channels=1).tolist() == [[[0.0, 257.0, 65535.0]]]
 
 
 def test_palette_indices_are_kept_for_one_channel():
@@ -165,11 +171,13 @@ def test_size_is_checked_before_decoding(refused, monkeypatch):
     refused(lambda: read_image(Image.new("RGB", (4, 5))), "4 x 5 pixels")
 
 
-def test_what_pillow_itself_finds_too_large_is_told_with_the_fix(refused):
+def test_what_a_header_states_to_be_too_large_is_refused_with_the_fix(refused):
     file = bytearray(encoded(Image.fromarray(RGB)))
     file[16:24] = struct.pack(">II", 30_000, 30_000)  # what the header says of width and height
     file[29:33] = struct.pack(">I", zlib.crc32(file[12:29]))
-    said = refused(lambda: read_image(bytes(file)), "900,000,000 pixels; at most 30000 a side", "cut it into")
+    said = refused(
+        lambda: read_image(bytes(file)), "30000 x 30000 pixels; at most 30000 a side", "cut it into"
+    )
     assert "DOS" not in said
 
 

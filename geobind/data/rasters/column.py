@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from geobind.data.options import RasterOptions
-from geobind.data.readers.files import FileResolver, shorten
+from geobind.data.readers.files import FileResolver, join_names, shorten
 from geobind.errors import DataError
 from geobind.utils.arrow import map_arrow_table
 
@@ -101,7 +101,7 @@ class RasterColumn:
     def __getitem__(self, row: int) -> Any:
         """Return this row's window as an (H, W, B) array, a list of them, or None where it is missing."""
         if self.field is None:
-            return self._first(row) if self.present_N()[row] else None
+            return self._best(row) if self.present_N()[row] else None
         windows = [self._read(window, row) for window in self._windows(row)]
         return windows[0] if len(windows) == 1 else windows or None
 
@@ -127,7 +127,7 @@ class RasterColumn:
     def present_N(self) -> NDArray[np.bool_]:
         """Return whether each row has a window or, without cells, whether a raster covers its place."""
         if self.field is None:
-            return _find_covered_rows(self)
+            return np.any(_covered(self), axis=0)
         return map_arrow_table(self.path).column(self.field).is_valid().to_numpy()
 
     def file_names(self, rows_N: NDArray[np.int32], limit: int) -> Iterator[tuple[int, str]]:
@@ -147,7 +147,7 @@ class RasterColumn:
         return [{"raster": item} if isinstance(item, str) else item for item in items]
 
     def _read(self, window: dict[str, Any], row: int) -> NDArray[Any]:
-        from geobind.data.rasters.window import read_pixels, read_window
+        from geobind.data.rasters.window import read_pixels, read_raster, read_window
 
         fields = {name: value for name, value in window.items() if value is not None}
         raster = self.files(fields["raster"])
@@ -156,18 +156,51 @@ class RasterColumn:
         options = self.options.model_copy(update=chosen)
         if "x" in fields:
             return read_pixels(raster, fields["x"], fields["y"], fields["width"], fields["height"], options)
+        if options.size_m is None and options.gsd is None and "lat" not in fields:
+            return read_raster(raster, options)
         lat, lon = (fields["lat"], fields["lon"]) if "lat" in fields else _place(self.path, row)
         return read_window(raster, lat, lon, options)
 
-    def _first(self, row: int) -> NDArray[Any]:
-        """Read the window from the first raster that has enough of it."""
-        faults: list[DataError] = []
-        for name in self.options.paths:
+    def _best(self, row: int) -> NDArray[Any]:
+        """Cut the window out of the raster that has most of it.
+
+        Of rasters that have equally much, it is the one whose pixels are nearest to `gsd`, then the first.
+        Those that cover the place are looked at in this order, up to the first that has all of it.
+        """
+        from geobind.data.rasters.window import cut_window
+
+        lat, lon = _place(self.path, row)
+        names = [
+            name for name, inside_N in zip(self.options.paths, _covered(self), strict=True) if inside_N[row]
+        ]
+        best, faults = None, list[DataError]()
+        for name in self._by_gsd(names, lat, lon):
             try:
-                return self._read({"raster": name}, row)
+                cut = cut_window(self.files(name), lat, lon, self.options)
             except DataError as error:
                 faults.append(error)
-        raise faults[0] if len(faults) == 1 else DataError("; ".join(map(str, faults)))
+                continue
+            best = cut if best is None or cut.share > best.share else best
+            if best.share == 1:
+                break
+        if best is None:
+            raise faults[0] if len(faults) == 1 else DataError("; ".join(map(str, faults)))
+        return best.values_HWB
+
+    def _by_gsd(self, names: list[str], lat: float, lon: float) -> list[str]:
+        """Sort rasters by how near their pixels are to the size that is wanted, the nearest first."""
+        from geobind.data.rasters.window import measure_gsd
+
+        wanted = self.options.gsd
+        if wanted is None or len(names) < 2:
+            return names
+        distances: dict[str, float] = {}
+        for name in names:
+            try:
+                distances[name] = round(abs(math.log(measure_gsd(self.files(name), lat, lon) / wanted)), 2)
+            except DataError:  # reading it says why
+                distances[name] = math.inf
+        return sorted(names, key=lambda name: distances[name])
 
 
 @lru_cache(maxsize=4096)
@@ -195,11 +228,38 @@ def _place(path: Path, row: int) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=8)
-def _find_covered_rows(column: RasterColumn) -> NDArray[np.bool_]:
+def _covered(column: RasterColumn) -> tuple[NDArray[np.bool_], ...]:
+    """Find, for each raster, the rows whose places it covers.
+
+    Raises:
+        DataError: No raster covers any place: the scene is of somewhere else, or lat and lon are swapped.
+    """
     from geobind.data.rasters.window import find_covered_places
 
     table = map_arrow_table(column.path)
-    lat_N, lon_N = (table.column(name).to_numpy() for name in ("lat", "lon"))
-    return np.any(
-        [find_covered_places(column.files(name), lat_N, lon_N) for name in column.options.paths], axis=0
-    )
+    lat_N, lon_N = (table.column(name).to_numpy() for name in _PLACE)
+    inside = tuple(find_covered_places(column.files(name), lat_N, lon_N) for name in column.options.paths)
+    if not np.any(inside):
+        known_N = np.isfinite(lat_N) & np.isfinite(lon_N)
+        raise DataError(_describe_miss(column, lat_N[known_N], lon_N[known_N]))
+    return inside
+
+
+def _describe_miss(column: RasterColumn, lat_N: NDArray[np.float64], lon_N: NDArray[np.float64]) -> str:
+    """Describe where the places are and where the rasters, of which none covers one."""
+    from geobind.data.rasters.window import measure_extent
+
+    names = column.options.paths
+    listed = join_names(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    if not len(lat_N):
+        return f"no row has a place (lat and lon), around which a window could be cut out of {listed}"
+    extents = [extent for name in names if (extent := measure_extent(column.files(name))) is not None]
+    spans = [_describe_extent(extent) for extent in extents[:3]]
+    places = _describe_extent((lon_N.min(), lat_N.min(), lon_N.max(), lat_N.max()))
+    hint = "take a scene of these places, or, if lat and lon are swapped, map them the other way: `columns`"
+    return f"0 of {len(lat_N)} places lie in {listed} ({'; '.join(spans)}), they lie in {places}: {hint}"
+
+
+def _describe_extent(extent: tuple[float, float, float, float]) -> str:
+    west, south, east, north = extent
+    return f"latitudes {south:.4g} to {north:.4g}, longitudes {west:.4g} to {east:.4g}"

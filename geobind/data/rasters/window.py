@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -18,6 +19,7 @@ import numpy as np
 
 from geobind.data.options import RasterOptions
 from geobind.data.readers.files import open_binary
+from geobind.data.readers.image_header import ImageHeader, read_header
 from geobind.errors import DataError
 from geobind.extras import INSTALL
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     Map = NDArray[np.float64]
 
 
+_log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -40,6 +43,8 @@ _DRIVERS = {
 _ALONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
 _CACHE_BYTES = 256 * 1024**2  # GDAL would keep a twentieth of the memory, in every worker
 _MAX_BLOCK_BYTES = 1024**3
+MAX_BANDS = 1024  # as many as a modality of images can have
+_MAX_BLOCKS = 1_000_000  # that one window may take
 _OPEN = 32  # rasters kept open in a process
 
 
@@ -98,6 +103,7 @@ def open_raster(path: str | Path) -> DatasetReader:
 def _open_cached(path: Path, stamp: object, process: int, thread: int) -> DatasetReader:
     rasterio = require_rasterio()
     with open_binary(path) as file:
+        header = read_header(file, str(path))
         head = file.read(8)
     driver = next((name for name, starts in _DRIVERS.items() if head.startswith(starts)), None)
     if driver is None:
@@ -105,6 +111,8 @@ def _open_cached(path: Path, stamp: object, process: int, thread: int) -> Datase
             f"{path}: is no GeoTIFF or JPEG 2000 file (it begins with {head!r}); convert it: "
             "gdal_translate INPUT output.tif -of COG"
         )
+    if header is not None:
+        _check_header(header, path)
     with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, **_ALONE):
         try:
             dataset = rasterio.open(path, driver=driver)
@@ -112,6 +120,27 @@ def _open_cached(path: Path, stamp: object, process: int, thread: int) -> Datase
             raise DataError(f"{path}: cannot be opened as a raster: {error}") from error
         _check(dataset, path)
     return dataset
+
+
+def _check_header(header: ImageHeader, path: Path) -> None:
+    """Raise for a raster that takes memory or time without bound, before GDAL reads its header."""
+    if header.bands > MAX_BANDS:
+        raise DataError(
+            f"{path}: claims {header.bands:,} bands, and at most {MAX_BANDS:,} are read; choose some: "
+            "gdal_translate -b 1 -b 2 ... INPUT output.tif -of COG"
+        )
+    if header.pages > 1:
+        raise DataError(
+            f"{path}: holds {header.pages} images of one size, of which only the first would be read; write "
+            "them as the bands of one image (gdal_merge.py -separate), or as files of their own"
+        )
+    height, width = header.block
+    together = header.bands if header.interleaved else 1
+    if height * width * together * header.bits / 8 > _MAX_BLOCK_BYTES:
+        raise DataError(
+            f"{path}: is stored in blocks of {height} x {width} pixels of {together} bands, and one must be "
+            "read whole; write it in tiles: gdal_translate INPUT output.tif -of COG"
+        )
 
 
 def _check(dataset: DatasetReader, path: Path) -> None:
@@ -122,16 +151,11 @@ def _check(dataset: DatasetReader, path: Path) -> None:
         raise DataError(f"{path}: has no bands")
     if any(kind.startswith("complex") for kind in dataset.dtypes):
         raise DataError(f"{path}: holds complex numbers; write their magnitude first")
-    height, width = dataset.block_shapes[0]
-    if height * width * np.dtype(dataset.dtypes[0]).itemsize > _MAX_BLOCK_BYTES:
-        raise DataError(
-            f"{path}: is stored in blocks of {height} x {width} pixels, and one must be read whole; write it "
-            "in tiles: gdal_translate INPUT output.tif -of COG"
-        )
     dataset.overviews(1)  # found now, while neighbours are out of sight
 
 
 _MAX_SOURCE = 100_000_000  # pixels of the raster that one window may take
+_MAX_SOURCE_VALUES = 1_000_000_000  # and over all bands
 _OVER = 0.1  # share of a pixel that may stick out of the raster; what is there then stands for all of it
 _MAX_VALUES = 100_000_000  # values of a window, over all bands
 
@@ -148,9 +172,18 @@ class Box(NamedTuple):
 
 
 def read_box(
-    dataset: DatasetReader, bands: list[int], box: Box, *, smooth: bool, where: str
+    dataset: DatasetReader,
+    bands: list[int],
+    box: Box,
+    *,
+    smooth: bool,
+    where: str,
+    turn: float | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Read a box: averaged where it is coarser than the raster, bilinear where finer, or the nearest pixels.
+
+    With `turn`, the columns of one turn around the Earth, it goes on at the other edge of a raster that has
+    as many.
 
     Returns:
         (B, H, W) values, uint8 of 8-bit bands and else float32, and which of them are there.
@@ -158,23 +191,56 @@ def read_box(
     Raises:
         DataError: It is too large, or the file is damaged.
     """
+    _check_values(bands, box.columns, box.rows, where)
+    kinds = dataset.dtypes  # looked up once: it is made anew, of all bands, whenever it is asked for
+    in_bytes = all(kinds[band - 1] == "uint8" for band in bands)
+    values = np.zeros((len(bands), box.rows, box.columns), np.uint8 if in_bytes else np.float32)
+    valid = np.zeros(values.shape, dtype=bool)
+    shifts = (0,) if not turn or dataset.width < turn - 0.5 else (0, -turn, turn)
+    for shift in shifts:
+        _read_into(
+            values, valid, dataset, bands, box._replace(x=box.x + shift), smooth, len(shifts) > 1, where
+        )
+    return values, valid
+
+
+def _read_into(
+    values: NDArray[Any],
+    valid: NDArray[np.bool_],
+    dataset: DatasetReader,
+    bands: list[int],
+    box: Box,
+    smooth: bool,
+    closed: bool,
+    where: str,
+) -> None:
+    """Fill those columns of an image that lie inside the raster and are not there yet.
+
+    Args:
+        values: (B, H, W), changed.
+        valid: The same, changed.
+        dataset: The raster.
+        bands: Its bands.
+        box: What the image shows.
+        smooth: Whether pixels may be averaged.
+        closed: Whether the raster goes around the Earth: a pixel over its seam then belongs to the side that
+            holds more of it.
+        where: What messages call it.
+    """
     from rasterio.enums import Resampling
     from rasterio.windows import Window
 
-    if len(bands) * box.rows * box.columns > _MAX_VALUES:
-        raise DataError(
-            f"{where} are {box.columns} x {box.rows} pixels of {len(bands)} bands, more than "
-            f"{_MAX_VALUES // 10**6} million values; make it smaller, or `gsd` coarser"
-        )
-    in_bytes = all(dataset.dtypes[band - 1] == "uint8" for band in bands)
-    values = np.zeros((len(bands), box.rows, box.columns), np.uint8 if in_bytes else np.float32)
-    valid = np.zeros(values.shape, dtype=bool)
     across, down = box.width / box.columns, box.height / box.rows
-    left, right = _clip_steps(box.x, across, box.columns, dataset.width)
-    top, bottom = _clip_steps(box.y, down, box.rows, dataset.height)
+    left, right = _clip_steps(box.x, across, box.columns, dataset.width, 0.5 if closed else _OVER)
+    top, bottom = _clip_steps(box.y, down, box.rows, dataset.height, _OVER)
+    if closed:
+        there = valid[:, :, left:right].any(axis=(0, 1)) if left < right else np.zeros(0, bool)
+        fresh = np.flatnonzero(~there)
+        left, right = (left + int(fresh[0]), left + int(fresh[-1]) + 1) if len(fresh) else (left, left)
     if left >= right or top >= bottom:
-        return values, valid
-    _check_effort(dataset, (right - left) * across, (bottom - top) * down, min(across, down), where)
+        return
+    size = (right - left) * across, (bottom - top) * down
+    _check_effort(dataset, bands, size, min(across, down), where)
     x, end = (np.clip(box.x + edge * across, 0, dataset.width) for edge in (left, right))
     y, foot = (np.clip(box.y + edge * down, 0, dataset.height) for edge in (top, bottom))
     window = Window(x, y, end - x, foot - y)  # pyright: ignore[reportCallIssue]
@@ -183,7 +249,6 @@ def read_box(
     inner = np.s_[:, top:bottom, left:right]
     options = {"window": window, "out_shape": values[inner].shape, "resampling": how}
     values[inner], valid[inner] = _read_pixels(dataset, bands, values.dtype, options, where)
-    return values, valid
 
 
 def read_turned(
@@ -209,7 +274,7 @@ def read_turned(
     low, high = np.floor(corners.min(axis=1)) - 2 * step, np.ceil(corners.max(axis=1)) + 2 * step
     columns, rows = (math.ceil(length / step) for length in high - low)
     box = Box(low[0], low[1], columns * step, rows * step, columns, rows)
-    values, valid = read_box(dataset, bands, box, smooth=smooth, where=where)
+    values, valid = read_box(dataset, bands, box, smooth=smooth, where=where, turn=find_turn(dataset))
     if values.dtype == np.uint8:  # where a band alone has the nodata value, it is a colour
         valid = np.broadcast_to(valid.any(axis=0), valid.shape)
     turned = np.full((len(bands), side, side), np.nan, np.float32)
@@ -235,12 +300,16 @@ def read_turned(
 def _read_pixels(
     dataset: DatasetReader, bands: list[int], kind: np.dtype[Any], options: dict[str, Any], where: str
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    from rasterio.enums import MaskFlags
+    from rasterio.enums import ColorInterp, MaskFlags
 
     rasterio = require_rasterio()
     try:
         values = dataset.read(bands, out_dtype=kind.name, **options)
-        if all(flags == [MaskFlags.all_valid] for flags in dataset.mask_flag_enums):
+        all_flags, meanings = dataset.mask_flag_enums, dataset.colorinterp
+        flags = [all_flags[band - 1] for band in bands]
+        asked = any(meanings[band - 1] == ColorInterp.alpha for band in bands)
+        # A band called alpha that is asked for is a band like others: near infrared, in many aerial images.
+        if all(MaskFlags.nodata not in one and (asked or one == [MaskFlags.all_valid]) for one in flags):
             valid = np.ones(values.shape, dtype=bool)
         else:
             with warnings.catch_warnings():  # where nodata and alpha are both there, nodata is what counts
@@ -251,19 +320,42 @@ def _read_pixels(
     return values, valid if kind == np.uint8 else valid & np.isfinite(values)
 
 
-def _clip_steps(start: float, step: float, count: int, size: int) -> tuple[int, int]:
-    """Return the first of `count` steps that lies within 0 and `size`, and the one after the last."""
-    first = max(0, math.ceil(-start / step - _OVER))
-    return first, min(count, math.floor((size - start) / step + _OVER))
+def _clip_steps(start: float, step: float, count: int, size: int, over: float) -> tuple[int, int]:
+    """Return the first of `count` steps that lies within 0 and `size`, and the one after the last.
+
+    `over` is the share of a step that may stick out.
+    """
+    first = max(0, math.ceil(-start / step - over))
+    return first, min(count, math.floor((size - start) / step + over))
 
 
-def _check_effort(dataset: DatasetReader, width: float, height: float, scale: float, where: str) -> None:
+def _check_effort(
+    dataset: DatasetReader, bands: list[int], size: tuple[float, float], scale: float, where: str
+) -> None:
+    """Raise where more pixels or blocks of the raster must be read than is in reason."""
     overview = max((factor for factor in dataset.overviews(1) if factor <= scale), default=1)
-    pixels = width * height / overview**2
-    if pixels > _MAX_SOURCE:
+    width, height = (length / overview for length in size)
+    if width * height > _MAX_SOURCE or width * height * len(bands) > _MAX_SOURCE_VALUES:
         raise DataError(
-            f"{where} are {pixels / 1e6:.0f} million pixels of the raster, more than {_MAX_SOURCE // 10**6} "
-            "million; add overviews (gdaladdo FILE.tif), or lower `size_m`"
+            f"{where} are {width * height / 1e6:.0f} million pixels of the raster, in {len(bands)} bands, "
+            f"more than {_MAX_SOURCE // 10**6} million, or {_MAX_SOURCE_VALUES // 10**6} million values; "
+            "add overviews (gdaladdo FILE.tif), read fewer bands, or lower `size_m`"
+        )
+    rows, columns = dataset.block_shapes[0]
+    blocks = math.ceil(height / rows) * math.ceil(width / columns) * len(bands)
+    if blocks > _MAX_BLOCKS:
+        raise DataError(
+            f"{where} lie in {blocks:,} blocks of {rows} x {columns} pixels, more than {_MAX_BLOCKS:,}; "
+            "write it in tiles: gdal_translate INPUT output.tif -of COG"
+        )
+
+
+def _check_values(bands: list[int], width: float, height: float, where: str) -> None:
+    """Raise for an image of too many values, before it is allocated."""
+    if len(bands) * width * height > _MAX_VALUES:
+        raise DataError(
+            f"{where} are {width:.0f} x {height:.0f} pixels of {len(bands)} bands, more than "
+            f"{_MAX_VALUES // 10**6} million values; give a smaller `size_m`, or a coarser `gsd`"
         )
 
 
@@ -290,7 +382,8 @@ def find_covered_places(
     inside_N = np.zeros(len(lat_N), dtype=bool)
     known = np.flatnonzero(np.isfinite(lat_N) & np.isfinite(lon_N))
     column_K, row_K = _source_pixels(dataset, lat_N[known], lon_N[known])
-    inside_N[known] = (column_K >= 0) & (column_K < dataset.width) & (row_K >= 0) & (row_K < dataset.height)
+    # What lies on an edge lies inside: at a seam either edge may be the place's.
+    inside_N[known] = (column_K >= 0) & (column_K <= dataset.width) & (row_K >= 0) & (row_K <= dataset.height)
     return inside_N
 
 
@@ -311,6 +404,7 @@ def metres_to_pixels(dataset: DatasetReader, lat: float, lon: float) -> Map:
         dataset,
         np.array([lat, lat, lat + south_or_north * north]),
         np.array([lon, lon + west_or_east * east, lon]),
+        together=True,
     )
     if not (np.isfinite(columns).all() and np.isfinite(rows).all()):
         raise DataError(f"{dataset.name}: {lat:g}, {lon:g} lies outside of what its CRS can express")
@@ -323,7 +417,8 @@ def metres_to_pixels(dataset: DatasetReader, lat: float, lon: float) -> Map:
         (rows[2] - rows[0]) / by_north,
         rows[0],
     )
-    if np.abs(found).max() > _SENSE or not 1 / _SENSE < np.abs(found[:2, :2]).max():
+    makes_sense = np.abs(found).max() <= _SENSE  # not if one is NaN
+    if not (makes_sense and np.linalg.svd(found[:2, :2], compute_uv=False).min() > 1 / _SENSE):
         raise DataError(f"{dataset.name}: its geotransform {dataset.transform[:6]} makes no sense on Earth")
     return found
 
@@ -334,9 +429,14 @@ def make_affine(a: float, b: float, c: float, d: float, e: float, f: float) -> M
 
 
 def _source_pixels(
-    dataset: DatasetReader, lat_N: NDArray[np.float64], lon_N: NDArray[np.float64]
+    dataset: DatasetReader, lat_N: NDArray[np.float64], lon_N: NDArray[np.float64], *, together: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the source columns and rows of places, infinite where the CRS has none for them."""
+    """Return the source columns and rows of places, infinite where the CRS has none for them.
+
+    A raster may start at any longitude, as those from 0 to 360 do. Each place is counted from where it is
+    nearest to the raster's middle; `together` counts all where they are nearest to the first, so that places
+    on both sides of a seam are neighbours.
+    """
     from rasterio.warp import transform
 
     rasterio = require_rasterio()
@@ -348,9 +448,11 @@ def _source_pixels(
             "pixels: x, y, width, height"
         )
     matrix = np.array(dataset.transform).reshape(3, 3)
-    with np.errstate(over="ignore"):  # what is too large makes no sense on Earth, as is told later
-        flat = not np.linalg.det(matrix)
-    if flat:
+    with np.errstate(over="ignore", invalid="ignore"):
+        determinant = np.linalg.det(matrix)
+    if not np.isfinite(determinant):
+        raise DataError(f"{dataset.name}: its geotransform {dataset.transform[:6]} makes no sense on Earth")
+    if not determinant:
         raise DataError(
             f"{dataset.name}: its geotransform {dataset.transform[:6]} maps all pixels onto a line"
         )
@@ -358,12 +460,52 @@ def _source_pixels(
         x_N, y_N = (np.array(axis) for axis in transform(_DEGREES, dataset.crs, lon_N, lat_N)[:2])
     except (rasterio.errors.RasterioError, rasterio.errors.CRSError) as error:
         raise DataError(f"{dataset.name}: its CRS cannot be used: {error}") from error
-    if dataset.crs.is_geographic:  # longitudes may run from 0 to 360, or past the antimeridian
-        middle = (matrix @ [dataset.width / 2, dataset.height / 2, 1])[0]
-        x_N = x_N - 360 * np.round((x_N - middle) / 360)
-    with np.errstate(invalid="ignore"):
+    around = _measure_circumference(dataset.crs.to_wkt())
+    with np.errstate(invalid="ignore", over="ignore"):
+        if around and len(x_N):
+            middle = (matrix @ [dataset.width / 2, dataset.height / 2, 1])[0]
+            x_N = x_N - around * np.floor((x_N - middle) / around + 0.5)
+            if together:
+                x_N = x_N - around * np.round((x_N - x_N[0]) / around)
         column_N, row_N, _ = np.linalg.inv(matrix) @ np.stack([x_N, y_N, np.ones(len(x_N))])
     return column_N, row_N
+
+
+@lru_cache(maxsize=256)
+def _measure_circumference(crs: str) -> float | None:
+    """Return how far apart in a CRS, in its units, the same meridian comes again; None if it does not.
+
+    It does where meridians are straight, parallel and equally spaced, as in degrees and in Mercator's map.
+    """
+    from rasterio.crs import CRS
+    from rasterio.warp import transform
+
+    known = CRS.from_wkt(crs)
+    if known.is_geographic:
+        return 2 * math.pi / known.units_factor[1]  # radians per degree, or per gon
+    # The seam of the CRS itself may lie between two of these meridians, but not between both pairs.
+    lon_N, lat_N = [0.0, 1.0, 0.0, 1.0, 90.0, 91.0, 90.0, 91.0], [0.0, 0.0, 45.0, 45.0] * 2
+    try:
+        x_N, y_N = (np.array(axis) for axis in transform(_DEGREES, crs, lon_N, lat_N)[:2])
+    except Exception:  # a CRS that has no such places has no such circle
+        return None
+    pairs = x_N.reshape(2, 4), y_N.reshape(2, 4)
+    x_4, y_4 = min(zip(*pairs, strict=True), key=lambda pair: abs(pair[0][1] - pair[0][0]))
+    degree = abs(x_4[1] - x_4[0])
+    bends = np.array([x_4[2] - x_4[0], x_4[3] - x_4[1], y_4[1] - y_4[0], y_4[3] - y_4[2]])
+    if not (np.isfinite(bends).all() and 0 < degree < np.inf):
+        return None
+    return float(360 * degree) if np.abs(bends).max() < 1e-6 * degree else None
+
+
+def find_turn(dataset: DatasetReader) -> float | None:
+    """Return the source columns of one turn around the Earth, or None of a raster whose rows do not go so."""
+    grid = dataset.transform
+    if dataset.crs is None or grid.is_identity or not grid.a or grid.b or grid.d:
+        return None
+    around = _measure_circumference(dataset.crs.to_wkt())
+    turn = around and abs(around / grid.a)
+    return turn if turn and np.isfinite(turn) else None
 
 
 # N places; B bands, H height, W width; source: the raster's own pixels, (column, row) from its upper left
@@ -396,23 +538,72 @@ def read_window(path: str | Path, lat: float, lon: float, options: RasterOptions
         DataError: The raster cannot be read, has no CRS or not these bands; too much of the window is
             missing; or it would be too large.
     """
+    return cut_window(path, lat, lon, options).values_HWB
+
+
+class Cut(NamedTuple):
+    """A window, and how much of it the raster has."""
+
+    values_HWB: NDArray[Any]
+    share: float  # of the pixels
+
+
+@report_raster_damage
+def cut_window(path: str | Path, lat: float, lon: float, options: RasterOptions) -> Cut:
+    """Read a window as `read_window` does, and return with it the share of its pixels that are there."""
     dataset = open_raster(Path(path))
     if options.size_m is None:
         raise DataError(f"{path}: how large a window? give `size_m`, its side in metres")
     to_source = metres_to_pixels(dataset, lat, lon)
     where = f"{path}: the {options.size_m:g} m around {lat:g}, {lon:g}"
-    spacing = 1 / np.hypot(*to_source[:2, :2]).max()  # metres per pixel, along the finer axis
-    side = max(1, round(options.size_m / (options.gsd or spacing)))
+    side = max(1, round(options.size_m / (options.gsd or _spacing(to_source))))
+    bands, smooth = _bands(dataset, options, where)
+    _check_values(bands, side, side, where)
     metres = options.size_m / side
     # From the image's pixels, counted from its upper left corner, to the raster's.
     to_source = to_source @ make_affine(metres, 0, -options.size_m / 2, 0, -metres, options.size_m / 2)
-    bands, smooth = _bands(dataset, options, where)
     (a, b), (d, e) = to_source[:2, :2]
     if max(abs(b), abs(d)) <= _TURNED * min(a, e):
-        values, valid = read_box(dataset, bands, _place_box(to_source, side), smooth=smooth, where=where)
+        box = _place_box(to_source, side)
+        values, valid = read_box(dataset, bands, box, smooth=smooth, where=where, turn=find_turn(dataset))
     else:
         values, valid = read_turned(dataset, bands, to_source, side, smooth=smooth, where=where)
-    return _fill_missing(values, valid, options, where)
+    values = _rescale(dataset, bands, values, options, where)
+    return Cut(_fill_missing(values, valid, options, where), float(valid.any(axis=0).mean()))
+
+
+def _spacing(to_source: Map) -> float:
+    """Return the metres of a source pixel, along the finer axis."""
+    return float(1 / np.hypot(*to_source[:2, :2]).max())
+
+
+@report_raster_damage
+def measure_gsd(path: str | Path, lat: float, lon: float) -> float:
+    """Return the metres of a raster's own pixels at a place.
+
+    Raises:
+        DataError: The raster cannot be opened, or has no pixels there.
+    """
+    return _spacing(metres_to_pixels(open_raster(Path(path)), lat, lon))
+
+
+@report_raster_damage
+def measure_extent(path: str | Path) -> tuple[float, float, float, float] | None:
+    """Return the west, south, east and north of a raster in degrees; None if its CRS cannot say."""
+    from rasterio.warp import transform_bounds
+
+    dataset = open_raster(Path(path))
+    try:
+        return transform_bounds(dataset.crs, _DEGREES, *dataset.bounds)
+    except Exception:  # PROJ knows many reasons, and this is part of a message
+        return None
+
+
+@report_raster_damage
+def list_scales(path: str | Path) -> tuple[tuple[float, float], ...]:
+    """Return the scale and offset that a raster states of its bands, each pair once."""
+    dataset = open_raster(Path(path))
+    return tuple(dict.fromkeys(zip(dataset.scales, dataset.offsets, strict=True)))
 
 
 @report_raster_damage
@@ -443,7 +634,64 @@ def read_pixels(
     bands, smooth = _bands(dataset, options, where)
     box = Box(x, y, width, height, width, height)
     values, valid = read_box(dataset, bands, box, smooth=smooth, where=where)
-    return _fill_missing(values, valid, options, where)
+    return _fill_missing(_rescale(dataset, bands, values, options, where), valid, options, where)
+
+
+@report_raster_damage
+def read_raster(path: str | Path, options: RasterOptions) -> NDArray[Any]:
+    """Read all of a raster at its own pixels, as `read_pixels` reads a part of it."""
+    dataset = open_raster(Path(path))
+    try:
+        return read_pixels(path, 0, 0, dataset.width, dataset.height, options)
+    except DataError as error:
+        raise DataError(f"{error} (all of the raster is read, because no `size_m` is given)") from error
+
+
+def _rescale(
+    dataset: DatasetReader, bands: list[int], values: NDArray[Any], options: RasterOptions, where: str
+) -> NDArray[Any]:
+    """Apply the scale and offset that a raster states of its values, unless they are wanted as stored."""
+    from rasterio.enums import ColorInterp
+
+    scales, offsets, kinds, meanings = dataset.scales, dataset.offsets, dataset.dtypes, dataset.colorinterp
+    stated = [(scales[band - 1], offsets[band - 1]) for band in bands]
+    palette = any(meanings[band - 1] == ColorInterp.palette for band in bands)
+    if options.scaled is False or palette or all(pair == (1, 0) for pair in stated):
+        return values
+    if not np.isfinite(stated).all() or any(scale == 0 for scale, _ in stated):
+        raise DataError(
+            f"{where}: states scales and offsets ({stated[0]}) that make no sense: `scaled: false`"
+        )
+    types = [np.dtype(kinds[band - 1]) for band in bands]
+    spans = [abs(scale) * np.ptp(_limits(kind)) for (scale, _), kind in zip(stated, types, strict=True)]
+    if options.stretch is not None and options.stretch[1] - options.stretch[0] > max(spans):
+        raise DataError(
+            f"{where}: `stretch` {list(options.stretch)} is wider than all values there can be, because the "
+            f"raster states a scale ({stated[0][0]:g}) and an offset ({stated[0][1]:g}): give it in scaled "
+            "values, or say `scaled: false`, which reads values as stored"
+        )
+    if options.scaled is None:
+        _report_scale(*stated[0])
+    scaled = np.empty(values.shape, np.float32)
+    for number, (scale, offset) in enumerate(stated):
+        scaled[number] = values[number].astype(np.float64) * scale + offset
+    return scaled
+
+
+def _limits(kind: np.dtype[Any]) -> tuple[float, float]:
+    """Return the smallest and largest value of a type; of numbers with a point, none."""
+    return (np.iinfo(kind).min, np.iinfo(kind).max) if kind.kind in "iu" else (0, math.inf)
+
+
+@lru_cache(maxsize=64)
+def _report_scale(scale: float, offset: float) -> None:
+    """Log once that values are scaled, for this scale and offset."""
+    _log.warning(
+        "rasters state a scale of %g and an offset of %g, which are applied to their values; `scaled: true` "
+        "under `rasters` confirms it, `scaled: false` reads values as stored",
+        scale,
+        offset,
+    )
 
 
 def _bands(dataset: DatasetReader, options: RasterOptions, where: str) -> tuple[list[int], bool]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
+from io import BufferedIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from geobind.data.readers.files import describe, open_binary
+from geobind.data.readers.image_header import ImageHeader, read_header
 from geobind.errors import DataError
 from geobind.utils.arrays import as_array, is_array, is_bytes
 
@@ -28,12 +31,16 @@ Layout = Literal["HWC", "CHW", "either"]
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 30_000
 _LIMIT = (
-    f"at most {MAX_SIDE} a side and {MAX_PIXELS / 1e6:.0f} million in all are read; cut it into tiles first"
+    f"at most {MAX_SIDE} a side and {MAX_PIXELS / 1e6:.0f} million in all are read; cut it into tiles first, "
+    "or windows out of a GeoTIFF with `rasters`"
 )
 _LEFT = 4  # a JPEG decoded smaller still has so many times the length that is needed
 # Named, because Pillow's other decoders start programs (EPS) or are little looked after.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "JPEG2000", "GIF", "BMP")
 _KNOWN = "JPEG, PNG, WebP, TIFF, JPEG 2000, GIF or BMP"
+_RASTERS = ("TIFF", "JPEG2000")  # formats that the reader of rasters reads
+# Single bands deeper than a photo's that Pillow gives as they are: bits, numbers, format.
+_EXACT = {(16, "unsigned", "PNG"), (16, "unsigned", "TIFF"), (32, "float", "TIFF")}
 _ORIENTATION = 0x0112  # the EXIF tag
 _SCALED_FIRST = ("RGBA", "LA", "CMYK", "YCbCr")
 _RGB_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"}
@@ -43,10 +50,12 @@ def read_image(raw: Any, *, channels: int = 3, needed: int | None = None) -> Ten
     """Decode an image into a tensor of exactly `channels` channels.
 
     Files of 8 bits stay uint8 in [0, 255]. With `channels=3` every kind of photo becomes RGB: grey is
-    repeated, transparency is dropped, 16-bit grey is scaled to 8 bits. With any other number the channels
-    must be there, and deeper values are kept as they are, in float32; `channels=1` of a palette image are
-    its indices, as class maps need them. Arrays keep uint8 or become float32.
-    The EXIF orientation is applied.
+    repeated, and what the file states to be transparency is dropped. With any other number the bands must be
+    there, and deeper values are kept as they are, in float32; `channels=1` of a palette image are its
+    indices, as class maps need them. Arrays keep uint8 or become float32. The EXIF orientation is applied.
+
+    The file's own header decides, not what a decoder makes of it. GeoTIFF and JPEG 2000 files whose bands or
+    types no photo has are read as `rasters` reads them; that needs rasterio and a file of its own.
 
     Args:
         raw: A path, the bytes of a file, a PIL image, an array (H, W), (H, W, C) or (C, H, W) (where
@@ -60,8 +69,8 @@ def read_image(raw: Any, *, channels: int = 3, needed: int | None = None) -> Ten
         (C, H, W), uint8 or float32, contiguous.
 
     Raises:
-        DataError: The input is missing, empty, damaged, too large, not an image, holds NaN or infinity, or
-            has another number of channels.
+        DataError: The input is missing, empty, damaged, too large, not an image, holds NaN or infinity, has
+            another number of channels, or has more than 8 bits where RGB is wanted.
     """
     return decode_image(raw, channels=channels, needed=needed).contiguous()
 
@@ -82,7 +91,11 @@ def decode_image(
     if isinstance(raw, str | Path) or is_bytes(raw):
         image_CHW = _from_file(raw, channels, needed, scale)
     elif isinstance(raw, Image.Image):
-        image_CHW = _from_pillow(_check_size(raw, "the image"), channels, "the image", scale)
+        header = _header_behind(raw)
+        if header is not None:
+            _check_header(header, channels, "the image")
+        _check_size(*raw.size, "the image")
+        image_CHW = _from_pillow(raw, channels, "the image", scale)
     elif isinstance(raw, Tensor):
         image_CHW = _from_array(as_array(raw, "the tensor"), channels, "the tensor", "CHW")
     elif is_array(raw):
@@ -97,31 +110,117 @@ def decode_image(
 def _from_file(
     raw: str | Path | bytes | bytearray | memoryview, channels: int, needed: int | None, scale: Scale | None
 ) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
-
     name = describe(raw)
     with open_binary(raw) as file:
+        header = read_header(file, name)
+        if header is not None:
+            _check_size(header.width, header.height, name)
+            if not _check_header(header, channels, name):
+                return _from_raster(raw, header, channels, name)
         try:
-            image = Image.open(file, formats=_FORMATS)
-        except (UnidentifiedImageError, SyntaxError) as error:
-            file.seek(0)
-            raise DataError(f"{name}: {_explain_unreadable(file.read(16))}") from error
-        except Image.DecompressionBombError as error:  # its size is in its message alone
-            size = re.search(r"\((\d+) pixels\)", str(error))
-            count = f"{int(size[1]):,}" if size else "too many"
-            raise DataError(f"{name}: {count} pixels; {_LIMIT}") from error
-        except (OSError, ValueError) as error:
-            raise DataError(f"{name}: cannot be opened as an image: {error}") from error
-        _check_size(image, name)
-        if image.format == "JPEG":
-            smaller = _draft_size(image.size, needed)
-            if smaller:
-                image.draft(None, smaller)
-            elif channels == 3 and image.mode in ("RGB", "L"):
-                image_CHW = _decode_jpeg(image, file)
-                if image_CHW is not None:
-                    return image_CHW
-        return _from_pillow(image, channels, name, scale)
+            return _from_photo(file, channels, needed, scale, name)
+        except DataError:
+            # GDAL knows compressions of TIFF and kinds of JPEG 2000 that Pillow does not.
+            if header is None or header.format not in _RASTERS or header.bands != channels:
+                raise
+            with suppress(DataError):
+                return _from_raster(raw, header, channels, name)
+            raise
+
+
+def _from_photo(file: BinaryIO, channels: int, needed: int | None, scale: Scale | None, name: str) -> Tensor:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = Image.open(file, formats=_FORMATS)
+    except (UnidentifiedImageError, SyntaxError) as error:
+        file.seek(0)
+        raise DataError(f"{name}: not a readable {_KNOWN} image; it begins with {file.read(16)!r}") from error
+    except Image.DecompressionBombError as error:  # its size is in its message alone
+        size = re.search(r"\((\d+) pixels\)", str(error))
+        count = f"{int(size[1]):,}" if size else "too many"
+        raise DataError(f"{name}: {count} pixels; {_LIMIT}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name}: cannot be opened as an image: {error}") from error
+    _check_size(*image.size, name)
+    if image.format == "JPEG":
+        smaller = _draft_size(image.size, needed)
+        if smaller:
+            image.draft(None, smaller)
+        elif channels == 3 and image.mode in ("RGB", "L"):
+            image_CHW = _decode_jpeg(image, file)
+            if image_CHW is not None:
+                return image_CHW
+    return _from_pillow(image, channels, name, scale)
+
+
+def _check_header(header: ImageHeader, channels: int, name: str) -> bool:
+    """Return whether Pillow's pixels of a file are the file's own; if not, it must be read as a raster.
+
+    Raises:
+        DataError: The file has other bands, or values that cannot be shown as the RGB that is wanted.
+    """
+    if header.pages > 1:
+        raise DataError(
+            f"{name}: holds {header.pages} images of one size, of which only the first would be read; write "
+            "them as the bands of one image, or as files of their own"
+        )
+    deep = header.bits > 8 or header.numbers != "unsigned"
+    tiff = header.format in _RASTERS
+    if channels == 3 and deep:
+        mend = (
+            "give the range to show, under `data`: `rasters: {NAME: {stretch: [LOW, HIGH]}}`"
+            if tiff
+            else "write it with 8 bits, or as a GeoTIFF, of which `rasters` shows a range that you choose"
+        )
+        raise DataError(
+            f"{name}: has {header.describe()}; which of their values are black and which are white it does "
+            f"not say, so it is not read as RGB: {mend}"
+        )
+    if header.photo:
+        return True
+    kind = (header.bits, header.numbers, header.format)
+    if header.bands == channels == 1 and kind in _EXACT and header.interleaved:
+        return True
+    if header.bands != channels:
+        mend = ", or choose bands, under `data`: `rasters: {NAME: {bands: [1, ...]}}`" if tiff else ""
+        raise DataError(
+            f"{name}: has {header.bands} channels where {channels} are wanted ({header.describe()}); set the "
+            f"modality's `channels`{mend}"
+        )
+    if not tiff:
+        raise DataError(
+            f"{name}: has {header.describe()}, which are not read from a {header.format} file; write it as a "
+            "GeoTIFF, or with 8 bits"
+        )
+    return False
+
+
+def _from_raster(raw: Any, header: ImageHeader, channels: int, name: str) -> Tensor:
+    """Read all pixels and bands of a GeoTIFF or JPEG 2000 file, as a window of a raster is read."""
+    from geobind.data.options import RasterOptions
+    from geobind.data.rasters.window import read_pixels
+
+    if not isinstance(raw, str | Path):
+        raise DataError(
+            f"{name}: has {header.describe()}, as rasters have; a raster must be a file of its own: write it "
+            "beside the manifest, and name it there"
+        )
+    options = RasterOptions(bands=tuple(range(1, channels + 1)))
+    array_HWB = read_pixels(raw, 0, 0, header.width, header.height, options)
+    return _from_array(array_HWB, channels, name, "HWC")
+
+
+def _header_behind(image: Image) -> ImageHeader | None:
+    """Return the header of the file that an image was opened from, as long as it has not been decoded."""
+    file: Any = getattr(image, "fp", None)
+    if not isinstance(file, BufferedIOBase) or file.closed or not file.seekable():
+        return None
+    at = file.tell()
+    try:
+        return read_header(cast(BinaryIO, file), "the image")
+    finally:
+        file.seek(at)
 
 
 def _draft_size(size: tuple[int, int], needed: int | None) -> tuple[int, int] | None:
@@ -158,22 +257,11 @@ def _orientation(image: Image) -> int:
         return 0
 
 
-def _explain_unreadable(head: bytes) -> str:
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return (
-            "a TIFF with more bands or bits than a photo has; read it with rasterio (which this reader does "
-            "without) and give the array"
-        )
-    return f"not a readable {_KNOWN} image; it begins with {head!r}"
-
-
-def _check_size(image: Image, name: str) -> Image:
-    width, height = image.size
+def _check_size(width: int, height: int, name: str) -> None:
     if width < 1 or height < 1:
         raise DataError(f"{name}: is empty ({width} x {height} pixels)")
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise DataError(f"{name}: {width} x {height} pixels; {_LIMIT}")
-    return image
 
 
 def _from_pillow(image: Image, channels: int, name: str, scale: Scale | None = None) -> Tensor:
@@ -198,9 +286,6 @@ def _from_pillow(image: Image, channels: int, name: str, scale: Scale | None = N
 
 
 def _as_rgb(image: Image) -> NDArray[Any]:
-    if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint16)
-        return np.repeat((grey // 257).astype(np.uint8)[..., None], 3, axis=2)  # 65535 / 255 = 257
     if image.mode not in _RGB_MODES:
         raise DataError(
             f"pixels of mode '{image.mode}' have no range that could be shown as RGB; convert it to 8 bits, "
