@@ -139,7 +139,7 @@ def _inspect_image(raw: Path | bytes, head: bytes, digest: bytes) -> Observation
 
 
 def _inspect_raster(path: Path, digest: bytes) -> ObservationFacts:
-    from geobind.data.rasters.window import open_raster
+    from geobind.data.rasters.opening import open_raster
 
     dataset = open_raster(path)
     return ObservationFacts("image", None, digest, (dataset.width, dataset.height), dataset.count)

@@ -107,7 +107,7 @@ def to_degrees(crs: Any, x: float, y: float) -> Place | None:
     Raises:
         DataError: rasterio is not installed, or does not know the CRS.
     """
-    from geobind.data.rasters.window import require_rasterio
+    from geobind.data.rasters.opening import require_rasterio
 
     rasterio = require_rasterio()
     from rasterio.crs import CRS
@@ -128,7 +128,7 @@ def read_raster_extent(path: Path) -> tuple[int, int, Place | None]:
     Raises:
         DataError: It cannot be opened.
     """
-    from geobind.data.rasters.window import open_raster
+    from geobind.data.rasters.opening import open_raster
 
     raster = open_raster(path)
     if raster.crs is None or raster.transform.is_identity:

@@ -119,7 +119,7 @@ def test_looking_at_values_as_large_as_float32_holds_warns_of_nothing():
 
 def test_what_gdal_raises_at_any_touch_of_a_raster_is_told(refused):
     errors = pytest.importorskip("rasterio._err")
-    from geobind.data.rasters.window import report_raster_damage
+    from geobind.data.rasters.opening import report_raster_damage
 
     def touch(path, error):
         raise error

@@ -11,7 +11,7 @@ from affine import Affine
 from PIL import Image
 
 from geobind.data import RasterOptions, read_image, read_pixels, read_window
-from geobind.data.rasters import window
+from geobind.data.rasters import opening, window
 from geobind.errors import DataError
 
 rasterio = pytest.importorskip("rasterio")
@@ -59,8 +59,8 @@ def test_a_raster_that_claims_many_bands_is_refused_before_gdal_opens_it(tmp_pat
 
 def test_as_many_bands_as_a_modality_can_have_are_read(tmp_path):
     path = tmp_path / "a.tif"
-    path.write_bytes(tiff(8, 8, window.MAX_BANDS, planar=2))
-    assert read_pixels(path, 0, 0, 8, 8).shape == (8, 8, window.MAX_BANDS)
+    path.write_bytes(tiff(8, 8, opening.MAX_BANDS, planar=2))
+    assert read_pixels(path, 0, 0, 8, 8).shape == (8, 8, opening.MAX_BANDS)
 
 
 @pytest.mark.parametrize(

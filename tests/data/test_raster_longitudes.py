@@ -37,7 +37,7 @@ def maps(tmp_path_factory):
 )
 @example(start=0, off=0.0, gsd=None)
 def test_a_window_over_the_seam_is_whole_and_shows_its_longitudes(maps, start, off, gsd):
-    from geobind.data.rasters.window import find_covered_places
+    from geobind.data.rasters.places import find_covered_places
 
     lon = (start + off + 180) % 360 - 180
     assert find_covered_places(maps[start], np.array([3.0]), np.array([lon])).all()
@@ -61,7 +61,7 @@ def test_every_map_of_the_earth_shows_the_same_ground(maps, lon, lat):
 @pytest.mark.parametrize("crs", ["EPSG:3857", "EPSG:4087"])
 @pytest.mark.parametrize("lon", [179.9, -179.9, 180, -180])
 def test_a_projected_raster_may_lie_over_the_antimeridian(tmp_path, crs, lon):
-    from geobind.data.rasters.window import find_covered_places
+    from geobind.data.rasters.places import find_covered_places
 
     profile = {"driver": "GTiff", "count": 1, "height": 200, "width": 200, "dtype": "uint8", "crs": crs}
     grid = Affine(1000, 0, 19_950_000, 0, -1000, 100_000)
@@ -75,7 +75,7 @@ def test_a_projected_raster_may_lie_over_the_antimeridian(tmp_path, crs, lon):
 def test_the_same_meridian_comes_again_where_a_crs_says_so():
     from rasterio.crs import CRS
 
-    from geobind.data.rasters.window import _measure_circumference
+    from geobind.data.rasters.places import _measure_circumference
 
     def around(code):
         return _measure_circumference(CRS.from_user_input(code).to_wkt())

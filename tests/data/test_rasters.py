@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.data.options import RasterOptions
-from geobind.data.rasters.window import find_covered_places, read_pixels, read_window
+from geobind.data.rasters.places import find_covered_places
+from geobind.data.rasters.window import read_pixels, read_window
 from geobind.errors import DataError
 
 rasterio = pytest.importorskip("rasterio")

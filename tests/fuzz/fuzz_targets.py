@@ -10,7 +10,8 @@ import torch
 from geobind.data.inspect import inspect_raw
 from geobind.data.manifest import list_manifest_columns
 from geobind.data.options import DataOptions, RasterOptions
-from geobind.data.rasters.window import open_raster, read_pixels, read_window
+from geobind.data.rasters.opening import open_raster
+from geobind.data.rasters.window import read_pixels, read_window
 from geobind.data.readers.audio import audio_seconds, read_audio
 from geobind.data.readers.images import read_image
 from geobind.data.readers.tar import build_index, read_member

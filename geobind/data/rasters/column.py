@@ -189,7 +189,7 @@ class RasterColumn:
 
     def _by_gsd(self, names: list[str], lat: float, lon: float) -> list[str]:
         """Sort rasters by how near their pixels are to the size that is wanted, the nearest first."""
-        from geobind.data.rasters.window import measure_gsd
+        from geobind.data.rasters.places import measure_gsd
 
         wanted = self.options.gsd
         if wanted is None or len(names) < 2:
@@ -234,7 +234,7 @@ def _covered(column: RasterColumn) -> tuple[NDArray[np.bool_], ...]:
     Raises:
         DataError: No raster covers any place: the scene is of somewhere else, or lat and lon are swapped.
     """
-    from geobind.data.rasters.window import find_covered_places
+    from geobind.data.rasters.places import find_covered_places
 
     table = map_arrow_table(column.path)
     lat_N, lon_N = (table.column(name).to_numpy() for name in _PLACE)
@@ -247,7 +247,7 @@ def _covered(column: RasterColumn) -> tuple[NDArray[np.bool_], ...]:
 
 def _describe_miss(column: RasterColumn, lat_N: NDArray[np.float64], lon_N: NDArray[np.float64]) -> str:
     """Describe where the places are and where the rasters, of which none covers one."""
-    from geobind.data.rasters.window import measure_extent
+    from geobind.data.rasters.places import measure_extent
 
     names = column.options.paths
     listed = join_names(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
