@@ -94,6 +94,8 @@ Box = tuple[float, float, float, float]  # west, south, east, north; or the smal
 _POINT, _LINE, _POLYGON = 1, 2, 3
 _PARTS = (4, 5, 6, 7)  # several points, lines, polygons, anything
 _DEEPEST = 8  # geometries in geometries
+_WIDEST = 180.0  # degrees; what is wider is taken for what crosses the antimeridian
+_NARROW = 60.0  # degrees of a scene that does
 
 
 def to_degrees(crs: Any, x: float, y: float) -> Place | None:
@@ -119,7 +121,9 @@ def to_degrees(crs: Any, x: float, y: float) -> Place | None:
     except (rasterio.errors.RasterioError, rasterio.errors.CRSError, ValueError) as error:
         raise DataError(f"the CRS {str(crs)[:60]!r} cannot be used: {error}") from error
     lat, lon = float(lat_1[0]), float(lon_1[0])
-    return (lat, lon) if abs(lat) <= 90 and abs(lon) <= 180 else None
+    if not (abs(lat) <= 90 and abs(lon) <= 540):  # or none at all: infinite
+        return None
+    return lat, wrap_degrees(lon)
 
 
 def read_raster_extent(path: Path) -> tuple[int, int, Place | None]:
@@ -138,17 +142,36 @@ def read_raster_extent(path: Path) -> tuple[int, int, Place | None]:
     return raster.width, raster.height, to_degrees(raster.crs, x, y)
 
 
+def wrap_degrees(lon: float) -> float:
+    """Return a longitude from -180 up to 180; those that are stay to the bit."""
+    return lon if -180 <= lon < 180 else (lon + 180) % 360 - 180
+
+
 def compute_middle(box: Box) -> Place | None:
-    """Return the middle of a box in degrees; one with its west east of its east crosses the antimeridian."""
+    """Return the middle of a box in degrees, or None of one that has none.
+
+    One whose west lies east of its east crosses the antimeridian. So does one nearly as wide as the Earth: it
+    is what the smallest and largest longitude of a scene over the antimeridian make. It has a middle if it is
+    then narrow, and none if it is neither.
+    """
     west, south, east, north = box
     if not all(map(math.isfinite, box)) or not -90 <= south <= north <= 90:
         return None
-    lon = (west + east + (360 if west > east else 0)) / 2
-    return (south + north) / 2, (lon + 180) % 360 - 180
+    if not (abs(west) <= 540 and abs(east) <= 540):
+        return None
+    width = (east - west) % 360 if west > east else east - west
+    if width > _WIDEST:
+        if west > east or not 0 < 360 - width <= _NARROW:
+            return None
+        west, width = east, 360 - width
+    return (south + north) / 2, wrap_degrees(west + width / 2)
 
 
-def parse_wkb_box(content: bytes) -> Box:
+def parse_wkb_box(content: bytes) -> Box | None:
     """Return the box around a geometry in well-known binary, of ISO or extended (EWKB) kind.
+
+    Its parts may lie on both sides of the antimeridian, where RFC 7946 cuts them: the box is then the
+    narrower one, with its west east of its east. An empty geometry has none.
 
     Raises:
         DataError: It is damaged, or of a kind that is not known.
@@ -157,10 +180,29 @@ def parse_wkb_box(content: bytes) -> Box:
     try:
         reader.geometry(0)
     except (struct.error, IndexError) as error:
-        raise DataError(f"the {len(content)} bytes of a geometry are cut short") from error
-    if not reader.xs:
-        raise DataError("a geometry is empty")
-    return min(reader.xs), min(reader.ys), max(reader.xs), max(reader.ys)
+        raise DataError("its geometry is cut short") from error
+    if not reader.ys:
+        return None
+    west, east = _around(reader.parts)
+    return west, min(reader.ys), east, max(reader.ys)
+
+
+def _around(parts: list[tuple[float, float]]) -> tuple[float, float]:
+    """Return west and east of the shortest arc around some arcs; west is above east over the seam."""
+    if max(east for _, east in parts) - min(west for west, _ in parts) <= _WIDEST or len(parts) == 1:
+        return min(west for west, _ in parts), max(east for _, east in parts)
+    # Where the widest gap between the arcs ends, what is around all of them begins.
+    ordered = sorted((west % 360, west % 360 + east - west) for west, east in parts)
+    reach, best, begin = ordered[-1][1] - 360, -math.inf, 0.0
+    reach = max(reach, *(end - 360 for _, end in ordered))
+    for start, end in ordered:
+        if start - reach > best:
+            best, begin = start - reach, start
+        reach = max(reach, end)
+    if best <= 0:
+        return -180.0, 180.0
+    west, east = wrap_degrees(begin), wrap_degrees(begin - best)
+    return west, east
 
 
 class _Wkb:
@@ -168,7 +210,7 @@ class _Wkb:
 
     def __init__(self, content: bytes) -> None:
         self.content, self.at, self.order = content, 0, "<"
-        self.xs: list[float] = []
+        self.parts: list[tuple[float, float]] = []  # smallest and largest longitude of each point or line
         self.ys: list[float] = []
 
     def geometry(self, depth: int) -> None:
@@ -207,5 +249,6 @@ class _Wkb:
             raise struct.error
         values = struct.unpack_from(f"{self.order}{count * axes}d", self.content, self.at)
         self.at += count * axes * 8
-        self.xs += [value for value in values[::axes] if not math.isnan(value)]
+        xs = [value for value in values[::axes] if not math.isnan(value)]
+        self.parts += [(min(xs), max(xs))] if xs else []
         self.ys += [value for value in values[1::axes] if not math.isnan(value)]

@@ -80,19 +80,26 @@ def _exif(path: Path) -> Row:
         Exception
     ):  # Pillow raises whatever its parsers meet; the image itself is looked at by `data check`
         return {}
-    lat = _degrees(gps.get(ExifTags.GPS.GPSLatitude), gps.get(ExifTags.GPS.GPSLatitudeRef), "S")
-    lon = _degrees(gps.get(ExifTags.GPS.GPSLongitude), gps.get(ExifTags.GPS.GPSLongitudeRef), "W")
+    lat = _degrees(gps.get(ExifTags.GPS.GPSLatitude), gps.get(ExifTags.GPS.GPSLatitudeRef), "NS", 90)
+    lon = _degrees(gps.get(ExifTags.GPS.GPSLongitude), gps.get(ExifTags.GPS.GPSLongitudeRef), "EW", 180)
+    if lat is None or lon is None or lat == lon == 0:  # 0, 0 is what cameras write that know no place
+        lat = lon = None
     date, _, clock = str(taken or "").strip().partition(" ")
     return {"lat": lat, "lon": lon, "time": _iso(date.replace(":", "-"), clock)}
 
 
-def _degrees(parts: Any, side: Any, negative: str) -> float | None:
+def _degrees(parts: Any, side: Any, sides: str, limit: float) -> float | None:
+    """Return degrees north or east, or None: of a number without its hemisphere it is not known which."""
     try:
         degrees, minutes, seconds = (float(part) for part in parts)
     except (TypeError, ValueError, ZeroDivisionError):
         return None
     value = degrees + minutes / 60 + seconds / 3600
-    return -value if str(side).strip().upper() == negative else value
+    text = side.decode("latin-1") if isinstance(side, bytes) else str(side or "")
+    letter = text.strip("\0 ").upper()[:1]
+    if not letter or letter not in sides or not 0 <= value <= limit:  # or NaN
+        return None
+    return -value if letter == sides[1] else value
 
 
 def _iso(date: str, clock: str) -> str | None:

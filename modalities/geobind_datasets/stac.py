@@ -110,23 +110,27 @@ def find_local_file(href: Any, asset: str, folder: Path) -> Path | LeftOut:
     return Path(path)
 
 
-def find_place(item: Mapping[str, Any], where: str) -> Place | None:
+def find_place(item: Mapping[str, Any]) -> Place | None:
     """Return the middle of an item: of its bbox, else of its geometry, else of its box in its own CRS.
 
+    A bbox around the globe says nothing of a scene that crosses the antimeridian, and an empty geometry
+    nothing at all: the next of them then counts.
+
     Raises:
-        DataError: Its geometry is damaged, or its CRS is not known; `where` names the item.
+        DataError: Its geometry is damaged, or its CRS is not known.
     """
-    box, geometry, projected = _box(item.get("bbox")), item.get("geometry"), _box(item.get("proj:bbox"))
-    try:
-        if box is None and isinstance(geometry, bytes):
-            box = parse_wkb_box(geometry)
-        epsg = item.get("proj:epsg")
-        crs = item.get("proj:code") or (f"EPSG:{int(epsg)}" if epsg else None)
-        if box is not None or crs is None or projected is None:
-            return box and compute_middle(box)
-        return to_degrees(crs, (projected[0] + projected[2]) / 2, (projected[1] + projected[3]) / 2)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from error
+    geometry, projected = item.get("geometry"), _box(item.get("proj:bbox"))
+    box = _box(item.get("bbox"))
+    if (place := box and compute_middle(box)) is not None:
+        return place
+    shape = parse_wkb_box(geometry) if isinstance(geometry, bytes) and geometry else None
+    if (place := shape and compute_middle(shape)) is not None:
+        return place
+    epsg = item.get("proj:epsg")
+    crs = item.get("proj:code") or (f"EPSG:{int(epsg)}" if epsg else None)
+    if crs is None or projected is None:
+        return None
+    return to_degrees(crs, (projected[0] + projected[2]) / 2, (projected[1] + projected[3]) / 2)
 
 
 def _box(value: Any) -> Box | None:
@@ -199,8 +203,8 @@ class Stac(Importer):
         """Read the tables item by item."""
         chosen = self._chosen()
         for table, folder in self._tables():
-            for number, item in read_items(table, (self.label, self.split)):
-                yield self._row(item, chosen, folder, f"{table}: row {number}")
+            for _, item in read_items(table, (self.label, self.split)):
+                yield self._row(item, chosen, folder)
 
     def notes(self) -> list[str]:
         """Return notes on the use of the assets."""
@@ -253,13 +257,14 @@ class Stac(Importer):
             for name, asset in assets.items()
         }
 
-    def _row(
-        self, item: Mapping[str, Any], chosen: Mapping[str, _Asset], folder: Path, where: str
-    ) -> Row | LeftOut:
+    def _row(self, item: Mapping[str, Any], chosen: Mapping[str, _Asset], folder: Path) -> Row | LeftOut:
         cloud = item.get("eo:cloud_cover")
         if self.max_cloud is not None and cloud is not None and cloud > self.max_cloud:
             return LeftOut(f"has more than {self.max_cloud:g} % of clouds")
-        place = find_place(item, where)
+        try:
+            place = find_place(item)
+        except DataError as error:
+            return LeftOut(f"has no place that can be read: {error}")
         assets = list_assets(item)
         cells: dict[str, Any] = {}
         for name, (asset, kind) in chosen.items():

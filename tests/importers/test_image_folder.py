@@ -71,6 +71,20 @@ def test_cameras_say_where_and_when(tmp_path):
     assert summary.rows == 4
 
 
+def test_a_place_without_its_hemisphere_or_of_a_camera_that_knows_none_is_no_place(tmp_path):
+    folder = tmp_path / "photos"
+    ten, nothing = (10.0, 0.0, 0.0), (0.0, 0.0, 0.0)
+    put(folder / "a.jpg", photo((ten, ""), (ten, "E")))
+    put(folder / "b.jpg", photo((ten, "N"), (ten, "?")))
+    put(folder / "c.jpg", photo((nothing, "N"), (nothing, "E")))
+    put(folder / "d.jpg", photo(((95.0, 0.0, 0.0), "N"), (ten, "E")))
+    put(folder / "e.jpg", photo((nothing, "N"), (ten, "w")))
+    _, rows = imported(ImageFolder(sources=(folder,), gps=True), tmp_path / "photos.parquet")
+    assert [row.get("lat") for row in rows] == [None, None, None, None, 0]
+    assert rows[4]["lon"] == -10
+    assert all("time" in row for row in rows)
+
+
 def test_a_folder_without_images_is_told(tmp_path):
     put(tmp_path / "sounds" / "a.mp3", b"x")
     with pytest.raises(DataError, match="there is no image in it"):

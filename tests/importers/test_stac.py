@@ -187,6 +187,15 @@ def test_a_partitioned_table_is_read_whole_and_in_order(tmp_path):
         ({"bbox": [3.0, 45.0, 100.0, 3.02, 45.02, 900.0]}, (45.01, 3.01)),
         ({"bbox": {"xmin": 179.0, "ymin": -1.0, "xmax": -179.0, "ymax": 1.0}}, (0.0, -180.0)),
         ({"bbox": None, "geometry": polygon((3, 45), (3.02, 45), (3.02, 45.02), (3, 45))}, (45.01, 3.01)),
+        ({"bbox": [-180.0, -1.0, 180.0, 1.0], "geometry": polygon((178, -1), (182, 1))}, (0.0, -180.0)),
+        (
+            {
+                "bbox": [-180.0, 0.0, 180.0, 1.0],
+                "proj:epsg": 32631,
+                "proj:bbox": [499_000.0, 0, 501_000.0, 0],
+            },
+            (0.0, 3.0),
+        ),
         ({"bbox": None, "proj:epsg": 32631, "proj:bbox": [499_000.0, 0.0, 501_000.0, 0.0]}, (0.0, 3.0)),
         ({"bbox": None, "proj:code": "EPSG:4326", "proj:bbox": [3.0, 45.0, 3.02, 45.02]}, (45.01, 3.01)),
     ],
@@ -223,10 +232,19 @@ def test_what_is_no_table_of_items_is_told(tmp_path):
         Stac(sources=(tmp_path / "empty",)).contents()
 
 
-def test_a_damaged_geometry_is_told_with_its_row(tmp_path):
-    source = table(tmp_path / "items.parquet", item(), item("b", bbox=None, geometry=b"\1\3\0\0\0"))
-    with pytest.raises(DataError, match=r"items\.parquet: row 1: the 5 bytes of a geometry are cut short"):
-        list(Stac(sources=(source,), size_m=100).rows())
+EMPTY = struct.pack("<bII", 1, 6, 0)  # a multipolygon of nothing
+
+
+def test_an_item_with_an_empty_or_damaged_geometry_does_not_end_the_import(tmp_path):
+    scene(tmp_path / "scenes/a.tif")
+    rows = [item("a", bbox=None, geometry=EMPTY), item("b", bbox=None, geometry=b"\1\3\0\0\0"), item("c")]
+    whole = list(Stac(sources=(table(tmp_path / "items.parquet", *rows),)).rows())
+    assert [row.get("key") if isinstance(row, dict) else row for row in whole] == [
+        "a",
+        LeftOut("has no place that can be read: its geometry is cut short"),
+        "c",
+    ]
+    assert whole[0]["lat"] is None
 
 
 def test_geometries_of_every_kind_have_their_box():
@@ -238,15 +256,17 @@ def test_geometries_of_every_kind_have_their_box():
     assert parse_wkb_box(both) == (-1, 0, 2, 9)
     point = struct.pack("<bII2d", 1, 0x20000001, 4326, 3.0, 4.0)  # EWKB with its reference system
     assert parse_wkb_box(point) == (3, 4, 3, 4)
-    with pytest.raises(DataError, match="a geometry is empty"):
-        parse_wkb_box(struct.pack("<bI2d", 1, 1, np.nan, np.nan))
+    assert parse_wkb_box(struct.pack("<bI2d", 1, 1, np.nan, np.nan)) is None
+    assert parse_wkb_box(EMPTY) is None
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=80) | st.binary(max_size=60).map(lambda rest: struct.pack("<bII", 1, 7, 2) + rest))
 def test_whatever_bytes_a_geometry_has_it_is_read_or_refused(content):
     try:
-        assert len(parse_wkb_box(content)) == 4
+        box = parse_wkb_box(content)
+        assert box is None or len(box) == 4
+        assert box is None or compute_middle(box) is None or abs(compute_middle(box)[1]) <= 180
     except DataError:
         pass
 
@@ -256,3 +276,34 @@ def test_the_middle_of_a_box_is_within_it():
     assert compute_middle((-10.0, 0.0, 30.0, 20.0)) == (10.0, 10.0)
     assert compute_middle((0.0, 20.0, 10.0, 0.0)) is None
     assert compute_middle((0.0, 0.0, float("nan"), 1.0)) is None
+    assert compute_middle((-180.0, -10.0, 180.0, 10.0)) is None  # around the Earth
+    assert compute_middle((-100.0, -10.0, 100.0, 10.0)) is None  # or from 100 to -100: nobody knows
+    assert compute_middle((-1e308, 0.0, 1e308, 1.0)) is None
+
+
+def wrapped(lon):
+    return (lon + 180) % 360 - 180
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(
+    middle=st.floats(-180, 180) | st.sampled_from([180.0, -180.0, 179.9, -179.95, 0.0]),
+    width=st.floats(0.01, 50),
+    told=st.sampled_from(["crossing", "cut", "beyond", "uncut", "smallest and largest"]),
+)
+def test_a_scene_at_any_longitude_has_its_middle_however_it_is_told(middle, width, told):
+    west, east = wrapped(middle - width / 2), wrapped(middle + width / 2)
+    if told == "crossing":
+        box = (west, 0.0, east, 1.0)
+    elif told == "smallest and largest":
+        box = (min(west, east), 0.0, max(west, east), 1.0)
+    elif told == "beyond":
+        box = parse_wkb_box(polygon((middle - width / 2, 0.0), (middle + width / 2, 1.0)))
+    elif told == "uncut" or west < east:
+        box = parse_wkb_box(polygon((west, 0.0), (east, 0.0), (east, 1.0), (west, 0.0)))
+    else:
+        halves = polygon((west, 0.0), (180.0, 1.0)) + polygon((-180.0, 0.0), (east, 1.0))
+        box = parse_wkb_box(struct.pack("<bII", 1, 6, 2) + halves)
+    lat, lon = compute_middle(box)
+    assert lat == 0.5
+    assert abs(wrapped(lon - middle)) < 1e-6
