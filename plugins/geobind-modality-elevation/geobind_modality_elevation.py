@@ -1,0 +1,119 @@
+"""Heights of the ground around a place as a modality: windows of a digital elevation model, in metres."""
+
+# H, W rows and columns of a window
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+import geobind
+from geobind.errors import DataError
+from geobind.towers import HeadKind, ImageOptions, TileAugment, TimmOptions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+LOWEST, HIGHEST = -12_000.0, 9_000.0  # metres: deeper than the Mariana Trench, higher than Everest
+_HEIGHT_UNIT = 40.0  # the square root of 1,600 m, a typical height of mountains
+_RELIEF_UNIT = 300.0  # metres
+
+
+class Elevation(geobind.Modality):
+    """A window of heights above the sea."""
+
+    name: ClassVar[str] = "elevation"
+    role: ClassVar[Literal["trainable"]] = "trainable"
+    accepts: ClassVar[str] = "a 2-D array of metres, or a single-band image of them (path or bytes)"
+    widget: ClassVar[Literal["image"]] = "image"
+
+    timm: TimmOptions = Field(
+        default=TimmOptions(model="resnet10t", pretrained=False), description="the backbone"
+    )
+    head: HeadKind = Field(default="auto", description="what maps its features to the shared width")
+    size: int = Field(default=32, ge=8, le=1024, description="pixels along each side")
+    scale: float = Field(default=1.0, gt=0, le=1e4, description="metres of one unit of what is stored")
+    offset: float = Field(default=0.0, ge=-1e5, le=1e5, description="metres of a stored 0")
+    missing: float = Field(
+        default=0.0,
+        ge=LOWEST,
+        le=HIGHEST,
+        description="metres where there is no height (NaN), such as the sea",
+    )
+    augment: TileAugment = Field(default=TileAugment(), description="random changes in training")
+
+    @cached_property
+    def tower(self) -> ImageOptions:
+        """Return the options of the image tower: two channels, height and relief, already scaled."""
+        return ImageOptions(
+            timm=self.timm, head=self.head, size=self.size, channels=2, mean=(0.0, 0.0), std=(1.0, 1.0)
+        )
+
+    def encoder(self, width: int, *, pretrained: bool = True) -> nn.Module:
+        """Build the backbone with a head of this width."""
+        from geobind.towers import image_encoder
+
+        return image_encoder(self.tower, width, pretrained=pretrained)
+
+    def prepare(self, raw: Any, *, training: bool = False) -> Tensor:
+        """Turn a window into two channels: the root of the height, and the height above the window's mean.
+
+        Raises:
+            DataError: It cannot be read, has other than two axes, or holds what is no height in metres.
+        """
+        import torch
+
+        from geobind.towers import image_spec, prepare_image
+
+        metres_HW = self.read_metres(raw)
+        relief_HW = (metres_HW - metres_HW.mean()) / _RELIEF_UNIT
+        height_HW = np.sign(metres_HW) * np.sqrt(np.abs(metres_HW)) / _HEIGHT_UNIT
+        channels_2HW = torch.from_numpy(np.stack([height_HW, relief_HW]).astype(np.float32))
+        return prepare_image(channels_2HW, image_spec(self.tower), self.augment if training else None)
+
+    def read_metres(self, raw: Any) -> NDArray[np.float64]:
+        """Read a window as metres (H, W) without gaps.
+
+        Raises:
+            DataError: As `prepare`.
+        """
+        if isinstance(raw, str | Path | bytes | bytearray | memoryview):
+            from geobind.data import read_image
+
+            stored_HW = read_image(raw, channels=1)[0].numpy()
+        else:
+            try:
+                stored_HW = np.asarray(raw, dtype=np.float64)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise DataError(
+                    f"cannot read {type(raw).__name__} as heights; give {self.accepts}"
+                ) from error
+        if stored_HW.ndim == 3 and stored_HW.shape[0] == 1:
+            stored_HW = stored_HW[0]
+        if stored_HW.ndim != 2 or stored_HW.size == 0:
+            raise DataError(f"heights have two axes, not the shape {stored_HW.shape}; give {self.accepts}")
+        metres_HW = np.where(np.isnan(stored_HW), self.missing, stored_HW * self.scale + self.offset)
+        low, high = float(metres_HW.min()), float(metres_HW.max())
+        if not LOWEST <= low <= high <= HIGHEST:
+            raise DataError(
+                f"heights from {low:g} to {high:g} are no metres: set `scale` and `offset`, or NaN where "
+                "a value means that there is none"
+            )
+        return metres_HW
+
+    def picture(self, raw: Any) -> NDArray[np.uint8]:
+        """Draw a window as grey from its lowest to its highest point."""
+        metres_HW = self.read_metres(raw)
+        low, high = metres_HW.min(), metres_HW.max()
+        return ((metres_HW - low) / max(high - low, 1.0) * 255).astype(np.uint8)
+
+
+@geobind.hookimpl
+def geobind_modalities() -> list[type[geobind.Modality]]:
+    """Provide the modality of this package."""
+    return [Elevation]
