@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -74,8 +75,8 @@ _FILTERS: dict[str, Callable[..., str]] = {
 }
 
 
-def render_template(template: str, **values: Any) -> bytes:
-    """Fill a template; every value is escaped unless it is an SVG drawing of our own."""
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -84,10 +85,15 @@ def render_template(template: str, **values: Any) -> bytes:
         lstrip_blocks=True,
     )
     environment.filters.update(_FILTERS)
+    return environment
+
+
+def render_template(template: str, **values: Any) -> bytes:
+    """Fill a template; every value is escaped unless it is an SVG drawing of our own."""
     style = Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8"))
     shared = {"style": style, "version": geobind.__version__}
     # Half a surrogate pair in a caption is no character, and cannot be written as one.
-    return environment.get_template(template).render(shared, **values).encode("utf-8", "replace")
+    return _environment().get_template(template).render(shared, **values).encode("utf-8", "replace")
 
 
 def _provenance_section(run: Run, held_out: Table | None) -> Iterator[tuple[str, str]]:

@@ -260,7 +260,7 @@ def read_json(path: Path) -> dict[str, Any]:
             content = file.read(_MAX_JSON + 1)
         if len(content) > _MAX_JSON:
             raise CheckpointError(f"{path}: larger than {_MAX_JSON:,} bytes; not a file of this program")
-        values = json.loads(content.decode("utf-8"), parse_int=_parse_int)
+        values = json.loads(content.decode("utf-8"), parse_int=_parse_int, parse_float=_parse_float)
     except FileNotFoundError:
         return {}
     except (ValueError, OSError, RecursionError) as error:
@@ -275,6 +275,14 @@ def _parse_int(digits: str) -> int:
     value = int(digits) if len(digits) < 25 else 2**64
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{digits[:30]} has more than 64 bits")
+    return value
+
+
+def _parse_float(digits: str) -> float:
+    """Return a number; those that no measurement has overflow wherever they are used."""
+    value = float(digits)
+    if value and not 1e-100 < abs(value) < 1e100:
+        raise ValueError(f"{digits[:30]} is out of range")
     return value
 
 

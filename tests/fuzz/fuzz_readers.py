@@ -17,6 +17,7 @@ import random
 import re
 import sys
 import tempfile
+import time
 from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
@@ -114,6 +115,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--count", type=int, default=12_000)
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this long, whatever the count")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, help="a folder of real files to damage too")
     parser.add_argument("--save", type=Path, help="a folder for the items that were faults")
@@ -123,7 +125,7 @@ def main():
     given = parser.parse_args()
     if given.save:
         given.save.mkdir(parents=True, exist_ok=True)
-    results = []
+    results, begun = [], time.monotonic()
     for result in fuzz(
         given.count, given.seed, given.data, given.save, given.workers, given.only, given.kinds
     ):
@@ -132,6 +134,8 @@ def main():
             print(f"{':'.join(map(str, result.task[1:]))}: {result.outcome}", flush=True)
         if len(results) % 1000 == 0:
             print(f"{len(results)} items", file=sys.stderr, flush=True)
+        if time.monotonic() - begun > 60 * given.minutes:
+            break
     print("\n".join(summary(results)))
     return any(result.fault for result in results)
 
