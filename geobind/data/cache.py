@@ -11,11 +11,18 @@ from geobind.utils.files import FileLock, create_folder
 
 
 def cache_root() -> Path:
-    """Return `$GEOBIND_CACHE`, or the platform's cache folder for this user."""
+    """Return `$GEOBIND_CACHE`, or the platform's cache folder for this user.
+
+    Raises:
+        DataError: This user has no home folder.
+    """
     chosen = os.environ.get("GEOBIND_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "geobind"
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "geobind"
+    except RuntimeError as error:
+        raise DataError(f"{error}: set GEOBIND_CACHE to a folder that can be written") from error
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:

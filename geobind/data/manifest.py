@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -19,13 +20,14 @@ from geobind.data.parquet import ParquetManifest
 from geobind.data.readers.files import join_names
 from geobind.errors import DataError
 from geobind.utils.arrow import pc
-from geobind.utils.files import is_hidden
+from geobind.utils.files import file_stamp, is_hidden, is_settled
 from geobind.utils.hashing import short_fingerprint
 
 CELL = "cell:"  # what the fields that hold a modality's cells begin with
 PLACE = "place"  # the column that a table has of itself: the place and time of each row
 _VERSION = 4  # of the Arrow file; older ones are made again
 _CHUNK = 65_536  # rows
+_MAX_HASHED = 2**30  # bytes of a Parquet file that are hashed whole
 _FOOTER = 2**22  # bytes at the end of a Parquet file, where offsets, sizes and statistics of all parts stand
 _SHARD = re.compile(r"(.*?)[-_.]?(\d+)-of-(\d+)", re.DOTALL)  # train-00000-of-00002, without its ending
 _TEXT_KINDS = (".csv", ".tsv", ".jsonl", ".json")
@@ -56,9 +58,7 @@ def convert_manifest(
     Raises:
         DataError: The manifest is missing, of another kind, or has a mistake.
     """
-    shards = [
-        (shard.name, shard.stat().st_mtime_ns, shard.stat().st_size) for shard in list_manifest_files(path)
-    ]
+    shards = [(shard.name, *_stamp_file(shard)) for shard in list_manifest_files(path)]
     wanted = {name: columns.get(name, name) for name in sorted({*names, *PLACE_COLUMNS})}
     explicit = sorted(wanted.keys() & columns.keys())
     made_from = (str(path.resolve()), shards, wanted, explicit, limit, _VERSION)
@@ -70,26 +70,44 @@ def convert_manifest(
 
 
 def hash_manifest(path: Path) -> str:
-    """Hash a manifest's content, wherever it lies; of Parquet only the footer, which covers the rest.
+    """Hash a manifest's content, wherever it lies; of Parquet files of over a gigabyte the footer alone.
 
     Raises:
         DataError: It is missing, of another kind, or cannot be read.
     """
     shards = list_manifest_files(path)
-    states = [(shard, shard.stat()) for shard in shards]
-    hashes = [_hash_file(shard, state.st_size, state.st_mtime_ns) for shard, state in states]
+    hashes = [_hash_file(shard, whole=False) for shard in shards]
     splits = name_splits(path, shards)
     return short_fingerprint(hashes, splits) if splits else short_fingerprint(hashes)
 
 
+def _stamp_file(path: Path) -> tuple[int | str, ...]:
+    """Return what changes when a file does; where its times cannot tell, that is its content."""
+    state = _stat(path)
+    return file_stamp(state) if is_settled(state) else (*file_stamp(state), _hash_file(path, whole=True)[0])
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise DataError(f"manifest {path}: {error.strerror or error}") from error
+
+
+def _hash_file(path: Path, *, whole: bool) -> tuple[str, int]:
+    """Hash a file, or of a large Parquet file the end alone, unless it is to be hashed whole."""
+    state = _stat(path)
+    part = not whole and path.suffix.lower() in _PACKED_KINDS and state.st_size > _MAX_HASHED
+    hash_part = _hash_from if is_settled(state) else _hash_from.__wrapped__
+    return hash_part(path, max(0, state.st_size - _FOOTER) if part else 0, file_stamp(state)), state.st_size
+
+
 @lru_cache(maxsize=256)
-def _hash_file(path: Path, size: int, changed: int) -> tuple[str, int]:
-    """Hash a file that had this size and was changed then."""
+def _hash_from(path: Path, start: int, _stamp: tuple[int, ...]) -> str:
     try:
         with path.open("rb") as file:
-            if path.suffix.lower() in _PACKED_KINDS:
-                file.seek(max(0, size - _FOOTER))
-            return hashlib.file_digest(file, "sha256").hexdigest(), size
+            file.seek(start)
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"manifest {path}: {error.strerror or error}") from error
 
@@ -100,18 +118,23 @@ def list_manifest_files(path: Path) -> list[Path]:
     Raises:
         DataError: There are none, they are of another kind, or a shard is missing.
     """
-    if path.is_dir():
-        shards = sorted(
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+        inside = sorted(path.iterdir()) if is_folder else []
+    except OSError as error:
+        raise DataError(f"manifest {path}: {error.strerror or error}") from error
+    if is_folder:
+        shards = [
             shard
-            for shard in path.iterdir()
+            for shard in inside
             if shard.suffix.lower() in _PACKED_KINDS and not is_hidden(shard.name) and shard.is_file()
-        )
+        ]
         if not shards:
             raise DataError(f"manifest {path}: is a folder without Parquet files{_hint_at_files(path)}")
         _check_shards(path, shards)
         name_splits(path, shards)
         return shards
-    if not path.is_file():
+    if not is_file:
         raise DataError(f"manifest {path}: no such file (its name in a recipe is relative to the recipe)")
     if path.suffix.lower() not in _TEXT_KINDS + _PACKED_KINDS:
         raise DataError(f"manifest {path}: must end in {', '.join(_TEXT_KINDS + _PACKED_KINDS)}")

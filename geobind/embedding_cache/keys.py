@@ -10,7 +10,6 @@ import os
 import re
 import sqlite3
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -30,6 +29,7 @@ from geobind.data.readers.files import CellText, open_binary
 from geobind.errors import DataError
 from geobind.modality import Modality
 from geobind.plugins import Source
+from geobind.utils.files import file_stamp, is_settled
 from geobind.utils.hashing import fingerprint
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ _BYTES = 8 * WORDS
 _READ = 2**20
 _GROUP = 256  # inputs whose files are hashed in parallel
 _THREADS = 8
-_YOUNG = 2.0  # seconds after a write in which a file can change and keep its time stamps
 _TABLE = "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, state BLOB, content BLOB)"
 
 MISSING = DataError("is missing")  # stands for an input that a row lacks
@@ -87,7 +86,7 @@ class FileHashes:
         if os.path.isdir(path):
             raise Uncacheable(f"its inputs are folders ({path})")
         with open_binary(Path(path)) as file:
-            state = _stamp(os.fstat(file.fileno()))
+            before = os.fstat(file.fileno())
             try:
                 total = hashlib.sha256()
                 while part := file.read(_READ):
@@ -95,9 +94,9 @@ class FileHashes:
             except OSError as error:
                 raise DataError(f"{path}: {error.strerror or error}") from error
             digest = total.digest()[:_BYTES]
-            changed = state != _stamp(os.fstat(file.fileno()))
-        if not changed and time.time_ns() - max(state[1:3]) > _YOUNG * 1e9:
-            self._new.append((path, _pack_stamp(state), digest))
+            changed = file_stamp(before) != file_stamp(os.fstat(file.fileno()))
+        if not changed and is_settled(before):
+            self._new.append((path, _pack_stamp(file_stamp(before)), digest))
         return digest
 
     def _hash(self, path: str, _: bytes) -> None:
@@ -221,18 +220,13 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def _stamp(state: os.stat_result) -> tuple[int, int, int, int]:
-    # Programs can set mtime but not ctime, which reveals a replaced file whose mtime was restored.
-    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
-
-
 def _pack_stamp(stamp: tuple[int, ...]) -> bytes:
     return " ".join(map(str, stamp)).encode()
 
 
 def _file_stamp(path: str) -> bytes | None:
     try:
-        return _pack_stamp(_stamp(os.stat(path)))
+        return _pack_stamp(file_stamp(os.stat(path)))
     except (OSError, ValueError):
         return None
 

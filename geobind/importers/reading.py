@@ -7,15 +7,20 @@ Nothing is extracted: a member's name is never a path on this machine, and its b
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import os
-import tarfile
-from collections.abc import Collection, Iterator
+import zlib
+from collections.abc import Collection, Generator, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TextIO, cast
+from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
+from geobind.data.readers.files import describe
+from geobind.data.readers.tar import BLOCK, FOLDER, PLAIN, MemberHeader, scan_members
 from geobind.errors import DataError
 from geobind.utils.files import is_hidden
 
@@ -226,6 +231,7 @@ def _strptime(form: str, text: str) -> datetime:
 
 
 MAX_MEMBER = 256 * 1024**2  # bytes
+_MAX_UNPACKED, _MAX_RATIO = 1024**3, 100  # bytes of a compressed shard, or as many times its own
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
@@ -270,50 +276,92 @@ def read_shard(path: Path, wanted: frozenset[str], max_member: int = MAX_MEMBER)
         max_member: Most bytes that a wanted member may have.
 
     Raises:
-        DataError: The file is damaged, or holds a link, a device, a name that leads out of the archive, a
-            member twice, or one that is too large.
+        DataError: The file is damaged, cut short or unpacks to far too much; it holds a link, a device, a
+            name that leads out of the archive, a member twice, or one that is too large; or the members of a
+            sample do not follow one another.
     """
-    key, members = "", dict[str, bytes]()
+    key, members, ended = "", dict[str, bytes](), set[bytes]()
     try:
-        # Streaming: an index of a shard of a hundred thousand members would be read for nothing.
-        with tarfile.open(path, "r|gz" if path.name.endswith(SUFFIXES[1:]) else "r|") as archive:
-            for member in archive:
-                if member.isdir():
+        with _open_shard(path) as (file, length, packed):
+            end = 0
+            for header in scan_members(file, path, length):
+                if header.kind == FOLDER:
+                    end = header.start
                     continue
-                its_key, extension = _split_name(member, path)
+                end = header.end
+                its_key, extension = _split_name(header, path)
+                if not extension:  # hidden, such as what macOS puts beside each file
+                    _check_size(header, path, length, packed, max_member=length)
+                    continue
                 if its_key != key:
                     if members:
                         yield ShardSample(key, members)
+                    ended.add(_hash_key(key))
+                    if _hash_key(its_key) in ended:
+                        raise DataError(
+                            f"{path}: members of '{its_key}' do not follow one another, but a sample is what "
+                            "does; write the shard in the order of names: tar --sort=name -cf NEW.tar FOLDER"
+                        )
                     key, members = its_key, {}
                 if extension in members:
                     raise DataError(f"{path}: '{key}' has '{extension}' twice")
-                if extension in wanted and member.size > max_member:
-                    raise DataError(
-                        f"{path}: {member.name}: {member.size} bytes, more than the {max_member} allowed"
-                    )
-                members[extension] = _read_content(archive, member, path) if extension in wanted else b""
-                archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  # else every header is kept
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+                is_wanted = extension in wanted
+                _check_size(header, path, length, packed, max_member=max_member if is_wanted else length)
+                members[extension] = _read_content(file, header, path) if is_wanted else b""
+            if not packed and end < length < end + BLOCK:
+                raise DataError(f"{path}: is cut short in the header at byte {end}")
+    except (EOFError, OSError, ValueError, zlib.error) as error:
         after = f" after '{key}'" if key else ""
         raise DataError(f"{path}: not a tar file that can be read{after}: {error}") from error
     if members:
         yield ShardSample(key, members)
 
 
-def _split_name(member: tarfile.TarInfo, path: Path) -> tuple[str, str]:
-    """Split a member's name into key and extension."""
-    if not member.isreg():
-        raise DataError(f"{path}: {member.name}: is a link or a device; shards hold plain files")
-    name = PurePosixPath(member.name)
-    if name.is_absolute() or ".." in name.parts:
-        raise DataError(f"{path}: {member.name}: leads out of the archive")
+@contextmanager
+def _open_shard(path: Path) -> Generator[tuple[BinaryIO, int, bool]]:
+    """Open a shard; yield its bytes, how many there are or may be, and whether they are unpacked."""
+    size = path.stat().st_size
+    if path.name.endswith(SUFFIXES[1:]):
+        with gzip.open(path) as file:
+            yield cast(BinaryIO, file), max(_MAX_UNPACKED, _MAX_RATIO * size), True
+    else:
+        with open(path, "rb", buffering=0) as file:
+            yield cast(BinaryIO, file), size, False
+
+
+def _check_size(header: MemberHeader, path: Path, length: int, packed: bool, *, max_member: int) -> None:
+    """Check the size that a header claims, before anything of it is read or skipped."""
+    if header.start + header.size > length:
+        reason = f"unpacks to over {length} bytes" if packed else "is cut short"
+        raise DataError(f"{path}: {_show(header.name)}: {reason} (its header claims {header.size})")
+    if header.size > max_member:
+        raise DataError(
+            f"{path}: {_show(header.name)}: {header.size} bytes, more than the {max_member} allowed"
+        )
+
+
+def _split_name(header: MemberHeader, path: Path) -> tuple[str, str]:
+    """Split a member's name into key and extension, which is empty if the name begins with a dot."""
+    if header.kind not in PLAIN:
+        raise DataError(f"{path}: {_show(header.name)}: is a link or a device; shards hold plain files")
+    name = PurePosixPath(header.name.decode("utf-8", "surrogateescape"))
+    if name.is_absolute() or ".." in name.parts or not name.parts:
+        raise DataError(f"{path}: {_show(header.name)}: leads out of the archive")
     stem, _, extension = name.name.partition(".")
-    return str(name.with_name(stem)) if stem else name.name, extension.lower()
+    return (str(name.with_name(stem)), extension.lower()) if stem else (name.name, "")
 
 
-def _read_content(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:
-    file = archive.extractfile(member)
-    content = file.read() if file else b""
-    if len(content) != member.size:
-        raise DataError(f"{path}: {member.name}: is cut short ({len(content)} of {member.size} bytes)")
+def _read_content(file: BinaryIO, header: MemberHeader, path: Path) -> bytes:
+    file.seek(header.start)
+    content = file.read(header.size)
+    if len(content) != header.size:
+        raise DataError(f"{path}: {_show(header.name)}: is cut short ({len(content)} of {header.size} bytes)")
     return content
+
+
+def _hash_key(key: str) -> bytes:
+    return hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+
+
+def _show(name: bytes) -> str:
+    return describe(name.decode("utf-8", "backslashreplace"))

@@ -26,6 +26,25 @@ _MAX_JSON = 100_000_000  # bytes
 _SEAL = b"geobind sha256: "  # ends a training state, with the hash of what comes before
 
 
+_YOUNG = 2 * 10**9  # nanoseconds after a change in which a file can change again and keep its time stamps
+
+
+def file_stamp(state: os.stat_result) -> tuple[int, int, int, int]:
+    """Return what changes when a file does: its size, times and inode.
+
+    Programs can set a file's mtime but not its ctime, which reveals one replaced under its old mtime.
+    """
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
+
+
+def is_settled(state: os.stat_result) -> bool:
+    """Return whether a file's stamp will tell of its next change: it was not changed just now.
+
+    That is unknown where there are no such times (some network disks), and where they lie in the future.
+    """
+    return 0 < state.st_ctime_ns and time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > _YOUNG
+
+
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
     """Write a file atomically: a reader sees the old content or the new, never a part.
 

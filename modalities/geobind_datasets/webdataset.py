@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
+from geobind.data.readers.files import join_names
 from geobind.errors import DataError
 from geobind.importers.contract import Column, Importer, LeftOut, Row
 from geobind.importers.reading import SUFFIXES, ShardSample, find_shards, read_shard
@@ -120,7 +121,8 @@ class WebDataset(Importer):
             return LeftOut(f"its .{self.metadata} is no JSON object")
         cells = {name: self._cell(name, sample, shard) for name in self.members}
         if all(cell is None for cell in cells.values()):
-            return LeftOut(f"has no member {', '.join('.' + ends for ends in self.members.values())}")
+            wanted = ", ".join("." + ends for ends in self.members.values())
+            return LeftOut(f"has no member {wanted}{_explain_dots(sample)}")
         said = {name: _field(told, path) for name, path in self.fields.items()}
         said |= {name: _field(told, name) for name in _PLACE if name not in self.fields}
         place = {name: said[name] for name in _PLACE}
@@ -160,6 +162,17 @@ class WebDataset(Importer):
         first = next(read_shard(self._shards()[0], frozenset()), None)
         ends = sorted(first.members) if first else []
         return f"the first sample has members {', '.join('.' + end for end in ends) or 'none'}"
+
+
+def _explain_dots(sample: ShardSample) -> str:
+    """Return what there is in place of the members wanted, where dots in names may be the reason."""
+    if not any("." in end for end in sample.members):
+        return ""
+    kinds = sorted({f".{end.rpartition('.')[2]}" for end in sample.members})
+    return (
+        f" (its members end in {join_names(kinds)}, but a name is parted at its first dot: one such as "
+        "45.1_3.2.png has the key 45; write it without other dots)"
+    )
 
 
 def _find_split(shard: Path) -> str:

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import pickle
 import tarfile
 import time
@@ -68,7 +69,7 @@ def test_every_member_of_every_kind_of_tar_is_found(tmp_path_factory, members, k
         assert read_member(path, name, "label") == content
     with tarfile.open(path) as archive:  # the standard library sees the same
         there = {member.name: (member.offset_data, member.size) for member in archive}
-    found = {(int(start), int(size)) for _, start, size in build_index(path).T}
+    found = {(int(start), int(size)) for _, start, size, _ in build_index(path).T}
     assert found == set(there.values())
 
 
@@ -238,3 +239,44 @@ def test_an_index_is_made_once_and_again_when_the_tar_changes(tmp_path, monkeypa
     write_tar(path, [("0", b"zero"), ("a", b"another")])
     assert read_member(path, "a", "a") == b"another"
     assert len(made) == 2
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("known", ["by this process", "by another"])
+def test_a_tar_file_replaced_under_the_same_stamp_is_noticed(tmp_path, monkeypatch, in_place, known):
+    """Of equal size, times and inode, so that nothing but the headers tells of it."""
+    monkeypatch.setattr(tar, "file_stamp", lambda state: (state.st_size, 0, 0, 0))
+    tar._open_index.cache_clear()
+    path = write_tar(tmp_path / "s.tar", [("a.txt", b"AAAA"), ("b.txt", b"BBBB")], tarfile.USTAR_FORMAT)
+    assert read_member(path, "a.txt", "a") == b"AAAA"
+    write_tar(
+        path if in_place else tmp_path / "new.tar",
+        [("b.txt", b"BBBB"), ("a.txt", b"AAAA")],
+        tarfile.USTAR_FORMAT,
+    )
+    if not in_place:
+        (tmp_path / "new.tar").replace(path)
+    if known == "by another":
+        tar._open_index.cache_clear()
+    assert read_member(path, "a.txt", "a") == b"AAAA"
+    assert read_member(path, "b.txt", "b") == b"BBBB"
+    write_tar(path, [("c.txt", b"CCCC"), ("d.txt", b"DDDD")], tarfile.USTAR_FORMAT)
+    assert read_member(path, "d.txt", "d") == b"DDDD"  # a name that the index does not have
+
+
+def test_a_tar_file_replaced_under_its_old_mtime_is_indexed_again(tmp_path):
+    path = write_tar(tmp_path / "s.tar", [("a.txt", b"AAAA"), ("b.txt", b"BBBB")])
+    os.utime(path, ns=(0, 0))
+    assert read_member(path, "a.txt", "a") == b"AAAA"
+    write_tar(tmp_path / "new.tar", [("b.txt", b"BBBB"), ("a.txt", b"AAAA")])
+    os.utime(tmp_path / "new.tar", ns=(0, 0))
+    (tmp_path / "new.tar").replace(path)
+    assert read_member(path, "a.txt", "a") == b"AAAA"
+
+
+@pytest.mark.parametrize(
+    ("there", "name"), [("t/a.PNG", "t/a.png"), ("t/a.png", "t\\a.png"), ("A.png", "a.png")]
+)
+def test_a_member_as_another_system_spells_it_is_shown(tmp_path, refused, there, name):
+    path = write_tar(tmp_path / "s.tar", [(there, b"x")])
+    refused(lambda: read_member(path, name, name), "no such member among its 1", f"there is '{there}'")

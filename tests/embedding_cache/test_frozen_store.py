@@ -24,6 +24,7 @@ from geobind.embedding_cache.store import Damaged, find_entries, open_shard, pru
 from geobind.errors import DataError, TrainingError
 from geobind.modality import Modality
 from geobind.scoring import unit
+from geobind.utils import files as stamps
 
 FORK = multiprocessing.get_context("fork")  # importing torch anew takes seconds
 
@@ -414,7 +415,7 @@ def test_no_two_kinds_of_input_share_a_content(tmp_path):
 
 
 def test_files_are_read_again_only_when_they_changed(tmp_path, monkeypatch):
-    monkeypatch.setattr(contents, "_YOUNG", -1.0)
+    monkeypatch.setattr(stamps, "_YOUNG", -(10**9))
     paths = [str(path) for path in world.note_files(tmp_path, 4)]
     read = []
     opened = contents.open_binary

@@ -12,7 +12,8 @@ from geobind.data.options import DataOptions
 from geobind.data.readers.images import read_image
 from geobind.data.table import open_table
 from geobind.errors import DataError
-from geobind.importers import LeftOut, write_manifest
+from geobind.importers import LeftOut, reading, write_manifest
+from geobind.importers.reading import read_shard
 from geobind.importers.registry import build_importer
 from geobind_datasets.webdataset import WebDataset
 
@@ -177,3 +178,111 @@ def test_what_is_no_shard_is_told(tmp_path):
     (tmp_path / "cut.tar").write_bytes((shard(tmp_path / "a.tar", {"0": sample()})).read_bytes()[:700])
     with pytest.raises(DataError, match=r"cut\.tar: "):
         list(WebDataset(sources=(tmp_path / "cut.tar",), members=MEMBERS).rows())
+
+
+def tar_of(names, kind=tarfile.PAX_FORMAT):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=kind) as archive:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = 4
+            archive.addfile(info, io.BytesIO(b"some"))
+    return content.getvalue()
+
+
+def claiming(content, size, at=0):
+    """A tar whose header at that byte claims another size, its checksum made right again."""
+    block = bytearray(content[at : at + 512])
+    block[124:136] = (1 << 95 | size).to_bytes(12, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return content[:at] + bytes(block) + content[at + 512 :]
+
+
+def read(path, wanted=("txt",)):
+    return list(read_shard(path, frozenset(wanted)))
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz"])
+@pytest.mark.parametrize("size", [2**62, 2**40, 2**63 - 1, 5000])
+@pytest.mark.parametrize("name", ["0.txt", "0.bin", "._0.txt", "folder/0.bin"])
+def test_a_member_that_claims_more_than_there_is_is_refused(tmp_path, suffix, size, name):
+    content = claiming(tar_of([name]), size)[:2560]
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content if suffix == ".tar" else gzip.compress(content))
+    with pytest.raises(DataError, match=r"cut short|unpacks to over|more than the .* allowed"):
+        read(path)
+
+
+def test_a_shard_that_unpacks_to_far_too_much_is_refused_before_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_MAX_UNPACKED", 2**20)
+    content = bytearray()
+    for number in range(8):
+        block = claiming(tar_of([f"{number}.bin"]), 2**19)[:512]
+        content += block + bytes(2**19)
+    path = tmp_path / "a.tgz"
+    path.write_bytes(gzip.compress(bytes(content)))
+    assert path.stat().st_size * 100 < len(content)
+    unpacked = []
+    real = gzip.GzipFile.read
+    monkeypatch.setattr(
+        gzip.GzipFile, "read", lambda self, size=-1: unpacked.append(self.tell()) or real(self, size)
+    )
+    with pytest.raises(DataError, match="unpacks to over 1048576 bytes"):
+        read(path)
+    assert max(unpacked) <= 2**20
+
+
+@pytest.mark.parametrize("cut", [1, 100, 511, 513, 800])
+@pytest.mark.parametrize("suffix", [".tar", ".tgz"])
+def test_a_shard_that_is_cut_is_refused(tmp_path, cut, suffix):
+    content = tar_of(["0.txt", "1.txt", "2.txt"], tarfile.USTAR_FORMAT)[: 3 * 1024 - 1024 + cut]
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content if suffix == ".tar" else gzip.compress(content))
+    if cut >= 516 and suffix == ".tar":  # the four bytes of the last member are there
+        assert len(read(path)) == 3
+        return
+    with pytest.raises(DataError, match="cut short"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["0.png", "1.png", "0.txt", "1.txt"],
+        ["0.png", "0.txt", "1.png", "0.json"],
+        ["a/0.png", "b/0.png", "a/0.txt"],
+        ["b.png", "a.png", "a.txt", "b.txt"],
+    ],
+)
+@pytest.mark.parametrize("suffix", [".tar", ".tgz"])
+def test_a_shard_whose_samples_are_torn_apart_is_refused(tmp_path, names, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(tar_of(names) if suffix == ".tar" else gzip.compress(tar_of(names)))
+    with pytest.raises(DataError, match=r"do not follow one another.*--sort=name"):
+        read(path)
+
+
+def test_hidden_members_are_no_samples(tmp_path):
+    names = ["./._0.png", "./0.png", "./._0.txt", "./0.txt", ".DS_Store"]
+    (tmp_path / "a.tar").write_bytes(tar_of(names))
+    (sample,) = read(tmp_path / "a.tar")
+    assert (sample.key, sorted(sample.members)) == ("0", ["png", "txt"])
+
+
+def test_names_with_dots_are_told(tmp_path):
+    (tmp_path / "a.tar").write_bytes(tar_of(["img_45.1_3.2.png", "img_45.1_3.2.txt"]))
+    (left,) = WebDataset(sources=(tmp_path / "a.tar",), members=MEMBERS).rows()
+    assert "its members end in .png, .txt" in left.reason
+    assert "parted at its first dot" in left.reason
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("suffix", [".tar", ".tgz"])
+def test_names_of_any_length_and_letters_are_read(tmp_path, kind, suffix):
+    names = ["Z\u00fcrich/" + "a" * 60 + ".txt"] + (["b" * 90 + "/" + "c" * 150 + ".txt"] if kind else [])
+    content = tar_of(names, kind)
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content if suffix == ".tar" else gzip.compress(content))
+    assert [f"{sample.key}.txt" for sample in read(path)] == names
+    assert all(sample.members == {"txt": b"some"} for sample in read(path))
