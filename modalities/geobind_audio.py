@@ -56,7 +56,7 @@ class Audio(AudioOptions, Modality):
 
         augment = self.augment if training else None
         if self.htsat is not None and self.htsat.fused:
-            return prepare_fused(raw, self.spec, augment)
+            return prepare_fused(raw, self.spec, augment, fuse=self.htsat.fuse)
         return prepare_sound(raw, self.spec, augment)
 
 

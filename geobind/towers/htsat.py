@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,14 +37,28 @@ def htsat_encoder(options: HtsatOptions, width: int, *, head: HeadKind, pretrain
     return CropsTower(trunk, make_head(head, features, width, what="this HTSAT"))
 
 
-def prepare_fused(raw: Any, spec: SoundSpec, augment: AudioAugment | None = None) -> dict[str, Tensor]:
+def prepare_fused(
+    raw: Any,
+    spec: SoundSpec,
+    augment: AudioAugment | None = None,
+    *,
+    fuse: Literal["longer", "all"] = "longer",
+) -> dict[str, Tensor]:
     """Make the four spectrograms of a fused CLAP: the whole recording squeezed, and three parts of it.
 
     Training draws the parts at random from its first, middle and last third, as CLAP did; otherwise they
     are taken from the middle of each third. A recording that fits the window is four times the same.
 
+    Args:
+        raw: What `read_audio` takes.
+        spec: What the tower hears.
+        augment: How to change it at random; None changes nothing.
+        fuse: Which recordings the tower takes in parts. CLAP was trained on `longer`. transformers' extractor
+            marks one recording of every call as longer if none is; called with one recording at a time,
+            as by GeoCLAP (`clap_data_processor.py`), it marks `all`.
+
     Returns:
-        `mel`, (4, M, F) in decibels, and `longer`, (1,), whether the recording is longer than the window.
+        `mel`, (4, M, F) in decibels, and `longer`, (1,), whether the tower takes the recording in parts.
 
     Raises:
         DataError: It is no sound, or has no samples.
@@ -65,7 +79,7 @@ def prepare_fused(raw: Any, spec: SoundSpec, augment: AudioAugment | None = None
     else:
         mel_CMF = mel_MF.expand(4, -1, -1).contiguous()
     mel_CMF = mel_CMF if augment is None else mask_spectrogram(mel_CMF, augment)
-    return {"mel": mel_CMF, "longer": torch.tensor([spare > 0])}
+    return {"mel": mel_CMF, "longer": torch.tensor([spare > 0 or fuse == "all"])}
 
 
 class HtsatTrunk(nn.Module):

@@ -226,6 +226,11 @@ class HtsatOptions(TowerOptions):
         description="Whether the weights are fused ones: they see a recording longer than 10 s as a whole "
         "and in three parts, the others one part of it.",
     )
+    fuse: Literal["longer", "all"] = Field(
+        default="longer",
+        description="Which recordings a fused HTSAT takes in parts: those longer than 10 s, as CLAP was "
+        "trained, or all, as transformers' extractor does with one recording at a time.",
+    )
     config: dict[str, Any] = Field(
         default={}, description="Arguments of transformers.ClapAudioConfig that differ from its defaults."
     )
@@ -236,6 +241,8 @@ class HtsatOptions(TowerOptions):
             raise ValueError(
                 "pretrained: name a hub id (such as laion/clap-htsat-unfused) or a file, or say false"
             )
+        if self.fuse == "all" and not self.fused:
+            raise ValueError("fuse: all is for fused weights: write fused: true")
         check_htsat_config(self.config)
         return self
 

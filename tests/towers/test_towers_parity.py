@@ -182,3 +182,34 @@ def test_sounds_embed_as_in_transformers(tmp_path, fused, monkeypatch):
         got = encoder(ours)
     assert torch.allclose(got, wanted, atol=1e-5)  # the same spectrogram
     assert torch.nn.functional.cosine_similarity(got, heard).item() > 1 - 1e-5  # CLAP's own spectrogram
+
+
+@pytest.mark.parametrize("seconds", [3, 10, 13])
+def test_recordings_one_at_a_time_embed_as_in_geoclap(tmp_path, monkeypatch, seconds):
+    """The extractor marks the only recording of a call as long, whatever its length."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    theirs = transformers.ClapAudioModelWithProjection(
+        transformers.ClapAudioConfig(enable_fusion=True)
+    ).eval()
+    theirs.save_pretrained(tmp_path)
+    encoders = {}
+    for fuse in ("all", "longer"):
+        modality = Audio(htsat={"pretrained": str(tmp_path), "fused": True, "fuse": fuse})
+        encoders[fuse] = modality, modality.encoder(512).eval()
+    samples = np.random.default_rng(0).normal(0, 0.1, 48_000 * seconds).astype(np.float32)
+    monkeypatch.setattr(np.random, "choice", lambda starts: starts[len(starts) // 2])
+    extract = transformers.ClapFeatureExtractor(frequency_min=50, frequency_max=14_000)
+    features = extract(
+        samples, sampling_rate=48_000, truncation="fusion", padding="repeatpad", return_tensors="pt"
+    )
+    with torch.no_grad():
+        heard = theirs(
+            input_features=features["input_features"].float(), is_longer=features["is_longer"]
+        ).audio_embeds
+        cosines = {}
+        for fuse, (modality, encoder) in encoders.items():
+            prepared = {key: value[None] for key, value in modality.prepare((samples, 48_000)).items()}
+            cosines[fuse] = torch.nn.functional.cosine_similarity(encoder(prepared), heard).item()
+    assert cosines["all"] > 1 - 1e-5
+    assert (cosines["longer"] > 1 - 1e-5) == (seconds > 10)
