@@ -184,6 +184,7 @@ def test_sounds_embed_as_in_transformers(tmp_path, fused, monkeypatch):
     assert torch.nn.functional.cosine_similarity(got, heard).item() > 1 - 1e-5  # CLAP's own spectrogram
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [3, 10, 13])
 def test_recordings_one_at_a_time_embed_as_in_geoclap(tmp_path, monkeypatch, seconds):
     """The extractor marks the only recording of a call as long, whatever its length."""
