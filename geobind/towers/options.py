@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -10,7 +12,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from geobind.extras import INSTALL
-from geobind.towers.architecture import check_htsat_config, check_timm_options
+from geobind.towers.architecture import check_htsat_config, check_plain, check_timm_options
 
 HeadKind = Literal["auto", "identity", "linear", "mlp"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -245,6 +247,178 @@ class HtsatOptions(TowerOptions):
             raise ValueError("fuse: all is for fused weights: write fused: true")
         check_htsat_config(self.config)
         return self
+
+
+_TRANSFORMERS = (
+    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "mobilebert",
+    "modernbert", "mpnet", "roberta", "xlm-roberta",
+)  # fmt: skip
+_NOT_ARCHITECTURE = (  # notes of a config.json that say nothing of the network
+    "_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype", "id2label", "label2id",
+    "task_specific_params", "finetuning_task", "_attn_implementation_autoset",
+)  # fmt: skip
+_MAX_JSON = 64 * 2**20  # bytes of a config or a tokenizer
+_MAX_GROWTH = 1000  # times that the replacements of a tokenizer could lengthen a text
+_LENGTH = 256  # tokens read of a text, where the folder states no other number
+
+
+class TransformerOptions(TowerOptions):
+    """A text encoder of transformers, in a folder as `save_pretrained` writes it."""
+
+    folder: str = Field(
+        description="A folder with config.json, tokenizer.json and safetensors weights, such as that of "
+        "all-MiniLM-L6-v2."
+    )
+    pooling: Literal["mean", "cls"] | None = Field(
+        default=None,
+        description="The embedding of a text: the mean of its tokens' or the first one's; as the folder "
+        "states, else mean.",
+    )
+    length: int | None = Field(
+        default=None, ge=8, le=8192, description="Tokens read of a text; as the folder states, at most 256."
+    )
+    config: dict[str, Any] = Field(
+        default={},
+        repr=False,
+        description="The content of config.json; read from the folder and saved in bundles.",
+    )
+    tokenizer: str = Field(
+        default="", repr=False, description="The content of tokenizer.json, packed; as config."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_folder(cls, data: Any, info: ValidationInfo) -> Any:
+        """Fill in what the folder says, so that a saved bundle does not need it."""
+        if not isinstance(data, dict) or not isinstance(data.get("folder"), str):
+            return data
+        if data.get("config") and data.get("tokenizer"):
+            return data
+        if isinstance(info.context, dict) and BUNDLED in info.context:
+            raise ValueError(
+                "names a folder, which a bundle cannot; its card holds config and tokenizer itself"
+            )
+        folder = Path(data["folder"])
+        config = _read_json(folder / "config.json")
+        tokenizer = json.dumps(
+            _read_json(folder / "tokenizer.json"), ensure_ascii=False, separators=(",", ":")
+        )
+        pooling = _read_json(folder / "1_Pooling" / "config.json", optional=True)
+        stated = _read_json(folder / "sentence_bert_config.json", optional=True).get("max_seq_length")
+        first = "cls" if pooling.get("pooling_mode_cls_token") else "mean"
+        packed = base64.b64encode(zlib.compress(tokenizer.encode(), 9)).decode()
+        config = {key: value for key, value in config.items() if key not in _NOT_ARCHITECTURE}
+        filled = {**data, "config": config, "tokenizer": packed, "pooling": data.get("pooling") or first}
+        filled["length"] = data.get("length") or (stated if isinstance(stated, int) else _LENGTH)
+        return filled
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TransformerOptions:
+        check_plain(self.config, "config")
+        kind = self.config.get("model_type")
+        if kind not in _TRANSFORMERS:
+            raise ValueError(
+                f"{self.folder}: its model_type is {kind!r}; encoders of texts are {', '.join(_TRANSFORMERS)}"
+            )
+        if {"auto_map", "quantization_config"} & self.config.keys():
+            raise ValueError(f"{self.folder}: its config needs code or kernels of its own, which are not run")
+        growth = _count_growth(json.loads(unpack_tokenizer(self.tokenizer)))
+        if growth > _MAX_GROWTH:
+            raise ValueError(f"{self.folder}: its tokenizer makes texts up to {growth} times as long")
+        return self
+
+    @property
+    def read_length(self) -> int:
+        """The number of tokens read of a text: no more than the model has positions."""
+        positions = self.config.get("max_position_embeddings", 512)
+        first = (self.config.get("pad_token_id") or 0) + 1 if "roberta" in self.config["model_type"] else 0
+        first = first or (2 if self.config["model_type"] in ("camembert", "mpnet") else 0)
+        return max(8, min(self.length or _LENGTH, int(positions) - first))
+
+
+def unpack_tokenizer(packed: str) -> str:
+    """Return the content of tokenizer.json from the text that options keep it in.
+
+    Raises:
+        ValueError: It is no such text, or its content is too long.
+    """
+    try:
+        unpacker = zlib.decompressobj()
+        content = unpacker.decompress(base64.b64decode(packed, validate=True), _MAX_JSON)
+        if unpacker.unconsumed_tail or not unpacker.eof:
+            raise ValueError(f"longer than {_MAX_JSON} bytes, or cut short")
+        return content.decode()
+    except (zlib.error, ValueError) as error:
+        raise ValueError(f"tokenizer is not the packed content of a tokenizer.json: {error}") from None
+
+
+def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    try:
+        if path.is_file() and path.stat().st_size > _MAX_JSON:
+            raise ValueError(f"{path}: larger than {_MAX_JSON} bytes")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        if optional:
+            return {}
+        hint = ""
+        if path.name == "tokenizer.json" and path.parent.is_dir():
+            hint = "; write it once: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        raise ValueError(f"{path}: cannot be read ({error.strerror}){hint}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: must hold a mapping")
+    return cast("dict[str, Any]", value)
+
+
+def _count_growth(tokenizer: Any) -> int:
+    """Return how many times as long a text can become by the replacements of a tokenizer."""
+    growth, waiting = 1, [tokenizer]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            named = cast("dict[str, Any]", node)
+            if named.get("type") == "Replace" and isinstance(named.get("content"), str):
+                growth *= max(1, len(named["content"]))
+            waiting.extend(value for value in named.values() if isinstance(value, dict | list))
+        else:
+            waiting.extend(value for value in cast("list[Any]", node) if isinstance(value, dict | list))
+    return growth
+
+
+class TextOptions(BaseModel):
+    """The options of a text modality; inherit them beside `Modality`."""
+
+    clip: ClipOptions | None = Field(
+        default=ClipOptions(model="ViT-B-32-quickgelu", pretrained="openai"),
+        description="Encode with the text tower of this CLIP; left out where transformer is given.",
+    )
+    transformer: TransformerOptions | None = Field(
+        default=None,
+        description="Encode with this transformer from a folder instead (needs `pip install "
+        "'geobind[audio]'`).",
+    )
+    head: HeadKind = Field(
+        default="auto",
+        description="What maps the tower to the shared width; auto: nothing where it fits, else linear.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _transformer_replaces_clip(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("transformer") is not None and "clip" not in data:
+            return {**data, "clip": None}
+        return data
+
+    @model_validator(mode="after")
+    def _one_encoder(self) -> TextOptions:
+        if (self.clip is None) == (self.transformer is None):
+            raise ValueError("give either clip or transformer")
+        return self
+
+    def requires(self) -> Mapping[str, str]:
+        """Return the packages that the chosen encoder needs: module to the command that installs it."""
+        return {} if self.transformer is None else {"transformers": INSTALL["transformers"]}
 
 
 class AudioAugment(TowerOptions):
