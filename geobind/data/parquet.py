@@ -10,8 +10,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,32 +23,151 @@ from geobind.data.readers.files import shorten
 from geobind.errors import DataError
 from geobind.utils.arrow import pc
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 T = TypeVar("T")
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last where names of columns are not UTF-8
 _BATCH = 1024  # rows of a large group read at a time; a packed image may have a megabyte
 _BLOCK_BYTES, _BLOCK_ROWS = 32 * 1024**2, 65_536  # of row groups that are read together
 _THREADS = 4
+SPACE, EXPANSION = 256 * 1024**2, 100  # bytes that a file's rows may take, and so many times its own besides
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8}  # of a value, in bytes
 
 
 def read_record_batches(path: Path, file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Yield a file's rows in order: row groups that are small in parallel, others piece by piece.
 
-    Threads took two thirds of the time on two cores. What is held in memory is a few blocks of 32 MB.
+    Threads took two thirds of the time on two cores. What is held in memory is a few blocks of 32 MB, once
+    decoded. Columns that repeat values of a dictionary may come as such.
+
+    Raises:
+        DataError: The rows would take far more space than the file: a few kilobytes can repeat one value
+            until memory and disk are full.
     """
+    space = _Space(path, file.metadata, columns)
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-    if any(group.total_byte_size > _BLOCK_BYTES or group.num_rows > _BLOCK_ROWS for group in groups):
-        yield from file.iter_batches(_BATCH, columns=columns)
-        return
+    if space.repeated:
+        file = pq.ParquetFile(path, metadata=file.metadata, read_dictionary=space.repeated)
+    sizes = [max(group.total_byte_size, space.sizes[number]) for number, group in enumerate(groups)]
+    is_large = any(
+        size > _BLOCK_BYTES or group.num_rows > _BLOCK_ROWS for size, group in zip(sizes, groups, strict=True)
+    )
+    batches = (
+        _read_pieces(file, columns, sizes)
+        if is_large or space.repeated
+        else _read_blocks(path, file, columns, sizes)
+    )
+    for batch in batches:
+        yield from space.split(batch)
+
+
+def _read_pieces(file: pq.ParquetFile, columns: list[str], sizes: list[int]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of one group after the other: Arrow joins no dictionaries inside of lists."""
+    for number, size in enumerate(sizes):
+        row_bytes = size // max(1, file.metadata.row_group(number).num_rows)
+        rows = max(1, min(_BATCH, _BLOCK_BYTES // max(1, row_bytes)))
+        yield from file.iter_batches(rows, row_groups=[number], columns=columns)
+
+
+def _read_blocks(
+    path: Path, file: pq.ParquetFile, columns: list[str], sizes: list[int]
+) -> Iterator[pa.RecordBatch]:
     blocks: list[list[int]] = [[]]
     size = 0
-    for number, group in enumerate(groups):
-        if size + group.total_byte_size > _BLOCK_BYTES:
+    for number, group_size in enumerate(sizes):
+        if size + group_size > _BLOCK_BYTES:
             blocks, size = [*blocks, []], 0
         blocks[-1].append(number)
-        size += group.total_byte_size
+        size += group_size
     jobs = (partial(_read, path, file, block, columns) for block in blocks if block)
     for table in run_in_order(jobs, min(_THREADS, os.cpu_count() or 1)):
         yield from table.combine_chunks().to_batches()
+
+
+class _Space:
+    """Limit on what the rows of a file take once they are decoded.
+
+    The file's own figures decide first. They do not tell what a dictionary's values repeated take, so such
+    columns are read as dictionaries and measured before they are decoded.
+
+    Raises:
+        DataError: They take more than `SPACE` and `EXPANSION` times the file.
+    """
+
+    def __init__(self, path: Path, metadata: pq.FileMetaData, columns: list[str]) -> None:
+        self.path, self.taken = path, 0
+        self.limit = SPACE + EXPANSION * path.stat().st_size
+        self.sizes: list[int] = []  # decoded bytes of each row group, save what dictionaries repeat
+        repeated: dict[str, int] = {}  # most bytes of a column, by the name of its values
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            size = 8 * group.num_rows
+            for index in range(group.num_columns):
+                chunk = group.column(index)
+                if chunk.path_in_schema.split(".")[0] not in columns:
+                    continue
+                size += chunk.num_values * _WIDTHS.get(chunk.physical_type, 4)
+                if chunk.physical_type == "FIXED_LEN_BYTE_ARRAY":
+                    size += chunk.num_values * metadata.schema.column(index).length
+                elif chunk.physical_type == "BYTE_ARRAY":
+                    size += chunk.total_uncompressed_size
+                    if any("DICTIONARY" in encoding for encoding in chunk.encodings):
+                        worst = chunk.num_values * chunk.total_uncompressed_size
+                        repeated[chunk.path_in_schema] = repeated.get(chunk.path_in_schema, 0) + worst
+            self.sizes.append(size)
+        self.repeated = [name for name, worst in repeated.items() if self.repeats(worst)]
+        self._check(sum(self.sizes))
+
+    def repeats(self, worst: int) -> bool:
+        """Return whether a column may take so much that it is measured before it is decoded."""
+        return worst > SPACE // 4
+
+    def split(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Yield a batch in parts that are small once decoded.
+
+        Raises:
+            DataError: All rows so far take too much.
+        """
+        size_N = np.full(batch.num_rows, 8, dtype=np.int64)
+        for column in batch.columns:
+            size_N += _measure_cells(column)
+        self.taken += int(size_N.sum())
+        self._check(self.taken)
+        part_N = (np.cumsum(size_N) - size_N) // _BLOCK_BYTES
+        edges = [*np.flatnonzero(np.diff(part_N, prepend=-1)).tolist(), batch.num_rows]
+        for start, end in pairwise(edges):
+            yield batch.slice(start, end - start)
+
+    def _check(self, size: int) -> None:
+        if size > self.limit:
+            raise DataError(
+                f"{self.path}: its rows would take over {self.limit // 1_000_000} MB, though the file has "
+                f"{self.path.stat().st_size / 1000:,.1f} kB; does it repeat large values? Write each once, "
+                "as a file of its own that rows name"
+            )
+
+
+def _measure_cells(array: pa.Array) -> NDArray[np.int64]:
+    """Return how many bytes each cell takes once dictionaries are decoded."""
+    count, kind = len(array), array.type
+    if isinstance(array, pa.ExtensionArray):
+        return _measure_cells(array.storage)
+    if pa.types.is_dictionary(kind):
+        values_V = _measure_cells(array.dictionary)
+        index_N = pc.fill_null(array.indices, 0).to_numpy(zero_copy_only=False)
+        return values_V[index_N] if len(values_V) else np.zeros(count, dtype=np.int64)
+    if pa.types.is_struct(kind):
+        return sum((_measure_cells(part) for part in array.flatten()), np.zeros(count, dtype=np.int64))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
+        ends = np.concatenate([[0], np.cumsum(_measure_cells(array.values))])
+        offset_N = array.offsets.to_numpy()
+        return np.where(
+            array.is_valid().to_numpy(zero_copy_only=False), ends[offset_N[1:]] - ends[offset_N[:-1]], 0
+        )
+    if any(test(kind) for test in (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string)):
+        return pc.fill_null(pc.binary_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return np.full(count, array.nbytes // max(1, count), dtype=np.int64)
 
 
 def run_in_order(jobs: Iterable[Callable[[], T]], threads: int) -> Iterator[T]:

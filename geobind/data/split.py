@@ -17,7 +17,7 @@ import numpy as np
 from geobind.data.cells import CellError, degrees_to_arrow, is_missing
 from geobind.data.delimited import DelimitedFile, is_json_array
 from geobind.data.manifest import list_manifest_files
-from geobind.data.parquet import ParquetManifest, report_damage
+from geobind.data.parquet import ParquetManifest, read_record_batches, report_damage
 from geobind.data.readers.files import join_names
 from geobind.errors import DataError
 from geobind.utils.geo import assign_cells, nearest_km
@@ -196,9 +196,12 @@ def _read_text_values(manifest: Path, wanted: Sequence[str]) -> dict[str, list[A
 def _read_parquet_values(manifest: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
     rows = ParquetManifest(manifest)
     _check(rows.file.schema_arrow.names, wanted, manifest)
+    values: dict[str, list[Any]] = {column: [] for column in wanted}
     with report_damage(manifest):
-        table = rows.file.read(columns=list(wanted))
-    return {"": list(range(rows.file.metadata.num_rows)), **{c: table.column(c).to_pylist() for c in wanted}}
+        for batch in read_record_batches(manifest, rows.file, sorted(wanted)) if wanted else ():
+            for column in wanted:
+                values[column] += batch.column(column).to_pylist()
+    return {"": list(range(rows.file.metadata.num_rows)), **values}
 
 
 def _check(there: Any, wanted: Sequence[str], manifest: Path) -> None:
@@ -249,7 +252,7 @@ def _encode_parquet(manifest: Path, splits: Sequence[str | None], column: str) -
     field = pa.field(column, pa.string())
     schema = schema.append(field) if index < 0 else schema.set(index, field)
     with report_damage(manifest), pq.ParquetWriter(target, schema, compression="zstd") as writer:
-        for batch in file.iter_batches(1024):
+        for batch in read_record_batches(manifest, file, file.schema_arrow.names):
             values = pa.array(splits[first : first + batch.num_rows], pa.string())
             table = pa.Table.from_batches([batch])
             table = (

@@ -256,6 +256,9 @@ class Table:
         return f" of split '{self.view}'" if self.view else ""
 
     def _advice(self, name: str) -> str:
+        column = self.columns.get(name)
+        if isinstance(column, RasterColumn) and column.field is None:
+            return column.explain_uncovered(self.rows_N, self.name)
         if name in self.columns:
             return f"fill the column of '{name}', or use another split or table"
         return (

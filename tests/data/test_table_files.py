@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geobind.data import delimited
+from geobind.data import delimited, parquet
 from geobind.data.delimited import DelimitedFile, read_records
 from geobind.data.manifest import hash_manifest, list_manifest_files
 from geobind.data.options import DataOptions
@@ -279,3 +279,61 @@ def test_records_of_a_csv_file_are_read_by_importers_as_by_manifests(tmp_path, r
     assert [rows for _, rows in read_records(tmp_path / "m.csv", ",", strict=False)] == [
         [["key", "text"], ["1", "a b"]]
     ]
+
+
+LARGE = "word " * 20_000  # 100 kB
+REPEATED = {
+    "strings": lambda count: pa.array([LARGE] * count),
+    "bytes": lambda count: pa.array([LARGE.encode()] * count),
+    "lists": lambda count: pa.array([[LARGE, "b"]] * count),
+    "images": lambda count: pa.array(
+        [{"bytes": LARGE.encode(), "path": "a"}] * count,
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    ),
+    "lists of images": lambda count: pa.array(
+        [[{"bytes": LARGE.encode()}]] * count, pa.list_(pa.struct([("bytes", pa.binary())]))
+    ),
+    "vectors": lambda count: pa.array([[0.0] * 12_500] * count, pa.list_(pa.float64())),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+@pytest.mark.parametrize("role", ["text", "label"])
+def test_a_small_file_cannot_fill_memory_or_disk(tmp_path, monkeypatch, refused, name, role):
+    """30 MB of one value in a file of a few kB: what is refused has cost a fraction of it."""
+    monkeypatch.setattr(parquet, "SPACE", 4_000_000)
+    monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
+    table = pa.table({"text": ["a"] * 300} | {role: REPEATED[name](300)})
+    pq.write_table(table, tmp_path / "m.parquet", compression="zstd", row_group_size=100)
+    del table
+    assert (tmp_path / "m.parquet").stat().st_size < 40_000
+    before = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(pool)
+    try:
+        refused(lambda: opened(tmp_path, "m.parquet"), "its rows would take over", "repeat large values")
+        if role == "text":
+            split = SplitOptions(by="random", shares=(0.5, 0.5))
+            refused(
+                lambda: split_manifest(tmp_path / "m.parquet", tmp_path / "n.parquet", split), "would take"
+            )
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < 12_000_000
+    kept = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*") if file.is_file())
+    assert kept == 0
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_values_that_repeat_within_the_limit_are_read(tmp_path, monkeypatch, name):
+    table = pa.table({"text": REPEATED[name](7)})
+    pq.write_table(table, tmp_path / "m.parquet", row_group_size=3)
+    usual = opened(tmp_path, "m.parquet")
+    monkeypatch.setattr(parquet, "SPACE", 4_000_000)
+    monkeypatch.setattr(parquet, "_BLOCK_BYTES", 250_000)
+    monkeypatch.setattr(parquet._Space, "repeats", lambda *_: True)
+    monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "other"))
+    bounded = opened(tmp_path, "m.parquet")
+    assert len(bounded) == 7
+    for row in range(7):
+        assert str(bounded.columns["text"][row]) == str(usual.columns["text"][row])

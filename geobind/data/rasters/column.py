@@ -130,6 +130,38 @@ class RasterColumn:
             return np.any(_covered(self), axis=0)
         return map_arrow_table(self.path).column(self.field).is_valid().to_numpy()
 
+    def explain_uncovered(self, rows_N: NDArray[np.int32], table: str) -> str:
+        """Explain why none of these rows lies in a raster: where both lie, and whether axes are exchanged.
+
+        Args:
+            rows_N: Row numbers (N,).
+            table: The table's name, for the message.
+
+        Raises:
+            DataError: A raster cannot be opened.
+        """
+        from geobind.data.rasters.window import find_covered_places
+
+        rows = map_arrow_table(self.path)
+        lat_N, lon_N = (rows.column(name).to_numpy()[rows_N] for name in _PLACE)
+        known_N = np.isfinite(lat_N) & np.isfinite(lon_N)
+        if not known_N.any():
+            return f"no row of {table} has a place, which windows are cut around: fill lat and lon"
+        files = [self.files(name) for name in self.options.paths]
+        lat_N, lon_N = lat_N[known_N], lon_N[known_N]
+        exchanged = (np.abs(lon_N) <= 90) & np.any(
+            [find_covered_places(file, lon_N, lat_N) for file in files], axis=0
+        )
+        count = f"{int(exchanged.sum())} of {len(lat_N)}"
+        hint = (
+            f"; with lat and lon exchanged, {count} would: are the columns swapped?"
+            if exchanged.any()
+            else ""
+        )
+        extents = "; ".join(f"{file.name}: {_describe_extent(file)}" for file in files[:3])
+        places = _describe_range(lat_N.min(), lat_N.max(), lon_N.min(), lon_N.max())
+        return f"no place of {table} lies in a raster ({extents}; the places: {places}){hint}"
+
     def file_names(self, rows_N: NDArray[np.int32], limit: int) -> Iterator[tuple[int, str]]:
         """Yield the rasters that these rows name, each with its first row, at most `limit` of them."""
         seen: set[str] = set()
@@ -209,6 +241,21 @@ def _list_sidecars(raster: Path) -> tuple[Path, ...]:
     beside = [raster.with_name(raster.name + suffix) for suffix in (".aux.xml", ".ovr", ".msk")]
     beside += [raster.with_suffix(suffix) for suffix in (".tfw", ".wld", ".hdr", ".prj")]
     return (raster, *(file for file in beside if file.is_file()))
+
+
+def _describe_extent(file: Path) -> str:
+    """Describe where a raster lies, in degrees."""
+    from rasterio.warp import transform_bounds
+
+    from geobind.data.rasters.window import open_raster
+
+    raster = open_raster(file)
+    west, south, east, north = transform_bounds(raster.crs, "EPSG:4326", *raster.bounds)
+    return _describe_range(south, north, west, east)
+
+
+def _describe_range(south: float, north: float, west: float, east: float) -> str:
+    return f"{south:.2f} to {north:.2f} N, {west:.2f} to {east:.2f} E"
 
 
 def _lat_lon(path: Path, row: int) -> tuple[float | None, float | None]:
