@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from geobind.modality import Pair as Pair
     from geobind.modality import Place as Place
     from geobind.modality import Role as Role
+    from geobind.plugins import register as register
     from geobind.recipe import Recipe as Recipe
     from geobind.recipe import load_recipe as load_recipe
     from geobind.testing import check_modality as check_modality
@@ -36,6 +37,7 @@ _HOMES = {
     "hookimpl": "geobind.hookspecs",
     "load_recipe": "geobind.recipe",
     "open_table": "geobind.data.table",
+    "register": "geobind.plugins",
     "run": "geobind.training.run",
 }
 __all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import importlib.util
 import inspect
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, get_args
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, get_args, overload
 
 import pluggy
 
@@ -32,6 +37,7 @@ class Named(Protocol):
 
 
 C = TypeVar("C", bound=Named)  # the base class of one kind
+M = TypeVar("M", bound=Modality)
 
 
 class Source(NamedTuple):
@@ -43,6 +49,16 @@ class Source(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.distribution} {self.version} [{self.entry_point}]"
+
+    @property
+    def published(self) -> bool:
+        """Whether it is a distribution that can be installed elsewhere."""
+        return is_distribution(self.distribution)
+
+
+def is_distribution(name: str) -> bool:
+    """Return whether this can be the name of a distribution, as those of files and of classes are not."""
+    return re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", name) is not None
 
 
 class Plugin(NamedTuple, Generic[C]):
@@ -254,7 +270,78 @@ MODALITY = PluginKind(
 )
 
 
+_registered: dict[str, Plugin[Modality]] = {}
+
+
 @lru_cache(maxsize=1)
 def registry() -> Registry[Modality]:
-    """Return every modality on this machine; plugins are looked up once per process."""
-    return MODALITY.collect(list_entry_points())
+    """Return every modality on this machine, and those registered in this process.
+
+    Plugins are looked up once per process.
+    """
+    installed = MODALITY.collect(list_entry_points())
+    return replace(installed, plugins={**installed.plugins, **_registered})
+
+
+@overload
+def register(provider: type[M]) -> type[M]: ...
+@overload
+def register(provider: str | Path) -> None: ...
+def register(provider: type[M] | str | Path) -> type[M] | None:
+    """Make modalities that no installed plugin provides usable in this process.
+
+    Args:
+        provider: A class, such as one of a notebook's cell (`@geobind.register` above it); running the cell
+            again replaces it. Or a Python file, which answers hooks as an installed plugin does.
+
+    Returns:
+        The class.
+
+    Raises:
+        PluginError: The class or file is faulty, or an installed plugin provides the name.
+    """
+    if isinstance(provider, str | Path):
+        return _register_file(Path(provider))
+    if fault := MODALITY.find_fault(provider):
+        raise PluginError(fault)
+    _add(provider, Source(provider.__name__, "(registered)", "0"))
+    return provider
+
+
+def _register_file(path: Path) -> None:
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise PluginError(f"{path}: {error.strerror or error}; name a Python file of yours") from error
+    name = path.stem
+    if path.suffix != ".py" or not name.isidentifier():
+        raise PluginError(f"{path}: not the name of a Python file; call it such as my_modality.py")
+    # As a module of its own name in its own folder, so that worker processes import the same class.
+    if str(folder := path.resolve().parent) not in sys.path:
+        sys.path.append(str(folder))
+    importlib.invalidate_caches()
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None or Path(spec.origin).resolve() != path.resolve():
+        raise PluginError(f"{path}: there is another module '{name}' already; rename the file")
+    source = Source(name, f"./{path.name}", digest)
+    if any(p.source[:2] == source[:2] and p.source != source for p in _registered.values()):
+        importlib.reload(sys.modules[name])  # it has changed since
+    found = MODALITY.collect([EntryPoint(name, name, GROUP)])
+    if found.broken:
+        raise PluginError(f"{path}: {found.broken[0].reason}")
+    for plugin in found.plugins.values():
+        _add(plugin.cls, source)
+
+
+def _add(cls: type[Modality], source: Source) -> None:
+    """Add a class to the registry of this process.
+
+    Raises:
+        PluginError: Another plugin provides the name.
+    """
+    there = registry().plugins.get(cls.name)
+    if there is not None and there.cls is not cls and there.source[:2] != source[:2]:
+        raise PluginError(
+            f"modality '{cls.name}' is provided by {there.source} already; give {cls.__name__} another name"
+        )
+    registry().plugins[cls.name] = _registered[cls.name] = Plugin(cls, source)

@@ -20,10 +20,11 @@ def long_raws():
 
 
 def faults_of(modality, **fields):
-    files = [Path(__file__).parent / "third_party" / "faulty" / "profile.json"]
-    usual = {"bad_raws": ["Mont Blanc", []], "long_raws": long_raws(), "files": files, "entry_point": False}
-    fields = {**usual, **fields}
+    fields = {"bad_raws": ["Mont Blanc", []], "long_raws": long_raws(), "entry_point": False, **fields}
     return check_modality(modality, raws(), **fields)
+
+
+FILES = [Path(__file__).parent / "third_party" / "faulty" / "profile.json", b"[4.0, 2.0]"]
 
 
 def eager():
@@ -217,13 +218,13 @@ FAULTS = [
 
 
 def test_a_sound_modality_has_no_faults():
-    assert faults_of(faulty.Profile()) == []
+    assert faults_of(faulty.Profile(), files=FILES) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("modality", "test", "message"), FAULTS, ids=[test for _, test, _ in FAULTS])
 def test_each_fault_fails_the_test_meant_for_it_and_no_other(modality, test, message):
-    (fault,) = faults_of(modality())
+    (fault,) = faults_of(modality(), files=FILES if "file" in test else ())
     before, _, after = f"test_{test}: {message}".partition("...")
     assert fault.startswith(before) and fault.endswith(after)
     assert "..." in message or fault == before
@@ -274,8 +275,8 @@ def test_a_frozen_modality_may_have_nothing_to_train(monkeypatch):
 def test_a_cut_that_loses_the_end_of_text_token_is_found():
     # The fifteenth word differs: it fits beside the end of the text, but a larger word comes before it.
     long_raws = [[900.0, *map(float, range(13)), word, *map(float, range(30))] for word in (1.0, 9.0)]
-    assert faults_of(faulty.Words(), long_raws=long_raws, files=()) == []
-    (fault,) = faults_of(faulty.Words(keeps_the_end=False), long_raws=long_raws, files=())
+    assert faults_of(faulty.Words(), long_raws=long_raws) == []
+    (fault,) = faults_of(faulty.Words(keeps_the_end=False), long_raws=long_raws)
     assert fault.startswith("test_long_inputs_keep_their_end: long_raws[0] and long_raws[1] embed alike")
 
 

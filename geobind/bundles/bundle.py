@@ -111,7 +111,7 @@ def build_card(binder: SupportsBundle, **facts: Any) -> Card:
         "format": FORMAT,
         "width": binder.width,
         "modalities": options,
-        "plugins": {name: _origin(name) for name in binder.modalities},
+        "plugins": {name: _origin(name, type(m)) for name, m in binder.modalities.items()},
         "digests": {name: hash_module(encoder) for name, encoder in binder.encoders.items()},
         "versions": collect_versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -253,6 +253,13 @@ def push_to_hub(binder: SupportsBundle, name: str, *, private: bool = False) -> 
     Raises:
         GeobindError: The hub refuses it or cannot be reached.
     """
+    for modality in binder.modalities:
+        plugin = plugins.registry().plugins.get(modality)
+        if plugin is not None and not plugin.source.published:
+            raise PluginError(
+                f"cannot publish '{name}': '{modality}' is of {plugin.source}, which others cannot install; "
+                f"make a package: geobind new modality {modality}"
+            )
     with tempfile.TemporaryDirectory() as folder:
         return publish(save(binder, Path(folder)), name, private=private)
 
@@ -286,8 +293,7 @@ def _modality(card: Card, name: str, options: Mapping[str, Any], folder: Path) -
     made_with = f"{origin.distribution} {origin.version}" if origin else "an unknown plugin"
     if name not in registry.plugins:
         needs = f"{folder}: the bundle needs the modality '{name}' of {made_with}\n{registry.explain(name)}"
-        wanted = f"{origin.distribution}=={origin.version}" if origin else name
-        raise PluginError(needs if registry.clashes(name) else f"{needs}\n  install it: pip install {wanted}")
+        raise PluginError(needs if registry.clashes(name) else f"{needs}\n  {_explain_missing(name, origin)}")
     plugin = registry.plugins[name]
     if origin and (plugin.source.distribution, plugin.source.version) != (
         origin.distribution,
@@ -305,10 +311,31 @@ def _modality(card: Card, name: str, options: Mapping[str, Any], folder: Path) -
         ) from None
 
 
-def _origin(name: str) -> Origin:
+def _explain_missing(name: str, origin: Origin | None) -> str:
+    """Return how to get the plugin that a bundle needs."""
+    if origin is None:
+        return f"install a plugin that provides it, such as geobind-modality-{name}"
+    if plugins.is_distribution(origin.distribution):
+        return f"install it: pip install {origin.distribution}=={origin.version}"
+    return (
+        "it was never installed there: name its file, `geobind --plugin FILE.py COMMAND ...` or "
+        "geobind.register('FILE.py'), or in a notebook run the cell of its class, under @geobind.register"
+    )
+
+
+def _origin(name: str, cls: type[Modality]) -> Origin:
+    """Return the plugin of a modality.
+
+    Raises:
+        PluginError: No plugin provides its class, so that nobody could load the bundle.
+    """
     plugin = plugins.registry().plugins.get(name)
-    if plugin is None:  # a modality made in a notebook, never installed
-        return Origin(distribution="none", version="0")
+    if plugin is None:
+        raise PluginError(
+            f"'{name}' is not saved: no plugin provides {cls.__module__}.{cls.__qualname__}, so the bundle "
+            "could not be loaded; write @geobind.register above the class to load it where the class is "
+            f"registered, or make a package of it to load it anywhere: geobind new modality {name}"
+        )
     return Origin(distribution=plugin.source.distribution, version=plugin.source.version)
 
 

@@ -192,5 +192,13 @@ def _level(*, quiet: bool, verbose: bool) -> int:
 @click.option("-q", "--quiet", is_flag=True, help=_QUIET)
 @click.option("-v", "--verbose", is_flag=True, help=_VERBOSE)
 @click.option("--debug", is_flag=True, help=_SHOW)
-def main(quiet: bool, verbose: bool, debug: bool) -> None:  # LazyGroup.invoke reads them
+@click.option(
+    "--plugin", "plugins", multiple=True, metavar="FILE.py", help="Use the modalities of this file."
+)
+def main(quiet: bool, verbose: bool, debug: bool, plugins: tuple[str, ...]) -> None:  # `invoke` reads three
     """Bind any kind of observation of a place to satellite imagery, in one embedding space."""
+    if plugins:
+        from geobind.plugins import register
+
+        for file in plugins:
+            register(file)

@@ -19,7 +19,13 @@ def check_command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> Non
     A manifest that is not there is a mistake; but where a recipe comes with geobind, it is only said.
     """
     from geobind.recipe import RecipeProblems, load_recipe
-    from geobind.recipe.describe import describe_details, describe_stage, recipe_warnings, stage_facts
+    from geobind.recipe.describe import (
+        describe_details,
+        describe_stage,
+        describe_unpublished,
+        recipe_warnings,
+        stage_facts,
+    )
     from geobind.recipe.loading import is_shipped
     from geobind.recipe.validation import find_missing_files
 
@@ -46,6 +52,8 @@ def check_command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> Non
                 click.echo(f"    {line}")
             for line in recipe_warnings(checked, stage):
                 click.echo(f"    warning: {line}")
+        for line in describe_unpublished(checked):
+            click.echo(f"  note: {line}")
         for path, manifest in find_missing_files(checked):
             click.echo(f"  not here yet: {manifest} (--set {'.'.join(map(str, path))}=FILE names another)")
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from geobind import plugins
 from geobind.data.options import MixedData
 from geobind.modality import Modality
 from geobind.plugins import Registry
@@ -65,6 +66,17 @@ def describe_stage(recipe: Recipe, stage: Stage) -> str:
         aligned = f"{_listed(stage.aligned)} with {anchor}"
     trained = ", ".join(f"{name}{_how(part)}" for name, part in stage.trained.items())
     return f"align {aligned}, train {trained}"
+
+
+def describe_unpublished(recipe: Recipe) -> Iterator[str]:
+    """Yield a line for each modality whose plugin is no package, and so is not there where a bundle is sent."""
+    for name in recipe.modalities:
+        plugin = plugins.registry().plugins.get(name)
+        if plugin is not None and not plugin.source.published:
+            yield (
+                f"'{name}' is of {plugin.source}, no installed package: the bundle loads only where that is "
+                f"registered; `geobind new modality {name}` begins a package"
+            )
 
 
 def describe_details(recipe: Recipe, stage: Stage) -> Iterator[str]:

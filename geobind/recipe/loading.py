@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from geobind import plugins
-from geobind.errors import did_you_mean
+from geobind.errors import PluginError, did_you_mean
 from geobind.recipe import validation
 from geobind.recipe.parsing import (
+    KeyPath,
     ParsedYaml,
     Problem,
     RecipeProblems,
@@ -21,6 +22,7 @@ from geobind.recipe.parsing import (
 from geobind.recipe.schema import Recipe
 
 _log = logging.getLogger(__name__)
+_CARD = "binder.json"  # what marks the folder of a bundle
 
 # In a wheel the recipes lie inside the package; in a checkout beside it.
 _HERE = Path(__file__).resolve().parents[1]
@@ -69,7 +71,29 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = (), *, files: bool 
     file = find_recipe(name)
     _log.debug("recipe %s", file.resolve())
     base = Path() if is_shipped(name) else file.parent
-    return _checked(read_recipe_file(file, overrides), base, files=files, packages=True)
+    written = read_recipe_file(file, overrides)
+    problems = _register_plugins(written, base)
+    return _checked(written, base, files=files, packages=True, known=problems)
+
+
+def _register_plugins(written: ParsedYaml, base: Path) -> list[Problem]:
+    """Import the plugin files of a recipe that the user names, and return what is wrong with them.
+
+    Nobody else's recipe imports anything: not one that a bundle carries, whatever lies beside it.
+    """
+    named = written.values.get("plugins")
+    names = enumerate(cast("list[Any]", named)) if isinstance(named, list) else ()
+    files: list[tuple[KeyPath, str]] = [(("plugins", i), name) for i, name in names if isinstance(name, str)]
+    if files and (base / _CARD).exists():
+        message = "code is not taken from the folder of a bundle; copy the recipe, and the files you trust"
+        return [written.problem(("plugins",), message)]
+    problems: list[Problem] = []
+    for path, name in files:
+        try:
+            plugins.register(base / name)
+        except PluginError as error:
+            problems.append(written.problem(path, str(error)))
+    return problems
 
 
 def is_shipped(name: str | Path) -> bool:
@@ -92,15 +116,18 @@ def build_recipe(values: Mapping[str, Any], base: Path, *, source: str, files: b
     return _checked(ParsedYaml(plain, {path: source for path in marks}, source), base, files=files)
 
 
-def _checked(written: ParsedYaml, base: Path, *, files: bool, packages: bool = False) -> Recipe:
+def _checked(
+    written: ParsedYaml, base: Path, *, files: bool, packages: bool = False, known: Iterable[Problem] = ()
+) -> Recipe:
     recipe, problems, marred = validation.check_fields(written)
+    problems += known
     built, more = validation.check_modalities(written, plugins.registry(), base)
     problems += more
     if recipe is not None:
         recipe._written, recipe._base, recipe._built = written.values, base, built  # pyright: ignore[reportPrivateUsage]
-        known = {problem.path for problem in problems}
+        marked = {problem.path for problem in problems}
         problems += [
-            p for p in validation.check_stages(written, recipe, built, marred) if p.path not in known
+            p for p in validation.check_stages(written, recipe, built, marred) if p.path not in marked
         ]
         problems += validation.check_files(written, recipe) if files else []
         problems += validation.check_packages(written, recipe, built) if packages else []

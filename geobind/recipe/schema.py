@@ -411,6 +411,10 @@ class Recipe(RecipeBlock):
         default="satellite", description="the modality that stages align with unless they say otherwise"
     )
     modalities: dict[str, ModalityEntry] = Field(min_length=1)
+    plugins: tuple[str, ...] = Field(
+        default=(),
+        description="Python files that provide modalities and are no installed package, relative to the recipe",
+    )
     data: DataOptions | None = Field(
         default=None, description="rows for every stage that names none of its own"
     )

@@ -401,7 +401,8 @@ def check_stages(
     Nothing is reported as missing from a stage in `marred`, as it may be misspelt.
     """
     problems: list[Problem] = []
-    if recipe.anchor not in recipe.modalities:
+    unused = "anchor" not in written.values and all(stage.anchor for stage in recipe.stages)
+    if recipe.anchor not in recipe.modalities and not unused:
         problems.append(written.problem(("anchor",), explain_unknown(recipe.anchor, recipe.modalities)))
     names = [stage.name for stage in recipe.stages]
     for index, stage in enumerate(recipe.stages):

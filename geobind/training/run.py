@@ -20,7 +20,7 @@ from geobind.errors import CheckpointError, RecipeError
 from geobind.evaluation import Leakage, PairTable
 from geobind.evaluation.held_out import EvaluationResults
 from geobind.recipe import Recipe, load_recipe
-from geobind.recipe.describe import describe_stage, recipe_warnings
+from geobind.recipe.describe import describe_stage, describe_unpublished, recipe_warnings
 from geobind.recipe.parsing import dump_yaml
 from geobind.towers.weights import load_strictly, read_weights
 from geobind.training.distributed import (
@@ -159,6 +159,7 @@ def _check_stages(
     ]
     for stage in recipe.stages:
         warnings += [f"stage '{stage.name}': {line}" for line in recipe_warnings(recipe, stage)]
+    warnings += describe_unpublished(recipe)
     rehearse(recipe, binder, training)
     return warnings
 
