@@ -53,6 +53,11 @@ SOUNDS = {"raws": [tone(440, 1), tone(1760, 0.4)], "bad_raws": ["no_such.wav", b
 # Of 3 s the middle 0.96 s are heard; these differ in their last 0.23 s.
 LONG_SOUNDS = [then(tone(440, 1.75), tone(hertz, 0.25), tone(440, 1)) for hertz in (440, 1760)]
 
+NUMBERS = {
+    "raws": [np.array([1.0, 2, 3, 4]), [4, 3, 2, 1]],
+    "bad_raws": ["no_such.npy", b"no array", [1, 2, 3], [1, 2, 3, np.inf], [np.nan] * 4, "warm"],
+}
+
 # For each modality, options that make it small, and the fields of its contract.
 EXAMPLES = {
     "satellite": [
@@ -64,6 +69,11 @@ EXAMPLES = {
     ],
     "ground_image": [({"clip": CLIP}, IMAGES | {"width": 16}), ({"timm": TIMM, "size": 32}, IMAGES)],
     "text": [({"clip": CLIP}, TEXTS | {"width": 16})],
+    "vector": [
+        ({"size": 4, "hidden": [8]}, NUMBERS),
+        ({"size": 4, "missing": True, "hidden": []}, NUMBERS | {"raws": [[1, 2, np.nan, 4], [1, 2, 3, 4]]}),
+        ({"size": 4, "identity": True}, NUMBERS | {"width": 4}),
+    ],
     "audio": [
         ({"timm": TIMM, "rate": RATE, "seconds": 0.96, "mels": 32}, SOUNDS | {"long_raws": LONG_SOUNDS}),
         ({"htsat": HTSAT}, SOUNDS | {"width": 16}),

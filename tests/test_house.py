@@ -183,7 +183,7 @@ def test_the_core_names_no_built_in_modality_or_dataset():
             said | imported | {word for word in identifiers(TREES[name]) if any(our in word for our in ours)}
         )
 
-    assert names == {"audio", "earth", "ground_image", "satellite", "text", "toyearth"}
+    assert names == {"audio", "earth", "ground_image", "satellite", "text", "toyearth", "vector"}
     assert found_in(FILES, named) == {}
 
 

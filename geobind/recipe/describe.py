@@ -69,7 +69,7 @@ def describe_stage(recipe: Recipe, stage: Stage) -> str:
 
 
 def describe_unpublished(recipe: Recipe) -> Iterator[str]:
-    """Yield a line for each modality whose plugin is no package, and so is not there where a bundle is sent."""
+    """Yield a line for each modality of no package, which is not there where a bundle is sent."""
     for name in recipe.modalities:
         plugin = plugins.registry().plugins.get(name)
         if plugin is not None and not plugin.source.published:

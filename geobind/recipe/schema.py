@@ -413,7 +413,7 @@ class Recipe(RecipeBlock):
     modalities: dict[str, ModalityEntry] = Field(min_length=1)
     plugins: tuple[str, ...] = Field(
         default=(),
-        description="Python files that provide modalities and are no installed package, relative to the recipe",
+        description="Python files, relative to the recipe, that provide modalities as a package would",
     )
     data: DataOptions | None = Field(
         default=None, description="rows for every stage that names none of its own"
