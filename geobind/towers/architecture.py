@@ -141,6 +141,25 @@ def check_config(config: dict[str, Any], section: Literal["", "vision_cfg", "tex
         raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
+def check_clip_config(config: dict[str, Any]) -> None:
+    """Check an open_clip config with its towers, as far as this can be done before one of them is chosen.
+
+    A text tower that needs files of a hub may stand beside an image tower; it is refused where it is built.
+
+    Raises:
+        ValueError: A value is of another type, out of range, or names something to fetch or to read.
+    """
+    check_config({key: value for key, value in config.items() if key not in _TOWERS}, "")
+    for section in _TOWERS:
+        tower = config.get(section)
+        if isinstance(tower, dict) and not _HUB_TEXT & tower.keys():
+            check_config(cast("dict[str, Any]", tower), section)
+
+
+_TOWERS: tuple[Literal["vision_cfg", "text_cfg"], ...] = ("vision_cfg", "text_cfg")
+_HUB_TEXT = {"hf_model_name", "hf_tokenizer_name"}
+
+
 _OF_THE_TOWER = frozenset(
     {"pretrained", "in_chans", "num_classes", "checkpoint_path", "cache_dir", "pretrained_cfg"}
 )

@@ -12,7 +12,12 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from geobind.extras import INSTALL
-from geobind.towers.architecture import check_htsat_config, check_plain, check_timm_options
+from geobind.towers.architecture import (
+    check_clip_config,
+    check_htsat_config,
+    check_plain,
+    check_timm_options,
+)
 
 HeadKind = Literal["auto", "identity", "linear", "mlp"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -88,6 +93,8 @@ class ClipOptions(TowerOptions):
             raise ValueError("pretrained: name an open_clip tag (such as openai) or a file, or say false")
         if isinstance(self.model, dict) and "embed_dim" not in self.model:
             raise ValueError("an open_clip config needs embed_dim, and vision_cfg or text_cfg")
+        if isinstance(self.model, dict):
+            check_clip_config(self.model)
         if isinstance(self.model, str) and self.pretrained == "openai" and "quickgelu" not in self.model:
             raise ValueError(
                 f"OpenAI's weights were trained with QuickGELU, which '{self.model}' does not use: "

@@ -187,3 +187,20 @@ def test_thousands_of_mistakes_are_shown_in_part():
     with pytest.raises(RecipeProblems, match=r"and 900 more$") as caught:
         parse_yaml("".join(f"{number}.5: 1\n" for number in range(1000)), "r")
     assert len(caught.value.problems) == 1000
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        "{model: {embed_dim: 8, vision_cfg: {timm_model_name: 'hf-hub:evil/x'}}, pretrained: false}",
+        "{model: {embed_dim: 8, vision_cfg: {timm_model_name: 'local-dir:/etc'}}, pretrained: false}",
+        "{model: {embed_dim: 99999999999, vision_cfg: {}}, pretrained: false}",
+        "{model: {embed_dim: 16, vision_cfg: {width: -1}}, pretrained: false}",
+    ],
+)
+def test_an_architecture_that_names_a_hub_or_a_folder_or_absurd_sizes_is_refused_by_check(tmp_path, clip):
+    from geobind.recipe import load_recipe
+
+    (tmp_path / "r.yaml").write_text(f"name: r\nmodalities:\n  satellite: {{clip: {clip}}}\nstages: []\n")
+    with pytest.raises(RecipeProblems, match=r"r\.yaml:3:\d+: modalities\.satellite\.clip"):
+        load_recipe(tmp_path / "r.yaml")
