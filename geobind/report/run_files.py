@@ -135,7 +135,7 @@ class _WrittenRecipe(RunFileModel):
     name: str | None = None
     width: int | None = None
     seed: int = 0
-    anchor: str = "satellite"
+    anchor: str = Recipe.model_fields["anchor"].default
     modalities: dict[str, _WrittenModality | None]
     stages: list[_WrittenStage]
     data: dict[str, Any] | None = None
