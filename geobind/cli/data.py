@@ -50,7 +50,9 @@ def _table_options(given: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--inline", multiple=True, metavar="COLUMN", help="A column whose strings are the text."
         ),
-        click.option("--limit", type=click.IntRange(1), help="Use only the first N rows."),
+        click.option(
+            "--limit", type=click.IntRange(1), help="Use only N rows, evenly spread over all of them."
+        ),
     ):
         given = option(given)
     return given
@@ -70,22 +72,35 @@ def _open(
     from geobind.data.table import open_table
     from geobind.errors import DataError
 
-    if manifest.suffix.lower() in (".yaml", ".yml"):
+    if _is_yaml(manifest):
         if columns or root or files or inline:
             raise DataError(f"{manifest}: is a recipe and says itself which columns and files are meant")
-        return _open_recipe(manifest, limit)
+        return _spread(_open_recipe(manifest)[0], limit)
     said = split_vectors(parse_columns(columns))
-    options = DataOptions(manifest=manifest, columns=said, root=root, files=files, inline=inline, limit=limit)
+    options = DataOptions(manifest=manifest, columns=said, root=root, files=files, inline=inline)
     names = [name for name in said if name not in PLACE_COLUMNS]
     if not names:
         taken = {str(said.get(name, name)) for name in PLACE_COLUMNS} | {"geometry"}
         names = [column for column in list_manifest_columns(manifest) if column not in taken]
     if not names:
         raise DataError(f"{manifest}: has no column of observations")
-    return open_table(options, Path(), names)
+    return _spread(open_table(options, Path(), names), limit)
 
 
-def _open_recipe(path: Path, limit: int | None) -> Table:
+def _is_yaml(manifest: Path) -> bool:
+    return manifest.suffix.lower() in (".yaml", ".yml")
+
+
+def _spread(table: Table, limit: int | None) -> Table:
+    """Take rows evenly from all of a table: its beginning may be of one split, class or folder alone."""
+    import numpy as np
+
+    if limit is None or limit >= len(table):
+        return table
+    return table.take(np.arange(limit) * len(table) // limit)
+
+
+def _open_recipe(path: Path) -> tuple[Table, Recipe]:
     from geobind.data.table import open_table
     from geobind.errors import DataError
     from geobind.recipe import load_recipe
@@ -94,9 +109,7 @@ def _open_recipe(path: Path, limit: int | None) -> Table:
     data: DataOptions | None = recipe.data
     if data is None:
         raise DataError(f"{path}: names no `data` for the whole recipe; give the manifest instead")
-    return open_table(
-        data.model_copy(update={"limit": limit or data.limit}), recipe.base, list(recipe.modalities)
-    )
+    return open_table(data, recipe.base, list(recipe.modalities)), recipe
 
 
 @data_command.command("check")
@@ -106,11 +119,16 @@ def _open_recipe(path: Path, limit: int | None) -> Table:
 def check(quick: bool, as_json: bool, **given: Any) -> None:
     """Check every observation of MANIFEST: broken files, copies, leaks between splits, sizes, classes.
 
+    Of a recipe each observation is also prepared as its modality does: what that refuses cannot be used.
     Exits with 2 if an observation cannot be used, with 0 otherwise, warnings or not.
     """
     from geobind.data.inspect import format_report, inspect_table
 
-    report = inspect_table(_open(**given), quick=quick)
+    prepare = None
+    table = _open(**given)
+    if _is_yaml(given["manifest"]):
+        prepare = {name: kind.prepare for name, kind in _open_recipe(given["manifest"])[1].built.items()}
+    report = inspect_table(table, quick=quick, prepare=prepare)
     if as_json:
         print_json(report)
     else:
@@ -271,6 +289,7 @@ def _rows_of(recipe: Recipe, stage: Stage, given: Mapping[str, Any]) -> Rows:
     table = next(iter(recipe.tables_of(stage)), None)
     names = recipe.names_of(stage)
     found = open_table(_replaced(table, given), recipe.base, tuple(recipe.modalities)).split(stage.split)
+    found = _spread(found, given["limit"])
     there = tuple(name for name in names if name in found.columns)
     return TableRows(found.take(found.rows_with(there)), there)
 
@@ -280,7 +299,7 @@ def _replaced(data: DataOptions | None, given: Mapping[str, Any]) -> DataOptions
 
     kept = data.model_dump(exclude={"weight"}) if data is not None and data.manifest else {}
     said = {
-        **given,
+        **{name: value for name, value in given.items() if name != "limit"},
         "manifest": given["manifest"].resolve(),
         "root": given["root"] and given["root"].resolve(),
     }

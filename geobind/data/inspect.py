@@ -7,9 +7,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import combinations, islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
@@ -19,6 +20,7 @@ import numpy as np
 from geobind.data.columns import ArrowColumn
 from geobind.data.rasters.column import RasterColumn
 from geobind.data.readers.files import describe, open_binary
+from geobind.data.readers.image_header import detect_format, read_header
 from geobind.errors import DataError
 from geobind.modality import Place
 from geobind.utils.geo import nearest_km
@@ -26,19 +28,15 @@ from geobind.utils.progress import track
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from geobind.data.table import Table
 
 
 Kind = Literal["image", "sound", "words", "numbers", "unknown"]
 
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_JPEG_2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
-_IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", *_TIFF, *_JPEG_2000)
 _SOUNDS = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"FORM", b".snd", b"RF64")
 _FLAT = 2.0  # grey levels of 255; below, an image's hash is noise
-_SILENT = 1e-4  # of full scale
+SILENT = 1e-4  # of full scale
 _HEAD, _PART = 16, 2**20  # bytes
 
 
@@ -56,15 +54,37 @@ class ObservationFacts:
     silent: bool = False
     length: int | None = None  # characters of a text, numbers of a vector
     marks: tuple[int, int] | None = None  # difference hashes of 64 and 256 bits; None of a flat image
+    flat: bool = False  # an image of next to no contrast, such as one that is all black
+    deep: bool = False  # whether an image holds other values than those of 8 bits
+
+    @property
+    def featureless(self) -> bool:
+        """Whether there is nothing in it by which two places could be told apart."""
+        return self.flat or self.silent
 
 
-def inspect_raw(raw: Any) -> ObservationFacts:
+Prepare = Callable[[Any], Any]
+
+
+def inspect_raw(raw: Any, prepare: Prepare | None = None) -> ObservationFacts:
     """Decode an observation and return its properties; faults are reported, not raised.
 
     Args:
         raw: A path, bytes, a string, an array of an image (H, W, C) or of numbers, or a place, as columns
             give them.
+        prepare: What a modality makes of it: what that refuses is a fault too.
     """
+    facts = _inspect(raw)
+    if prepare is None or facts.fault is not None:
+        return facts
+    try:
+        prepare(raw)
+    except DataError as error:
+        return replace(facts, fault=str(error))
+    return facts
+
+
+def _inspect(raw: Any) -> ObservationFacts:
     try:
         if isinstance(raw, str):
             return ObservationFacts(
@@ -84,11 +104,9 @@ def inspect_raw(raw: Any) -> ObservationFacts:
 
 def detect_kind(content: bytes) -> Kind:
     """Detect the kind of an encoded observation by its first bytes; `unknown` may be text."""
-    if content.startswith(b"RIFF"):
-        return "image" if content[8:12] == b"WEBP" else "sound"
-    if content.startswith(_IMAGES):
+    if detect_format(content) is not None:
         return "image"
-    return "sound" if content.startswith(_SOUNDS) else "unknown"
+    return "sound" if content.startswith((b"RIFF", *_SOUNDS)) else "unknown"
 
 
 def _inspect_content(raw: Path | bytes, head: bytes, digest: bytes) -> ObservationFacts:
@@ -97,7 +115,7 @@ def _inspect_content(raw: Path | bytes, head: bytes, digest: bytes) -> Observati
     kind = detect_kind(head)
     try:
         if kind == "image":
-            return _inspect_image(raw, head, digest)
+            return _inspect_image(raw, digest)
         if kind == "sound":
             return _inspect_sound(raw, digest)
         return ObservationFacts("words", digest=digest, length=len(read_text(raw)))
@@ -114,35 +132,44 @@ def _inspect_array(array: NDArray[Any]) -> ObservationFacts:
         lacking = np.isinf(array).any() or np.isnan(array).all()  # NaN is a number that is missing
         fault = "holds numbers that are infinite, or nothing but NaN" if lacking else None
         return ObservationFacts("numbers", fault, digest, length=array.size)
-    height, width, channels = array.shape
-    return ObservationFacts(
-        "image", None, digest, (width, height), channels, marks=_compute_hashes(array.transpose(2, 0, 1))
-    )
+    return _describe_image(array.transpose(2, 0, 1), digest)
 
 
-def _inspect_image(raw: Path | bytes, head: bytes, digest: bytes) -> ObservationFacts:
-    from geobind.data.readers.images import read_image
-
-    try:
-        image_CHW: Tensor = read_image(raw, channels=3)
-    except DataError as photo_fault:
-        try:  # what cannot be shown as a photo may be one band of values
-            image_CHW = read_image(raw, channels=1)
-        except DataError:
-            if head.startswith(_TIFF + _JPEG_2000) and isinstance(raw, Path):
-                return _inspect_raster(raw, digest)
-            return ObservationFacts("image", str(photo_fault), digest)
+def _describe_image(image_CHW: NDArray[Any], digest: bytes) -> ObservationFacts:
     channels, height, width = image_CHW.shape
+    marks = _compute_hashes(image_CHW)
     return ObservationFacts(
-        "image", None, digest, (width, height), channels, marks=_compute_hashes(image_CHW.numpy())
+        "image",
+        None,
+        digest,
+        (width, height),
+        channels,
+        marks=marks,
+        flat=marks is None,
+        deep=image_CHW.dtype != np.uint8,
     )
+
+
+def _inspect_image(raw: Path | bytes, digest: bytes) -> ObservationFacts:
+    """Inspect an encoded image in the bands that it has; no modality says here how many it wants."""
+    from geobind.data.readers.images import MAX_PIXELS, MAX_SIDE, read_image
+
+    with open_binary(raw) as file:
+        header = read_header(file, describe(raw))
+    if header is None or header.photo:
+        return _describe_image(read_image(raw).numpy(), digest)
+    large = max(header.width, header.height) > MAX_SIDE or header.width * header.height > MAX_PIXELS
+    if large and header.format in ("TIFF", "JPEG2000") and isinstance(raw, Path):
+        return _inspect_raster(raw, digest)
+    return _describe_image(read_image(raw, channels=header.bands).numpy(), digest)
 
 
 def _inspect_raster(path: Path, digest: bytes) -> ObservationFacts:
     from geobind.data.rasters.opening import open_raster
 
     dataset = open_raster(path)
-    return ObservationFacts("image", None, digest, (dataset.width, dataset.height), dataset.count)
+    size, deep = (dataset.width, dataset.height), set(dataset.dtypes) != {"uint8"}
+    return ObservationFacts("image", None, digest, size, dataset.count, deep=deep)
 
 
 _ANY_RATE = 16_000  # of a file, which has one of its own
@@ -161,7 +188,7 @@ def _inspect_sound(raw: Path | bytes, digest: bytes) -> ObservationFacts:
         channels=channels,
         rate=rate,
         seconds=len(samples_T) / rate,
-        silent=float(samples_T.abs().max()) < _SILENT,
+        silent=float(samples_T.abs().max()) < SILENT,
     )
 
 
@@ -207,8 +234,12 @@ class InspectedObservation(NamedTuple):
     facts: ObservationFacts
 
 
-def inspect_column(table: Table, name: str) -> Iterator[InspectedObservation]:
+def inspect_column(table: Table, name: str, prepare: Prepare | None = None) -> Iterator[InspectedObservation]:
     """Inspect every observation of a modality, a file that many rows name only once."""
+
+    def inspect(raw: Any) -> ObservationFacts:
+        return inspect_raw(raw, prepare)
+
     known: dict[Path, ObservationFacts] = {}
     rows = table.rows_with([name])
     if not len(rows):
@@ -217,9 +248,9 @@ def inspect_column(table: Table, name: str) -> Iterator[InspectedObservation]:
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoders let other threads run
         while chunk := list(islice(raws, _CHUNK)):
             fresh = dict.fromkeys(raw for _, raw in chunk if isinstance(raw, Path) and raw not in known)
-            known |= zip(fresh, pool.map(inspect_raw, fresh), strict=True)
+            known |= zip(fresh, pool.map(inspect, fresh), strict=True)
             others = pool.map(
-                inspect_raw, [raw for _, raw in chunk if not isinstance(raw, Path | ObservationFacts)]
+                inspect, [raw for _, raw in chunk if not isinstance(raw, Path | ObservationFacts)]
             )
             for row, raw in chunk:
                 if isinstance(raw, ObservationFacts):
@@ -320,6 +351,7 @@ def _pairs(
 
 NEAR_KM = (1.0, 10.0)
 _LISTED = 5
+_MOST_RASTERS = 1000  # of a column whose scales are compared
 
 
 def list_warnings(report: Mapping[str, Any]) -> Iterator[str]:
@@ -339,6 +371,20 @@ def list_warnings(report: Mapping[str, Any]) -> Iterator[str]:
             )
         if summary["silent"]:
             yield f"{name}: {summary['silent']} sounds are silent"
+        if summary["flat"]:
+            images = summary["kinds"]["image"]
+            yield (
+                f"{name}: {summary['flat']} of {images} images are of one colour (all black, say): look at "
+                "one; missing pixels and a wrong `stretch` look so"
+            )
+        if len(summary["image_values"]) > 1:
+            both = _counts(summary["image_values"])
+            yield (
+                f"{name}: images of {both} are mixed; values of 8 bits count from "
+                "0 to 1 and others as they are: bring all to one type (rasters by `stretch`)"
+            )
+        if summary["scales"]:
+            yield f"{name}: {summary['scales']}"
         if len(summary["sound_rates"]) > 1:
             yield f"{name}: sounds have {len(summary['sound_rates'])} sampling rates; low ones lack treble"
     for pair in (report["places"] or {}).get("apart", []):
@@ -398,7 +444,7 @@ def _modality_lines(name: str, summary: Mapping[str, Any]) -> Iterator[str]:
     if summary["lengths"]:
         yield f"  length {_spread_text(summary['lengths'])}"
     if summary["flat"]:
-        yield f"  {summary['flat']} images have no feature and were not compared"
+        yield f"  {summary['flat']} images are of one colour and were not compared"
     if summary["broken"]:
         yield f"  {summary['broken']} cannot be used:"
         yield from (f"    {fault['row']}: {fault['reason']}" for fault in summary["faults"][:_LISTED])
@@ -423,12 +469,15 @@ _EXAMPLES = 5
 Report = dict[str, Any]
 
 
-def inspect_table(table: Table, *, quick: bool = False) -> Report:
+def inspect_table(
+    table: Table, *, quick: bool = False, prepare: Mapping[str, Prepare] | None = None
+) -> Report:
     """Return a report on a table's contents, as values that JSON can hold.
 
     Args:
         table: What to look at.
         quick: Only see whether files are there and not empty; nothing is decoded or compared.
+        prepare: What the modalities of a recipe make of their observations: what they refuse is broken.
 
     Returns:
         `rows`, `splits`, `modalities` (for each: rows by split, kinds, sizes, rates, repeats), `labels`,
@@ -436,9 +485,14 @@ def inspect_table(table: Table, *, quick: bool = False) -> Report:
         observations cannot be used) and `warnings` (sentences about what can be used but should be known).
     """
     splits = _splits(table)
-    view = check_column_files if quick else inspect_column
-    found = {name: list(view(table, name)) for name in table.columns}
-    modalities = {name: _modality(items, splits, table.keys) for name, items in found.items()}
+    modalities: dict[str, Report] = {}
+    for name in table.columns:
+        seen = (
+            check_column_files(table, name)
+            if quick
+            else inspect_column(table, name, (prepare or {}).get(name))
+        )
+        modalities[name] = _modality(list(seen), splits, table.keys, _compare_scales(table, name))
     report: Report = {
         "name": table.name,
         "rows": len(table),
@@ -462,7 +516,10 @@ def _splits(table: Table) -> list[str | None]:
 
 
 def _modality(
-    items: Sequence[InspectedObservation], splits: Sequence[str | None], keys: Sequence[str]
+    items: Sequence[InspectedObservation],
+    splits: Sequence[str | None],
+    keys: Sequence[str],
+    scales: str | None,
 ) -> Report:
     good = [item for item in items if item.facts.fault is None]
     rows = {item.row for item in items}
@@ -477,14 +534,38 @@ def _modality(
         "faults": [{"row": keys[item.row], "reason": item.facts.fault} for item in bad[:1000]],
         "image_sizes": _counted(f"{f.size[0]} x {f.size[1]}" for _, f in good if f.size),
         "image_channels": _counted(str(f.channels) for _, f in good if f.size),
+        "image_values": _counted("other values" if f.deep else "8 bits" for _, f in good if f.size),
         "sound_rates": _counted(str(f.rate) for _, f in good if f.rate),
         "sound_seconds": _spread([f.seconds for _, f in good if f.seconds is not None]),
         "silent": sum(f.silent for _, f in good),
         "lengths": _spread([f.length for _, f in good if f.length is not None]),
         "repeated": _repeated(good, splits, keys),
         "near": _near(good, splits, keys),
-        "flat": sum(f.kind == "image" and f.size is not None and f.marks is None for _, f in good),
+        "flat": sum(f.flat for _, f in good),
+        "scales": scales,
     }
+
+
+def _compare_scales(table: Table, name: str) -> str | None:
+    """Return what is wrong with the scales and offsets that the rasters of a column state, if anything is."""
+    from geobind.data.rasters.window import list_scales
+
+    column = table.columns[name]
+    if not isinstance(column, RasterColumn):
+        return None
+    stated: set[tuple[float, float]] = set()
+    for _, file in column.file_names(table.rows_N, _MOST_RASTERS):
+        with suppress(DataError):  # it is broken, and reported as such
+            stated |= set(list_scales(column.files(file)))
+    applied = column.options.scaled is not False
+    if len(stated) < 2 or (applied and (1.0, 0.0) not in stated):
+        return None
+    listed = ", ".join(f"* {scale:g} + {offset:g}" for scale, offset in sorted(stated)[:_LISTED])
+    return (
+        "some rasters state a scale or an offset, which is applied, and others none"
+        if applied
+        else "rasters state different scales and offsets, and their values are read as stored"
+    ) + f" ({listed}): the same number may mean different things"
 
 
 def _counted(words: Iterable[str]) -> dict[str, int]:
@@ -507,7 +588,7 @@ def _repeated(
     """Count observations whose content, bit by bit, is in several rows, and in several splits."""
     rows: defaultdict[bytes, dict[int, None]] = defaultdict(dict)
     for row, facts in items:
-        if facts.digest:
+        if facts.digest and not facts.featureless:  # all that is black is alike, and no sign of a leak
             rows[facts.digest][row] = None
     groups = [list(group) for group in rows.values() if len(group) > 1]
     across = [group for group in groups if len({splits[row] for row in group} - {None}) > 1]

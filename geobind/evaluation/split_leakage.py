@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from geobind.data.inspect import find_near_duplicates, inspect_raw
+from geobind.data.inspect import SILENT, find_near_duplicates, inspect_raw
 from geobind.data.table import Table
 from geobind.errors import DataError
 from geobind.utils.geo import nearest_km
@@ -71,7 +71,8 @@ def find_copies(
         compared.add(row)
         words = words or isinstance(item, str)
         digest = _hash_item(item, sizes)
-        if digest in first:
+        # What is all black, or silent, is alike, and no sign of a leak.
+        if digest in first and not _is_featureless(item, digest):
             copied_from.setdefault(row, first[digest])
     example = next((f"{test.keys[row]} and {train.keys[twin]}" for row, twin in copied_from.items()), None)
     same = SharedObservations(len(compared), len(copied_from), words, example)
@@ -86,6 +87,23 @@ def find_copies(
     twins = {row: twin for row, twin in twins.items() if row not in copied_from}
     example = next((f"{test.keys[row]} and {train.keys[twin]}" for row, twin in twins.items()), None)
     return replace(same, near=len(twins), near_example=example)
+
+
+_FEATURELESS: dict[Digest, bool] = {}  # by content, so that no copy is decoded twice
+_MOST_KNOWN = 100_000
+
+
+def _is_featureless(item: Any, digest: Digest) -> bool:
+    """Return whether an image is of one colour, or a sound silent."""
+    if digest not in _FEATURELESS:
+        if len(_FEATURELESS) >= _MOST_KNOWN:
+            _FEATURELESS.clear()
+        if isinstance(item, tuple):  # samples and their rate
+            samples = np.asarray(item[0])
+            _FEATURELESS[digest] = bool(np.abs(samples).max(initial=0) < SILENT)
+        else:
+            _FEATURELESS[digest] = not isinstance(item, str) and inspect_raw(item).featureless
+    return _FEATURELESS[digest]
 
 
 def _are_images(table: Table, name: str, rows_N: NDArray[np.int64]) -> bool:

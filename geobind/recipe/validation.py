@@ -453,14 +453,32 @@ def _install(module: str) -> dict[str, str]:
 
 
 def check_files(written: ParsedYaml, recipe: Recipe) -> list[Problem]:
-    """Check that every manifest exists and has the columns that stages need."""
+    """Check that manifests exist, have the columns that stages need, and places that their rasters cover."""
     whose = "the current folder" if recipe.base == Path() else f"the recipe's folder, {recipe.base}"
     missing = [
         (path, f"no such file: {manifest} (relative to {whose})")
         for path, manifest in find_missing_files(recipe)
     ]
     faults = find_column_faults(recipe, list_data_blocks(recipe))
-    return [written.problem(path, message) for path, message in [*missing, *faults]]
+    uncovered = [] if missing else find_uncovered(recipe)
+    return [written.problem(path, message) for path, message in [*missing, *faults, *uncovered]]
+
+
+def find_uncovered(recipe: Recipe) -> Iterator[Fault]:
+    """Yield the rasters that cover none of the places that windows are to be cut around."""
+    from geobind.data.rasters.column import RasterColumn
+    from geobind.data.table import open_table
+
+    for path, options in list_data_blocks(recipe):
+        for name, rasters in options.rasters.items():
+            if not rasters.paths or options.manifest is None:
+                continue
+            try:
+                column = open_table(options, recipe.base, [name]).columns[name]
+                if isinstance(column, RasterColumn):
+                    column.present_N()
+            except DataError as error:
+                yield (*path, "rasters", name, "path"), str(error)
 
 
 def find_missing_files(recipe: Recipe) -> list[tuple[KeyPath, Path]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -124,7 +125,7 @@ def prepare_image(raw: Any, spec: ImageSpec, augment: PhotoAugment | None = None
     cropped = augment is not None and augment.random_resized_crop is not None
     scale = None if cropped else partial(_scale, spec)
     image_CHW = decode_image(raw, channels=spec.channels, needed=_needed(spec, augment), scale=scale)
-    _check_units(image_CHW, spec, describe(raw))
+    _check_units(image_CHW, spec, describe(raw) if isinstance(raw, str | Path) else "the image")
     size = [spec.size, spec.size]
     if augment is not None and augment.random_resized_crop is not None:
         how = InterpolationMode(spec.interpolation)

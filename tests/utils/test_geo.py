@@ -2,8 +2,18 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from geobind.utils.geo import EARTH_KM, chord_to_km, find_nearest, km_to_chord, nearest_km, to_unit_sphere
+from geobind.utils.geo import (
+    EARTH_KM,
+    assign_cells,
+    chord_to_km,
+    find_nearest,
+    km_to_chord,
+    nearest_km,
+    to_unit_sphere,
+)
 
 
 def haversine(one, other):
@@ -39,3 +49,22 @@ def test_the_nearest_place_is_the_one_whose_distance_is_returned():
     nearest = find_nearest(at, others)
     km = [haversine(place, others[row]) for place, row in zip(at, nearest, strict=True)]
     np.testing.assert_allclose(km, nearest_km(at, others))
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(
+    lat=st.floats(-90, 90),
+    lon=st.floats(-180, 180) | st.sampled_from([-180.0, 180.0, -1e-14, 1e-14, 179.9999999]),
+    cell_km=st.floats(1, 20_000),
+)
+def test_the_antimeridian_is_one_meridian_to_cells_and_distances(lat, lon, cell_km):
+    from geobind.evaluation.split_leakage import number_degree_cells
+
+    seam = np.array([[lat, 180.0], [lat, -180.0]])
+    assert len(set(assign_cells(seam, cell_km))) == 1
+    assert len(set(number_degree_cells(seam))) == 1
+    assert nearest_km(seam[:1], seam[1:])[0] == pytest.approx(0, abs=1e-6)
+    there = assign_cells(np.array([[lat, lon]]), cell_km)
+    assert (there >= 0).all()
+    at = np.array([[lat, lon]])
+    assert np.allclose(nearest_km(at, seam[:1]), nearest_km(at, seam[1:]), atol=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -101,7 +102,9 @@ def _open_cached(path: Path, stamp: object, process: int, thread: int) -> Datase
         _check_header(header, path)
     with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, **_ALONE):
         try:
-            dataset = rasterio.open(path, driver=driver)
+            with warnings.catch_warnings():  # windows by pixels need no place
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                dataset = rasterio.open(path, driver=driver)
         except rasterio.errors.RasterioError as error:
             raise DataError(f"{path}: cannot be opened as a raster: {error}") from error
         _check(dataset, path)
