@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import click
 
 from geobind.cli.options import bundle_argument, data_options_from_cli, json_option, parse_columns, print_json
-from geobind.errors import DataError
+from geobind.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from rich.table import Table as Grid
@@ -230,7 +230,13 @@ def _trained(binder: Binder) -> list[tuple[str, str]]:
     from geobind.recipe.schema import read_trained_pairs
 
     stages = binder.card.stages if binder.card else []
-    return list(dict.fromkeys(pair for stage in stages for pair in read_trained_pairs(stage)))
+    try:
+        return list(dict.fromkeys(pair for stage in stages for pair in read_trained_pairs(stage)))
+    except (KeyError, TypeError, AttributeError) as error:  # of a stranger's card
+        raise CheckpointError(
+            f"binder.json: stages: not as geobind writes them ({type(error).__name__}: {error}); "
+            "save the bundle again, without them"
+        ) from error
 
 
 def _pairs(binder: Binder, anchor: str | None) -> list[tuple[str, str]]:

@@ -137,6 +137,8 @@ def data_options_from_cli(
     binder: Binder, data: str, columns: Mapping[str, str], root: Path | None
 ) -> DataOptions:
     """Return the `data` block of the options `--data`, `--column` and `--root`."""
+    from pydantic import ValidationError
+
     from geobind.data.dataset import registry
     from geobind.data.options import DataOptions
 
@@ -144,7 +146,12 @@ def data_options_from_cli(
         return DataOptions(manifest=Path(data), columns=split_vectors(columns), root=root)
     for block in _of_recipe(binder):
         if isinstance(block, Mapping) and block.get(data) is not None:
-            known = DataOptions.model_validate(block)
+            try:
+                known = DataOptions.model_validate(block)
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                where = ".".join(map(str, first["loc"]))
+                raise CheckpointError(f"binder.json: recipe.data.{where}: {first['msg']}") from None
             return known.model_copy(update={"columns": {**known.columns, **split_vectors(columns)}})
     return DataOptions.model_validate({data: {}, "columns": split_vectors(columns)})
 

@@ -2,6 +2,7 @@
 
 import fault_world
 import pytest
+from fault_commands import CommandKilling
 from fault_kills import Different, Killing
 from fault_moments import Moments, Target
 
@@ -36,3 +37,8 @@ def test_a_moment_is_the_same_in_every_run(tmp_path):
     assert all(one.killed for one in ended)
     steps = [(tmp_path / name / "run" / "metrics.csv").read_text().count("\n") for name in ("one", "two")]
     assert steps[0] == steps[1] > 1
+
+
+def test_other_commands_that_are_killed_come_to_the_same_when_they_are_done_again(tmp_path):
+    kills = list(CommandKilling(tmp_path, seed=1, names=["save", "pack", "import", "split"]).kills(24))
+    assert {kill.variant for kill in kills} == {"save", "pack", "import", "split"}

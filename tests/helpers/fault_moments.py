@@ -27,6 +27,9 @@ def kind_of(path: object) -> str:
         ("state.ckpt", "checkpoint"),
         ("metrics.csv", "metrics"),
         ("stages", "end of a stage"),
+        ("packed", "packing"),
+        ("images.parquet", "import"),
+        ("split.csv", "split"),
         ("bundle", "bundle"),
         ("figures", "report"),
         ("report", "report"),
@@ -53,8 +56,14 @@ class Moments:
     def write(self, path: Path) -> None:
         path.write_text("".join(f"{count} {kind}\n" for kind, count in sorted(self.seen.items())))
 
+    def watch_files(self) -> None:
+        """Watch the files of this process, which is one that will be thrown away."""
+        for name in ("replace", "rename", "unlink", "mkdir", "rmdir", "link", "open"):
+            self._around(os, name, lambda args: kind_of(args[0]))
+        self._writing()
+
     def install(self) -> None:
-        """Watch this process, which is one that will be thrown away."""
+        """Watch a run in this process, which is one that will be thrown away."""
         import toy
 
         from geobind.data import loader
@@ -62,14 +71,12 @@ class Moments:
         from geobind.training import metrics as record
         from geobind.training import stage
 
-        for name in ("replace", "rename", "unlink", "mkdir", "rmdir"):
-            self._around(os, name, lambda args: kind_of(args[0]))
+        self.watch_files()
         self._around(record.Recorder, "add", lambda _: "step")
         self._around(toy.Net, "forward", lambda _: self._computing)
         self._around(stage.Checkpoint, "restore", lambda _: "between stages")
         self._around(stage, "run_stage", lambda _: "between stages")
         self._around(loader.Collator, "__call__", lambda _: "loading")
-        self._writing()
         self._appending(record.MetricsFile)
         self._computing = "computing"
         measure = held_out.build_retrieval_table
