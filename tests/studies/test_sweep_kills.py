@@ -10,12 +10,18 @@ import sys
 import pytest
 import toy
 
+from geobind import plugins
 from geobind.studies import runner
 from geobind.training.metrics import FIELDS, MetricsFile
 from geobind.training.resume import read_finished_stage
 
 FILES = {"trained.safetensors": b"weights", "stage.json": b'{"key": "k"}', "validation.json": b"{}"}
 ROW = {name: "1" for name in FIELDS if name != "stage"}
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    monkeypatch.setattr(plugins, "registry", toy.registry)  # which `toy.recipe` replaces for good
 
 
 class Killed(BaseException):
