@@ -25,7 +25,7 @@ from geobind.data.columns import (
 from geobind.data.manifest import convert_manifest
 from geobind.data.options import ColumnChoice, DataOptions
 from geobind.data.rasters.column import RasterColumn
-from geobind.data.readers.files import FileResolver
+from geobind.data.readers.files import FileResolver, join_names
 from geobind.errors import DataError
 from geobind.licences import UNSTATED
 from geobind.modality import Pair, Place
@@ -258,7 +258,8 @@ class Table:
     def _advice(self, name: str) -> str:
         column = self.columns.get(name)
         if isinstance(column, RasterColumn) and column.field is None:
-            return column.explain_uncovered(self.rows_N, self.name)
+            rasters = join_names(column.options.paths)
+            return f"no place of these rows lies in {rasters}: use another split or table"
         if name in self.columns:
             return f"fill the column of '{name}', or use another split or table"
         return (

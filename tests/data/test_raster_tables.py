@@ -222,7 +222,7 @@ def test_worker_processes_open_rasters_for_themselves(tmp_path, scene, context):
     assert np.array_equal(there, np.stack(here))
 
 
-def test_places_outside_of_the_raster_are_told_with_both_extents(tmp_path, refused):
+def test_places_that_lie_in_the_raster_only_when_swapped_are_counted(tmp_path, refused):
     profile = {
         "driver": "GTiff",
         "count": 1,
@@ -236,18 +236,15 @@ def test_places_outside_of_the_raster_are_told_with_both_extents(tmp_path, refus
     ) as file:
         file.write(np.ones((1, 100, 100), np.uint8))
 
-    def pairs(*places):
-        lines = [f"place {n},{lat},{lon}" for n, (lat, lon) in enumerate(places)]
-        (tmp_path / "m.csv").write_text("\n".join(["words,lat,lon", *lines]))
+    def pairs(*places, split="train"):
+        lines = [f"place {n},{lat},{lon},{'test' if n else 'train'}" for n, (lat, lon) in enumerate(places)]
+        (tmp_path / "m.csv").write_text("\n".join(["words,lat,lon,split", *lines]))
         rasters = {"sky": {"path": "a.tif", "size_m": 640}}
         table = open_table(DataOptions(manifest="m.csv", rasters=rasters), tmp_path, ["sky", "words"])
-        refused(lambda: table.samples("sky"), "no ")
-        return table.pairs("sky", "words")
+        return table.split(split).pairs("sky", "words")
 
-    swapped = refused(
-        lambda: pairs((3.02, 45.05), (3.03, 45.06), (3.04, 50)), "a.tif: 45.00 to 45.10 N, 3.00 to 3.10 E"
-    )
-    assert "the places: 3.02 to 3.04 N, 45.05 to 50.00 E" in swapped
-    assert swapped.endswith("with lat and lon exchanged, 2 of 3 would: are the columns swapped?")
-    assert "exchanged" not in refused(lambda: pairs((10, 20), (3, 120)), "no place of m.csv lies in a raster")
-    refused(lambda: pairs(("", "")), "no row of m.csv has a place")
+    swapped = refused(lambda: pairs((3.02, 45.05), (3.03, 45.06), (3.04, 50)), "0 of 3 places lie in a.tif")
+    assert swapped.endswith("with lat and lon swapped, 2 would: map them the other way with `columns`")
+    assert "swapped" not in refused(lambda: pairs((10, 20), (3, 120)), "take a scene of these places")
+    refused(lambda: pairs((45.05, 3.05), (1, 2), split="test"), "no place of these rows lies in a.tif")
+    refused(lambda: pairs(("", "")), "no row has a place")

@@ -130,38 +130,6 @@ class RasterColumn:
             return np.any(_covered(self), axis=0)
         return map_arrow_table(self.path).column(self.field).is_valid().to_numpy()
 
-    def explain_uncovered(self, rows_N: NDArray[np.int32], table: str) -> str:
-        """Explain why none of these rows lies in a raster: where both lie, and whether axes are exchanged.
-
-        Args:
-            rows_N: Row numbers (N,).
-            table: The table's name, for the message.
-
-        Raises:
-            DataError: A raster cannot be opened.
-        """
-        from geobind.data.rasters.window import find_covered_places
-
-        rows = map_arrow_table(self.path)
-        lat_N, lon_N = (rows.column(name).to_numpy()[rows_N] for name in _PLACE)
-        known_N = np.isfinite(lat_N) & np.isfinite(lon_N)
-        if not known_N.any():
-            return f"no row of {table} has a place, which windows are cut around: fill lat and lon"
-        files = [self.files(name) for name in self.options.paths]
-        lat_N, lon_N = lat_N[known_N], lon_N[known_N]
-        exchanged = (np.abs(lon_N) <= 90) & np.any(
-            [find_covered_places(file, lon_N, lat_N) for file in files], axis=0
-        )
-        count = f"{int(exchanged.sum())} of {len(lat_N)}"
-        hint = (
-            f"; with lat and lon exchanged, {count} would: are the columns swapped?"
-            if exchanged.any()
-            else ""
-        )
-        extents = "; ".join(f"{file.name}: {_describe_extent(file)}" for file in files[:3])
-        places = _describe_range(lat_N.min(), lat_N.max(), lon_N.min(), lon_N.max())
-        return f"no place of {table} lies in a raster ({extents}; the places: {places}){hint}"
-
     def file_names(self, rows_N: NDArray[np.int32], limit: int) -> Iterator[tuple[int, str]]:
         """Yield the rasters that these rows name, each with its first row, at most `limit` of them."""
         seen: set[str] = set()
@@ -243,21 +211,6 @@ def _list_sidecars(raster: Path) -> tuple[Path, ...]:
     return (raster, *(file for file in beside if file.is_file()))
 
 
-def _describe_extent(file: Path) -> str:
-    """Describe where a raster lies, in degrees."""
-    from rasterio.warp import transform_bounds
-
-    from geobind.data.rasters.window import open_raster
-
-    raster = open_raster(file)
-    west, south, east, north = transform_bounds(raster.crs, "EPSG:4326", *raster.bounds)
-    return _describe_range(south, north, west, east)
-
-
-def _describe_range(south: float, north: float, west: float, east: float) -> str:
-    return f"{south:.2f} to {north:.2f} N, {west:.2f} to {east:.2f} E"
-
-
 def _lat_lon(path: Path, row: int) -> tuple[float | None, float | None]:
     table = map_arrow_table(path)
     lat, lon = (table.column(name)[row].as_py() if name in table.column_names else None for name in _PLACE)
@@ -294,7 +247,7 @@ def _covered(column: RasterColumn) -> tuple[NDArray[np.bool_], ...]:
 
 def _describe_miss(column: RasterColumn, lat_N: NDArray[np.float64], lon_N: NDArray[np.float64]) -> str:
     """Describe where the places are and where the rasters, of which none covers one."""
-    from geobind.data.rasters.places import measure_extent
+    from geobind.data.rasters.places import find_covered_places, measure_extent
 
     names = column.options.paths
     listed = join_names(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -303,7 +256,13 @@ def _describe_miss(column: RasterColumn, lat_N: NDArray[np.float64], lon_N: NDAr
     extents = [extent for name in names if (extent := measure_extent(column.files(name))) is not None]
     spans = [_describe_extent(extent) for extent in extents[:3]]
     places = _describe_extent((lon_N.min(), lat_N.min(), lon_N.max(), lat_N.max()))
-    hint = "take a scene of these places, or, if lat and lon are swapped, map them the other way: `columns`"
+    hint = "take a scene of these places"
+    possible = np.abs(lon_N) <= 90
+    files = [column.files(name) for name in names]
+    swapped = [find_covered_places(file, lon_N[possible], lat_N[possible]) for file in files]
+    if np.any(swapped):
+        count = int(np.any(swapped, axis=0).sum())
+        hint = f"with lat and lon swapped, {count} would: map them the other way with `columns`"
     return f"0 of {len(lat_N)} places lie in {listed} ({'; '.join(spans)}), they lie in {places}: {hint}"
 
 
