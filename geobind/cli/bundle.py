@@ -8,7 +8,7 @@ from typing import cast
 
 import click
 
-from geobind.cli.options import bundle_argument, json_option, out_file, print_json
+from geobind.cli.options import bundle_argument, json_option, out_file, print_json, print_table
 
 
 @click.command("embed")
@@ -117,14 +117,12 @@ def report_command(run: Path, base: Path | None, rows: int, galleries: bool) -> 
 )
 def compare_command(runs: tuple[Path, ...], out: Path, measures: tuple[str, ...]) -> None:
     """Compare RUNS, the folders of two or more runs, in a table and an HTML page."""
-    from rich.console import Console
-
     from geobind.report import build_comparison_tables, compare, write_comparison
 
     comparison = compare(runs, measures)
     shown = comparison if measures else comparison._replace(tables=comparison.tables[:1])
     for table in build_comparison_tables(shown):
-        Console().print(table)
+        print_table(table)
     if shown.tables:
         click.echo("* a difference is shown: on the same queries, or else by intervals that do not overlap")
     click.echo(f"page: {write_comparison(comparison, out)}")

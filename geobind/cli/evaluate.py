@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
-from geobind.cli.options import bundle_argument, data_options_from_cli, json_option, parse_columns, print_json
+from geobind.cli.options import (
+    bundle_argument,
+    data_options_from_cli,
+    json_option,
+    parse_columns,
+    print_json,
+    read_bundle_card,
+)
 from geobind.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
@@ -198,15 +205,19 @@ def eval_command(
     from geobind.data.table import open_table
     from geobind.evaluation import get_protocol, leakage
     from geobind.evaluation.embedded import embed_rows
-    from geobind.evaluation.held_out import build_retrieval_table, take_first_rows
+    from geobind.evaluation.held_out import build_retrieval_table, check_comparable, take_first_rows
+    from geobind.evaluation.split_leakage import choose_clusters
 
     chosen = [get_protocol(name) for name in dict.fromkeys(protocols) if name != "clean"]
-    binder = Binder.from_pretrained(bundle)
+    card = read_bundle_card(bundle)
     asked = EvalOptions(**given)
-    check_options(asked, split, bundle, binder.modalities)
-    options = data_options_from_cli(binder, data, mapped, root)
-    table = open_table(options, Path.cwd(), tuple(binder.modalities))
+    check_options(asked, split, bundle, card.modalities)
+    options = data_options_from_cli(card, data, mapped, root)
+    table = open_table(options, Path.cwd(), tuple(card.modalities))
     held_out = take_first_rows(table.split(split), limit)
+    check_comparable(held_out, card.modalities, by)
+    choose_clusters(held_out, clusters)
+    binder = Binder.from_pretrained(bundle)  # nothing of the data stands in the way any more
     leak = leakage(table.split(train_split), held_out, most_images=None) if train_split else None
     pairs = _pairs(binder, anchor)
     _to_device(binder)
@@ -214,7 +225,8 @@ def eval_command(
     clean = build_retrieval_table(
         held_out, found, {frozenset(pair) for pair in _trained(binder)}, by, clusters
     )
-    clean = replace(clean, warnings=(leak.warning,) if leak and leak.warning else ())
+    if leak and leak.warning:
+        clean = replace(clean, warnings=(leak.warning, *clean.warnings))
     more = measure_extras(binder, table, options, held_out, found, by, asked, clusters)
     if more.calibrated and asked.keep:
         store_calibration(binder, more.calibrated, bundle)
@@ -302,6 +314,6 @@ def _show(
     if leak and not leak.warning:  # the table has warnings
         console.print(f"leakage: {leak.summary()}", markup=False)
     for grid in others:
-        console.print(grid)
+        print_table(grid)
     for grid in build_protocol_tables(results):
         print_table(grid)

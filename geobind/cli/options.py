@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,9 +15,9 @@ import click
 from geobind.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    from geobind.binder import Binder
+    from geobind.bundles.card import Card
     from geobind.data.options import ColumnChoice, DataOptions
     from geobind.plugins import C, Plugin, Registry
 
@@ -133,8 +133,20 @@ def split_vectors(columns: Mapping[str, str]) -> dict[str, ColumnChoice]:
     }
 
 
+def read_bundle_card(bundle: str) -> Card:
+    """Read the card of a bundle in a folder or on the hub: what it embeds is known before weights are read.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    from geobind.bundles.bundle import fetch_folder
+    from geobind.bundles.card import CARD, read_card
+
+    return read_card(fetch_folder(bundle, (CARD,)))
+
+
 def data_options_from_cli(
-    binder: Binder, data: str, columns: Mapping[str, str], root: Path | None
+    card: Card, data: str, columns: Mapping[str, str], root: Path | None
 ) -> DataOptions:
     """Return the `data` block of the options `--data`, `--column` and `--root`."""
     from pydantic import ValidationError
@@ -144,7 +156,7 @@ def data_options_from_cli(
 
     if data not in registry().plugins:
         return DataOptions(manifest=Path(data), columns=split_vectors(columns), root=root)
-    for block in _of_recipe(binder):
+    for block in _of_recipe(card):
         if isinstance(block, Mapping) and block.get(data) is not None:
             try:
                 known = DataOptions.model_validate(block)
@@ -156,9 +168,9 @@ def data_options_from_cli(
     return DataOptions.model_validate({data: {}, "columns": split_vectors(columns)})
 
 
-def _of_recipe(binder: Binder) -> list[Any]:
+def _of_recipe(card: Card) -> list[Any]:
     """Return the `data` blocks of a bundle's recipe, that of `evaluate` first."""
-    recipe: Mapping[str, Any] = binder.card.recipe if binder.card else {}
+    recipe: Mapping[str, Any] = card.recipe
     evaluate = recipe.get("evaluate")
     return [evaluate.get("data") if isinstance(evaluate, Mapping) else None, recipe.get("data")]
 
@@ -193,10 +205,67 @@ def list_plugins(
         click.echo(f"failed to load: {one['plugin']}: {one['reason']}", err=True)
 
 
+_MAX_TEXT = 36  # letters of a cell of text that are kept on one line; figures are never broken
+
+
 def print_table(table: Table) -> None:
-    """Print a table without cutting figures: lines too long for the terminal wrap."""
+    """Print a table without breaking figures: one too wide for the terminal is printed in parts.
+
+    Each part has the first column and as many others as fit; the caption follows the last.
+    """
     from rich.console import Console
 
     console = Console()
-    wanted = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-    Console(width=max(console.width, wanted)).print(table)
+    for number, (columns, wide) in enumerate(_fit_columns(table, console.width)):
+        part = _take_columns(table, columns)
+        part.title = table.title if number == 0 else None
+        Console(width=max(console.width, wide)).print(part)
+    if table.caption:
+        console.print(table.caption, style="dim", highlight=False)
+
+
+def _fit_columns(table: Table, width: int) -> Iterator[tuple[list[int], int]]:
+    """Yield the columns of each part and its width, which is no more than `width` if any part can be."""
+    wide = [_measure_column(column) for column in table.columns]
+    apart = 3 if table.box else 2  # padding and line
+    used, chosen = wide[0] + apart + 1, [0]
+    for number in range(1, len(wide)):
+        if len(chosen) > 1 and used + wide[number] + apart > width:
+            yield chosen, used
+            used, chosen = wide[0] + apart + 1, [0]
+        used += wide[number] + apart
+        chosen.append(number)
+    yield chosen, used
+
+
+def _measure_column(column: Column) -> int:
+    """Return the letters of the widest line of a column; long texts may be wrapped between words."""
+    from rich.text import Text
+
+    widest = 0
+    for cell in (column.header, *column.cells):
+        text = cell if isinstance(cell, Text) else Text.from_markup(str(cell))
+        for line in text.split("\n"):
+            words = max((len(word) for word in line.plain.split()), default=0)
+            most = line.cell_len if column.no_wrap else max(min(line.cell_len, _MAX_TEXT), words)
+            widest = max(widest, most)
+    return widest
+
+
+def _take_columns(table: Table, columns: Sequence[int]) -> Table:
+    from rich.table import Table
+
+    part = Table(box=table.box, padding=table.padding, show_lines=table.show_lines)
+    cells: list[list[Any]] = []
+    for number in columns:
+        column = table.columns[number]
+        part.add_column(
+            column.header,
+            justify=column.justify,
+            no_wrap=column.no_wrap,
+            overflow=column.overflow,
+        )
+        cells.append(list(column.cells))
+    for row, values in zip(table.rows, zip(*cells, strict=True), strict=True):
+        part.add_row(*values, end_section=row.end_section)
+    return part

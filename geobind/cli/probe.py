@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geobind.cli.options import bundle_argument, data_options_from_cli, json_option, parse_columns, print_json
+from geobind.cli.options import (
+    bundle_argument,
+    data_options_from_cli,
+    json_option,
+    parse_columns,
+    print_json,
+    print_table,
+    read_bundle_card,
+)
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
@@ -83,9 +91,9 @@ def probe_command(bundle: str, as_json: bool, out: Path | None, **asked: Any) ->
     from geobind.binder import Binder
     from geobind.evaluation import FactOptions, FewShotOptions, Resampling, probing
 
-    binder = Binder.from_pretrained(bundle).to("cuda" if torch.cuda.is_available() else "cpu")
-    binder.modality(asked["modality"])
-    of_data = data_options_from_cli(binder, asked["data"], columns, asked["root"])
+    card = read_bundle_card(bundle)
+    probing.check_modalities(card.modalities, (asked["modality"], *asked["through"]))
+    of_data = data_options_from_cli(card, asked["data"], columns, asked["root"])
     request = probing.ProbeRequest(
         source=probing.ProbeSource(of_data, asked["limit"]),
         modality=asked["modality"],
@@ -97,6 +105,12 @@ def probe_command(bundle: str, as_json: bool, out: Path | None, **asked: Any) ->
         examples=asked["examples"],
         seed=asked["seed"],
     )
+    if asked["targets"]:
+        probing.read_targets(request.source, request.split, request.modality, asked["targets"])
+    else:
+        probing.check_classes(request, shots)
+    # Nothing of the data stands in the way any more: only now are weights read.
+    binder = Binder.from_pretrained(bundle).to("cuda" if torch.cuda.is_available() else "cpu")
     resampling = Resampling(seed=request.seed)
     binders = probing.build_feature_binders(binder, request, asked["beside"])
     if asked["targets"]:
@@ -133,10 +147,7 @@ def _show(probes: ProbeResults, as_json: bool) -> None:
     if as_json:
         print_json(probes.to_dict())
         return
-    from rich.console import Console
-
     from geobind.evaluation import build_probe_tables
 
-    console = Console()
     for grid in build_probe_tables(probes):
-        console.print(grid)
+        print_table(grid)

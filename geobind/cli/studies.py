@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from geobind.cli.options import overrides_option, recipe_argument
+from geobind.cli.options import overrides_option, print_table, recipe_argument
 
 if TYPE_CHECKING:
     from geobind.studies.grid import Cell
@@ -36,15 +36,13 @@ def sweep_command(names: tuple[str, ...], out: Path | None, measure: str | None)
 
 def run_study(cells: Sequence[Cell], home: Path, title: str, measure: str | None = None) -> int:
     """Run the cells, print their table and write their page; return the number of failures."""
-    from rich.console import Console
-
-    from geobind.studies.runner import run_cells
+    from geobind.studies.runner import measure_untrained, run_cells
     from geobind.studies.summary import summarise_sweep, sweep_table, to_rich_table, write_sweep
 
     _log.info("%d runs; results go to %s", len(cells), home)
     ran = run_cells(cells, home)
-    summary = summarise_sweep(ran, measure)
-    Console().print(to_rich_table(sweep_table(summary, title)))
+    summary = summarise_sweep(ran, measure, measure_untrained(cells[0], home))
+    print_table(to_rich_table(sweep_table(summary, title)))
     click.echo(f"page: {write_sweep(summary, title, home)}")
     return report_failures(ran)
 
@@ -97,8 +95,6 @@ def emergence_command(
     measure: str | None,
 ) -> None:
     """Bind RECIPE's modalities around each anchor, all to all, and as written, with equal work; compare."""
-    from rich.console import Console
-
     from geobind.studies import emergence
     from geobind.studies.emergence import (
         describe_differences,
@@ -107,7 +103,7 @@ def emergence_command(
         ways_table,
         write_emergence,
     )
-    from geobind.studies.runner import run_cells
+    from geobind.studies.runner import measure_untrained, run_cells
     from geobind.studies.summary import to_rich_table
 
     setting = emergence.plan_emergence(recipe, overrides, anchors=anchors, seeds=seeds, steps=steps)
@@ -115,9 +111,9 @@ def emergence_command(
     home = out or Path("runs") / f"{Path(recipe).stem}-emergence"
     _log.info("%d runs, joint ones of %s steps; results go to %s", len(cells), setting.steps, home)
     ran = run_cells(cells, home)
-    found = summarise_emergence(ran, measure)
+    found = summarise_emergence(ran, measure, measure_untrained(cells[0], home))
     for table in (ways_table(found), pairs_table(found)):
-        Console().print(to_rich_table(table))
+        print_table(to_rich_table(table))
     for line in describe_differences(found):
         click.echo(line)
     click.echo(f"page: {write_emergence(found, f'Emergence: {Path(recipe).stem}', home)}")

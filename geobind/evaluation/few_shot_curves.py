@@ -44,7 +44,7 @@ CURVE: tuple[Shots, ...] = (1, 2, 4, 8, 16, 32, "all")  # ImageBind's figure 3, 
 class FewShotOptions:
     """Options of few-shot evaluation: support sets, classifiers, resampling."""
 
-    shots: tuple[Shots, ...] = CURVE
+    shots: tuple[Shots, ...] = CURVE  # none: zero-shot recognition alone
     draws: int = 10
     penalty: float = 0.1  # of the logistic regression, where there are no validation rows to choose it on
     penalties: tuple[float, ...] = (100.0, 10.0, 1.0, 0.1, 0.01, 0.001)  # to choose from
@@ -53,7 +53,7 @@ class FewShotOptions:
     def __post_init__(self) -> None:
         """Raise DataError for a setting out of range."""
         wrong = [k for k in self.shots if k != "all" and k < 1]
-        if not self.shots or wrong:
+        if wrong:
             raise DataError(f"shots are whole numbers from 1, or `all`, not {list(self.shots)}")
         if self.draws < 1:
             raise DataError(f"draws of support sets: give at least 1, not {self.draws}")

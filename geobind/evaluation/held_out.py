@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any, Literal
@@ -79,20 +79,46 @@ def build_retrieval_table(
     chosen = choose_clusters(table, clusters)
     tabulated = _table_by_label if by == "label" else _table_by_row
     made = tabulated(table, embedded, trained, chosen.of_rows)
-    return replace(made, clusters=chosen.by, cluster_note=chosen.note)
+    collapsed = tuple(find_collapsed(embedded))
+    return replace(made, clusters=chosen.by, cluster_note=chosen.note, warnings=collapsed)
 
 
-def check_labels(table: Table, names: Iterable[str]) -> None:
-    """Check, before anything is embedded, that rows can be compared by label.
+COLLAPSED = 1e-4  # mean squared distance from their mean; of evenly spread embeddings it is nearly 1
+
+
+def find_collapsed(embedded: Mapping[str, EmbeddedRows]) -> Iterator[str]:
+    """Yield a warning for each modality whose embeddings are nearly equal.
+
+    Similarities then differ by little more than rounding, which counts as a tie: figures are those of chance.
+    """
+    for name, rows in embedded.items():
+        x_QD = rows.embedding_QD.double()
+        spread = float((x_QD - x_QD.mean(0)).square().sum(1).mean())
+        if len(x_QD) > 1 and spread < COLLAPSED:
+            yield (
+                f"the embeddings of '{name}' are nearly equal (mean squared distance from their mean "
+                f"{spread:.1g}): its space has collapsed, and its figures say nothing"
+            )
+
+
+def check_comparable(table: Table, names: Iterable[str], by: str) -> None:
+    """Check, before anything is embedded, that modalities can be compared on these rows.
 
     Raises:
-        DataError: A row has no label, or every pair of modalities has queries without a right answer.
+        DataError: Rows have fewer than two of the modalities, or, by label, a row has no label or every pair
+            of modalities has queries without a right answer.
     """
-    labels = require_labels(table)
-    rows = {name: table.rows_with([name]) for name in names}
-    find_pairs_without_positive(
-        {name: [labels[row] for row in rows_Q] for name, rows_Q in rows.items() if len(rows_Q)}
-    )
+    names = list(names)
+    rows = {name: rows_Q for name in names if len(rows_Q := table.rows_with([name]))}
+    if len(rows) < 2:
+        there = ", ".join(rows) or "none"
+        raise DataError(
+            f"{table.name}: rows of split '{table.view}' have {there} of {', '.join(names)}; two are needed: "
+            "name the columns of others"
+        )
+    if by == "label":
+        labels = require_labels(table)
+        find_pairs_without_positive({name: [labels[row] for row in rows_Q] for name, rows_Q in rows.items()})
 
 
 def require_labels(table: Table) -> Sequence[str]:
@@ -208,7 +234,7 @@ def check_evaluation_rows(table: Table, options: Evaluation) -> None:
     """
     held_out = take_first_rows(table.split(options.split), options.limit)
     if options.by == "label":
-        check_labels(held_out, held_out.columns)
+        check_comparable(held_out, held_out.columns, options.by)
     choose_clusters(held_out, options.clusters)
     if options.calibrate:
         table.split(options.calibrate)
@@ -295,5 +321,6 @@ def measure_sum(
 
 
 def with_warnings(measured: EvaluationResults, warnings: tuple[str, ...]) -> EvaluationResults:
-    """Return the same results with warnings in the retrieval table."""
-    return replace(measured, table=replace(measured.table, warnings=warnings))
+    """Return the same results with further warnings in the retrieval table."""
+    table = replace(measured.table, warnings=(*warnings, *measured.table.warnings))
+    return replace(measured, table=table)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 from geobind.binder import Binder
 from geobind.data.options import DataOptions
 from geobind.data.table import Table, open_table
-from geobind.errors import DataError, GeobindError
+from geobind.errors import DataError, GeobindError, PluginError
 from geobind.evaluation.classification import Prototypes, build_prototypes, build_query_classes, zero_shot
 from geobind.evaluation.embedded import embed_rows
 from geobind.evaluation.few_shot_curves import (
@@ -190,15 +190,51 @@ def build_feature_binders(
     return binders
 
 
+def check_modalities(known: Collection[str], names: Iterable[str]) -> None:
+    """Check that a bundle has the modalities to probe.
+
+    Raises:
+        PluginError: It lacks one.
+    """
+    for name in names:
+        if name not in known:
+            raise PluginError(f"this binder has no modality '{name}'; it has {', '.join(sorted(known))}")
+
+
+def check_classes(request: ProbeRequest, shots: Sequence[Any]) -> None:
+    """Check, before a bundle is loaded, that rows allow the recognition asked for.
+
+    Raises:
+        DataError: Nothing is asked for, rows or labels are missing, or a class has no training row.
+    """
+    if not shots and not request.through:
+        raise DataError("nothing to measure: --shots 0 fits no classifier; describe the classes by --through")
+    test = request.source.labelled(request.split, request.modality)
+    if not shots:
+        return
+    train = request.source.labelled(request.train_split, request.modality)
+    known = {label for label in train.labels or () if label is not None}
+    absent = sorted({str(label) for label in test.labels or () if label is not None and label not in known})
+    if absent:
+        raise DataError(
+            f"{test.name}: rows of split '{request.split}' are of {', '.join(absent[:5])}, of which split "
+            f"'{request.train_split}' has no row with '{request.modality}'; leave them out, or ask for "
+            "`--shots 0` alone"
+        )
+    if request.val_split:
+        request.source.labelled(request.val_split, request.modality)
+
+
 def probe_classes(
     binders: Mapping[str, Binder], request: ProbeRequest, options: FewShotOptions
 ) -> ProbeResults:
     """Measure zero-shot and few-shot recognition, from embeddings and from other features."""
     source, name = request.source, request.modality
     test = source.labelled(request.split, name)
-    train = source.labelled(request.train_split, name)
-    val = source.labelled(request.val_split, name) if request.val_split else None
-    classes = sorted({label for label in (*(test.labels or ()), *(train.labels or ())) if label is not None})
+    train = source.labelled(request.train_split, name) if options.shots else None
+    val = source.labelled(request.val_split, name) if request.val_split and options.shots else None
+    known = (*(test.labels or ()), *((train.labels if train else None) or ()))
+    classes = sorted({label for label in known if label is not None})
     truth = build_query_classes(test.labels, classes, len(test))
     binder = binders[name]
     queries = embed_labelled(binder, test, name)
@@ -211,7 +247,9 @@ def probe_classes(
         )
     }
     curves: dict[str, Any] = {}
-    for features, of in binders.items() if options.shots else ():
+    for features, of in binders.items():
+        if train is None:
+            break
         sides = embed_labelled(of, train, name), queries if of is binder else embed_labelled(of, test, name)
         validation = embed_labelled(of, val, name) if val else None
         curves[features] = few_shot(*sides, validation=validation, options=options)

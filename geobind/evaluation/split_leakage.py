@@ -42,6 +42,7 @@ class SharedObservations:
     near: int | None = None  # rows with an image nearly a training row's; None where none was looked for
     near_example: str | None = None
     near_unseen: str | None = None  # why none was looked for
+    featureless: int = 0  # rows equal to a training row's that show nothing: flat images, silent sounds
 
 
 def find_copies(
@@ -66,16 +67,20 @@ def find_copies(
     first = {digest: row for row, digest in _hash_items(train, name, rows_train, sizes)}
     compared: set[int] = set()
     copied_from: dict[int, int] = {}
+    blank: set[int] = set()
     words = False
     for row, item in _iterate_items(test, name, rows_test):
         compared.add(row)
         words = words or isinstance(item, str)
         digest = _hash_item(item, sizes)
-        # What is all black, or silent, is alike, and no sign of a leak.
-        if digest in first and not _is_featureless(item, digest):
+        if digest is None or digest not in first:
+            continue
+        if _is_featureless(item, digest):  # all black or silent: alike, and no sign of a leak
+            blank.add(row)
+        else:
             copied_from.setdefault(row, first[digest])
     example = next((f"{test.keys[row]} and {train.keys[twin]}" for row, twin in copied_from.items()), None)
-    same = SharedObservations(len(compared), len(copied_from), words, example)
+    same = SharedObservations(len(compared), len(copied_from), words, example, featureless=len(blank))
     if not _are_images(test, name, rows_test) or not _are_images(train, name, rows_train):
         return same
     if max_images is not None and len(rows_train) + len(rows_test) > max_images:

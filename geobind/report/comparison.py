@@ -120,12 +120,11 @@ def build_comparison_tables(comparison: Comparison) -> list[Table]:
     tables = [Table(title=TITLES.get(table.measure, table.measure)) for table in comparison.tables]
     for grid, table in zip(tables, comparison.tables, strict=True):
         grid.caption = escape("\n".join(table.verdicts))
-        for column in ("query", "gallery", "pair"):
-            grid.add_column(column)
+        grid.add_column("query to gallery")
         for label in comparison.labels:
             grid.add_column(escape(label), justify="right")
         for line in table.lines:
-            grid.add_row(line.query, line.gallery, line.mark, *map(_cell, line.runs))
+            grid.add_row(f"{line.query} to {line.gallery}\n[dim]{line.mark}[/dim]", *map(_cell, line.runs))
     if comparison.recipes:
         differing = Table("setting", *map(escape, comparison.labels), title="What differs in the recipes")
         for setting, values in comparison.recipes:

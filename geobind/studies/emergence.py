@@ -23,6 +23,7 @@ from geobind.binder import Binder
 from geobind.data.sampler import MixedDataset
 from geobind.data.table import first_observation
 from geobind.errors import DataError, RecipeError
+from geobind.evaluation import PairTable
 from geobind.inference import collate, prepare_input
 from geobind.recipe import Recipe, Stage, load_recipe
 from geobind.recipe.schema import Pairing, build_pairs
@@ -32,11 +33,13 @@ from geobind.studies.grid import Axis, Cell, build_grid, make_axis
 from geobind.studies.runner import CellResult
 from geobind.studies.summary import (
     SEED,
+    UNTRAINED_ROW,
     SeedInterval,
     TextTable,
     choose_measure,
     dot_panel,
     format_interval,
+    mean_of_pairs,
     seed_interval,
     write_study,
 )
@@ -249,6 +252,7 @@ class Emergence(NamedTuple):
     seeds: int
     ways: tuple[BindingResult, ...]
     differences: tuple[Difference, ...]
+    untrained: float | None = None  # over all pairs, of encoders before any stage
 
     @property
     def pairs(self) -> list[Unordered]:
@@ -261,6 +265,7 @@ class Emergence(NamedTuple):
             "measure": self.measure,
             "chance": self.chance,
             "seeds": self.seeds,
+            "untrained": self.untrained,
             "ways": {
                 way.name: {
                     "all_pairs": _plain(way.every),
@@ -279,12 +284,15 @@ class Emergence(NamedTuple):
         }
 
 
-def summarise_emergence(ran: Sequence[CellResult], measure: str | None = None) -> Emergence:
+def summarise_emergence(
+    ran: Sequence[CellResult], measure: str | None = None, untrained: PairTable | None = None
+) -> Emergence:
     """Summarise the runs of a study.
 
     Args:
         ran: The runs; failed ones are ignored.
         measure: A measure of `retrieval.json`; default: recall@10, or recall@1 in small galleries.
+        untrained: Figures of encoders before any stage, as a baseline.
 
     Raises:
         DataError: No run has results, or none has the measure.
@@ -304,7 +312,8 @@ def summarise_emergence(ran: Sequence[CellResult], measure: str | None = None) -
     base = by_seed.get(ALL, {})
     differences = tuple(_difference(way, by_seed[way.name], base) for way in ways if base and way.name != ALL)
     chance = fmean(row.metrics[chosen].chance for row in tables[0].rows)
-    return Emergence(chosen, chance, max(map(len, runs.values())), ways, differences)
+    baseline = mean_of_pairs(untrained, chosen)[0] if untrained else None
+    return Emergence(chosen, chance, max(map(len, runs.values())), ways, differences, baseline)
 
 
 def describe_differences(found: Emergence) -> list[str]:
@@ -424,6 +433,8 @@ def ways_table(found: Emergence) -> TextTable:
         ]
         for way in found.ways
     ]
+    if found.untrained is not None:
+        rows.append([UNTRAINED_ROW, formatting.format_number(found.untrained), "", "", ""])
     heads = ["bound", f"{measure}, all pairs", "its emergent pairs", "seeds", "training time"]
     return TextTable(f"Ways to bind (chance {formatting.format_number(found.chance)})", heads, rows)
 

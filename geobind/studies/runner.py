@@ -14,14 +14,20 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+
 import geobind
+from geobind.binder import Binder
 from geobind.bundles.card import CARD
 from geobind.data.manifest import hash_manifest
-from geobind.recipe import Recipe
+from geobind.errors import GeobindError
+from geobind.evaluation import PairTable, measure_retrieval
+from geobind.recipe import Recipe, load_recipe
 from geobind.studies.grid import Cell, check_cells
 from geobind.training.interruption import SIGNALS, Stopped, route_signals
 from geobind.training.resume import STAGE_FACTS, read_finished_stage, stage_folders
 from geobind.training.run_loggers import copy_stage_metrics
+from geobind.training.stage_data import StageData
 from geobind.utils import files, formatting
 from geobind.utils.hashing import fingerprint
 from geobind.utils.logs import level_options
@@ -68,6 +74,33 @@ def run_cells(cells: Sequence[Cell], home: Path) -> list[CellResult]:
         _log.info("%s%s", head, taken)
         ran.append(CellResult(cell, folder, failed=not _run(cell, key, folder)))
     return ran
+
+
+UNTRAINED = "untrained.json"
+
+
+def measure_untrained(cell: Cell, home: Path) -> PairTable | None:
+    """Measure a cell's encoders before any stage, as a baseline for the study; a failure is only logged.
+
+    The figures are kept in `home`, for the next time.
+    """
+    try:
+        recipe = load_recipe(cell.recipe, cell.overrides)
+        known = files.read_json(home / UNTRAINED)
+        if known.get("key") == _compute_key(recipe):
+            return TypeAdapter(PairTable).validate_python(known["table"])
+        table = StageData(recipe).evaluation_table()
+        if recipe.evaluate is None or table is None:
+            return None
+        _log.info("untrained encoders of %s: measured as a baseline", cell.title)
+        binder = Binder(recipe.built, recipe.width, seed=recipe.seed)
+        trained = {pair.both for stage in recipe.stages for pair in recipe.pairs_of(stage)}
+        measured = measure_retrieval(binder, table, trained, recipe.evaluate)
+        files.write_json(home / UNTRAINED, {"key": _compute_key(recipe), "table": measured.to_dict()})
+    except (GeobindError, ValidationError, KeyError) as error:
+        _log.warning("no baseline of untrained encoders: %s", error)
+        return None
+    return measured
 
 
 def _run(cell: Cell, key: str, folder: Path) -> bool:

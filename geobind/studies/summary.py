@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 
 from geobind.errors import DataError
 from geobind.evaluation import PairTable
+from geobind.evaluation.intervals import student_quantile
 from geobind.report.page import render_template
 from geobind.report.plots import (
     INK,
@@ -36,24 +37,7 @@ if TYPE_CHECKING:
 
 SEED = "seed"  # the axis whose values are repetitions, not settings
 MARKS = ("trained", "emergent")
-# Student's t for a two-sided 95 % interval, by degrees of freedom from 1.
-_T95 = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-    2.201,
-    2.179,
-    2.160,
-    2.145,
-    2.131,
-)
+UNTRAINED_ROW = "(untrained)"  # of the baseline: encoders of the first setting before any stage
 
 
 class SeedInterval(NamedTuple):
@@ -81,6 +65,9 @@ class SweepSummary(NamedTuple):
     measure: str  # such as R@10
     axes: tuple[str, ...]
     lines: tuple[SettingRow, ...]
+    untrained: Mapping[str, float] | None = (
+        None  # the first setting's encoders before any stage, by kind of pair
+    )
 
 
 def seed_interval(values: Sequence[float]) -> SeedInterval:
@@ -90,16 +77,19 @@ def seed_interval(values: Sequence[float]) -> SeedInterval:
         return SeedInterval(math.nan, math.nan, 0)
     if len(known) == 1:
         return SeedInterval(known[0], math.nan, 1)
-    t = _T95[len(known) - 2] if len(known) - 2 < len(_T95) else 1.96 + 2.6 / (len(known) - 1)
+    t = student_quantile(0.95, len(known) - 1)
     return SeedInterval(fmean(known), t * stdev(known) / math.sqrt(len(known)), len(known))
 
 
-def summarise_sweep(ran: Sequence[CellResult], measure: str | None = None) -> SweepSummary:
+def summarise_sweep(
+    ran: Sequence[CellResult], measure: str | None = None, untrained: PairTable | None = None
+) -> SweepSummary:
     """Summarise the runs of a sweep, the seeds of each setting together.
 
     Args:
         ran: The cells.
         measure: A measure of `retrieval.json`; default: recall@10, or recall@1 in small galleries.
+        untrained: Figures of encoders before any stage, as a baseline.
 
     Raises:
         DataError: No cell has finished, or none has the measure.
@@ -117,7 +107,8 @@ def summarise_sweep(ran: Sequence[CellResult], measure: str | None = None) -> Sw
     for one in ran:
         groups.setdefault(tuple(one.cell.settings[axis] for axis in axes), []).append(one)
     lines = [_line(dict(zip(axes, key, strict=True)), group, runs, chosen) for key, group in groups.items()]
-    return SweepSummary(chosen, axes, tuple(lines))
+    baseline = {mark: mean_of_pairs(untrained, chosen, mark)[0] for mark in MARKS} if untrained else None
+    return SweepSummary(chosen, axes, tuple(lines), baseline)
 
 
 def choose_measure(table: PairTable, wanted: str | None) -> str:
@@ -134,7 +125,12 @@ def choose_measure(table: PairTable, wanted: str | None) -> str:
 
 def mean_metric(run: Run, measure: str, mark: str | None = None) -> tuple[float, float]:
     """Return the means of a measure and of its chance over the ordered pairs with a mark, or over all."""
-    rows = [row for row in (run.retrieved.rows if run.retrieved else ()) if mark in (None, row.mark)]
+    return mean_of_pairs(run.retrieved, measure, mark)
+
+
+def mean_of_pairs(table: PairTable | None, measure: str, mark: str | None = None) -> tuple[float, float]:
+    """Return the means of a measure and of its chance over the ordered pairs with a mark, or over all."""
+    rows = [row for row in (table.rows if table else ()) if mark in (None, row.mark)]
     found = [row.metrics[measure] for row in rows if measure in row.metrics]
     if not found:
         return math.nan, math.nan
@@ -309,6 +305,10 @@ def sweep_table(summary: SweepSummary, title: str = "Results") -> TextTable:
         ]
         for line in summary.lines
     ]
+    if summary.untrained:
+        first = [UNTRAINED_ROW, *[""] * (len(summary.axes) - 1)] if summary.axes else []
+        means = [formatting.format_number(summary.untrained[mark]) for mark in MARKS]
+        rows.append([*first, "untrained" if not first else "", *means, "", ""])
     return TextTable(title, heads, rows)
 
 

@@ -312,3 +312,63 @@ def test_mistakes_about_further_measures_are_named(bundle, manifest, arguments, 
     result = run(bundle, "--data", manifest, *COLUMNS, *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def altered(manifest, tmp_path, change):
+    rows = [json.loads(line) for line in open(manifest)]
+    for number, row in enumerate(rows):
+        change(number, row)
+    path = tmp_path / "altered.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_map_stands_in_the_table_by_label(bundle, manifest):
+    result = run(bundle, "--data", manifest, *COLUMNS, "--by", "label")
+    assert " mAP " in result.stdout
+
+
+def test_a_pair_with_a_query_that_has_no_right_answer_is_named_and_the_others_are_measured(
+    bundle, manifest, tmp_path
+):
+    def harbour(number, row):
+        if number % 10 == 5:
+            row["label"] = "harbour"  # rows 5, 15, ... have no `third`
+
+    path = altered(manifest, tmp_path, harbour)
+    found = as_json(bundle, "--data", path, *COLUMNS, "--by", "label")["clean"]
+    assert {tuple(pair["modalities"]) for pair in found["skipped"]} == {("left", "third"), ("right", "third")}
+    reason = "4 rows of 'left' are of classes that no row of 'third' shows: harbour"
+    assert found["skipped"][0]["reason"] == reason
+    assert len(found["rows"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda number, row: row.pop("label") if number % 2 else None, "needs a `label` in every row"),
+        (
+            lambda number, row: row.update({"label": f"own {number}", "third": None, "ab"[number % 2]: None}),
+            "no two modalities can be compared by label",
+        ),
+        (lambda number, row: row.update(b=None, third=None), "two are needed"),
+    ],
+)
+def test_rows_that_cannot_be_compared_are_found_before_the_bundle_is_loaded(
+    bundle, manifest, tmp_path, change, message, monkeypatch
+):
+    path = altered(manifest, tmp_path, change)
+    monkeypatch.setattr(Binder, "from_pretrained", lambda *_, **__: pytest.fail("the bundle was loaded"))
+    result = run(bundle, "--data", path, *COLUMNS, "--by", "label")
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_line_says_which_rows_count_as_dependent(bundle, manifest):
+    by_group = as_json(bundle, "--data", manifest, *COLUMNS, "--column", "group=tape")["clean"]
+    assert by_group["clusters"] == "group"
+    assert by_group["cluster_note"].startswith("rows of one group count as dependent, by default: 14 for 40")
+    alone = as_json(bundle, "--data", manifest, *COLUMNS, "--clusters", "row")["clean"]
+    assert alone["clusters"] is None
+    text = " ".join(run(bundle, "--data", manifest, *COLUMNS).stdout.split())
+    assert "rows of one cell of a degree count as dependent, by default: 40 for 40 rows" in text

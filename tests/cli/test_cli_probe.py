@@ -251,3 +251,48 @@ def test_facts_of_toy_earth_are_targets(bundle):
     assert len(as_json(saved, "toyearth", "--target", "facts", *columns)["facts"]["tile"]) == 16
     result = run(saved, "toyearth", "--target", "gold", *columns)
     assert "toyearth: has no fact 'gold'; its facts: water, sea" in result.output
+
+
+def no_weights(monkeypatch):
+    """Let nothing read a bundle's weights."""
+    monkeypatch.setattr(Binder, "from_pretrained", lambda *_, **__: pytest.fail("the bundle was loaded"))
+
+
+def test_zero_shots_need_no_training_rows(bundle, tmp_path, manifest):
+    rows = [json.loads(line) for line in open(manifest)]
+    alone = tmp_path / "alone.jsonl"
+    alone.write_text("".join(json.dumps(row) + "\n" for row in rows if row["split"] == "test"))
+    found = as_json(bundle, str(alone), "--through", "words", "--shots", "0")
+    assert found["zero_shot"]["words"]["metrics"]["accuracy"]["value"] == 1.0
+    assert found["curves"] == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--shots", "0"), "nothing to measure: --shots 0 fits no classifier"),
+        (("--through", "words", "--labels", "absent"), "has no column 'absent', wanted as 'label'"),
+        (("--train-split", "none"), "none"),
+        (("--target", "nothing"), "has no column 'nothing'"),
+        (("--through", "smell", "--shots", "0"), "no modality 'smell'"),
+    ],
+)
+def test_what_the_rows_lack_is_found_before_the_bundle_is_loaded(
+    bundle, manifest, arguments, message, monkeypatch
+):
+    no_weights(monkeypatch)
+    result = run(bundle, manifest, *arguments)
+    assert result.exit_code == 2 and message in result.stderr
+
+
+def test_a_class_without_training_rows_is_named_before_the_bundle_is_loaded(
+    bundle, manifest, tmp_path, monkeypatch
+):
+    no_weights(monkeypatch)
+    rows = [json.loads(line) for line in open(manifest)]
+    kept = [row for row in rows if row["split"] == "test" or row["label"] != "town"]
+    lacking = tmp_path / "lacking.jsonl"
+    lacking.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    result = run(bundle, str(lacking), "--shots", "1")
+    assert result.exit_code == 2
+    assert "rows of split 'test' are of town, of which split 'train' has no row" in result.stderr

@@ -154,7 +154,6 @@ def test_a_class_that_all_rows_share_a_point_in_is_no_obstacle():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"shots": ()}, "shots are whole numbers"),
         ({"shots": (0,)}, "shots are whole numbers"),
         ({"draws": 0}, "at least 1, not 0"),
         ({"penalty": 0.0}, "must be positive"),

@@ -55,5 +55,29 @@ def test_images_are_decoded_once_for_all_calls(table, monkeypatch):
     looked = {}
     first = leakage(table.split("train"), table.split("test"), looked=looked)
     monkeypatch.setattr(split_leakage, "_are_images", lambda *_: True)
+    monkeypatch.setattr(split_leakage, "_is_featureless", lambda *_: False)  # looks at copies alone
     monkeypatch.setattr(split_leakage, "inspect_raw", lambda _: pytest.fail("decoded again"))
     assert leakage(table.split("train"), table.split("test"), looked=looked).copies == first.copies
+
+
+def test_equal_observations_that_show_nothing_are_no_copies_of_a_place(tmp_path):
+    import soundfile
+
+    Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
+    scene(1).save(tmp_path / "scene.png")
+    soundfile.write(tmp_path / "silent.wav", np.zeros(8000), 8000)
+    soundfile.write(tmp_path / "noise.wav", np.random.default_rng(0).normal(size=8000) / 9, 8000)
+    for split in ("train", "test"):
+        for name in ("black.png", "scene.png", "silent.wav", "noise.wav"):
+            (tmp_path / f"{split}_{name}").write_bytes((tmp_path / name).read_bytes())
+    rows = [
+        f"{split},{split}_{image},{split}_{sound}"
+        for split in ("train", "test")
+        for image, sound in (("black.png", "silent.wav"), ("scene.png", "noise.wav"))
+    ]
+    (tmp_path / "rows.csv").write_text("split,photo,sound\n" + "\n".join(rows) + "\n")
+    table = open_table(DataOptions(manifest="rows.csv"), tmp_path, ["photo", "sound"])
+    found = leakage(table.split("train"), table.split("test"))
+    for name in ("photo", "sound"):
+        assert (found.copies[name].rows, found.copies[name].featureless) == (1, 1)
+        assert found.copies[name].near in (0, None)

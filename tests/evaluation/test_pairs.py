@@ -12,6 +12,8 @@ from torch.nn.functional import normalize
 
 from geobind.errors import DataError
 from geobind.evaluation import RetrievalSettings, build_pair_table, evaluate_pairs, rank_counts, retrieval
+from geobind.evaluation.embedded import EmbeddedRows
+from geobind.evaluation.held_out import find_collapsed
 
 TRAINED = {frozenset({"satellite", "photo"}), frozenset({"satellite", "sound"})}
 QUICK = RetrievalSettings(resamples=100)
@@ -264,3 +266,16 @@ def test_labels_for_one_side_only_are_refused():
 def test_settings_out_of_range_are_refused_by_name(wrong):
     with pytest.raises(DataError, match=f"evaluation setting {next(iter(wrong))} is"):
         RetrievalSettings(**wrong)
+
+
+@pytest.mark.parametrize(("spread", "collapsed"), [(1e-4, True), (0.0, True), (0.5, False)])
+def test_a_space_that_has_collapsed_is_said_to_be_one(spread, collapsed):
+    random = np.random.default_rng(0)
+    rows = np.arange(40)
+    embedded = {}
+    for name in ("tile", "sound"):
+        x = random.normal(size=8) + spread * random.normal(size=(40, 8))
+        embedded[name] = EmbeddedRows(rows, torch.from_numpy(x / np.linalg.norm(x, axis=1, keepdims=True)))
+    found = list(find_collapsed(embedded))
+    assert len(found) == (2 if collapsed else 0)
+    assert all("are nearly equal" in line for line in found)

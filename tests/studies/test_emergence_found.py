@@ -55,7 +55,7 @@ def test_a_pair_is_the_mean_of_its_two_directions_over_seeds(study):
     around_a, everything = summarise_emergence(study).ways
     assert around_a.pairs["b", "c"].mean == pytest.approx(0.2)
     assert everything.pairs["b", "c"].mean == pytest.approx(0.4)
-    assert everything.pairs["b", "c"].half == pytest.approx(4.303 * 0.1 / math.sqrt(3))
+    assert everything.pairs["b", "c"].half == pytest.approx(4.302653 * 0.1 / math.sqrt(3))
     assert around_a.every.mean == pytest.approx(mean((0.5, 0.6, 0.2)))
 
 
@@ -70,7 +70,7 @@ def test_differences_are_paired_by_seed(study):
     assert difference.way == anchored_name("a")
     by_seed = [0.1, 0.2, 0.3]
     assert difference.emergent.mean == pytest.approx(0.2)
-    assert difference.emergent.half == pytest.approx(4.303 * stdev(by_seed) / math.sqrt(3))
+    assert difference.emergent.half == pytest.approx(4.302653 * stdev(by_seed) / math.sqrt(3))
     assert difference.every.mean == pytest.approx(0.2 / 3)
 
 
@@ -110,3 +110,14 @@ def test_failed_runs_are_passed_over_and_nothing_finished_is_an_error(study):
 def test_an_unknown_measure_is_refused_with_those_there_are(study):
     with pytest.raises(DataError, match=r"no measure 'R@2'; the runs have R@10"):
         summarise_emergence(study, "R@2")
+
+
+def test_untrained_encoders_stand_below_the_ways_to_bind(study):
+    from geobind.evaluation import PairRow, PairTable
+    from geobind.evaluation.retrieval_metrics import Metric
+    from geobind.studies.emergence import ways_table
+
+    row = PairRow("a", "b", "trained", 100, 100, {"R@10": Metric(0.11, 0.1, 0.05, 0.2)})
+    found = summarise_emergence(study, untrained=PairTable((row,)))
+    assert ways_table(found).rows[-1][:2] == ["(untrained)", "0.110"]
+    assert found.to_dict()["untrained"] == 0.11

@@ -143,12 +143,31 @@ def test_a_study_without_measurements_says_what_is_missing(tmp_path):
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=12))
 def test_the_interval_over_seeds_is_students(values):
     found = seed_interval([*values, math.nan])
-    t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(values))
+    t = {2: 12.7062, 3: 4.302653, 4: 3.182446, 5: 2.776445}.get(len(values))
     assert found.mean == pytest.approx(fmean(values))
     assert found.runs == len(values)
     if t:
-        assert found.half == pytest.approx(t * stdev(values) / math.sqrt(len(values)))
+        assert found.half == pytest.approx(t * stdev(values) / math.sqrt(len(values)), rel=1e-5)
 
 
 def test_one_seed_has_no_interval():
     assert math.isnan(seed_interval([0.5]).half)
+
+
+def test_untrained_encoders_are_the_last_row_of_a_sweep_s_table():
+    from geobind.studies.summary import UNTRAINED_ROW, SeedInterval, SettingRow, SweepSummary, sweep_table
+
+    figure = SeedInterval(0.4, 0.1, 3)
+    line = SettingRow({"a": "1", "b": "2"}, (), 0, {"trained": figure, "emergent": figure}, 0.02, figure)
+    table = sweep_table(SweepSummary("R@10", ("a", "b"), (line,), {"trained": 0.021, "emergent": 0.03}))
+    assert table.rows[-1] == [UNTRAINED_ROW, "", "", "0.021", "0.030", "", ""]
+    assert len(table.rows[-1]) == len(table.heads)
+    assert len(sweep_table(SweepSummary("R@10", ("a", "b"), (line,))).rows) == 1
+
+
+def test_a_baseline_that_cannot_be_measured_is_logged_and_costs_nothing_else(tmp_path, caplog):
+    from geobind.studies.grid import Cell
+    from geobind.studies.runner import measure_untrained
+
+    assert measure_untrained(Cell("no_such_recipe", (), {}), tmp_path) is None
+    assert "no baseline of untrained encoders" in caplog.text
