@@ -20,7 +20,8 @@ def ran(folder, way, seed, values, emergent=()):
     home = folder / f"{way}-{seed}".replace(" ", "_")
     (home / "stages" / "01_joint").mkdir(parents=True)
     (home / "run.json").write_text('{"recipe": "r"}')
-    (home / "recipe.yaml").write_text("name: r\nmodalities: {a: {}}\nstages: [{name: joint, align: b, train: [b]}]\n")
+    stages = "[{name: joint, align: b, train: [b]}]"
+    (home / "recipe.yaml").write_text(f"name: r\nmodalities: {{a: {{}}}}\nstages: {stages}\n")
     stage = {"name": "joint", "anchor": "a", "align": "b", "seconds": 10.0 + seed}
     (home / "stages" / "01_joint" / "stage.json").write_text(json.dumps(stage))
     rows = [
