@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 
+from geobind.data.augmentation import Geometry, draw_geometry, share_geometry
 from geobind.data.inspect import detect_kind
 from geobind.data.readers.files import open_binary
 from geobind.data.sampler import seeded_rng
@@ -201,10 +202,11 @@ _FIRST = 10  # rows looked at to see whether they hold several observations
 
 
 class SheetModality(NamedTuple):
-    """One modality of a stage's sheet: who prepares its inputs, and whether the stage trains it."""
+    """One modality of a stage's sheet: who prepares its inputs, whether and how they are augmented."""
 
     modality: Modality
     trained: bool
+    geometry: Geometry = "own"
 
 
 class Rows(Protocol):
@@ -291,7 +293,8 @@ def _draw_modality(
     limits = compute_limits(plain)
     shown.append(SheetCell(partial(draw_prepared, prepared=plain, raw=first, limits=limits), "prepared"))
     for draw in range(draws):
-        with seeded_rng(*seeds, draw):
+        geometry = share_geometry(side.geometry, draw_geometry(*seeds, draw))
+        with seeded_rng(*seeds, draw), geometry:
             one = random.choice(cast("list[Any]", raw)) if isinstance(raw, list) else raw
             made = _prepared(side.modality, one, training=side.trained)
         cell = partial(draw_prepared, prepared=made, raw=one, limits=limits)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from geobind.data.augmentation import UNCHANGED, Geometry, draw_geometry, share_geometry
 from geobind.data.sampler import BatchSampler, preserve_rng, seed_rng
 from geobind.data.sources import BatchMeta, find_missing_storage, hours_since_1970
 from geobind.data.table import Row
@@ -207,10 +208,11 @@ class Preparer(Protocol):
 
 
 class ModalityInput(NamedTuple):
-    """One modality of a batch: who prepares its inputs, and whether they are augmented."""
+    """One modality of a batch: who prepares its inputs, and whether and how they are augmented."""
 
     preparer: Preparer
     augment: bool = False
+    geometry: Geometry = "own"
 
 
 class _Rows(Protocol):
@@ -303,6 +305,7 @@ class _Samples(Dataset[Any]):
 
     def __init__(self, loader: BatchLoader) -> None:
         self.rows, self.sides, self.sampler = loader.rows, dict(loader.sides), loader.sampler
+        self.shared = any(side.geometry == "shared" for side in self.sides.values())
         self.partial = loader.partial
         self.attempts = _ATTEMPTS if loader.max_broken else 0
 
@@ -339,13 +342,15 @@ class _Samples(Dataset[Any]):
 
     def _prepared(self, step: int, row: int, raws: Mapping[str, Any]) -> dict[str, Prepared]:
         seed_rng(self.sampler.seed, step, row)
-        return {
-            name: side.preparer.prepare(
-                _choose_observation(raws.get(name), random.randrange), training=side.augment
-            )
-            for name, side in self.sides.items()
-            if not (self.partial and raws.get(name) is None)
-        }
+        geometry = draw_geometry(self.sampler.seed, step, row) if self.shared else UNCHANGED
+        prepared: dict[str, Prepared] = {}
+        for name, side in self.sides.items():
+            if self.partial and raws.get(name) is None:
+                continue
+            one = _choose_observation(raws.get(name), random.randrange)
+            with share_geometry(side.geometry, geometry):
+                prepared[name] = side.preparer.prepare(one, training=side.augment)
+        return prepared
 
 
 def _choose_observation(raw: Any, choose: Any) -> Any:

@@ -28,6 +28,19 @@ def recipe_warnings(recipe: Recipe, stage: Stage) -> Iterator[str]:
         rows, whose = stage.batch_size // (ranks or 1), "a process has" if ranks else "there are"
         yield f"chunk: {stage.chunk} cuts nothing, as {whose} {rows} rows; steps take one pass"
 
+    if still := _find_unturned(recipe, stage):
+        frozen = [name for name in recipe.together_in(stage) if name not in stage.parts]
+        yield (
+            f"augment.together: mirrors, turns and crops no {_listed(still)}, because this stage does not "
+            f"train, and so does not augment, {_listed(frozen)}"
+        )
+
+
+def _find_unturned(recipe: Recipe, stage: Stage) -> list[str]:
+    """Return the trained modalities that stay unchanged beside a co-registered one that is not augmented."""
+    kinds = recipe.geometry_of(stage)
+    return [name for name, kind in kinds.items() if kind == "none" and name in stage.parts]
+
 
 def is_chunked(recipe: Recipe, stage: Stage) -> bool:
     """Return whether a chunk is smaller than a process's share of the batch, as far as is known."""
@@ -91,6 +104,8 @@ def describe_details(recipe: Recipe, stage: Stage) -> Iterator[str]:
             f"batches: {stage.batches.share:.0%} in groups of up to {stage.batches.together} neighbours, "
             f"{least:g} to {most:g} km from each other"
         )
+    if (together := recipe.together_in(stage)) and not _find_unturned(recipe, stage):
+        yield f"augment: {_listed(together)} are mirrored, turned and cropped alike"
     if stage.auto_options:
         yield f"{' and '.join(stage.auto_options)}: auto, chosen by what fits in memory when the run begins"
     if is_chunked(recipe, stage):

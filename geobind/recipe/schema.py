@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from geobind.data.augmentation import Geometry
 from geobind.data.options import DataOptions, MixedData
 from geobind.modality import Modality, Role
 from geobind.recipe.stage_options import (
@@ -375,6 +376,16 @@ class FabricOptions(RecipeBlock):
         return ("default" if self.compile is True else self.compile) or None
 
 
+class AugmentOptions(RecipeBlock):
+    """Augmentation across modalities."""
+
+    together: tuple[str, ...] = Field(
+        default=(),
+        max_length=100,
+        description="co-registered rasters, which are mirrored, turned and cropped alike in each row",
+    )
+
+
 class ModalityEntry(BaseModel):
     """One modality of a recipe: `role`, `data`, and its own options."""
 
@@ -418,6 +429,7 @@ class Recipe(RecipeBlock):
     data: DataOptions | None = Field(
         default=None, description="rows for every stage that names none of its own"
     )
+    augment: AugmentOptions = AugmentOptions()
     fabric: FabricOptions = FabricOptions()
     workers: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = Field(
         default="auto", description="processes that load data; 0: none"
@@ -472,6 +484,21 @@ class Recipe(RecipeBlock):
     def pairs_of(self, stage: Stage) -> tuple[ModalityPair, ...]:
         """Return the pairs of modalities that a stage compares."""
         return build_pairs(self.anchor_of(stage), stage.aligned, stage.pairs, stage.parts, stage.weights)
+
+    def geometry_of(self, stage: Stage) -> dict[str, Geometry]:
+        """Return how each modality of a stage draws its geometric augmentations.
+
+        Beside a co-registered raster that the stage does not train, and so does not augment, the others stay
+        unchanged too.
+        """
+        names, together = self.names_of(stage), self.together_in(stage)
+        kind: Geometry = "shared" if set(together) <= set(stage.parts) else "none"
+        return {name: kind if name in together else "own" for name in names}
+
+    def together_in(self, stage: Stage) -> tuple[str, ...]:
+        """Return the co-registered rasters of `augment.together` in a stage, none if it has only one."""
+        there = tuple(name for name in self.names_of(stage) if name in self.augment.together)
+        return there if len(there) > 1 else ()
 
     @property
     def evaluation_data(self) -> DataOptions | None:

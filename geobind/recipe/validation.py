@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from geobind import loggers
 from geobind.data.dataset import Dataset
@@ -26,7 +26,7 @@ from geobind.recipe.parsing import (
     to_key_path,
 )
 from geobind.recipe.schema import ModalityEntry, Recipe, Stage, build_pairs, find_pair_providers, pair_aliases
-from geobind.recipe.stage_options import Lora
+from geobind.recipe.stage_options import CachedViews, Lora
 
 Faults = Iterator[tuple[KeyPath, str]]  # key path inside the stage, and message with the fix
 
@@ -46,6 +46,7 @@ def find_stage_faults(recipe: Recipe, stage: Stage, built: Mapping[str, Modality
         yield from _trained(recipe, stage, name, built)
     yield from _pairs(recipe, stage)
     yield from _queue(recipe, stage)
+    yield from _views(recipe, stage)
     if isinstance(recipe.fabric.devices, int):
         ranks = recipe.fabric.devices * recipe.fabric.num_nodes
         if "batch_size" not in stage.auto_options and (ranks < 1 or stage.batch_size % ranks):
@@ -120,6 +121,50 @@ def _pairs(recipe: Recipe, stage: Stage) -> Faults:
             yield ("weights", word), f"is the pair that {named[pair]!r} gives a weight to; keep one"
         else:
             named[pair] = word
+
+
+def _views(recipe: Recipe, stage: Stage) -> Faults:
+    if isinstance(stage.cache, CachedViews) and (together := recipe.together_in(stage)):
+        yield (
+            ("cache",),
+            f"views are drawn one by one, so that {' and '.join(together)} would not be turned alike; write "
+            "`cache: auto`, or take them out of `augment.together`",
+        )
+
+
+_GEOMETRY = ("hflip", "vflip", "rotations", "random_resized_crop")
+
+
+def find_augment_faults(recipe: Recipe, built: Mapping[str, Modality]) -> Faults:
+    """Yield the mistakes of the `augment` section."""
+    path, together = ("augment", "together"), recipe.augment.together
+    if len(together) == 1:
+        yield path, "names one modality, which has nothing to be turned alike with; name two or drop it"
+    drawn: dict[str, dict[str, Any]] = {}  # what each draws
+    for number, name in enumerate(together):
+        if name not in recipe.modalities:
+            yield (*path, number), explain_unknown(name, recipe.modalities)
+        elif name in together[:number]:
+            yield (*path, number), f"{name!r} is there already; keep one"
+        elif name in built:
+            augment = getattr(built[name], "augment", None)
+            if isinstance(augment, BaseModel) and "hflip" in type(augment).model_fields:
+                drawn[name] = {option: getattr(augment, option, False) for option in _GEOMETRY}
+            else:
+                yield (
+                    (*path, number),
+                    f"{name!r} cannot be turned alike with others: its plugin has no option `augment` of "
+                    "geobind's images (TileAugment or PhotoAugment)",
+                )
+    first = next(iter(drawn), "")
+    for name, options in drawn.items():
+        if differing := [option for option in options if options[option] != drawn[first][option]]:
+            told = ", ".join(f"{option} {options[option]} and {drawn[first][option]}" for option in differing)
+            yield (
+                (*path, together.index(name)),
+                f"{name!r} and {first!r} are to be turned alike, but their `augment` differs ({told}); give "
+                "both the same",
+            )
 
 
 def _queue(recipe: Recipe, stage: Stage) -> Faults:
@@ -418,7 +463,8 @@ def check_stages(
         ]
         found += find_watch_faults(recipe, stage)
         problems.extend(written.problem((*path, *at), message) for at, message in found)
-    problems.extend(written.problem(at, message) for at, message in find_evaluation_faults(recipe))
+    for faults in (find_augment_faults(recipe, built), find_evaluation_faults(recipe)):
+        problems.extend(written.problem(at, message) for at, message in faults)
     return problems
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as transforms
 
+from geobind.data.augmentation import RowGeometry, read_shared_geometry
 from geobind.data.readers.files import describe
 from geobind.data.readers.images import decode_image
 from geobind.errors import DataError
@@ -30,29 +31,36 @@ def random_crop(
     image_CHW: Tensor, scale: tuple[float, float], size: list[int], how: InterpolationMode
 ) -> Tensor:
     """Cut out a random part of between `scale` of the area, and scale it (antialiased) to `size`."""
+    if (shared := read_shared_geometry()) is not None:
+        box = shared.crop(scale).to_pixels(*image_CHW.shape[-2:])
+        return transforms.resized_crop(image_CHW, *box, size, how, antialias=True)
     return v2.RandomResizedCrop(size, scale=scale, interpolation=how, antialias=True)(image_CHW)
 
 
 def augment_image(image_CHW: Tensor, augment: PhotoAugment) -> Tensor:
     """Mirror, turn and recolour a square image at random; dtype and shape stay.
 
+    It is mirrored and turned by torch's global generator, or as the other co-registered rasters of its row.
+
     Raises:
         DataError: RandAugment is asked for an image that is not 8-bit RGB.
     """
-    if augment.hflip and _coin():
+    shared = read_shared_geometry()
+    if augment.hflip and (_coin() if shared is None else shared.hflip):
         image_CHW = image_CHW.flip(-1)
     if isinstance(augment, TileAugment):
-        image_CHW = _augment_tile(image_CHW, augment)
+        image_CHW = _augment_tile(image_CHW, augment, shared)
     if augment.jitter:
         image_CHW = _jitter(image_CHW, augment.jitter)
     return image_CHW.contiguous()
 
 
-def _augment_tile(image_CHW: Tensor, augment: TileAugment) -> Tensor:
-    if augment.vflip and _coin():
+def _augment_tile(image_CHW: Tensor, augment: TileAugment, shared: RowGeometry | None) -> Tensor:
+    if augment.vflip and (_coin() if shared is None else shared.vflip):
         image_CHW = image_CHW.flip(-2)
     if augment.rotations:
-        image_CHW = image_CHW.rot90(int(torch.randint(4, ())), (-2, -1))
+        turns = int(torch.randint(4, ())) if shared is None else shared.quarter_turns
+        image_CHW = image_CHW.rot90(turns, (-2, -1))
     if augment.randaugment:
         if image_CHW.dtype != torch.uint8 or image_CHW.shape[0] != 3:
             raise DataError(
@@ -114,7 +122,8 @@ def prepare_image(raw: Any, spec: ImageSpec, augment: PhotoAugment | None = None
     Args:
         raw: What `read_image` takes.
         spec: What the tower wants to see.
-        augment: How to change it at random, by torch's global generator; None changes nothing.
+        augment: How to change it at random, by torch's global generator; None changes nothing. Mirroring,
+            turning and cropping are those of the row where it shares them with other rasters of its place.
 
     Returns:
         (C, size, size): uint8 of a uint8 image, else float32 in the image's own units.
@@ -122,14 +131,14 @@ def prepare_image(raw: Any, spec: ImageSpec, augment: PhotoAugment | None = None
     Raises:
         DataError: It is not such an image, or its values cannot be what mean and std are for.
     """
-    cropped = augment is not None and augment.random_resized_crop is not None
-    scale = None if cropped else partial(_scale, spec)
-    image_CHW = decode_image(raw, channels=spec.channels, needed=_needed(spec, augment), scale=scale)
+    crop = None if augment is None else _random_crop(augment)
+    needed = None if augment is None else _needed(spec, crop)
+    scale = partial(_scale, spec) if crop is None else None
+    image_CHW = decode_image(raw, channels=spec.channels, needed=needed, scale=scale)
     _check_units(image_CHW, spec, describe(raw) if isinstance(raw, str | Path) else "the image")
     size = [spec.size, spec.size]
-    if augment is not None and augment.random_resized_crop is not None:
-        how = InterpolationMode(spec.interpolation)
-        image_CHW = random_crop(image_CHW, augment.random_resized_crop, size, how)
+    if crop is not None:
+        image_CHW = random_crop(image_CHW, crop, size, InterpolationMode(spec.interpolation))
     elif image_CHW.dtype == torch.uint8 and image_CHW.shape[0] in (1, 3):
         image_CHW = transforms.pil_to_tensor(_scale(spec, _as_pillow(image_CHW)))
     else:
@@ -180,14 +189,18 @@ def _crop_oblong(image: Any) -> Any:
     return transforms.center_crop(image, [min(height, longest), min(width, longest)])
 
 
-def _needed(spec: ImageSpec, augment: PhotoAugment | None) -> int | None:
-    """Return the length of the shorter side from which the image can be made without enlarging anything.
+def _random_crop(augment: PhotoAugment) -> tuple[float, float] | None:
+    """Return the shares of the area that a random crop keeps, None where nothing is cropped."""
+    shared = read_shared_geometry()
+    return None if shared is not None and shared.area is None else augment.random_resized_crop
 
-    None of an image that is not trained on: it is decoded whole, since a smaller one differs a little.
+
+def _needed(spec: ImageSpec, crop: tuple[float, float] | None) -> int:
+    """Return the length of the shorter side from which an augmented image needs no enlarging.
+
+    An image that is not augmented is decoded whole, since a smaller one differs a little.
     """
-    if augment is None:
-        return None
-    if augment.random_resized_crop is None:
+    if crop is None:
         return spec.size
     # The smallest part that is cut out, where its sides are as 3 to 4 and it lies along the longer one.
-    return math.ceil(spec.size / math.sqrt(augment.random_resized_crop[0] * 3 / 4))
+    return math.ceil(spec.size / math.sqrt(crop[0] * 3 / 4))

@@ -52,7 +52,7 @@ def explain_rerun(done: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
     if not isinstance(was, dict):
         return "something that it depends on changed"
     words = {"before": "the stages before it: ", "data": "the data: ", "plugins": "the plugin version of "}
-    words["contents"] = "the content of "
+    words |= {"contents": "the content of ", "together": "augment.together: "}
     known = cast("dict[str, Any]", was)
     changes = [
         f"{words.get(part, '')}{change}"
@@ -76,6 +76,8 @@ def _stage_facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     }
     if contents := _manifest_hashes(recipe, stage):
         facts["contents"] = contents
+    if together := recipe.together_in(stage):
+        facts["together"] = sorted(together)
     # Only where it is not told by the stage, nor what it was before anybody asked.
     return facts if stage.precision or precision == _DEFAULT_PRECISION else {**facts, "precision": precision}
 

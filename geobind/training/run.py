@@ -14,11 +14,13 @@ from torch import nn
 from geobind import plugins
 from geobind.binder import Binder
 from geobind.bundles.stability import StageProof
-from geobind.data.sampler import MixedDataset
+from geobind.data.augmentation import UNCHANGED, share_geometry
+from geobind.data.sampler import MixedDataset, preserve_rng
 from geobind.data.table import first_observation
 from geobind.errors import CheckpointError, RecipeError
 from geobind.evaluation import Leakage, PairTable
 from geobind.evaluation.held_out import EvaluationResults
+from geobind.modality import Modality
 from geobind.recipe import Recipe, load_recipe
 from geobind.recipe.describe import describe_stage, describe_unpublished, recipe_warnings
 from geobind.recipe.parsing import dump_yaml
@@ -215,8 +217,21 @@ def rehearse(recipe: Recipe, binder: Binder, training: Sequence[MixedDataset]) -
         for name, source in product(recipe.names_of(stage), rows.sources):
             there_R = source.rows.rows_with([name])
             if len(there_R):
-                raw = source.rows[int(there_R[0])].raws[name]
-                binder.embed(name, first_observation(raw))
+                raw = first_observation(source.rows[int(there_R[0])].raws[name])
+                binder.embed(name, raw)
+                if name in recipe.together_in(stage):
+                    _check_geometry(name, recipe.built[name], raw)
+
+
+def _check_geometry(name: str, modality: Modality, raw: Any) -> None:
+    """Check that preparing an input applies the geometry that it shares with other rasters of its row."""
+    with preserve_rng(), share_geometry("none", UNCHANGED) as sharing:
+        modality.prepare(raw, training=True)
+    if sharing is None or not sharing.applied:
+        raise RecipeError(
+            f"augment.together: '{name}' cannot be turned alike with others: its plugin does not prepare "
+            f"inputs by geobind.towers.prepare_image with its option `augment`; take it out"
+        )
 
 
 def _extra_columns(recipe: Recipe, training: Sequence[MixedDataset]) -> list[str]:

@@ -240,9 +240,14 @@ def _checkpoint_modules(job: StageRun, losses: PairLosses) -> dict[str, nn.Modul
 def build_loader(fabric: Fabric, job: StageRun, first_step: int) -> BatchLoader:
     """Build the batch loader of this rank."""
     recipe, stage = job.recipe, job.stage
+    geometry = recipe.geometry_of(stage)
+    sides = {
+        name: ModalityInput(recipe.built[name], augment=name in stage.parts, geometry=geometry[name])
+        for name in job.encoders
+    }
     return BatchLoader(
         job.rows,
-        {name: ModalityInput(recipe.built[name], augment=name in stage.parts) for name in job.encoders},
+        sides,
         job.sampler,
         first_step=first_step,
         last_step=job.steps,
