@@ -172,12 +172,8 @@ def _encode_card(card: Card, folder: Path) -> dict[str, bytes]:
     """
     try:
         readme = render_model_card(card.model_dump())
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        reason = f"{type(error).__name__}: {error}"[:200]
-        raise CheckpointError(
-            f"{folder / CARD}: its stages, metrics, data or author are not as geobind writes them "
-            f"({reason}), so that no model card can be written of them"
-        ) from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / CARD}: {error}") from error
     return {README: readme.encode(), CARD: card.model_dump_json(indent=1).encode()}
 
 

@@ -377,7 +377,7 @@ def test_facts_of_a_stranger_that_no_model_card_can_be_written_of_are_named(bund
 
     change(bundle, "stages", [{"name": 5}])
     binder = Binder.load(bundle)
-    with pytest.raises(CheckpointError, match=r"binder\.json: its stages, metrics"):
+    with pytest.raises(CheckpointError, match=r"bundle/binder\.json: no model card"):
         save_card(binder, bundle)
 
 
