@@ -106,7 +106,7 @@ OWN_FAULTS = {
     ),
 }
 BUILT_IN = {
-    "modality": {"audio", "ground_image", "satellite", "text"},
+    "modality": {"audio", "ground_image", "satellite", "text", "vector"},
     "importer": {
         *(
             "soundingearth",
@@ -122,7 +122,7 @@ BUILT_IN = {
         *("rsicd", "rsitmd", "ucm_captions", "sydney_captions", "eurosat", "torchgeo"),
         *("image_folder", "stac", "webdataset"),
     },
-    "dataset": {"toyearth"},
+    "dataset": {"toyearth", "earth"},
     "logger": {"tensorboard", "wandb", "mlflow"},
 }
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -290,7 +291,8 @@ def load_checked(kind: type[Checked], path: Path) -> Checked:
         CheckpointError: It is damaged.
     """
     try:
-        return TypeAdapter(kind).validate_python(files.read_json(path))
+        # As JSON, for then strictness takes lists for tuples, but no text for a number.
+        return TypeAdapter(kind).validate_json(json.dumps(files.read_json(path)), strict=True)
     except ValidationError as error:
         raise CheckpointError(f"{path}: {_first_of(error)}; run again with --resume to mend it") from None
 

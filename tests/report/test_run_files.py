@@ -27,6 +27,7 @@ def folder(tmp_path):
         ("plugins", {"tile": {}}),
         ("started", 3),
         ("peak_memory_bytes", "many"),
+        ("peak_memory_bytes", "9" * 400),
         ("peak_memory_bytes", 10**30),
         ("peak_memory_bytes", 1e300),
         ("recipe", {}),
