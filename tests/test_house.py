@@ -34,7 +34,7 @@ report
 training
 losses planning
 studies
-doctor
+doctor scaffold
 testing cli
 __main__
 """.split("\n")[1:-1]

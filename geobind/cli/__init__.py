@@ -61,6 +61,7 @@ COMMANDS = {
         "geobind.cli.plugins:cache_command",
         "List, prune or verify the embeddings kept of frozen encoders.",
     ),
+    "new": ("geobind.cli.new:new_command", "Begin a modality, a dataset or a recipe from a template."),
     "doctor": (
         "geobind.cli.doctor:doctor_command",
         "Check this installation, and name what mends each fault.",

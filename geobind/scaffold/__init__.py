@@ -1,0 +1,1 @@
+"""Folders and recipes to begin with, written out from templates."""
