@@ -18,6 +18,7 @@ PUBLIC = [
     "geobind.importers",
     "geobind.importers.reading",
     "geobind.loggers",
+    "geobind.pretrained",
     "geobind.errors",
 ]
 PAGE = Path(__file__).parent / "api.md"

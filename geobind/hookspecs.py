@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from geobind.data.dataset import Dataset
     from geobind.importers.contract import Importer
     from geobind.loggers import Logger
+    from geobind.pretrained import PackagedWeights
 
 hookspec = pluggy.HookspecMarker("geobind")
 hookimpl = pluggy.HookimplMarker("geobind")
@@ -35,3 +36,8 @@ def geobind_datasets() -> list[type[Dataset]]:  # pyright: ignore[reportReturnTy
 @hookspec
 def geobind_loggers() -> list[type[Logger]]:  # pyright: ignore[reportReturnType]
     """Return the loggers this plugin provides."""
+
+
+@hookspec
+def geobind_weights() -> list[type[PackagedWeights]]:  # pyright: ignore[reportReturnType]
+    """Return the pretrained weights in packages that this plugin offers."""

@@ -24,7 +24,7 @@ utils extras
 modality licences hub
 hookspecs inference
 plugins
-data loggers
+data loggers pretrained
 recipe towers importers
 scoring
 bundles

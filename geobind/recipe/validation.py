@@ -16,6 +16,7 @@ from geobind.errors import DataError, PluginError, did_you_mean
 from geobind.extras import INSTALL, find_missing
 from geobind.modality import Modality
 from geobind.plugins import Registry
+from geobind.pretrained import find_faults
 from geobind.recipe.embedding_sum import parse_sum
 from geobind.recipe.parsing import (
     KeyPath,
@@ -473,6 +474,7 @@ def check_packages(written: ParsedYaml, recipe: Recipe, built: Mapping[str, Moda
     faults: list[tuple[KeyPath, str]] = [*find_logger_faults(recipe)]
     for name, modality in built.items():
         faults += [(("modalities", name), message) for message in _list_missing(modality)]
+        faults += [(("modalities", name), message) for message in find_faults(modality.model_dump())]
     for path, options in list_data_blocks(recipe):
         if options.dataset is not None:
             where: KeyPath = (*path, options.dataset.name)

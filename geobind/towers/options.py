@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
+from geobind.errors import CheckpointError
 from geobind.extras import INSTALL
+from geobind.pretrained import locate_packaged
 from geobind.towers.architecture import (
     check_clip_config,
     check_htsat_config,
@@ -77,7 +79,7 @@ class ClipOptions(TowerOptions):
     )
     pretrained: Weights = Field(
         description="An open_clip tag such as openai, or weights as open_clip or transformers save them: a "
-        ".safetensors or PyTorch file, its folder, or OWNER/NAME of a hub; false for random."
+        ".safetensors or PyTorch file, its folder, package:NAME, or OWNER/NAME of a hub; false for random."
     )
     prefix: str = Field(
         default="", description="Of a file that holds several towers, the name this one's keys begin with."
@@ -108,8 +110,8 @@ class TimmOptions(TowerOptions):
 
     model: str = Field(description="A name of timm.list_models(), such as resnet18 or vit_small_patch16_224.")
     pretrained: Weights = Field(
-        description="true for timm's own weights, a .safetensors or PyTorch file or its folder, or false for "
-        "random."
+        description="true for timm's own weights, a .safetensors or PyTorch file or its folder, "
+        "package:NAME, or false for random."
     )
     options: dict[str, Any] = Field(
         default={}, description="Further arguments of timm.create_model, such as {drop_path_rate: 0.1}."
@@ -228,7 +230,7 @@ class HtsatOptions(TowerOptions):
 
     pretrained: Weights = Field(
         description="A hub id such as laion/clap-htsat-unfused, a .safetensors or PyTorch file, its folder, "
-        "or false."
+        "package:NAME, or false."
     )
     fused: bool = Field(
         default=False,
@@ -274,7 +276,7 @@ class TransformerOptions(TowerOptions):
 
     folder: str = Field(
         description="A folder with config.json, tokenizer.json and safetensors weights, such as that of "
-        "all-MiniLM-L6-v2."
+        "all-MiniLM-L6-v2, or package:NAME."
     )
     pooling: Literal["mean", "cls"] | None = Field(
         default=None,
@@ -305,7 +307,10 @@ class TransformerOptions(TowerOptions):
             raise ValueError(
                 "names a folder, which a bundle cannot; its card holds config and tokenizer itself"
             )
-        folder = Path(data["folder"])
+        try:
+            folder = locate_packaged(data["folder"]) or Path(data["folder"])
+        except CheckpointError as error:
+            raise ValueError(str(error)) from None
         config = _read_json(folder / "config.json")
         tokenizer = json.dumps(
             _read_json(folder / "tokenizer.json"), ensure_ascii=False, separators=(",", ":")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from geobind.errors import RecipeError, did_you_mean
 from geobind.hub import hub_or_cache, missing_weights_error
+from geobind.pretrained import locate_packaged
 from geobind.towers.options import TimmOptions
 from geobind.towers.weights import load_strictly, read_weights
 
@@ -93,8 +94,9 @@ def count_features(model: nn.Module) -> int:
 def _load_file(model: nn.Module, config: Any, channels: int, source: str) -> None:
     classifiers = (config.classifier,) if isinstance(config.classifier, str) else config.classifier or ()
     dropped = tuple(f"{name}." for name in classifiers)
+    held = read_weights(locate_packaged(source) or source)
     tensors: dict[str, Tensor] = {
-        key: value for key, value in read_weights(source).items() if not (dropped and key.startswith(dropped))
+        key: value for key, value in held.items() if not (dropped and key.startswith(dropped))
     }
     stems = (config.first_conv,) if isinstance(config.first_conv, str) else config.first_conv or ()
     for key in (f"{stem}.weight" for stem in stems):

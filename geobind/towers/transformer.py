@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from geobind.data.readers.text import limit_text, read_text
 from geobind.errors import CheckpointError, DataError, PluginError, RecipeError
 from geobind.extras import INSTALL
+from geobind.pretrained import locate_packaged
 from geobind.towers.mel import hide_broken_torchaudio
 from geobind.towers.options import HeadKind, TransformerOptions, unpack_tokenizer
 from geobind.towers.tower import Tower, make_head
@@ -39,7 +40,7 @@ def transformer_encoder(
     """
     model = _build(options)
     if pretrained:
-        _load(model, Path(options.folder))
+        _load(model, locate_packaged(options.folder) or Path(options.folder))
     trunk = TransformerTrunk(model, options.pooling)
     new = new_head or not pretrained
     what = f"the transformer of {Path(options.folder).name}"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from geobind.errors import CheckpointError
 from geobind.hub import hub_or_cache, missing_weights_error
+from geobind.pretrained import locate_packaged
 from geobind.towers.options import PICKLED, PYTORCH
 
 _SHOWN = 3  # keys named in a message
@@ -26,14 +27,16 @@ _NESTED = ("state_dict", "model", "module")  # where trainers put the weights am
 
 
 def find_weights_file(source: str) -> Path | None:
-    """Find the file or folder of weights that `source` names: a path, or `owner/name` of a hub.
+    """Find the weights that `source` names: a path, `package:NAME`, or `owner/name` of a hub.
 
     Returns:
         None if it is neither.
 
     Raises:
-        CheckpointError: It can only be a hub's, and cannot be had.
+        CheckpointError: It can only be a hub's or a package's, and cannot be had.
     """
+    if packaged := locate_packaged(source):
+        return packaged
     path = Path(source)
     if path.exists() or path.suffix.lower() in (".safetensors", *PYTORCH):
         return path

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from geobind import loggers, plugins
+from geobind import loggers, plugins, pretrained
 from geobind.data import dataset as datasets
 from geobind.importers import registry as importers
 from geobind.plugins import PluginKind, Registry
@@ -122,7 +122,29 @@ DATASET = Kind(
         return [Thing]
     """,
 )
-KINDS = {kind.word: kind for kind in (MODALITY, IMPORTER, DATASET, LOGGER)}
+WEIGHTS = Kind(
+    "pretrained weights",
+    pretrained.WEIGHTS,
+    pretrained.registry,
+    "geobind.pretrained.PackagedWeights",
+    "geobind_weights",
+    "path",
+    """
+    import geobind
+    from geobind.pretrained import PackagedWeights
+
+    class Thing(PackagedWeights):
+        name = "NAME"
+        needs = "numpy"
+        install = "pip install numpy"
+        def path(self): ...
+
+    @geobind.hookimpl
+    def geobind_weights():
+        return [Thing]
+    """,
+)
+KINDS = {kind.word: kind for kind in (MODALITY, IMPORTER, DATASET, LOGGER, WEIGHTS)}
 
 
 def only_fault(publish, kind, source):

