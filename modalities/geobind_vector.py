@@ -105,14 +105,13 @@ class Vector(Modality):
         return torch.from_numpy(rows.astype(np.float32))
 
     def _read(self, raw: Any) -> NDArray[np.float64]:
-        from geobind.data import open_binary
+        from geobind.data import read_npy
 
+        if isinstance(raw, str | Path | bytes):
+            raw = read_npy(raw)
         try:
-            if isinstance(raw, str | Path | bytes):
-                with open_binary(raw) as file:
-                    raw = np.load(file, allow_pickle=False)
             values_S = np.asarray(raw, dtype=np.float64)
-        except (TypeError, ValueError, EOFError, OverflowError, MemoryError) as error:
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise DataError(f"cannot read {raw!r:.80} ({error}); give {self.accepts}") from error
         if values_S.shape != (self.size,) or np.isinf(values_S).any():
             holds = "infinite numbers" if values_S.shape == (self.size,) else f"shape {values_S.shape}"

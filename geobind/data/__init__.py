@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from geobind.data.rasters.window import read_window as read_window
     from geobind.data.readers import audio_seconds as audio_seconds
     from geobind.data.readers import read_audio as read_audio
+    from geobind.data.readers import read_band as read_band
     from geobind.data.readers import read_image as read_image
+    from geobind.data.readers import read_npy as read_npy
     from geobind.data.readers import read_text as read_text
     from geobind.data.readers.audio import measure_loudness as measure_loudness
     from geobind.data.readers.files import open_binary as open_binary
@@ -45,7 +47,9 @@ _HOMES = {
     "open_table": "geobind.data.table",
     "pack_table": "geobind.data.pack",
     "read_audio": "geobind.data.readers",
+    "read_band": "geobind.data.readers",
     "read_image": "geobind.data.readers",
+    "read_npy": "geobind.data.readers",
     "read_pixels": "geobind.data.rasters.window",
     "read_text": "geobind.data.readers",
     "read_window": "geobind.data.rasters.window",

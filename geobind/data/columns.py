@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from geobind.data.cells import NUMBER
 from geobind.data.manifest import CELL, PLACE
 from geobind.data.options import ColumnChoice, DataOptions, RasterOptions
 from geobind.data.rasters.column import WINDOW, RasterColumn
+from geobind.data.readers.arrays import NPY, read_npy
 from geobind.data.readers.files import CellText, FileResolver, join_names
 from geobind.errors import DataError
 from geobind.modality import Place
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 # The end of a file's name: a dot, a letter, up to four letters or digits.
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
-_NPY = b"\x93NUMPY"
 SAMPLED_CELLS = 100  # cells that decide whether a column holds files or text
 
 
@@ -74,7 +73,7 @@ class ArrowColumn:
             return _to_float32(items)
         items = items[:1] if self.first else items
         if isinstance(items[0], bytes):
-            items = [_decode_npy(item) if item.startswith(_NPY) else item for item in items]
+            items = [read_npy(item) if item.startswith(NPY) else item for item in items]
         elif self.files is None:
             items = [CellText(item) for item in items]
         else:
@@ -194,14 +193,6 @@ def _to_float32(items: list[Any]) -> NDArray[np.float32]:
     except FloatingPointError:
         most = np.finfo(np.float32).max
         raise DataError(f"holds a number larger than {most:.2g}, the most in 32 bits; scale it") from None
-
-
-def _decode_npy(content: bytes) -> NDArray[Any]:
-    """Read an array of which a Parquet file holds the bytes of a .npy file."""
-    try:
-        return np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, OSError, EOFError, MemoryError) as error:
-        raise DataError(f"the {len(content)} bytes of a .npy file are damaged: {error}") from error
 
 
 def looks_like_file_name(cell: str) -> bool:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -29,7 +28,7 @@ class Elevation(geobind.Modality):
 
     name: ClassVar[str] = "elevation"
     role: ClassVar[Literal["trainable"]] = "trainable"
-    accepts: ClassVar[str] = "a 2-D array of metres, or a single-band image of them (path or bytes)"
+    accepts: ClassVar[str] = "a 2-D array of metres, or an image of one band or a .npy file of them"
     widget: ClassVar[Literal["image"]] = "image"
 
     timm: TimmOptions = Field(
@@ -82,21 +81,9 @@ class Elevation(geobind.Modality):
         Raises:
             DataError: As `prepare`.
         """
-        if isinstance(raw, str | Path | bytes | bytearray | memoryview):
-            from geobind.data import read_image
+        from geobind.data import read_band
 
-            stored_HW = read_image(raw, channels=1)[0].numpy()
-        else:
-            try:
-                stored_HW = np.asarray(raw, dtype=np.float64)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise DataError(
-                    f"cannot read {type(raw).__name__} as heights; give {self.accepts}"
-                ) from error
-        if stored_HW.ndim == 3 and stored_HW.shape[0] == 1:
-            stored_HW = stored_HW[0]
-        if stored_HW.ndim != 2 or stored_HW.size == 0:
-            raise DataError(f"heights have two axes, not the shape {stored_HW.shape}; give {self.accepts}")
+        stored_HW = read_band(raw)
         metres_HW = np.where(np.isnan(stored_HW), self.missing, stored_HW * self.scale + self.offset)
         low, high = float(metres_HW.min()), float(metres_HW.max())
         if not LOWEST <= low <= high <= HIGHEST:

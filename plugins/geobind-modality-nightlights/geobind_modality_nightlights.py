@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -27,7 +26,7 @@ class NightLights(geobind.Modality):
 
     name: ClassVar[str] = "nightlights"
     role: ClassVar[Literal["trainable"]] = "trainable"
-    accepts: ClassVar[str] = "a 2-D array of radiance, or a single-band image of it (path or bytes)"
+    accepts: ClassVar[str] = "a 2-D array of radiance, or an image of one band or a .npy file of it"
     widget: ClassVar[Literal["image"]] = "image"
 
     timm: TimmOptions = Field(
@@ -76,22 +75,12 @@ class NightLights(geobind.Modality):
         Raises:
             DataError: As `prepare`.
         """
-        if isinstance(raw, str | Path | bytes | bytearray | memoryview):
-            from geobind.data import read_image
+        from geobind.data import read_band
 
-            stored_HW = read_image(raw, channels=1)[0].numpy().astype(np.float64)
-        else:
-            try:
-                stored_HW = np.asarray(raw, dtype=np.float64)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise DataError(f"cannot read {type(raw).__name__} as lights; give {self.accepts}") from error
-        if stored_HW.ndim == 3 and stored_HW.shape[0] == 1:
-            stored_HW = stored_HW[0]
-        if stored_HW.ndim != 2 or stored_HW.size == 0:
-            raise DataError(f"lights have two axes, not the shape {stored_HW.shape}; give {self.accepts}")
+        stored_HW = read_band(raw)
         if np.nanmax(stored_HW, initial=0.0) > _BRIGHTEST:
             raise DataError(f"a radiance of {np.nanmax(stored_HW):g} is no light of the Earth's surface")
-        return np.maximum(np.nan_to_num(stored_HW, nan=0.0, neginf=0.0), 0.0)
+        return np.maximum(np.nan_to_num(stored_HW), 0.0)
 
     def picture(self, raw: Any) -> NDArray[np.uint8]:
         """Draw a window on a logarithmic scale of grey."""

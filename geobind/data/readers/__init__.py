@@ -1,4 +1,4 @@
-"""Readers of one observation from a file of unknown origin: images, sounds, texts, members of tar files."""
+"""Readers of one observation from a file of unknown origin: images, arrays, sounds, texts, tar members."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from geobind.data.readers.arrays import read_band as read_band
+    from geobind.data.readers.arrays import read_npy as read_npy
     from geobind.data.readers.audio import audio_seconds as audio_seconds
     from geobind.data.readers.audio import read_audio as read_audio
     from geobind.data.readers.images import read_image as read_image
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "audio_seconds": "geobind.data.readers.audio",
     "read_audio": "geobind.data.readers.audio",
+    "read_band": "geobind.data.readers.arrays",
     "read_image": "geobind.data.readers.images",
+    "read_npy": "geobind.data.readers.arrays",
     "read_text": "geobind.data.readers.text",
 }
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
