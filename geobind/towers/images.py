@@ -97,7 +97,7 @@ def _plus_minus(*shape: int) -> Tensor:
     return 2 * torch.rand(shape) - 1
 
 
-_MOST_OBLONG = 16  # times its width that an image is long when it is scaled
+_MOST_SCALED = 2**24  # pixels of a scaled image, most of which are cut off; no photo comes near
 
 
 class ImageSpec(NamedTuple):
@@ -151,7 +151,7 @@ def _scale(spec: ImageSpec, image: Any) -> Any:
     how, size = InterpolationMode(spec.interpolation), [spec.size, spec.size]
     if spec.squash:
         return transforms.resize(image, size, how, antialias=True)
-    image = _crop_oblong(image)
+    image = _crop_oblong(image, spec.size)
     return transforms.center_crop(transforms.resize(image, [spec.size], how, antialias=True), size)
 
 
@@ -180,10 +180,10 @@ def _check_units(image_CHW: Tensor, spec: ImageSpec, name: str) -> None:
             )
 
 
-def _crop_oblong(image: Any) -> Any:
+def _crop_oblong(image: Any, size: int) -> Any:
     """Cut the middle out of a very long tensor or PIL image, which would take any memory to be scaled."""
     height, width = transforms.get_size(image)
-    longest = _MOST_OBLONG * min(height, width)
+    longest = max(2, _MOST_SCALED // size**2) * min(height, width)
     if max(height, width) <= longest:
         return image
     return transforms.center_crop(image, [min(height, longest), min(width, longest)])

@@ -89,7 +89,9 @@ def test_a_misspelt_dataset_is_an_unknown_key(lakes, tmp_path):
 
 def test_one_source_is_one_of_all_that_are_installed(lakes):
     for options in ({}, {"lakes": {}, "toyearth": {}}, {"manifest": "a.csv", "lakes": {}}):
-        with pytest.raises(ValidationError, match="exactly one of `manifest`, `earth`, `lakes` and `toyearth`"):
+        with pytest.raises(
+            ValidationError, match="exactly one of `manifest`, `earth`, `lakes` and `toyearth`"
+        ):
             DataOptions(**options)
     with pytest.raises(ValidationError, match="drawn lakes has no files"):
         DataOptions(lakes={}, root="a")
