@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from geobind import scoring
 from geobind.bundles import bundle
-from geobind.errors import DataError, PluginError, RecipeError
+from geobind.errors import CheckpointError, DataError, PluginError, RecipeError
 from geobind.inference import (
     batch_inputs,
     check_width,
@@ -27,7 +27,7 @@ from geobind.inference import (
 )
 from geobind.modality import Modality
 from geobind.scoring import SoftmaxTemperature
-from geobind.utils.hashing import derive_seed
+from geobind.utils.hashing import derive_seed, fingerprint
 from geobind.utils.progress import track
 from geobind.utils.vectors import require_directions, unit
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from geobind.bundles.card import Card
+    from geobind.recipe import Recipe
 
     Embeddings: TypeAlias = Tensor | NDArray[Any]
 Auto: TypeAlias = bool | None  # None: decided from the input
@@ -257,3 +258,26 @@ class Binder(nn.Module):
     def push_to_hub(self, name: str, *, private: bool = False) -> str:
         """Publish the bundle on the Hugging Face hub as `owner/name` and return its address."""
         return bundle.push_to_hub(self, name, private=private)
+
+
+def build_binder(recipe: Recipe) -> Binder:
+    """Build the binder that a recipe's first stage starts from.
+
+    The modalities of the bundle that it begins from have the bundle's weights; others are built anew.
+
+    Raises:
+        GeobindError: An encoder cannot be built, or the bundle cannot be read or has changed.
+    """
+    if recipe.base_bundle is None:
+        return Binder(recipe.built, recipe.width, seed=recipe.seed)
+    folder = recipe.base_bundle.folder
+    begun = Binder.load(folder)
+    card = begun.card
+    if card is None or fingerprint(card.digests, card.modalities) != recipe.base_bundle.digest:
+        raise CheckpointError(f"{folder}: another bundle was written there meanwhile; run again")
+    fresh = {name: kind for name, kind in recipe.built.items() if name not in begun.modalities}
+    binder = Binder(fresh, recipe.width, seed=recipe.seed)
+    encoders = {**begun.encoders, **binder.encoders}
+    binder.modalities = dict(recipe.built)
+    binder.encoders = nn.ModuleDict({name: encoders[name] for name in recipe.built})
+    return binder.eval()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Picture = Image | NDArray[Any] | tuple[NDArray[Any], int] | str
 
 Role = Literal["frozen", "trainable"]
+BUNDLED = "geobind.bundled"  # in the context of validation: the options are those of a bundle's card
 Widget = Literal["text", "image", "sound", "place", "file"]
 
 

@@ -27,9 +27,8 @@ from geobind.bundles.model_card import render_model_card
 from geobind.bundles.stability import ChangedWeights, check_weights, find_not_finite
 from geobind.errors import CheckpointError, GeobindError, PluginError
 from geobind.hub import check_reachability, explain_failure, hub_or_cache, without_hub
-from geobind.modality import Modality
+from geobind.modality import BUNDLED, Modality
 from geobind.recipe.parsing import dump_yaml
-from geobind.towers.options import BUNDLED
 from geobind.towers.weights import load_strictly, read_weights
 from geobind.utils import files as storage
 from geobind.utils.system import collect_versions, hash_module

@@ -26,7 +26,8 @@ def main() -> None:
             from geobind.training.interruption import deterministic_algorithms
             from geobind.utils.logs import log_to_stderr
 
-            recipe = build_recipe(asked["recipe"], Path(asked["base"]), source=asked["name"])
+            written, base = asked["recipe"], Path(asked["base"])
+            recipe = build_recipe(written, base, source=asked["name"], begin=True)
             with log_to_stderr(), deterministic_algorithms(recipe.fabric.deterministic):
                 for event in measure_recipe(recipe, Path(asked["folder"]), asked["seconds"], asked["limit"]):
                     values = event.what if isinstance(event, Progress) else event.model_dump(mode="json")

@@ -153,7 +153,7 @@ def with_values(recipe: Recipe, numbers: AutoValues) -> Recipe:
     values: dict[str, Any] = copy.deepcopy(recipe.written)
     for stage, written in zip(recipe.stages, values["stages"], strict=True):
         written.update({name: numbers[stage.name][name] for name in stage.auto_options})
-    return build_recipe(values, recipe.base, source=recipe.name)
+    return build_recipe(values, recipe.base, source=recipe.name, begin=True)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from lightning_fabric import Fabric
 
-from geobind.binder import Binder
+from geobind.binder import Binder, build_binder
 from geobind.data.loader import BatchLoader
 from geobind.data.sampler import MixedDataset
 from geobind.data.table import open_table
@@ -426,7 +426,7 @@ def measure_recipe(recipe: Recipe, folder: Path, seconds: float, limit: int | No
     for stage, rows in zip(recipe.stages, found, strict=True):
         tried.append(_with_numbers(stage, min(_FEW, _most(recipe, stage, rows)[0])))
         check_loss_inputs(tried[-1], rows)
-    binder = Binder(recipe.built, recipe.width, seed=recipe.seed)
+    binder = build_binder(recipe)
     rehearse(recipe.model_copy(update={"stages": tried}), binder, found)
     sources.check()
     for stage in recipe.stages:

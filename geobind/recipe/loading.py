@@ -10,6 +10,7 @@ from typing import Any, cast
 from geobind import plugins
 from geobind.errors import PluginError, did_you_mean
 from geobind.recipe import validation
+from geobind.recipe.base_bundle import CARD, Beginning, begin_from_bundle
 from geobind.recipe.parsing import (
     KeyPath,
     ParsedYaml,
@@ -22,7 +23,6 @@ from geobind.recipe.parsing import (
 from geobind.recipe.schema import Recipe
 
 _log = logging.getLogger(__name__)
-_CARD = "binder.json"  # what marks the folder of a bundle
 
 # In a wheel the recipes lie inside the package; in a checkout beside it.
 _HERE = Path(__file__).resolve().parents[1]
@@ -73,7 +73,8 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = (), *, files: bool 
     base = Path() if is_shipped(name) else file.parent
     written = read_recipe_file(file, overrides)
     problems = _register_plugins(written, base)
-    return _checked(written, base, files=files, packages=True, known=problems)
+    begun = begin_from_bundle(written, base, plugins.registry())
+    return _checked(begun, base, files=files, packages=True, known=problems)
 
 
 def _register_plugins(written: ParsedYaml, base: Path) -> list[Problem]:
@@ -84,7 +85,7 @@ def _register_plugins(written: ParsedYaml, base: Path) -> list[Problem]:
     named = written.values.get("plugins")
     names = enumerate(cast("list[Any]", named)) if isinstance(named, list) else ()
     files: list[tuple[KeyPath, str]] = [(("plugins", i), name) for i, name in names if isinstance(name, str)]
-    if files and (base / _CARD).exists():
+    if files and (base / CARD).exists():
         message = "code is not taken from the folder of a bundle; copy the recipe, and the files you trust"
         return [written.problem(("plugins",), message)]
     problems: list[Problem] = []
@@ -101,7 +102,9 @@ def is_shipped(name: str | Path) -> bool:
     return not Path(name).is_file() and str(name) in list_shipped()
 
 
-def build_recipe(values: Mapping[str, Any], base: Path, *, source: str, files: bool = False) -> Recipe:
+def build_recipe(
+    values: Mapping[str, Any], base: Path, *, source: str, files: bool = False, begin: bool = False
+) -> Recipe:
     """Build a checked recipe from plain values, such as those saved in a bundle.
 
     The packages of its training need not be installed here, as it may have run on another machine.
@@ -111,20 +114,26 @@ def build_recipe(values: Mapping[str, Any], base: Path, *, source: str, files: b
         base: The folder that its relative paths start from.
         source: Its name in messages.
         files: Whether the manifests it names must exist.
+        begin: Whether to read the bundle that it begins from, which running it takes; not for a stranger's
+            recipe, as it names a folder.
     """
     plain, marks = parse_yaml(dump_yaml(dict(values)), source)
-    return _checked(ParsedYaml(plain, {path: source for path in marks}, source), base, files=files)
+    written = ParsedYaml(plain, {path: source for path in marks}, source)
+    begun = begin_from_bundle(written, base, plugins.registry()) if begin else Beginning(written)
+    return _checked(begun, base, files=files)
 
 
 def _checked(
-    written: ParsedYaml, base: Path, *, files: bool, packages: bool = False, known: Iterable[Problem] = ()
+    begun: Beginning, base: Path, *, files: bool, packages: bool = False, known: Iterable[Problem] = ()
 ) -> Recipe:
+    written = begun.written
     recipe, problems, marred = validation.check_fields(written)
-    problems += known
-    built, more = validation.check_modalities(written, plugins.registry(), base)
+    problems += [*known, *begun.problems]
+    built, more = validation.check_modalities(written, plugins.registry(), base, begun.built)
     problems += more
     if recipe is not None:
         recipe._written, recipe._base, recipe._built = written.values, base, built  # pyright: ignore[reportPrivateUsage]
+        recipe._base_bundle = begun.bundle  # pyright: ignore[reportPrivateUsage]
         marked = {problem.path for problem in problems}
         problems += [
             p for p in validation.check_stages(written, recipe, built, marred) if p.path not in marked

@@ -412,10 +412,24 @@ class StageSources(NamedTuple):
     tables: tuple[DataOptions, ...]  # the tables of the other aligned modalities
 
 
+class BaseBundle(NamedTuple):
+    """The bundle that a recipe begins from."""
+
+    folder: Path
+    modalities: tuple[str, ...]
+    digest: str  # hash of its weights and options
+    trained: frozenset[frozenset[str]]  # the pairs that its stages compared
+
+
 class Recipe(RecipeBlock):
     """A recipe: modalities, data, and the stages that bind them."""
 
     name: Name
+    base_path: str | None = Field(
+        default=None,
+        alias="base",
+        description="the bundle to begin from, or a run's folder: its modalities, width and anchor",
+    )
     seed: int = Field(default=0, ge=0, lt=2**32)
     width: int = Field(default=512, ge=2, le=65536, description="length of an embedding in the shared space")
     anchor: str = Field(
@@ -449,6 +463,7 @@ class Recipe(RecipeBlock):
     _written: dict[str, Any] = PrivateAttr(default_factory=dict)
     _base: Path = PrivateAttr(default_factory=Path)
     _built: dict[str, Modality] = PrivateAttr(default_factory=dict)
+    _base_bundle: BaseBundle | None = PrivateAttr(default=None)
 
     @property
     def written(self) -> dict[str, Any]:
@@ -464,6 +479,17 @@ class Recipe(RecipeBlock):
     def built(self) -> dict[str, Modality]:
         """The modalities, constructed with their options."""
         return self._built
+
+    @property
+    def base_bundle(self) -> BaseBundle | None:
+        """The bundle that the recipe begins from; None without one, or for a recipe out of a bundle."""
+        return self._base_bundle
+
+    @property
+    def trained_pairs(self) -> set[frozenset[str]]:
+        """The pairs of modalities that a stage compares, and those that stages of the base bundle did."""
+        own = {pair.both for stage in self.stages for pair in self.pairs_of(stage)}
+        return own | (self._base_bundle.trained if self._base_bundle else frozenset())
 
     def role(self, name: str) -> Role:
         """Return the modality's role: the recipe's, else its plugin's."""

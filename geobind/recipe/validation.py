@@ -99,10 +99,9 @@ def _trained(recipe: Recipe, stage: Stage, name: str, built: Mapping[str, Modali
     elif name not in recipe.names_of(stage):
         yield ("train",), f"{name!r} takes no part in this stage, so no gradient reaches it"
     elif name in built and recipe.role(name) == "frozen":
-        yield (
-            ("train",),
-            f"{name!r} is frozen by its plugin; to train it on purpose write `{name}: {{role: trainable}}`",
-        )
+        taken = recipe.base_bundle is not None and name in recipe.base_bundle.modalities
+        why = "comes from the base bundle, and stays as it is" if taken else "is frozen by its plugin"
+        yield ("train",), f"{name!r} {why}; to train it on purpose write `{name}: {{role: trainable}}`"
 
 
 def _pairs(recipe: Recipe, stage: Stage) -> Faults:
@@ -394,17 +393,19 @@ def _without(values: dict[str, Any], paths: Iterable[KeyPath]) -> dict[str, Any]
 
 
 def check_modalities(
-    written: ParsedYaml, registry: Registry[Modality], base: Path
+    written: ParsedYaml, registry: Registry[Modality], base: Path, taken: Mapping[str, Modality]
 ) -> tuple[dict[str, Modality], list[Problem]]:
     """Construct each modality of the recipe from its options.
 
     An option that begins with ./ or ../ is a file or folder relative to `base`, for every plugin, so that a
-    recipe means the same in every working folder.
+    recipe means the same in every working folder. Those of `taken` are constructed already.
     """
-    built: dict[str, Modality] = {}
+    built = dict(taken)
     problems: list[Problem] = []
     entries = written.values.get("modalities")
     for name, values in entries.items() if isinstance(entries, dict) else ():
+        if name in taken:
+            continue
         path: KeyPath = ("modalities", str(name))
         try:
             cls = registry.get(str(name))

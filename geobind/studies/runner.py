@@ -94,8 +94,7 @@ def measure_untrained(cell: Cell, home: Path) -> PairTable | None:
             return None
         _log.info("untrained encoders of %s: measured as a baseline", cell.title)
         binder = Binder(recipe.built, recipe.width, seed=recipe.seed)
-        trained = {pair.both for stage in recipe.stages for pair in recipe.pairs_of(stage)}
-        measured = measure_retrieval(binder, table, trained, recipe.evaluate)
+        measured = measure_retrieval(binder, table, recipe.trained_pairs, recipe.evaluate)
         files.write_json(home / UNTRAINED, {"key": _compute_key(recipe), "table": measured.to_dict()})
     except (GeobindError, ValidationError, KeyError) as error:
         _log.warning("no baseline of untrained encoders: %s", error)

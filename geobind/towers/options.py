@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 
 from geobind.errors import CheckpointError
 from geobind.extras import INSTALL
+from geobind.modality import BUNDLED
 from geobind.pretrained import locate_packaged
 from geobind.towers.architecture import (
     check_clip_config,
@@ -29,7 +30,6 @@ PixelValue = Annotated[float, Field(ge=-1e12, le=1e12)]
 PYTORCH = {".pt", ".pth", ".bin", ".ckpt"}  # pickles, of which only the tensors are read
 _MAX_FRAMES = 100_000  # of a spectrogram: 1000 s every 10 ms
 PICKLED = {".pkl", ".pickle", ".tar"}
-BUNDLED = "geobind.bundled"  # in the context of validation: the options are those of a bundle's card
 
 
 def refuse_pickle(value: Any) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 
 from geobind.binder import Binder
 from geobind.bundles import bundle
+from geobind.bundles.card import read_card
+from geobind.bundles.stability import Proof
 from geobind.data.table import Table, count_licences
 from geobind.evaluation.held_out import EvaluationResults
 from geobind.evaluation.query_scores import FILE, write_query_scores
@@ -39,6 +41,11 @@ def write_results(
     stage_facts = [
         {field: value for field, value in stage.items() if field not in _NOT_IN_BUNDLE} for stage in stages
     ]
+    base = read_card(recipe.base_bundle.folder) if recipe.base_bundle else None
+    proof, data = collect_proofs(stages), list(describe_data(recipe, sources, measured))
+    if base is not None:  # what it was trained on, and for which pairs, is true of the new bundle too
+        stage_facts, data = [*base.stages, *stage_facts], [*base.data, *data]
+        proof = Proof(stages=(*(base.proof.stages if base.proof else ()), *proof.stages))
     retrieval = parts.get("retrieval", {})
     others = {name: part for name, part in parts.items() if name != "retrieval"}
     binder.card = bundle.build_card(
@@ -47,9 +54,9 @@ def write_results(
         recipe=recipe.written,
         stages=stage_facts,
         metrics={**retrieval, **others},
-        data=list(describe_data(recipe, sources, measured)),
+        data=data,
         author=recipe.card.model_dump(mode="json"),
-        proof=collect_proofs(stages),
+        proof=proof,
         calibration=measured.calibrated.calibration if measured and measured.calibrated else None,
     )
     binder.save(folder / "bundle")

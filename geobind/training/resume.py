@@ -29,7 +29,8 @@ _MAX_REASONS = 4  # reasons named in a line
 
 def stage_folders(recipe: Recipe, folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield each stage's folder and its fingerprint: the hash of all that its result depends on."""
-    key = fingerprint(recipe.seed, recipe.width)
+    begins = (recipe.base_bundle.digest,) if recipe.base_bundle else ()
+    key = fingerprint(recipe.seed, recipe.width, *begins)
     for number, stage in enumerate(recipe.stages, start=1):
         key = fingerprint(key, *_stage_facts(recipe, stage).values())
         yield folder / "stages" / f"{number:02d}_{stage.name}", key
@@ -38,7 +39,9 @@ def stage_folders(recipe: Recipe, folder: Path) -> Iterator[tuple[Path, str]]:
 def fingerprint_parts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """Return what a stage's result depends on, in the order of `explain_rerun`."""
     before = [one.name for one in recipe.stages[: recipe.stages.index(stage)]]
-    return {"seed": recipe.seed, "width": recipe.width, "before": before, **_stage_facts(recipe, stage)}
+    begins = {"base": recipe.base_bundle.digest[:12]} if recipe.base_bundle else {}
+    own = _stage_facts(recipe, stage)
+    return {"seed": recipe.seed, "width": recipe.width, **begins, "before": before, **own}
 
 
 def explain_rerun(done: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
@@ -52,7 +55,7 @@ def explain_rerun(done: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
     if not isinstance(was, dict):
         return "something that it depends on changed"
     words = {"before": "the stages before it: ", "data": "the data: ", "plugins": "the plugin version of "}
-    words |= {"contents": "the content of ", "together": "augment.together: "}
+    words |= {"contents": "the content of ", "together": "augment.together: ", "base": "the base bundle: "}
     known = cast("dict[str, Any]", was)
     changes = [
         f"{words.get(part, '')}{change}"
@@ -68,7 +71,7 @@ def explain_rerun(done: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
 
 def _stage_facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     sides, precision = recipe.names_of(stage), recipe.precision_of(stage)
-    facts = {
+    facts: dict[str, Any] = {
         "stage": _options(stage),
         "modalities": {name: recipe.built[name].model_dump(mode="json") for name in sides},
         "plugins": {name: plugins.registry().plugins[name].source.version for name in sides},

@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from geobind import plugins
-from geobind.binder import Binder
+from geobind.binder import Binder, build_binder
 from geobind.bundles.stability import StageProof
 from geobind.data.augmentation import UNCHANGED, share_geometry
 from geobind.data.sampler import MixedDataset, preserve_rng
@@ -134,7 +134,7 @@ def _run_all(recipe: Recipe, folder: Path, fabrics: dict[str, Fabric]) -> RunRes
     with fabric.rank_zero_first(local=True):  # what is rendered or read may lie on a disk of each node
         data = StageData(recipe)
     rows = data.resolve()
-    binder = Binder(recipe.built, recipe.width, seed=recipe.seed)
+    binder = build_binder(recipe)
     warnings = _check_stages(fabric, recipe, [each.training for each in rows], binder)
     rank_zero_run(fabric, lambda: _warn_of_leaks(data.all_leakage(), folder))
     for line in warnings:

@@ -172,7 +172,7 @@ class StageData:
         table = self._table(data)
         if options is None or data is None or table is None:
             return None
-        trained = {pair.both for stage in self.recipe.stages for pair in self.recipe.pairs_of(stage)}
+        trained = self.recipe.trained_pairs
         warnings = dict.fromkeys(leak.warning for leak in self.leakage().values() if leak.warning)
         return with_warnings(measure_all(binder, table, data, trained, options), tuple(warnings))
 

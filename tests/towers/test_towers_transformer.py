@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from geobind.binder import Binder
 from geobind.errors import CheckpointError, DataError, RecipeError
+from geobind.modality import BUNDLED
 from geobind.testing import ModalityContract
 from geobind.towers import transformer
-from geobind.towers.options import BUNDLED
 from geobind_text import Text
 
 transformers = pytest.importorskip("transformers")
