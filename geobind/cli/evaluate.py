@@ -309,7 +309,7 @@ def _show(
     from geobind.cli.options import print_table
     from geobind.evaluation import build_pair_table, build_protocol_tables
 
-    console = Console()
+    console = Console(emoji=False)
     print_table(build_pair_table(clean))
     if leak and not leak.warning:  # the table has warnings
         console.print(f"leakage: {leak.summary()}", markup=False)

@@ -215,11 +215,11 @@ def print_table(table: Table) -> None:
     """
     from rich.console import Console
 
-    console = Console()
+    console = Console(emoji=False)  # a key such as earth:train:5 is no train
     for number, (columns, wide) in enumerate(_fit_columns(table, console.width)):
         part = _take_columns(table, columns)
         part.title = table.title if number == 0 else None
-        Console(width=max(console.width, wide)).print(part)
+        Console(width=max(console.width, wide), emoji=False).print(part)
     if table.caption:
         console.print(table.caption, style="dim", highlight=False)
 
@@ -244,7 +244,7 @@ def _measure_column(column: Column) -> int:
 
     widest = 0
     for cell in (column.header, *column.cells):
-        text = cell if isinstance(cell, Text) else Text.from_markup(str(cell))
+        text = cell if isinstance(cell, Text) else Text.from_markup(str(cell), emoji=False)
         for line in text.split("\n"):
             words = max((len(word) for word in line.plain.split()), default=0)
             most = line.cell_len if column.no_wrap else max(min(line.cell_len, _MAX_TEXT), words)

@@ -70,7 +70,7 @@ def plan_command(
     if as_json:
         print_json(plan.model_dump(mode="json"))
         return
-    Console(soft_wrap=True).print(plan_table(plan))
+    Console(soft_wrap=True, emoji=False).print(plan_table(plan))
     for line in plan_lines(plan):
         click.echo(line)
     if out:
@@ -85,7 +85,7 @@ def _progress() -> Generator[Callable[[str], None]]:
         return
     from rich.console import Console
 
-    with Console(stderr=True).status("measuring") as status:
+    with Console(stderr=True, emoji=False).status("measuring") as status:
         yield lambda what: status.update(f"measuring: {what}")
 
 

@@ -33,7 +33,7 @@ def make_bar(*columns: str) -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         *(TextColumn(f"{{task.fields[{column}]}}") for column in columns),
-        console=Console(stderr=True),
+        console=Console(stderr=True, emoji=False),
         transient=True,
     )
 

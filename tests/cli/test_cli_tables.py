@@ -120,3 +120,14 @@ def test_a_table_wider_than_the_terminal_is_printed_in_parts_with_its_first_colu
         ["satellite", "to", "ground_image", "0.123", "(.002)"],
         ["satellite", "to", "ground_image", "0.456", "(.020)"],
     ]
+
+
+def test_colons_around_a_word_are_no_picture(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    table = Table(box=None, caption="a row leaks (earth:train:7)")
+    table.add_column("key")
+    table.add_row("earth:train:5")
+    print_table(table)
+    printed = capsys.readouterr().out
+    assert "earth:train:5" in printed
+    assert "earth:train:7" in printed
