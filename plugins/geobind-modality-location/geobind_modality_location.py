@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 EARTH_KM = 6371.0088
 GEOCLIP_WIDTH = 512
 _GEOCLIP_FILE = "geoclip/model/weights/location_encoder_weights.pth"
-_INSTALL = "pip install 'geobind-modality-location[geoclip]'"
+# Alone: its requirements exclude a current huggingface_hub, and none of them is needed to read its weights.
+_INSTALL = "pip install --no-deps 'geoclip>=1.3,<2'"
 
 
 class Location(geobind.Modality):

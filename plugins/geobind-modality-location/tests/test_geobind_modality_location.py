@@ -115,7 +115,7 @@ def test_missing_weights_name_the_command_that_installs_them(monkeypatch):
         raise module.PackageNotFoundError(name)
 
     monkeypatch.setattr(module, "distribution", missing)
-    with pytest.raises(CheckpointError, match=r"pip install 'geobind-modality-location\[geoclip\]'"):
+    with pytest.raises(CheckpointError, match=r"pip install --no-deps 'geoclip>=1\.3,<2'"):
         Location(features="geoclip").encoder(512)
 
 

@@ -35,12 +35,9 @@ class TestSatellite(ModalityContract):
 
 @needs_texts
 class TestText(ModalityContract):
+    modality = Text(transformer={"folder": "package:minilm"}) if TEXTS else None
     raws = ("a harbour with many boats", "dense forest", "the snowy peaks of the alps")
     bad_raws = ("", 3)
-
-    @pytest.fixture(autouse=True, scope="class")
-    def made(self):
-        type(self).modality = Text(transformer={"folder": "package:minilm"})
 
 
 def test_the_plugin_offers_its_weights_through_the_hook():
