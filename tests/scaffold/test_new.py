@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import geobind
-from geobind import load_recipe
+from geobind import load_recipe, plugins
 from geobind.cli import main
 from geobind.scaffold.writing import list_recipe_templates
 
@@ -152,6 +152,21 @@ def write_photos(folder, places=24):
     (folder / "places.csv").write_text("\n".join(lines))
 
 
+def write_bundle(folder, places=24):
+    satellite = plugins.registry().get("satellite")(
+        timm={"model": "test_resnet", "pretrained": False}, size=32
+    )
+    geobind.Binder({"satellite": satellite}, 16, seed=0).save(folder / "published")
+    for name in ("tiles", "sounds"):
+        (folder / name).mkdir()
+    lines = ["sound,tile,lat,lon,split"]
+    for i in range(places):
+        image(i, 40).save(folder / f"tiles/{i}.png")
+        soundfile.write(folder / f"sounds/{i}.wav", np.random.default_rng(i).normal(0, 0.1, 16_000), 16_000)
+        lines.append(f"sounds/{i}.wav,tiles/{i}.png,{i},{i},{split_of(i)}")
+    (folder / "sounds.csv").write_text("\n".join(lines))
+
+
 def write_sounds(folder, places=24):
     rasterio = pytest.importorskip("rasterio")
     (folder / "sounds").mkdir()
@@ -186,6 +201,7 @@ CLIP = """{model: {embed_dim: 16, text_cfg: {context_length: 16, width: 16, head
 vision_cfg: {image_size: 32, layers: 1, width: 16, head_width: 16, patch_size: 16}}, pretrained: false}"""
 # What a test changes of a template, beside fewer steps: no download, small networks.
 TEMPLATES = {
+    "modality_to_bundle": (write_bundle, ["modalities.audio.seconds=1"]),
     "photos_and_tiles": (
         write_photos,
         ["width=16", *(f"modalities.{name}.clip={CLIP}" for name in ("satellite", "ground_image", "text"))],
