@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.data.options import RasterOptions
-from geobind.data.rasters.places import find_covered_places
+from geobind.data.rasters.places import find_covered_places, measure_extent
 from geobind.data.rasters.window import read_pixels, read_window
 from geobind.errors import DataError
 
@@ -302,6 +302,13 @@ def test_which_places_lie_inside(tmp_path):
     )
     assert inside.tolist() == [True, False, False, False]
     assert find_covered_places(path, np.array([]), np.array([])).tolist() == []
+
+
+def test_an_extent_runs_from_south_to_north_whichever_row_comes_first(tmp_path):
+    values = np.zeros((1, 50, 50), np.uint8)
+    down = write(tmp_path / "down.tif", values, where=Affine(10, 0, 500_000, 0, -10, 5_000_000))
+    up = write(tmp_path / "up.tif", values, where=Affine(10, 0, 500_000, 0, 10, 4_999_500))
+    assert measure_extent(up) == pytest.approx(measure_extent(down))
 
 
 def test_a_raster_that_says_not_where_it_lies_can_be_read_by_pixels_alone(tmp_path, refused):

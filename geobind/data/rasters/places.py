@@ -188,6 +188,7 @@ def measure_extent(path: str | Path) -> tuple[float, float, float, float] | None
 
     dataset = open_raster(Path(path))
     try:
-        return transform_bounds(dataset.crs, _DEGREES, *dataset.bounds)
+        west, south, east, north = transform_bounds(dataset.crs, _DEGREES, *dataset.bounds)
     except Exception:  # PROJ knows many reasons, and this is part of a message
         return None
+    return west, min(south, north), east, max(south, north)  # rows may go from south to north
