@@ -34,6 +34,8 @@ for readme in sorted(Path(sys.argv[1]).glob("*/README.md")):
         with tempfile.TemporaryDirectory() as folder:
             file, recipe = Path(folder, "recipe.yaml"), yaml.safe_load(block)
             file.write_text(block, encoding="utf-8")
+            for name in re.findall(r"(?<=[ :])\./[\w./-]+", block):
+                Path(folder, name).touch()  # a file that an option names is not read yet
             if manifest := recipe["data"].get("manifest"):
                 write_table(Path(folder, manifest), recipe)
             command = [sys.executable, "-m", "geobind", "check", file.name]
