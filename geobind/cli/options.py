@@ -227,12 +227,13 @@ def print_table(table: Table) -> None:
 def _fit_columns(table: Table, width: int) -> Iterator[tuple[list[int], int]]:
     """Yield the columns of each part and its width, which is no more than `width` if any part can be."""
     wide = [_measure_column(column) for column in table.columns]
-    apart = 3 if table.box else 2  # padding and line
-    used, chosen = wide[0] + apart + 1, [0]
+    line = 1 if table.box else 0
+    apart = table.padding[1] + table.padding[3] + line
+    used, chosen = wide[0] + apart + line, [0]
     for number in range(1, len(wide)):
         if len(chosen) > 1 and used + wide[number] + apart > width:
             yield chosen, used
-            used, chosen = wide[0] + apart + 1, [0]
+            used, chosen = wide[0] + apart + line, [0]
         used += wide[number] + apart
         chosen.append(number)
     yield chosen, used

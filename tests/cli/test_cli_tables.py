@@ -131,3 +131,14 @@ def test_colons_around_a_word_are_no_picture(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "earth:train:5" in printed
     assert "earth:train:7" in printed
+
+
+@pytest.mark.parametrize(("columns", "parts"), [(40, 1), (39, 2)])
+def test_a_table_as_wide_as_the_terminal_is_printed_whole(columns, parts, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for name in ("a to b", "one", "two"):
+        table.add_column(name, no_wrap=True)
+    table.add_row("x" * 10, "y" * 13, "z" * 14)
+    print_table(table)
+    assert capsys.readouterr().out.count("x" * 10) == parts
