@@ -131,7 +131,7 @@ class Stage:
             "cache": self.cache,
             "optimizer": {"name": "adamw", "lr": self.rate},
             "schedule": {"name": "constant"},
-            "checkpoint_seconds": 1e9,
+            "checkpoint_seconds": 1e6,
         }
         values: dict[str, Any] = {
             "name": "benchmark",

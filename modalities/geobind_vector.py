@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 
 import geobind
@@ -16,6 +16,7 @@ from geobind.errors import DataError, RecipeError
 from geobind.modality import Modality, Role
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
@@ -54,7 +55,7 @@ class Vector(Modality):
         for option in ("mean", "std"):
             if len(getattr(self, option)) not in (1, self.size):
                 raise ValueError(f"`{option}` has {len(getattr(self, option))} values; give 1 or {self.size}")
-        if not all(np.isfinite(self.mean)) or not all(np.isfinite(self.std)) or min(self.std) <= 0:
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
             raise ValueError("`mean` and `std` must be finite, and `std` above 0")
         if any(not 1 <= layer <= 65_536 for layer in self.hidden or ()):
             raise ValueError("`hidden` must be widths from 1 to 65536")
@@ -90,6 +91,7 @@ class Vector(Modality):
         Raises:
             DataError: It is no vector of `size` finite numbers.
         """
+        import numpy as np
         import torch
 
         values_S = self._read(raw)
@@ -105,6 +107,8 @@ class Vector(Modality):
         return torch.from_numpy(rows.astype(np.float32))
 
     def _read(self, raw: Any) -> NDArray[np.float64]:
+        import numpy as np
+
         from geobind.data import read_npy
 
         if isinstance(raw, str | Path | bytes):

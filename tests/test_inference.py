@@ -177,7 +177,8 @@ def test_an_array_without_numbers_is_refused_with_its_type_and_the_fix(binder, n
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32, torch.int64, torch.bool])
 def test_whole_numbers_of_a_tensor_are_those_of_the_array(dtype):
-    satellite = Satellite(timm=RESNET, size=32, mean=[3], std=[2])
+    unit = dtype == torch.uint8  # 8-bit images count from 0 to 1
+    satellite = Satellite(timm=RESNET, size=32, mean=[0.3 if unit else 3], std=[2])
     values = (RAWS["satellite"] * 5).to(dtype)
     assert torch.equal(satellite.prepare(values), satellite.prepare(values.numpy()))
 

@@ -13,7 +13,7 @@ from geobind import loggers
 from geobind.data.dataset import Dataset
 from geobind.data.options import DataOptions, MixedData
 from geobind.errors import DataError, PluginError, did_you_mean
-from geobind.extras import INSTALL, find_missing
+from geobind.extras import INSTALL, find_missing, is_installed
 from geobind.modality import Modality
 from geobind.plugins import Registry
 from geobind.pretrained import find_faults
@@ -524,7 +524,12 @@ def find_uncovered(recipe: Recipe) -> Iterator[Fault]:
                 continue
             try:
                 column = open_table(options, recipe.base, [name]).columns[name]
-                if isinstance(column, RasterColumn):
+                if not isinstance(column, RasterColumn):
+                    continue
+                gone = [file for file in map(column.files, rasters.paths) if not Path(str(file)).exists()]
+                if gone:
+                    yield (*path, "rasters", name, "path"), f"{gone[0]}: no such file"
+                elif is_installed("rasterio"):  # if not, it is named among the missing packages
                     column.present_N()
             except DataError as error:
                 yield (*path, "rasters", name, "path"), str(error)

@@ -425,4 +425,4 @@ def test_facts_of_a_stranger_that_a_command_uses_are_named_where_they_are_none(b
             _trained(Binder.load(bundle))
     change(bundle, "recipe", {"data": {"toyearth": {"places": "many"}}})
     with pytest.raises(CheckpointError, match=r"binder\.json: recipe\.data\."):
-        data_options_from_cli(Binder.load(bundle), "toyearth", {}, None)
+        data_options_from_cli(Binder.load(bundle).card, "toyearth", {}, None)

@@ -11,7 +11,7 @@ from geobind_toyearth import ToyEarth
 
 def test_a_table_has_exactly_one_source():
     for options in ({}, {"manifest": "a.csv", "toyearth": {}}):
-        with pytest.raises(ValidationError, match="exactly one of `manifest` and `toyearth`"):
+        with pytest.raises(ValidationError, match="exactly one of `manifest`, `earth` and `toyearth`"):
             DataOptions(**options)
     assert DataOptions(toyearth={}).dataset == ToyEarth()
 

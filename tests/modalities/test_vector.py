@@ -54,7 +54,7 @@ def test_identity_embeds_the_numbers_themselves():
         ([np.nan, np.nan], "nothing but NaN"),
         ([1, 1e300], "too large"),
         ("gone.npy", "gone.npy: no such file"),
-        (b"PK", "cannot read"),
+        (b"PK", "damaged .npy file"),
         (["warm", "cold"], "cannot read"),
     ],
 )

@@ -6,6 +6,7 @@ import sys
 from importlib.metadata import requires
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -33,6 +34,7 @@ stages:
 FAULTS = """\
 wants.yaml:4:3: modalities.audio: needs transformers, which is not installed: pip install 'geobind[audio]'
 wants.yaml:8:3: data.rasters: needs rasterio, which is not installed: pip install 'geobind[geo]'
+wants.yaml:8:25: data.rasters.satellite.path: map.tif: no such file
 wants.yaml:9:11: loggers.0: logger 'tensorboard' needs tensorboard, which is not installed: \
 pip install 'geobind[tensorboard]'
 wants.yaml:11:39: stages.0.train.satellite: needs peft, which is not installed: \
@@ -75,7 +77,17 @@ def test_every_package_that_is_missing_is_named_at_once_with_line_and_command(re
     assert sorted(path.name for path in Path().iterdir()) == ["rows.csv", "wants.yaml"]
 
 
-def test_with_the_packages_the_recipe_is_good(recipe, monkeypatch):
+@pytest.fixture
+def raster(recipe):
+    """A raster that covers the recipe's place."""
+    rasterio = pytest.importorskip("rasterio")
+    grid = rasterio.transform.from_origin(1, 2, 0.1, 0.1)
+    profile = {"driver": "GTiff", "count": 3, "height": 20, "width": 20, "dtype": "uint8", "crs": "EPSG:4326"}
+    with rasterio.open("map.tif", "w", transform=grid, **profile) as file:
+        file.write(np.ones((3, 20, 20), np.uint8))
+
+
+def test_with_the_packages_the_recipe_is_good(recipe, raster, monkeypatch):
     monkeypatch.setattr(extras, "is_installed", lambda module: True)
     assert load_recipe(recipe).name == "wants"
 
@@ -102,7 +114,7 @@ def test_an_option_that_needs_no_package_asks_for_none(recipe, bare):
     assert "transformers" not in str(caught.value)
 
 
-def test_a_recipe_that_ran_elsewhere_needs_no_package_here(recipe, monkeypatch):
+def test_a_recipe_that_ran_elsewhere_needs_no_package_here(recipe, raster, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(extras, "is_installed", lambda module: True)
         written = load_recipe(recipe).written

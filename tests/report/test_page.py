@@ -190,7 +190,7 @@ def test_a_folder_without_a_run_is_told(tmp_path):
         ("stages/01_photo_to_tile/stage.json", '{"name": 3}', r"stage\.json: name: .* --resume"),
         ("retrieval.json", '{"rows": [{}]}', r"retrieval\.json: rows\.0\.query"),
         ("run.json", "[]", r"run\.json: not a JSON object"),
-        ("recipe.yaml", "stages: 3", r"recipe\.yaml: has no stages"),
+        ("recipe.yaml", "stages: 3", r"recipe\.yaml: modalities: Field required"),
     ],
 )
 def test_a_damaged_file_is_named(finished, tmp_path, file, text, message):
