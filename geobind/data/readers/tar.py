@@ -16,8 +16,6 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-import numpy as np
-
 from geobind.data.cache import build_once, cache_root
 from geobind.errors import DataError
 from geobind.modality import Content
@@ -25,13 +23,13 @@ from geobind.utils.files import file_stamp
 from geobind.utils.hashing import short_fingerprint
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 MAX_MEMBER = 256 * 1024**2  # bytes
 _MARK = "::"  # between the name of a tar file and that of its member
 BLOCK = 512
 _MAX_NAME = 1_000_000  # bytes of an extended header
-_ENTRY = np.dtype((np.int64, 4))  # hash of a name, where its bytes begin, how many, hash of its header
 _NOT_A_FILE, _TWICE, _CUT = -1, -2, -3  # sizes of members that cannot be read
 _WHY = {
     _NOT_A_FILE: "is a link, a folder or a device, not a file",
@@ -164,6 +162,8 @@ def _is_unchanged(file: io.FileIO, index: NDArray[np.int64], at: int) -> bool:
 @lru_cache(maxsize=1024)
 def _open_index(path: str, stamp: tuple[int, ...], *, anew: bool = False) -> NDArray[np.int64]:
     """Map the index of a tar file into memory, so that all processes share it; it is made once."""
+    import numpy as np
+
     folder = cache_root() / "tars" / short_fingerprint(os.path.realpath(path), stamp, _VERSION)
     if anew:
         shutil.rmtree(folder, ignore_errors=True)
@@ -178,13 +178,16 @@ def build_index(path: Path) -> NDArray[np.int64]:
     Raises:
         DataError: It is not a tar file, is compressed, or a header of it is damaged.
     """
+    import numpy as np
+
     with open(path, "rb", buffering=0) as file:  # a buffer would be filled anew for every header
         length = os.fstat(file.fileno()).st_size
         entries = (
             (_hash_name(name), start, _readable_size(kind, size, length - start), _hash_name(block))
             for name, kind, start, size, block in scan_members(file, path, length)
         )
-        entry_N4 = np.fromiter(entries, dtype=_ENTRY)
+        # hash of a name, where its bytes begin, how many, hash of its header
+        entry_N4 = np.fromiter(entries, dtype=np.dtype((np.int64, 4)))
     name_N, start_N, size_N, block_N = entry_N4[np.argsort(entry_N4[:, 0], kind="stable")].T
     twice_N = name_N[1:] == name_N[:-1]
     size_N[1:][twice_N] = _TWICE
