@@ -9,7 +9,7 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, cast
@@ -348,7 +348,8 @@ class _Samples(Dataset[Any]):
             if self.partial and raws.get(name) is None:
                 continue
             one = _choose_observation(raws.get(name), random.randrange)
-            with share_geometry(side.geometry, geometry):
+            own = side.geometry == "own"
+            with nullcontext() if own else share_geometry(side.geometry, geometry):
                 prepared[name] = side.preparer.prepare(one, training=side.augment)
         return prepared
 
