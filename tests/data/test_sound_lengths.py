@@ -93,7 +93,7 @@ def test_the_length_told_is_that_of_the_samples(form, samples, channels, cut):
     try:
         told, there = lengths(content)
     except DataError:
-        assert cut or samples < 2000 or any(word in subtype for word in UNSEEKABLE)
+        assert cut or samples < 2000 or kind == "VOC" or any(word in subtype for word in UNSEEKABLE)
         return
     assert told == there
     if kind == "VOC":  # its header holds a rate only roughly: 16,129 Hz for 16,000
