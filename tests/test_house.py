@@ -259,6 +259,19 @@ def test_small_modules_with_one_reader_in_their_package_have_a_reason():
     assert {name for name in FILES if small(name)} == set(SMALL)
 
 
+def test_a_class_name_means_one_thing():
+    trees = TREES | {
+        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted((ROOT / "modalities").rglob("*.py"))
+    }
+    homes = {}
+    for file, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, set()).add(file)
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
+
+
 def test_every_package_is_distributed():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     roots = {ROOT: "geobind", ROOT / "modalities": ""}

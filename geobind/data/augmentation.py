@@ -19,7 +19,7 @@ Geometry = Literal["own", "shared", "none"]
 _OBLONG = 4 / 3  # a crop's longer side by its shorter one, at most; torchvision's default
 
 
-class Box(NamedTuple):
+class CropBox(NamedTuple):
     """A part of an image, as shares of its height and width."""
 
     top: float
@@ -34,7 +34,7 @@ class Box(NamedTuple):
         return min(top, height - rows), min(left, width - columns), rows, columns
 
 
-WHOLE = Box(0.0, 0.0, 1.0, 1.0)
+WHOLE = CropBox(0.0, 0.0, 1.0, 1.0)
 
 
 class RowGeometry(NamedTuple):
@@ -48,7 +48,7 @@ class RowGeometry(NamedTuple):
     top: float = 0.0
     left: float = 0.0
 
-    def crop(self, scale: tuple[float, float]) -> Box:
+    def crop(self, scale: tuple[float, float]) -> CropBox:
         """Return the part to cut out, of between `scale` of the area and the same for images of any size."""
         if self.area is None:
             return WHOLE
@@ -56,7 +56,7 @@ class RowGeometry(NamedTuple):
         longest = min(math.log(_OBLONG), -math.log(area))  # of the logarithm of width by height: it fits
         ratio = math.exp(longest * (2 * self.shape - 1))
         height, width = min(1.0, math.sqrt(area / ratio)), min(1.0, math.sqrt(area * ratio))
-        return Box((1 - height) * self.top, (1 - width) * self.left, height, width)
+        return CropBox((1 - height) * self.top, (1 - width) * self.left, height, width)
 
 
 UNCHANGED = RowGeometry()

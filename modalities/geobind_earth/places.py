@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from geobind.errors import DataError
 from geobind.utils.geo import assign_cells, nearest_km
 from geobind_earth.dataset import Earth
-from geobind_earth.grids import ICE_AND_SEA, Grid, cut_windows, open_grid, to_metres
+from geobind_earth.grids import SEA, Grid, cut_windows, open_grid, to_metres
 from geobind_earth.towns import Towns, find_nearest_towns, list_towns
 
 SOUTH, NORTH = -56.0, 80.0  # beyond lie ice and rasters without values
@@ -30,7 +30,7 @@ FACTS = ("height_m", "relief_m", "water", "forest", "crops", "urban", "populatio
 FOREST, CROPS, URBAN = (1, 2, 3, 4, 5), (12, 14), (13,)
 
 
-class Places(NamedTuple):
+class LandPlaces(NamedTuple):
     """Places on land, each with its split and what was measured in its window."""
 
     lat: NDArray[np.float64]
@@ -67,7 +67,7 @@ def name_blocks(lat_N: NDArray[np.float64], lon_N: NDArray[np.float64], degrees:
     return np.array([f"b{row}_{column}" for row, column in zip(rows, columns, strict=True)])
 
 
-def draw_places(options: Earth) -> Places:
+def draw_places(options: Earth) -> LandPlaces:
     """Draw places on land until every split is full, and measure their windows.
 
     Whole blocks are held out; a training place nearer to a held-out one than the buffer is not taken.
@@ -181,8 +181,7 @@ def _draw_candidates(generator: np.random.Generator, count: int) -> _Candidates:
 @lru_cache(maxsize=1)
 def _land() -> Grid:
     """Return where there is land: 1 in every pixel of the climate raster that is not sea."""
-    sea = next(zone for zone, name in ICE_AND_SEA.items() if name == "sea")
-    return Grid((open_grid("climate").values_HWC != sea).astype(np.uint8))
+    return Grid((open_grid("climate").values_HWC != SEA).astype(np.uint8))
 
 
 def _is_land(lat_M: NDArray[np.float64], lon_M: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -195,7 +194,7 @@ def _is_coast(lat_M: NDArray[np.float64], lon_M: NDArray[np.float64]) -> NDArray
     return _land().nearest(lat_MSS, lon_MSS).reshape(len(lat_M), 9).min(1) == 0
 
 
-def _measure(places: _Candidates, split_N: NDArray[np.str_], options: Earth) -> Places:
+def _measure(places: _Candidates, split_N: NDArray[np.str_], options: Earth) -> LandPlaces:
     """Cut every raster at every place."""
     towns = list_towns()
     parts = [
@@ -203,7 +202,7 @@ def _measure(places: _Candidates, split_N: NDArray[np.str_], options: Earth) -> 
         for start in range(0, len(places.lat), _CHUNK)
     ]
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return Places(places.lat, places.lon, split_N, places.kind, *columns)
+    return LandPlaces(places.lat, places.lon, split_N, places.kind, *columns)
 
 
 def _measure_chunk(places: _Candidates, options: Earth, towns: Towns) -> tuple[NDArray[np.generic], ...]:

@@ -16,7 +16,7 @@ from geobind.data.dataset import DatasetRows
 from geobind.utils.hashing import short_fingerprint
 from geobind_earth.dataset import Earth
 from geobind_earth.grids import SOURCES, locate_source
-from geobind_earth.places import Places, draw_places, name_blocks
+from geobind_earth.places import LandPlaces, draw_places, name_blocks
 from geobind_earth.words import CLIMATES, describe_places, name_labels, write_captions
 
 _log = logging.getLogger("geobind.earth")  # below the logger that the command line configures
@@ -62,7 +62,7 @@ def _make(folder: Path, options: Earth) -> None:
         writer.write_table(table)
 
 
-def _rows(places: Places, options: Earth) -> pa.Table:
+def _rows(places: LandPlaces, options: Earth) -> pa.Table:
     count = len(places.lat)
     words = describe_places(places)
     return pa.table(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from geobind_earth.places import Places
+from geobind_earth.places import LandPlaces
 from geobind_earth.towns import find_nearest_towns, list_towns
 
 COVERS = (  # IGBP's classes in words, and the class that a label joins them to
@@ -80,7 +81,7 @@ class PlaceWords(NamedTuple):
     continent: str
 
 
-def describe_places(places: Places) -> list[PlaceWords]:
+def describe_places(places: LandPlaces) -> list[PlaceWords]:
     """Put the facts of each place into words."""
     towns = list_towns()
     row_N, km_N = find_nearest_towns(places.lat, places.lon, towns).find_nearest()
@@ -94,13 +95,13 @@ def describe_places(places: Places) -> list[PlaceWords]:
             PlaceWords(
                 cover=_name_cover(places.cover_NK[number]),
                 terrain=_pick(
-                    relief, (150, "flat land"), (500, "rolling hills"), (1200, "hills"), "mountains"
+                    relief, ((150, "flat land"), (500, "rolling hills"), (1200, "hills")), "mountains"
                 ),
                 height=_pick(
-                    height, (200, "lowland"), (1000, "upland"), (2500, "highland"), "a high plateau"
+                    height, ((200, "lowland"), (1000, "upland"), (2500, "highland")), "a high plateau"
                 ),
                 climate=zones[places.zone_N[number] - 1],
-                coast=_pick(water, (0.02, "inland"), (0.1, "near water"), "on the coast"),
+                coast=_pick(water, ((0.02, "inland"), (0.1, "near water")), "on the coast"),
                 people=_name_people(urban, people),
                 where="far from any town"
                 if far
@@ -126,7 +127,7 @@ def write_captions(words: PlaceWords) -> list[str]:
     ]
 
 
-def name_labels(places: Places) -> list[str]:
+def name_labels(places: LandPlaces) -> list[str]:
     """Name each place by the land cover that most of its window has."""
     groups = sorted({group for _, group in COVERS})
     index = np.array([groups.index(group) for _, group in COVERS])
@@ -143,7 +144,7 @@ def _name_cover(share_K: np.ndarray) -> str:
 def _name_people(urban: float, people: float) -> str:
     if urban > 0.05 or people > 1_000_000:
         return "a large urban area"
-    return _pick(people, (1, "nobody lives near"), (50_000, "a few villages"), (300_000, "towns"), "a city")
+    return _pick(people, ((1, "nobody lives near"), (50_000, "a few villages"), (300_000, "towns")), "a city")
 
 
 def _name_where(lat: float, lon: float, row: int, km: float) -> str:
@@ -156,11 +157,6 @@ def _name_where(lat: float, lon: float, row: int, km: float) -> str:
     return f"{round(km, -1):.0f} km {_DIRECTIONS[round(turn / 45) % 8]} of {name}"
 
 
-def _pick(value: float, *steps: tuple[float, str] | str) -> str:
-    """Return the name of the first step that is above the value; the last step has no bound."""
-    for step in steps:
-        if isinstance(step, str):
-            return step
-        if value < step[0]:
-            return step[1]
-    raise AssertionError("the last step has no bound")
+def _pick(value: float, steps: Sequence[tuple[float, str]], above: str) -> str:
+    """Return the name of the first step whose bound lies above the value, or `above` all of them."""
+    return next((name for bound, name in steps if value < bound), above)
