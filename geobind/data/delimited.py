@@ -188,7 +188,7 @@ _CELL_LIMIT = threading.Lock()
 
 @contextmanager
 def _long_cells() -> Generator[None]:
-    """Let Python's csv read cells of up to `MAX_LINE` letters; its limit holds for the whole process."""
+    """Raise the limit of Python's csv to cells of `MAX_LINE` letters; it holds for the whole process."""
     with _CELL_LIMIT:
         before = csv.field_size_limit(MAX_LINE)
         try:

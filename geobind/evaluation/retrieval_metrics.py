@@ -220,7 +220,7 @@ class Metric:
 
 
 class QueryScores(NamedTuple):
-    """What each query scores in each measure, to compare with another model on the same queries."""
+    """Scores of each query in each measure, to compare with another model on the same queries."""
 
     measures: tuple[str, ...]
     row_Q: np.ndarray  # of the table measured

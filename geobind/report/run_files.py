@@ -131,7 +131,7 @@ class _WrittenEvaluation(RunFileModel):
 
 
 class _WrittenRecipe(RunFileModel):
-    """What a report reads of a recipe, whose other keys may be of another version or plugin."""
+    """The keys of a recipe that a report reads; others may be of another version or plugin."""
 
     name: str | None = None
     width: int | None = None

@@ -11,6 +11,16 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+# Libraries raise these for options that do not fit each other.
+BUILD_ERRORS = (
+    TypeError,
+    ValueError,
+    AssertionError,
+    RuntimeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+)
 _MAX_NUMBER = 1_000_000  # a vocabulary is the largest thing that an architecture counts
 _MAX_ITEMS = 64
 _MAX_DEPTH = 4
@@ -111,7 +121,7 @@ class TextSection(_Section):
 
 
 class _Whole(BaseModel):
-    """What an open_clip config says of both towers."""
+    """The keys of an open_clip config that concern both towers."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 

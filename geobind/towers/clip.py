@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from geobind.data.readers.text import limit_text, read_text
 from geobind.errors import CheckpointError, DataError, RecipeError, did_you_mean
 from geobind.hub import hub_or_cache, missing_weights_error
-from geobind.towers.architecture import check_config
+from geobind.towers.architecture import BUILD_ERRORS, check_config
 from geobind.towers.mel import hide_broken_torchaudio
 from geobind.towers.options import ClipOptions, HeadKind
 from geobind.towers.tower import Tower, make_head
@@ -323,15 +323,7 @@ def _both_towers(options: ClipOptions, part: Part, size: int | None) -> nn.Modul
             text_cfg=dict(text),  # pyright: ignore[reportArgumentType]
             quick_gelu=config.get("quick_gelu", False),
         )
-    except (
-        TypeError,
-        ValueError,
-        AssertionError,
-        RuntimeError,
-        LookupError,
-        ArithmeticError,
-        AttributeError,
-    ) as error:
+    except BUILD_ERRORS as error:
         raise RecipeError(f"open_clip cannot build {describe_clip(options)}: {error}") from error
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from geobind.errors import RecipeError, did_you_mean
 from geobind.hub import hub_or_cache, missing_weights_error
 from geobind.pretrained import locate_packaged
+from geobind.towers.architecture import BUILD_ERRORS
 from geobind.towers.options import TimmOptions
 from geobind.towers.weights import load_strictly, read_weights
 
@@ -62,15 +63,7 @@ def backbone(
             )
     except OSError as error:  # what the hub raises without a network
         raise missing_weights_error(f"timm's weights of {options.model}", error) from error
-    except (
-        TypeError,
-        ValueError,
-        AssertionError,
-        RuntimeError,
-        LookupError,
-        ArithmeticError,
-        AttributeError,
-    ) as error:
+    except BUILD_ERRORS as error:
         raise RecipeError(
             f"timm cannot build {options.model} with {extra or 'its defaults'}: {error}"
         ) from error

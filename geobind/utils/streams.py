@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 
 class Trouble:
-    """What a block of others' code did beside its work."""
+    """Side effects of a block of others' code."""
 
     printed: str = ""  # on standard output
     interrupted: bool = False  # somebody pressed Ctrl-C meanwhile

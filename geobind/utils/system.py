@@ -113,7 +113,7 @@ _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 
 def end_with_parent() -> None:
-    """Let the system kill this process when its parent dies, where the environment names that parent (Linux).
+    """Arrange that the system kills this process when the parent that the environment names dies (Linux).
 
     Processes that this one starts in the same way end with it.
     """

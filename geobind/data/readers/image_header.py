@@ -45,7 +45,7 @@ _NUMBERS: dict[int, Numbers] = {
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a file states of its pixels."""
+    """Properties of its pixels that a file states."""
 
     format: Format
     width: int

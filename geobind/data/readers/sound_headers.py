@@ -114,7 +114,7 @@ def _skip_tags(stream: BinaryIO) -> int:
 
 
 class _Mpeg(NamedTuple):
-    """What the frames of one MPEG stream have in common."""
+    """Properties that the frames of one MPEG stream share."""
 
     mark: int  # the second byte of each header, with the bit that tells of a checksum set
     sizes: tuple[int, ...]  # bytes of a frame by the third byte of its header; 0 of one that cannot be
