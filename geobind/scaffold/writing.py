@@ -41,6 +41,8 @@ def write_package(kind: Kind, name: str, into: Path) -> Path:
     _check_name(kind, name)
     target = into / f"geobind-{kind}-{name.replace('_', '-')}"
     values = {
+        "kind": kind,
+        "library": {"modality": "torch", "dataset": "pyarrow"}[kind],
         "name": name,
         "distribution": target.name,
         "module": f"geobind_{kind}_{name}",
@@ -55,11 +57,12 @@ def write_package(kind: Kind, name: str, into: Path) -> Path:
     except OSError as error:
         raise DataError(f"{into}: cannot be written: {error.strerror or error}") from error
     try:
-        for template in sorted((_TEMPLATES / kind).rglob(f"*{_SUFFIX}")):
-            relative = template.relative_to(_TEMPLATES / kind).as_posix().removesuffix(_SUFFIX)
-            file = temporary / Template(relative.replace("MODULE", "$module")).substitute(values)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(Template(template.read_text("utf-8")).substitute(values), "utf-8")
+        for folder in (_TEMPLATES / "package", _TEMPLATES / kind):  # what every package has, then its own
+            for template in sorted(folder.rglob(f"*{_SUFFIX}")):
+                relative = template.relative_to(folder).as_posix().removesuffix(_SUFFIX)
+                file = temporary / Template(relative.replace("MODULE", "$module")).substitute(values)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(Template(template.read_text("utf-8")).substitute(values), "utf-8")
         temporary.chmod(0o755)  # mkdtemp lets nobody else in
         os.rename(temporary, target)
     except OSError as error:
