@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from geobind.towers.audio import SoundSpec as SoundSpec
     from geobind.towers.audio import prepare_sound as prepare_sound
     from geobind.towers.audio import sound_spec as sound_spec
+    from geobind.towers.bands import BandOptions as BandOptions
     from geobind.towers.clip import prepare_text as prepare_text
     from geobind.towers.clip import text_encoder as text_encoder
     from geobind.towers.htsat import htsat_encoder as htsat_encoder
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AudioAugment": "geobind.towers.options",
     "AudioOptions": "geobind.towers.options",
+    "BandOptions": "geobind.towers.bands",
     "ClipOptions": "geobind.towers.options",
     "HeadKind": "geobind.towers.options",
     "HtsatOptions": "geobind.towers.options",

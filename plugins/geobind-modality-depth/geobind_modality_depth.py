@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -13,17 +12,17 @@ from pydantic import Field, model_validator
 import geobind
 from geobind.errors import DataError
 from geobind.modality import Role, Widget
-from geobind.towers import HeadKind, ImageOptions, PhotoAugment, TimmOptions
+from geobind.towers import BandOptions, PhotoAugment
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
 _TYPICAL = 10.0  # metres
 _SPREAD = 1.5  # of the natural logarithm of metres, in a street or a landscape
 
 
-class Depth(geobind.Modality):
+class Depth(BandOptions, geobind.Modality):
     """The distance to what a picture shows, pixel by pixel."""
 
     name: ClassVar[str] = "depth"
@@ -31,10 +30,6 @@ class Depth(geobind.Modality):
     accepts: ClassVar[str] = "a 2-D array of depths, or an image of one band or a .npy file of them"
     widget: ClassVar[Widget] = "image"
 
-    timm: TimmOptions = Field(
-        default=TimmOptions(model="resnet10t", pretrained=False), description="the backbone"
-    )
-    head: HeadKind = Field(default="auto", description="what maps its features to the shared width")
     size: int = Field(default=64, ge=8, le=1024, description="pixels along each side")
     unit: Literal["metres", "disparity"] = Field(
         default="metres", description="whether values are distances, or disparities of a stereo pair"
@@ -60,37 +55,19 @@ class Depth(geobind.Modality):
             raise ValueError("a depth is measured: augment without jitter")
         return self
 
-    @cached_property
-    def tower(self) -> ImageOptions:
-        """Return the options of the image tower: two channels, the depth and where it is known."""
-        return ImageOptions(
-            timm=self.timm, head=self.head, size=self.size, channels=2, mean=(0.0, 0.0), std=(1.0, 1.0)
-        )
-
-    def encoder(self, width: int, *, pretrained: bool = True) -> nn.Module:
-        """Build the backbone with a head of this width."""
-        from geobind.towers import image_encoder
-
-        return image_encoder(self.tower, width, pretrained=pretrained)
-
     def prepare(self, raw: Any, *, training: bool = False) -> Tensor:
         """Turn a depth map into two channels: the depth on a scale, and 1 where it is known, else 0.
 
         Raises:
             DataError: It cannot be read, has no depth at all, or values that are no depths in `unit`.
         """
-        import torch
-
-        from geobind.towers import image_spec, prepare_image
-
         metres_HW = self.read_metres(raw)
         known_HW = ~np.isnan(metres_HW)
         near_HW = np.clip(metres_HW, self.near, self.far)
         # Both views are 0 at the same distance, which is also what a missing depth gets.
         scaled_HW = np.log(near_HW / _TYPICAL) / _SPREAD if self.view == "log" else _TYPICAL / near_HW - 1
         channels = [np.where(known_HW, scaled_HW, 0.0), known_HW]
-        image_2HW = torch.from_numpy(np.stack(channels).astype(np.float32))
-        return prepare_image(image_2HW, image_spec(self.tower), self.augment if training else None)
+        return self.prepare_bands(channels, self.augment if training else None)
 
     def read_metres(self, raw: Any) -> NDArray[np.float64]:
         """Read a depth map in metres (H, W); NaN where a depth is missing: NaN or 0 in what is stored.

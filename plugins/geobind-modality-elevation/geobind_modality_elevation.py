@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -12,18 +11,18 @@ from pydantic import Field
 
 import geobind
 from geobind.errors import DataError
-from geobind.towers import HeadKind, ImageOptions, TileAugment, TimmOptions
+from geobind.towers import BandOptions, TileAugment
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
 LOWEST, HIGHEST = -12_000.0, 9_000.0  # metres: deeper than the Mariana Trench, higher than Everest
 _HEIGHT_UNIT = 40.0  # the square root of 1,600 m, a typical height of mountains
 _RELIEF_UNIT = 300.0  # metres
 
 
-class Elevation(geobind.Modality):
+class Elevation(BandOptions, geobind.Modality):
     """A window of heights above the sea."""
 
     name: ClassVar[str] = "elevation"
@@ -31,11 +30,6 @@ class Elevation(geobind.Modality):
     accepts: ClassVar[str] = "a 2-D array of metres, or an image of one band or a .npy file of them"
     widget: ClassVar[Literal["image"]] = "image"
 
-    timm: TimmOptions = Field(
-        default=TimmOptions(model="resnet10t", pretrained=False), description="the backbone"
-    )
-    head: HeadKind = Field(default="auto", description="what maps its features to the shared width")
-    size: int = Field(default=32, ge=8, le=1024, description="pixels along each side")
     scale: float = Field(default=1.0, gt=0, le=1e4, description="metres of one unit of what is stored")
     offset: float = Field(default=0.0, ge=-1e5, le=1e5, description="metres of a stored 0")
     missing: float = Field(
@@ -46,34 +40,16 @@ class Elevation(geobind.Modality):
     )
     augment: TileAugment = Field(default=TileAugment(), description="random changes in training")
 
-    @cached_property
-    def tower(self) -> ImageOptions:
-        """Return the options of the image tower: two channels, height and relief, already scaled."""
-        return ImageOptions(
-            timm=self.timm, head=self.head, size=self.size, channels=2, mean=(0.0, 0.0), std=(1.0, 1.0)
-        )
-
-    def encoder(self, width: int, *, pretrained: bool = True) -> nn.Module:
-        """Build the backbone with a head of this width."""
-        from geobind.towers import image_encoder
-
-        return image_encoder(self.tower, width, pretrained=pretrained)
-
     def prepare(self, raw: Any, *, training: bool = False) -> Tensor:
         """Turn a window into two channels: the root of the height, and the height above the window's mean.
 
         Raises:
             DataError: It cannot be read, has other than two axes, or holds what is no height in metres.
         """
-        import torch
-
-        from geobind.towers import image_spec, prepare_image
-
         metres_HW = self.read_metres(raw)
         relief_HW = (metres_HW - metres_HW.mean()) / _RELIEF_UNIT
         height_HW = np.sign(metres_HW) * np.sqrt(np.abs(metres_HW)) / _HEIGHT_UNIT
-        channels_2HW = torch.from_numpy(np.stack([height_HW, relief_HW]).astype(np.float32))
-        return prepare_image(channels_2HW, image_spec(self.tower), self.augment if training else None)
+        return self.prepare_bands([height_HW, relief_HW], self.augment if training else None)
 
     def read_metres(self, raw: Any) -> NDArray[np.float64]:
         """Read a window as metres (H, W) without gaps.

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -13,11 +12,11 @@ from pydantic import Field, model_validator
 import geobind
 from geobind.errors import DataError
 from geobind.modality import Role, Widget
-from geobind.towers import HeadKind, ImageOptions, TileAugment, TimmOptions
+from geobind.towers import BandOptions, TileAugment
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
 COLDEST, HOTTEST = 150.0, 400.0  # kelvin: below the cold of Antarctica, above the heat of deserts
 FREEZING = 273.15  # kelvin of 0 degrees Celsius
@@ -26,7 +25,7 @@ _CONTRAST = 5.0  # kelvin: what a window spreads around its own mean
 _ZERO = {"kelvin": 0.0, "celsius": FREEZING}  # kelvin of a stated 0
 
 
-class Thermal(geobind.Modality):
+class Thermal(BandOptions, geobind.Modality):
     """A window of surface temperature."""
 
     name: ClassVar[str] = "thermal"
@@ -34,11 +33,6 @@ class Thermal(geobind.Modality):
     accepts: ClassVar[str] = "a 2-D array of temperatures, or an image of one band or a .npy file of them"
     widget: ClassVar[Widget] = "image"
 
-    timm: TimmOptions = Field(
-        default=TimmOptions(model="resnet10t", pretrained=False), description="the backbone"
-    )
-    head: HeadKind = Field(default="auto", description="what maps its features to the shared width")
-    size: int = Field(default=32, ge=8, le=1024, description="pixels along each side")
     unit: Literal["kelvin", "celsius"] = Field(default="kelvin", description="the unit of a temperature")
     scale: float = Field(default=1.0, gt=0, le=1e4, description="units of one count of what is stored")
     offset: float = Field(default=0.0, ge=-1e5, le=1e5, description="units of a stored 0")
@@ -53,19 +47,6 @@ class Thermal(geobind.Modality):
             raise ValueError("a temperature is measured: augment without jitter, band_jitter and randaugment")
         return self
 
-    @cached_property
-    def tower(self) -> ImageOptions:
-        """Return the options of the image tower: two channels, temperature and contrast, already scaled."""
-        return ImageOptions(
-            timm=self.timm, head=self.head, size=self.size, channels=2, mean=(0.0, 0.0), std=(1.0, 1.0)
-        )
-
-    def encoder(self, width: int, *, pretrained: bool = True) -> nn.Module:
-        """Build the backbone with a head of this width."""
-        from geobind.towers import image_encoder
-
-        return image_encoder(self.tower, width, pretrained=pretrained)
-
     def prepare(self, raw: Any, *, training: bool = False) -> Tensor:
         """Turn a window into two channels: the temperature, and the difference from the window's mean.
 
@@ -74,16 +55,11 @@ class Thermal(geobind.Modality):
         Raises:
             DataError: It cannot be read, has no temperature at all, or one in another unit than `unit`.
         """
-        import torch
-
-        from geobind.towers import image_spec, prepare_image
-
         kelvin_HW = self.read_kelvin(raw)
         mean = np.nanmean(kelvin_HW)
         whole_HW = np.where(np.isnan(kelvin_HW), mean, kelvin_HW)
         channels = [(whole_HW - _TYPICAL) / _SPREAD, (whole_HW - mean) / _CONTRAST]
-        image_2HW = torch.from_numpy(np.stack(channels).astype(np.float32))
-        return prepare_image(image_2HW, image_spec(self.tower), self.augment if training else None)
+        return self.prepare_bands(channels, self.augment if training else None)
 
     def read_kelvin(self, raw: Any) -> NDArray[np.float64]:
         """Read a window in kelvin (H, W); NaN where there is no temperature.
