@@ -17,17 +17,17 @@ from typing import NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 import geobind
-from geobind.binder import Binder
+from geobind.binder import build_binder
 from geobind.bundles.card import CARD
 from geobind.data.manifest import hash_manifest
 from geobind.errors import GeobindError
 from geobind.evaluation import PairTable, measure_retrieval
 from geobind.recipe import Recipe, load_recipe
+from geobind.report import open_held_out_rows
 from geobind.studies.grid import Cell, check_cells
 from geobind.training.interruption import SIGNALS, Stopped, route_signals
 from geobind.training.resume import STAGE_FACTS, read_finished_stage, stage_folders
 from geobind.training.run_loggers import copy_stage_metrics
-from geobind.training.stage_data import StageData
 from geobind.utils import files, formatting
 from geobind.utils.hashing import fingerprint
 from geobind.utils.logs import level_options
@@ -86,16 +86,15 @@ def measure_untrained(cell: Cell, home: Path) -> PairTable | None:
     """
     try:
         recipe = load_recipe(cell.recipe, cell.overrides)
-        known = files.read_json(home / UNTRAINED)
-        if known.get("key") == _compute_key(recipe):
+        key, known = _compute_key(recipe), files.read_json(home / UNTRAINED)
+        if known.get("key") == key:
             return TypeAdapter(PairTable).validate_python(known["table"])
-        table = StageData(recipe).evaluation_table()
+        table = open_held_out_rows(recipe)
         if recipe.evaluate is None or table is None:
             return None
         _log.info("untrained encoders of %s: measured as a baseline", cell.title)
-        binder = Binder(recipe.built, recipe.width, seed=recipe.seed)
-        measured = measure_retrieval(binder, table, recipe.trained_pairs, recipe.evaluate)
-        files.write_json(home / UNTRAINED, {"key": _compute_key(recipe), "table": measured.to_dict()})
+        measured = measure_retrieval(build_binder(recipe), table, recipe.trained_pairs, recipe.evaluate)
+        files.write_json(home / UNTRAINED, {"key": key, "table": measured.to_dict()})
     except (GeobindError, ValidationError, KeyError) as error:
         _log.warning("no baseline of untrained encoders: %s", error)
         return None

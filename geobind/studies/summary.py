@@ -123,11 +123,6 @@ def choose_measure(table: PairTable, wanted: str | None) -> str:
     return chosen
 
 
-def mean_metric(run: Run, measure: str, mark: str | None = None) -> tuple[float, float]:
-    """Return the means of a measure and of its chance over the ordered pairs with a mark, or over all."""
-    return mean_of_pairs(run.retrieved, measure, mark)
-
-
 def mean_of_pairs(table: PairTable | None, measure: str, mark: str | None = None) -> tuple[float, float]:
     """Return the means of a measure and of its chance over the ordered pairs with a mark, or over all."""
     rows = [row for row in (table.rows if table else ()) if mark in (None, row.mark)]
@@ -158,8 +153,11 @@ def _line(
         settings,
         tuple(run.folder for run in done),
         len(group) - len(done),
-        {mark: seed_interval([mean_metric(run, measure, mark)[0] for run in done]) for mark in MARKS},
-        seed_interval([mean_metric(run, measure)[1] for run in done]).mean,
+        {
+            mark: seed_interval([mean_of_pairs(run.retrieved, measure, mark)[0] for run in done])
+            for mark in MARKS
+        },
+        seed_interval([mean_of_pairs(run.retrieved, measure)[1] for run in done]).mean,
         seed_interval([sum(stage.seconds for stage in run.stages) for run in done]),
     )
 

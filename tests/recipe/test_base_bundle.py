@@ -8,10 +8,14 @@ import torch
 import toy
 
 from geobind import plugins
-from geobind.binder import Binder
+from geobind.binder import Binder, build_binder
 from geobind.bundles.stability import compare_bundles, find_faults
 from geobind.errors import CheckpointError
+from geobind.evaluation import measure_retrieval
 from geobind.recipe import RecipeProblems, build_recipe, load_recipe
+from geobind.report import open_held_out_rows
+from geobind.studies.grid import Cell
+from geobind.studies.runner import UNTRAINED, measure_untrained
 from geobind.training.resume import stage_folders
 from geobind.training.run import run
 
@@ -89,6 +93,16 @@ def test_pairs_that_the_base_trained_stay_marked_as_trained(home):
         added(home, "base=run", text=ADDED.replace("rim: {}", "rim: {role: trainable}")), home / "again"
     )
     assert {frozenset((row.query, row.gallery)) for row in again.table.rows if row.trained} == trained
+
+
+def test_the_baseline_of_a_study_has_the_encoders_of_the_bundle(home):
+    recipe = added(home)
+    measured = measure_untrained(Cell(str(home / "added.yaml"), (), {}), home)
+    expected = measure_retrieval(
+        build_binder(recipe), open_held_out_rows(recipe), recipe.trained_pairs, recipe.evaluate
+    )
+    assert measured.to_dict() == expected.to_dict()
+    assert json.loads((home / UNTRAINED).read_text())["table"] == expected.to_dict()
 
 
 def test_a_stage_trains_a_modality_of_the_bundle_only_when_its_role_is_lifted(home):
