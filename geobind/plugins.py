@@ -61,6 +61,15 @@ def is_distribution(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", name) is not None
 
 
+_VERSION = re.compile(r"[A-Za-z0-9][\w.+!-]{0,99}")
+
+
+def name_requirement(distribution: str, version: str) -> str:
+    """Return NAME==VERSION for pip; empty if a stranger's words can be no such names."""
+    known = is_distribution(distribution) and len(distribution) <= 100 and _VERSION.fullmatch(version)
+    return f"{distribution}=={version}" if known else ""
+
+
 class Plugin(NamedTuple, Generic[C]):
     """A class that a plugin provides, loaded and checked."""
 

