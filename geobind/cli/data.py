@@ -58,14 +58,19 @@ def _table_options(given: Callable[..., Any]) -> Callable[..., Any]:
     return given
 
 
-def _open(
+def _open(**given: Any) -> Table:
+    return _open_with_recipe(**given)[0]
+
+
+def _open_with_recipe(
     manifest: Path,
     columns: tuple[str, ...],
     root: Path | None,
     files: tuple[str, ...],
     inline: tuple[str, ...],
     limit: int | None,
-) -> Table:
+) -> tuple[Table, Recipe | None]:
+    """Open what a command names: the table, and the recipe if it is one."""
     from geobind.data.cells import PLACE_COLUMNS
     from geobind.data.manifest import list_manifest_columns
     from geobind.data.options import DataOptions
@@ -75,7 +80,8 @@ def _open(
     if _is_yaml(manifest):
         if columns or root or files or inline:
             raise DataError(f"{manifest}: is a recipe and says itself which columns and files are meant")
-        return _spread(_open_recipe(manifest)[0], limit)
+        table, recipe = _open_recipe(manifest)
+        return _spread(table, limit), recipe
     said = split_vectors(parse_columns(columns))
     options = DataOptions(manifest=manifest, columns=said, root=root, files=files, inline=inline)
     names = [name for name in said if name not in PLACE_COLUMNS]
@@ -84,7 +90,7 @@ def _open(
         names = [column for column in list_manifest_columns(manifest) if column not in taken]
     if not names:
         raise DataError(f"{manifest}: has no column of observations")
-    return _spread(open_table(options, Path(), names), limit)
+    return _spread(open_table(options, Path(), names), limit), None
 
 
 def _is_yaml(manifest: Path) -> bool:
@@ -124,10 +130,8 @@ def check(quick: bool, as_json: bool, **given: Any) -> None:
     """
     from geobind.data.inspect import format_report, inspect_table
 
-    prepare = None
-    table = _open(**given)
-    if _is_yaml(given["manifest"]):
-        prepare = {name: kind.prepare for name, kind in _open_recipe(given["manifest"])[1].built.items()}
+    table, recipe = _open_with_recipe(**given)
+    prepare = {name: kind.prepare for name, kind in recipe.built.items()} if recipe else None
     report = inspect_table(table, quick=quick, prepare=prepare)
     if as_json:
         print_json(report)

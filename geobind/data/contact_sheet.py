@@ -22,6 +22,7 @@ from geobind.data.sampler import seeded_rng
 from geobind.data.table import first_observation
 from geobind.errors import DataError
 from geobind.modality import Place, choose_picture
+from geobind.utils.arrays import is_tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,8 +76,7 @@ def draw_raw(axis: Axes, raw: Any) -> None:
 
             draw_array(axis, read_image(raw).numpy(), last=False)
         else:
-            is_tensor = hasattr(raw, "detach")  # which begins with its channels
-            draw_array(axis, np.asarray(raw), last=not is_tensor)
+            draw_array(axis, np.asarray(raw), last=not is_tensor(raw))  # a tensor begins with its channels
     except DataError as error:
         write_text(axis, str(error))
 

@@ -152,13 +152,13 @@ def _describe_image(image_CHW: NDArray[Any], digest: bytes) -> ObservationFacts:
 
 def _inspect_image(raw: Path | bytes, digest: bytes) -> ObservationFacts:
     """Inspect an encoded image in the bands that it has; no modality says here how many it wants."""
-    from geobind.data.readers.images import MAX_PIXELS, MAX_SIDE, read_image
+    from geobind.data.readers.images import is_too_large, read_image
 
     with open_binary(raw) as file:
         header = read_header(file, describe(raw))
     if header is None or header.photo:
         return _describe_image(read_image(raw).numpy(), digest)
-    large = max(header.width, header.height) > MAX_SIDE or header.width * header.height > MAX_PIXELS
+    large = is_too_large(header.width, header.height)
     if large and header.format in ("TIFF", "JPEG2000") and isinstance(raw, Path):
         return _inspect_raster(raw, digest)
     return _describe_image(read_image(raw, channels=header.bands).numpy(), digest)

@@ -245,11 +245,14 @@ def compare_medians(
     units = len(size_U)
     if units < 2:
         return _paired(difference, math.inf, 1, confidence)
-    rows_U = np.split(np.argsort(unit_Q, kind="stable"), np.cumsum(size_U[:-1]).astype(np.int64))
+    order_Q = np.argsort(unit_Q, kind="stable")
+    alone = units == len(order_Q)  # each query is drawn by itself
+    rows_U = [] if alone else np.split(order_Q, np.cumsum(size_U[:-1]).astype(np.int64))
     random = np.random.default_rng(seed)
     drawn: list[float] = []
     for _ in range(resamples):
-        row_Q = np.concatenate([rows_U[unit] for unit in random.integers(0, units, units)])
+        chosen = random.integers(0, units, units)
+        row_Q = order_Q[chosen] if alone else np.concatenate([rows_U[unit] for unit in chosen])
         drawn.append(float(np.median(one_Q[row_Q]) - np.median(two_Q[row_Q])))
     deviation = float(np.std(drawn)) * math.sqrt(units / (units - 1))
     return _paired(difference, deviation, _count_evenly(size_U) - 1, confidence)

@@ -413,8 +413,7 @@ def choose_clusters(table: Table, by: ClusterBy | None) -> Clusters:
         return Clusters(None, None, "each row counts alone, as `clusters: row` asks")
     chosen: Literal["cell", "group"] | None = by
     if by is None:
-        groups = table.groups is not None and any(group is not None for group in table.groups)
-        chosen = "group" if groups else "cell" if table.places_LL is not None else None
+        chosen = "group" if table.groups is not None else "cell" if table.places_LL is not None else None
     if chosen is None:
         return Clusters(
             None, None, "each row counts alone; a column `group` would name rows that belong together"

@@ -19,8 +19,8 @@ from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
-from geobind.data.readers.files import describe
-from geobind.data.readers.tar import BLOCK, FOLDER, PLAIN, MemberHeader, scan_members
+from geobind.data.readers.files import describe, join_names
+from geobind.data.readers.tar import BLOCK, FOLDER, MAX_MEMBER, PLAIN, MemberHeader, scan_members
 from geobind.errors import DataError
 from geobind.utils.files import is_hidden
 
@@ -59,8 +59,6 @@ def read_csv(path: Path, needed: Collection[str]) -> Iterator[dict[str, str]]:
 
 
 def _check_columns(header: list[str], needed: Collection[str], path: Path) -> None:
-    from geobind.data.readers.files import join_names
-
     lacking = sorted(set(needed) - set(header))
     if lacking:
         raise DataError(
@@ -230,7 +228,6 @@ def _strptime(form: str, text: str) -> datetime:
     return datetime.strptime(text, form)
 
 
-MAX_MEMBER = 256 * 1024**2  # bytes
 _MAX_UNPACKED, _MAX_RATIO = 1024**3, 100  # bytes of a compressed shard, or as many times its own
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 

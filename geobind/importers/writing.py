@@ -307,8 +307,6 @@ def write_manifest(
 
 
 def _columns(importer: Importer) -> dict[str, Column]:
-    from geobind.data.cells import PLACE_COLUMNS
-
     columns = dict(importer.contents())
     taken = sorted(set(columns) & set(PLACE_COLUMNS))
     if taken or not columns:

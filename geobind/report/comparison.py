@@ -243,16 +243,19 @@ def _build_rows(runs: Sequence[Run], scores: Sequence[Scores], measure: str) -> 
         if any(row and measure in row.metrics for row in rows):
             queries = [known.get((query, gallery)) for known in scores]
             against = [
-                _compare_metric(
-                    measure, rows[0], row, compare_queries(queries[0], mine, measure), first=n == 0
-                )
+                _compare_metric(measure, rows[0], row, (queries[0], mine), first=n == 0)
                 for n, (row, mine) in enumerate(zip(rows, queries, strict=True))
             ]
             yield MetricRow(query, gallery, marks, against)
 
 
 def _compare_metric(
-    measure: str, base: PairRow | None, row: PairRow | None, paired: Paired | None, *, first: bool
+    measure: str,
+    base: PairRow | None,
+    row: PairRow | None,
+    queries: tuple[KeyedScores | None, KeyedScores | None],
+    *,
+    first: bool,
 ) -> MetricDelta:
     mine = row.metrics.get(measure) if row else None
     theirs = base.metrics.get(measure) if base else None
@@ -263,6 +266,7 @@ def _compare_metric(
         return MetricDelta(mine, None, None, None, note)
     difference = mine.value - theirs.value
     better = difference < 0 if measure in LOWER_IS_BETTER else difference > 0
+    paired = compare_queries(*queries, measure)
     if paired is not None and abs(paired.difference - difference) > 1e-3 * max(1.0, abs(theirs.value)):
         paired = None  # the file of queries is of another evaluation
     apart = mine.low > theirs.high or theirs.low > mine.high if paired is None else paired.p < _LEVEL

@@ -19,6 +19,7 @@ from geobind.binder import Binder
 from geobind.data.table import Table, first_observation, open_table
 from geobind.evaluation import rank_counts
 from geobind.evaluation.embedded import EmbeddedRows, embed_rows
+from geobind.evaluation.held_out import take_first_rows
 from geobind.modality import Modality, choose_picture
 from geobind.recipe import Recipe, build_recipe
 from geobind.report.media import Media, MediaBudget, build_media
@@ -87,7 +88,7 @@ def open_held_out_rows(recipe: Recipe) -> Table | None:
     if options is None or data is None:
         return None
     table = open_table(data, recipe.base, tuple(recipe.modalities)).split(options.split)
-    return table if options.limit is None else table.take(np.arange(min(options.limit, len(table))))
+    return take_first_rows(table, options.limit)
 
 
 def embed_sample(

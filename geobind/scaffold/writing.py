@@ -5,8 +5,6 @@ from __future__ import annotations
 import keyword
 import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
 from string import Template
 from typing import Literal
@@ -15,6 +13,7 @@ import geobind
 from geobind import plugins
 from geobind.data import dataset
 from geobind.errors import DataError, did_you_mean
+from geobind.utils import files
 
 Kind = Literal["modality", "dataset"]
 
@@ -50,25 +49,20 @@ def write_package(kind: Kind, name: str, into: Path) -> Path:
         "words": name.replace("_", " "),
         "version": geobind.__version__,
     }
+    templates = {  # what every package has, and what those of its kind have
+        template.relative_to(folder).as_posix().removesuffix(_SUFFIX): template
+        for folder in (_TEMPLATES / "package", _TEMPLATES / kind)
+        for template in folder.rglob(f"*{_SUFFIX}")
+    }
     _refuse_existing(target)
     try:
-        into.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=into))
-    except OSError as error:
-        raise DataError(f"{into}: cannot be written: {error.strerror or error}") from error
-    try:
-        for folder in (_TEMPLATES / "package", _TEMPLATES / kind):  # what every package has, then its own
-            for template in sorted(folder.rglob(f"*{_SUFFIX}")):
-                relative = template.relative_to(folder).as_posix().removesuffix(_SUFFIX)
+        with files.create_folder(target) as temporary:
+            for relative, template in templates.items():
                 file = temporary / Template(relative.replace("MODULE", "$module")).substitute(values)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(Template(template.read_text("utf-8")).substitute(values), "utf-8")
-        temporary.chmod(0o755)  # mkdtemp lets nobody else in
-        os.rename(temporary, target)
     except OSError as error:
         raise DataError(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

@@ -205,15 +205,17 @@ def _locked_folder(folder: Path) -> Generator[None]:
         os.close(handle)
 
 
-def _lock_handle(handle: int, *, wait: bool) -> bool | None:
+def _lock_handle(handle: int, *, wait: bool, shared: bool = False, inherit: bool = True) -> bool | None:
     """Lock an open file until it is closed; return whether it is, None where there are no locks."""
     if fcntl is None:
         return None
+    mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    acquire = fcntl.flock if inherit else fcntl.lockf  # the second is not inherited
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
+        acquire(handle, mode if wait else mode | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         return False
-    except OSError:
+    except OSError:  # some network file systems have no locks
         return None
     return True
 
@@ -403,7 +405,7 @@ class FileLock:
 
     Shared locks and exclusive ones that wait block until they are held; an exclusive lock that does not wait
     is falsy if another process holds it. Where the system or the file system has no locks, every lock counts
-    as held, and `is_enforced` is false.
+    as held.
 
     Args:
         path: The file, made if it is not there. It may be removed by whoever holds an exclusive lock.
@@ -414,10 +416,11 @@ class FileLock:
 
     def __init__(self, path: Path, *, shared: bool = False, wait: bool = True, inherit: bool = True) -> None:
         self.file: IO[str] | None = None
-        self.held = self.is_enforced = False
+        self.held = False
         while not self.held:
             self.file = path.open("a+", encoding="utf-8")
-            self.held = self._acquire(shared, wait, inherit)
+            locked = _lock_handle(self.file.fileno(), wait=wait, shared=shared, inherit=inherit)
+            self.held = locked is not False
             if not self.held:
                 self.close()
                 return
@@ -439,20 +442,6 @@ class FileLock:
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         self.close()
-
-    def _acquire(self, shared: bool, wait: bool, inherit: bool) -> bool:
-        if fcntl is None or self.file is None:
-            return True
-        mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        acquire = fcntl.flock if inherit else fcntl.lockf  # the second is not inherited
-        try:
-            acquire(self.file, mode if wait else mode | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return False
-        except OSError:  # some network file systems have no locks
-            return True
-        self.is_enforced = True
-        return True
 
 
 def _is_same_file(path: Path, file: IO[str]) -> bool:

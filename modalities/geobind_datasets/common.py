@@ -193,8 +193,8 @@ def _around(parts: list[tuple[float, float]]) -> tuple[float, float]:
         return min(west for west, _ in parts), max(east for _, east in parts)
     # Where the widest gap between the arcs ends, what is around all of them begins.
     ordered = sorted((west % 360, west % 360 + east - west) for west, east in parts)
-    reach, best, begin = ordered[-1][1] - 360, -math.inf, 0.0
-    reach = max(reach, *(end - 360 for _, end in ordered))
+    best, begin = -math.inf, 0.0
+    reach = max(end for _, end in ordered) - 360
     for start, end in ordered:
         if start - reach > best:
             best, begin = start - reach, start

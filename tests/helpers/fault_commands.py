@@ -20,7 +20,7 @@ import fault_world as world
 import pyarrow.parquet as pq
 import torch
 import toy
-from fault_kills import IN_A_ROW, Different, Kill
+from fault_kills import Different, Kill, kill_in_chains
 from fault_moments import Deck, Moments, moments_of
 from PIL import Image
 
@@ -213,12 +213,7 @@ class CommandKilling:
         Raises:
             Different: It came to something else than one that nothing happened to.
         """
-        done = chain = 0
-        while done < wanted:
-            for kill in self._chain(chain, min(IN_A_ROW, wanted - done)):
-                done += 1
-                yield kill
-            chain += 1
+        return kill_in_chains(self._chain, wanted)
 
     def _uninterrupted(self, name: str) -> tuple[object, dict[str, int], float]:
         if name not in self._whole:

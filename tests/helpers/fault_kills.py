@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,16 @@ class Kill(NamedTuple):
 
 class Different(Exception):
     """A run that was killed ended otherwise than one that was not; the message says where it was killed."""
+
+
+def kill_in_chains(kill_chain: Callable[[int, int], Sequence[Kill]], wanted: int) -> Iterator[Kill]:
+    """Kill so many processes in chains, each of one run; yield the kills of a chain when it has ended."""
+    done = chain = 0
+    while done < wanted:
+        for kill in kill_chain(chain, min(IN_A_ROW, wanted - done)):
+            done += 1
+            yield kill
+        chain += 1
 
 
 class Killing:
@@ -47,12 +57,7 @@ class Killing:
         Raises:
             Different: It ended otherwise than a run that nothing happened to.
         """
-        done = chain = 0
-        while done < wanted:
-            for kill in self._chain(chain, min(IN_A_ROW, wanted - done)):
-                done += 1
-                yield kill
-            chain += 1
+        return kill_in_chains(self._chain, wanted)
 
     def uninterrupted(self, variant: str) -> tuple[world.Outcome, dict[str, int], float]:
         """What a run comes to that nothing happens to, its moments, and its seconds."""

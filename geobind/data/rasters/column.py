@@ -101,7 +101,8 @@ class RasterColumn:
     def __getitem__(self, row: int) -> Any:
         """Return this row's window as an (H, W, B) array, a list of them, or None where it is missing."""
         if self.field is None:
-            return self._best(row) if self.present_N()[row] else None
+            names = self._list_covering(row)
+            return self._best(names, row) if names else None
         windows = [self._read(window, row) for window in self._windows(row)]
         return windows[0] if len(windows) == 1 else windows or None
 
@@ -113,7 +114,7 @@ class RasterColumn:
             are. A virtual raster is read, since its file does not say what is in those it is made of.
         """
         if self.field is None:
-            there = bool(self.present_N()[row])
+            there = self._list_covering(row)
             cut = [({}, [self.files(name) for name in self.options.paths])] if there else []
         else:
             windows = self._windows(row)
@@ -161,7 +162,12 @@ class RasterColumn:
         lat, lon = (fields["lat"], fields["lon"]) if "lat" in fields else _place(self.path, row)
         return read_window(raster, lat, lon, options)
 
-    def _best(self, row: int) -> NDArray[Any]:
+    def _list_covering(self, row: int) -> list[str]:
+        """List the rasters that cover a row's place."""
+        inside = zip(self.options.paths, _covered(self), strict=True)
+        return [name for name, inside_N in inside if inside_N[row]]
+
+    def _best(self, names: list[str], row: int) -> NDArray[Any]:
         """Cut the window out of the raster that has most of it.
 
         Of rasters that have equally much, it is the one whose pixels are nearest to `gsd`, then the first.
@@ -170,9 +176,6 @@ class RasterColumn:
         from geobind.data.rasters.window import cut_window
 
         lat, lon = _place(self.path, row)
-        names = [
-            name for name, inside_N in zip(self.options.paths, _covered(self), strict=True) if inside_N[row]
-        ]
         best, faults = None, list[DataError]()
         for name in self._by_gsd(names, lat, lon):
             try:

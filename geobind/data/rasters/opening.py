@@ -22,11 +22,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# How files begin, and GDAL's driver for them; others, such as VRT, read whatever file or address they name.
-_DRIVERS = {
-    "GTiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    "JP2OpenJPEG": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
-}
+# GDAL's drivers of the formats that are opened; others, such as VRT, read whatever file or address they name.
+_DRIVERS = {"TIFF": "GTiff", "JPEG2000": "JP2OpenJPEG"}
 # No look at neighbours: a .ovr or .aux.xml can be a VRT, or name any other file.
 _ALONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
 _CACHE_BYTES = 256 * 1024**2  # GDAL would keep a twentieth of the memory, in every worker
@@ -90,16 +87,14 @@ def open_raster(path: str | Path) -> DatasetReader:
 def _open_cached(path: Path, stamp: object, process: int, thread: int) -> DatasetReader:
     rasterio = require_rasterio()
     with open_binary(path) as file:
-        header = read_header(file, str(path))
-        head = file.read(8)
-    driver = next((name for name, starts in _DRIVERS.items() if head.startswith(starts)), None)
-    if driver is None:
+        header, head = read_header(file, str(path)), file.read(8)
+    driver = None if header is None else _DRIVERS.get(header.format)
+    if header is None or driver is None:
         raise DataError(
             f"{path}: is no GeoTIFF or JPEG 2000 file (it begins with {head!r}); convert it: "
             "gdal_translate INPUT output.tif -of COG"
         )
-    if header is not None:
-        _check_header(header, path)
+    _check_header(header, path)
     with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, **_ALONE):
         try:
             with warnings.catch_warnings():  # windows by pixels need no place

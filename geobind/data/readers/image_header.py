@@ -12,13 +12,12 @@ from geobind.errors import DataError
 Format = Literal["JPEG", "PNG", "WEBP", "TIFF", "JPEG2000", "GIF", "BMP"]
 Numbers = Literal["unsigned", "signed", "float", "complex"]
 
-TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-JPEG_2000_STARTS = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+_JPEG_2000_STARTS = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 _STARTS: tuple[tuple[Format, tuple[bytes, ...]], ...] = (
     ("JPEG", (b"\xff\xd8\xff",)),
     ("PNG", (b"\x89PNG\r\n\x1a\n",)),
-    ("TIFF", TIFF_STARTS),
-    ("JPEG2000", JPEG_2000_STARTS),
+    ("TIFF", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    ("JPEG2000", _JPEG_2000_STARTS),
     ("GIF", (b"GIF8",)),
     ("BMP", (b"BM",)),
 )
@@ -27,10 +26,9 @@ _MAX_ENTRIES = 4096  # of one directory
 _MAX_BYTES = 2**20  # of one entry's values
 _MAX_PARTS = 100_000  # markers of a JPEG, boxes of a JPEG 2000 file
 
-# Tags of TIFF 6.0, and those by which GeoTIFF says where on Earth it lies.
+# Tags of TIFF 6.0.
 _KIND, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES = 254, 256, 257, 258, 262, 277
 _ROWS, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA, _FORMAT = 278, 284, 322, 323, 338, 339
-_GEO = (33550, 33922, 34264, 34735)
 _SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # types of whole numbers
 _GREY, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = (0, 1), 2, 3, 5, 6, 8
 _NUMBERS: dict[int, Numbers] = {
@@ -53,12 +51,10 @@ class ImageHeader:
     bands: int  # samples of a pixel, transparency included; a palette is one
     bits: int = 8  # of a sample, the deepest
     numbers: Numbers = "unsigned"
-    alpha: bool = False  # whether the last band is stated to be transparency
     photo: bool = True  # whether bits, bands and their meaning are those of a photograph of 8 bits
     pages: int = 1  # images of equal rank and size
     interleaved: bool = True  # whether the bands of a pixel lie side by side
     block: tuple[int, int] = (0, 0)  # height and width of what is compressed together; 0 where not stated
-    georeferenced: bool = False
 
     def describe(self) -> str:
         """Return the bands and their type in words."""
@@ -115,7 +111,7 @@ def _read_png(file: BinaryIO) -> ImageHeader:
     if chunk != b"IHDR":
         raise ValueError("no IHDR")
     bands = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)
-    return ImageHeader("PNG", width, height, bands, bits, alpha=colour in (4, 6), photo=bits <= 8)
+    return ImageHeader("PNG", width, height, bands, bits, photo=bits <= 8)
 
 
 def _read_jpeg(file: BinaryIO) -> ImageHeader | None:
@@ -205,7 +201,6 @@ def _read_tiff(file: BinaryIO) -> ImageHeader:
         bands,
         bits,
         numbers,
-        alpha,
         photo=bits <= 8 and numbers == "unsigned" and (interleaved or bands == 1) and shown,
         pages=1 + sum(not page.value(_KIND, 0) & 5 for page in same),  # neither reduced nor a mask
         interleaved=interleaved,
@@ -213,7 +208,6 @@ def _read_tiff(file: BinaryIO) -> ImageHeader:
             first.value(_TILE_HEIGHT, 0) or min(height, first.value(_ROWS, height)),
             first.value(_TILE_WIDTH, 0) or width,
         ),
-        georeferenced=any(tag in first for tag in _GEO),
     )
 
 
@@ -234,14 +228,13 @@ def _boxes(file: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _read_jpeg_2000(file: BinaryIO) -> ImageHeader:
-    start, alpha, palette, placed = 0, False, False, False
-    if file.seek(0) == 0 and file.read(4) != JPEG_2000_STARTS[1]:
+    start, alpha, palette = 0, False, False
+    if file.seek(0) == 0 and file.read(4) != _JPEG_2000_STARTS[1]:
         start = -1
         for name, at, end in _boxes(file, 0, file.seek(0, 2)):
             if name == b"jp2c":
                 start = at
                 break
-            placed = placed or name == b"uuid"
             for inner, inner_at, _ in _boxes(file, at, end) if name == b"jp2h" else ():
                 palette = palette or inner == b"pclr"
                 if inner == b"cdef":
@@ -263,8 +256,6 @@ def _read_jpeg_2000(file: BinaryIO) -> ImageHeader:
         bands,
         bits,
         "signed" if signed else "unsigned",
-        alpha,
         photo=photo and not (palette and bands != 1),
         block=(tile_height, tile_width),
-        georeferenced=placed,
     )

@@ -257,10 +257,15 @@ def _orientation(image: Image) -> int:
         return 0
 
 
+def is_too_large(width: int, height: int) -> bool:
+    """Return whether an image has more pixels than are decoded at once."""
+    return max(width, height) > MAX_SIDE or width * height > MAX_PIXELS
+
+
 def _check_size(width: int, height: int, name: str) -> None:
     if width < 1 or height < 1:
         raise DataError(f"{name}: is empty ({width} x {height} pixels)")
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+    if is_too_large(width, height):
         raise DataError(f"{name}: {width} x {height} pixels; {_LIMIT}")
 
 
