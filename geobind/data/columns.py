@@ -303,22 +303,26 @@ def select_columns(
     Raises:
         DataError: The recipe names a column that is not there, or none of them is.
     """
-    there: dict[str, TableColumn] = {**ready}
+    places: dict[str, TableColumn] = {}
     if "lat" in map_arrow_table(path).column_names:
         places = {PLACE: PlaceColumn(path), "lat": ArrowColumn(path, "lat"), "lon": ArrowColumn(path, "lon")}
-        there = {**places, **ready}
+
+    def find(column: str) -> TableColumn:
+        # A dataset may make a column when it is looked up: no other is.
+        return ready[column] if column in ready else places[column]
+
     selected: dict[str, TableColumn] = {}
     unknown: list[str] = []
     for name in names:
         column = columns.get(name, name)
         parts = (column,) if isinstance(column, str) else column
-        absent = [part for part in parts if part not in there]
+        absent = [part for part in parts if part not in ready and part not in places]
         if absent:
             unknown += absent if name in columns else []
         elif isinstance(column, str):
-            selected[name] = there[column]
+            selected[name] = find(column)
         else:
-            selected[name] = VectorColumn(tuple(there[part] for part in column), column)
+            selected[name] = VectorColumn(tuple(find(part) for part in column), column)
     if unknown or not selected:
         wanted = f"'{unknown[0]}'" if unknown else f"for {', '.join(names)}"
         raise DataError(

@@ -32,7 +32,7 @@ class DatasetRows(NamedTuple):
     """The rows of a dataset: what is known of each, and its observations."""
 
     path: Path  # an Arrow file: line, key, split and, as far as known, lat, lon, time, label, group, licence
-    columns: Mapping[str, TableColumn]  # by name, each with a cell for every row
+    columns: Mapping[str, TableColumn]  # by name, each with a cell for every row; may be made when looked up
 
 
 class Dataset(BaseModel, ABC):

@@ -8,7 +8,7 @@ import csv
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,20 +36,57 @@ if TYPE_CHECKING:
 _log = logging.getLogger("geobind.toyearth")  # below the logger that the command line configures
 _CHUNK = 100  # places rendered at a time
 _YEAR = 2024
-_ARRAYS = ("tile", "photo", "sound", "facts")
 
 
 def open_rows(options: ToyEarth) -> DatasetRows:
-    """Return the Arrow file of toy Earth's places and its columns, rendered if need be."""
+    """Return the Arrow file of toy Earth's places and its columns, each rendered when it is looked up."""
     # Without rows for validation the planet has the address that it had before there were any.
     settings = options.model_dump(exclude=set() if options.validation else {"validation"})
     address = short_fingerprint(settings, _hash_renderers())
-    folder = build_once(cache_root() / ToyEarth.name / address, lambda target: _render(target, options))
-    path = folder / "rows.arrow"
-    columns: dict[str, TableColumn] = {name: ArrayColumn(folder / f"{name}.npy") for name in _ARRAYS}
-    columns["sound"] = ArrayColumn(folder / "sound.npy", options.rate)
-    columns["captions"] = ArrowColumn(path, "captions")
-    return DatasetRows(path, columns)
+    folder = build_once(cache_root() / ToyEarth.name / address, lambda target: _write_rows(target, options))
+    return DatasetRows(folder / _ROWS, _RenderedColumns(folder, options))
+
+
+class _RenderedColumns(Mapping[str, TableColumn]):
+    """The columns of toy Earth; those that are arrays are rendered into the cache when they are looked up."""
+
+    def __init__(self, folder: Path, options: ToyEarth) -> None:
+        self._folder, self._options = folder, options
+
+    def __getitem__(self, name: str) -> TableColumn:
+        if name not in self:
+            raise KeyError(name)
+        if name == CAPTIONS:
+            return ArrowColumn(self._folder / _ROWS, CAPTIONS)
+        folder = build_once(self._folder / name, lambda target: _render(target, name, self._options))
+        return ArrayColumn(folder / f"{name}.npy", _RATES[name](self._options) if name in _RATES else None)
+
+    def __contains__(self, name: object) -> bool:
+        return name in _RENDERERS or name == CAPTIONS
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (*_RENDERERS, CAPTIONS)
+
+    def __len__(self) -> int:
+        return len(_RENDERERS) + 1
+
+
+def _render_sounds(places: Places, options: ToyEarth) -> NDArray[np.int16]:
+    samples_NT = render_sounds(places, options.seed, options.seconds, options.rate)
+    return np.round(np.clip(samples_NT, -1, 1) * 32767).astype(np.int16)
+
+
+_ROWS = "rows.arrow"
+CAPTIONS = "captions"
+# The columns that are arrays: a row for each place.
+_RENDERERS: dict[str, Callable[[Places, ToyEarth], NDArray[Any]]] = {
+    "tile": lambda places, options: render_tiles(places, options.seed, options.tile_size, options.gsd),
+    "photo": lambda places, options: render_photos(places, options.seed, options.photo_size),
+    "sound": _render_sounds,
+    "facts": lambda places, options: places.facts,
+}
+# Samples a second of those that are recordings.
+_RATES: dict[str, Callable[[ToyEarth], int]] = {"sound": lambda options: options.rate}
 
 
 def write_files(folder: Path, options: ToyEarth) -> Path:
@@ -67,16 +104,14 @@ def write_files(folder: Path, options: ToyEarth) -> Path:
         raise DataError(f"{manifest}: is there already; choose another folder or delete it")
     rows = map_arrow_table(path).drop_columns(["line"]).to_pylist()
     try:
-        for name in ("tile", "photo", "sound"):
+        cells = {name: columns[name] for name in ("tile", "photo", "sound")}
+        for name in cells:
             (folder / name).mkdir(parents=True, exist_ok=True)
         for row in track(range(len(rows)), "writing toy Earth", len(rows)):
-            files = {
-                name: f"{name}/{row:06d}.{'wav' if name == 'sound' else 'png'}"
-                for name in ("tile", "photo", "sound")
-            }
+            files = {name: f"{name}/{row:06d}.{'wav' if name == 'sound' else 'png'}" for name in cells}
             for name in ("tile", "photo"):
-                Image.fromarray(columns[name][row]).save(folder / files[name])
-            samples_T, rate = columns["sound"][row]
+                Image.fromarray(cells[name][row]).save(folder / files[name])
+            samples_T, rate = cells["sound"][row]
             soundfile.write(folder / files["sound"], samples_T, rate, subtype="PCM_16")
             rows[row] |= {**files, "captions": json.dumps(rows[row]["captions"])}
         with open(manifest, "w", newline="", encoding="utf-8") as file:
@@ -100,51 +135,38 @@ def render_column(name: str, places: Places, options: ToyEarth) -> Sequence[Any]
     Raises:
         DataError: There is no such column.
     """
-    if name == "tile":
-        return list(render_tiles(places, options.seed, options.tile_size, options.gsd))
-    if name == "photo":
-        return list(render_photos(places, options.seed, options.photo_size))
-    if name == "sound":
-        samples_NT = render_sounds(places, options.seed, options.seconds, options.rate)
-        sounds_NT = np.round(np.clip(samples_NT, -1, 1) * 32767).astype(np.int16)
-        return [(samples_T, options.rate) for samples_T in sounds_NT]
-    if name == "captions":
+    if name == CAPTIONS:
         return write_captions(places, options.seed, options.captions)
-    if name == "facts":
-        return list(places.facts)
-    raise DataError(
-        f"{ToyEarth.name}: has no column '{name}'; its columns: {', '.join((*_ARRAYS, 'captions'))}"
-    )
+    if name not in _RENDERERS:
+        known = ", ".join((*_RENDERERS, CAPTIONS))
+        raise DataError(f"{ToyEarth.name}: has no column '{name}'; its columns: {known}")
+    array = _RENDERERS[name](places, options)
+    return [(row, _RATES[name](options)) for row in array] if name in _RATES else list(array)
 
 
-def _render(folder: Path, options: ToyEarth) -> None:
+def _render(folder: Path, name: str, options: ToyEarth) -> None:
+    """Render a column of arrays into a folder, in chunks."""
     places = list_places(options)
     count = len(places.lat)
     starts = range(0, count, _CHUNK)
     if not is_interactive() and count >= 1000:  # no bar will be seen
-        _log.info("rendering toy Earth: %d places, once, into %s", count, folder.parent)
-    shapes = {
-        "tile": ((options.tile_size, options.tile_size, 3), np.uint8),
-        "photo": ((options.photo_size, options.photo_size, 3), np.uint8),
-        "sound": ((round(options.seconds * options.rate),), np.int16),
-        "facts": (places.facts.shape[1:], np.float32),
-    }
-    arrays = {
-        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (count, *shape))
-        for name, (shape, dtype) in shapes.items()
-    }
-    captions: list[list[str]] = []
-    for start in track(starts, "rendering toy Earth", len(starts)):
+        _log.info("rendering %s of toy Earth: %d places, once, into %s", name, count, folder.parent)
+    array = None
+    for start in track(starts, f"rendering {name} of toy Earth", len(starts)):
         rows = slice(start, start + _CHUNK)
-        part = places.take(rows)
-        for name in _ARRAYS:
-            values = render_column(name, part, options)
-            arrays[name][rows] = [samples_T for samples_T, _ in values] if name == "sound" else values
-        captions += render_column("captions", part, options)
-    for array in arrays.values():
+        part = _RENDERERS[name](places.take(rows), options)
+        if array is None:
+            shape = (count, *part.shape[1:])
+            array = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", part.dtype, shape)
+        array[rows] = part
+    if array is not None:
         array.flush()
-    table = _rows(places, captions, options)
-    with pa.ipc.new_file(str(folder / "rows.arrow"), table.schema) as writer:
+
+
+def _write_rows(folder: Path, options: ToyEarth) -> None:
+    places = list_places(options)
+    table = _rows(places, write_captions(places, options.seed, options.captions), options)
+    with pa.ipc.new_file(str(folder / _ROWS), table.schema) as writer:
         writer.write_table(table)
 
 
