@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import threading
@@ -43,11 +42,15 @@ def read_shapes(file: Path) -> dict[str, Tensor]:
         if MAX_HEADER < length <= os.path.getsize(file):
             raise CheckpointError(f"{file}: its header has {length} bytes; at most {MAX_HEADER} are read")
         with safe_open(file, "pt") as weights:
-            names = [*weights.keys()]
-        return _parse_header(file, length, names)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+            slices = {name: weights.get_slice(name) for name in weights.keys()}
+            return {
+                name: torch.empty(part.get_shape(), dtype=_TYPES[part.get_dtype()], device="meta")
+                for name, part in slices.items()
+            }
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0]  # torch adds a trace of its own
         raise CheckpointError(
-            f"{file}: cannot be read as safetensors ({error}); fetch or save it again"
+            f"{file}: cannot be read as safetensors ({reason}); fetch or save it again"
         ) from None
 
 
@@ -57,16 +60,6 @@ _TYPES = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
     "C64": torch.complex64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
-
-
-def _parse_header(file: Path, length: int, names: Collection[str]) -> dict[str, Tensor]:
-    with file.open("rb") as stream:
-        stream.seek(8)
-        header: dict[str, Any] = json.loads(stream.read(length))
-    return {
-        name: torch.empty(header[name]["shape"], dtype=_TYPES[header[name]["dtype"]], device="meta")
-        for name in names
-    }
 
 
 _META = torch.device("meta")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from geobind.binder import Binder
+from geobind.bundles.building import read_shapes
 from geobind.errors import CheckpointError, GeobindError, PluginError
 from geobind.plugins import registry
 from geobind.utils.system import hash_tensors, peak_bytes, reset_peak
@@ -426,3 +427,12 @@ def test_facts_of_a_stranger_that_a_command_uses_are_named_where_they_are_none(b
     change(bundle, "recipe", {"data": {"toyearth": {"places": "many"}}})
     with pytest.raises(CheckpointError, match=r"binder\.json: recipe\.data\."):
         data_options_from_cli(Binder.load(bundle).card, "toyearth", {}, None)
+
+
+def test_a_shape_that_torch_cannot_hold_is_refused_in_one_line(bundle):
+    header = json.dumps({"x": {"dtype": "F32", "shape": [2**63, 0], "data_offsets": [0, 0]}}).encode()
+    (bundle / "model.safetensors").unlink()
+    (bundle / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors") as caught:
+        read_shapes(bundle / "model.safetensors")
+    assert "\n" not in str(caught.value)
