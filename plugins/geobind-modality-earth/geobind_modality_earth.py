@@ -21,6 +21,7 @@ import geobind
 from geobind.errors import DataError
 from geobind.extras import INSTALL
 from geobind.modality import Role, Widget
+from geobind.utils.files import file_stamp
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -190,11 +191,13 @@ class Earth(geobind.Modality):
 
     def _read_vector(self, raw: Any) -> NDArray[np.float32]:
         """Read an embedding that is given: an array of integers is as stored, all else as it is."""
+        from geobind.data import read_numbers
+
         stored = hasattr(raw, "dtype") and "int" in str(raw.dtype)
         try:
-            values = np.asarray(raw) if stored else np.asarray(raw, dtype=np.float64)
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise DataError(f"cannot read {raw!r:.80} as an embedding; give {self.accepts}") from error
+            values = np.asarray(raw) if stored else read_numbers(raw)
+        except DataError as error:
+            raise DataError(f"{error}; an embedding is wanted: give {self.accepts}") from error
         if values.shape != (self.size,):
             raise DataError(
                 f"an embedding has {self.size} numbers, not the shape {values.shape}; give {self.accepts}"
@@ -348,12 +351,11 @@ def _extent(path: str, _stamp: object) -> tuple[float, float, float, float] | No
     return measure_extent(path)
 
 
-def _stamp(path: str | Path) -> tuple[int, int] | None:
+def _stamp(path: str | Path) -> tuple[int, ...] | None:
     try:
-        state = os.stat(path)
+        return file_stamp(os.stat(path))
     except (OSError, ValueError):
         return None  # opening says what is wrong
-    return state.st_mtime_ns, state.st_size
 
 
 def _near(extent: tuple[float, float, float, float] | None, place: geobind.Place) -> bool:

@@ -403,8 +403,9 @@ def test_windows_that_would_fill_the_memory_are_refused(tmp_path, refused):
     )
 
 
-def test_a_raster_is_opened_once_and_again_when_it_changes(tmp_path, monkeypatch):
+def test_a_raster_is_opened_once_and_again_when_it_changes_under_its_old_mtime(tmp_path, monkeypatch):
     path = write(tmp_path / "a.tif", np.full((1, 20, 20), 1, np.uint8))
+    before = path.stat()
     opened = []
     plain = rasterio.open
     monkeypatch.setattr(rasterio, "open", lambda *a, **k: opened.append(a) or plain(*a, **k))
@@ -412,7 +413,8 @@ def test_a_raster_is_opened_once_and_again_when_it_changes(tmp_path, monkeypatch
         assert read_pixels(path, 0, 0, 2, 2).max() == 1
     assert len(opened) == 1
     write(path, np.full((1, 20, 20), 2, np.uint8))
-    os.utime(path, ns=(1, 1))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
     opened.clear()
     assert read_pixels(path, 0, 0, 2, 2).max() == 2
     assert len(opened) == 1

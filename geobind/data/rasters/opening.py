@@ -15,6 +15,7 @@ from geobind.data.readers.files import open_binary
 from geobind.data.readers.image_header import ImageHeader, read_header
 from geobind.errors import DataError
 from geobind.extras import INSTALL
+from geobind.utils.files import file_stamp
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -75,10 +76,9 @@ def open_raster(path: str | Path) -> DatasetReader:
     """
     require_rasterio()
     try:
-        state = os.stat(path)
+        stamp = file_stamp(os.stat(path))
     except OSError:
-        state = None  # opening says what is wrong
-    stamp = (state.st_mtime_ns, state.st_size) if state else None
+        stamp = None  # opening says what is wrong
     # A handle is of use to one thread of one process alone: after a fork two would share its file position.
     return _open_cached(Path(os.path.abspath(path)), stamp, os.getpid(), threading.get_ident())
 
