@@ -116,9 +116,12 @@ class _Space:
                         worst = chunk.num_values * chunk.total_uncompressed_size
                         repeated[chunk.path_in_schema] = repeated.get(chunk.path_in_schema, 0) + worst
             self.sizes.append(size)
-        # They may take so much that they are measured before they are decoded.
-        self.repeated = [name for name, worst in repeated.items() if worst > SPACE // 4]
+        self.repeated = [name for name, worst in repeated.items() if self.repeats(worst)]
         self._check(sum(self.sizes))
+
+    def repeats(self, worst: int) -> bool:
+        """Return whether a column may take so much that it is measured before it is decoded."""
+        return worst > SPACE // 4
 
     def split(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Yield a batch in parts that are small once decoded.
