@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -109,14 +108,12 @@ class Vector(Modality):
     def _read(self, raw: Any) -> NDArray[np.float64]:
         import numpy as np
 
-        from geobind.data import read_npy
+        from geobind.data import read_numbers
 
-        if isinstance(raw, str | Path | bytes):
-            raw = read_npy(raw)
         try:
-            values_S = np.asarray(raw, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-            raise DataError(f"cannot read {raw!r:.80} ({error}); give {self.accepts}") from error
+            values_S = read_numbers(raw)
+        except DataError as error:
+            raise DataError(f"{error}; give {self.accepts}") from error
         if values_S.shape != (self.size,) or np.isinf(values_S).any():
             holds = "infinite numbers" if values_S.shape == (self.size,) else f"shape {values_S.shape}"
             raise DataError(f"a vector of {self.size} finite numbers is wanted, not {holds}")

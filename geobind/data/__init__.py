@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from geobind.data.readers import read_band as read_band
     from geobind.data.readers import read_image as read_image
     from geobind.data.readers import read_npy as read_npy
+    from geobind.data.readers import read_numbers as read_numbers
     from geobind.data.readers import read_text as read_text
     from geobind.data.readers.audio import measure_loudness as measure_loudness
     from geobind.data.readers.files import open_binary as open_binary
@@ -50,6 +51,7 @@ _HOMES = {
     "read_band": "geobind.data.readers",
     "read_image": "geobind.data.readers",
     "read_npy": "geobind.data.readers",
+    "read_numbers": "geobind.data.readers",
     "read_pixels": "geobind.data.rasters.window",
     "read_text": "geobind.data.readers",
     "read_window": "geobind.data.rasters.window",

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -139,8 +138,6 @@ class Imu(geobind.Modality):
         Raises:
             DataError: As `prepare`.
         """
-        from geobind.data import read_npy
-
         given, recorded = raw, self.recorded
         if isinstance(raw, tuple) and len(cast("tuple[Any, ...]", raw)) == 2:
             given, stated = cast("tuple[Any, Any]", raw)
@@ -150,8 +147,6 @@ class Imu(geobind.Modality):
                 "a recording comes without its rate: give (array, rate), or set `recorded` to the samples a "
                 "second that all of them have"
             )
-        if isinstance(given, str | Path | bytes | bytearray | memoryview):
-            given = read_npy(given)
         stored_6T = _read_axes(given, self.accepts)
         _check_length(stored_6T.shape[1], recorded, self.rate)
         stored_6T[:3] /= GRAVITY if self.acceleration == "m/s2" else 1.0
@@ -230,10 +225,12 @@ def _read_rate(stated: Any) -> float:
 
 def _read_axes(given: Any, accepts: str) -> NDArray[np.float64]:
     """Read an array as (6, T): the accelerometer's axes, then the gyroscope's."""
+    from geobind.data import read_numbers
+
     try:
-        stored = np.array(given, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise DataError(f"cannot read a {type(given).__name__} as a recording; give {accepts}") from error
+        stored = read_numbers(given)
+    except DataError as error:
+        raise DataError(f"{error}; give {accepts}") from error
     if stored.ndim != 2 or 6 not in stored.shape or stored.size < 12:
         raise DataError(f"a recording has six axes and two samples or more, not the shape {stored.shape}")
     stored_6T = stored if stored.shape[0] == 6 else stored.T.copy()

@@ -78,7 +78,7 @@ def test_what_a_tiff_states_to_be_no_data_is_nan(tmp_path):
         (Image.new("RGB", (3, 3)), "mode 'RGB'"),
         (b"nothing", "cannot be read as a raster of one band"),
         (npy(VALUES)[:-8], "is cut short"),
-        ([["a", "b"]], "no table of numbers"),
+        ([["a", "b"]], "cannot be read as numbers"),
         ("no_such_file.tif", "no such file"),
         (None, "must be a path, bytes, an image or a 2-D array"),
     ],

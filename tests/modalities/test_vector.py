@@ -55,7 +55,9 @@ def test_identity_embeds_the_numbers_themselves():
         ([1, 1e300], "too large"),
         ("gone.npy", "gone.npy: no such file"),
         (b"PK", "damaged .npy file"),
-        (["warm", "cold"], "cannot read"),
+        (["warm", "cold"], "cannot be read as numbers.*; give numbers"),
+        (np.array([1 + 2j, 0]), "are complex"),
+        (np.ma.masked_array([1.0, 2.0], mask=[True, False]), "values are masked"),
     ],
 )
 def test_what_is_no_vector_is_refused(raw, message):

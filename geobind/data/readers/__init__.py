@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from geobind.data.readers.arrays import read_band as read_band
     from geobind.data.readers.arrays import read_npy as read_npy
+    from geobind.data.readers.arrays import read_numbers as read_numbers
     from geobind.data.readers.audio import audio_seconds as audio_seconds
     from geobind.data.readers.audio import read_audio as read_audio
     from geobind.data.readers.images import read_image as read_image
@@ -19,6 +20,7 @@ _HOMES = {
     "read_band": "geobind.data.readers.arrays",
     "read_image": "geobind.data.readers.images",
     "read_npy": "geobind.data.readers.arrays",
+    "read_numbers": "geobind.data.readers.arrays",
     "read_text": "geobind.data.readers.text",
 }
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -44,6 +44,26 @@ def read_npy(raw: Any) -> NDArray[Any]:
         return _load_npy(file, describe(raw))
 
 
+def read_numbers(raw: Any) -> NDArray[np.float64]:
+    """Read numbers of any shape; NaN where one is missing.
+
+    Args:
+        raw: A path or the bytes of a .npy file, an array of numpy or what numpy can read, a tensor, or
+            (nested) lists of numbers.
+
+    Returns:
+        float64, a copy.
+
+    Raises:
+        DataError: It is missing or damaged, hides values behind a mask, or holds what is no real number.
+    """
+    if isinstance(raw, str | Path) or is_bytes(raw):
+        return read_npy(raw).astype(np.float64)
+    if is_array(raw):
+        return as_array(raw, describe(raw)).astype(np.float64)
+    return _read_rows(raw, describe(raw))
+
+
 def read_band(raw: Any) -> NDArray[np.float64]:
     """Read a raster of one band as measured values; NaN where there is none.
 
@@ -74,7 +94,7 @@ def read_band(raw: Any) -> NDArray[np.float64]:
     elif is_array(raw):
         stored = as_array(raw, name)
     elif isinstance(raw, list | tuple):
-        stored = _read_rows(cast("list[Any]", raw), name)
+        stored = _read_rows(raw, name)
     else:
         raise DataError(f"a raster of one band must be a path, bytes, an image or a 2-D array, not {name}")
     return _check_band(stored, name)
@@ -98,11 +118,11 @@ def _check_band(stored: NDArray[Any], name: str) -> NDArray[np.float64]:
     return band_HW
 
 
-def _read_rows(rows: list[Any], name: str) -> NDArray[np.float64]:
+def _read_rows(rows: Any, name: str) -> NDArray[np.float64]:
     try:
         return np.asarray(rows, dtype=np.float64)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise DataError(f"{name}: is no table of numbers: {str(error)[:200]}") from error
+        raise DataError(f"{name}: cannot be read as numbers: {str(error)[:200]}") from error
 
 
 def _load_npy(file: BinaryIO, name: str) -> NDArray[Any]:
