@@ -11,6 +11,7 @@ from typing import Any
 PUBLIC = [
     "geobind",
     "geobind.data",
+    "geobind.archive",
     "geobind.evaluation",
     "geobind.losses",
     "geobind.towers",

@@ -29,7 +29,7 @@ recipe towers importers
 scoring
 bundles
 binder
-evaluation embedding_cache
+evaluation embedding_cache archive
 report
 training
 losses planning

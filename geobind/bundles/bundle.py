@@ -106,7 +106,7 @@ B = TypeVar("B", bound=SupportsBundle)
 def build_card(binder: SupportsBundle, **facts: Any) -> Card:
     """Build the card of a binder as it is now; `facts` are further fields."""
     known = binder.card.model_dump() if binder.card else {}
-    options = {n: _without_folders(m.model_dump(mode="json")) for n, m in binder.modalities.items()}
+    options = {name: portable_options(modality) for name, modality in binder.modalities.items()}
     fresh = {
         "format": FORMAT,
         "width": binder.width,
@@ -335,6 +335,11 @@ def _origin(name: str, cls: type[Modality]) -> Origin:
             f"registered, or make a package of it to load it anywhere: geobind new modality {name}"
         )
     return Origin(distribution=plugin.source.distribution, version=plugin.source.version)
+
+
+def portable_options(modality: Modality) -> dict[str, Any]:
+    """Return a modality's options as a bundle states them, the same on every machine."""
+    return _without_folders(modality.model_dump(mode="json"))
 
 
 def _without_folders(value: Any) -> Any:

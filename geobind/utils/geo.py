@@ -11,6 +11,14 @@ from numpy.typing import NDArray
 
 EARTH_KM = 6371.0088  # mean radius of WGS 84
 _DEGREE_KM = EARTH_KM * np.pi / 180
+_A, _E2 = 6378137.0, 6.69437999014e-3  # WGS 84: semi-major axis in metres, eccentricity squared
+
+
+def degrees_per_metre(lat_N: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return how many degrees north and east one metre is at latitudes, on the ellipsoid of WGS 84."""
+    root_N = np.sqrt(1 - _E2 * np.sin(np.radians(lat_N)) ** 2)
+    north_N = np.degrees(root_N**3 / (_A * (1 - _E2)))
+    return north_N, np.degrees(root_N / (_A * np.cos(np.radians(lat_N))))
 
 
 def to_unit_sphere(place_NLL: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from geobind.data.rasters.opening import open_raster, report_raster_damage, require_rasterio
 from geobind.errors import DataError
+from geobind.utils.geo import degrees_per_metre
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     Map = NDArray[np.float64]
 
 _DEGREES = "EPSG:4326"
-_A, _E2 = 6378137.0, 6.69437999014e-3  # WGS 84: semi-major axis in metres, eccentricity squared
 _STEP = 10.0  # metres over which the pixels a metre are measured
 _SENSE = 1e12  # pixels, or pixels a metre; beyond, a raster is damaged and numbers overflow
 _MAX_LAT = 89.99  # nearer to a pole, east and north mean nothing
@@ -52,10 +52,7 @@ def metres_to_pixels(dataset: DatasetReader, lat: float, lon: float) -> Map:
             f"{dataset.name}: {lat:g}, {lon:g} is no place a window can be cut around: latitudes must be "
             f"within {_MAX_LAT} degrees and longitudes within 180"
         )
-    sine = math.sin(math.radians(lat))
-    root = math.sqrt(1 - _E2 * sine**2)
-    north = math.degrees(_STEP * root**3 / (_A * (1 - _E2)))
-    east = math.degrees(_STEP * root / (_A * math.cos(math.radians(lat))))
+    north, east = (_STEP * float(degrees[0]) for degrees in degrees_per_metre(np.array([lat])))
     # Steps towards the middle of the map, so that none leaves it at a pole or the antimeridian.
     south_or_north, west_or_east = -math.copysign(1, lat), -math.copysign(1, lon)
     columns, rows = _source_pixels(
