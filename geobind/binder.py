@@ -26,6 +26,7 @@ from geobind.inference import (
     to_device,
 )
 from geobind.modality import Modality
+from geobind.recipe.marks import Mark, Pair, StageStep, find_shared_towers, mark_pairs, read_steps
 from geobind.scoring import SoftmaxTemperature
 from geobind.utils.hashing import derive_seed, fingerprint
 from geobind.utils.progress import track
@@ -88,6 +89,27 @@ class Binder(nn.Module):
     def device(self) -> torch.device:
         """The device of the encoders."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    @property
+    def steps(self) -> tuple[StageStep, ...]:
+        """The stages that its card lists: the pairs each compared and the encoders it trained.
+
+        Raises:
+            CheckpointError: The card is a stranger's, and does not list stages as geobind writes them.
+        """
+        try:
+            return read_steps(self.card.stages if self.card else ())
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"binder.json: stages: not as geobind writes them ({type(error).__name__}: {error}); "
+                "save the bundle again, without them"
+            ) from error
+
+    @property
+    def marks(self) -> dict[Pair, Mark]:
+        """The mark of every pair of its modalities, such as trained or emergent, by its card's stages."""
+        options = {name: kind.model_dump(mode="json") for name, kind in self.modalities.items()}
+        return mark_pairs(self.modalities, self.steps, find_shared_towers(options, self.width))
 
     def modality(self, name: str) -> Modality:
         """Return the modality called `name`.

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from geobind import Binder
-from geobind.evaluation import RetrievalSettings, retrieval
+from geobind.evaluation import RetrievalSettings, mark_by_pairs, retrieval
 
 SHOWN_METRICS = ("R@1", "R@5", "mAP")
 
@@ -64,6 +64,7 @@ def measure(
     embeddings: Mapping[str, Tensor], labels: Mapping[str, Sequence[str]], trained: set[frozenset[str]]
 ) -> list[dict[str, Any]]:
     """Measure retrieval and classification by concept between every two modalities, both ways."""
+    marks = mark_by_pairs(embeddings, trained)
     rows: list[dict[str, Any]] = []
     for query, gallery in permutations(embeddings, 2):
         found = retrieval(
@@ -78,7 +79,7 @@ def measure(
             {
                 "query": query,
                 "gallery": gallery,
-                "mark": "trained" if frozenset((query, gallery)) in trained else "emergent",
+                "mark": marks[frozenset((query, gallery))],
                 "queries": found["queries"],
                 "gallery_size": found["gallery"],
                 "metrics": found["metrics"],

@@ -17,7 +17,7 @@ from geobind.cli.options import (
     print_json,
     read_bundle_card,
 )
-from geobind.errors import CheckpointError, DataError
+from geobind.errors import DataError
 
 if TYPE_CHECKING:
     from rich.table import Table as Grid
@@ -222,9 +222,7 @@ def eval_command(
     pairs = _pairs(binder, anchor)
     _to_device(binder)
     found = embed_rows(binder, held_out)
-    clean = build_retrieval_table(
-        held_out, found, {frozenset(pair) for pair in _trained(binder)}, by, clusters
-    )
+    clean = build_retrieval_table(held_out, found, binder.marks, by, clusters)
     if leak and leak.warning:
         clean = replace(clean, warnings=(leak.warning, *clean.warnings))
     more = measure_extras(binder, table, options, held_out, found, by, asked, clusters)
@@ -237,26 +235,12 @@ def eval_command(
         _show(clean, results, leak, render_extras(more, asked))
 
 
-def _trained(binder: Binder) -> list[tuple[str, str]]:
-    """Return the trained pairs, as (anchor, other), in the order of the stages."""
-    from geobind.recipe.schema import read_trained_pairs
-
-    stages = binder.card.stages if binder.card else []
-    try:
-        return list(dict.fromkeys(pair for stage in stages for pair in read_trained_pairs(stage)))
-    except (KeyError, TypeError, AttributeError) as error:  # of a stranger's card
-        raise CheckpointError(
-            f"binder.json: stages: not as geobind writes them ({type(error).__name__}: {error}); "
-            "save the bundle again, without them"
-        ) from error
-
-
 def _pairs(binder: Binder, anchor: str | None) -> list[tuple[str, str]]:
     """Return the pairs that protocols measure, as (anchor, other)."""
     if anchor is not None:
         binder.modality(anchor)
-    elif trained := _trained(binder):
-        return trained
+    elif steps := binder.steps:
+        return list(dict.fromkeys(pair for step in steps for pair in step.compared))
     anchor = anchor or next(iter(binder.modalities))
     return [(anchor, other) for other in binder.modalities if other != anchor]
 

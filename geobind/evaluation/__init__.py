@@ -55,6 +55,7 @@ from geobind.evaluation.tables import (
     build_protocol_tables,
     build_summary_table,
 )
+from geobind.recipe.marks import StageStep, mark_by_pairs, mark_pairs
 from geobind.scoring import Calibration, cosine, probabilities
 from geobind.utils.vectors import unit
 
@@ -86,6 +87,7 @@ __all__ = [
     "RetrievalSettings",
     "Ridge",
     "SkippedPair",
+    "StageStep",
     "TrunkBinder",
     "build_feature_binders",
     "build_pair_table",
@@ -106,6 +108,8 @@ __all__ = [
     "get_protocol",
     "leakage",
     "logistic",
+    "mark_by_pairs",
+    "mark_pairs",
     "measure_all",
     "measure_calibration",
     "measure_retrieval",

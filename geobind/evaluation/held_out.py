@@ -30,9 +30,10 @@ from geobind.evaluation.pairs import PairRow, PairTable, SkippedPair, evaluate_p
 from geobind.evaluation.retrieval_metrics import QueryScores, RetrievalSettings, retrieval
 from geobind.evaluation.split_leakage import ClusterBy, choose_clusters
 from geobind.recipe.embedding_sum import EmbeddingSum, parse_sum
+from geobind.recipe.marks import Marks, mark_by_pairs
 from geobind.recipe.schema import Evaluation
 
-Trained = Collection[frozenset[str]]
+Trained = Collection[frozenset[str]] | Marks  # see `evaluate_pairs`
 
 
 def measure_retrieval(binder: Binder, table: Table, trained: Trained, options: Evaluation) -> PairTable:
@@ -41,7 +42,7 @@ def measure_retrieval(binder: Binder, table: Table, trained: Trained, options: E
     Args:
         binder: The encoders.
         table: Held-out rows.
-        trained: Pairs of modalities that some stage aligned.
+        trained: Pairs of modalities that some stage aligned, or the mark of every pair.
         options: Whether a query's own row is the right answer, or every row of its class.
 
     Raises:
@@ -68,17 +69,17 @@ def build_retrieval_table(
     Args:
         table: Held-out rows.
         embedded: Their embeddings.
-        trained: Pairs of modalities that some stage aligned.
+        trained: Pairs of modalities that some stage aligned, or the mark of every pair.
         by: Whether a query's own row is the right answer, or every row of its class.
         clusters: How to group rows that are not independent queries; default: by what the table has.
 
     Raises:
         DataError: Labels or clusters are needed and not there.
     """
-    trained = {pair for pair in trained if pair <= set(embedded)}
+    marks = trained if isinstance(trained, Mapping) else mark_by_pairs(embedded, trained)
     chosen = choose_clusters(table, clusters)
     tabulated = _table_by_label if by == "label" else _table_by_row
-    made = tabulated(table, embedded, trained, chosen.of_rows)
+    made = tabulated(table, embedded, marks, chosen.of_rows)
     collapsed = tuple(find_collapsed(embedded))
     return replace(made, clusters=chosen.by, cluster_note=chosen.note, warnings=collapsed)
 
@@ -136,7 +137,7 @@ def require_labels(table: Table) -> Sequence[str]:
 
 
 def _table_by_row(
-    table: Table, embedded: Mapping[str, EmbeddedRows], trained: Trained, clusters: Sequence[Any] | None
+    table: Table, embedded: Mapping[str, EmbeddedRows], marks: Marks, clusters: Sequence[Any] | None
 ) -> PairTable:
     size = len(table)
     whole: dict[str, Tensor] = {}
@@ -145,12 +146,12 @@ def _table_by_row(
         whole[name][torch.as_tensor(rows_Q)] = embedding_QD
     presence = {name: np.isin(np.arange(size), rows_Q) for name, (rows_Q, _) in embedded.items()}
     return evaluate_pairs(
-        whole, trained, labels=table.labels, places=table.places_LL, clusters=clusters, presence=presence
+        whole, marks, labels=table.labels, places=table.places_LL, clusters=clusters, presence=presence
     )
 
 
 def _table_by_label(
-    table: Table, embedded: Mapping[str, EmbeddedRows], trained: Trained, clusters: Sequence[Any] | None
+    table: Table, embedded: Mapping[str, EmbeddedRows], marks: Marks, clusters: Sequence[Any] | None
 ) -> PairTable:
     labels = require_labels(table)
     rows: list[PairRow] = []
@@ -166,7 +167,7 @@ def _table_by_label(
             gallery_ids=labels_of(labels, embedded[gallery]),
             query_clusters=labels_of(clusters, embedded[query]) if clusters else None,
         )
-        mark = frozenset((query, gallery)) in trained
+        mark = marks[frozenset((query, gallery))]
         rows.append(PairRow.from_retrieval(query, gallery, mark, result))
         scores[query, gallery] = result.scores._replace(row_Q=embedded[query].rows_Q)
     return PairTable(tuple(rows), skipped, RetrievalSettings(), scores=scores)
@@ -255,7 +256,7 @@ def measure_all(
         binder: The encoders.
         table: The rows that it names, of all splits.
         data: How they were opened.
-        trained: Pairs of modalities that some stage aligned.
+        trained: Pairs of modalities that some stage aligned, or the mark of every pair.
         options: What to measure.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Retrieval between every ordered pair of modalities, trained or emergent."""
+"""Retrieval between every ordered pair of modalities, each marked by how it came about."""
 
 # N rows (places), the same in every modality; D width
 
@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -27,6 +27,7 @@ from geobind.evaluation.retrieval_metrics import (
     RetrievalSettings,
     retrieval_both,
 )
+from geobind.recipe.marks import Mark, Marks, mark_by_pairs
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,19 @@ class PairRow:
 
     query: str
     gallery: str
-    mark: Literal["trained", "emergent"]  # emergent: the two met only through the anchor
+    mark: Mark
     queries: int  # rows
     gallery_size: int
     metrics: Mapping[str, Metric]
 
     @property
     def trained(self) -> bool:
-        """True if some stage aligned the two."""
+        """True if some stage aligned the two, and none has parted them since."""
         return self.mark == "trained"
 
     @classmethod
-    def from_retrieval(cls, query: str, gallery: str, trained: bool, result: Retrieval) -> PairRow:
+    def from_retrieval(cls, query: str, gallery: str, mark: Mark, result: Retrieval) -> PairRow:
         """Build the row of one direction from its measures."""
-        mark = "trained" if trained else "emergent"
         return cls(query, gallery, mark, result.queries, result.gallery, result.metrics)
 
 
@@ -109,7 +109,7 @@ class PairTable:
 
 def evaluate_pairs(
     embeddings: Mapping[str, Embeddings],
-    trained: Collection[Collection[str]],
+    trained: Collection[Collection[str]] | Marks,
     *,
     ids: Any = None,
     labels: Any = None,
@@ -118,14 +118,16 @@ def evaluate_pairs(
     presence: Mapping[str, Any] | None = None,
     settings: RetrievalSettings | None = None,
 ) -> PairTable:
-    """Measure retrieval between all modalities, both ways, and mark each pair trained or emergent.
+    """Measure retrieval between all modalities, both ways, and mark each pair.
 
     Row i of every modality shows the same place. A pair is measured on the rows that both its modalities
     have: its gallery holds those alone, and pairs with fewer than two are listed as skipped.
 
     Args:
         embeddings: Unit-length embeddings (N, D) by modality; rows excluded by `presence` may hold anything.
-        trained: The pairs that some stage aligned, such as `{frozenset({"satellite", "audio"})}`.
+        trained: The pairs that some stage aligned, such as `{frozenset({"satellite", "audio"})}`: pairs that
+            a chain of them joins are emergent, others unconnected. Or the mark of every pair, as
+            `geobind.recipe.marks.mark_pairs` gives it.
         ids: One per row; rows of one id (several sounds of a place) are positives of each other.
         labels: One class per row, None where unknown; adds label_mAP and label_nDCG.
         places: (N, 2) latitude and longitude in degrees, NaN or None where unknown; adds place_nDCG.
@@ -140,7 +142,7 @@ def evaluate_pairs(
     size = _check_row_counts(embeddings)
     known = _build_truth(size, ids, labels, places, clusters)
     present = _check_presence(presence or {}, embeddings, size)
-    aligned = _check_trained_pairs(trained, embeddings)
+    marks = _check_marks(trained, embeddings)
     whole = {name: EmbeddingMatrix(values, name) for name, values in embeddings.items()}
     for name, rows in whole.items():
         rows.ordered(_present_rows(present[name])).check()
@@ -152,7 +154,7 @@ def evaluate_pairs(
         if both_N.sum() < 2:
             skipped.append(SkippedPair((one, two), f"{int(both_N.sum())} rows have both; two are needed"))
             continue
-        mark = frozenset((one, two)) in aligned
+        mark = marks[frozenset((one, two))]
         for row, score in _measure_both_ways(whole[one], whole[two], mark, known, both_N, settings):
             measured.append(row)
             scores[row.query, row.gallery] = score
@@ -164,7 +166,7 @@ def evaluate_pairs(
 def _measure_both_ways(
     one: EmbeddingMatrix,
     two: EmbeddingMatrix,
-    trained: bool,
+    mark: Mark,
     known: GroundTruth,
     both_N: np.ndarray,
     settings: RetrievalSettings,
@@ -174,7 +176,7 @@ def _measure_both_ways(
     part = known.take(rows)
     both = retrieval_both(one.ordered(rows), two.ordered(rows), part, part, settings)
     for query, gallery, result in zip((one, two), (two, one), both, strict=True):
-        row = PairRow.from_retrieval(query.name, gallery.name, trained, result)
+        row = PairRow.from_retrieval(query.name, gallery.name, mark, result)
         yield row, result.scores._replace(row_Q=np.flatnonzero(both_N))
 
 
@@ -216,9 +218,9 @@ def _check_presence(
     return present
 
 
-def _check_trained_pairs(
-    trained: Collection[Collection[str]], embeddings: Mapping[str, Embeddings]
-) -> set[frozenset[str]]:
+def _check_marks(trained: Collection[Collection[str]] | Marks, embeddings: Mapping[str, Embeddings]) -> Marks:
+    if isinstance(trained, Mapping):
+        return cast("Marks", trained)
     aligned = {frozenset([pair] if isinstance(pair, str) else pair) for pair in trained}
     for pair in aligned:
         if len(pair) != 2:
@@ -226,7 +228,7 @@ def _check_trained_pairs(
         unknown = sorted(pair - set(embeddings))
         if unknown:
             raise DataError(f"trained pair {sorted(pair)}: no embeddings of '{unknown[0]}' were given")
-    return aligned
+    return mark_by_pairs(embeddings, aligned)
 
 
 def _present_rows(present_N: np.ndarray) -> np.ndarray | None:

@@ -15,6 +15,7 @@ from geobind.evaluation.gap import ModalityGap
 from geobind.evaluation.pairs import PairTable
 from geobind.evaluation.protocols import ProtocolResult
 from geobind.evaluation.retrieval_metrics import Metric
+from geobind.recipe.marks import MARKS
 from geobind.utils.formatting import format_decimal, format_number
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def build_pair_table(table: PairTable, metrics: Sequence[str] = SHOWN_METRICS) -
 def build_summary_table(
     table: PairTable, metrics: Sequence[str] = ("R@1", "R@5", "R@10", "median_rank")
 ) -> Table:
-    """Build a rich table with one line per pair: trained, then emergent, chance in brackets.
+    """Build a rich table with one line per pair, those of one mark together, chance in brackets.
 
     Args:
         table: The result of `evaluate_pairs`.
@@ -64,7 +65,7 @@ def build_summary_table(
     grid.add_column(f"gallery of {gallery}", no_wrap=True)
     for name in metrics:
         grid.add_column(name.replace("_", " "), justify="right", no_wrap=True)
-    for mark in ("trained", "emergent"):
+    for mark in MARKS:
         rows = [row for row in table.rows if row.mark == mark]
         if rows:
             grid.add_row(f"[bold]{mark}[/bold]")

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from geobind.errors import DataError, PluginError
 from geobind.modality import BUNDLED, Modality
 from geobind.plugins import Registry, name_requirement
+from geobind.recipe.marks import read_steps
 from geobind.recipe.parsing import KeyPath, ParsedYaml, Problem, RecipeProblems
-from geobind.recipe.schema import BaseBundle, Name, Recipe, read_trained_pairs
+from geobind.recipe.schema import BaseBundle, Name, Recipe
 from geobind.utils.files import read_limited
 from geobind.utils.formatting import shorten
 from geobind.utils.hashing import fingerprint
@@ -73,10 +74,10 @@ def begin_from_bundle(written: ParsedYaml, base: Path, registry: Registry[Modali
         return Beginning(written)
     try:
         folder, card = _read_card(base / said)
-        trained = frozenset(frozenset(pair) for stage in card.stages for pair in read_trained_pairs(stage))
+        steps = read_steps(card.stages)
     except DataError as error:
         raise RecipeProblems([written.problem(("base",), str(error))]) from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         message = f"{base / said}: its card is damaged: stages: {type(error).__name__}: {error}"
         raise RecipeProblems([written.problem(("base",), shorten(message, 300))]) from None
     built, faults = _build_modalities(card, folder, registry)
@@ -95,7 +96,7 @@ def begin_from_bundle(written: ParsedYaml, base: Path, registry: Registry[Modali
         taken = {name: _take_over(card.modalities[name], own.get(name)) for name in card.modalities}
         values["modalities"] = {**taken, **{name: entry for name, entry in own.items() if name not in taken}}
     digest = fingerprint(card.digests, card.modalities)
-    bundle = BaseBundle(folder, tuple(card.modalities), digest, trained)
+    bundle = BaseBundle(folder, tuple(card.modalities), digest, steps)
     return Beginning(written._replace(values=values), built, bundle, problems)
 
 

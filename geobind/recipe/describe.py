@@ -11,6 +11,7 @@ from geobind import plugins
 from geobind.data.options import MixedData
 from geobind.modality import Modality
 from geobind.plugins import Registry
+from geobind.recipe.marks import find_stale_pairs
 from geobind.recipe.schema import Recipe, Stage, Watch
 from geobind.recipe.stage_options import Full, Head, Last, Lora, Part
 
@@ -28,12 +29,26 @@ def recipe_warnings(recipe: Recipe, stage: Stage) -> Iterator[str]:
         rows, whose = stage.batch_size // (ranks or 1), "a process has" if ranks else "there are"
         yield f"chunk: {stage.chunk} cuts nothing, as {whose} {rows} rows; steps take one pass"
 
+    yield from _describe_stale(recipe, stage)
     if still := _find_unturned(recipe, stage):
         frozen = [name for name in recipe.together_in(stage) if name not in stage.parts]
         yield (
             f"augment.together: mirrors, turns and crops no {_listed(still)}, because this stage does not "
             f"train, and so does not augment, {_listed(frozen)}"
         )
+
+
+def _describe_stale(recipe: Recipe, stage: Stage) -> Iterator[str]:
+    """Yield a line for each modality whose training here leaves pairs of earlier stages stale."""
+    steps = recipe.steps
+    number = len(steps) - len(recipe.stages) + recipe.stages.index(stage)
+    parted = [pair for pair, by in find_stale_pairs(steps).items() if by == number]
+    for name in stage.parts:
+        if others := sorted(other for pair in parted if name in pair for other in pair - {name}):
+            yield (
+                f"train: {name} moves away from {_listed(others)}, aligned with it before, and leaves their "
+                f"pairs stale: align {_listed(others)} here too, or after this stage, or do not train {name}"
+            )
 
 
 def _find_unturned(recipe: Recipe, stage: Stage) -> list[str]:

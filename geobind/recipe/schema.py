@@ -21,6 +21,7 @@ from pydantic import (
 from geobind.data.augmentation import Geometry
 from geobind.data.options import DataOptions, MixedData
 from geobind.modality import Modality, Role
+from geobind.recipe.marks import Mark, Pair, StageStep, find_shared_towers, mark_pairs
 from geobind.recipe.stage_options import (
     MAX_ROWS,
     AdamW,
@@ -96,12 +97,6 @@ def pair_aliases(one: str, two: str, anchor: str) -> tuple[str, ...]:
     """Return the names of a pair in a recipe: `one-two`, `two-one`, and `two` alone with the anchor."""
     alone = (two,) if one == anchor else (one,) if two == anchor else ()
     return (f"{one}-{two}", f"{two}-{one}", *alone)
-
-
-def read_trained_pairs(stage: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the pairs of a finished stage, as (anchor, other), from its `stage.json`."""
-    told = stage.get("losses") or [{"anchor": stage["anchor"], "other": stage["align"]}]
-    return [(str(pair["anchor"]), str(pair["other"])) for pair in told]
 
 
 def to_names(aligned: str | Iterable[str]) -> tuple[str, ...]:
@@ -418,7 +413,7 @@ class BaseBundle(NamedTuple):
     folder: Path
     modalities: tuple[str, ...]
     digest: str  # hash of its weights and options
-    trained: frozenset[frozenset[str]]  # the pairs that its stages compared
+    steps: tuple[StageStep, ...]  # its stages
 
 
 class Recipe(RecipeBlock):
@@ -486,10 +481,19 @@ class Recipe(RecipeBlock):
         return self._base_bundle
 
     @property
-    def trained_pairs(self) -> set[frozenset[str]]:
-        """The pairs of modalities that a stage compares, and those that stages of the base bundle did."""
-        own = {pair.both for stage in self.stages for pair in self.pairs_of(stage)}
-        return own | (self._base_bundle.trained if self._base_bundle else frozenset())
+    def steps(self) -> tuple[StageStep, ...]:
+        """The stages of the base bundle, then the recipe's own, as marks of pairs follow from them."""
+        own = (
+            StageStep(tuple((pair.anchor, pair.other) for pair in self.pairs_of(stage)), tuple(stage.parts))
+            for stage in self.stages
+        )
+        return (*(self._base_bundle.steps if self._base_bundle else ()), *own)
+
+    @property
+    def marks(self) -> dict[Pair, Mark]:
+        """The mark of every pair of modalities after the last stage: trained, emergent, ..."""
+        options = {name: modality.model_dump(mode="json") for name, modality in self._built.items()}
+        return mark_pairs(self.modalities, self.steps, find_shared_towers(options, self.width))
 
     def role(self, name: str) -> Role:
         """Return the modality's role: the recipe's, else its plugin's."""

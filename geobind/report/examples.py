@@ -22,6 +22,7 @@ from geobind.evaluation.embedded import EmbeddedRows, embed_rows
 from geobind.evaluation.held_out import take_first_rows
 from geobind.modality import Modality, choose_picture
 from geobind.recipe import Recipe, build_recipe
+from geobind.recipe.marks import Mark, Marks
 from geobind.report.media import Media, MediaBudget, build_media
 from geobind.report.plots import BANDS, GRID, MARKERS, MUTED, SERIES, SIGNS, Panel
 from geobind.scoring import cosine
@@ -196,7 +197,7 @@ class Gallery(NamedTuple):
 
     query: str
     gallery: str
-    trained: bool
+    mark: Mark
     size: int
     groups: list[tuple[str, list[Example]]]
 
@@ -208,7 +209,7 @@ def ordered_pairs(names: Collection[str], anchor: str | None) -> list[tuple[str,
 
 
 def build_galleries(
-    held_out: EvaluationSample, anchor: str | None, trained: Collection[frozenset[str]]
+    held_out: EvaluationSample, anchor: str | None, marks: Marks
 ) -> tuple[list[Gallery], list[str]]:
     """Build the galleries of a page.
 
@@ -222,7 +223,11 @@ def build_galleries(
         budget.next_part()
         ranked = rank_pair(held_out, query, gallery)
         if ranked is not None:
-            built.append(_build_gallery(held_out, ranked, frozenset((query, gallery)) in trained, budget))
+            built.append(
+                _build_gallery(
+                    held_out, ranked, marks.get(frozenset((query, gallery)), "unconnected"), budget
+                )
+            )
     left_out = [f"{q} to {g}" for q, g in pairs[MAX_GALLERIES:]]
     notes = [f"Pairs left out to keep the page small: {', '.join(left_out)}."] if left_out else []
     if budget.left_out:
@@ -231,13 +236,13 @@ def build_galleries(
 
 
 def _build_gallery(
-    held_out: EvaluationSample, ranked: RankedPair, trained: bool, budget: MediaBudget
+    held_out: EvaluationSample, ranked: RankedPair, mark: Mark, budget: MediaBudget
 ) -> Gallery:
     groups = [
         (title, [_build_example(held_out, ranked, int(query), budget) for query in queries])
         for title, queries in _choose_queries(ranked)
     ]
-    return Gallery(ranked.query, ranked.gallery, trained, len(ranked.gallery_G), groups)
+    return Gallery(ranked.query, ranked.gallery, mark, len(ranked.gallery_G), groups)
 
 
 def _choose_queries(ranked: RankedPair) -> Iterator[tuple[str, NDArray[np.int64]]]:

@@ -22,6 +22,7 @@ from geobind.errors import DataError
 from geobind.evaluation import PairTable
 from geobind.evaluation.embedded import EmbeddedRows
 from geobind.evaluation.intervals import hold_after_holm
+from geobind.recipe.marks import MARKS, MEANINGS
 from geobind.recipe.schema import to_names
 from geobind.report import examples, plots
 from geobind.report.examples import (
@@ -391,6 +392,9 @@ def _run_values(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> dict[
         values |= {
             "headline": plots.explain_measure(measure),
             "verdict": _verdict(run.retrieved, measure),
+            "meanings": {
+                mark: MEANINGS[mark] for mark in MARKS if any(row.mark == mark for row in run.retrieved.rows)
+            },
             "squares": plots.matrix_cells(run.retrieved, measure),
             "measures": [name for name in plots.MAIN if name in present],
             "more_measures": [name for name in present if name not in plots.MAIN],
@@ -402,7 +406,7 @@ def _sample_values(
     run: Run, rows: EvaluationSample, pictures: dict[str, tuple[list[Panel], int]]
 ) -> dict[str, Any]:
     """Build the template values that need held-out rows: galleries, maps, the shared space."""
-    shown, left_out = examples.build_galleries(rows, run.anchor, run.aligned)
+    shown, left_out = examples.build_galleries(rows, run.anchor, run.marks)
     maps = _maps(run, rows)
     if maps:
         pictures["places"] = [item.panel for item in maps], min(len(maps), 2)

@@ -226,11 +226,12 @@ def matrix_panel(retrieved: PairTable, measure: str) -> Panel:
                 middle, corner[1] + 0.45, format_number(measured.value), ha="center", va="center", size=11
             )
             chance = f"chance {format_number(measured.chance)}"
-            axes.text(middle, corner[1] + 0.72, chance, ha="center", va="center", size=7, color=MUTED)
+            below = chance if trained else f"{chance}\n{pair.mark}"
+            axes.text(middle, corner[1] + 0.74, below, ha="center", va="center", size=7, color=MUTED)
         axes.set(xlim=(0, len(names)), ylim=(len(names), 0), aspect="equal")
         axes.set_xticks([place + 0.5 for place in range(len(names))], names)
         axes.set_yticks([place + 0.5 for place in range(len(names))], names)
-        axes.set_title(f"{TITLES.get(measure, measure)}; solid frame: trained, dotted: emergent")
+        axes.set_title(f"{TITLES.get(measure, measure)}; solid frame: trained pairs")
         axes.set_xlabel("gallery")
         axes.set_ylabel("query")
         axes.grid(visible=False)

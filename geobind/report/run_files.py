@@ -23,8 +23,8 @@ from geobind.evaluation.arithmetic import SumResult
 from geobind.evaluation.calibration import CalibrationResult
 from geobind.evaluation.gap import ModalityGap
 from geobind.recipe import Recipe
+from geobind.recipe.marks import Mark, Pair
 from geobind.recipe.parsing import parse_yaml, read_yaml_text
-from geobind.recipe.schema import ModalityPair, build_pairs, to_names
 from geobind.utils import files
 
 
@@ -196,13 +196,12 @@ class Run:
         return self.recipe.get("anchor", Recipe.model_fields["anchor"].default)
 
     @property
-    def aligned(self) -> set[frozenset[str]]:
-        """The pairs of modalities that some stage aligns."""
-        return {pair.both for stage in self.recipe["stages"] for pair in self._bound(stage)}
-
-    def _bound(self, stage: Mapping[str, Any]) -> tuple[ModalityPair, ...]:
-        anchor, aligned = stage.get("anchor") or self.anchor, to_names(stage["align"])
-        return build_pairs(anchor, aligned, stage.get("pairs", "anchor"), stage["train"])
+    def marks(self) -> dict[Pair, Mark]:
+        """The marks of the measured pairs of modalities."""
+        return {
+            frozenset((row.query, row.gallery)): row.mark
+            for row in (self.retrieved.rows if self.retrieved else ())
+        }
 
 
 def read_run(folder: Path) -> Run:

@@ -93,7 +93,7 @@ def measure_untrained(cell: Cell, home: Path) -> PairTable | None:
         if recipe.evaluate is None or table is None:
             return None
         _log.info("untrained encoders of %s: measured as a baseline", cell.title)
-        measured = measure_retrieval(build_binder(recipe), table, recipe.trained_pairs, recipe.evaluate)
+        measured = measure_retrieval(build_binder(recipe), table, recipe.marks, recipe.evaluate)
         files.write_json(home / UNTRAINED, {"key": key, "table": measured.to_dict()})
     except (GeobindError, ValidationError, KeyError) as error:
         _log.warning("no baseline of untrained encoders: %s", error)

@@ -172,9 +172,8 @@ class StageData:
         table = self._table(data)
         if options is None or data is None or table is None:
             return None
-        trained = self.recipe.trained_pairs
         warnings = dict.fromkeys(leak.warning for leak in self.leakage().values() if leak.warning)
-        return with_warnings(measure_all(binder, table, data, trained, options), tuple(warnings))
+        return with_warnings(measure_all(binder, table, data, self.recipe.marks, options), tuple(warnings))
 
     def evaluation_table(self) -> Table | None:
         """Return the rows that `evaluate` measures on."""

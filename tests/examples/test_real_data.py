@@ -187,7 +187,7 @@ def test_perfect_embeddings_score_one_and_constant_ones_chance():
             assert row["metrics"]["R@1"]["value"] == pytest.approx(wanted)
             assert row["metrics"]["R@1"]["chance"] == pytest.approx(1 / 3)
             assert row["accuracy"] == {"value": pytest.approx(wanted), "chance": pytest.approx(1 / 3)}
-            assert row["mark"] == ("trained" if wanted == 1 else "emergent")
+            assert row["mark"] == ("trained" if wanted == 1 else "unconnected")
             assert measure.line(row)
 
 

@@ -99,7 +99,7 @@ def test_the_baseline_of_a_study_has_the_encoders_of_the_bundle(home):
     recipe = added(home)
     measured = measure_untrained(Cell(str(home / "added.yaml"), (), {}), home)
     expected = measure_retrieval(
-        build_binder(recipe), open_held_out_rows(recipe), recipe.trained_pairs, recipe.evaluate
+        build_binder(recipe), open_held_out_rows(recipe), recipe.marks, recipe.evaluate
     )
     assert measured.to_dict() == expected.to_dict()
     assert json.loads((home / UNTRAINED).read_text())["table"] == expected.to_dict()
