@@ -1,0 +1,142 @@
+"""Write docs/cli.md and docs/recipe_keys.md from the code: `python docs/make_reference.py`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from geobind.cli import main
+from geobind.recipe.schema import Recipe
+
+DOCS = Path(__file__).parent
+_CLI_HEAD = """# Commands
+
+Every command with its options, as `geobind COMMAND --help` prints them. The page is made from the code by
+`python docs/make_reference.py`; a test compares the two.
+"""
+_KEYS_HEAD = """# Recipe keys
+
+Every key that a recipe may have, with its type, default and meaning; [Recipes](recipes.md) explains how they
+work together. Options of a modality stand in `geobind modalities show NAME`. The page is made from the schema
+by `python docs/make_reference.py`; a test compares the two.
+"""
+
+
+def render_commands() -> str:
+    """Return the text of docs/cli.md."""
+    parts = [_CLI_HEAD]
+    with click.Context(main, info_name="geobind") as ctx:
+        for name in main.list_commands(ctx):
+            command = main.get_command(ctx, name)
+            assert command is not None
+            parts += _render_command(command, ctx, name, level=2)
+    return "\n".join(parts)
+
+
+def _render_command(command: click.Command, parent: click.Context, name: str, level: int) -> list[str]:
+    with click.Context(command, info_name=name, parent=parent) as ctx:
+        usage = " ".join([ctx.command_path, *command.collect_usage_pieces(ctx)])
+        parts = [f"{'#' * level} {ctx.command_path}\n", f"```text\n{usage}\n```\n"]
+        parts += [_render_help(command.help or "")]
+        records = [record for option in command.get_params(ctx) if (record := option.get_help_record(ctx))]
+        if records:
+            parts += ["| option | meaning |", "|---|---|"]
+            parts += [f"| `{_cell(words)}` | {_escape(_cell(meaning))} |" for words, meaning in records]
+            parts.append("")
+        if isinstance(command, click.Group):
+            for word in command.list_commands(ctx):
+                below = command.get_command(ctx, word)
+                if below is not None:
+                    parts += _render_command(below, ctx, word, level + 1)
+    return parts
+
+
+def _render_help(text: str) -> str:
+    """Keep paragraphs that click is told not to wrap as they are, in a block."""
+    rendered: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", text.strip()):
+        if paragraph.startswith("\b"):
+            rendered.append("```text\n" + paragraph.removeprefix("\b").strip("\n") + "\n```")
+        else:
+            rendered.append(_escape(" ".join(paragraph.split())))
+    return "\n\n".join(rendered) + "\n"
+
+
+def render_keys() -> str:
+    """Return the text of docs/recipe_keys.md."""
+    schema = Recipe.model_json_schema()
+    parts = [_KEYS_HEAD, *_render_block("A recipe", schema)]
+    for name, block in schema["$defs"].items():
+        if "properties" in block:
+            parts += _render_block(name, block)
+    return "\n".join(parts)
+
+
+def _render_block(name: str, block: dict[str, Any]) -> list[str]:
+    needed = set(block.get("required", ()))
+    parts = [f"## {name}\n"]
+    if name != "A recipe" and block.get("description"):
+        parts.append(_escape(" ".join(str(block["description"]).split())) + "\n")
+    parts += ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for key, value in block["properties"].items():
+        default = "needed" if key in needed else _render_default(value)
+        meaning = _escape(_cell(value.get("description", "")))
+        parts.append(f"| `{key}` | {_name_type(value)} | {default} | {meaning} |")
+    return [*parts, ""]
+
+
+def _render_default(value: dict[str, Any]) -> str:
+    """Write a default as YAML takes it; that of a block stands where the block does."""
+    if "default" not in value or isinstance(value["default"], dict):
+        return ""
+    return f"`{_cell(json.dumps(value['default']))}`"
+
+
+def _name_type(value: dict[str, Any]) -> str:
+    """Return the type of a key's value in words, with its bounds and a link where it is a block."""
+    if "$ref" in value:
+        name = value["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    for choices in ("anyOf", "oneOf"):
+        if choices in value:
+            return " or ".join(dict.fromkeys(map(_name_type, value[choices])))
+    if "const" in value:
+        return f"`{value['const']}`"
+    if "enum" in value:
+        return " or ".join(f"`{choice}`" for choice in value["enum"])
+    kind = {"string": "text", "object": "block", "null": "nothing"}.get(
+        value.get("type", ""), value.get("type", "any")
+    )
+    if kind == "array":
+        return f"list of {_name_type(value.get('items', {}))}"
+    if kind == "block" and isinstance(value.get("additionalProperties"), dict):
+        return f"block of {_name_type(value['additionalProperties'])} by name"
+    low = value.get("minimum", value.get("exclusiveMinimum"))
+    high = value.get("maximum", value.get("exclusiveMaximum"))
+    if low is None and high is None:
+        return str(kind)
+    signs = (">" if "exclusiveMinimum" in value else "≥", "<" if "exclusiveMaximum" in value else "≤")
+    bounds = [
+        f"{sign} {bound:,}" for sign, bound in zip(signs, (low, high), strict=True) if bound is not None
+    ]
+    return f"{kind} {', '.join(bounds)}"
+
+
+def _cell(text: str) -> str:
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def _escape(text: str) -> str:
+    """Keep what looks like a tag of HTML as text."""
+    return re.sub(r"<(?=[\w/])", "&lt;", text)
+
+
+PAGES = {"cli.md": render_commands, "recipe_keys.md": render_keys}
+
+if __name__ == "__main__":
+    for page, render in PAGES.items():
+        (DOCS / page).write_text(render().rstrip("\n") + "\n", encoding="utf-8")
