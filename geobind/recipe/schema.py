@@ -232,7 +232,10 @@ LoggerSpec = Annotated[
 ]
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)]
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100, description="in folders, tables, messages"),
+]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
 _ONE, _MANY = "one of them", "several of them"  # no identifiers: they are left out of a mistake's path
@@ -290,11 +293,15 @@ class Stage(RecipeBlock):
     batches: NeighbourBatches | None = Field(
         default=None, description="what batches hold besides rows drawn at random: groups of neighbours"
     )
-    epochs: int | None = Field(default=None, ge=1, le=1_000_000)
-    steps: Steps | None = None
-    loss: LossOptions = InfoNCEOptions()
-    optimizer: AdamW = AdamW()
-    schedule: Annotated[Constant | Cosine | WarmRestarts, Field(discriminator="name")] = Cosine()
+    epochs: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="passes over the rows; give this or steps"
+    )
+    steps: Steps | None = Field(default=None, description="batches to train on; give this or epochs")
+    loss: LossOptions = Field(default=InfoNCEOptions(), description="infonce or siglip, with its options")
+    optimizer: AdamW = Field(default=AdamW(), description="AdamW and its options")
+    schedule: Annotated[Constant | Cosine | WarmRestarts, Field(discriminator="name")] = Field(
+        default=Cosine(), description="how the learning rate changes: constant, cosine or warm_restarts"
+    )
     precision: Precision | None = Field(default=None, description="default: the recipe's")
     clip_norm: float | None = Field(
         default=1.0, ge=1e-6, le=1e6, description="largest norm of the gradient; null: no clipping"
@@ -345,14 +352,18 @@ class Stage(RecipeBlock):
 class FabricOptions(RecipeBlock):
     """Options of Lightning Fabric: devices, strategy, precision."""
 
-    accelerator: str = "auto"
-    devices: Annotated[int, Field(le=100_000)] | Literal["auto"] = "auto"
-    num_nodes: int = Field(default=1, ge=1, le=100_000)
+    accelerator: str = Field(default="auto", description="cpu, cuda, mps or another of Fabric's")
+    devices: Annotated[int, Field(le=100_000)] | Literal["auto"] = Field(
+        default="auto", description="devices of a machine, or processes on a CPU"
+    )
+    num_nodes: int = Field(default=1, ge=1, le=100_000, description="machines")
     strategy: Literal["auto", "ddp", "fsdp2"] = Field(
         default="auto",
         description="whether each process holds all weights (ddp, the default of several) or a share (fsdp2)",
     )
-    precision: Precision = "32-true"
+    precision: Precision = Field(
+        default="32-true", description="of arithmetic; -mixed keeps weights in float32"
+    )
     compile: bool | CompileMode = Field(
         default=False, description="torch.compile of the encoders, or its mode"
     )
@@ -425,12 +436,14 @@ class Recipe(RecipeBlock):
         alias="base",
         description="the bundle to begin from, or a run's folder: its modalities, width and anchor",
     )
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of first weights, batches and augmentation")
     width: int = Field(default=512, ge=2, le=65536, description="length of an embedding in the shared space")
     anchor: str = Field(
         default="satellite", description="the modality that stages align with unless they say otherwise"
     )
-    modalities: dict[str, ModalityEntry] = Field(min_length=1)
+    modalities: dict[str, ModalityEntry] = Field(
+        min_length=1, description="the kinds of observation, each with the options of its plugin"
+    )
     plugins: tuple[str, ...] = Field(
         default=(),
         description="Python files, relative to the recipe, that provide modalities as a package would",
@@ -438,16 +451,18 @@ class Recipe(RecipeBlock):
     data: DataOptions | None = Field(
         default=None, description="rows for every stage that names none of its own"
     )
-    augment: AugmentOptions = AugmentOptions()
-    fabric: FabricOptions = FabricOptions()
+    augment: AugmentOptions = Field(default=AugmentOptions(), description="augmentation across modalities")
+    fabric: FabricOptions = Field(default=FabricOptions(), description="devices, strategy, precision")
     workers: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = Field(
         default="auto", description="processes that load data; 0: none"
     )
     max_broken: float = Field(
         default=0.01, ge=0, le=1, description="share of broken samples past which a stage stops"
     )
-    stages: list[Stage] = Field(min_length=1)
-    evaluate: Evaluation | None = None
+    stages: list[Stage] = Field(min_length=1, description="what is aligned with what, one after another")
+    evaluate: Evaluation | None = Field(
+        default=None, description="what is measured on held-out rows at the end"
+    )
     loggers: tuple[LoggerSpec, ...] = Field(
         default=(), description="where metrics go besides metrics.csv: names, or blocks with options"
     )

@@ -27,7 +27,7 @@ class RecipeBlock(BaseModel):
 
 # Beyond these, float32 overflows or nothing changes any more, so that only a slip of the pen can be meant.
 Steps = Annotated[int, Field(ge=1, le=10**12)]
-Warmup = Annotated[int, Field(ge=0, le=10**12)]
+Warmup = Annotated[int, Field(ge=0, le=10**12, description="steps in which the learning rate rises from 0")]
 Metres = Annotated[float, Field(ge=1e-3, le=2.1e7)]  # up to the other side of the Earth
 MAX_ROWS = 2**31 - 1  # of a batch, a queue or a table
 
@@ -77,7 +77,7 @@ class AdamW(RecipeBlock):
     name: Literal["adamw"] = "adamw"
     lr: float = Field(default=5e-4, ge=1e-12, le=100, description="peak learning rate")
     betas: tuple[Decay, Decay] = Field(default=(0.9, 0.98), description="decay of the two moments")
-    eps: float = Field(default=1e-6, ge=1e-20, le=1)
+    eps: float = Field(default=1e-6, ge=1e-20, le=1, description="added to the root of the second moment")
     weight_decay: float = Field(
         default=0.2, ge=0, le=1000, description="not applied to biases, norms and the temperature"
     )
