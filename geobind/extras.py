@@ -12,6 +12,8 @@ INSTALL = {
     "scipy": "pip install 'geobind[datasets]'",
     "peft": "pip install 'geobind[adapters]'",
     "tensorboard": "pip install 'geobind[tensorboard]'",
+    "faiss": "pip install 'geobind[index]'",
+    "numkong": "pip install 'geobind[fast]'",
 }
 
 

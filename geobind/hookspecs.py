@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from geobind.importers.contract import Importer
     from geobind.loggers import Logger
     from geobind.pretrained import PackagedWeights
+    from geobind.search import VectorIndex
 
 hookspec = pluggy.HookspecMarker("geobind")
 hookimpl = pluggy.HookimplMarker("geobind")
@@ -41,3 +42,8 @@ def geobind_loggers() -> list[type[Logger]]:  # pyright: ignore[reportReturnType
 @hookspec
 def geobind_weights() -> list[type[PackagedWeights]]:  # pyright: ignore[reportReturnType]
     """Return the pretrained weights in packages that this plugin offers."""
+
+
+@hookspec
+def geobind_indexes() -> list[type[VectorIndex]]:  # pyright: ignore[reportReturnType]
+    """Return the kinds of index this plugin provides, for search over archives of embeddings."""

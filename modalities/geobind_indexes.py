@@ -1,0 +1,90 @@
+"""Approximate indexes that come with geobind: faiss and LanceDB."""
+
+# N rows, Q queries, K matches, D width
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+import geobind
+from geobind.errors import CheckpointError
+from geobind.extras import INSTALL
+from geobind.search import ApproximateIndex, VectorIndex
+from geobind.utils.files import replace_atomic
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Rows = NDArray[np.int64]
+
+_FEWEST = 39  # rows for each list that faiss trains with, below which it warns
+_MOST = 64  # rows for each list that are enough
+_ADDED = 65_536  # rows at a time, which become float32
+
+
+class Faiss(ApproximateIndex):
+    """Inverted lists of float16 vectors (faiss's IVF with SQfp16): a query looks into the nearest lists."""
+
+    name: ClassVar[str] = "faiss"
+    needs: ClassVar[str] = "faiss"
+    install: ClassVar[str] = INSTALL["faiss"]
+
+    def build(self, vectors_ND: NDArray[Any]) -> None:
+        """Train the lists on a sample and fill them."""
+        import faiss
+
+        total, width = vectors_ND.shape
+        lists = max(1, min(round(4 * total**0.5), total // _FEWEST))
+        self.engine: Any = faiss.index_factory(width, f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
+        random = np.random.default_rng(0)
+        sample = np.sort(random.choice(total, min(total, _MOST * lists), replace=False))
+        self.engine.train(vectors_ND[sample].astype(np.float32))
+        for start in range(0, total, _ADDED):
+            self.engine.add(vectors_ND[start : start + _ADDED].astype(np.float32))
+        self._set_efforts()
+
+    def _set_efforts(self) -> None:
+        lists = int(self.engine.nlist)
+        self.efforts = [4**n for n in range(16) if 4**n < lists]
+        self.efforts = self.efforts or [1]
+
+    def find(self, query_QD: NDArray[np.float32], k: int, rows: Rows | None, effort: int) -> Rows:
+        """Return the best rows of the nearest `effort` lists; a few more than asked, since float16 rounds."""
+        import faiss
+
+        options: dict[str, Any] = {"nprobe": effort}
+        if rows is not None:
+            mask = np.zeros(len(self), bool)
+            mask[rows] = True
+            bits = np.packbits(mask, bitorder="little")
+            options["sel"] = faiss.IDSelectorBitmap(len(self), faiss.swig_ptr(bits))
+        return self.engine.search(query_QD, k + 10, params=faiss.SearchParametersIVF(**options))[1]
+
+    def write(self, folder: Path) -> None:
+        """Write the lists."""
+        import faiss
+
+        with replace_atomic(folder / "lists.faiss") as temporary:
+            faiss.write_index(self.engine, str(temporary))
+
+    def read(self, folder: Path) -> None:
+        """Read the lists."""
+        import faiss
+
+        path = folder / "lists.faiss"
+        try:
+            self.engine = faiss.read_index(str(path))
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: cannot be read; build the index again") from error
+        if self.engine.ntotal != len(self) or self.engine.d != self.exact.width:
+            raise CheckpointError(f"{path}: holds other rows than {folder}; build the index again")
+        self._set_efforts()
+
+
+@geobind.hookimpl
+def geobind_indexes() -> list[type[VectorIndex]]:
+    """Offer them."""
+    return [Faiss]
