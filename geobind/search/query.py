@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from geobind.archive.archive import check_box
 from geobind.errors import DataError, did_you_mean
 from geobind.modality import Content, Modality, Place
 from geobind.scoring import add_embeddings
@@ -23,6 +24,7 @@ from geobind.utils.formatting import format_number, shorten
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from geobind.archive.table import Box
     from geobind.binder import Binder
 
 MAX_BYTES = 500_000_000  # of a file that a query names
@@ -43,7 +45,7 @@ class QueryPart(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """An embedded query: its unit-length vector (D,), its words, and the modality if all parts are of one."""
+    """An embedded query: its unit-length vector (D,), its words, and the modality if it has one part."""
 
     vector: NDArray[np.float32]
     label: str = "query"
@@ -171,8 +173,7 @@ def embed_query(binder: Binder, parts: Sequence[QueryPart] | Mapping[str, Any], 
     embedded = {str(number): binder.embed(part.modality, [part.raw]) for number, part in enumerate(parts)}
     weight_of = {str(number): part.weight for number, part in enumerate(parts)}
     vector_1D = add_embeddings(embedded, weight_of)
-    names = {part.modality for part in parts}
-    alone = names.pop() if len(names) == 1 and all(part.weight > 0 for part in parts) else None
+    alone = parts[0].modality if len(parts) == 1 and parts[0].weight > 0 else None
     return Query(vector_1D[0].numpy(), describe_parts(parts), alone)
 
 
@@ -218,9 +219,6 @@ def as_query(query: Any) -> Query:
 # Where and when ---------------------------------------------------------------------------------------
 
 
-Box = tuple[float, float, float, float]  # west, south, east, north in degrees
-
-
 def parse_bbox(text: str) -> Box:
     """Parse W,S,E,N in degrees; a west larger than the east crosses the antimeridian.
 
@@ -230,29 +228,7 @@ def parse_bbox(text: str) -> Box:
     numbers = parse_numbers(text, 4)
     if numbers is None:
         raise DataError(f"--bbox {shorten(text, 60)}: write W,S,E,N in degrees, such as 7.3,46.9,7.5,47.0")
-    return check_bbox(numbers)
-
-
-def check_bbox(box: Sequence[float]) -> Box:
-    """Return a box of degrees: west, south, east, north.
-
-    Raises:
-        DataError: A number is out of range, or the south lies above the north.
-    """
-    if len(box) != 4:
-        raise DataError(f"a box is (west, south, east, north), not {tuple(box)}")
-    west, south, east, north = map(float, box)
-    hint = "a box is W,S,E,N: longitude first, latitude second"
-    if not (abs(south) <= 90 and abs(north) <= 90):
-        raise DataError(f"bbox {west:g},{south:g},{east:g},{north:g}: latitudes go from -90 to 90; {hint}")
-    if not (abs(west) <= 180 and abs(east) <= 180):
-        raise DataError(f"bbox {west:g},{south:g},{east:g},{north:g}: longitudes go from -180 to 180; {hint}")
-    if south > north:
-        raise DataError(
-            f"bbox {west:g},{south:g},{east:g},{north:g}: the south ({south:g}) lies above the north "
-            f"({north:g}); {hint}"
-        )
-    return west, south, east, north
+    return check_box(numbers)
 
 
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
