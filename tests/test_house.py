@@ -31,6 +31,8 @@ bundles
 binder
 evaluation embedding_cache archive
 report
+search
+maps
 training
 losses planning
 studies
@@ -74,6 +76,8 @@ NAMED = {
     ("modality.py", "text"): "a widget of pages, where words are given",
     ("testing/contract.py", "text"): "the widget whose strings are words",
     ("data/options.py", "toyearth"): "a key that fingerprints of stages have always held",
+    ("search/query.py", "text"): "the widget whose strings are words",
+    ("cli/search.py", "text"): "the default modality that describes classes",
     ("cli/__init__.py", "toyearth"): "the command that writes it as files",
     ("cli/data.py", "toyearth"): "the command that writes it as files",
 }

@@ -48,6 +48,12 @@ COMMANDS = {
         "Recognise classes from a few examples or none; read facts of places.",
     ),
     "embed": ("geobind.cli.bundle:embed_command", "Embed files with a bundle."),
+    "search": ("geobind.cli.search:search_command", "Find the tiles of an archive that a query describes."),
+    "map": ("geobind.cli.search:map_command", "Draw a map of a query over an archive, as a GeoTIFF."),
+    "index": ("geobind.cli.search:index_command", "Build an index of an archive, its recall measured."),
+    "classify": ("geobind.cli.search:classify_command", "Classify observations by labels in words."),
+    "similarity": ("geobind.cli.search:similarity_command", "Compare observations of any modalities."),
+    "compose": ("geobind.cli.search:compose_command", "Add observations into one embedding."),
     "verify": (
         "geobind.cli.bundle:verify_command",
         "See that a bundle is whole, and which indexes of an older one hold.",

@@ -38,6 +38,12 @@ def _bundle(ctx: click.Context, parameter: click.Parameter, name: str) -> str:
 
 
 bundle_argument = click.argument("bundle", callback=_bundle)
+bundle_option = click.option(
+    "--bundle",
+    required=True,
+    callback=_bundle,
+    help="The bundle that the archive was made with: a folder or hub id.",
+)
 recipe_argument = click.argument("recipe")
 overrides_option = click.option(
     "--set",

@@ -64,7 +64,7 @@ def paint_map(drawn: QueryMap, path: str | Path, colours: str = "viridis") -> Pa
     Raises:
         DataError: There is no such colour map; otherwise as `write_map`.
     """
-    table = _colour_table(colours)
+    table = colour_table(colours)
     low, high = find_range(drawn)
     share_HW = np.clip((drawn.similarity_HW - low) / (high - low), 0, 1)
     level_HW = np.where(np.isnan(share_HW), 0, 1 + np.round(np.nan_to_num(share_HW) * (_STEPS - 1)))
@@ -86,7 +86,7 @@ def find_range(drawn: QueryMap) -> tuple[float, float]:
     return (low, high) if high - low > 1e-6 else (low - 0.5e-6, low + 0.5e-6)
 
 
-def _colour_table(name: str) -> NDArray[np.uint8]:
+def colour_table(name: str) -> NDArray[np.uint8]:
     """Return the colours (255, 4) of a colour map.
 
     Raises:
@@ -137,7 +137,7 @@ def draw_legend(drawn: QueryMap | ClassMap, path: Path, colours: str = "viridis"
         ]
         figure.legend(handles=handles, loc="center left", frameon=False, labelcolor=_INK)
     else:
-        _colour_table(colours)
+        colour_table(colours)
         figure = Figure(figsize=(5, 1.0), layout="constrained")
         shades = ScalarMappable(Normalize(*find_range(drawn)), colours)
         bar = figure.colorbar(shades, cax=figure.add_subplot(), orientation="horizontal", extend="both")

@@ -19,7 +19,7 @@ from geobind.errors import DataError, did_you_mean
 from geobind.modality import Content, Modality, Place
 from geobind.scoring import add_embeddings
 from geobind.utils.files import read_limited
-from geobind.utils.formatting import format_number, shorten
+from geobind.utils.formatting import format_count, format_number, shorten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,7 +107,8 @@ def _parse_weights(name: str, parts: int, given: Sequence[tuple[str, str]]) -> l
     texts = [value for one, value in given if one == name]
     if texts and len(texts) != parts:
         raise DataError(
-            f"{len(texts)} weights of {name} for {parts} parts of it; give one for each, in their order"
+            f"{format_count(len(texts), 'weight')} of {name} for {format_count(parts, 'part')} of it; give "
+            "one for each, in their order"
         )
     weights: list[float] = []
     for text in texts:
@@ -245,6 +246,10 @@ def parse_time(text: str) -> tuple[datetime | None, datetime | None]:
     end = _parse_moment(last if slash else first, text, end=True)
     if start is None and end is None:
         raise DataError(f"--time {shorten(text, 60)}: leaves both sides open; leave it out instead")
+    if start and end and (start.tzinfo is None) != (end.tzinfo is None):
+        raise DataError(
+            f"--time {shorten(text, 60)}: one of the two has a time zone; give both one, or neither"
+        )
     if start and end and start > end:
         raise DataError(f"--time {shorten(text, 60)}: begins after it ends; write the earlier time first")
     return start, end
