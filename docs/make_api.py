@@ -12,6 +12,8 @@ PUBLIC = [
     "geobind",
     "geobind.data",
     "geobind.archive",
+    "geobind.search",
+    "geobind.maps",
     "geobind.evaluation",
     "geobind.losses",
     "geobind.towers",
