@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from geobind import Recipe
 from geobind.cli import main
-from geobind.recipe.schema import Recipe
 
 DOCS = Path(__file__).parent
 _CLI_HEAD = """# Commands

@@ -14,6 +14,7 @@ make_api = importlib.import_module("make_api")
 PUBLIC = make_api.PUBLIC
 # Documents that show a module outside the face, and why.
 SHOWN = {
+    "docs/make_reference.py": {"geobind.cli"},  # every command
     "docs/images/binding.py": {"geobind.data.contact_sheet"},  # the spectrogram of contact sheets
     "docs/report.md": {"geobind.report", "geobind.licences"},  # the report's own functions
     "docs/evaluation.md": {"geobind.recipe.embedding_sum"},  # the language of sums

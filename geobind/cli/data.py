@@ -240,7 +240,7 @@ def show(
 
 def is_recipe(name: Path) -> bool:
     """Return whether this is a recipe's file or the name of a shipped recipe."""
-    from geobind.recipe.loading import is_shipped
+    from geobind.recipe.shipped import is_shipped
 
     return name.suffix.lower() in (".yaml", ".yml") or is_shipped(name)
 
@@ -265,7 +265,7 @@ def stage_sheet(
     """
     from geobind.data.contact_sheet import SheetModality, draw_stage_sheet
     from geobind.recipe import load_recipe
-    from geobind.recipe.loading import is_shipped
+    from geobind.recipe.shipped import is_shipped
 
     own = given["manifest"] == name
     recipe = load_recipe(name, files=own and not is_shipped(name))

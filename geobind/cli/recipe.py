@@ -26,7 +26,7 @@ def check_command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> Non
         recipe_warnings,
         stage_facts,
     )
-    from geobind.recipe.loading import is_shipped
+    from geobind.recipe.shipped import is_shipped
     from geobind.recipe.validation import find_missing_files
 
     problems = ()

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from geobind.data.options import NeighbourOptions
 from geobind.utils.geo import EARTH_KM, km_to_chord, to_unit_sphere
 
 if TYPE_CHECKING:
@@ -19,15 +20,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 _ROUNDS = 3  # times that cells are laid over the places still in no group
-
-
-class NeighbourOptions(NamedTuple):
-    """Options of neighbour batches: the distance range, the share of grouped rows, the group size."""
-
-    min_km: float
-    max_km: float
-    share: float  # of the rows of a batch that come in groups
-    group_size: int  # rows of a group, at most
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import GenericAlias
-from typing import Annotated, Any, Self, cast
+from typing import Annotated, Any, NamedTuple, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -260,3 +260,12 @@ class MixedData(DataOptions):
         description="share of the rows drawn, relative to the other tables' weights; "
         "default for all: as many rows as each has",
     )
+
+
+class NeighbourOptions(NamedTuple):
+    """Options of neighbour batches: the distance range, the share of grouped rows, the group size."""
+
+    min_km: float
+    max_km: float
+    share: float  # of the rows of a batch that come in groups
+    group_size: int  # rows of a group, at most

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from geobind.data.neighbours import Coordinates, NeighbourOptions, neighbour_batches
+from geobind.data.neighbours import Coordinates, neighbour_batches
+from geobind.data.options import NeighbourOptions
 from geobind.data.sources import RowMetadata, RowSource, find_missing_storage
 from geobind.data.table import Row
 from geobind.errors import DataError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from geobind import plugins
-from geobind.errors import PluginError, did_you_mean
+from geobind.errors import PluginError
 from geobind.recipe import validation
 from geobind.recipe.base_bundle import CARD, Beginning, begin_from_bundle
 from geobind.recipe.parsing import (
@@ -21,39 +21,9 @@ from geobind.recipe.parsing import (
     read_recipe_file,
 )
 from geobind.recipe.schema import Recipe
+from geobind.recipe.shipped import find_recipe, is_shipped
 
 _log = logging.getLogger(__name__)
-
-# In a wheel the recipes lie inside the package; in a checkout beside it.
-_HERE = Path(__file__).resolve().parents[1]
-_SHELVES = (_HERE / "recipes", _HERE.parent / "recipes")
-
-
-def recipe_folders() -> list[Path]:
-    """Return the folders of the shipped recipes."""
-    return [shelf for shelf in _SHELVES if shelf.is_dir()]
-
-
-def list_shipped() -> dict[str, Path]:
-    """Return the shipped recipes by name."""
-    files = (file for shelf in recipe_folders() for file in sorted(shelf.glob("*.yaml")))
-    return {file.stem: file for file in files}
-
-
-def find_recipe(name: str | Path) -> Path:
-    """Find a recipe file by its path, or a shipped recipe by its bare name.
-
-    Raises:
-        RecipeProblems: There is none; the message lists the shipped ones.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path
-    recipes = list_shipped()
-    if path.suffix == "" and path.name == str(name) and path.name in recipes:
-        return recipes[path.name]
-    hint = did_you_mean(path.stem, recipes, f"shipped recipes: {', '.join(recipes) or 'none'}")
-    raise RecipeProblems([Problem(str(name), "", f"no such recipe file, nor a shipped recipe; {hint}")])
 
 
 def load_recipe(name: str | Path, overrides: Iterable[str] = (), *, files: bool = True) -> Recipe:
@@ -95,11 +65,6 @@ def _register_plugins(written: ParsedYaml, base: Path) -> list[Problem]:
         except PluginError as error:
             problems.append(written.problem(path, str(error)))
     return problems
-
-
-def is_shipped(name: str | Path) -> bool:
-    """Return whether this is the name of a shipped recipe, and no path."""
-    return not Path(name).is_file() and str(name) in list_shipped()
 
 
 def build_recipe(

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from geobind.data.neighbours import NeighbourOptions
+from geobind.data.options import NeighbourOptions
 
 
 class RecipeBlock(BaseModel):

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geobind.errors import RecipeError
-from geobind.recipe.loading import find_recipe, recipe_folders
 from geobind.recipe.parsing import ParsedYaml, Problem, RecipeProblems, parse_yaml, read_yaml_text
+from geobind.recipe.shipped import find_recipe, recipe_folders
 from geobind.studies.grid import Axis, Cell, build_grid, make_axis
 from geobind.studies.summary import SEED
 

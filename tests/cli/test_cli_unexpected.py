@@ -25,7 +25,7 @@ def call(monkeypatch, tmp_path):
         def meet():
             raise error
 
-        monkeypatch.setattr("geobind.recipe.loading.list_shipped", meet)
+        monkeypatch.setattr("geobind.recipe.shipped.list_shipped", meet)
         monkeypatch.setattr("geobind.recipe.list_shipped", meet)
         return CliRunner().invoke(main, [*words, "recipes"])
 

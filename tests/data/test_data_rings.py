@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.data import neighbours
-from geobind.data.neighbours import Coordinates, NeighbourOptions, compute_grouped_share, neighbour_batches
+from geobind.data.neighbours import Coordinates, compute_grouped_share, neighbour_batches
+from geobind.data.options import NeighbourOptions
 from geobind.data.sampler import MixedDataset, WeightedSource
 from geobind.data.sources import PluginPairs
 from geobind.errors import DataError

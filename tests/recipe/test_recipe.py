@@ -364,7 +364,7 @@ def test_a_shipped_recipe_finds_its_data_in_the_current_folder_and_an_own_one_be
         load_recipe(path)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    monkeypatch.setattr("geobind.recipe.loading.list_shipped", lambda: {"tiny": path})
+    monkeypatch.setattr("geobind.recipe.shipped.list_shipped", lambda: {"tiny": path})
     with pytest.raises(RecipeProblems, match=r"no such file: rows\.csv \(relative to the current folder\)"):
         load_recipe("tiny")
     (tmp_path / "elsewhere" / "rows.csv").touch()
