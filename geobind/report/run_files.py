@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -291,9 +292,14 @@ def load_checked(kind: type[Checked], path: Path) -> Checked:
     """
     try:
         # As JSON, for then strictness takes lists for tuples, but no text for a number.
-        return TypeAdapter(kind).validate_json(json.dumps(files.read_json(path)), strict=True)
+        return _adapter(kind).validate_json(json.dumps(files.read_json(path)), strict=True)
     except ValidationError as error:
         raise CheckpointError(f"{path}: {_first_of(error)}; run again with --resume to mend it") from None
+
+
+@cache  # building one takes ten times as long as reading a file with it
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _check_written(recipe: Mapping[str, Any], path: Path) -> None:

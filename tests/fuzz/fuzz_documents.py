@@ -5,6 +5,9 @@ import os
 import re
 import shutil
 import sys
+import tempfile
+from copy import deepcopy
+from functools import cache, lru_cache
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -115,9 +118,7 @@ def calls(kind, content, folder):
         path.write_bytes(content)
         return [lambda: recipe(path)] if kind == "recipe" else [lambda: sweep(path)]
     place, _, name = kind.partition(":")
-    copy = folder / "run"
-    shutil.copytree(HERE / "run", copy, ignore=shutil.ignore_patterns("trained.safetensors"))
-    (copy / ("bundle" if place == "bundle" else "") / name).write_bytes(content)
+    copy = damaged_run(Path("bundle", name) if place == "bundle" else Path(name), content)
     if name == "model.safetensors":
         return [lambda: bundle(copy / "bundle")]
     if place == "bundle":
@@ -125,12 +126,42 @@ def calls(kind, content, folder):
     return [lambda: report(copy), lambda: comparison(copy)]
 
 
+@cache
+def copied_run():
+    """Return a copy of the run that this process damages."""
+    copy = Path(tempfile.mkdtemp()) / "run"
+    return shutil.copytree(HERE / "run", copy, ignore=shutil.ignore_patterns("trained.safetensors"))
+
+
+damages = []  # the file of the copied run that is damaged, once for each item
+
+
+def damaged_run(name, content):
+    """Return a run of which one file is other than it was; what the last item damaged is whole again."""
+    copy = copied_run()
+    if damages:
+        shutil.copyfile(HERE / "run" / damages[-1], copy / damages[-1])
+    damages.append(name)
+    (copy / name).write_bytes(content)
+    return copy
+
+
 def install():
-    """Make the modalities of the run known to this process."""
+    """Make the modalities of the run known to this process; read and parse only once what is whole."""
     import toy
 
     from geobind import plugins
+    from geobind.report import comparison, page, run_files
 
+    whole = (HERE / "run" / "recipe.yaml").read_text(encoding="utf-8")
+    parse, read = run_files.parse_yaml, run_files.read_run
+    parsed = parse(whole, "recipe.yaml")
+    run_files.parse_yaml = lambda text, file: deepcopy(parsed) if text == whole else parse(text, file)
+    reference = read(HERE / "run")
+    once = lru_cache(maxsize=1)(lambda folder, item: read(folder))
+    page.read_run = comparison.read_run = lambda folder: (
+        reference if folder == HERE / "run" else once(folder, len(damages))
+    )
     known, built_in = toy.registry(), plugins.registry()
     known.plugins.update(built_in.plugins)
     plugins.registry = lambda: known

@@ -12,7 +12,7 @@ import fuzz_readers
 import fuzz_seeds
 
 from geobind import plugins
-from geobind.report import comparison, page
+from geobind.report import comparison, page, run_files
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +37,9 @@ def test_what_is_whole_is_read_in_every_format(tmp_path, monkeypatch):
         (page, "draw_svg"),
         (page, "draw_png"),
         (comparison, "draw_svg"),
+        (page, "read_run"),
+        (comparison, "read_run"),
+        (run_files, "parse_yaml"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name))  # which install() and others replace
     fuzz_documents.install()
@@ -59,6 +62,9 @@ def _trouble(what, folder):
         import time
 
         time.sleep(60)
+    if what == "loop":
+        while True:
+            pass
     if what == "memory":
         bytearray(2 * fuzz_pool.SPARE)
     return "fine"
@@ -66,10 +72,30 @@ def _trouble(what, folder):
 
 @pytest.mark.parametrize(
     ("what", "word"),
-    [("crash", "died with -6"), ("hang", "hung for"), ("memory", "MemoryError"), ("", "fine")],
+    [
+        ("crash", "died with -6"),
+        ("hang", "hung: it slept for"),
+        ("loop", "hung: it ran for"),
+        ("memory", "MemoryError"),
+        ("", "fine"),
+    ],
 )
 def test_the_pool_notices_every_kind_of_trouble_and_goes_on(what, word):
     trouble, after = fuzz_pool.run([(what,), ("",)], troubled, workers=1, limit_s=2)
     assert word in trouble.outcome
     assert trouble.fault == bool(what)
     assert after.outcome == "fine"
+
+
+@pytest.mark.parametrize(
+    ("ran", "queued", "why"),
+    [
+        (1, 598, ""),
+        (59, 540, ""),
+        (61, 0, "ran for 61 s"),
+        (61, 500, "ran for 61 s"),
+        (1, 10, "slept for 589 s"),
+    ],
+)
+def test_a_process_that_waits_for_its_turn_does_not_hang(ran, queued, why):
+    assert fuzz_pool.hang(600, ran, queued, limit_s=60) == why
