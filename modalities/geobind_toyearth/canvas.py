@@ -127,14 +127,15 @@ def in_chunks(
 ) -> NDArray[np.uint8]:
     """Paint places a few at a time, so that memory stays bounded: (N, size, size, 3) uint8."""
     out = np.empty((len(places.lat), size, size, 3), dtype=np.uint8)
-    step = max(1, CHUNK * 64 * 64 // (size * size))
-    for rows in _slices(len(places.lat), step):
+    for rows in chunks(len(places.lat), size):
         canvas = paint(places.take(rows))
         bytes_3NHW = np.clip(canvas * 255 + 0.5, 0, 255).astype(np.uint8)
         out[rows] = np.moveaxis(bytes_3NHW, 0, -1)
     return out
 
 
-def _slices(count: int, step: int) -> Iterator[slice]:
+def chunks(count: int, size: int) -> Iterator[slice]:
+    """Cut places into slices as large as fit a cache when painted `size` pixels wide."""
+    step = max(1, CHUNK * 64 * 64 // (size * size))
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ToyEarth(Dataset):
-    """A procedural planet: places with a tile, a photo, a sound and captions that belong together."""
+    """A procedural planet: places with tiles, photos, sounds, captions and more that belong together."""
 
     name: ClassVar[str] = "toyearth"
     title: ClassVar[str] = "toy Earth"
@@ -47,10 +47,12 @@ class ToyEarth(Dataset):
     captions: int = Field(default=5, ge=1, le=50, description="captions of a place")
 
     def rows(self) -> DatasetRows:
-        """Return the places, rendered into the cache folder if they are not there yet.
+        """Return the places; a column is rendered into the cache folder when it is looked up.
 
         The columns are `tile` and `photo` (uint8 arrays), `sound` (int16 array and rate), `captions` (a list
-        of strings) and `facts` (float32 array). The label is the land cover that most of the place has.
+        of strings), `facts` (float32 array), and for other sensors `heights`, `lights`, `temperature` and
+        `depth` (float32 rasters), `clip` (uint8 frames), `motion` (float32 array and rate), `covariates` and
+        `embedding` (float32 vectors). The label is the land cover that most of the place has.
         """
         from geobind_toyearth.table import open_rows
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 
 HORIZON = (0.40, 0.48)  # the horizon lies between these heights of the picture
+FOOT = 2.0  # metres to the ground at the bottom edge; elsewhere FOOT / near
+RANGES = (900.0, 600.0)  # metres to the two ranges of mountains
+FAR_WOODS = 400.0  # metres
 GRASS = {
     "summer": (0.58, 0.60, 0.24),
     "winter": (0.48, 0.43, 0.36),
@@ -61,6 +64,9 @@ class Scene(NamedTuple):
     bank: Banks
     land: Plane  # (3, N, S, S) colours before light
     solid: Plane  # how much of each pixel hides the sky
+    metres: Plane | None = None  # how far away what is painted so far stands, where that is wanted
+    away: Plane | float = 0.0  # how far away what is painted next stands
+    drift: Plane | float = 0.0  # how far the wind has blown the clouds, in noise cells
 
     def number(self, name: str) -> Plane:
         """Draw one number in [0, 1) for each place: (N, 1, 1)."""
@@ -90,6 +96,7 @@ class Scene(NamedTuple):
             near=self.near[:, rows],
             land=self.land[:, :, rows],
             solid=self.solid[:, rows],
+            metres=None if self.metres is None else self.metres[:, rows],
         )
 
     def speckle(self, x: Plane, y: Plane) -> Plane:
@@ -101,11 +108,13 @@ class Scene(NamedTuple):
         """Paint something solid before all that is painted so far."""
         lay(self.land, cover, colour)
         np.maximum(self.solid, cover, out=self.solid)
+        if self.metres is not None:
+            np.copyto(self.metres, self.away, where=cover > 0.5, casting="same_kind")
 
 
-def look_ahead(places: Places, seed: int, size: int) -> Scene:
-    """Set up the view of a chunk of places."""
-    key = place_keys(places[:4], seed, "photo")
+def look_ahead(places: Places, seed: int, size: int, purpose: str = "photo") -> Scene:
+    """Set up the view of a chunk of places; another `purpose` stands at another spot of each place."""
+    key = place_keys(places[:4], seed, purpose)
     fact = fact_planes(places)
     step = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
     shape = (len(key), size, size)
@@ -138,7 +147,7 @@ def paint_mountains(scene: Scene) -> None:
         )
         colour = stone * (1 + 0.22 * facets)
         colour = colour + white * (rgb(0.94, 0.96, 1.0) * (1 + 0.07 * facets) - colour)
-        scene.put(
+        scene._replace(away=RANGES[depth]).put(
             soft(over, 2 * scene.pixel) * (fact["relief"] > 0.03),
             colour + haze * (rgb(0.66, 0.74, 0.84) - colour),
         )
@@ -148,7 +157,7 @@ def paint_mountains(scene: Scene) -> None:
         1 - fact["conifer"] / np.maximum(fact["forest"], 1e-3)
     )
     far = far + 0.5 * fact["snow"] * (rgb(0.85, 0.88, 0.93) - far)
-    scene.put(soft(line, 2 * scene.pixel) * (fact["forest"] > 0.03), far * 0.8)
+    scene._replace(away=FAR_WOODS).put(soft(line, 2 * scene.pixel) * (fact["forest"] > 0.03), far * 0.8)
 
 
 def paint_ground(scene: Scene) -> None:
@@ -178,7 +187,7 @@ def paint_ground(scene: Scene) -> None:
     lay(ground, lie, rgb(1.0, 1.02, 1.06))
     _paint_water(ground, scene)
     _paint_road(ground, scene)
-    scene.put(soft(scene.down, scene.pixel), ground)
+    scene._replace(away=FOOT / near).put(soft(scene.down, scene.pixel), ground)
 
 
 def _share(scene: Scene, name: str, aside: Plane, ahead: Plane, share: Plane) -> Plane:
@@ -398,11 +407,15 @@ def _paint_one(
         y=scene.y[0, :, 0][row],
         land=scene.land.reshape(3, -1)[:, at],
         solid=scene.solid.reshape(-1)[at],
+        metres=None if scene.metres is None else scene.metres.reshape(-1)[at],
+        away=FOOT * (1 - some.horizon) / spot.scale,
     )
     glow = lamps.reshape(-1)[at]
     kind.paint(part, glow, spot, number[:, 2:])
     scene.land.reshape(3, -1)[:, at] = part.land
     scene.solid.reshape(-1)[at] = part.solid
+    if scene.metres is not None:
+        scene.metres.reshape(-1)[at] = part.metres
     lamps.reshape(-1)[at] = glow
 
 
@@ -443,10 +456,10 @@ def render_photos(places: Places, seed: int, size: int = 64) -> NDArray[np.uint8
     places = check_places(places)
     check_seed(seed)
     check_number("size", size, 8, 1024, whole=True)
-    return in_chunks(places, size, lambda part: _paint(look_ahead(part, seed, size)))
+    return in_chunks(places, size, lambda part: paint_photo(look_ahead(part, seed, size)))
 
 
-def _paint(scene: Scene) -> Plane:
+def paint_photo(scene: Scene) -> Plane:
     """Paint a chunk of photos from back to front: (3, N, S, S) in 0..1."""
     paint_mountains(scene)
     paint_ground(scene)
@@ -483,7 +496,9 @@ def _sky(scene: Scene) -> Plane:
     stars = (scene.grain("stars") > 0.992) * (1 - day) ** 2 * shown
     lay(canvas, stars * 0.8, rgb(1, 1, 1))
     stretch = 1 + 3 * fact["wind"]
-    cloud = scene.noise("clouds", scene.x * 26 / stretch, scene.y * 60 - scene.x * 14 * fact["wind"])
+    cloud = scene.noise(
+        "clouds", scene.x * 26 / stretch + scene.drift, scene.y * 60 - scene.x * 14 * fact["wind"]
+    )
     cover = np.clip((cloud - 1.5 + 3.2 * fact["rain"] ** 0.8) / 1.2, 0, 1) * 0.92
     white = (rgb(0.95, 0.95, 0.97) - 0.42 * fact["rain"]) * compute_light(fact["daylight"], fact["morning"])
     lay(canvas, cover, white * (1 + 0.08 * cloud))

@@ -259,6 +259,12 @@ def _seasons(phi_N: Vector, month_N: Vector, clock_N: Vector) -> dict[str, Vecto
     }
 
 
+def estimate_sun(places: Places) -> dict[str, Vector]:
+    """Return the facts `daylight` and `morning` of places by their latitude, month and hour: (N,) each."""
+    truth = _seasons(np.radians(places.lat), places.month, places.hour * (np.pi / 12))
+    return {name: truth[name] for name in ("daylight", "morning")}
+
+
 def _weather(field: dict[str, Vector]) -> dict[str, Vector]:
     return {"wind": _level(field["wind"]), "rain": np.clip((_level(field["rain"]) - 0.3) / 0.7, 0, 1)}
 
@@ -295,9 +301,29 @@ def _land(field: dict[str, Vector], phi_N: Vector) -> dict[str, Vector]:
     }
 
 
-def _snow(warmth_N: Vector, phi_N: Vector, summer_N: Vector, relief_N: Vector) -> Vector:
-    """Snow lies below 5 degrees Celsius, deep below -5; it is colder polewards, uphill and in winter."""
+def _climate(
+    phi_N: NDArray[np.floating], summer_N: NDArray[np.floating], relief_N: NDArray[np.floating]
+) -> NDArray[np.floating]:
+    """Return the temperature that a place's season has by its latitude and relief: degrees Celsius."""
     poleward_N = np.sin(phi_N) ** 2
     swing_N = 26 * np.abs(np.sin(phi_N)) * (summer_N - 0.5)
-    celsius_N = 29 - 38 * poleward_N + swing_N - 14 * relief_N + 3 * warmth_N
+    return 29 - 38 * poleward_N + swing_N - 14 * relief_N
+
+
+def _snow(warmth_N: Vector, phi_N: Vector, summer_N: Vector, relief_N: Vector) -> Vector:
+    """Snow lies below 5 degrees Celsius, deep below -5; it is colder polewards, uphill and in winter."""
+    celsius_N = _climate(phi_N, summer_N, relief_N) + 3 * warmth_N
     return np.clip(0.5 - celsius_N / 10, 0, 1)
+
+
+def estimate_celsius(places: Places) -> NDArray[np.float32]:
+    """Return the air's temperature at each place in degrees Celsius: (N,).
+
+    It is that of the climate, as the snow allows: some snow tells it, no snow and deep snow bound it.
+    """
+    fact = dict(zip(FACTS, places.facts.T, strict=True))
+    celsius_N = _climate(np.radians(places.lat), fact["summer"], fact["relief"])
+    shown_N = 5 - 10 * fact["snow"]
+    lowest_N = np.where(fact["snow"] < 1, shown_N, -90)
+    highest_N = np.where(fact["snow"] > 0, shown_N, 60)
+    return np.clip(celsius_N, lowest_N, highest_N).astype(np.float32)

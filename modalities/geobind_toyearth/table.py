@@ -23,12 +23,16 @@ from geobind.errors import DataError
 from geobind.utils.arrow import map_arrow_table
 from geobind.utils.hashing import short_fingerprint
 from geobind.utils.progress import is_interactive, track
+from geobind_toyearth.cameras import render_clips, render_depths
 from geobind_toyearth.captions import write_captions
 from geobind_toyearth.dataset import ToyEarth
+from geobind_toyearth.motion import render_motions
 from geobind_toyearth.photos import render_photos
 from geobind_toyearth.planet import FACTS, Places, Planet
+from geobind_toyearth.rasters import render_heights, render_lights, render_temperatures
 from geobind_toyearth.sounds import render_sounds
 from geobind_toyearth.tiles import render_tiles
+from geobind_toyearth.vectors import embed_places, measure_covariates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,6 +80,7 @@ def _render_sounds(places: Places, options: ToyEarth) -> NDArray[np.int16]:
     return np.round(np.clip(samples_NT, -1, 1) * 32767).astype(np.int16)
 
 
+_MOTION_RATE = 50  # Hz
 _ROWS = "rows.arrow"
 CAPTIONS = "captions"
 # The columns that are arrays: a row for each place.
@@ -84,9 +89,22 @@ _RENDERERS: dict[str, Callable[[Places, ToyEarth], NDArray[Any]]] = {
     "photo": lambda places, options: render_photos(places, options.seed, options.photo_size),
     "sound": _render_sounds,
     "facts": lambda places, options: places.facts,
+    "heights": lambda places, options: render_heights(places, options.seed, options.tile_size, options.gsd),
+    "lights": lambda places, options: render_lights(places, options.seed, options.tile_size, options.gsd),
+    "temperature": lambda places, options: render_temperatures(
+        places, options.seed, options.tile_size, options.gsd
+    ),
+    "depth": lambda places, options: render_depths(places, options.seed, options.photo_size),
+    "clip": lambda places, options: render_clips(places, options.seed, options.photo_size),
+    "motion": lambda places, options: render_motions(places, options.seed, rate=_MOTION_RATE),
+    "covariates": lambda places, options: measure_covariates(places, options.seed),
+    "embedding": lambda places, options: embed_places(places, options.seed),
 }
 # Samples a second of those that are recordings.
-_RATES: dict[str, Callable[[ToyEarth], int]] = {"sound": lambda options: options.rate}
+_RATES: dict[str, Callable[[ToyEarth], int]] = {
+    "sound": lambda options: options.rate,
+    "motion": lambda options: _MOTION_RATE,
+}
 
 
 def write_files(folder: Path, options: ToyEarth) -> Path:
@@ -130,7 +148,7 @@ def list_places(options: ToyEarth) -> Places:
 
 
 def render_column(name: str, places: Places, options: ToyEarth) -> Sequence[Any]:
-    """Render one column of any places: a tile, a photo, a sound, captions or facts of each.
+    """Render one column of any places, such as a tile, a photo or a sound of each.
 
     Raises:
         DataError: There is no such column.

@@ -99,9 +99,7 @@ def paint_land(canvas: Plane, view: View) -> Plane:
     texture = 1 + 0.10 * view.noise("texture", 3.1, view.u, view.v)
     canvas[:] = season_colour(fact["summer"], fact["spring"], at=_GRASS)
     dry = np.maximum(1 - fact["water"], 1e-3)
-    woods = share_of_ground(view, "woods", 12, fact["forest"] / dry)
-    open_ground = np.maximum(1 - fact["forest"] / dry, 1e-3)
-    bare = share_of_ground(view, "bare", 16, fact["bare"] / dry / open_ground)
+    woods, bare = share_woods_and_bare(view)
     _paint_crops(canvas, view, fact["crops"] / np.maximum(dry - fact["forest"] - fact["bare"], 1e-3))
     sand, rock = rgb(0.84, 0.70, 0.48), rgb(0.55, 0.51, 0.52)
     boulders = 1 + 0.16 * view.noise("boulders", 2.2, view.x, view.y)
@@ -110,7 +108,16 @@ def paint_land(canvas: Plane, view: View) -> Plane:
     _paint_woods(canvas, view, woods)
     _paint_snow(canvas, view, woods)
     _shade_slopes(canvas, view)
-    return _paint_water(canvas, view)
+    return paint_water(canvas, view)
+
+
+def share_woods_and_bare(view: View) -> tuple[Plane, Plane]:
+    """Mark the woods, and the sand or rock between them."""
+    fact = view.fact
+    dry = np.maximum(1 - fact["water"], 1e-3)
+    woods = share_of_ground(view, "woods", 12, fact["forest"] / dry)
+    open_ground = np.maximum(1 - fact["forest"] / dry, 1e-3)
+    return woods, share_of_ground(view, "bare", 16, fact["bare"] / dry / open_ground)
 
 
 def share_of_ground(view: View, name: str, cell: float, share: Plane) -> Plane:
@@ -192,7 +199,7 @@ def _paint_snow(canvas: Plane, view: View, woods: Plane) -> None:
     lay(canvas, np.clip(depth, 0, 0.84) * (1 - 0.55 * woods), rgb(0.96, 0.98, 1.03) * shade)
 
 
-def _paint_water(canvas: Plane, view: View) -> Plane:
+def paint_water(canvas: Plane, view: View) -> Plane:
     """Paint a coast and a river with banks, as wide as their shares; return the water in each pixel."""
     fact, turn = view.fact, 2 * np.pi * view.number("water bearing")
     seaward = view.x * np.cos(turn) + view.y * np.sin(turn)

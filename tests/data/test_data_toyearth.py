@@ -115,7 +115,7 @@ def test_a_column_toy_earth_lacks_is_named(tmp_path, refused):
     refused(
         lambda: open_table(options, tmp_path, ["sky"]),
         "no column 'tiles'",
-        "tile, photo, sound, facts, captions",
+        "tile, photo, sound, facts, heights",
     )
     refused(lambda: open_table(DataOptions(toyearth=SMALL), tmp_path, ["sky"]), "for sky", "{sky: tile}")
 
