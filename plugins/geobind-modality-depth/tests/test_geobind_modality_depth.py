@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from geobind.errors import DataError
 from geobind.testing import ModalityContract
+from geobind_toyearth.learning import bind_to_facts
 
 ROAD = 60 / np.linspace(1, 16, 16)[:, None] * np.ones((1, 16))
 WALL = np.full((20, 30), 3.0)
@@ -85,3 +86,13 @@ def test_a_picture_is_bright_where_things_are_near_and_black_where_nothing_is_kn
     grey = Depth().picture(scene)
     assert grey[0, 0] == 0
     assert grey[-1, 0] > grey[1, 0] > 0
+
+
+@pytest.mark.slow
+def test_depths_of_toy_earth_are_found_by_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
+    learning = bind_to_facts(
+        "depth", "depth", tmp_path, {"timm": {"model": "test_resnet", "pretrained": False}, "size": 32}
+    )
+    assert learning.trained > 2 * learning.chance
+    assert learning.untrained < 1.6 * learning.chance

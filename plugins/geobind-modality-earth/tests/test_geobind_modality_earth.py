@@ -18,6 +18,7 @@ import geobind
 from geobind import Binder
 from geobind.errors import DataError
 from geobind.testing import ModalityContract
+from geobind_toyearth.learning import bind_to_facts
 
 rasterio = pytest.importorskip("rasterio")
 
@@ -325,7 +326,7 @@ def test_a_bundle_reads_no_product_but_the_one_its_user_names(tmp_path, monkeypa
 @pytest.mark.slow
 def test_the_recipe_of_the_readme_runs(tmp_path):
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    recipe = readme.split("```yaml\n")[1].split("```")[0]
+    recipe = readme.split("```yaml\n")[2].split("```")[0]  # the one that looks a product up
     (tmp_path / "recipe.yaml").write_text(recipe)
     write_tiff(tmp_path / "alphaearth_2024.tif", make_pixels(64), nodata=-128)
     rng = np.random.default_rng(0)
@@ -337,3 +338,10 @@ def test_the_recipe_of_the_readme_runs(tmp_path):
     command = [sys.executable, "-m", "geobind", "run", "recipe.yaml", "--set", "stages.0.epochs=1"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
+
+
+def test_embeddings_of_toy_earth_are_found_by_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
+    learning = bind_to_facts("earth", "embedding", tmp_path, {"size": 64}, frozen=True)
+    assert learning.trained > 2 * learning.chance
+    assert learning.untrained < 1.6 * learning.chance

@@ -11,6 +11,7 @@ from PIL import Image
 
 from geobind.errors import DataError
 from geobind.testing import ModalityContract
+from geobind_toyearth.learning import bind_to_facts
 
 HILL = 500 * np.exp(-np.hypot(*np.mgrid[-8:8, -8:8]) / 4)
 PLAIN = np.full((20, 30), 12.0)
@@ -64,3 +65,13 @@ def test_a_value_that_stands_for_none_is_refused_with_the_fix():
 def test_a_picture_goes_from_black_to_white():
     grey = Elevation().picture(HILL)
     assert (grey.min(), grey.max(), grey.dtype) == (0, 255, np.uint8)
+
+
+@pytest.mark.slow
+def test_heights_of_toy_earth_are_found_by_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
+    learning = bind_to_facts(
+        "elevation", "heights", tmp_path, {"timm": {"model": "test_resnet", "pretrained": False}, "size": 32}
+    )
+    assert learning.trained > 2 * learning.chance
+    assert learning.untrained < 1.6 * learning.chance

@@ -7,6 +7,7 @@ from geobind_modality_environment import Environment
 
 from geobind.errors import DataError
 from geobind.testing import ModalityContract
+from geobind_toyearth.learning import bind_to_facts
 
 
 class TestEnvironment(ModalityContract):
@@ -38,3 +39,14 @@ def test_noise_never_falls_on_missing_numbers():
 def test_without_missing_numbers_allowed_one_is_refused():
     with pytest.raises(DataError, match="number 1 of a vector is missing"):
         Environment(size=2, missing=False).prepare([0.0, np.nan])
+
+
+MEAN = [11.0, 14.0, 12.5, 16.0, 16.5, 30.0, 19.5, 2.8]  # of toy Earth's covariates
+STD = [12.5, 13.5, 7.5, 11.0, 30.0, 27.5, 24.5, 2.1]
+
+
+def test_covariates_of_toy_earth_are_found_by_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
+    learning = bind_to_facts("environment", "covariates", tmp_path, {"size": 8, "mean": MEAN, "std": STD})
+    assert learning.trained > 2 * learning.chance
+    assert learning.untrained < 1.6 * learning.chance

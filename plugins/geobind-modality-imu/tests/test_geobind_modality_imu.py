@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from geobind.errors import DataError
 from geobind.testing import ModalityContract
+from geobind_toyearth.learning import bind_to_facts
 
 
 def walk(steps_a_second, rate=50.0, seconds=6.0, push=2.0):
@@ -124,3 +125,11 @@ def test_crops_are_evenly_spaced_and_training_takes_one_at_random():
     torch.manual_seed(0)
     starts = {float(modality.prepare(ramp, training=True)[5, 0]) for _ in range(8)}
     assert len(starts) > 4
+
+
+@pytest.mark.slow
+def test_walks_of_toy_earth_are_found_by_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
+    learning = bind_to_facts("imu", "motion", tmp_path)
+    assert learning.trained > 2 * learning.chance
+    assert learning.untrained < 1.6 * learning.chance

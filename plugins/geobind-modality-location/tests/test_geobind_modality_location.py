@@ -18,6 +18,7 @@ from geobind_modality_location import (
 import geobind
 from geobind.errors import CheckpointError, DataError
 from geobind.testing import ModalityContract
+from geobind_toyearth.learning import bind_to_facts
 
 RAWS = [geobind.Place(48.1, 11.6, datetime(2024, 5, 1)), (-33.9, 151.2)]
 BAD = ["no place", (1.0,), (1.0, 2.0, 3.0), (float("nan"), 0.0), (91.0, 0.0), (0.0, 361.0), None, b"\x00"]
@@ -136,3 +137,10 @@ def test_importing_the_plugin_imports_no_torch():
 
     code = "import geobind_modality_location, sys; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_coordinates_of_toy_earth_are_found_by_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
+    learning = bind_to_facts("location", "place", tmp_path, {"degree": 10})
+    assert learning.trained > 2 * learning.chance
+    assert learning.untrained < 1.6 * learning.chance

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import geobind
 from geobind.errors import DataError
 from geobind.testing import ModalityContract
+from geobind_toyearth.learning import bind_to_facts
 
 NOON = datetime(2024, 6, 21, 12, 0, tzinfo=UTC)
 
@@ -54,3 +55,10 @@ def test_the_same_day_is_summer_in_the_north_and_winter_in_the_south():
 def test_a_place_without_time_names_the_column():
     with pytest.raises(DataError, match="has no time; fill the table's column `time`"):
         Moment().prepare(geobind.Place(1.0, 2.0))
+
+
+def test_moments_of_toy_earth_are_found_by_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
+    learning = bind_to_facts("moment", "place", tmp_path)
+    assert learning.trained > 2 * learning.chance
+    assert learning.untrained < 1.6 * learning.chance

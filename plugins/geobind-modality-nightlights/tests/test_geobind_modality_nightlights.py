@@ -9,6 +9,7 @@ from PIL import Image
 
 from geobind.errors import DataError
 from geobind.testing import ModalityContract
+from geobind_toyearth.learning import bind_to_facts
 
 TOWN = 30 * np.exp(-np.hypot(*np.mgrid[-8:8, -8:8]) / 2)
 DARK = np.zeros((16, 16))
@@ -40,3 +41,13 @@ def test_missing_and_negative_radiance_is_dark():
 def test_what_is_no_radiance_is_refused():
     with pytest.raises(DataError, match="no light of the Earth"):
         NightLights().prepare(np.full((4, 4), 1e9))
+
+
+@pytest.mark.slow
+def test_lights_of_toy_earth_are_found_by_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
+    learning = bind_to_facts(
+        "nightlights", "lights", tmp_path, {"timm": {"model": "test_resnet", "pretrained": False}, "size": 32}
+    )
+    assert learning.trained > 2 * learning.chance
+    assert learning.untrained < 1.6 * learning.chance

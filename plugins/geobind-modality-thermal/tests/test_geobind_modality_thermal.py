@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from geobind.errors import DataError
 from geobind.testing import ModalityContract
+from geobind_toyearth.learning import bind_to_facts
 
 CITY = 290 + 8 * np.exp(-np.hypot(*np.mgrid[-8:8, -8:8]) / 4)
 ICE = np.full((20, 30), 240.0)
@@ -70,3 +71,16 @@ def test_clouds_are_missing_and_do_not_move_the_mean():
 def test_jitter_which_would_change_the_temperature_is_refused():
     with pytest.raises(ValidationError, match="a temperature is measured"):
         Thermal(augment={"jitter": 0.2})
+
+
+@pytest.mark.slow
+def test_temperatures_of_toy_earth_are_found_by_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
+    learning = bind_to_facts(
+        "thermal",
+        "temperature",
+        tmp_path,
+        {"timm": {"model": "test_resnet", "pretrained": False}, "size": 32},
+    )
+    assert learning.trained > 2 * learning.chance
+    assert learning.untrained < 1.6 * learning.chance

@@ -11,6 +11,7 @@ from PIL import Image
 
 from geobind.errors import DataError
 from geobind.testing import ModalityContract
+from geobind_toyearth.learning import bind_to_facts
 
 SMALL = {"timm": {"model": "resnet10t", "pretrained": False}, "size": 32}
 
@@ -146,3 +147,16 @@ def test_without_pyav_a_file_is_refused_with_the_command_and_frames_still_work(m
     with pytest.raises(DataError, match=r"need PyAV .*pip install 'geobind-modality-video\[av\]'"):
         Video(**SMALL).prepare(b"anything")
     assert Video(**SMALL).prepare(fade(3)).shape == (8, 3, 32, 32)
+
+
+@pytest.mark.slow
+def test_clips_of_toy_earth_are_found_by_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
+    learning = bind_to_facts(
+        "video",
+        "clip",
+        tmp_path,
+        {"timm": {"model": "test_resnet", "pretrained": False}, "size": 32, "frames": 2},
+    )
+    assert learning.trained > 2 * learning.chance
+    assert learning.untrained < 1.6 * learning.chance
