@@ -44,7 +44,8 @@ LAYER = {module: height for height, line in enumerate(LAYERS) for module in line
 
 # The same inside training: losses, the trained module, its gradients, the optimizer, a stage, a run.
 TRAINING_LAYERS = """
-interruption metrics ema blocks resume distributed losses lora_attention
+fabric metrics ema blocks resume losses lora_attention
+interruption distributed
 fsdp
 checkpoint lora sync_batchnorm
 encoder_transforms
@@ -208,6 +209,16 @@ def test_a_module_imports_optional_packages_only_when_they_are_needed():
 @pytest.mark.parametrize("module", ["geobind", "geobind.plugins", "geobind.recipe", "geobind.cli"])
 def test_importing_what_every_command_needs_does_not_import_torch(module):
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_fabric_is_imported_in_one_place_which_keeps_torchmetrics_and_transformers_out():
+    def fabric(name):
+        return {path for path in imports(TREES[name]) if path.split(".")[0] == "lightning_fabric"}
+
+    assert set(found_in(FILES, fabric)) == {"training/fabric.py"}
+    heavy = "{'torchmetrics', 'transformers'}"
+    code = f"import geobind.training.fabric, sys; sys.exit(len({heavy} & {{*sys.modules}}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -17,8 +17,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, Any, cast
 
-from lightning_fabric import Fabric
-
 from geobind import errors
 from geobind.errors import GeobindError, RecipeError, TrainingError
 from geobind.planning.models import (
@@ -35,6 +33,7 @@ from geobind.planning.predict import predict_run
 from geobind.recipe import Recipe, build_recipe
 from geobind.recipe.parsing import dump_yaml
 from geobind.training.distributed import broadcast_result
+from geobind.training.fabric import Fabric
 from geobind.training.resume import stage_folders
 from geobind.utils import files
 

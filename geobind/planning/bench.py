@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
 from geobind.data.sampler import MixedDataset, WeightedSource
 from geobind.training.cache import CachedInputs, open_stage_cache
+from geobind.training.fabric import Fabric
 from geobind.training.metrics import MetricsFile
 from geobind.training.stage import StageResult, StageRun, count_workers, run_stage
 from geobind.training.trainable import prepare_encoders

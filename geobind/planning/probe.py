@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from lightning_fabric import Fabric
 
 from geobind.binder import Binder, build_binder
 from geobind.data.loader import BatchLoader
@@ -42,6 +41,7 @@ from geobind.recipe import Recipe, Stage
 from geobind.recipe.parsing import dump_yaml
 from geobind.recipe.stage_options import InfoNCEOptions
 from geobind.training.cache import CachedInputs
+from geobind.training.fabric import Fabric
 from geobind.training.launch import make_fabric
 from geobind.training.loss_inputs import check_loss_inputs
 from geobind.training.results import write_results

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from geobind import plugins
@@ -27,6 +26,7 @@ from geobind.embedding_cache.loader import CachedLoader, RawColumn
 from geobind.embedding_cache.store import CacheEntry, embeddings_folder, prune, read_limit
 from geobind.errors import StorageError
 from geobind.recipe.stage_options import CachedViews, Last, Lora
+from geobind.training.fabric import Fabric
 from geobind.training.trainable import check_frozen, hash_frozen
 from geobind.utils.logs import rank_zero_logger
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from geobind.errors import CheckpointError, TrainingError
 from geobind.training.distributed import broadcast_object, broadcast_tensor, full_tensor, rank_zero_run
+from geobind.training.fabric import Fabric
 from geobind.training.fsdp import shard_like
 from geobind.utils import files
 

@@ -16,11 +16,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch import distributed as dist
 
 from geobind.errors import GeobindError, TrainingError
+from geobind.training.fabric import Fabric
 
 T = TypeVar("T")
 # A process may evaluate or write for hours while the others wait for it; if it dies, they know at once.

@@ -8,8 +8,6 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -17,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from geobind.training.blocks import find_blocks
 from geobind.training.distributed import full_tensor
+from geobind.training.fabric import Fabric, ModelParallelStrategy
 
 # Of each sharded module a copy of its structure, into which the whole weights go.
 _PLAIN_COPIES: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()

@@ -16,11 +16,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from geobind.training.fabric import DDPStrategy, Fabric
 from geobind.training.losses import LossContext
 from geobind.training.module import ContrastiveModule, EmbeddingGrads, StepLosses, Uncast, product_sum
 from geobind.utils.logs import rank_zero_logger

@@ -13,11 +13,11 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
 from torch.backends import cudnn
 
 from geobind.data.loader import WorkerDied, is_worker_death
 from geobind.errors import DataError, TrainingError
+from geobind.training.fabric import Fabric
 
 if TYPE_CHECKING:
     from geobind.recipe import Stage

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_fabric import Fabric
 from torch import distributed as dist
 
 from geobind.data.sampler import MixedDataset
@@ -15,6 +14,7 @@ from geobind.errors import RecipeError
 from geobind.recipe import Recipe
 from geobind.recipe.schema import FabricOptions
 from geobind.training.distributed import close_at_exit
+from geobind.training.fabric import Fabric
 from geobind.training.fsdp import build_fsdp2_strategy, is_sharded
 from geobind.training.gradients import chunk_rows
 from geobind.utils.logs import rank_zero_logger, set_rank

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor
@@ -17,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from geobind.recipe.stage_options import Constant, Cosine, WarmRestarts
 from geobind.training.distributed import average_over_ranks
 from geobind.training.encoder_transforms import compile_encoder, enable_checkpointing
+from geobind.training.fabric import Fabric
 from geobind.training.fsdp import is_sharded, local_shard
 from geobind.training.gradients import batch_norm_encoders, chunk_rows
 from geobind.training.module import ContrastiveModule

@@ -8,7 +8,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_fabric import Fabric
 from torch import nn
 
 from geobind import plugins
@@ -32,6 +31,7 @@ from geobind.training.distributed import (
     rank_zero_run,
     wait_for_ranks,
 )
+from geobind.training.fabric import Fabric
 from geobind.training.interruption import deterministic_algorithms, handle_signals
 from geobind.training.launch import check_batch_division, launch_fabrics
 from geobind.training.loss_inputs import check_loss_inputs

@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from geobind.binder import Binder
@@ -21,6 +20,7 @@ from geobind.embedding_cache.loader import RawColumn
 from geobind.errors import DataError, TrainingError
 from geobind.inference import collate, eval_mode, to_device
 from geobind.recipe import Recipe
+from geobind.training.fabric import Fabric
 from geobind.training.stage_data import StageData
 from geobind.training.trainable import check_frozen
 from geobind.utils import system

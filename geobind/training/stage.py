@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from geobind.binder import Binder
@@ -22,6 +21,7 @@ from geobind.recipe.schema import ModalityPair
 from geobind.training.cache import CachedInputs, open_stage_cache
 from geobind.training.checkpoint import Checkpoint
 from geobind.training.distributed import Ranks
+from geobind.training.fabric import Fabric
 from geobind.training.gradients import accumulation_step, build_accumulator, build_presence
 from geobind.training.interruption import defer_signals, explain_failures
 from geobind.training.loss_inputs import build_batch_sampler, build_loss_context

@@ -19,7 +19,6 @@ from threading import local
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
@@ -30,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from geobind.data.table import first_observation
 from geobind.errors import DataError, TrainingError
 from geobind.inference import collate
+from geobind.training.fabric import Fabric
 from geobind.training.fsdp import is_sharded
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -16,6 +15,7 @@ from geobind.recipe.stage_options import AdamW, Full, Head, Last, Lora, Part
 from geobind.training.blocks import compute_lr_scales, iter_last_parameters
 from geobind.training.distributed import broadcast_tensors
 from geobind.training.encoder_transforms import disable_checkpointing, explain_compile_errors, uncompile
+from geobind.training.fabric import Fabric
 from geobind.training.fsdp import unshard
 from geobind.training.lora import (
     build_adapter_state,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from geobind.data.sampler import MixedDataset
@@ -35,6 +34,7 @@ from geobind.training.distributed import (
     rank_zero_run,
 )
 from geobind.training.ema import WeightAverage
+from geobind.training.fabric import Fabric
 from geobind.training.fsdp import shard_like
 from geobind.training.loss_inputs import build_loss_context
 from geobind.training.losses import ContrastiveLoss
