@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self, SupportsIndex
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geobind.errors import CheckpointError, DataError, PluginError
@@ -20,7 +19,6 @@ from geobind.extras import find_missing
 from geobind.plugins import PluginKind, Registry, list_entry_points
 from geobind.utils.arrays import as_array, is_array
 from geobind.utils.files import read_json, replace_atomic, write_json
-from geobind.utils.vectors import require_directions, unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +32,8 @@ EXACT_ROWS, EXACT_SHARE = (
     0.02,
 )  # filters that leave fewer rows than either are always searched exactly
 MIN_RECALL = 0.99  # an approximation is used only where its measured recall reaches this
-_BLOCK_BYTES = 2**23  # of vectors that are scored at a time: they stay in a processor's cache
+_BLOCK_BYTES = 2**25  # of vectors that are scored at a time
+_CACHED_BYTES = 2**19  # of float32 that are converted at a time: they stay in a processor's cache
 _FEW = 4  # queries up to which numkong, which reads all rows for each, is faster than a blocked product
 _LENGTH_SLACK = 0.01  # of unit-length vectors that were rounded to float16
 
@@ -410,7 +409,7 @@ def _map_vectors(path: Path, card: IndexCard) -> Vectors:
         CheckpointError: They are not there, or not those of the card.
     """
     try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        vectors = np.load(path, mmap_mode="c", allow_pickle=False)  # torch wants to be able to write
     except (OSError, ValueError, EOFError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); build the index again") from error
     if vectors.shape != (card.rows, card.width) or vectors.dtype != np.dtype(card.dtype):
@@ -463,6 +462,10 @@ def check_queries(query_QD: Any, width: int) -> NDArray[np.float32]:
             f"the query has shape {values.shape}, and the index holds vectors of width {width}; embed it "
             "with the model of the archive"
         )
+    import torch
+
+    from geobind.utils.vectors import require_directions, unit
+
     known = torch.from_numpy(np.require(rows, np.float32, ["C", "W"]))
     return unit(require_directions(known, "the query")).numpy()
 
@@ -509,14 +512,25 @@ class _Kernel(Protocol):
 
 
 class _TorchKernel:
-    """A product in float32."""
+    """A product in float32, to which rows are converted piece by piece."""
 
     def __init__(self, query_QD: NDArray[np.float32]) -> None:
-        self.query_DQ = torch.from_numpy(query_QD).T
-        self.slack_Q = np.full(len(query_QD), _rounding(query_QD.shape[1]))
+        import torch
+
+        width = query_QD.shape[1]
+        self.tensor: Any = torch.from_numpy
+        self.query_DQ = torch.from_numpy(query_QD).T.contiguous()
+        self.buffer_BD = torch.empty(max(1, _CACHED_BYTES // (4 * width)), width)
+        self.slack_Q = np.full(len(query_QD), _rounding(width))
 
     def __call__(self, block_BD: Vectors) -> NDArray[Any]:
-        return (torch.from_numpy(block_BD.astype(np.float32)) @ self.query_DQ).T.numpy()
+        rows_BD = self.tensor(np.require(block_BD, requirements=["C", "W"]))
+        score_BQ = self.buffer_BD.new_empty(len(rows_BD), self.query_DQ.shape[1])
+        for start in range(0, len(rows_BD), len(self.buffer_BD)):
+            part_BD = rows_BD[start : start + len(self.buffer_BD)]
+            converted_BD = self.buffer_BD[: len(part_BD)].copy_(part_BD)
+            score_BQ[start : start + len(part_BD)] = converted_BD @ self.query_DQ
+        return score_BQ.T.numpy()
 
 
 class _NumkongKernel:
