@@ -178,3 +178,13 @@ def break_torchaudio(torchaudio_failure, tmp_path, monkeypatch):
 
     yield break_torchaudio
     forget()
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real files, where there is one."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("GEOBIND_TEST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip("no folder of real data")
+    return folder

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 
 from geobind.archive.table import (
     EMBEDDING,
+    GEO,
     ArchiveMetadata,
     Box,
     TileGrid,
@@ -144,6 +146,16 @@ class Archive:
     def grid(self) -> TileGrid | None:
         """The grid of its tiles over a raster, if they are of one."""
         return self.metadata.grid
+
+    @property
+    def bounds(self) -> Box | None:
+        """West, south, east and north of all rows, as the file states them; None if no row has a place."""
+        raw = (self._footer.metadata or {}).get(GEO)
+        try:
+            stated = json.loads(raw)["columns"]["geometry"]["bbox"] if raw else None
+            return check_box(stated) if stated else None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
 
     def __len__(self) -> int:
         return int(self._starts[-1])

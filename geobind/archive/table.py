@@ -267,6 +267,12 @@ def order_by_place(lat_N: NDArray[np.float64], lon_N: NDArray[np.float64]) -> ND
     return np.argsort(key_N, kind="stable")
 
 
+def order_along_curve(x_N: NDArray[np.int64], y_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the order of cells of a grid along a Hilbert curve."""
+    bits = max(1, int(max(x_N.max(), y_N.max())).bit_length())
+    return np.argsort(_measure_along_curve(x_N, y_N, bits), kind="stable")
+
+
 def _measure_along_curve(x_N: NDArray[np.int64], y_N: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
     """Return how far along a Hilbert curve each cell of a square of 2 ** `bits` cells a side lies."""
     x_N, y_N, far_N = x_N.copy(), y_N.copy(), np.zeros(len(x_N), np.int64)
@@ -514,3 +520,83 @@ def square_corners(
     lon_N4 = lon_N[:, None] + east_N[:, None] * side_42[:, 0]
     lat_N4 = np.clip(lat_N[:, None] + north_N[:, None] * side_42[:, 1], -90, 90)
     return np.stack([(lon_N4 + 180) % 360 - 180, lat_N4], axis=2)
+
+
+def build_stac_item(metadata: ArchiveMetadata, path: Path) -> dict[str, Any]:
+    """Build the STAC item of an archive that is written, with the fields of the embedding extension.
+
+    STAC asks for a moment: where rows have no time it is that of writing.
+
+    Source: STAC 1.1.0; embedding extension 0.0.1, prefix `emb:`.
+    """
+    from datetime import UTC, datetime
+
+    footer = pq.read_metadata(path)
+    geo = json.loads((footer.metadata or {}).get(GEO, b"{}"))
+    box: list[float] | None = geo.get("columns", {}).get("geometry", {}).get("bbox")
+    layout: dict[str, Any] = {"layout_type": "variable_grid"}
+    if metadata.grid is not None and metadata.pixels is not None:
+        stride = round(metadata.pixels * metadata.grid.stride_m / metadata.grid.size_m)
+        layout = {"layout_type": "regular_grid", "chip_size": [metadata.pixels] * 2, "stride": [stride] * 2}
+    elif metadata.naming.startswith("majortom"):
+        layout = {"layout_type": "named_grid", "grid_id": metadata.naming}
+    moment = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+    properties: dict[str, Any] = {
+        "datetime": moment,
+        "created": moment,
+        "emb:type": "chip",
+        "emb:dimensions": metadata.width,
+        "data_type": metadata.dtype,
+        "emb:chip_layout": layout,
+        "emb:runtime_parameters": {"modality": metadata.modality, **metadata.reading},
+        "geobind:model": metadata.model,
+        "geobind:plan": metadata.plan,
+    }
+    if metadata.dtype != "float32":
+        properties["emb:quantization"] = {
+            "method": "none",
+            "original_dtype": "float32",
+            "quantized_dtype": metadata.dtype,
+        }
+    if metadata.timed:
+        first, last = _measure_span(footer)
+        properties |= {"datetime": first} if first == last else {"datetime": None}
+        properties |= {"start_datetime": first, "end_datetime": last}
+    if metadata.grid is not None:
+        properties["gsd"] = metadata.grid.size_m
+    item: dict[str, Any] = {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": ["https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"],
+        "id": f"{path.stem}-{metadata.plan[:12]}",
+        "geometry": None,
+        "properties": properties,
+        "links": [
+            {"rel": "emb:source-data", "href": metadata.source, "title": metadata.source},
+            {"rel": "emb:model", "href": metadata.bundle or metadata.model, "title": metadata.model[:12]},
+        ],
+        "assets": {
+            "embeddings": {
+                "href": f"./{path.name}",
+                "type": "application/vnd.apache.parquet",
+                "roles": ["data", "embeddings"],
+                "table:row_count": footer.num_rows,
+            }
+        },
+    }
+    if box is not None:
+        west, south, east, north = box
+        ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+        item |= {"bbox": box, "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    return item
+
+
+def _measure_span(footer: pq.FileMetaData) -> tuple[str | None, str | None]:
+    """Return the first and last moment of an archive, by its statistics."""
+    index = next(n for n in range(len(footer.schema)) if footer.schema.column(n).path == "time")
+    stated = [footer.row_group(group).column(index).statistics for group in range(footer.num_row_groups)]
+    moments: list[Any] = [(one.min, one.max) for one in stated if one is not None and one.has_min_max]
+    if not moments:
+        return None, None
+    first, last = min(low for low, _ in moments), max(high for _, high in moments)
+    return first.isoformat(), last.isoformat()

@@ -47,7 +47,11 @@ COMMANDS = {
         "geobind.cli.probe:probe_command",
         "Recognise classes from a few examples or none; read facts of places.",
     ),
-    "embed": ("geobind.cli.embed:embed_command", "Embed files with a bundle."),
+    "embed": (
+        "geobind.cli.embed:embed_command",
+        "Embed files, a raster's tiles or a table's rows with a bundle.",
+    ),
+    "archive": ("geobind.cli.archive:archive_command", "Look at an archive of embeddings, check or join it."),
     "search": ("geobind.cli.search:search_command", "Find the tiles of an archive that a query describes."),
     "map": ("geobind.cli.search:map_command", "Draw a map of a query over an archive, as a GeoTIFF."),
     "index": ("geobind.cli.search:index_command", "Build an index of an archive, its recall measured."),

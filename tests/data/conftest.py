@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import pytest
 
 from geobind.errors import DataError
@@ -23,13 +20,3 @@ def refused():
         return str(caught.value)
 
     return check
-
-
-@pytest.fixture(scope="session")
-def real_data():
-    """The folder of real files, where there is one."""
-    default = Path(__file__).parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("GEOBIND_TEST_DATA", default))
-    if not folder.is_dir():
-        pytest.skip("no folder of real data")
-    return folder

@@ -284,14 +284,78 @@ def cut_window(path: str | Path, lat: float, lon: float, options: RasterOptions)
     metres = options.size_m / side
     # From the image's pixels, counted from its upper left corner, to the raster's.
     to_source = to_source @ make_affine(metres, 0, -options.size_m / 2, 0, -metres, options.size_m / 2)
-    (a, b), (d, e) = to_source[:2, :2]
-    if max(abs(b), abs(d)) <= _TURNED * min(a, e):
+    if is_upright(to_source[None, :2, :2] * _DOWN)[0]:
         box = _place_box(to_source, side)
         values, valid = read_box(dataset, bands, box, smooth=smooth, where=where, turn=find_turn(dataset))
     else:
         values, valid = read_turned(dataset, bands, to_source, side, smooth=smooth, where=where)
     values = _rescale(dataset, bands, values, options, where)
     return Cut(_fill_missing(values, valid, options, where), float(valid.any(axis=0).mean()))
+
+
+_DOWN = np.array([1, -1])  # rows of an image go south
+
+
+def is_upright(to_source_N22: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return where a raster's own up is within 5 degrees of north.
+
+    Args:
+        to_source_N22: Maps from metres east and north to source pixels.
+    """
+    along_N = np.minimum(to_source_N22[:, 0, 0], -to_source_N22[:, 1, 1])
+    aside_N = np.maximum(np.abs(to_source_N22[:, 0, 1]), np.abs(to_source_N22[:, 1, 0]))
+    return aside_N <= _TURNED * along_N
+
+
+class Squares(NamedTuple):
+    """Squares of a raster's own pixels, views of one image where they overlap."""
+
+    images: list[NDArray[Any]]  # (side, side, B), as `read_window`
+    share_N: NDArray[np.float64]  # of the pixels of each that the raster has
+
+
+@report_raster_damage
+def read_squares(
+    path: str | Path,
+    x_N: NDArray[np.int64],
+    y_N: NDArray[np.int64],
+    side: int,
+    options: RasterOptions,
+    *,
+    south_up: bool = False,
+    nodata: float | None = None,
+) -> Squares:
+    """Read squares of a raster's own pixels that lie near each other, by one read of all.
+
+    Args:
+        path: A GeoTIFF or JPEG 2000 file.
+        x_N: Column of each square's upper left pixel.
+        y_N: Row of it.
+        side: Pixels along a side.
+        options: How they are read; `path`, `size_m`, `gsd` and `min_valid` are not used.
+        south_up: Whether the raster's first row is its southernmost; squares have north at the top.
+        nodata: A stored value that means missing, beside what the raster states.
+
+    Raises:
+        DataError: As `read_pixels`.
+    """
+    dataset = open_raster(Path(path))
+    x, y = int(x_N.min()), int(y_N.min())
+    width, height = int(x_N.max()) - x + side, int(y_N.max()) - y + side
+    where = f"{path}: the {width} x {height} pixels at {x}, {y}"
+    bands, smooth = _bands(dataset, options, where)
+    box = Box(x, y, width, height, width, height)
+    values, valid = read_box(dataset, bands, box, smooth=smooth, where=where, turn=find_turn(dataset))
+    if nodata is not None:
+        valid = valid & (values != nodata)
+    options = options.model_copy(update={"min_valid": 0.0})
+    there = np.asarray(valid.any(axis=0))
+    image = _fill_missing(_rescale(dataset, bands, values, options, where), valid, options, where)
+    whole = np.ascontiguousarray(image)
+    places = [np.s_[b : b + side, a : a + side] for a, b in zip(x_N - x, y_N - y, strict=True)]
+    flip = np.s_[::-1] if south_up else np.s_[:]
+    share_N = np.array([float(np.mean(there[place])) for place in places])
+    return Squares([whole[place][flip] for place in places], share_N)
 
 
 @report_raster_damage

@@ -1,0 +1,624 @@
+"""Jobs that embed a source into an archive block by block, go on where they were stopped, and share work."""
+
+# B inputs of a batch, D width
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch.utils.data import Dataset
+
+from geobind.archive.archive import Archive, model_digest
+from geobind.archive.table import (
+    ArchiveMetadata,
+    ArchiveWriter,
+    Precision,
+    build_stac_item,
+    build_table,
+    measure_box,
+    measure_tables,
+    read_metadata,
+)
+from geobind.data.loader import Failure, choose_workers, load_batches
+from geobind.data.parquet import report_damage
+from geobind.errors import CheckpointError, DataError
+from geobind.inference import collate, eval_mode, to_device
+from geobind.utils.files import FileLock, read_json, replace_atomic, write_json
+from geobind.utils.hashing import fingerprint
+from geobind.utils.progress import track
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from geobind.archive.sources import InputSource
+    from geobind.binder import Binder
+    from geobind.data.loader import Workers
+    from geobind.data.options import ColumnChoice, DataOptions
+    from geobind.modality import Modality, Prepared
+
+_PLAN, _SHARES, _LOCK = "plan.json", "shares.json", "lock"
+_PART = re.compile(r"(\d{6,9})\.parquet")
+_SHOWN = 3  # broken inputs named in a message
+
+
+class Parts(BaseModel):
+    """The parts of an archive that is being made, and what it will be: `NAME.parts/plan.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    out: Path = Field(exclude=True)
+    metadata: ArchiveMetadata
+    blocks: int = Field(ge=1, le=2**31)
+    facts: dict[str, Any] = Field(description="everything that decides the rows; its digest is the plan")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the parts that are there already."""
+        return parts_folder(self.out)
+
+    def file(self, block: int) -> Path:
+        """Return the file of a block."""
+        return self.folder / f"{block:06d}.parquet"
+
+    def list_missing(self) -> list[int]:
+        """List the blocks whose part is not there."""
+        names = (path.name for path in self.folder.glob("*.parquet"))
+        there = {int(match[1]) for name in names if (match := _PART.fullmatch(name))}
+        return [block for block in range(self.blocks) if block not in there]
+
+    def is_done(self) -> bool:
+        """Return whether the archive itself is there."""
+        return self.out.is_file() and _read_plan(self.out) == self.metadata.plan
+
+
+def parts_folder(out: Path) -> Path:
+    """Return the folder that holds parts of an archive until all are there."""
+    return out.with_suffix(".parts")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is embedded into which archive, and how."""
+
+    parts: Parts
+    source: InputSource
+    batch_size: int
+    skip_broken: bool
+
+    @property
+    def metadata(self) -> ArchiveMetadata:
+        """What the archive's file will state."""
+        return self.parts.metadata
+
+
+def plan_job(
+    binder: Binder,
+    modality: str,
+    source: InputSource,
+    out: str | Path,
+    *,
+    dtype: Precision = "float16",
+    batch_size: int = 64,
+    skip_broken: bool = False,
+) -> Job:
+    """Plan a job: its blocks, and the digest of everything that decides the archive's bytes.
+
+    Raises:
+        DataError: The source cannot be used, or the archive's name does not end in .parquet.
+        PluginError: The binder has no such modality.
+    """
+    out = Path(out)
+    if out.suffix != ".parquet":
+        raise DataError(f"{out}: an archive is a Parquet file: let its name end in .parquet")
+    if batch_size < 1:
+        raise DataError(f"batch_size must be at least 1, not {batch_size}")
+    if not out.parent.is_dir():
+        raise DataError(f"{out}: there is no folder {out.parent}; make it first")
+    digest = model_digest(binder, modality)
+    facts = {
+        **source.describe(),
+        "modality": modality,
+        "model": digest,
+        "dtype": dtype,
+        "batch size": batch_size,  # of the last digits of an embedding
+        "skip broken": skip_broken,
+    }
+    metadata = ArchiveMetadata.model_validate(
+        {
+            "modality": modality,
+            "width": binder.width,
+            "dtype": dtype,
+            "model": digest,
+            "bundle": binder.card.name if binder.card else "",
+            "source": source.name,
+            "plan": fingerprint(facts),
+            **source.state(),
+        }
+    )
+    plain = json.loads(json.dumps(facts))
+    return Job(
+        Parts(out=out, metadata=metadata, blocks=source.blocks, facts=plain), source, batch_size, skip_broken
+    )
+
+
+def embed_raster(
+    binder: Binder | str | Path,
+    modality: str,
+    raster: str | Path,
+    out: str | Path,
+    *,
+    size_m: float,
+    stride_m: float | None = None,
+    grid: str = "raster",
+    time: str | None = None,
+    nodata: float | None = None,
+    dtype: Precision = "float16",
+    batch_size: int = 64,
+    workers: Workers = "auto",
+    shard: tuple[int, int] | None = None,
+    ray: str | None = None,
+    fresh: bool = False,
+    progress: bool | None = None,
+    **reading: Any,
+) -> Archive | None:
+    """Embed the tiles of a raster into an archive; what a stopped call has done is not done again.
+
+    Args:
+        binder: The model, or the bundle's folder or hub id (which workers of Ray need).
+        modality: What tiles are, such as the anchor.
+        raster: A GeoTIFF or JPEG 2000 file.
+        out: The archive, NAME.parquet; parts lie in NAME.parts until all are there.
+        size_m: Side of a tile in metres.
+        stride_m: Metres from one tile to the next; default: `size_m`.
+        grid: `raster`, a grid over all of it, or `majortom:10km`, one tile in the middle of each such cell.
+        time: When the raster was taken, ISO 8601, UTC.
+        nodata: A stored value that means missing, beside what the raster states.
+        dtype: How embeddings are stored.
+        batch_size: Tiles read and embedded together.
+        workers: Processes that prepare tiles; auto: some where the model is on an accelerator, else none.
+        shard: Do only share i of n, counted from 0.
+        ray: Let a Ray cluster do it: its address, or `auto`.
+        fresh: Throw away what is there of another job.
+        progress: Show a progress bar; default: when a person is watching.
+        reading: How the raster is read: `gsd`, `bands`, `stretch`, `fill`, `min_valid`, `nearest`, `scaled`
+            of `geobind.data.RasterOptions`.
+
+    Returns:
+        The archive; None of a share.
+
+    Raises:
+        DataError: The raster cannot be read or used, or another archive has this name.
+        CheckpointError: The archive of this name is of another model.
+        StorageError: The disk is full.
+    """
+    from geobind.archive.sources import RasterTiles, build_reading, parse_time
+
+    options = build_reading(size_m=size_m, **reading)
+    source = RasterTiles(Path(raster), options, stride_m or size_m, grid, parse_time(time), nodata)
+    loaded, bundle = _load(binder)
+    job = plan_job(loaded, modality, source, out, dtype=dtype, batch_size=batch_size)
+    runner = choose_runner(loaded, bundle, workers, ray)
+    return run_job(job, runner, shard=shard, fresh=fresh, progress=progress)
+
+
+def embed_table(
+    binder: Binder | str | Path,
+    modality: str,
+    data: str | Path | DataOptions,
+    out: str | Path,
+    *,
+    split: str | None = None,
+    pattern: str = "*",
+    skip_broken: bool = False,
+    dtype: Precision = "float16",
+    batch_size: int = 64,
+    workers: Workers = "auto",
+    shard: tuple[int, int] | None = None,
+    ray: str | None = None,
+    fresh: bool = False,
+    progress: bool | None = None,
+    **columns: ColumnChoice,
+) -> Archive | None:
+    """Embed the rows of a manifest, or the files of a folder, into an archive with their keys and places.
+
+    Args:
+        binder: The model, or the bundle's folder or hub id.
+        modality: What is embedded.
+        data: A manifest (CSV, JSON lines, Parquet), a folder of files, or a recipe's `data` block.
+        out: The archive, NAME.parquet.
+        split: Only rows of this split.
+        pattern: Of a folder: names of files, such as `*.png`.
+        skip_broken: Leave out what cannot be read, with a warning.
+        dtype: How embeddings are stored.
+        batch_size: Inputs embedded together.
+        workers: Processes that prepare inputs.
+        shard: As `embed_raster`.
+        ray: As `embed_raster`.
+        fresh: As `embed_raster`.
+        progress: As `embed_raster`.
+        columns: Of a manifest: the column of the modality, of key, lat, lon, time.
+
+    Returns:
+        The archive, its rows along a curve over the Earth if they have places; None of a share.
+
+    Raises:
+        DataError: As `embed_raster`; an input that cannot be read is named.
+    """
+    from geobind.archive.sources import open_source
+
+    source = open_source(data, modality, dict(columns), split=split, pattern=pattern)
+    loaded, bundle = _load(binder)
+    job = plan_job(loaded, modality, source, out, dtype=dtype, batch_size=batch_size, skip_broken=skip_broken)
+    runner = choose_runner(loaded, bundle, workers, ray)
+    return run_job(job, runner, shard=shard, fresh=fresh, progress=progress)
+
+
+def _load(binder: Binder | str | Path) -> tuple[Binder, str | None]:
+    """Return a model, and the name of its bundle if that was given."""
+    from geobind.binder import Binder
+
+    if isinstance(binder, str | Path):
+        return Binder.from_pretrained(binder), str(binder)
+    return binder, None
+
+
+def choose_runner(binder: Binder, bundle: str | None, workers: Workers, ray: str | None) -> Runner:
+    """Return what does the work: this process, or a Ray cluster.
+
+    Raises:
+        DataError: Ray is asked for without the name of a bundle.
+    """
+    if ray is None:
+        return Here(binder, workers)
+    raise DataError("not yet")
+
+
+class Runner(Protocol):
+    """Protocol of what does the work of a job: this process, or others."""
+
+    def run(self, job: Job, blocks: Sequence[int]) -> Iterator[int]:
+        """Write the parts of these blocks, and yield the number of each that is there."""
+        ...
+
+
+def run_job(
+    job: Job,
+    runner: Runner,
+    *,
+    shard: tuple[int, int] | None = None,
+    fresh: bool = False,
+    progress: bool | None = None,
+) -> Archive | None:
+    """Do what is missing of a job, and open its archive.
+
+    Args:
+        job: The job.
+        runner: What does the work.
+        shard: Do only share i of n, counted from 0; `finish` joins the parts once all are there.
+        fresh: Throw away what is there of another job.
+        progress: Show a progress bar.
+
+    Returns:
+        The archive; None where a share alone was asked for.
+
+    Raises:
+        DataError: An input cannot be read, or there is another archive under this name.
+        CheckpointError: The archive of this name is of another model.
+        StorageError: The disk is full.
+    """
+    if shard is not None and not 0 <= shard[0] < shard[1]:
+        raise DataError(f"--shard {shard[0]}/{shard[1]}: shares of n are 0/n to {shard[1] - 1}/n")
+    parts = job.parts
+    if parts.is_done() and not fresh:
+        return finish(parts)
+    _claim(parts, fresh=fresh)
+    with FileLock(parts.folder / _LOCK, shared=True):
+        missing = parts.list_missing()
+        if shard is not None:
+            write_json(parts.folder / _SHARES, {"shares": shard[1]})
+            missing = [block for block in missing if block % shard[1] == shard[0]]
+        for _ in track(runner.run(job, missing), f"embedding {job.source.name}", len(missing), progress):
+            pass
+    return finish(parts) if shard is None else None
+
+
+def _claim(parts: Parts, *, fresh: bool) -> None:
+    """Make the folder of parts these parts', unless it is another's.
+
+    Raises:
+        DataError: Another job's archive or parts are there.
+        CheckpointError: The archive there is of another model.
+    """
+    if fresh:
+        shutil.rmtree(parts.folder, ignore_errors=True)
+    elif parts.out.exists():
+        found = read_metadata(pq.read_schema(parts.out).metadata, parts.out) if parts.out.is_file() else None
+        if found is not None and found.model != parts.metadata.model:
+            raise CheckpointError(
+                f"{parts.out}: is an archive of another model ({found.bundle or found.model[:12]}), whose "
+                "embeddings cannot be mixed with these; choose another name, or replace it with --fresh"
+            )
+        raise DataError(
+            f"{parts.out}: is there already, made of other inputs or options; choose another name, or "
+            "replace it with --fresh"
+        )
+    plan = parts.folder / _PLAN
+    known = read_json(plan)
+    if not known:
+        write_json(plan, parts.model_dump(mode="json"))
+    elif (before := _parse_parts(parts.out, known)).metadata.plan != parts.metadata.plan:
+        names = {**before.facts, **parts.facts}
+        others = [name for name in names if before.facts.get(name) != parts.facts.get(name)]
+        raise DataError(
+            f"{parts.folder}: holds parts of another job (different: {', '.join(others) or 'its plan'}); "
+            "finish that one, or throw them away with --fresh"
+        )
+
+
+def read_parts(out: Path) -> Parts:
+    """Read what the parts of an archive are of.
+
+    Raises:
+        DataError: There are none.
+    """
+    folder = parts_folder(out)
+    known = read_json(folder / _PLAN)
+    if not known:
+        raise DataError(f"{folder}: has no parts of {out.name}; make them: geobind embed ... --shard 0/2")
+    return _parse_parts(out, known)
+
+
+def _parse_parts(out: Path, known: Mapping[str, Any]) -> Parts:
+    try:
+        return Parts.model_validate({**known, "out": out})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(
+            f"{parts_folder(out) / _PLAN}: damaged: {where}: {first['msg']}; throw the parts away with "
+            "--fresh"
+        ) from None
+
+
+def _read_plan(path: Path) -> str | None:
+    try:
+        return read_metadata(pq.read_schema(path).metadata, path).plan
+    except (DataError, OSError, ValueError):
+        return None
+
+
+def finish(parts: Parts) -> Archive:
+    """Join parts, and open the archive.
+
+    Raises:
+        DataError: Parts are missing or damaged, another process still writes some, or there is no row.
+        StorageError: The disk is full.
+    """
+    if not parts.is_done():
+        _require_all(parts)
+        with FileLock(parts.folder / _LOCK, wait=False) as lock:
+            if not lock:
+                raise DataError(
+                    f"{parts.folder}: another process still writes parts; join them when it has ended"
+                )
+            _join(parts)
+    _write_item(parts)
+    shutil.rmtree(parts.folder, ignore_errors=True)
+    return Archive.open(parts.out)
+
+
+def _require_all(parts: Parts) -> None:
+    missing = parts.list_missing()
+    if not missing:
+        return
+    count = parts.blocks
+    shares = read_json(parts.folder / _SHARES).get("shares")
+    hint = "run the command again"
+    if isinstance(shares, int) and shares > 0:
+        open_shares = sorted({block % shares for block in missing})
+        named = [f"{share}/{shares}" for share in open_shares[:_SHOWN]]
+        hint = f"run shard {', '.join(named)}" + (" and others" if len(open_shares) > _SHOWN else "")
+    raise DataError(f"{parts.folder}: has {count - len(missing)} of {count} parts; {hint}")
+
+
+def _join(parts: Parts) -> None:
+    """Write the archive of all parts, with memory for one row group."""
+    boxes: list[Any] = []
+    kinds: set[str] = set()
+    rows = 0
+    for block in range(parts.blocks):
+        path = parts.file(block)
+        with report_damage(path):
+            footer = pq.read_metadata(path)
+        facts = json.loads((footer.metadata or {}).get(b"part", b"{}"))
+        if facts.get("plan") != parts.metadata.plan:
+            raise DataError(f"{path}: is no part of this job; remove it and run the command again")
+        boxes += [facts["box"]] if facts["box"] else []
+        kinds |= set(facts["kinds"])
+        rows += footer.num_rows
+    if not rows:
+        reason = (
+            ": no tile has enough pixels that are there; lower --min-valid" if parts.metadata.reading else ""
+        )
+        raise DataError(f"{parts.metadata.source}: nothing to embed{reason}")
+    box = measure_box(np.array(boxes, dtype=np.float64).reshape(-1, 4))
+    with ArchiveWriter(parts.out, parts.metadata, box, sorted(kinds)) as writer:
+        for block in range(parts.blocks):
+            path = parts.file(block)
+            with report_damage(path):
+                table = pq.read_table(path, page_checksum_verification=True, use_threads=False)
+            writer.write(table.replace_schema_metadata())
+
+
+def _write_item(parts: Parts) -> None:
+    item = parts.out.with_suffix(".json")
+    if not item.is_file() or read_json(item).get("id") != f"{parts.out.stem}-{parts.metadata.plan[:12]}":
+        write_json(item, build_stac_item(Archive.open(parts.out).metadata, parts.out))
+
+
+class _Strip(NamedTuple):
+    """Neighbouring rows of a block that are read and embedded together."""
+
+    block: int
+    start: int
+    end: int
+
+
+class PreparedStrip(NamedTuple):
+    """The prepared inputs of a strip, and the columns of its rows."""
+
+    inputs: Prepared | None  # None where nothing is there
+    names: list[str]
+    columns: Mapping[str, Any]
+    broken: list[tuple[str, str]]
+
+
+class _Strips(Dataset[Any]):
+    def __init__(self, job: Job, modality: Modality) -> None:
+        self.job, self.modality = job, modality
+
+    def __getitem__(self, strip: _Strip) -> PreparedStrip | Failure:
+        try:
+            raws, names, columns = self.job.source.read(*strip)
+        except DataError as error:
+            return Failure(str(error))
+        samples: list[Prepared] = []
+        kept: list[int] = []
+        broken: list[tuple[str, str]] = []
+        for number, raw in enumerate(raws):
+            try:
+                if isinstance(raw, DataError):
+                    raise raw
+                samples.append(self.modality.prepare(raw))
+                kept.append(number)
+            except DataError as error:
+                broken.append((names[number], str(error)))
+        if broken and not self.job.skip_broken:
+            name, reason = broken[0]
+            also = f" (and {len(broken) - 1} more near it)" if len(broken) > 1 else ""
+            return Failure(
+                f"{name}: {reason}{also}; mend or remove it and run the command again, or leave out whatever "
+                "cannot be read with --skip-broken"
+            )
+        try:
+            inputs = collate(samples) if samples else None
+        except DataError as error:
+            return Failure(f"{names[kept[0]]} and what lies near it: {error}")
+        chosen = {name: values[kept] for name, values in columns.items()}
+        return PreparedStrip(inputs, [names[n] for n in kept], chosen, broken)
+
+
+def _take_one(strips: list[PreparedStrip]) -> PreparedStrip:
+    return strips[0]
+
+
+def embed_blocks(
+    job: Job, binder: Binder, blocks: Sequence[int], workers: Workers = 0
+) -> Iterator[tuple[int, pa.Table, list[tuple[str, str]]]]:
+    """Yield the rows of each block, and what of it cannot be read: names and reasons.
+
+    Raises:
+        DataError: An input cannot be read, or its embedding is NaN or zero.
+    """
+    modality = binder.modality(job.metadata.modality)
+    chosen = _choose_workers(job, binder, blocks) if workers == "auto" else workers
+    strips = _list_strips(job, blocks)
+    loaded = load_batches(
+        _Strips(job, modality), ([strip] for strip in _list_strips(job, blocks)), _take_one, chosen
+    )
+    for block, group in groupby(zip(strips, loaded, strict=True), key=lambda pair: pair[0].block):
+        parts: list[tuple[Mapping[str, Any], Any]] = []
+        broken: list[tuple[str, str]] = []
+        for _, strip in group:
+            broken += strip.broken
+            if strip.inputs is not None:
+                parts.append((strip.columns, _embed(binder, modality.name, strip)))
+            elif not parts:
+                parts.append((strip.columns, np.empty((0, binder.width), np.float32)))
+        columns = {name: np.concatenate([part[name] for part, _ in parts]) for name in parts[0][0]}
+        yield block, build_table(job.metadata, columns, np.concatenate([v for _, v in parts])), broken
+
+
+def _choose_workers(job: Job, binder: Binder, blocks: Sequence[int]) -> int:
+    """Choose processes that prepare inputs: on a CPU they would only take it from the encoder."""
+    if binder.device.type == "cpu":
+        return 0
+    return choose_workers(sum(job.source.count(block) for block in blocks[:8]))
+
+
+def _list_strips(job: Job, blocks: Iterable[int]) -> Iterator[_Strip]:
+    for block in blocks:
+        count = job.source.count(block)
+        for start in range(0, count, job.batch_size):
+            yield _Strip(block, start, min(start + job.batch_size, count))
+
+
+def _embed(binder: Binder, modality: str, strip: PreparedStrip) -> Any:
+    with eval_mode(binder.encoders[modality]):
+        vectors_BD = binder(modality, to_device(strip.inputs, binder.device)).cpu().numpy()
+    length_B = np.linalg.norm(vectors_BD, axis=1)
+    if len(wrong := np.flatnonzero(~(np.abs(length_B - 1) < 1e-2))):
+        raise DataError(
+            f"{strip.names[wrong[0]]}: its embedding is NaN, infinite or zero; look at the input, or at the "
+            "weights"
+        )
+    return vectors_BD
+
+
+def write_part(job: Job, block: int, table: pa.Table) -> None:
+    """Write the part of a block.
+
+    Raises:
+        StorageError: The disk is full.
+    """
+    box, kinds = measure_tables([table])
+    facts = json.dumps({"plan": job.metadata.plan, "box": box, "kinds": kinds})
+    with replace_atomic(job.parts.file(block)) as temporary:
+        pq.write_table(
+            table.replace_schema_metadata({b"part": facts.encode()}),
+            temporary,
+            compression="zstd",
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
+        )
+
+
+@dataclass(frozen=True)
+class Here:
+    """Runs a job in this process; others prepare its inputs.
+
+    Args:
+        binder: The model.
+        workers: Processes that prepare inputs; auto: some where the model is on an accelerator, else none.
+    """
+
+    binder: Binder
+    workers: Workers = "auto"
+
+    def run(self, job: Job, blocks: Sequence[int]) -> Iterator[int]:
+        """Write the parts of these blocks, and yield the number of each that is there."""
+        for block, table, broken in embed_blocks(job, self.binder, blocks, self.workers):
+            report_broken(broken)
+            write_part(job, block, table)
+            yield block
+
+
+def report_broken(broken: Sequence[tuple[str, str]]) -> None:
+    """Log the first few inputs that were left out because they cannot be read."""
+    import logging
+
+    for name, reason in broken[:_SHOWN]:
+        logging.getLogger(__name__).warning("left out: %s: %s", name, reason)
+    if len(broken) > _SHOWN:
+        logging.getLogger(__name__).warning("left out: %d more near them", len(broken) - _SHOWN)
