@@ -304,24 +304,23 @@ class Archive:
                 name is there twice, or a place is out of range.
         """
         seen: set[bytes] = set()
+        names = build_schema(self.metadata).names
         for group, start in enumerate(self._starts[:-1].tolist()):
-            vectors_ND = self._vectors_of_group(group).astype(np.float32)
-            length_N = np.linalg.norm(vectors_ND, axis=1)
+            table = self._read_group(group, names)  # all columns: each page has a checksum
+            length_N = np.linalg.norm(self._to_vectors(table, group).astype(np.float32), axis=1)
             self._report(start, ~np.isfinite(length_N), "its embedding is not finite")
             self._report(start, np.abs(length_N - 1) > 0.01, "its embedding is not of unit length")
-            names = self._read_group(group, ["id"]).column("id").to_pylist()
-            for row, name in enumerate(names):
+            for row, name in enumerate(table.column("id").to_pylist()):
                 digest = _short_hash(name)
                 if name is None or digest in seen:
                     raise DataError(f"{self.path}: row {start + row}: '{name}' names another row too")
                 seen.add(digest)
             if self.metadata.placed:
-                table = self._read_group(group, ["lat", "lon", "bbox"])
                 lat_N, lon_N = _to_numpy(table, "lat"), _to_numpy(table, "lon")
                 self._report(
                     start, (np.abs(lat_N) > 90) | (np.abs(lon_N) > 180), "its place is none on Earth"
                 )
-                self.footprint(slice(start, start + len(lat_N)))
+                decode_bounds(table.column("geometry").combine_chunks(), read_boxes(table))
         return len(self)
 
     def _report(self, start: int, wrong_N: NDArray[np.bool_], reason: str) -> None:
@@ -369,7 +368,10 @@ class Archive:
         return table
 
     def _vectors_of_group(self, group: int) -> NDArray[Any]:
-        column = self._read_group(group, [EMBEDDING]).column(EMBEDDING).combine_chunks()
+        return self._to_vectors(self._read_group(group, [EMBEDDING]), group)
+
+    def _to_vectors(self, table: pa.Table, group: int) -> NDArray[Any]:
+        column = table.column(EMBEDDING).combine_chunks()
         if column.null_count or column.values.null_count:
             raise DataError(f"{self.path}: a row of row group {group} has no embedding; embed it again")
         return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.width)
