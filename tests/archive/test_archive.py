@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind.archive import Archive, TileGrid, model_digest, write_archive
@@ -72,6 +72,7 @@ def test_blocks_are_row_groups_and_cover_all_rows(archive):
     assert np.array_equal(np.concatenate([vectors for _, vectors in blocks]), archive.read_vectors())
 
 
+@settings(deadline=None)
 @given(
     st.floats(-180, 180), st.floats(-180, 180), st.floats(-90, 90), st.floats(-90, 90), st.integers(0, 20_000)
 )

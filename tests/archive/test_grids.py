@@ -197,7 +197,7 @@ def test_cells_of_major_tom_have_its_names_and_middles(tmp_path):
     assert all(-0.2 <= lat <= 0.2 for lat, _ in by_name.values())
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.floats(-179, 179), st.floats(-80, 80))
 def test_every_cell_of_a_scene_is_found_once_wherever_it_lies(tmp_path_factory, lon, lat):
     path = tmp_path_factory.mktemp("cells") / "a.tif"
