@@ -72,6 +72,7 @@ SMALL = {
 # Strings in code that are the name of a built-in modality or dataset, and why each may be.
 NAMED = {
     ("recipe/schema.py", "satellite"): "the default anchor",
+    ("recipe/schema.py", "text"): "the default modality that reads a question",
     ("binder.py", "text"): "the default modality that describes classes",
     ("towers/clip.py", "text"): "open_clip's word for a tower",
     ("modality.py", "text"): "a widget of pages, where words are given",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from geobind.evaluation.calibration import CalibrationResult
     from geobind.evaluation.embedded import EmbeddedRows
     from geobind.evaluation.gap import ModalityGap
+    from geobind.evaluation.questions import QuestionResults
 
 
 class EvalOptions(NamedTuple):
@@ -39,6 +40,8 @@ class EvalOptions(NamedTuple):
     keep: bool
     sums: tuple[str, ...]
     gap: bool
+    questions: Path | None
+    untrained: bool
 
 
 class ExtraMetrics(NamedTuple):
@@ -47,6 +50,7 @@ class ExtraMetrics(NamedTuple):
     calibrated: CalibrationResult | None
     sums: list[SumResult]
     gap: ModalityGap
+    questions: QuestionResults | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -54,6 +58,7 @@ class ExtraMetrics(NamedTuple):
             "gap": self.gap.to_dict(),
             "calibration": self.calibrated.to_dict() if self.calibrated else None,
             "arithmetic": [one.to_dict() for one in self.sums],
+            "questions": self.questions.to_dict() if self.questions else None,
         }
 
 
@@ -67,6 +72,17 @@ def extra_options(command: Callable[..., Any]) -> Callable[..., Any]:
             multiple=True,
             metavar="ONE+TWO:GALLERY",
             help="Search a gallery with sums of embeddings (on toy Earth also of two places); repeatable.",
+        ),
+        click.option(
+            "--questions",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Put questions in words to the modalities: YAML as under `evaluate.questions` of a recipe.",
+        ),
+        click.option(
+            "--untrained",
+            is_flag=True,
+            help="Show the same encoders with random weights beside retrieval and questions.",
         ),
         click.option("--keep", is_flag=True, help="With --calibrate: store the scales in the bundle."),
         click.option(
@@ -145,11 +161,18 @@ def store_calibration(binder: Binder, calibrated: CalibrationResult, bundle: str
 
 def render_extras(more: ExtraMetrics, asked: EvalOptions) -> Iterator[Grid]:
     """Yield the tables for people."""
-    from geobind.evaluation.tables import build_calibration_table, build_gap_table, build_sum_table
+    from geobind.evaluation.tables import (
+        build_calibration_table,
+        build_gap_table,
+        build_question_table,
+        build_sum_table,
+    )
 
     if more.calibrated:
         yield build_calibration_table(more.calibrated)
     yield from map(build_sum_table, more.sums)
+    if more.questions:
+        yield build_question_table(more.questions)
     if asked.gap:
         yield build_gap_table(more.gap)
 
@@ -206,26 +229,39 @@ def eval_command(
     from geobind.evaluation import get_protocol, leakage
     from geobind.evaluation.embedded import embed_rows
     from geobind.evaluation.held_out import build_retrieval_table, check_comparable, take_first_rows
+    from geobind.evaluation.questions import Space, ask_questions, load_questions, read_truths
     from geobind.evaluation.split_leakage import choose_clusters
 
     chosen = [get_protocol(name) for name in dict.fromkeys(protocols) if name != "clean"]
     card = read_bundle_card(bundle)
     asked = EvalOptions(**given)
     check_options(asked, split, bundle, card.modalities)
+    questions = load_questions(asked.questions) if asked.questions else {}
     options = data_options_from_cli(card, data, mapped, root)
     table = open_table(options, Path.cwd(), tuple(card.modalities))
     held_out = take_first_rows(table.split(split), limit)
     check_comparable(held_out, card.modalities, by)
-    choose_clusters(held_out, clusters)
+    chosen_clusters = choose_clusters(held_out, clusters)
     binder = Binder.from_pretrained(bundle)  # nothing of the data stands in the way any more
     leak = leakage(table.split(train_split), held_out, most_images=None) if train_split else None
     pairs = _pairs(binder, anchor)
     _to_device(binder)
-    found = embed_rows(binder, held_out)
+    truths = read_truths(held_out, options, questions, binder.modalities, Path.cwd())
+    space = Space(binder, embed_rows(binder, held_out))
+    found = space.embedded
     clean = build_retrieval_table(held_out, found, binder.marks, by, clusters)
+    fresh = None
+    if asked.untrained:
+        untrained = Binder(binder.modalities, binder.width, pretrained=False, seed=0).to(binder.device)
+        fresh = Space(untrained, embed_rows(untrained, held_out))
+        theirs = build_retrieval_table(held_out, fresh.embedded, binder.marks, by, clusters)
+        clean = clean.set_beside("untrained", theirs)
     if leak and leak.warning:
         clean = replace(clean, warnings=(leak.warning, *clean.warnings))
     more = measure_extras(binder, table, options, held_out, found, by, asked, clusters)
+    more = more._replace(
+        questions=ask_questions(space, questions, truths, binder.marks, chosen_clusters, fresh)
+    )
     if more.calibrated and asked.keep:
         store_calibration(binder, more.calibrated, bundle)
     results = [result for each in chosen for result in _published(each, found, pairs)]

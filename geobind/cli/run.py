@@ -166,6 +166,7 @@ def run_command(
 
     from geobind.cli.options import print_table
     from geobind.evaluation import build_summary_table
+    from geobind.evaluation.tables import build_question_table
     from geobind.planning.auto import AutoResolver
     from geobind.report.page import PAGE
     from geobind.training.run import run
@@ -176,6 +177,8 @@ def run_command(
     if finished.table is not None:
         print_table(build_summary_table(finished.table))
         click.echo(f"chance in brackets; intervals and more measures: {finished.folder / 'retrieval.json'}")
+    if finished.questions is not None:
+        print_table(build_question_table(finished.questions))
     if is_first():
         page = finished.folder / PAGE
         if page.exists():

@@ -45,6 +45,7 @@ from geobind.evaluation.protocols import (
     psm_split,
     soundingearth_split,
 )
+from geobind.evaluation.questions import measure_auc
 from geobind.evaluation.ranks import RankCounts, rank_counts, rank_counts_both
 from geobind.evaluation.regression_probe import FactOptions, FactProbe, probe_facts
 from geobind.evaluation.retrieval_metrics import Metric, Retrieval, RetrievalSettings, retrieval
@@ -111,6 +112,7 @@ __all__ = [
     "mark_by_pairs",
     "mark_pairs",
     "measure_all",
+    "measure_auc",
     "measure_calibration",
     "measure_retrieval",
     "modality_gap",

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,13 +41,19 @@ class PairSides(NamedTuple):
         return self.query_id_Q[:, None] == self.gallery_id_G
 
 
-def embed_rows(binder: Binder, table: Table) -> dict[str, EmbeddedRows]:
+def embed_rows(binder: Binder, table: Table, names: Collection[str] | None = None) -> dict[str, EmbeddedRows]:
     """Embed every modality that a table has rows of.
+
+    Args:
+        binder: The encoders.
+        table: The rows.
+        names: Of these modalities alone; default: all of the binder's.
 
     Raises:
         DataError: An input cannot be read.
     """
-    return {name: _embed(binder, table, name) for name in binder.modalities if len(table.rows_with([name]))}
+    wanted = [name for name in binder.modalities if names is None or name in names]
+    return {name: _embed(binder, table, name) for name in wanted if len(table.rows_with([name]))}
 
 
 def build_pair_sides(

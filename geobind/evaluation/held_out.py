@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ from geobind.evaluation.calibration import CalibrationResult, calibrate, measure
 from geobind.evaluation.embedded import EmbeddedRows, embed_rows
 from geobind.evaluation.gap import ModalityGap, modality_gap
 from geobind.evaluation.pairs import PairRow, PairTable, SkippedPair, evaluate_pairs
+from geobind.evaluation.questions import QuestionResults, Space, ask_questions, read_truths
 from geobind.evaluation.retrieval_metrics import QueryScores, RetrievalSettings, retrieval
 from geobind.evaluation.split_leakage import ClusterBy, choose_clusters
 from geobind.recipe.embedding_sum import EmbeddingSum, parse_sum
@@ -216,6 +218,7 @@ class EvaluationResults:
     calibrated: CalibrationResult | None
     calibrating: Table | None  # the rows that it was fitted on
     sums: tuple[SumResult, ...]
+    questions: QuestionResults | None = None
 
     def parts(self) -> dict[str, dict[str, Any]]:
         """Return plain values, ready for JSON, by file name; parts that were not measured are left out."""
@@ -224,6 +227,8 @@ class EvaluationResults:
             values["calibration"] = self.calibrated.to_dict()
         if self.sums:
             values["arithmetic"] = {"sums": [one.to_dict() for one in self.sums]}
+        if self.questions:
+            values["questions"] = self.questions.to_dict()
         return values
 
 
@@ -248,7 +253,14 @@ def check_evaluation_rows(table: Table, options: Evaluation) -> None:
 
 
 def measure_all(
-    binder: Binder, table: Table, data: DataOptions, trained: Trained, options: Evaluation
+    binder: Binder,
+    table: Table,
+    data: DataOptions,
+    trained: Trained,
+    options: Evaluation,
+    *,
+    untrained: Binder | None = None,
+    base: Path = Path(),
 ) -> EvaluationResults:
     """Measure everything that `evaluate` asks for; every row is embedded once.
 
@@ -258,13 +270,24 @@ def measure_all(
         data: How they were opened.
         trained: Pairs of modalities that some stage aligned, or the mark of every pair.
         options: What to measure.
+        untrained: Encoders before any stage, as a baseline of retrieval and questions.
+        base: The folder that relative paths of `data` start from.
 
     Raises:
         DataError: The rows do not allow it.
     """
     held_out = take_first_rows(table.split(options.split), options.limit)
-    embedded = embed_rows(binder, held_out)
+    truths = read_truths(held_out, data, options.questions, binder.modalities, base)
+    space = Space(binder, embed_rows(binder, held_out))
+    embedded = space.embedded
     measured = build_retrieval_table(held_out, embedded, trained, options.by, options.clusters)
+    fresh = Space(untrained, embed_rows(untrained, held_out)) if untrained is not None else None
+    if fresh is not None:
+        theirs = build_retrieval_table(held_out, fresh.embedded, trained, options.by, options.clusters)
+        measured = measured.set_beside("untrained", theirs)
+    clusters = choose_clusters(held_out, options.clusters)
+    marks = trained if isinstance(trained, Mapping) else mark_by_pairs(embedded, trained)
+    questions = ask_questions(space, options.questions, truths, marks, clusters, fresh)
     calibrating = table.split(options.calibrate) if options.calibrate else None
     calibrated = None
     if calibrating is not None:
@@ -277,7 +300,14 @@ def measure_all(
         )
     )
     return EvaluationResults(
-        held_out, embedded, measured, modality_gap(embedded), calibrated, calibrating, sums
+        held_out,
+        embedded,
+        measured,
+        modality_gap(embedded),
+        calibrated,
+        calibrating,
+        sums,
+        questions,
     )
 
 
@@ -319,6 +349,11 @@ def measure_sum(
     if composes and len(wanted.parts) == 2 and len(table) >= MIN_PLACES:
         measured.insert(0, evaluate_sum_of_composed_places(binder, table, data, embedded, wanted))
     return measured
+
+
+def with_baseline(measured: EvaluationResults, name: str, other: PairTable) -> EvaluationResults:
+    """Return the same results with the figures of other encoders beside those of retrieval."""
+    return replace(measured, table=measured.table.set_beside(name, other))
 
 
 def with_warnings(measured: EvaluationResults, warnings: tuple[str, ...]) -> EvaluationResults:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import Any, cast
 
@@ -29,6 +29,9 @@ from geobind.evaluation.retrieval_metrics import (
 )
 from geobind.recipe.marks import Mark, Marks, mark_by_pairs
 
+# Encoders that a run's figures are shown beside: before any stage, and trained on the pair itself.
+BASELINES = ("untrained", "direct")
+
 
 @dataclass(frozen=True)
 class PairRow:
@@ -40,11 +43,24 @@ class PairRow:
     queries: int  # rows
     gallery_size: int
     metrics: Mapping[str, Metric]
+    beside: Mapping[str, Mapping[str, Metric]] = field(
+        default_factory=dict
+    )  # of other encoders, by BASELINES
 
     @property
     def trained(self) -> bool:
         """True if some stage aligned the two, and none has parted them since."""
         return self.mark == "trained"
+
+    def share_of_direct(self, measure: str) -> float | None:
+        """Return a recall as a share of what encoders reach that are trained on the pair itself.
+
+        None where there are none, or where their recall is not above chance.
+        """
+        mine, direct = self.metrics.get(measure), self.beside.get("direct", {}).get(measure)
+        if mine is None or direct is None or not measure.startswith("R@") or direct.low <= direct.chance:
+            return None
+        return mine.value / direct.value
 
     @classmethod
     def from_retrieval(cls, query: str, gallery: str, mark: Mark, result: Retrieval) -> PairRow:
@@ -71,6 +87,22 @@ class PairTable:
     warnings: tuple[str, ...] = ()  # what makes the figures look better than they are
     cluster_note: str = ""  # which queries count as one, and why
     scores: Any = field(default=None, repr=False, compare=False)  # of each query, by (query, gallery)
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """The baselines that some pair has."""
+        return tuple(name for name in BASELINES if any(name in row.beside for row in self.rows))
+
+    def set_beside(self, baseline: str, other: PairTable) -> PairTable:
+        """Return this table with the figures of other encoders beside those of the same pairs."""
+        theirs = {(row.query, row.gallery): row.metrics for row in other.rows}
+        rows = [
+            replace(row, beside={**row.beside, baseline: theirs[row.query, row.gallery]})
+            if (row.query, row.gallery) in theirs
+            else row
+            for row in self.rows
+        ]
+        return replace(self, rows=tuple(rows))
 
     @property
     def drawn(self) -> str:

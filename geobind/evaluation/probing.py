@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geobind.binder import Binder
+from geobind.data.numbers import find_number_columns, read_numbers
 from geobind.data.options import DataOptions
 from geobind.data.table import Table, open_table
 from geobind.errors import DataError, GeobindError, PluginError
@@ -115,45 +116,16 @@ def read_targets(
 ) -> tuple[Table, Mapping[str, Any]]:
     """Open the rows that have a modality, and read the target columns.
 
-    Where a dataset has a column of vectors of named facts, as toy Earth has, a target is the name of a fact,
-    or that of the column for all of them.
+    Where a dataset has columns of vectors of named facts, as toy Earth has, a target is the name of a fact,
+    or that of a column for all of its facts.
 
     Raises:
         DataError: A target is no column, or a cell is no number.
     """
-    vectors = source.options.dataset.vector_names() if source.options.dataset is not None else {}
-    vector = next(iter(vectors), None)
-    columns = tuple(targets) if vector is None else (vector,)
+    columns = find_number_columns(source.options, targets)
     table = source.table(split, name, *columns)
     table = table.take(table.rows_with([name]))
-    if vector is not None:
-        return table, _named_facts(table, vector, vectors[vector], targets)
-    for target in targets:
-        if target not in table.columns:
-            raise DataError(f"{table.name}: has no column '{target}' (--target)")
-    return table, {target: _numbers(table, target) for target in targets}
-
-
-def _named_facts(
-    table: Table, column: str, facts: Sequence[str], targets: Sequence[str]
-) -> Mapping[str, Any]:
-    wanted = list(facts) if column in targets else list(targets)
-    if unknown := [target for target in wanted if target not in facts]:
-        raise DataError(f"{table.name}: has no fact '{unknown[0]}'; its facts: {', '.join(facts)}")
-    fact_NT = np.stack([np.asarray(row) for row in table.samples(column)])
-    return {target: fact_NT[:, facts.index(target)] for target in wanted}
-
-
-def _numbers(table: Table, target: str) -> list[float | None]:
-    numbers: list[float | None] = []
-    for row, cell in enumerate(table.samples(target)):
-        try:
-            numbers.append(None if cell is None else float(np.asarray(cell).reshape(()).item()))
-        except (TypeError, ValueError):
-            raise DataError(
-                f"{table.keys[row]}: column '{target}' (--target) is {cell!r}, not a number"
-            ) from None
-    return numbers
+    return table, read_numbers(table, source.options, targets)
 
 
 class ProbeRequest(NamedTuple):

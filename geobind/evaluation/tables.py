@@ -1,4 +1,4 @@
-"""Result tables for terminals: retrieval, probes, calibration, sums, modality gap, protocols."""
+"""Result tables for terminals: retrieval, probes, calibration, sums, questions, modality gap, protocols."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from geobind.evaluation.few_shot_curves import FewShotCurve, FewShotPoint, Probe
 from geobind.evaluation.gap import ModalityGap
 from geobind.evaluation.pairs import PairTable
 from geobind.evaluation.protocols import ProtocolResult
+from geobind.evaluation.questions import QuestionResults
 from geobind.evaluation.retrieval_metrics import Metric
 from geobind.recipe.marks import MARKS
-from geobind.utils.formatting import format_decimal, format_number
+from geobind.utils.formatting import format_decimal, format_number, format_percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,10 +41,14 @@ def build_pair_table(table: PairTable, metrics: Sequence[str] = SHOWN_METRICS) -
     grid.add_column("query to gallery", no_wrap=True)
     for name in columns:
         grid.add_column(name, justify="right", no_wrap=True)
+    compared = _compared(columns)
+    for baseline in table.baselines:
+        grid.add_column(f"{baseline}\n{compared}", justify="right", no_wrap=True)
     for row in table.rows:
         mark = row.mark if row.trained else f"[bold]{row.mark}[/bold]"
         pair = f"{row.query} to {row.gallery}\n{mark}\n[dim]{row.gallery_size:,} in gallery[/dim]"
         cells = [_cell(row.metrics.get(name)) for name in columns]
+        cells += [_cell(row.beside.get(name, {}).get(compared)) for name in table.baselines]
         grid.add_row(pair, *cells, end_section=True)
     return grid
 
@@ -65,14 +70,64 @@ def build_summary_table(
     grid.add_column(f"gallery of {gallery}", no_wrap=True)
     for name in metrics:
         grid.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+    compared = _compared(metrics)
+    for baseline in table.baselines:
+        grid.add_column(f"{baseline}\n{compared}", justify="right", no_wrap=True)
+    if "direct" in table.baselines:
+        grid.add_column("share of\ndirect", justify="right", no_wrap=True)
     for mark in MARKS:
         rows = [row for row in table.rows if row.mark == mark]
         if rows:
             grid.add_row(f"[bold]{mark}[/bold]")
         for row in rows:
             cells = [_beside_chance(row.metrics.get(name)) for name in metrics]
+            cells += [_value(row.beside.get(name, {}).get(compared)) for name in table.baselines]
+            share = row.share_of_direct(compared)
+            cells += ["" if share is None else format_percent(share)] * ("direct" in table.baselines)
             grid.add_row(f"  {row.query} to {row.gallery}", *cells)
     return grid
+
+
+def build_question_table(results: QuestionResults) -> Table:
+    """Build a rich table of questions in words, and the AUC of each modality that was asked."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    grid = Table(
+        title="Questions in words",
+        caption="AUC: the share of pairs of a true and an untrue row in the right order; chance 0.5\n"
+        + results.note,
+    )
+    grid.add_column("question")
+    grid.add_column("asked of", no_wrap=True)
+    for head in ("AUC", "untrained", "true", "rows"):
+        grid.add_column(head, justify="right", no_wrap=True)
+    for question in results.questions:
+        prompts = " / ".join(map(escape, question.prompts))
+        title = f"{prompts}\n[dim]{escape(question.truth)}[/dim]"
+        for number, answer in enumerate(question.answers):
+            auc = f"{answer.auc.value:.3f} [dim]({answer.auc.low:.3f} to {answer.auc.high:.3f})[/dim]"
+            untrained = f"{answer.untrained.value:.3f}" if answer.untrained else "-"
+            asked = answer.modality if answer.mark == "trained" else f"[bold]{answer.modality}[/bold]"
+            grid.add_row(
+                "" if number else title,
+                asked,
+                auc,
+                untrained,
+                f"{answer.true_rows:,}",
+                f"{answer.rows:,}",
+                end_section=number == len(question.answers) - 1,
+            )
+    return grid
+
+
+def _compared(metrics: Sequence[str]) -> str:
+    """Return the metric of which baselines are shown."""
+    return next((name for name in ("R@10", "R@1") if name in metrics), next(iter(metrics), ""))
+
+
+def _value(metric: Metric | None) -> str:
+    return "" if metric is None else format_number(metric.value)
 
 
 def _beside_chance(metric: Metric | None) -> str:

@@ -371,11 +371,12 @@ def _evaluated(recipe: Recipe, binder: Binder) -> tuple[float, EvaluationResults
     points: list[tuple[float, float]] = []
     measured = None
     for count in sorted({min(rows, some) for some in _ROWS}):
-        few = options.model_copy(update={"limit": count, "calibrate": None})
+        few = options.model_copy(update={"limit": count, "calibrate": None, "questions": {}})
         system.release_memory()
         with captured():
             began = time.monotonic()
-            measured = measure_all(binder, table, data, set(), few)
+            untrained = binder if options.untrained else None
+            measured = measure_all(binder, table, data, set(), few, untrained=untrained)
             points.append((count, seconds_since(began)))
     line = fit_linear_cost(points)
     calibrating = len(table.split(options.calibrate)) if options.calibrate else 0

@@ -88,6 +88,54 @@ def build_recipe(
     return _checked(begun, base, files=files)
 
 
+# Of the stage that a direct one is like: what is told anew, and what chooses weights by other rows.
+_NOT_SHARED = ("name", "align", "anchor", "pairs", "weights", "train", "epochs", "steps", "watch")
+
+
+def build_direct_recipe(recipe: Recipe, pair: tuple[str, str], steps: Mapping[str, int]) -> Recipe:
+    """Build the recipe that trains two modalities on each other, from the same start and for as many steps.
+
+    Its one stage has the options of the longest stage that trains either, and trains of each what the last
+    stage that trains it does.
+
+    Args:
+        recipe: A recipe that names the pair under `evaluate.direct`.
+        pair: The two.
+        steps: The steps of each of its stages, by name.
+
+    Raises:
+        RecipeProblems: The pair cannot be trained on its own.
+    """
+    written = list(zip(recipe.stages, recipe.written["stages"], strict=True))
+    of_pair = [(stage, said) for stage, said in written if set(pair) & set(stage.parts)]
+    longest, said = max(of_pair, key=lambda each: steps[each[0].name])
+    trained: dict[str, Any] = {}
+    for _, other in of_pair:
+        train = other["train"]
+        trained |= {
+            name: train[name] if isinstance(train, Mapping) else "full" for name in pair if name in train
+        }
+    direct = {
+        **{key: value for key, value in said.items() if key not in _NOT_SHARED},
+        "name": "direct",
+        "anchor": pair[0],
+        "align": pair[1],
+        "train": trained,
+        "batch_size": longest.batch_size,
+        "chunk": longest.chunk,
+        "steps": steps[longest.name],
+    }
+    together = [name for name in recipe.augment.together if name in pair]
+    values = {
+        **{key: value for key, value in recipe.written.items() if key not in ("card", "evaluate", "loggers")},
+        "anchor": pair[0],
+        "modalities": {name: said for name, said in recipe.written["modalities"].items() if name in pair},
+        "augment": {"together": together if len(together) > 1 else []},
+        "stages": [direct],
+    }
+    return build_recipe(values, recipe.base, source=f"evaluate.direct: {'-'.join(pair)}", begin=True)
+
+
 def _checked(
     begun: Beginning, base: Path, *, files: bool, packages: bool = False, known: Iterable[Problem] = ()
 ) -> Recipe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -42,6 +42,11 @@ from geobind.recipe.stage_options import (
 )
 
 Pairing = Literal["anchor", "all"]
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100, description="in folders, tables, messages"),
+]
+Prompt = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class ModalityPair(NamedTuple):
@@ -99,9 +104,55 @@ def pair_aliases(one: str, two: str, anchor: str) -> tuple[str, ...]:
     return (f"{one}-{two}", f"{two}-{one}", *alone)
 
 
+def find_pair(text: str, known: Iterable[str]) -> tuple[str, str] | None:
+    """Return the two modalities that `ONE-TWO` names; None if it names none. Names may have hyphens."""
+    return next((pair for pair in permutations(known, 2) if "-".join(pair) == text), None)
+
+
 def to_names(aligned: str | Iterable[str]) -> tuple[str, ...]:
     """Return the names in `align`, which is one or several."""
     return (aligned,) if isinstance(aligned, str) else tuple(aligned)
+
+
+class Question(RecipeBlock):
+    """A question in words about places, and the number of each place that tells the truth."""
+
+    prompts: tuple[Prompt, Prompt] = Field(
+        description="what is said of a place where it is true, and of one where it is not"
+    )
+    truth: str = Field(description="a column of numbers, or a fact of the dataset")
+    above: float = Field(allow_inf_nan=False, description="true of places with a larger number")
+    below: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        description="untrue of places with at most this, which may be less than `above`: places between are "
+        "left out. Default: `above`",
+    )
+    modalities: tuple[str, ...] = Field(
+        default=(), max_length=100, description="the modalities to ask; default: all but that of the words"
+    )
+    through: str = Field(default="text", description="the modality that reads the prompts")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.lower > self.above:
+            raise ValueError(f"`below` is {self.below:g} and `above` {self.above:g}: places cannot be both")
+        return self
+
+    @property
+    def lower(self) -> float:
+        """The largest number of which the first prompt is untrue."""
+        return self.above if self.below is None else self.below
+
+    def list_asked(self, known: Iterable[str]) -> tuple[str, ...]:
+        """Return the modalities to ask, of those there are."""
+        there = tuple(name for name in known if name != self.through)
+        return tuple(name for name in self.modalities if name in there) if self.modalities else there
+
+    def describe_truth(self) -> str:
+        """Describe which places it is true of, and which not."""
+        untrue = "" if self.below is None else f", untrue up to {self.lower:g}"
+        return f"{self.truth} above {self.above:g}{untrue}"
 
 
 class Evaluation(RecipeBlock):
@@ -127,6 +178,20 @@ class Evaluation(RecipeBlock):
     sums: tuple[str, ...] = Field(
         default=(),
         description="embedding arithmetic, as `ONE+TWO:GALLERY`: do sums find what holds what both say?",
+    )
+    untrained: bool = Field(
+        default=False, description="measure the encoders before any stage too, as a baseline of every figure"
+    )
+    direct: tuple[str, ...] = Field(
+        default=(),
+        max_length=100,
+        description="emergent pairs, as `ONE-TWO`, to train on each other too: encoders from the same start, "
+        "not kept, whose figures are an upper bound",
+    )
+    questions: dict[Name, Question] = Field(
+        default_factory=dict,
+        max_length=100,
+        description="questions in words, put to every modality; a number of each place tells the truth",
     )
 
     @model_validator(mode="after")
@@ -232,10 +297,6 @@ LoggerSpec = Annotated[
 ]
 
 
-Name = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100, description="in folders, tables, messages"),
-]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
 _ONE, _MANY = "one of them", "several of them"  # no identifiers: they are left out of a mistake's path

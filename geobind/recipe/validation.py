@@ -26,7 +26,15 @@ from geobind.recipe.parsing import (
     iterate_strings,
     to_key_path,
 )
-from geobind.recipe.schema import ModalityEntry, Recipe, Stage, build_pairs, find_pair_providers, pair_aliases
+from geobind.recipe.schema import (
+    ModalityEntry,
+    Recipe,
+    Stage,
+    build_pairs,
+    find_pair,
+    find_pair_providers,
+    pair_aliases,
+)
 from geobind.recipe.stage_options import CachedViews, Lora
 
 Faults = Iterator[tuple[KeyPath, str]]  # key path inside the stage, and message with the fix
@@ -291,11 +299,50 @@ def find_evaluation_faults(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             parse_sum(text, recipe.modalities)
         except DataError as error:
             yield ("evaluate", "sums", number), str(error)
+    for number, text in enumerate(evaluate.direct):
+        if fault := _find_direct_fault(recipe, text):
+            yield ("evaluate", "direct", number), fault
+    for name, question in evaluate.questions.items():
+        at = ("evaluate", "questions", name)
+        if question.through not in recipe.modalities:
+            yield (*at, "through"), explain_unknown(question.through, recipe.modalities)
+        for number, modality in enumerate(question.modalities):
+            if modality not in recipe.modalities:
+                yield (*at, "modalities", number), explain_unknown(modality, recipe.modalities)
+        if data is not None and (fault := _find_number_fault(recipe, data, question.truth)):
+            yield (*at, "truth"), fault
     for stage in recipe.stages:
         known = all(name in recipe.modalities for name in stage.aligned)
         if stage.split == evaluate.calibrate and known and data in recipe.tables_of(stage):
             message = f"stage {stage.name!r} trains on split {stage.split!r}: name rows that none does"
             yield ("evaluate", "calibrate"), message
+
+
+def _find_direct_fault(recipe: Recipe, text: str) -> str | None:
+    """Return why a pair cannot be trained on its own as an upper bound; None where it can."""
+    pair = find_pair(text, recipe.modalities)
+    if pair is None:
+        there = ", ".join(recipe.modalities)
+        return f"'{text}' is no pair of modalities; write ONE-TWO with two of {there}"
+    if recipe.marks.get(frozenset(pair)) == "trained":
+        return f"a stage compares {pair[0]} and {pair[1]} already; name an emergent pair"
+    if not any(set(pair) & set(stage.parts) for stage in recipe.stages):
+        return f"no stage trains {pair[0]} or {pair[1]}, so there is nothing to train on the pair itself"
+    return None
+
+
+def _find_number_fault(recipe: Recipe, data: DataOptions, name: str) -> str | None:
+    """Return why a table has no numbers called so, as far as its header tells; None: it may have them."""
+    from geobind.data.numbers import find_number_columns
+
+    try:
+        columns = find_number_columns(data, [name])
+    except DataError as error:
+        return str(error)
+    there = _columns_of(recipe, data)
+    if not there or name in there or name in data.columns or data.manifest is None:
+        return None
+    return f"{data.manifest.name} has no column '{columns[0]}'; {did_you_mean(name, there, 'add it')}"
 
 
 def _strangers(recipe: Recipe) -> list[str]:

@@ -390,6 +390,7 @@ def _run_values(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> dict[
         pictures["retrieval"] = [plots.matrix_panel(run.retrieved, measure)], 1
         present = list(dict.fromkeys(name for row in run.retrieved.rows for name in row.metrics))
         values |= {
+            "compared": measure,
             "headline": plots.explain_measure(measure),
             "verdict": _verdict(run.retrieved, measure),
             "meanings": {
@@ -470,6 +471,7 @@ def _broken(stage: FinishedStage) -> tuple[FinishedStage, int, list[tuple[str, s
 def _sections(run: Run, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     candidates = (
         ("retrieval", "Retrieval", run.retrieved),
+        ("questions", "Questions in words", run.questions),
         ("examples", "Examples", values["galleries"]),
         ("places", "Where it works", values["maps"]),
         ("space", "The shared space", values["space"]),

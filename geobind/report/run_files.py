@@ -23,6 +23,7 @@ from geobind.evaluation import Leakage, PairTable, ProbeResults
 from geobind.evaluation.arithmetic import SumResult
 from geobind.evaluation.calibration import CalibrationResult
 from geobind.evaluation.gap import ModalityGap
+from geobind.evaluation.questions import QuestionResults
 from geobind.recipe import Recipe
 from geobind.recipe.marks import Mark, Pair
 from geobind.recipe.parsing import parse_yaml, read_yaml_text
@@ -179,6 +180,7 @@ class Run:
     calibration: CalibrationResult | None = None
     sums: tuple[SumResult, ...] = ()
     probes: ProbeResults | None = None
+    questions: QuestionResults | None = None
 
     @property
     def unfinished(self) -> list[str]:
@@ -239,6 +241,7 @@ def read_run(folder: Path) -> Run:
         calibration=_load_if_present(CalibrationResult, folder / "calibration.json"),
         sums=arithmetic.sums if arithmetic else (),
         probes=_load_if_present(ProbeResults, folder / "probes.json"),
+        questions=_load_if_present(QuestionResults, folder / "questions.json"),
     )
 
 

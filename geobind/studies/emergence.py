@@ -25,7 +25,7 @@ from geobind.data.table import first_observation
 from geobind.errors import DataError, RecipeError
 from geobind.evaluation import PairTable
 from geobind.inference import collate, prepare_input
-from geobind.recipe import Recipe, Stage, load_recipe
+from geobind.recipe import Recipe, load_recipe
 from geobind.recipe.schema import Pairing, build_pairs
 from geobind.report.plots import LOWER_IS_BETTER, TITLES
 from geobind.report.run_files import Run, read_run
@@ -43,7 +43,7 @@ from geobind.studies.summary import (
     seed_interval,
     write_study,
 )
-from geobind.training.stage_data import StageData
+from geobind.training.stage_data import StageData, count_steps
 from geobind.utils import files, formatting
 from geobind.utils.formatting import format_number
 
@@ -166,7 +166,7 @@ def compute_equal_steps(recipe: Recipe) -> int:
     forward = _forward_flops(recipe, list(rows.values()))
     spent = sum(
         stage.batch_size
-        * _steps(stage, rows[stage.name])
+        * count_steps(stage, rows[stage.name])
         * count_stage_flops(forward, recipe.names_of(stage), stage.parts)
         for stage in recipe.stages
     )
@@ -175,12 +175,6 @@ def compute_equal_steps(recipe: Recipe) -> int:
     if spent < step:
         raise RecipeError("the recipe's stages take less work than one joint step; give --steps")
     return round(spent / step)
-
-
-def _steps(stage: Stage, rows: MixedDataset) -> int:
-    if stage.steps is not None:
-        return stage.steps
-    return (stage.epochs or 0) * rows.sampler(stage.batch_size, 0, mixed=stage.mix == "rows").steps_per_epoch
 
 
 def _forward_flops(recipe: Recipe, mixtures: Sequence[MixedDataset]) -> dict[str, int]:

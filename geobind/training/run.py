@@ -18,11 +18,15 @@ from geobind.data.sampler import MixedDataset, preserve_rng
 from geobind.data.table import first_observation
 from geobind.errors import CheckpointError, RecipeError
 from geobind.evaluation import Leakage, PairTable
-from geobind.evaluation.held_out import EvaluationResults
+from geobind.evaluation.embedded import embed_rows
+from geobind.evaluation.held_out import EvaluationResults, build_retrieval_table, with_baseline
+from geobind.evaluation.questions import QuestionResults
 from geobind.modality import Modality
 from geobind.recipe import Recipe, load_recipe
 from geobind.recipe.describe import describe_stage, describe_unpublished, recipe_warnings
+from geobind.recipe.loading import build_direct_recipe
 from geobind.recipe.parsing import dump_yaml
+from geobind.recipe.schema import find_pair
 from geobind.towers.weights import load_strictly, read_weights
 from geobind.training.distributed import (
     broadcast_result,
@@ -52,7 +56,7 @@ from geobind.training.resume import (
 from geobind.training.run_loggers import open_run_loggers
 from geobind.training.stability import Prover, describe_proof
 from geobind.training.stage import StageResult, StageRun, run_stage
-from geobind.training.stage_data import StageData, StageRows
+from geobind.training.stage_data import StageData, StageRows, count_steps
 from geobind.training.trainable import check_part
 from geobind.training.validation import remove_best_weights
 from geobind.utils import files, system
@@ -87,6 +91,7 @@ class RunResult(NamedTuple):
     folder: Path
     bundle: Path
     table: PairTable | None  # None when the recipe evaluates nothing
+    questions: QuestionResults | None = None
 
 
 def run(
@@ -128,27 +133,82 @@ def _claim_folder(recipe: Recipe, folder: Path, resume: bool) -> Generator[None]
             yield
 
 
+class _Training(NamedTuple):
+    """A recipe whose data are open and whose stages are checked."""
+
+    recipe: Recipe
+    folder: Path
+    data: StageData
+    rows: list[StageRows]
+
+
 def _run_all(recipe: Recipe, folder: Path, fabrics: dict[str, Fabric]) -> RunResult:
     """Resolve the data, train every stage, and measure, in a locked folder."""
     fabric = fabrics[recipe.fabric.precision]
-    with fabric.rank_zero_first(local=True):  # what is rendered or read may lie on a disk of each node
-        data = StageData(recipe)
-    rows = data.resolve()
+    main = _open_data(fabric, recipe, folder)
+    direct = _open_direct(fabric, main)
     binder = build_binder(recipe)
-    warnings = _check_stages(fabric, recipe, [each.training for each in rows], binder)
-    rank_zero_run(fabric, lambda: _warn_of_leaks(data.all_leakage(), folder))
-    for line in warnings:
-        _log.warning("%s", line)
-    stages = _train_stages(recipe, folder, fabrics, binder, rows, Prover(recipe, data, binder))
+    for each in (main, *direct):
+        for line in _check_stages(fabric, each.recipe, [rows.training for rows in each.rows], binder):
+            _log.warning("%s", line)
+    rank_zero_run(fabric, lambda: _warn_of_leaks(main.data.all_leakage(), folder))
+    stages = _train_stages(main, fabrics, binder)
+    bounds = [_measure_direct(each, main, fabrics) for each in direct]
 
     def measure_and_write() -> EvaluationResults | None:
-        measured = data.measure(binder)
-        write_results(recipe, binder, stages, data, measured, folder)
+        measured = main.data.measure(binder)
+        for bound in bounds:
+            if measured is not None and bound is not None:
+                measured = with_baseline(measured, "direct", bound)
+        write_results(recipe, binder, stages, main.data, measured, folder)
         return measured
 
     measured = rank_zero_run(fabric, measure_and_write)
     wait_for_ranks(fabric)
-    return RunResult(folder, folder / "bundle", measured.table if measured else None)
+    found = (measured.table, measured.questions) if measured else (None, None)
+    return RunResult(folder, folder / "bundle", *found)
+
+
+def _open_data(fabric: Fabric, recipe: Recipe, folder: Path) -> _Training:
+    """Open the data of a recipe, and resolve the rows of its stages."""
+    with fabric.rank_zero_first(local=True):  # what is rendered or read may lie on a disk of each node
+        data = StageData(recipe)
+    return _Training(recipe, folder, data, data.resolve())
+
+
+def _open_direct(fabric: Fabric, main: _Training) -> list[_Training]:
+    """Open the data of each pair of `evaluate.direct`, to be trained on itself."""
+    recipe = main.recipe
+    steps = {
+        stage.name: count_steps(stage, each.training)
+        for stage, each in zip(recipe.stages, main.rows, strict=True)
+    }
+    opened: list[_Training] = []
+    for name in recipe.evaluate.direct if recipe.evaluate else ():
+        pair = find_pair(name, recipe.modalities)
+        if pair is not None:
+            direct = build_direct_recipe(recipe, pair, steps)
+            opened.append(_open_data(fabric, direct, main.folder / "direct" / name))
+    return opened
+
+
+def _measure_direct(direct: _Training, main: _Training, fabrics: Mapping[str, Fabric]) -> PairTable | None:
+    """Train a pair on itself, and measure it on the held-out rows of the run; None but on rank zero."""
+    (stage,) = direct.recipe.stages
+    names = direct.recipe.names_of(stage)
+    _log.info("%s and %s: trained on each other, as an upper bound", *names)
+    direct.folder.mkdir(parents=True, exist_ok=True)
+    binder = build_binder(direct.recipe)
+    _train_stages(direct, fabrics, binder)
+    held_out, options = main.data.evaluation_table(), main.recipe.evaluate
+
+    def measure() -> PairTable | None:
+        if held_out is None or options is None:
+            return None
+        embedded = embed_rows(binder, held_out, names)
+        return build_retrieval_table(held_out, embedded, {frozenset(names)}, options.by, options.clusters)
+
+    return rank_zero_run(fabrics[main.recipe.fabric.precision], measure)
 
 
 def _check_stages(
@@ -166,15 +226,10 @@ def _check_stages(
     return warnings
 
 
-def _train_stages(
-    recipe: Recipe,
-    folder: Path,
-    fabrics: Mapping[str, Fabric],
-    binder: Binder,
-    rows: Sequence[StageRows],
-    prover: Prover,
-) -> list[dict[str, Any]]:
+def _train_stages(training: _Training, fabrics: Mapping[str, Fabric], binder: Binder) -> list[dict[str, Any]]:
     """Train every stage that is not finished; return the facts of all."""
+    recipe, folder, data, rows = training
+    prover = Prover(recipe, data, binder)
     stages: list[dict[str, Any]] = []
     columns = _extra_columns(recipe, [each.training for each in rows])
     with open_run_loggers(recipe, folder, columns) as (metrics, validation_metrics):

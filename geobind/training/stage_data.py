@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geobind.binder import Binder
+from geobind.binder import Binder, build_binder
 from geobind.data.options import DataOptions, MixedData
 from geobind.data.sampler import MixedDataset, WeightedSource
 from geobind.data.sources import PluginPairs, TableRows
@@ -23,6 +23,7 @@ from geobind.evaluation.held_out import (
     take_first_rows,
     with_warnings,
 )
+from geobind.evaluation.questions import read_truths
 from geobind.evaluation.split_leakage import ImageHashes
 from geobind.recipe import Recipe, Stage
 from geobind.training.validation import check_validation_rows, subsample
@@ -35,6 +36,13 @@ class StageRows(NamedTuple):
 
     training: MixedDataset
     validation: MixedDataset | None  # None without `watch`
+
+
+def count_steps(stage: Stage, rows: MixedDataset) -> int:
+    """Count the steps of a stage on its training rows."""
+    if stage.steps is not None:
+        return stage.steps
+    return (stage.epochs or 0) * rows.sampler(stage.batch_size, 0, mixed=stage.mix == "rows").steps_per_epoch
 
 
 class StageData:
@@ -165,6 +173,10 @@ class StageData:
         options, table = self.recipe.evaluate, self._table(self.recipe.evaluation_data)
         if options is not None and table is not None:
             check_evaluation_rows(table, options)
+            held_out = take_first_rows(table.split(options.split), options.limit)
+            data = self.recipe.evaluation_data
+            if data is not None:
+                read_truths(held_out, data, options.questions, self.recipe.built, self.recipe.base)
 
     def measure(self, binder: Binder) -> EvaluationResults | None:
         """Return the measurements that the recipe's `evaluate` asks for."""
@@ -172,8 +184,13 @@ class StageData:
         table = self._table(data)
         if options is None or data is None or table is None:
             return None
+        recipe = self.recipe
+        untrained = build_binder(recipe).to(binder.device) if options.untrained else None
+        measured = measure_all(
+            binder, table, data, recipe.marks, options, untrained=untrained, base=recipe.base
+        )
         warnings = dict.fromkeys(leak.warning for leak in self.leakage().values() if leak.warning)
-        return with_warnings(measure_all(binder, table, data, self.recipe.marks, options), tuple(warnings))
+        return with_warnings(measured, tuple(warnings))
 
     def evaluation_table(self) -> Table | None:
         """Return the rows that `evaluate` measures on."""

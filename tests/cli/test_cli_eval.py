@@ -50,6 +50,15 @@ class Right(Left):
     name = "right"
 
 
+class Words(Left):
+    """A word, of which six letters are taken."""
+
+    name = "words"
+
+    def prepare(self, raw, *, training=False):
+        return super().prepare([ord(letter) - 110 for letter in raw])
+
+
 class Third(Left):
     """A third one."""
 
@@ -59,7 +68,9 @@ class Third(Left):
 @pytest.fixture(autouse=True)
 def registry(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path_factory.mktemp("cache")))
-    known = {c.name: plugins.Plugin(c, plugins.Source(c.name, "tiny", "1.0")) for c in (Left, Right, Third)}
+    known = {
+        c.name: plugins.Plugin(c, plugins.Source(c.name, "tiny", "1.0")) for c in (Left, Right, Third, Words)
+    }
     monkeypatch.setattr(plugins, "registry", lambda: plugins.Registry("modality", known, ()))
 
 
@@ -372,3 +383,54 @@ def test_a_line_says_which_rows_count_as_dependent(bundle, manifest):
     assert alone["clusters"] is None
     text = " ".join(run(bundle, "--data", manifest, *COLUMNS).stdout.split())
     assert "rows of one cell of a degree count as dependent, by default: 40 for 40 rows" in text
+
+
+QUESTION = "north: {prompts: [cold, warm], truth: lat, above: 19, through: words}\n"
+
+
+@pytest.fixture
+def spoken(tmp_path):
+    """A bundle with a modality of words, which no column holds."""
+    binder = Binder({"left": Left(), "right": Right(turn=0.1), "words": Words()}, 8, seed=0)
+    binder.card = build_card(binder, recipe={})
+    return str(binder.save(tmp_path / "spoken"))
+
+
+def ask(bundle, manifest, tmp_path, question, *options):
+    file = tmp_path / "questions.yaml"
+    file.write_text(question)
+    columns = ("--column", "left=a", "--column", "right=b")
+    words = ["eval", bundle, "--data", str(manifest), *columns, "--questions", str(file), *options]
+    return CliRunner().invoke(main, words)
+
+
+def test_questions_of_a_file_are_put_to_a_bundle_beside_random_weights(spoken, manifest, tmp_path):
+    done = ask(spoken, manifest, tmp_path, QUESTION, "--untrained", "--json")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    (question,) = result["questions"]["questions"]
+    assert [answer["modality"] for answer in question["answers"]] == ["left", "right"]
+    assert all(answer["true_rows"] == 20 and answer["untrained"] for answer in question["answers"])
+    assert all("untrained" in row["beside"] for row in result["clean"]["rows"])
+
+
+def test_the_answers_are_a_table_for_people(spoken, manifest, tmp_path):
+    done = ask(spoken, manifest, tmp_path, QUESTION)
+    assert "Questions in words" in done.stdout
+    assert "cold / warm" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        (QUESTION.replace("lat", "rain"), "no column for rain"),
+        (QUESTION.replace("above: 19", "above: 90"), "none is true"),
+        (QUESTION.replace("through: words", "through: smell"), "no modality 'smell'"),
+        (QUESTION.replace("above", "over"), "north.above: Field required"),
+        ("- a list", "YAML mapping"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_ends_the_command(spoken, manifest, tmp_path, question, message):
+    done = ask(spoken, manifest, tmp_path, question)
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.split())

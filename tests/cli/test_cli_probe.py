@@ -215,7 +215,7 @@ def test_results_are_written_with_a_drawing_and_shown_as_tables(bundle, manifest
         (("--through", "smell"), "no modality 'smell'"),
         (("--labels", "colour"), "has no column 'colour'"),
         (("--target", "depth"), "has no column 'depth'"),
-        (("--target", "named"), "column 'named' (--target) is 'high', not a number"),
+        (("--target", "named"), "column 'named' is 'high', not a number"),
         (("--split", "nowhere"), "has no rows of split 'nowhere'"),
         (("--beside", "nothing.yaml"), "no such recipe file"),
         (("--column", "tile"), "write NAME=COLUMN"),

@@ -1,0 +1,86 @@
+"""Numbers known of the rows of a table: columns of a manifest, or the named facts of a dataset."""
+
+# N rows
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geobind.data.options import DataOptions
+from geobind.data.table import Table
+from geobind.errors import DataError, did_you_mean
+
+_PLACE = ("lat", "lon")  # of every table of places, and no column of a modality
+
+
+def find_number_columns(options: DataOptions, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns that hold some numbers: a dataset's vectors of named facts, or columns of their own.
+
+    Args:
+        options: A `data` block.
+        names: Names of columns or facts; that of a vector stands for all its facts. `lat` and `lon` need no
+            column.
+
+    Raises:
+        DataError: The dataset has facts, but none called so.
+    """
+    vectors = _vectors(options)
+    names = [name for name in names if name not in _PLACE]
+    if not vectors:
+        return tuple(dict.fromkeys(names))
+    homes = {fact: column for column in reversed([*vectors]) for fact in (*vectors[column], column)}
+    for name in names:
+        if name not in homes:
+            hint = did_you_mean(name, homes, f"its facts: {', '.join(next(iter(vectors.values())))}")
+            where = options.dataset.name if options.dataset is not None else "the table"
+            raise DataError(f"{where}: has no fact '{name}'; {hint}")
+    return tuple(dict.fromkeys(homes[name] for name in names))
+
+
+def read_numbers(table: Table, options: DataOptions, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Read numbers of every row, (N,) by name, NaN where a cell is empty.
+
+    Args:
+        table: The rows, opened with `find_number_columns`.
+        options: How they were opened.
+        names: As of `find_number_columns`.
+
+    Raises:
+        DataError: The table has no such column, or a cell is no number; it names the row.
+    """
+    vectors = _vectors(options)
+    found: dict[str, NDArray[np.float64]] = {}
+    for name in names:
+        place_N = getattr(table, name) if name in _PLACE else None
+        if place_N is not None:
+            found[name] = place_N
+            continue
+        column = next((home for home, facts in vectors.items() if name == home or name in facts), name)
+        if column not in table.columns:
+            raise DataError(f"{table.name}: has no column '{column}' of numbers")
+        if column == name and column not in vectors:
+            found[name] = np.array([_number(table, row, name, cell) for row, cell in _cells(table, name)])
+            continue
+        fact_NT = np.stack([np.asarray(cell, dtype=np.float64) for _, cell in _cells(table, column)])
+        facts = list(vectors[column])
+        chosen = facts if name == column else [name]
+        found |= {fact: fact_NT[:, facts.index(fact)] for fact in chosen}
+    return found
+
+
+def _vectors(options: DataOptions) -> Mapping[str, Sequence[str]]:
+    return options.dataset.vector_names() if options.dataset is not None else {}
+
+
+def _cells(table: Table, column: str) -> enumerate[object]:
+    return enumerate(table.samples(column))
+
+
+def _number(table: Table, row: int, column: str, cell: object) -> float:
+    try:
+        return float("nan") if cell is None else float(np.asarray(cell, dtype=np.float64).reshape(()).item())
+    except (TypeError, ValueError):
+        raise DataError(f"{table.keys[row]}: column '{column}' is {cell!r:.80}, not a number") from None

@@ -1,0 +1,254 @@
+"""Questions in words about places, answered by embeddings, with a number of each place as the truth."""
+
+# N rows of the table, Q of them with a modality and a known answer, D width
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from geobind.binder import Binder
+from geobind.data.numbers import find_number_columns, read_numbers
+from geobind.data.options import DataOptions
+from geobind.data.table import Table, open_table
+from geobind.errors import DataError, GeobindError
+from geobind.evaluation.embedded import EmbeddedRows
+from geobind.evaluation.intervals import Estimate, estimate_share
+from geobind.evaluation.retrieval_metrics import Metric
+from geobind.evaluation.split_leakage import Clusters
+from geobind.modality import Modality
+from geobind.recipe.marks import Mark, Marks
+from geobind.recipe.parsing import parse_yaml, read_yaml_text
+from geobind.recipe.schema import Evaluation, Question
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the embeddings of one modality answer to a question."""
+
+    modality: str
+    mark: Mark  # of the modality and that of the words
+    rows: int
+    true_rows: int
+    auc: Metric
+    untrained: Metric | None = None  # the same by encoders before any stage
+
+
+@dataclass(frozen=True)
+class QuestionResult:
+    """A question and its answers, one for each modality."""
+
+    name: str
+    prompts: tuple[str, str]
+    truth: str  # how the truth is told, in words
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class QuestionResults:
+    """The answers to all questions: `questions.json`."""
+
+    questions: tuple[QuestionResult, ...]
+    note: str = ""  # which rows count as dependent
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return asdict(self)
+
+
+class Truth(NamedTuple):
+    """The right answers to one question."""
+
+    known_N: Mask  # rows whose number is above or below, not between
+    true_N: Mask
+
+
+def measure_auc(score_Q: Floats, true_Q: Mask, cluster_Q: Sequence[Any] | None = None) -> Metric:
+    """Measure the share of pairs of a true and an untrue row that scores put in the right order.
+
+    A tie counts one half, so that chance is 0.5. The area is the mean of the rows' placements among the rows
+    of the other kind, over both kinds; the variance is theirs (DeLong et al., 1988, Biometrics 44:837).
+
+    Args:
+        score_Q: Larger for rows that look true.
+        true_Q: Which rows are true; at least one is, and one is not.
+        cluster_Q: Rows of one cluster count as dependent, None as alone; default: each row alone.
+    """
+    placed_Q = np.empty(len(score_Q))
+    placed_Q[true_Q] = _share_below(score_Q[true_Q], score_Q[~true_Q])
+    placed_Q[~true_Q] = 1 - _share_below(score_Q[~true_Q], score_Q[true_Q])
+    unit_Q = None if cluster_Q is None else _number_clusters(cluster_Q)
+    mean = estimate_share(placed_Q, unit_Q, true_Q.astype(np.int64))
+    # The mean over two kinds halves how far each is off, which the area adds up: a quarter of its variance.
+    area = Estimate(mean.value, mean.effective / 4, mean.freedom)
+    low, high = area.bounds()
+    return Metric(area.value, 0.5, low, high, area.p_value(0.5))
+
+
+def _share_below(score_Q: Floats, other_R: Floats) -> Floats:
+    sorted_R = np.sort(other_R)
+    smaller_Q = np.searchsorted(sorted_R, score_Q, side="left")
+    not_larger_Q = np.searchsorted(sorted_R, score_Q, side="right")
+    return (smaller_Q + not_larger_Q) / (2 * len(other_R))
+
+
+def _number_clusters(cluster_Q: Sequence[Any]) -> NDArray[np.int64]:
+    keys = [("alone", row) if of is None else ("of", of) for row, of in enumerate(cluster_Q)]
+    number = {key: at for at, key in enumerate(dict.fromkeys(keys))}
+    return np.array([number[key] for key in keys])
+
+
+def load_questions(path: Path) -> dict[str, Question]:
+    """Load questions from a YAML file, written as under `evaluate.questions` of a recipe.
+
+    Raises:
+        RecipeProblems: It cannot be read, or is no YAML.
+        DataError: It holds something else.
+    """
+    values, _ = parse_yaml(read_yaml_text(path), str(path))
+    try:
+        return Evaluation.model_validate({"questions": values}).questions
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"][1:]))
+        raise DataError(
+            f"{path}: {where or 'questions'}: {first['msg'].removeprefix('Value error, ')}"
+        ) from None
+
+
+def read_truths(
+    held_out: Table,
+    data: DataOptions,
+    questions: Mapping[str, Question],
+    modalities: Mapping[str, Modality],
+    base: Path = Path(),
+) -> dict[str, Truth]:
+    """Read the right answers to some questions, and check that they can be asked.
+
+    Args:
+        held_out: The rows measured on.
+        data: How their table was opened.
+        questions: By name.
+        modalities: Those of the binder.
+        base: The folder that relative paths of `data` start from.
+
+    Raises:
+        DataError: A modality is unknown, words cannot be read, a number is no column, or a modality has only
+            true or only untrue rows.
+    """
+    if not questions:
+        return {}
+    for name, question in questions.items():
+        check_words(name, question, modalities)
+    wanted = tuple(dict.fromkeys(question.truth for question in questions.values()))
+    table = open_table(data, base, find_number_columns(data, wanted))
+    numbers = read_numbers(replace(table, rows_N=held_out.rows_N, view=held_out.view), data, wanted)
+    truths: dict[str, Truth] = {}
+    for name, question in questions.items():
+        value_N = numbers[question.truth]
+        true_N = value_N > question.above
+        truths[name] = Truth(true_N | (value_N <= question.lower), true_N)
+        for modality in question.list_asked(modalities):
+            _check_both(name, question, truths[name], held_out, modality)
+    return truths
+
+
+def check_words(name: str, question: Question, modalities: Mapping[str, Modality]) -> None:
+    """Check that a question is put to modalities there are, through one that reads words.
+
+    Raises:
+        DataError: It is not.
+    """
+    for word in (question.through, *question.modalities):
+        if word not in modalities:
+            raise DataError(f"question '{name}': no modality '{word}'; there are {', '.join(modalities)}")
+    if question.through in question.modalities:
+        raise DataError(f"question '{name}': '{question.through}' holds the words; ask other modalities")
+    for prompt in question.prompts:
+        try:
+            modalities[question.through].prepare(prompt)
+        except GeobindError as error:
+            raise DataError(
+                f"question '{name}': '{question.through}' does not read {prompt!r} ({error}); name a "
+                "modality of words by `through`"
+            ) from error
+
+
+def _check_both(name: str, question: Question, truth: Truth, held_out: Table, modality: str) -> None:
+    rows_Q = held_out.rows_with([modality])
+    known_Q = rows_Q[truth.known_N[rows_Q]]
+    true = int(truth.true_N[known_Q].sum())
+    if 0 < true < len(known_Q):
+        return
+    which = "none is true" if not true else "all are true"
+    if not len(known_Q):
+        which = "none has a number above or below"
+    raise DataError(
+        f"{held_out.name}: question '{name}': of the {len(rows_Q):,} rows of split '{held_out.view}' with "
+        f"'{modality}' {which} ({question.describe_truth()}); change `above` or `below`, or name the "
+        "modalities to ask"
+    )
+
+
+class Space(NamedTuple):
+    """A binder, and the rows that it has embedded."""
+
+    binder: Binder
+    embedded: Mapping[str, EmbeddedRows]
+
+
+def ask_questions(
+    space: Space,
+    questions: Mapping[str, Question],
+    truths: Mapping[str, Truth],
+    marks: Marks,
+    clusters: Clusters,
+    untrained: Space | None = None,
+) -> QuestionResults | None:
+    """Measure the answers of every modality to questions in words.
+
+    The answer for a row is how much nearer its embedding is to the first prompt than to the second.
+
+    Args:
+        space: The binder, and its embeddings of the held-out rows.
+        questions: By name.
+        truths: Their right answers, of `read_truths`.
+        marks: The mark of every pair of modalities.
+        clusters: The cluster of each row of the table.
+        untrained: The encoders before any stage, as a baseline.
+
+    Returns:
+        Their answers; None without questions.
+    """
+    results: list[QuestionResult] = []
+    for name, question in questions.items():
+        truth = truths[name]
+        answers: list[Answer] = []
+        for modality in question.list_asked(space.embedded):
+            rows_Q = space.embedded[modality].rows_Q
+            known_Q = rows_Q[truth.known_N[rows_Q]]
+            true_Q = truth.true_N[known_Q]
+            cluster_Q = None if clusters.of_rows is None else [clusters.of_rows[row] for row in known_Q]
+            auc = measure_auc(_score(space, question, modality, known_Q), true_Q, cluster_Q)
+            baseline = None
+            if untrained is not None:
+                baseline = measure_auc(_score(untrained, question, modality, known_Q), true_Q, cluster_Q)
+            mark = marks.get(frozenset((question.through, modality)), "unconnected")
+            answers.append(Answer(modality, mark, len(known_Q), int(true_Q.sum()), auc, baseline))
+        results.append(QuestionResult(name, question.prompts, question.describe_truth(), tuple(answers)))
+    return QuestionResults(tuple(results), clusters.note) if results else None
+
+
+def _score(space: Space, question: Question, modality: str, rows_Q: NDArray[np.int64]) -> Floats:
+    words_2D = space.binder.embed(question.through, list(question.prompts), progress=False)
+    embedding_QD = space.embedded[modality].of(rows_Q)
+    return (embedding_QD.double() @ (words_2D[0] - words_2D[1]).double()).numpy()
