@@ -15,6 +15,7 @@ PUBLIC = [
     "geobind.search",
     "geobind.maps",
     "geobind.evaluation",
+    "geobind.export",
     "geobind.losses",
     "geobind.towers",
     "geobind.testing",

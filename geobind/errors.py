@@ -28,6 +28,10 @@ class CheckpointError(GeobindError):
     """A bundle or checkpoint cannot be loaded, or does not fit what it is loaded into."""
 
 
+class ExportError(GeobindError):
+    """An encoder cannot be exported, or embeds differently once exported."""
+
+
 class TrainingError(GeobindError):
     """Training cannot continue (loss not finite, frozen weights changed); finished work is kept."""
 

@@ -14,6 +14,9 @@ INSTALL = {
     "tensorboard": "pip install 'geobind[tensorboard]'",
     "faiss": "pip install 'geobind[index]'",
     "numkong": "pip install 'geobind[fast]'",
+    "onnx": "pip install 'geobind[export]'",
+    "onnxscript": "pip install 'geobind[export]'",
+    "onnxruntime": "pip install 'geobind[export]'",
 }
 
 

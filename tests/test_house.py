@@ -29,7 +29,7 @@ recipe towers importers
 scoring
 bundles
 binder
-evaluation embedding_cache archive
+evaluation embedding_cache archive export
 report
 search
 maps
@@ -77,6 +77,7 @@ NAMED = {
     ("towers/clip.py", "text"): "open_clip's word for a tower",
     ("modality.py", "text"): "a widget of pages, where words are given",
     ("testing/contract.py", "text"): "the widget whose strings are words",
+    ("export/inputs.py", "text"): "the same widget",
     ("data/options.py", "toyearth"): "a key that fingerprints of stages have always held",
     ("search/query.py", "text"): "the widget whose strings are words",
     ("cli/search.py", "text"): "the default modality that describes classes",

@@ -58,6 +58,10 @@ COMMANDS = {
     "classify": ("geobind.cli.search:classify_command", "Classify observations by labels in words."),
     "similarity": ("geobind.cli.search:similarity_command", "Compare observations of any modalities."),
     "compose": ("geobind.cli.search:compose_command", "Add observations into one embedding."),
+    "export": (
+        "geobind.cli.export:export_command",
+        "Write an encoder as ONNX or a torch program, checked against the bundle.",
+    ),
     "verify": (
         "geobind.cli.bundle:verify_command",
         "See that a bundle is whole, and which indexes of an older one hold.",

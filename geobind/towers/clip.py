@@ -450,7 +450,7 @@ class TextTrunk(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Encode (B, context length) tokens to (B, features)."""
-        if not self.cuts:
+        if not self.cuts or torch.compiler.is_exporting():  # a graph's lengths cannot depend on values
             return self.tower(tokens)
         ends_B = tokens.argmax(dim=-1)
         length = min(-(-(int(ends_B.max()) + 1) // _STEP) * _STEP, tokens.shape[1])

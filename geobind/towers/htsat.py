@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from geobind.data.readers.audio import read_audio
-from geobind.errors import PluginError, RecipeError
+from geobind.errors import ExportError, PluginError, RecipeError
 from geobind.extras import INSTALL
 from geobind.towers.audio import SoundSpec, augment_samples, fit_length, log_mel, mask_spectrogram
 from geobind.towers.mel import check_torchaudio
@@ -93,6 +93,8 @@ class HtsatTrunk(nn.Module):
     def forward(self, x: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Encode (B, 1, M, F) spectrograms, or what `prepare_fused` makes, to (B, projection)."""
         mel_BCMF, longer = (x, None) if isinstance(x, Tensor) else (x["mel"], x["longer"])
+        if longer is not None and torch.compiler.is_exporting():
+            raise ExportError("a fused HTSAT picks the longer recordings of a batch, which a graph cannot")
         return self.model(input_features=mel_BCMF.transpose(2, 3), is_longer=longer).audio_embeds
 
     def train(self, mode: bool = True) -> HtsatTrunk:

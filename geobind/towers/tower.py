@@ -88,6 +88,8 @@ def channels_last(image_BCHW: Tensor) -> Tensor:
     weights are left as they are, because safetensors cannot save them in this layout.
     """
     _, channels, height, width = image_BCHW.shape
+    if torch.compiler.is_exporting():  # graphs have no layout of their own
+        return image_BCHW
     if channels > 1:
         return image_BCHW.contiguous(memory_format=torch.channels_last)
     # One channel is laid out alike both ways; only the stride tells torch which of them is meant.

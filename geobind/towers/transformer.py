@@ -24,7 +24,7 @@ from geobind.towers.tower import Tower, make_head
 from geobind.towers.weights import load_strictly, read_weights, weight_files
 
 _STEP = 8  # token counts are rounded up to this, so that a GPU meets few shapes
-_PAD = -1  # no token has this number
+PAD = -1  # no token has this number
 _NOT_OURS = ("pooler.", "cls.", "lm_head.", "classifier.", "qa_outputs.", "discriminator_predictions.")
 
 
@@ -69,7 +69,7 @@ def prepare_tokens(raw: Any, options: TransformerOptions) -> Tensor:
     vocabulary = int(options.config.get("vocab_size", 30_522))
     if max(encoded.ids) >= vocabulary:
         raise DataError(f"the tokenizer gives number {max(encoded.ids)}, the model has {vocabulary}")
-    tokens = torch.full((length,), _PAD, dtype=torch.long)
+    tokens = torch.full((length,), PAD, dtype=torch.long)
     tokens[: len(encoded.ids)] = torch.tensor(encoded.ids)
     return tokens
 
@@ -84,8 +84,10 @@ class TransformerTrunk(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Encode (B, length) tokens, -1 behind the end of each text, to (B, F)."""
-        known_BL = tokens != _PAD
-        longest = min(-(-int(known_BL.sum(dim=1).max()) // _STEP) * _STEP, tokens.shape[1])
+        known_BL = tokens != PAD
+        longest = tokens.shape[1]
+        if not torch.compiler.is_exporting():  # a graph's lengths cannot depend on values
+            longest = min(-(-int(known_BL.sum(dim=1).max()) // _STEP) * _STEP, longest)
         known_BL = known_BL[:, :longest]
         pad = self.model.config.pad_token_id or 0  # RoBERTa counts positions from it
         ids_BL = tokens[:, :longest].masked_fill(~known_BL, pad)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from geobind.binder import Binder
 from geobind.errors import CheckpointError, DataError, RecipeError
+from geobind.export import export_encoder
 from geobind.modality import BUNDLED
 from geobind.testing import ModalityContract
 from geobind.towers import transformer
@@ -262,3 +263,12 @@ def test_one_encoder_is_chosen(folder):
     assert Text().requires() == {}
     with pytest.raises(ValidationError, match="give either clip or transformer"):
         Text(clip=Text().clip.model_dump(), transformer={"folder": str(folder)})
+
+
+@pytest.mark.parametrize("kind", ["bert", pytest.param("roberta", marks=pytest.mark.slow)])
+def test_a_transformer_is_exported_for_texts_of_any_length(tmp_path, kind):
+    save_model(tmp_path, kind)
+    binder = Binder({"text": Text(transformer={"folder": str(tmp_path), "length": 24})}, 32, seed=0)
+    long = " ".join(WORDS[:9] * 20)
+    result = export_encoder(binder, "text", tmp_path / "text.pt2", samples=[*TEXTS, long])
+    assert result.largest_difference < 1e-6
