@@ -19,6 +19,28 @@ INSTALL = {
     "onnxruntime": "pip install 'geobind[export]'",
 }
 
+# Modalities of this project that are distributions of their own.
+MODALITIES = (
+    "depth",
+    "earth",
+    "elevation",
+    "environment",
+    "imu",
+    "location",
+    "moment",
+    "nightlights",
+    "thermal",
+    "video",
+)
+
+
+def explain_absent_modality(name: str) -> str | None:
+    """Return how to install a modality that this project distributes on its own; None for any other."""
+    if name not in MODALITIES:
+        return None
+    package = f"geobind-modality-{name}"
+    return f"it is a package of its own, {package}; in a clone of geobind: pip install ./plugins/{package}"
+
 
 def is_installed(module: str) -> bool:
     """Return whether a module can be found, without importing it."""

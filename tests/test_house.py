@@ -78,6 +78,7 @@ NAMED = {
     ("modality.py", "text"): "a widget of pages, where words are given",
     ("testing/contract.py", "text"): "the widget whose strings are words",
     ("export/inputs.py", "text"): "the same widget",
+    ("extras.py", "earth"): "a modality in plugins/, of embeddings of the Earth",
     ("data/options.py", "toyearth"): "a key that fingerprints of stages have always held",
     ("search/query.py", "text"): "the widget whose strings are words",
     ("cli/search.py", "text"): "the default modality that describes classes",

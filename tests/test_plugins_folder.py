@@ -80,3 +80,14 @@ def test_no_code_of_geobind_imports_a_plugin():
     assert [
         path.name for path in files if any(name.startswith("geobind_modality_") for name in imported(path))
     ] == []
+
+
+def test_a_recipe_without_a_plugin_of_ours_is_told_how_to_install_it():
+    from geobind.extras import MODALITIES, explain_absent_modality
+    from geobind.plugins import Registry
+
+    folders = {folder.name for folder in FOLDERS} - {"geobind-modality-pretrained"}  # it adds no modality
+    assert {f"geobind-modality-{name}" for name in MODALITIES} == folders
+    assert all(f"./plugins/{folder}" in explain_absent_modality(folder[17:]) for folder in folders)
+    assert explain_absent_modality("anything") is None
+    assert "pip install ./plugins/geobind-modality-imu" in Registry("modality", {}, ()).explain("imu")

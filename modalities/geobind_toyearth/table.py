@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from geobind.data.columns import ArrayColumn, ArrowColumn, TableColumn
 from geobind.data.dataset import DatasetRows
 from geobind.errors import DataError
 from geobind.utils.arrow import map_arrow_table
-from geobind.utils.hashing import short_fingerprint
+from geobind.utils.hashing import hash_sources, short_fingerprint
 from geobind.utils.progress import is_interactive, track
 from geobind_toyearth.cameras import render_clips, render_depths
 from geobind_toyearth.captions import write_captions
@@ -46,7 +45,7 @@ def open_rows(options: ToyEarth) -> DatasetRows:
     """Return the Arrow file of toy Earth's places and its columns, each rendered when it is looked up."""
     # Without rows for validation the planet has the address that it had before there were any.
     settings = options.model_dump(exclude=set() if options.validation else {"validation"})
-    address = short_fingerprint(settings, _hash_renderers())
+    address = short_fingerprint(settings, hash_sources(__file__))
     folder = build_once(cache_root() / ToyEarth.name / address, lambda target: _write_rows(target, options))
     return DatasetRows(folder / _ROWS, _RenderedColumns(folder, options))
 
@@ -221,12 +220,6 @@ def _labels(places: Places) -> list[str]:
     most_N = np.argmax(np.stack([cover[name] for name in names]), axis=0)
     towns_N = (fact["buildings"] > 0.5) & (fact["water"] < 0.5)
     return ["town" if town else names[most] for most, town in zip(most_N, towns_N, strict=True)]
-
-
-def _hash_renderers() -> str:
-    """Hash the source of this package, so that rows which an older version rendered are never used."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()
 
 
 # The facts that pass: season, time of day, weather. The others, snow too, are of the ground: tiles show them.

@@ -106,7 +106,7 @@ def test_places_do_not_depend_on_how_many_are_rendered_at_a_time(tmp_path, monke
 
 def test_new_renderers_render_anew(tmp_path, monkeypatch):
     before = open_table(DataOptions(toyearth=SMALL, columns=COLUMNS), tmp_path, NAMES).path
-    monkeypatch.setattr(toyearth_table, "_hash_renderers", lambda: "other")
+    monkeypatch.setattr(toyearth_table, "hash_sources", lambda file: "other")
     assert opened(tmp_path).path != before
 
 
