@@ -108,3 +108,23 @@ def test_a_geotransform_that_makes_no_sense_is_a_dataerror(tmp_path_factory, pla
             assert read_window(path, *at, RasterOptions(size_m=60, gsd=gsd, min_valid=0)).ndim == 3
         except DataError as error:
             assert str(path) in str(error)
+
+
+def test_a_place_that_the_crs_has_no_coordinates_for_does_not_spoil_the_others(tmp_path):
+    from geobind.data.rasters.places import find_covered_places
+
+    profile = {
+        "driver": "GTiff",
+        "count": 1,
+        "height": 10,
+        "width": 10,
+        "dtype": "uint8",
+        "crs": "EPSG:32631",
+    }
+    with rasterio.open(
+        tmp_path / "a.tif", "w", transform=Affine(10, 0, 5e5, 0, -10, 100.0), **profile
+    ) as file:
+        file.write(np.ones((1, 10, 10), np.uint8))
+    # 90 degrees east and west of the zone's meridian, on the equator, GDAL refuses a whole list of places.
+    lat_N, lon_N = np.array([0.0, 0.0005, 0.0, 60.0]), np.array([93.0, 3.0005, -87.0, 3.0])
+    assert find_covered_places(tmp_path / "a.tif", lat_N, lon_N).tolist() == [False, True, False, False]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Map = NDArray[np.float64]
 
 _DEGREES = "EPSG:4326"
+_MAX_CALLS = 4096  # of PROJ for one list of places
 _STEP = 10.0  # metres over which the pixels a metre are measured
 _SENSE = 1e12  # pixels, or pixels a metre; beyond, a raster is damaged and numbers overflow
 _MAX_LAT = 89.99  # nearer to a pole, east and north mean nothing
@@ -39,7 +40,7 @@ def find_covered_places(
     dataset = open_raster(Path(path))
     inside_N = np.zeros(len(lat_N), dtype=bool)
     known = np.flatnonzero(np.isfinite(lat_N) & np.isfinite(lon_N))
-    column_K, row_K = _source_pixels(dataset, lat_N[known], lon_N[known])
+    column_K, row_K = find_source_pixels(dataset, lat_N[known], lon_N[known])
     # What lies on an edge lies inside: at a seam either edge may be the place's.
     inside_N[known] = (column_K >= 0) & (column_K <= dataset.width) & (row_K >= 0) & (row_K <= dataset.height)
     return inside_N
@@ -55,7 +56,7 @@ def metres_to_pixels(dataset: DatasetReader, lat: float, lon: float) -> Map:
     north, east = (_STEP * float(degrees[0]) for degrees in degrees_per_metre(np.array([lat])))
     # Steps towards the middle of the map, so that none leaves it at a pole or the antimeridian.
     south_or_north, west_or_east = -math.copysign(1, lat), -math.copysign(1, lon)
-    columns, rows = _source_pixels(
+    columns, rows = find_source_pixels(
         dataset,
         np.array([lat, lat, lat + south_or_north * north]),
         np.array([lon, lon + west_or_east * east, lon]),
@@ -83,7 +84,7 @@ def make_affine(a: float, b: float, c: float, d: float, e: float, f: float) -> M
     return np.array([[a, b, c], [d, e, f], [0, 0, 1]], dtype=np.float64)
 
 
-def _source_pixels(
+def find_source_pixels(
     dataset: DatasetReader, lat_N: NDArray[np.float64], lon_N: NDArray[np.float64], *, together: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the source columns and rows of places, infinite where the CRS has none for them.
@@ -92,8 +93,6 @@ def _source_pixels(
     nearest to the raster's middle; `together` counts all where they are nearest to the first, so that places
     on both sides of a seam are neighbours.
     """
-    from rasterio.warp import transform
-
     rasterio = require_rasterio()
     if dataset.crs is None or dataset.transform.is_identity:
         lacks = "CRS" if dataset.crs is None else "geotransform"
@@ -111,19 +110,72 @@ def _source_pixels(
         raise DataError(
             f"{dataset.name}: its geotransform {dataset.transform[:6]} maps all pixels onto a line"
         )
+    size = dataset.width, dataset.height
     try:
-        x_N, y_N = (np.array(axis) for axis in transform(_DEGREES, dataset.crs, lon_N, lat_N)[:2])
+        return find_pixels(dataset.crs.to_wkt(), matrix, size, lat_N, lon_N, together=together)
     except (rasterio.errors.RasterioError, rasterio.errors.CRSError) as error:
         raise DataError(f"{dataset.name}: its CRS cannot be used: {error}") from error
-    around = _measure_circumference(dataset.crs.to_wkt())
+
+
+def find_pixels(
+    crs: str,
+    matrix: Map,
+    size: tuple[int, int],
+    lat_N: NDArray[np.float64],
+    lon_N: NDArray[np.float64],
+    *,
+    together: bool = False,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return columns and rows of places on a georeferenced grid, infinite where its CRS has none for them.
+
+    Args:
+        crs: The grid's coordinate reference system, as WKT or EPSG:CODE.
+        matrix: (3, 3), from (column, row, 1) to its coordinates.
+        size: Its columns and rows.
+        lat_N: Degrees north.
+        lon_N: Degrees east.
+        together: Count all places where they are nearest to the first, not to the grid's middle.
+
+    Raises:
+        RasterioError: The CRS cannot be used.
+    """
+    x_N, y_N = _project(crs, lat_N, lon_N)
+    around = _measure_circumference(crs)
     with np.errstate(invalid="ignore", over="ignore"):
         if around and len(x_N):
-            middle = (matrix @ [dataset.width / 2, dataset.height / 2, 1])[0]
+            middle = (matrix @ [size[0] / 2, size[1] / 2, 1])[0]
             x_N = x_N - around * np.floor((x_N - middle) / around + 0.5)
             if together:
                 x_N = x_N - around * np.round((x_N - x_N[0]) / around)
         column_N, row_N, _ = np.linalg.inv(matrix) @ np.stack([x_N, y_N, np.ones(len(x_N))])
     return column_N, row_N
+
+
+def _project(
+    crs: str, lat_N: NDArray[np.float64], lon_N: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return coordinates of places, infinite where a CRS has none.
+
+    For most such places PROJ gives infinity. For some, as those 90 degrees east of a transverse Mercator's
+    meridian, GDAL refuses all that are asked with them: halves are then asked for themselves.
+    """
+    from rasterio.warp import transform
+
+    x_N, y_N = np.full((2, len(lon_N)), np.inf)
+    waiting = [slice(0, len(lon_N))]
+    for _ in range(_MAX_CALLS):
+        if not waiting:
+            return x_N, y_N
+        part = waiting.pop()
+        try:
+            x_N[part], y_N[part] = transform(_DEGREES, crs, lon_N[part], lat_N[part])[:2]
+        except Exception as error:
+            if type(error).__module__ != "rasterio._err":  # GDAL's own, which have no public base class
+                raise
+            middle = (part.start + part.stop) // 2
+            if part.stop - part.start > 1:
+                waiting += [slice(part.start, middle), slice(middle, part.stop)]
+    return x_N, y_N
 
 
 @lru_cache(maxsize=256)
@@ -135,7 +187,7 @@ def _measure_circumference(crs: str) -> float | None:
     from rasterio.crs import CRS
     from rasterio.warp import transform
 
-    known = CRS.from_wkt(crs)
+    known = CRS.from_user_input(crs)
     if known.is_geographic:
         return 2 * math.pi / known.units_factor[1]  # radians per degree, or per gon
     # The seam of the CRS itself may lie between two of these meridians, but not between both pairs.
