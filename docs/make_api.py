@@ -14,6 +14,7 @@ PUBLIC = [
     "geobind.archive",
     "geobind.search",
     "geobind.maps",
+    "geobind.serving",
     "geobind.evaluation",
     "geobind.export",
     "geobind.losses",

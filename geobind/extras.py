@@ -11,6 +11,8 @@ INSTALL = {
     "rasterio": "pip install 'geobind[geo]'",
     "scipy": "pip install 'geobind[datasets]'",
     "peft": "pip install 'geobind[adapters]'",
+    "fastapi": "pip install 'geobind[serve]'",
+    "uvicorn": "pip install 'geobind[serve]'",
     "tensorboard": "pip install 'geobind[tensorboard]'",
     "faiss": "pip install 'geobind[index]'",
     "numkong": "pip install 'geobind[fast]'",

@@ -36,7 +36,7 @@ maps
 training
 losses planning
 studies
-doctor scaffold
+doctor scaffold serving
 testing cli
 __main__
 """.split("\n")[1:-1]
@@ -76,6 +76,7 @@ NAMED = {
     ("binder.py", "text"): "the default modality that describes classes",
     ("towers/clip.py", "text"): "open_clip's word for a tower",
     ("modality.py", "text"): "a widget of pages, where words are given",
+    ("serving/explorer.py", "text"): "a widget of pages, where words are given",
     ("testing/contract.py", "text"): "the widget whose strings are words",
     ("export/inputs.py", "text"): "the same widget",
     ("extras.py", "earth"): "a modality in plugins/, of embeddings of the Earth",
@@ -205,8 +206,9 @@ def test_a_module_imports_optional_packages_only_when_they_are_needed():
         tops = {path.split(".")[0] for path in imports(ast.Module(body, []))}
         return tops & {*extras.INSTALL, "torchaudio"}
 
-    # Imported by lora.py in the function that needs it.
-    assert found_in(FILES, optional) == {"training/lora_attention.py": {"peft"}}
+    # Imported by lora.py and by the command in the function that needs them.
+    needing = {"training/lora_attention.py": {"peft"}, "serving/app.py": {"fastapi", "uvicorn"}}
+    assert found_in(FILES, optional) == needing
 
 
 @pytest.mark.parametrize("module", ["geobind", "geobind.plugins", "geobind.recipe", "geobind.cli"])

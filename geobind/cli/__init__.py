@@ -62,6 +62,10 @@ COMMANDS = {
         "geobind.cli.export:export_command",
         "Write an encoder as ONNX or a torch program, checked against the bundle.",
     ),
+    "serve": (
+        "geobind.cli.serve:serve_command",
+        "Explore an archive on a map in the browser: by words, sounds, pictures.",
+    ),
     "verify": (
         "geobind.cli.bundle:verify_command",
         "See that a bundle is whole, and which indexes of an older one hold.",
