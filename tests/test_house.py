@@ -80,6 +80,8 @@ NAMED = {
     ("testing/contract.py", "text"): "the widget whose strings are words",
     ("export/inputs.py", "text"): "the same widget",
     ("extras.py", "earth"): "a modality in plugins/, of embeddings of the Earth",
+    ("export/wrappers.py", "text"): "a kind of input of other libraries",
+    ("export/wrappers.py", "audio"): "a kind of input of other libraries",
     ("data/options.py", "toyearth"): "a key that fingerprints of stages have always held",
     ("search/query.py", "text"): "the widget whose strings are words",
     ("cli/search.py", "text"): "the default modality that describes classes",
