@@ -33,6 +33,7 @@ def bind_to_facts(
     places: int = 400,
     epochs: int = 8,
     frozen: bool = False,
+    width: int = 64,
 ) -> Learning:
     """Train a modality and the facts of toy Earth on each other; measure retrieval of 100 held-out places.
 
@@ -44,6 +45,7 @@ def bind_to_facts(
         places: Places to train on.
         epochs: Times that each is seen.
         frozen: Train the facts' encoder alone.
+        width: Numbers of an embedding.
 
     Raises:
         GeobindError: As `geobind.run`.
@@ -58,7 +60,7 @@ def bind_to_facts(
     stage = {"name": "facts", "align": name, "train": ["vector"] if frozen else ["vector", name]}
     recipe = {
         "name": "facts",
-        "width": 64,
+        "width": width,
         "anchor": "vector",
         "modalities": {
             "vector": {"size": 16, "hidden": [64], "mean": [0.4], "std": [0.3]},

@@ -343,5 +343,6 @@ def test_the_recipe_of_the_readme_runs(tmp_path):
 def test_embeddings_of_toy_earth_are_found_by_what_is_there(tmp_path, monkeypatch):
     monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
     learning = bind_to_facts("earth", "embedding", tmp_path, {"size": 64}, frozen=True)
+    print(learning)
     assert learning.trained > 2 * learning.chance
     assert learning.untrained < 1.6 * learning.chance

@@ -48,5 +48,6 @@ STD = [12.5, 13.5, 7.5, 11.0, 30.0, 27.5, 24.5, 2.1]
 def test_covariates_of_toy_earth_are_found_by_what_is_there(tmp_path, monkeypatch):
     monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
     learning = bind_to_facts("environment", "covariates", tmp_path, {"size": 8, "mean": MEAN, "std": STD})
+    print(learning)
     assert learning.trained > 2 * learning.chance
     assert learning.untrained < 1.6 * learning.chance

@@ -131,5 +131,6 @@ def test_crops_are_evenly_spaced_and_training_takes_one_at_random():
 def test_walks_of_toy_earth_are_found_by_what_is_there(tmp_path, monkeypatch):
     monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
     learning = bind_to_facts("imu", "motion", tmp_path)
+    print(learning)
     assert learning.trained > 2 * learning.chance
     assert learning.untrained < 1.6 * learning.chance

@@ -142,5 +142,6 @@ def test_importing_the_plugin_imports_no_torch():
 def test_coordinates_of_toy_earth_are_found_by_what_is_there(tmp_path, monkeypatch):
     monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
     learning = bind_to_facts("location", "place", tmp_path, {"degree": 10})
+    print(learning)
     assert learning.trained > 2 * learning.chance
     assert learning.untrained < 1.6 * learning.chance

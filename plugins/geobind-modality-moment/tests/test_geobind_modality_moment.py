@@ -60,5 +60,6 @@ def test_a_place_without_time_names_the_column():
 def test_moments_of_toy_earth_are_found_by_what_is_there(tmp_path, monkeypatch):
     monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
     learning = bind_to_facts("moment", "place", tmp_path)
+    print(learning)
     assert learning.trained > 2 * learning.chance
     assert learning.untrained < 1.6 * learning.chance

@@ -49,5 +49,6 @@ def test_lights_of_toy_earth_are_found_by_what_is_there(tmp_path, monkeypatch):
     learning = bind_to_facts(
         "nightlights", "lights", tmp_path, {"timm": {"model": "test_resnet", "pretrained": False}, "size": 32}
     )
+    print(learning)
     assert learning.trained > 2 * learning.chance
     assert learning.untrained < 1.6 * learning.chance

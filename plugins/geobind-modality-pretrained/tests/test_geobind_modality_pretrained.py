@@ -15,6 +15,7 @@ from geobind.towers import read_weights
 from geobind_ground_image import GroundImage
 from geobind_satellite import Satellite
 from geobind_text import Text
+from geobind_toyearth.learning import bind_to_facts
 
 IMAGES = is_installed(EfficientNetLite0.needs)
 TEXTS = is_installed(MiniLM.needs) and is_installed("transformers")
@@ -102,3 +103,13 @@ def test_the_text_weights_place_like_beside_like():
     with torch.no_grad():
         z = torch.nn.functional.normalize(encoder(torch.stack([text.prepare(one) for one in words])), dim=1)
     assert (z[0] @ z[1]).item() > (z[0] @ z[2]).item() + 0.2
+
+
+@needs_texts
+@pytest.mark.slow
+def test_captions_of_toy_earth_are_found_by_what_is_there(tmp_path):
+    minilm = {"transformer": {"folder": "package:minilm"}}
+    learning = bind_to_facts("text", "captions", tmp_path, minilm, places=150, frozen=True, width=384)
+    print(learning)
+    assert learning.trained > 2 * learning.chance
+    assert learning.untrained < 1.6 * learning.chance

@@ -82,5 +82,6 @@ def test_temperatures_of_toy_earth_are_found_by_what_is_there(tmp_path, monkeypa
         tmp_path,
         {"timm": {"model": "test_resnet", "pretrained": False}, "size": 32},
     )
+    print(learning)
     assert learning.trained > 2 * learning.chance
     assert learning.untrained < 1.6 * learning.chance
