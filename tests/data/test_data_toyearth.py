@@ -78,6 +78,33 @@ def test_only_the_columns_that_are_read_are_rendered(tmp_path, monkeypatch):
     assert {path.stem for path in table.path.parent.rglob("*.npy")} == {"sound"}
 
 
+SENSORS = {
+    "heights": ((16, 16), np.float32),
+    "lights": ((16, 16), np.float32),
+    "temperature": ((16, 16), np.float32),
+    "depth": ((24, 24), np.float32),
+    "clip": ((6, 24, 24, 3), np.uint8),
+    "motion": ((6, 300), np.float32),
+    "covariates": ((8,), np.float32),
+    "embedding": ((64,), np.float32),
+}
+
+
+@pytest.mark.parametrize("column", SENSORS)
+def test_a_sensor_has_a_column_that_a_place_composed_of_itself_agrees_with(column, tmp_path):
+    table = open_table(DataOptions(toyearth=SMALL, columns={"it": column}), tmp_path, ["it"])
+    cells = [table.samples("it")[row] for row in range(7)]
+    composed = list(ToyEarth(**SMALL).composer()(column, np.array([6, 2]), np.array([6, 2])))
+    if column == "motion":
+        assert {rate for _, rate in [*cells, *composed]} == {50}
+        cells, composed = ([array for array, _ in some] for some in (cells, composed))
+    assert {(cell.shape, cell.dtype.type) for cell in cells} == {SENSORS[column]}
+    # The last bit of a power depends on how many places are computed at once, and a grey level on that.
+    near = 1 if column == "clip" else 1e-3
+    for cell, row in zip(composed, (6, 2), strict=True):
+        assert np.allclose(cell.astype(float), cells[row].astype(float), rtol=0, atol=near, equal_nan=True)
+
+
 def digest(table):
     """Hash each column by means of blocks, which the last bits of another processor do not move."""
     means = {
