@@ -17,6 +17,7 @@ PUBLIC = [
     "geobind.serving",
     "geobind.evaluation",
     "geobind.export",
+    "geobind.bridge",
     "geobind.losses",
     "geobind.towers",
     "geobind.testing",

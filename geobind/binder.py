@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from geobind import scoring
+from geobind.bridge import DEFAULTS, Bank, Bridge, BridgeOptions, choose_bridge
 from geobind.bundles import bundle
 from geobind.errors import CheckpointError, DataError, PluginError, RecipeError
 from geobind.inference import (
@@ -70,6 +71,7 @@ class Binder(nn.Module):
         self.modalities = dict(modalities)
         self.width = width
         self.card = card
+        self.bank: Bank | None = None
         self.encoders = nn.ModuleDict()
         for name, modality in modalities.items():
             if seed is not None:
@@ -110,6 +112,34 @@ class Binder(nn.Module):
         """The mark of every pair of its modalities, such as trained or emergent, by its card's stages."""
         options = {name: kind.model_dump(mode="json") for name, kind in self.modalities.items()}
         return mark_pairs(self.modalities, self.steps, find_shared_towers(options, self.width))
+
+    @property
+    def anchor(self) -> str:
+        """The anchor of the recipe that trained it, else its first modality."""
+        anchor = self.card.recipe.get("anchor", "satellite") if self.card else "satellite"
+        return anchor if anchor in self.modalities else next(iter(self.modalities))
+
+    @property
+    def bridge_options(self) -> BridgeOptions:
+        """How a bridge uses its bank: as its card says, else the defaults."""
+        return self.card.bank.options if self.card and self.card.bank else DEFAULTS
+
+    @property
+    def bank_bridge(self) -> Bridge | None:
+        """The bridge of its bank, for any pair; None without a bank."""
+        return None if self.bank is None else Bridge(self.bank, self.bridge_options)
+
+    def bridge(self, one: str, two: str) -> Bridge | None:
+        """Return the bridge of two modalities, where they are emergent and neither is the bank's anchor.
+
+        None without a bank (`Binder.bank`), and for other pairs, which it does not help: `docs/bridge.md`.
+
+        Raises:
+            PluginError: The binder has no such modality.
+        """
+        for name in (one, two):
+            self.modality(name)
+        return choose_bridge(self.bank_bridge, self.marks, one, two)
 
     def modality(self, name: str) -> Modality:
         """Return the modality called `name`.
@@ -182,6 +212,7 @@ class Binder(nn.Module):
         probability: tuple[str, str] | None = None,
         over: Literal["pair", "gallery"] = "pair",
         prior: float = 0.5,
+        bridge: Bridge | tuple[str, str] | None = None,
     ) -> Tensor:
         """Compare every row of `a_ND` with every row of `b_MD`: (N, M).
 
@@ -192,11 +223,19 @@ class Binder(nn.Module):
                 without it the result is cosine similarities in [-1, 1].
             over: `pair`: how likely each pair is a match; `gallery`: which row of `b_MD` is, if one is.
             prior: Share of matches among the pairs compared, for `pair`.
+            bridge: A bridge to score by; or the two modalities, for `Binder.bridge` of them where there is
+                one, else cosines.
 
         Raises:
-            DataError: Different widths, a row that is not finite, no calibration of these modalities, or a
-                prior not in (0, 1).
+            DataError: Different widths, a row that is not finite, no calibration of these modalities, a prior
+                not in (0, 1), a bank of another model, or a bridge as well as a probability.
         """
+        if bridge is not None and probability is not None:
+            raise DataError("probabilities were fitted to cosines, not to bridged scores: give one of them")
+        chosen = self.bridge(*bridge) if isinstance(bridge, tuple) else bridge
+        if chosen is not None:
+            chosen.bank.check_model(self.width, self.card.digests if self.card else {})
+            return chosen.score(a_ND, b_MD)
         similarity_NM = scoring.cosine(a_ND, b_MD)
         if probability is None:
             return similarity_NM
@@ -217,6 +256,7 @@ class Binder(nn.Module):
         templates: Iterable[str] = ("{}",),
         temperature: float | None = None,
         batch_size: int = 64,
+        bridge: Bridge | bool | None = None,
     ) -> Tensor:
         """Classify inputs zero-shot, by the embeddings of their possible labels.
 
@@ -231,6 +271,8 @@ class Binder(nn.Module):
             temperature: Similarities are divided by it before the softmax; default: the one fitted for the
                 two modalities, or else CLIP's 0.01 (`Binder.temperature` says which).
             batch_size: Inputs per forward pass.
+            bridge: A bridge to score by; True: `Binder.bridge` of the two, if any; False: cosines; default:
+                True unless a temperature was fitted for the two, which belongs to cosines.
 
         Returns:
             Probabilities (N, C), in the order of `labels`.
@@ -244,7 +286,10 @@ class Binder(nn.Module):
         )
         examples = list_class_examples(labels, templates)
         class_CD = torch.stack([self.embed(through, e, batch_size=batch_size).mean(0) for e in examples])
-        similarity_NC = scoring.cosine(self.embed(modality, x, batch_size=batch_size), class_CD)
+        if bridge is None:
+            bridge = not scoring.is_fitted(self.card and self.card.calibration, modality, through)
+        by = bridge if isinstance(bridge, Bridge) else (modality, through) if bridge else None
+        similarity_NC = self.similarity(self.embed(modality, x, batch_size=batch_size), class_CD, bridge=by)
         return scoring.softmax(similarity_NC, chosen)
 
     def compose(self, parts: Mapping[str, Any], weights: Mapping[str, float] | None = None) -> Tensor:

@@ -67,7 +67,7 @@ class SoftmaxTemperature(NamedTuple):
     source: str
 
 
-def _as_rows(embeddings: Tensor | NDArray[Any]) -> Tensor:
+def as_rows(embeddings: Tensor | NDArray[Any]) -> Tensor:
     """Return embeddings as a tensor (N, D); one embedding is one row, a list of them is stacked."""
     given: Any = embeddings
     if isinstance(given, list | tuple):
@@ -97,7 +97,7 @@ def cosine(a_ND: Tensor | NDArray[Any], b_MD: Tensor | NDArray[Any]) -> Tensor:
     Raises:
         DataError: The two are of different widths, no embeddings, or a row is not finite.
     """
-    a_ND, b_MD = _as_rows(a_ND), _as_rows(b_MD)
+    a_ND, b_MD = as_rows(a_ND), as_rows(b_MD)
     if a_ND.shape[1] != b_MD.shape[1]:
         raise DataError(f"embeddings of different widths: {a_ND.shape[1]} and {b_MD.shape[1]}")
     a_ND, b_MD = require_finite(a_ND, "the first embeddings"), require_finite(b_MD, "the second embeddings")
@@ -200,6 +200,11 @@ def require_scales(known: Calibration | None, one: str, two: str) -> PairScales:
             "`geobind eval BUNDLE --data DATA --calibrate SPLIT --keep`"
         )
     return scales
+
+
+def is_fitted(known: Calibration | None, query: str, gallery: str) -> bool:
+    """Return whether a temperature was fitted for two modalities."""
+    return known is not None and known.temperature(query, gallery) is not None
 
 
 def find_temperature(known: Calibration | None, query: str, gallery: str) -> SoftmaxTemperature:

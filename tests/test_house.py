@@ -27,6 +27,7 @@ plugins
 data loggers pretrained
 recipe towers importers
 scoring
+bridge
 bundles
 binder
 evaluation embedding_cache archive export
@@ -73,6 +74,7 @@ SMALL = {
 NAMED = {
     ("recipe/schema.py", "satellite"): "the default anchor",
     ("recipe/schema.py", "text"): "the default modality that reads a question",
+    ("binder.py", "satellite"): "the default anchor",
     ("binder.py", "text"): "the default modality that describes classes",
     ("towers/clip.py", "text"): "open_clip's word for a tower",
     ("modality.py", "text"): "a widget of pages, where words are given",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from pydantic import ValidationError
 
 from geobind import plugins
+from geobind.bridge import BANK, Bank, BankFacts, BridgeOptions, describe_bank, read_bank
 from geobind.bundles.building import bounded_building, check_encoders, explain_building, read_shapes
 from geobind.bundles.card import CARD, FORMAT, Card, Origin, read_card
 from geobind.bundles.delta import (
@@ -25,7 +26,7 @@ from geobind.bundles.delta import (
 )
 from geobind.bundles.model_card import render_model_card
 from geobind.bundles.stability import ChangedWeights, check_weights, find_not_finite
-from geobind.errors import CheckpointError, GeobindError, PluginError
+from geobind.errors import CheckpointError, DataError, GeobindError, PluginError
 from geobind.hub import check_reachability, explain_failure, hub_or_cache, without_hub
 from geobind.modality import BUNDLED, Modality
 from geobind.recipe.parsing import dump_yaml
@@ -88,7 +89,7 @@ def publish(folder: Path, name: str, *, private: bool = False) -> str:
 
 
 WEIGHTS, RECIPE, README = "model.safetensors", "recipe.yaml", "README.md"
-_FILES = (CARD, WEIGHTS, DELTA_FILE, RECIPE, README)
+_FILES = (CARD, WEIGHTS, DELTA_FILE, BANK, RECIPE, README)
 
 
 class SupportsBundle(Protocol):
@@ -98,6 +99,12 @@ class SupportsBundle(Protocol):
     width: int
     encoders: nn.ModuleDict
     card: Card | None
+    bank: Bank | None
+
+    @property
+    def bridge_options(self) -> BridgeOptions:
+        """How the bank is used."""
+        ...
 
 
 B = TypeVar("B", bound=SupportsBundle)
@@ -137,6 +144,8 @@ def save(binder: SupportsBundle, folder: Path, *, over: str | Path | None = None
         CheckpointError: Weights are not finite; or there is no such base, or it is in this very folder.
     """
     card, tensors, weights = build_card(binder, over=None), binder.encoders.state_dict(), WEIGHTS
+    bank = _bank_of(binder, card)
+    card = card.model_copy(update={"bank": bank and describe_bank(bank, binder.bridge_options)})
     if broken := find_not_finite(tensors):
         raise CheckpointError(f"{folder}: not saved: {broken}; load the last bundle or checkpoint before it")
     if over is not None:
@@ -145,10 +154,23 @@ def save(binder: SupportsBundle, folder: Path, *, over: str | Path | None = None
         card = card.model_copy(update={"over": reference})
         weights = DELTA_FILE
     contents = {weights: storage.encode_tensors(tensors), **_encode_card(card, folder)}
+    if bank is not None:
+        contents[BANK] = storage.encode_tensors(bank.tensors())
     if card.recipe:
         contents[RECIPE] = dump_yaml(card.recipe).encode()
     storage.replace_together(folder, contents, CARD, absent=[name for name in _FILES if name not in contents])
     return folder
+
+
+def _bank_of(binder: SupportsBundle, card: Card) -> Bank | None:
+    """Return the bank that is saved with a binder; None where training has moved away from it."""
+    if binder.bank is None:
+        return None
+    try:
+        return binder.bank.check_model(binder.width, card.digests)
+    except DataError as error:
+        _log.warning("saved without its bank: %s", error)
+        return None
 
 
 def save_card(binder: SupportsBundle, folder: Path, **facts: Any) -> None:
@@ -230,7 +252,25 @@ def load(
     load_strictly(binder.encoders, tensors, str(file))
     if faults:
         raise ChangedWeights(file, faults, binder)
+    if card.bank is not None:
+        binder.bank = _read_bank(folder, card, card.bank)
     return binder
+
+
+def _read_bank(folder: Path, card: Card, facts: BankFacts) -> Bank | None:
+    """Read the bank that a card names; None where its file is not there.
+
+    Raises:
+        CheckpointError: It is damaged, or of another model.
+    """
+    bank = read_bank(folder / BANK, facts)
+    if bank is None:
+        _log.info("%s: loaded without its bank: there is no %s", folder, BANK)
+        return None
+    try:
+        return bank.check_model(card.width, card.digests)
+    except DataError as error:
+        raise CheckpointError(f"{folder / BANK}: {error}; or remove it") from None
 
 
 def from_pretrained(make: Callable[..., B], name: str, *, revision: str | None = None) -> B:

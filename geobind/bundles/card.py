@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from geobind.bridge import BankFacts
 from geobind.bundles.delta import BaseReference
 from geobind.bundles.stability import Proof
 from geobind.errors import CheckpointError, DataError
@@ -43,6 +44,7 @@ class Card(BaseModel):
     data: list[dict[str, Any]] = Field([], description="rows used: for what, how many, under which licences")
     author: dict[str, Any] = Field({}, description="what the recipe's `card` says")
     calibration: Calibration | None = Field(None, description="what makes similarities probabilities")
+    bank: BankFacts | None = Field(None, description="the bank of anchor embeddings in the bundle")
     proof: Proof | None = Field(None, description="that stages left embeddings as they were, to the bit")
     over: BaseReference | None = Field(
         None, description="the bundle that a small one changes; a whole one has none"

@@ -42,6 +42,7 @@ class EvalOptions(NamedTuple):
     gap: bool
     questions: Path | None
     untrained: bool
+    bank: str | None
 
 
 class ExtraMetrics(NamedTuple):
@@ -86,6 +87,11 @@ def extra_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--keep", is_flag=True, help="With --calibrate: store the scales in the bundle."),
         click.option(
+            "--bank",
+            metavar="SPLIT",
+            help="Bridge emergent pairs by rows of this split, instead of the bundle's own bank.",
+        ),
+        click.option(
             "--calibrate",
             metavar="SPLIT",
             help="Fit probabilities on these rows; measure their calibration.",
@@ -109,6 +115,8 @@ def check_options(asked: EvalOptions, split: str, bundle: str, names: Mapping[st
     """
     from geobind.recipe.embedding_sum import parse_sum
 
+    if asked.bank == split:
+        raise DataError(f"--bank {split}: these are the rows measured on; name others, such as train")
     if asked.calibrate == split:
         raise DataError(
             f"--calibrate {split}: these are the rows measured on; name others, or probabilities look better "
@@ -228,7 +236,12 @@ def eval_command(
     from geobind.data.table import open_table
     from geobind.evaluation import get_protocol, leakage
     from geobind.evaluation.embedded import embed_rows
-    from geobind.evaluation.held_out import build_retrieval_table, check_comparable, take_first_rows
+    from geobind.evaluation.held_out import (
+        build_bank,
+        build_retrieval_table,
+        check_comparable,
+        take_first_rows,
+    )
     from geobind.evaluation.questions import Space, ask_questions, load_questions, read_truths
     from geobind.evaluation.split_leakage import choose_clusters
 
@@ -249,7 +262,9 @@ def eval_command(
     truths = read_truths(held_out, options, questions, binder.modalities, Path.cwd())
     space = Space(binder, embed_rows(binder, held_out))
     found = space.embedded
-    clean = build_retrieval_table(held_out, found, binder.marks, by, clusters)
+    if asked.bank is not None:
+        binder.bank = build_bank(binder, table.split(asked.bank))
+    clean = build_retrieval_table(held_out, found, binder.marks, by, clusters, bridge=binder.bank_bridge)
     fresh = None
     if asked.untrained:
         untrained = Binder(binder.modalities, binder.width, pretrained=False, seed=0).to(binder.device)

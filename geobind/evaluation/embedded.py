@@ -53,7 +53,7 @@ def embed_rows(binder: Binder, table: Table, names: Collection[str] | None = Non
         DataError: An input cannot be read.
     """
     wanted = [name for name in binder.modalities if names is None or name in names]
-    return {name: _embed(binder, table, name) for name in wanted if len(table.rows_with([name]))}
+    return {name: embed_modality(binder, table, name) for name in wanted if len(table.rows_with([name]))}
 
 
 def build_pair_sides(
@@ -102,7 +102,12 @@ def _sample_rows(rows_N: NDArray[np.int64], max_rows: int | None, seed: int) -> 
     return np.sort(np.random.default_rng(seed).choice(rows_N, max_rows, replace=False))
 
 
-def _embed(binder: Binder, table: Table, name: str) -> EmbeddedRows:
+def embed_modality(binder: Binder, table: Table, name: str) -> EmbeddedRows:
+    """Embed the rows of a table that have one modality.
+
+    Raises:
+        DataError: An input cannot be read.
+    """
     rows_Q = table.rows_with([name])
     return EmbeddedRows(rows_Q, binder.embed(name, _FirstObservations(table.take(rows_Q).samples(name))))
 

@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from geobind.binder import Binder
+from geobind.bridge import BANK_ROWS, REFERENCE_ROWS, Bank, Bridge, choose_bridge
 from geobind.data.options import DataOptions
 from geobind.data.table import Table
 from geobind.errors import DataError
@@ -25,15 +26,18 @@ from geobind.evaluation.arithmetic import (
     evaluate_sum_of_rows,
 )
 from geobind.evaluation.calibration import CalibrationResult, calibrate, measure_calibration
-from geobind.evaluation.embedded import EmbeddedRows, embed_rows
+from geobind.evaluation.embedded import EmbeddedRows, embed_modality, embed_rows
 from geobind.evaluation.gap import ModalityGap, modality_gap
-from geobind.evaluation.pairs import PairRow, PairTable, SkippedPair, evaluate_pairs
+from geobind.evaluation.intervals import compare_means
+from geobind.evaluation.pairs import BridgedRow, Gain, PairRow, PairTable, SkippedPair, evaluate_pairs
 from geobind.evaluation.questions import QuestionResults, Space, ask_questions, read_truths
 from geobind.evaluation.retrieval_metrics import QueryScores, RetrievalSettings, retrieval
 from geobind.evaluation.split_leakage import ClusterBy, choose_clusters
 from geobind.recipe.embedding_sum import EmbeddingSum, parse_sum
 from geobind.recipe.marks import Marks, mark_by_pairs
 from geobind.recipe.schema import Evaluation
+from geobind.utils.hashing import derive_seed
+from geobind.utils.system import hash_module
 
 Trained = Collection[frozenset[str]] | Marks  # see `evaluate_pairs`
 
@@ -51,7 +55,55 @@ def measure_retrieval(binder: Binder, table: Table, trained: Trained, options: E
         DataError: The table has fewer than two of the modalities, or no labels where they are needed.
     """
     table = take_first_rows(table, options.limit)
-    return build_retrieval_table(table, embed_rows(binder, table), trained, options.by, options.clusters)
+    return build_retrieval_table(
+        table, embed_rows(binder, table), trained, options.by, options.clusters, bridge=binder.bank_bridge
+    )
+
+
+def build_bank(
+    binder: Binder,
+    rows: Table | Callable[[str, int], Table | None],
+    *,
+    anchor: str | None = None,
+    marks: Marks | None = None,
+    most: int = BANK_ROWS,
+) -> Bank | None:
+    """Embed the bank that bridges a binder's emergent pairs; None where it would bridge none.
+
+    Args:
+        binder: The encoders.
+        rows: Rows without labels, such as those trained on; or what draws so many that have a modality.
+        anchor: The modality of the bank; default: the binder's anchor.
+        marks: The mark of every pair; default: the binder's.
+        most: Anchors kept; of each other modality at most REFERENCE_ROWS are.
+
+    Raises:
+        DataError: A row cannot be read, or fewer than two have the anchor.
+    """
+    anchor, marks = anchor or binder.anchor, binder.marks if marks is None else marks
+    pairs = [pair for pair, mark in marks.items() if mark == "emergent" and anchor not in pair]
+    if not pairs:
+        return None
+    embedded: dict[str, Tensor] = {}
+    for name in (anchor, *sorted(frozenset[str]().union(*pairs))):
+        count = most if name == anchor else min(REFERENCE_ROWS, most)
+        drawn = draw_rows(rows, name, count) if isinstance(rows, Table) else rows(name, count)
+        if drawn is not None:
+            embedded[name] = embed_modality(binder, drawn, name).embedding_QD
+    if anchor not in embedded:
+        raise DataError(f"no bank of '{anchor}': fewer than two of its rows have it")
+    digests = {name: hash_module(binder.encoders[name]) for name in embedded}
+    anchor_RD = embedded.pop(anchor)
+    return Bank(anchor_RD, anchor, embedded, digests, f"{len(anchor_RD):,} unlabelled rows of '{anchor}'")
+
+
+def draw_rows(table: Table, name: str, most: int, seed: int = 0) -> Table | None:
+    """Draw rows of a table that have a modality; None with fewer than two."""
+    row_R = table.rows_with([name]) if name in table.columns else np.zeros(0, np.int64)
+    if len(row_R) < 2:
+        return None
+    random = np.random.default_rng(derive_seed(seed, "bank", name))
+    return table.take(np.sort(random.choice(row_R, min(most, len(row_R)), replace=False)))
 
 
 def take_first_rows(table: Table, limit: int | None) -> Table:
@@ -65,6 +117,8 @@ def build_retrieval_table(
     trained: Trained,
     by: Literal["row", "label"],
     clusters: ClusterBy | None = None,
+    *,
+    bridge: Bridge | None = None,
 ) -> PairTable:
     """Measure retrieval between embedded modalities; see `measure_retrieval`.
 
@@ -74,16 +128,53 @@ def build_retrieval_table(
         trained: Pairs of modalities that some stage aligned, or the mark of every pair.
         by: Whether a query's own row is the right answer, or every row of its class.
         clusters: How to group rows that are not independent queries; default: by what the table has.
+        bridge: Emergent pairs of which neither is its anchor are measured by its scores, too.
 
     Raises:
         DataError: Labels or clusters are needed and not there.
     """
     marks = trained if isinstance(trained, Mapping) else mark_by_pairs(embedded, trained)
-    chosen = choose_clusters(table, clusters)
+    grouped = choose_clusters(table, clusters)
     tabulated = _table_by_label if by == "label" else _table_by_row
-    made = tabulated(table, embedded, marks, chosen.of_rows)
+    made = tabulated(table, embedded, marks, grouped.of_rows)
+    bridged: list[BridgedRow] = []
+    for one, two in combinations(embedded, 2):
+        chosen = choose_bridge(bridge, marks, one, two)
+        if chosen is not None and (one, two) in made.scores:
+            sides = chosen.embed_pair(embedded[one].embedding_QD, embedded[two].embedding_QD)
+            pair = {
+                name: EmbeddedRows(embedded[name].rows_Q, side)
+                for name, side in zip((one, two), sides, strict=True)
+            }
+            bridged += _compare_bridged(made, tabulated(table, pair, marks, grouped.of_rows))
     collapsed = tuple(find_collapsed(embedded))
-    return replace(made, clusters=chosen.by, cluster_note=chosen.note, warnings=collapsed)
+    note = f"bridged by {bridge.describe()}" if bridge and bridged else ""
+    return replace(
+        made,
+        clusters=grouped.by,
+        cluster_note=grouped.note,
+        warnings=collapsed,
+        bridged=tuple(bridged),
+        bridge_note=note,
+    )
+
+
+_COMPARED = ("R@1", "R@5", "R@10", "MRR")
+
+
+def _compare_bridged(plain: PairTable, bridged: PairTable) -> Iterator[BridgedRow]:
+    """Yield the bridged rows of a pair with their gain over the plain ones, query by query."""
+    for row in bridged.rows:
+        was: QueryScores = plain.scores[row.query, row.gallery]
+        now: QueryScores = bridged.scores[row.query, row.gallery]
+        gains: dict[str, Gain] = {}
+        for name in _COMPARED:
+            if name in was.measures and name in now.measures:
+                apart_Q = (
+                    now.value_QM[:, now.measures.index(name)] - was.value_QM[:, was.measures.index(name)]
+                )
+                gains[name] = Gain(*compare_means(apart_Q.astype(np.float64), now.cluster_Q))
+        yield BridgedRow(row, gains)
 
 
 COLLAPSED = 1e-4  # mean squared distance from their mean; of evenly spread embeddings it is nearly 1
@@ -280,7 +371,9 @@ def measure_all(
     truths = read_truths(held_out, data, options.questions, binder.modalities, base)
     space = Space(binder, embed_rows(binder, held_out))
     embedded = space.embedded
-    measured = build_retrieval_table(held_out, embedded, trained, options.by, options.clusters)
+    measured = build_retrieval_table(
+        held_out, embedded, trained, options.by, options.clusters, bridge=binder.bank_bridge
+    )
     fresh = Space(untrained, embed_rows(untrained, held_out)) if untrained is not None else None
     if fresh is not None:
         theirs = build_retrieval_table(held_out, fresh.embedded, trained, options.by, options.clusters)

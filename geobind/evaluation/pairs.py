@@ -69,6 +69,24 @@ class PairRow:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """A difference from the plain figure of the same queries, with its interval."""
+
+    value: float
+    low: float
+    high: float
+    p: float  # probability of a difference this large, were there none
+
+
+@dataclass(frozen=True)
+class BridgedRow:
+    """Retrieval from one modality to another by bridged scores, beside that by cosines."""
+
+    row: PairRow
+    gain: Mapping[str, Gain]  # by metric, over the same queries and clusters
+
+
+@dataclass(frozen=True)
 class SkippedPair:
     """Two modalities that could not be compared, and why."""
 
@@ -86,7 +104,15 @@ class PairTable:
     clusters: str | None = None  # what rows of one cluster have in common, such as `group`
     warnings: tuple[str, ...] = ()  # what makes the figures look better than they are
     cluster_note: str = ""  # which queries count as one, and why
+    bridged: tuple[BridgedRow, ...] = ()  # emergent pairs without the anchor, where there is a bank
+    bridge_note: str = ""  # which bank, and how it is used
     scores: Any = field(default=None, repr=False, compare=False)  # of each query, by (query, gallery)
+
+    def bridged_row(self, query: str, gallery: str) -> BridgedRow | None:
+        """Return the bridged figures of a direction, where there are any."""
+        return next(
+            (one for one in self.bridged if (one.row.query, one.row.gallery) == (query, gallery)), None
+        )
 
     @property
     def baselines(self) -> tuple[str, ...]:
@@ -133,6 +159,8 @@ class PairTable:
             "cluster_note": self.cluster_note,
             "warnings": list(self.warnings),
             "rows": [asdict(row) for row in self.rows],
+            "bridged": [asdict(row) for row in self.bridged],
+            "bridge_note": self.bridge_note,
             "skipped": [
                 {"modalities": list(pair.modalities), "reason": pair.reason} for pair in self.skipped
             ],

@@ -12,7 +12,7 @@ from geobind.evaluation.calibration import CalibrationResult
 from geobind.evaluation.classification import Recognition
 from geobind.evaluation.few_shot_curves import FewShotCurve, FewShotPoint, ProbeResults, Shots
 from geobind.evaluation.gap import ModalityGap
-from geobind.evaluation.pairs import PairTable
+from geobind.evaluation.pairs import BridgedRow, PairTable
 from geobind.evaluation.protocols import ProtocolResult
 from geobind.evaluation.questions import QuestionResults
 from geobind.evaluation.retrieval_metrics import Metric
@@ -49,8 +49,22 @@ def build_pair_table(table: PairTable, metrics: Sequence[str] = SHOWN_METRICS) -
         pair = f"{row.query} to {row.gallery}\n{mark}\n[dim]{row.gallery_size:,} in gallery[/dim]"
         cells = [_cell(row.metrics.get(name)) for name in columns]
         cells += [_cell(row.beside.get(name, {}).get(compared)) for name in table.baselines]
-        grid.add_row(pair, *cells, end_section=True)
+        bridged = table.bridged_row(row.query, row.gallery)
+        grid.add_row(pair, *cells, end_section=bridged is None)
+        if bridged is not None:
+            cells = [_gain_cell(bridged, name) for name in columns]
+            grid.add_row(f"[bold]{row.mark}, bridged[/bold]", *cells, end_section=True)
     return grid
+
+
+def _gain_cell(bridged: BridgedRow, name: str) -> str:
+    """Format a bridged figure above its interval and that of its gain."""
+    measured, gain = bridged.row.metrics.get(name), bridged.gain.get(name)
+    if measured is None:
+        return "-"
+    value, low, high = map(format_number, (measured.value, measured.low, measured.high))
+    more = f"\ngain {gain.low:+.3f} to {gain.high:+.3f}" if gain else ""
+    return f"{value}\n[dim]{low} to {high}{more}[/dim]"
 
 
 def build_summary_table(
@@ -85,6 +99,9 @@ def build_summary_table(
             share = row.share_of_direct(compared)
             cells += ["" if share is None else format_percent(share)] * ("direct" in table.baselines)
             grid.add_row(f"  {row.query} to {row.gallery}", *cells)
+            if (bridged := table.bridged_row(row.query, row.gallery)) is not None:
+                cells = [_beside_chance(bridged.row.metrics.get(name)) for name in metrics]
+                grid.add_row("    bridged", *cells)
     return grid
 
 
@@ -139,6 +156,7 @@ def _beside_chance(metric: Metric | None) -> str:
 def _notes(table: PairTable) -> str | None:
     lines = [f"not measured: {' and '.join(pair.modalities)}: {pair.reason}" for pair in table.skipped]
     lines += [f"warning: {line}" for line in table.warnings]
+    lines += [table.bridge_note] if table.bridge_note else []
     return "\n".join(lines) or None
 
 

@@ -524,6 +524,13 @@ class Recipe(RecipeBlock):
     evaluate: Evaluation | None = Field(
         default=None, description="what is measured on held-out rows at the end"
     )
+    bank: int = Field(
+        default=4000,
+        ge=0,
+        le=100_000,
+        description="unlabelled rows of the anchor that the bundle keeps, as a bridge between emergent "
+        "pairs; 0: none",
+    )
     loggers: tuple[LoggerSpec, ...] = Field(
         default=(), description="where metrics go besides metrics.csv: names, or blocks with options"
     )

@@ -156,6 +156,7 @@ def _run_all(recipe: Recipe, folder: Path, fabrics: dict[str, Fabric]) -> RunRes
     bounds = [_measure_direct(each, main, fabrics) for each in direct]
 
     def measure_and_write() -> EvaluationResults | None:
+        binder.bank = main.data.build_bank(binder)
         measured = main.data.measure(binder)
         for bound in bounds:
             if measured is not None and bound is not None:

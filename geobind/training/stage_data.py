@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from geobind.binder import Binder, build_binder
+from geobind.bridge import Bank
 from geobind.data.options import DataOptions, MixedData
 from geobind.data.sampler import MixedDataset, WeightedSource
 from geobind.data.sources import PluginPairs, TableRows
@@ -18,7 +19,9 @@ from geobind.errors import DataError, RecipeError
 from geobind.evaluation import Leakage, leakage
 from geobind.evaluation.held_out import (
     EvaluationResults,
+    build_bank,
     check_evaluation_rows,
+    draw_rows,
     measure_all,
     take_first_rows,
     with_warnings,
@@ -27,6 +30,9 @@ from geobind.evaluation.questions import read_truths
 from geobind.evaluation.split_leakage import ImageHashes
 from geobind.recipe import Recipe, Stage
 from geobind.training.validation import check_validation_rows, subsample
+from geobind.utils.logs import rank_zero_logger
+
+_log = rank_zero_logger(__name__)
 
 _MIN_SHARED = 2  # rows that two modalities must share to be compared
 
@@ -191,6 +197,33 @@ class StageData:
         )
         warnings = dict.fromkeys(leak.warning for leak in self.leakage().values() if leak.warning)
         return with_warnings(measured, tuple(warnings))
+
+    def build_bank(self, binder: Binder) -> Bank | None:
+        """Embed the bank of a trained binder; None if none is asked for or of use, or a row is broken."""
+        recipe = self.recipe
+        if not recipe.bank:
+            return None
+        try:
+            return build_bank(
+                binder,
+                self._draw_training_rows,
+                anchor=recipe.anchor,
+                marks=recipe.marks,
+                most=recipe.bank,
+            )
+        except DataError as error:
+            _log.warning("the bundle has no bank: %s", error)
+            return None
+
+    def _draw_training_rows(self, name: str, most: int) -> Table | None:
+        """Draw training rows that have a modality, of the first stage and table with any."""
+        for stage in self.recipe.stages:
+            for source in self.rows(stage).sources if name in self.recipe.names_of(stage) else ():
+                table = source.rows.table
+                drawn = draw_rows(table, name, most, self.recipe.seed) if table is not None else None
+                if drawn is not None:
+                    return drawn
+        return None
 
     def evaluation_table(self) -> Table | None:
         """Return the rows that `evaluate` measures on."""

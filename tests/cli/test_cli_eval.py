@@ -434,3 +434,27 @@ def test_a_question_that_cannot_be_asked_ends_the_command(spoken, manifest, tmp_
     done = ask(spoken, manifest, tmp_path, question)
     assert done.exit_code == 2
     assert message in " ".join(done.output.split())
+
+
+def test_a_bank_of_another_split_bridges_emergent_pairs_in_table_and_json(tmp_path, manifest):
+    binder = Binder({"left": Left(), "right": Right(turn=0.1), "third": Third(turn=0.5)}, 8, seed=0)
+    facts = {"pairs": 1, "steps": 1, "loss": 0.0, "temperature": 0.1}
+    stages = [
+        {"name": one, "anchor": "left", "align": one, "train": [one], **facts} for one in ("right", "third")
+    ]
+    binder.card = build_card(binder, stages=stages, recipe={"anchor": "left"})
+    bundle = str(binder.save(tmp_path / "bundle"))
+    columns = (*COLUMNS, "--column", "third=third")
+    plain = as_json(bundle, "--data", manifest, *columns)["clean"]
+    assert plain["bridged"] == [] and plain["bridge_note"] == ""
+    found = as_json(bundle, "--data", manifest, *columns, "--bank", "train")["clean"]
+    assert found["rows"] == plain["rows"]
+    assert {(one["row"]["query"], one["row"]["gallery"]) for one in found["bridged"]} == {
+        ("right", "third"),
+        ("third", "right"),
+    }
+    assert found["bridge_note"].startswith("bridged by 40 unlabelled rows of 'left'; weight 0.5")
+    shown = run(bundle, "--data", manifest, *columns, "--bank", "train").output
+    assert shown.count("emergent, bridged") == 2 and "gain" in shown
+    refused = run(bundle, "--data", manifest, *columns, "--bank", "test")
+    assert refused.exit_code == 2 and "these are the rows measured on" in refused.output
