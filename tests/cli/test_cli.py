@@ -144,6 +144,7 @@ def test_shipped_recipes_are_listed_with_what_they_are_for():
     assert json.loads(call("recipes", "--json").output)["three_modal"].startswith("Bind text")
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_a_table_and_a_bundle_that_embeds_from_the_command_line(recipe, tmp_path):
     result = call("run", recipe, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output

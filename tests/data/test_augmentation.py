@@ -293,6 +293,7 @@ def test_a_plugin_that_turns_its_inputs_by_itself_is_refused_before_training(rec
     assert not (tmp_path / "run/stages").exists()
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_rasters_turned_alike_and_its_stage_depends_on_it(recipe, tmp_path, caplog):
     caplog.set_level("INFO")
     run(recipe(), tmp_path / "run")
@@ -304,6 +305,7 @@ def test_a_run_trains_on_rasters_turned_alike_and_its_stage_depends_on_it(recipe
     assert "run again: augment.together: it was ['heights', 'tile'] and is not set" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_contact_sheet_turns_rasters_alike(recipe, monkeypatch):
     made = {}
     prepare = Raster.prepare

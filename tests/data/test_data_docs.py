@@ -28,6 +28,7 @@ def run_commands(example):
         assert result.exit_code == 0, f"{line}\n{result.output}"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # rasterio's own
 def test_every_block_of_the_page_on_data_runs(tmp_path, monkeypatch):
     pytest.importorskip("rasterio")

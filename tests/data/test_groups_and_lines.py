@@ -106,6 +106,7 @@ ODD = ["", " ", "a b", "[", "1", "nan", "-inf", "1e3", " 7 ", "1_0"]
 words = st.one_of(st.text(max_size=5), st.sampled_from(ODD))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(values=st.lists(words, min_size=1, max_size=6))
 def test_columns_of_strings_are_read_quickly_to_the_same_end(values):

@@ -117,6 +117,7 @@ class Cells(list):
         )
 
 
+@pytest.mark.slow
 def test_a_stages_sheet_holds_input_embedding_view_and_draws(monkeypatch):
     cells = Cells(monkeypatch)
     rows = [

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -199,14 +200,14 @@ def wheel(folder: Path, *overrides: str):
     return recipe(folder, *overrides, text=WHEEL)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--die-after-step", type=int)
     parser.add_argument("--wheel", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     torch.set_num_threads(1)
 
     from geobind.training import metrics

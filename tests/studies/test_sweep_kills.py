@@ -110,6 +110,7 @@ def test_a_stage_without_its_weights_is_not_finished(cells):
     assert runner._share(None, wants, [done]) == 0
 
 
+@pytest.mark.slow
 def test_a_run_trains_a_stage_again_whose_weights_are_gone(tmp_path):
     from geobind.training.run import run
 

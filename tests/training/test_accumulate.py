@@ -114,6 +114,7 @@ def test_an_encoder_that_one_step_of_a_turn_trains_is_moved_and_one_that_none_do
 # Whole runs
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_a_move_and_ends_with_the_same_weights(whole, tmp_path, monkeypatch):
     add = metrics.Recorder.add
 
@@ -134,6 +135,7 @@ def test_a_killed_run_goes_on_from_a_move_and_ends_with_the_same_weights(whole, 
     assert [row["loss"] for row in rows_of(whole)] == [row["loss"] for row in rows_of(tmp_path / "run")]
 
 
+@pytest.mark.slow
 def test_a_queue_holds_the_steps_of_a_turn(tmp_path):
     queued = "stages.0.loss={name: infonce, direction: anchor_to_other, queue: 48}"
     folder = toy_run(tmp_path, *THREE, "stages.0.train=[left]", queued)
@@ -181,6 +183,7 @@ def test_what_changes_nothing_is_said(tmp_path):
     assert said(tmp_path, "stages.0.chunk=8") == said(tmp_path, "stages.0.chunk=auto") == ""
 
 
+@pytest.mark.slow
 def test_check_and_run_warn(tmp_path, logged):
     recipe = toy.recipe(tmp_path, "stages.0.accumulate=2", "stages.0.chunk=4")
     told = list(describe_details(recipe, recipe.stages[0]))

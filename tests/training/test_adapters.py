@@ -204,6 +204,7 @@ def losses(folder: Path) -> list[float]:
         return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 @needs_peft
 def test_a_stage_leaves_plain_weights_and_a_small_adapter_and_resumes_bit_for_bit(tmp_path, monkeypatch):
     whole = toy_run(tmp_path / "whole")
@@ -241,6 +242,7 @@ def test_a_stage_leaves_plain_weights_and_a_small_adapter_and_resumes_bit_for_bi
     assert losses(whole) == losses(resumed)
 
 
+@pytest.mark.slow
 def test_deeper_layers_learn_faster_under_layer_decay(tmp_path):
     overrides = ("stages.0.train={left: {part: full, layer_decay: 0.001}}", "modalities.left.norm=false")
     after = load_file(toy_run(tmp_path, *overrides) / "bundle" / "model.safetensors")

@@ -69,6 +69,7 @@ cases = given(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=120)
 @cases
 def test_infonce_and_its_gradients_equal_the_dense_formula(

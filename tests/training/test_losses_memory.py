@@ -22,6 +22,7 @@ def test_the_meter_sees_a_full_matrix_and_its_end():
     assert 512 * 512 * 4 <= live.peak < 2 * 512 * 512 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "told"), CASES.values(), ids=CASES)
 def test_memory_stays_far_below_the_square_of_the_batch(loss, told):
     anchor, other = (part.requires_grad_() for part in embeddings(PAIRS, WIDTH, dtype=torch.float32))

@@ -140,6 +140,7 @@ def test_queued_keys_of_the_same_place_neither_attract_nor_oppose():
     torch.testing.assert_close(queued(anchor, other, context), F.cross_entropy(logits, torch.arange(2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [InfoNCE(), SigLIP()], ids=["infonce", "siglip"])
 def test_memory_stays_far_below_the_square_of_the_batch(loss):
     anchor, other = (side.requires_grad_() for side in embeddings(PAIRS, WIDTH, dtype=torch.float32))

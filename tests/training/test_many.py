@@ -90,6 +90,7 @@ def whole(tmp_path_factory):
     patch.undo()
 
 
+@pytest.mark.slow
 def test_one_modality_in_a_list_is_trained_as_it_is_alone(tmp_path):
     alone, listed = (
         wheel_run(
@@ -139,6 +140,7 @@ def test_all_pairs_are_marked_trained_and_without_them_the_third_is_emergent(who
     assert read_run(anchored).marks[spokes] == "emergent"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("stages.0.precision=bf16-mixed",)])
 def test_labels_and_places_belong_to_the_rows_that_have_both(tmp_path, options):
     plain = wheel_run(tmp_path / "plain", "stages.0.steps=1", *options)
@@ -175,6 +177,7 @@ def counted(monkeypatch) -> dict[int, int]:
     return seen
 
 
+@pytest.mark.slow
 def test_what_a_row_lacks_costs_no_forward_and_the_anchor_is_embedded_once(tmp_path, monkeypatch):
     rows = [json.loads(line) for line in toy.write_wheel(tmp_path / "wheel.jsonl").open()]
     seen = counted(monkeypatch)
@@ -288,6 +291,7 @@ def test_each_table_is_looked_at_for_leakage(mixed):
     assert "one: other.jsonl" in (mixed / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_without_weights_an_epoch_goes_through_every_table_in_batches_of_one_or_of_all(tmp_path):
     tables(tmp_path)
     data = "stages.0.data=[{manifest: wheel.jsonl}, {manifest: other.jsonl}]"
@@ -299,6 +303,7 @@ def test_without_weights_an_epoch_goes_through_every_table_in_batches_of_one_or_
     assert all(row["loss:hub-rim"] and not row["source"] for row in rows_of(mixed))
 
 
+@pytest.mark.slow
 def test_each_aligned_modality_has_its_own_data_by_default(tmp_path):
     tables(tmp_path)
     folder = wheel_run(
@@ -310,6 +315,7 @@ def test_each_aligned_modality_has_its_own_data_by_default(tmp_path):
     assert [part["name"] for part in done(folder)["sources"]] == ["other.jsonl", "wheel.jsonl"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_mixture_resumes_to_the_same_weights_bit_for_bit(mixed, tmp_path, monkeypatch):
     add = metrics.Recorder.add
 

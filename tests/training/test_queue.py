@@ -40,6 +40,7 @@ def dying(step):
     return add_then_die
 
 
+@pytest.mark.slow
 def test_a_queue_adds_negatives_from_the_second_step_on(whole, tmp_path):
     plain = losses(toy_run(tmp_path, QUEUED[0], QUEUED[1].replace(", queue: 40", "")))
     queued = losses(whole)
@@ -63,6 +64,7 @@ def test_a_killed_run_resumes_with_its_queue_bit_for_bit(whole, tmp_path, dies_a
     assert losses(whole) == losses(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_queue_works_in_half_precision(whole, tmp_path):
     half = losses(toy_run(tmp_path, *QUEUED, "stages.0.precision=bf16-mixed"))
     assert [loss for *_, loss in half[:6]] == pytest.approx(
@@ -75,6 +77,7 @@ def test_the_queue_is_no_part_of_what_a_stage_leaves(whole):
     assert not any("queue" in key for key in load_file(whole / "stages" / "01_one" / "trained.safetensors"))
 
 
+@pytest.mark.slow
 def test_each_row_knows_its_own_key(tmp_path, monkeypatch):
     """Keys of the rows reach the queue, so that at an epoch's turn no pair opposes itself."""
     seen, make = [], stages.build_loss
@@ -133,6 +136,7 @@ def test_a_queue_that_cannot_serve_is_found_before_anything_runs(tmp_path):
     assert "unknown key" in problems(tmp_path, "stages.0.loss={name: siglip, queue: 40}")
 
 
+@pytest.mark.slow
 def test_a_queue_as_long_as_the_data_is_refused_before_training(tmp_path):
     message = (
         "a queue of 81 embeddings and a batch of 16 are more than the 96 rows of the data, .* to 80 or less"

@@ -3,15 +3,13 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import toy
 from safetensors.torch import load_file
-from toy_runs import PROGRAM, losses, same, toy_run, weights
+from toy_runs import losses, run_apart, same, toy_run, weights
 
 import geobind
 from geobind import plugins
@@ -45,12 +43,14 @@ def test_every_step_is_in_the_metrics_once(whole):
     ]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(whole, tmp_path):
     options = ("modalities.left.dropout=0.2", "modalities.right.noise=0.1")
     assert same(weights(whole), weights(toy_run(tmp_path / "again", *options)))
     assert not same(weights(whole), weights(toy_run(tmp_path / "other", *options, "seed=1")))
 
 
+@pytest.mark.slow
 def test_a_recipe_file_runs_into_the_folder_of_its_name(tmp_path, monkeypatch):
     toy.recipe(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -59,6 +59,7 @@ def test_a_recipe_file_runs_into_the_folder_of_its_name(tmp_path, monkeypatch):
     assert finished.bundle.is_dir()
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing(whole, tmp_path):
     options = ("modalities.left.dropout=0.2", "modalities.right.noise=0.1", "workers=1")
     few = toy_run(tmp_path / "workers", *options)
@@ -77,6 +78,7 @@ def test_frozen_encoders_are_bit_equal_after_a_stage(whole):
     assert not torch.equal(first["right.head.weight"], last["right.head.weight"])
 
 
+@pytest.mark.slow
 def test_head_only_training_leaves_the_trunk_and_its_batch_statistics_alone(tmp_path):
     folder = toy_run(tmp_path, "stages.0.train={right: head}")
     fresh = Binder({"right": toy.Right()}, 8, seed=0).encoders.state_dict()
@@ -102,16 +104,15 @@ def test_the_bundle_embeds_and_remembers_how_it_was_made(whole):
 @pytest.mark.slow
 @pytest.mark.parametrize("dies_after", [5, 19])
 def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(whole, tmp_path, dies_after):
-    command = [sys.executable, PROGRAM, tmp_path, "--set", "modalities.left.dropout=0.2"]
-    command += ["--set", "modalities.right.noise=0.1"]
-    killed = subprocess.run([*command, "--die-after-step", str(dies_after)], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    words = ("--set", "modalities.left.dropout=0.2", "--set", "modalities.right.noise=0.1")
+    killed = run_apart(tmp_path, *words, "--die-after-step", str(dies_after))
+    assert killed.code == -signal.SIGKILL, killed.said
     assert not (tmp_path / "run" / "bundle").exists()
-    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True)
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = run_apart(tmp_path, *words, "--resume")
+    assert resumed.code == 0, resumed.said
     assert same(weights(whole), weights(tmp_path / "run"))
     assert losses(whole) == losses(tmp_path / "run")
-    assert ("one: finished before, unchanged; not run again" in resumed.stderr) == (dies_after >= 18)
+    assert ("one: finished before, unchanged; not run again" in resumed.said) == (dies_after >= 18)
 
 
 @pytest.mark.slow
@@ -124,6 +125,7 @@ def test_a_changed_stage_is_run_again_and_those_before_it_are_not(tmp_path, logg
     assert [step for stage, step, _ in losses(tmp_path / "run") if stage == "two"] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_before_it_trained_anything_is_begun_anew(tmp_path):
     with pytest.raises(GeobindError) as caught:
         toy_run(tmp_path, "stages.one.batch_size=100000")
@@ -131,6 +133,7 @@ def test_a_run_that_ended_before_it_trained_anything_is_begun_anew(tmp_path):
     toy_run(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     toy_run(tmp_path)
     with pytest.raises(
@@ -139,6 +142,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
         toy_run(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_recipe_is_not_gone_on_with(whole, tmp_path):
     home = tmp_path / "run" / "stages" / "01_one"
     home.mkdir(parents=True)
@@ -159,6 +163,7 @@ def test_a_loss_that_is_not_finite_names_the_step_the_rows_and_the_checkpoint(tm
         assert not (tmp_path / "run" / name).exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_clearly_and_the_run_can_go_on(whole, tmp_path, monkeypatch):
     import errno
     import os
@@ -206,6 +211,7 @@ def test_a_fabric_that_this_machine_has_not_is_told(tmp_path):
         toy_run(tmp_path, "fabric.accelerator=abacus")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss", ["{name: siglip}", "{name: infonce, direction: anchor_to_other, positives: label}"]
 )
@@ -216,17 +222,20 @@ def test_other_losses_train_too(tmp_path, loss):
     assert sum(found[-3:]) < sum(found[:3])
 
 
+@pytest.mark.slow
 def test_pairs_of_near_places_are_no_negatives(tmp_path):
     plain = losses(toy_run(tmp_path / "plain"))
     ignoring = losses(toy_run(tmp_path / "near", "stages.0.loss={name: infonce, ignore_within_m: 300000}"))
     assert ignoring[0][2] < plain[0][2]
 
 
+@pytest.mark.slow
 def test_bf16_in_one_stage_and_float32_in_the_next(tmp_path):
     folder = toy_run(tmp_path, "stages.0.precision=bf16-mixed")
     assert all(value.dtype in (torch.float32, torch.int64) for value in weights(folder).values())
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(tmp_path):
     folder = toy_run(tmp_path)
     shutil.rmtree(folder / "bundle")
