@@ -283,6 +283,9 @@ class TransformerOptions(TowerOptions):
         description="The embedding of a text: the mean of its tokens' or the first one's; as the folder "
         "states, else mean.",
     )
+    pretrained: bool = Field(
+        default=True, description="False: the same architecture with random weights, as a baseline."
+    )
     length: int | None = Field(
         default=None, ge=8, le=8192, description="Tokens read of a text; as the folder states, at most 256."
     )

@@ -39,6 +39,7 @@ def transformer_encoder(
         CheckpointError: The folder has no safetensors weights, or another model's.
     """
     model = _build(options)
+    pretrained = pretrained and options.pretrained
     if pretrained:
         _load(model, locate_packaged(options.folder) or Path(options.folder))
     trunk = TransformerTrunk(model, options.pooling)

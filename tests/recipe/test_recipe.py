@@ -283,7 +283,7 @@ def test_a_missing_recipe_suggests_a_shipped_one():
 
 
 # Recipes whose modalities lie under plugins/, where they are installed and run.
-WITH_PLUGINS = {"real_earth"}
+WITH_PLUGINS = {"real_earth", "real_earth_pretrained"}
 
 
 def test_shipped_recipes_are_good():

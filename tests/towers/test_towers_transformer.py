@@ -272,3 +272,18 @@ def test_a_transformer_is_exported_for_texts_of_any_length(tmp_path, kind):
     long = " ".join(WORDS[:9] * 20)
     result = export_encoder(binder, "text", tmp_path / "text.pt2", samples=[*TEXTS, long])
     assert result.largest_difference < 1e-6
+
+
+def test_random_weights_of_the_same_architecture_are_a_baseline(folder):
+    read, fresh = (
+        Binder({"text": Text(transformer={"folder": str(folder), "pretrained": known})}, 32, seed=0)
+        for known in (True, False)
+    )
+    shapes = [
+        {name: tensor.shape for name, tensor in binder.encoders["text"].state_dict().items()}
+        for binder in (read, fresh)
+    ]
+    assert shapes[0] == shapes[1]
+    assert not torch.allclose(read.embed("text", TEXTS), fresh.embed("text", TEXTS))
+    again = Binder({"text": Text(transformer={"folder": str(folder), "pretrained": False})}, 32, seed=0)
+    assert torch.equal(fresh.embed("text", TEXTS), again.embed("text", TEXTS))
