@@ -13,6 +13,7 @@ INSTALL = {
     "peft": "pip install 'geobind[adapters]'",
     "fastapi": "pip install 'geobind[serve]'",
     "uvicorn": "pip install 'geobind[serve]'",
+    "ray": "pip install 'geobind[ray]'",
     "tensorboard": "pip install 'geobind[tensorboard]'",
     "faiss": "pip install 'geobind[index]'",
     "numkong": "pip install 'geobind[fast]'",

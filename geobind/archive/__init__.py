@@ -9,15 +9,15 @@ from geobind.utils.faces import lazy_names
 if TYPE_CHECKING:
     from geobind.archive.archive import Archive as Archive
     from geobind.archive.archive import model_digest as model_digest
-    from geobind.archive.job import embed_raster as embed_raster
-    from geobind.archive.job import embed_table as embed_table
+    from geobind.archive.embedding import embed_raster as embed_raster
+    from geobind.archive.embedding import embed_table as embed_table
     from geobind.archive.table import TileGrid as TileGrid
     from geobind.archive.table import write_archive as write_archive
 
 _HOMES = {
     "Archive": "geobind.archive.archive",
-    "embed_raster": "geobind.archive.job",
-    "embed_table": "geobind.archive.job",
+    "embed_raster": "geobind.archive.embedding",
+    "embed_table": "geobind.archive.embedding",
     "model_digest": "geobind.archive.archive",
     "TileGrid": "geobind.archive.table",
     "write_archive": "geobind.archive.table",

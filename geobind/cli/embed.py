@@ -210,7 +210,8 @@ def _write_archive(
 ) -> None:
     import torch
 
-    from geobind.archive.job import choose_runner, plan_job, run_job
+    from geobind.archive.embedding import choose_runner
+    from geobind.archive.job import plan_job, run_job
     from geobind.binder import Binder
 
     shard = _parse_shard(given["shard"])
