@@ -139,6 +139,8 @@ def prepare_image(raw: Any, spec: ImageSpec, augment: PhotoAugment | None = None
     size = [spec.size, spec.size]
     if crop is not None:
         image_CHW = random_crop(image_CHW, crop, size, InterpolationMode(spec.interpolation))
+    elif list(image_CHW.shape[1:]) == size:  # as it is: both ways of scaling would copy it
+        pass
     elif image_CHW.dtype == torch.uint8 and image_CHW.shape[0] in (1, 3):
         image_CHW = transforms.pil_to_tensor(_scale(spec, _as_pillow(image_CHW)))
     else:

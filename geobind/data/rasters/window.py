@@ -354,8 +354,19 @@ def read_squares(
     whole = np.ascontiguousarray(image)
     places = [np.s_[b : b + side, a : a + side] for a, b in zip(x_N - x, y_N - y, strict=True)]
     flip = np.s_[::-1] if south_up else np.s_[:]
-    share_N = np.array([float(np.mean(there[place])) for place in places])
-    return Squares([whole[place][flip] for place in places], share_N)
+    return Squares([whole[place][flip] for place in places], _measure_shares(there, y_N - y, x_N - x, side))
+
+
+def _measure_shares(
+    there_HW: NDArray[np.bool_], row_N: NDArray[np.int64], column_N: NDArray[np.int64], side: int
+) -> NDArray[np.float64]:
+    """Return the share of each square's pixels that are there, by sums over the rectangle above and left."""
+    if there_HW.all():
+        return np.ones(len(row_N))
+    sums = np.pad(there_HW.cumsum(axis=0, dtype=np.int64).cumsum(axis=1), ((1, 0), (1, 0)))
+    below_N, right_N = row_N + side, column_N + side
+    count_N = sums[below_N, right_N] - sums[row_N, right_N] - sums[below_N, column_N] + sums[row_N, column_N]
+    return count_N / side**2
 
 
 @report_raster_damage
