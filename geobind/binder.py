@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias, overload
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from geobind import scoring
 from geobind.bridge import DEFAULTS, Bank, Bridge, BridgeOptions, choose_bridge
 from geobind.bundles import bundle
-from geobind.errors import CheckpointError, DataError, PluginError, RecipeError
+from geobind.errors import CheckpointError, DataError, PluginError, RecipeError, did_you_mean
 from geobind.inference import (
     batch_inputs,
     check_width,
@@ -27,8 +27,10 @@ from geobind.inference import (
     to_device,
 )
 from geobind.modality import Modality
-from geobind.recipe.marks import Mark, Pair, StageStep, find_shared_towers, mark_pairs, read_steps
+from geobind.recipe.marks import MARKS, Mark, Pair, StageStep, find_shared_towers, mark_pairs, read_steps
 from geobind.scoring import SoftmaxTemperature
+from geobind.utils.displays import RetrievalCell, choose_metric, render_matrix
+from geobind.utils.formatting import shorten
 from geobind.utils.hashing import derive_seed, fingerprint
 from geobind.utils.progress import track
 from geobind.utils.vectors import require_directions, unit
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
 
     Embeddings: TypeAlias = Tensor | NDArray[Any]
 Auto: TypeAlias = bool | None  # None: decided from the input
+
+
+_OF_TORCH = ("encoders", "eval", "parameters", "state_dict", "to", "train")  # what users call of a module
 
 
 class Binder(nn.Module):
@@ -86,6 +91,38 @@ class Binder(nn.Module):
     def forward(self, name: str, batch: Any) -> Tensor:
         """Embed a prepared batch, (B, ...), as unit-length float32 (B, D)."""
         return check_width(unit(self.encoders[name](batch)), self.width, name)
+
+    def __repr__(self) -> str:
+        """Return one line: name, width, modalities, marks of their pairs, device."""
+        return f"Binder({self._describe()})"
+
+    def _repr_html_(self) -> str:
+        """Return the same line for notebooks, above the retrieval that was measured after the last stage."""
+        found = list(_read_retrieval(self.card.metrics if self.card else {}))
+        metric = choose_metric(name for name, _ in found)
+        cells = [cell for name, cell in found if name == metric]
+        return render_matrix(f"Binder: {self._describe()}", metric, list(self.modalities), cells)
+
+    def _describe(self) -> str:
+        parts = [f"width {self.width}", ", ".join(self.modalities) or "no modalities"]
+        try:
+            marks = self.marks
+        except CheckpointError:  # a stranger's card says nothing of use
+            marks = {}
+        for mark in MARKS:
+            joined = [
+                [name for name in self.modalities if name in pair] for pair in marks if marks[pair] == mark
+            ]
+            pairs = ["-".join(names) for names in joined]
+            if pairs and mark != "unconnected":
+                parts.append(f"{mark}: {', '.join(pairs)}")
+        name = f"{self.card.name}, " if self.card else ""
+        return f"{name}{'; '.join([*parts, str(self.device)])}"
+
+    def __dir__(self) -> list[str]:
+        """List geobind's own names; of the many of a module only those that users call."""
+        own = (name for name in (*vars(Binder), *vars(self)) if not name.startswith("_"))
+        return sorted({*own, *_OF_TORCH, *(name for name in super().__dir__() if name.startswith("__"))})
 
     @property
     def device(self) -> torch.device:
@@ -148,8 +185,9 @@ class Binder(nn.Module):
             PluginError: The binder has none of that name.
         """
         if not isinstance(name, str) or name not in self.modalities:  # pyright: ignore[reportUnnecessaryIsInstance]
-            known = ", ".join(sorted(self.modalities))
-            raise PluginError(f"this binder has no modality '{name}'; it has {known}")
+            known = f"it has {', '.join(sorted(self.modalities))}"
+            hint = did_you_mean(str(name), self.modalities)
+            raise PluginError(f"this binder has no modality '{name}'; {f'{hint} ' if hint else ''}{known}")
         return self.modalities[name]
 
     @overload
@@ -313,18 +351,71 @@ class Binder(nn.Module):
         return bundle.save(self, Path(folder), over=over)
 
     @classmethod
-    def load(cls, folder: str | Path, *, base: str | Path | None = None) -> Binder:
-        """Read a bundle, a small one with its `base`, no pickle. See `geobind.bundles.bundle.load`."""
-        return bundle.load(cls, Path(folder), base=base)
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        base: str | Path | None = None,
+        device: str | torch.device | None = None,
+    ) -> Binder:
+        """Read a bundle, or that of a run's folder, without pickle. See `geobind.bundles.bundle.load`.
+
+        Args:
+            folder: The bundle, or the folder of a run.
+            base: The bundle that a small one changes.
+            device: Where its encoders compute, such as `cuda`; default: the CPU.
+        """
+        return _move(bundle.load(cls, Path(folder), base=base), device)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Binder:
-        """Read a bundle from a folder, or from the Hugging Face hub by its id (`owner/name`)."""
-        return bundle.from_pretrained(cls, str(name), revision=revision)
+    def from_pretrained(
+        cls, name: str | Path, *, revision: str | None = None, device: str | torch.device | None = None
+    ) -> Binder:
+        """Read a bundle from a folder, or from the Hugging Face hub by its id (`owner/name`).
+
+        Args:
+            name: The folder or the id.
+            revision: A branch, tag or commit of the hub.
+            device: Where its encoders compute, such as `cuda`; default: the CPU.
+        """
+        return _move(bundle.from_pretrained(cls, str(name), revision=revision), device)
 
     def push_to_hub(self, name: str, *, private: bool = False) -> str:
         """Publish the bundle on the Hugging Face hub as `owner/name` and return its address."""
         return bundle.push_to_hub(self, name, private=private)
+
+
+def _read_retrieval(metrics: Mapping[str, Any]) -> Iterator[tuple[str, RetrievalCell]]:
+    """Yield each figure of retrieval in a card by its metric; a stranger's card may hold anything."""
+    rows: Any = metrics.get("rows")
+    for row in rows if isinstance(rows, list) else ():
+        try:
+            for name, figure in row["metrics"].items():
+                names = str(row["query"]), str(row["gallery"]), str(row["mark"])
+                yield str(name), RetrievalCell(*names, float(figure["value"]), float(figure["chance"]))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            continue
+
+
+def _move(binder: Binder, device: str | torch.device | None) -> Binder:
+    """Move a binder to a device.
+
+    Raises:
+        DataError: There is no such device here.
+    """
+    if device is None:
+        return binder
+    try:
+        return binder.to(torch.device(device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch built without CUDA asserts
+        have = ["cpu", *(name for name in ("cuda", "mps", "xpu") if _is_available(name))]
+        reason = shorten(str(error).partition("\n")[0], 120)
+        raise DataError(f"no device '{device}' here ({reason}); there is {', '.join(have)}") from error
+
+
+def _is_available(device: str) -> bool:
+    module: Any = getattr(torch, device, None)
+    return module is not None and bool(module.is_available())
 
 
 def build_binder(recipe: Recipe) -> Binder:

@@ -29,6 +29,7 @@ from geobind.bundles.stability import ChangedWeights, check_weights, find_not_fi
 from geobind.errors import CheckpointError, DataError, GeobindError, PluginError
 from geobind.hub import check_reachability, explain_failure, hub_or_cache, without_hub
 from geobind.modality import BUNDLED, Modality
+from geobind.recipe.base_bundle import find_bundle
 from geobind.recipe.parsing import dump_yaml
 from geobind.towers.weights import load_strictly, read_weights
 from geobind.utils import files as storage
@@ -56,7 +57,7 @@ def fetch_folder(
         CheckpointError: There is neither.
     """
     if os.path.isdir(name):
-        return Path(name)
+        return find_bundle(Path(name))
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -213,7 +214,7 @@ def load(
 
     Args:
         make: Makes a binder without weights of its modalities, width and card.
-        folder: The bundle.
+        folder: The bundle, or the folder of a run that holds it.
         base: The bundle that a small one changes; default: where it was when it was saved, beside it or in
             the hub's cache.
         download: Fetch a base that the card names from a hub.
@@ -223,6 +224,7 @@ def load(
         ChangedWeights: Its weights are not those that its card names, or not finite.
         PluginError: A modality it needs is not installed.
     """
+    folder = find_bundle(folder)
     card = read_card(folder)
     modalities = {name: _modality(card, name, options, folder) for name, options in card.modalities.items()}
     file = folder / (WEIGHTS if card.over is None else DELTA_FILE)

@@ -26,10 +26,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _bundle(ctx: click.Context, parameter: click.Parameter, name: str) -> str:
-    """Return the name of a bundle; refuse what cannot be one before any heavy import or download."""
+    """Return the name of a bundle, that of its run's folder resolved.
+
+    What cannot be one is refused before any heavy import or download.
+    """
     folder = Path(name)
-    if (folder / "bundle").is_dir() and not (folder / "binder.json").is_file():
-        raise CheckpointError(f"{name}: is the folder of a run; its bundle is {folder / 'bundle'}")
+    inside = folder / "bundle"
+    if (inside / "binder.json").is_file() and not (folder / "binder.json").is_file():
+        return str(inside)
     if not folder.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise CheckpointError(
             f"no folder '{name}'; give a bundle's folder, such as runs/NAME/bundle, or owner/name of the hub"

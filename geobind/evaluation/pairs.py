@@ -28,6 +28,7 @@ from geobind.evaluation.retrieval_metrics import (
     retrieval_both,
 )
 from geobind.recipe.marks import Mark, Marks, mark_by_pairs
+from geobind.utils.displays import RetrievalCell, choose_metric, render_matrix
 
 # Encoders that a run's figures are shown beside: before any stage, and trained on the pair itself.
 BASELINES = ("untrained", "direct")
@@ -94,7 +95,7 @@ class SkippedPair:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PairTable:
     """Every ordered pair of modalities, in the order the modalities were given: `retrieval.json`."""
 
@@ -144,6 +145,30 @@ class PairTable:
     def modalities(self) -> list[str]:
         """The modalities, in the order they were measured in."""
         return list(dict.fromkeys(name for row in self.rows for name in (row.query, row.gallery)))
+
+    def __repr__(self) -> str:
+        """Return one line: how many pairs of how many modalities, and the range of one metric."""
+        metric, cells = self._read_cells()
+        values = [cell.value for cell in cells]
+        shown = f"; {metric} {min(values):.3g} to {max(values):.3g}" if values else ""
+        return f"PairTable({len(self.rows)} directions of {len(self.modalities)} modalities{shown})"
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def to_html(self) -> str:
+        """Return the matrix of one metric, R@10 where it was measured, as a notebook shows it."""
+        metric, cells = self._read_cells()
+        return render_matrix(repr(self), metric, self.modalities, cells)
+
+    def _read_cells(self) -> tuple[str, list[RetrievalCell]]:
+        """Return the metric that a display shows, and its cells."""
+        metric = choose_metric(self.rows[0].metrics if self.rows else ())
+        return metric, [
+            RetrievalCell(row.query, row.gallery, row.mark, figure.value, figure.chance)
+            for row in self.rows
+            if (figure := row.metrics.get(metric)) is not None
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON, with the conventions of the figures."""

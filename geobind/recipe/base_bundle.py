@@ -100,14 +100,20 @@ def begin_from_bundle(written: ParsedYaml, base: Path, registry: Registry[Modali
     return Beginning(written._replace(values=values), built, bundle, problems)
 
 
+def find_bundle(path: Path) -> Path:
+    """Return the folder of the bundle in a run's folder, or the path itself where it is no such folder."""
+    inside = path / "bundle"
+    return inside if (inside / CARD).is_file() and not (path / CARD).is_file() else path
+
+
 def _read_card(path: Path) -> tuple[Path, _CardFacts]:
     """Return the folder of the bundle at a path, itself or in a run's folder, and its card.
 
     Raises:
         DataError: There is none, it is damaged, or of another format.
     """
-    folder = next((one for one in (path, path / "bundle") if (one / CARD).is_file()), None)
-    if folder is None:
+    folder = find_bundle(path)
+    if not (folder / CARD).is_file():
         there = "that folder has no" if path.is_dir() else "no such folder; `base` needs a"
         unfinished = "; the run there is not finished" if (path / "run.json").is_file() else ""
         raise DataError(

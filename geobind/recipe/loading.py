@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from yaml import YAMLError
+
 from geobind import plugins
 from geobind.errors import PluginError
 from geobind.recipe import validation
@@ -19,6 +21,7 @@ from geobind.recipe.parsing import (
     dump_yaml,
     parse_yaml,
     read_recipe_file,
+    read_recipe_text,
 )
 from geobind.recipe.schema import Recipe
 from geobind.recipe.shipped import find_recipe, is_shipped
@@ -26,25 +29,51 @@ from geobind.recipe.shipped import find_recipe, is_shipped
 _log = logging.getLogger(__name__)
 
 
-def load_recipe(name: str | Path, overrides: Iterable[str] = (), *, files: bool = True) -> Recipe:
+def load_recipe(
+    name: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), *, files: bool = True
+) -> Recipe:
     """Load a recipe, with every check that needs no torch.
 
     Args:
-        name: Path of a YAML file, or the name of a shipped recipe, whose relative paths start from the
-            current folder.
+        name: Path of a YAML file; the name of a shipped recipe, or a mapping of a recipe's keys, whose
+            relative paths start from the current folder.
         overrides: Changes such as `stages.0.batch_size=64`; a stage may be given by its name.
         files: Whether the manifests it names must exist.
 
     Raises:
         RecipeProblems: The recipe has mistakes; every one is listed with file, line, column and the fix.
     """
-    file = find_recipe(name)
-    _log.debug("recipe %s", file.resolve())
-    base = Path() if is_shipped(name) else file.parent
-    written = read_recipe_file(file, overrides)
+    if isinstance(name, Mapping):
+        base, written = Path(), read_recipe_text(_dump_mapping(name), "the recipe", overrides)
+    else:
+        file = find_recipe(name)
+        _log.debug("recipe %s", file.resolve())
+        base = Path() if is_shipped(name) else file.parent
+        written = read_recipe_file(file, overrides)
     problems = _register_plugins(written, base)
     begun = begin_from_bundle(written, base, plugins.registry())
     return _checked(begun, base, files=files, packages=True, known=problems)
+
+
+def _dump_mapping(values: Mapping[str, Any]) -> str:
+    """Return a recipe that is given as a mapping as YAML; paths in it become strings.
+
+    Raises:
+        RecipeProblems: It holds something that YAML does not, such as an array.
+    """
+    try:
+        return dump_yaml(_plain(values))
+    except YAMLError as error:
+        reason = f"holds what YAML does not: {str(error).partition(chr(10))[0][:200]}"
+        raise RecipeProblems([Problem("the recipe", "", reason)]) from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in cast("list[Any]", value)]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _register_plugins(written: ParsedYaml, base: Path) -> list[Problem]:

@@ -81,8 +81,17 @@ def read_recipe_file(file: Path, overrides: Iterable[str] = ()) -> ParsedYaml:
     Raises:
         RecipeProblems: The file is missing or no YAML mapping, or an override does not fit.
     """
-    values, marks = parse_yaml(read_yaml_text(file), str(file))
-    written = ParsedYaml(values, marks, str(file))
+    return read_recipe_text(read_yaml_text(file), str(file), overrides)
+
+
+def read_recipe_text(text: str, source: str, overrides: Iterable[str] = ()) -> ParsedYaml:
+    """Parse the text of a recipe, apply `a.b=c` overrides to it, then interpolate.
+
+    Raises:
+        RecipeProblems: It is no YAML mapping, or an override does not fit.
+    """
+    values, marks = parse_yaml(text, source)
+    written = ParsedYaml(values, marks, source)
     _check_references(written)
     for override in overrides:
         path = _override(values, override)

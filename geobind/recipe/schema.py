@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from html import escape
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -22,6 +23,7 @@ from geobind.data.augmentation import Geometry
 from geobind.data.options import DataOptions, MixedData
 from geobind.modality import Modality, Role
 from geobind.recipe.marks import Mark, Pair, StageStep, find_shared_towers, mark_pairs
+from geobind.recipe.parsing import dump_yaml
 from geobind.recipe.stage_options import (
     MAX_ROWS,
     AdamW,
@@ -577,6 +579,17 @@ class Recipe(RecipeBlock):
         """The mark of every pair of modalities after the last stage: trained, emergent, ..."""
         options = {name: modality.model_dump(mode="json") for name, modality in self._built.items()}
         return mark_pairs(self.modalities, self.steps, find_shared_towers(options, self.width))
+
+    def __repr__(self) -> str:
+        """Return one line: name, width, modalities, stages."""
+        stages = ", ".join(stage.name for stage in self.stages)
+        return f"Recipe({self.name}: width {self.width}; {', '.join(self.modalities)}; stages {stages})"
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p><pre>{escape(dump_yaml(self.written))}</pre>"
 
     def role(self, name: str) -> Role:
         """Return the modality's role: the recipe's, else its plugin's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from html import escape
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,9 +94,13 @@ class RunResult(NamedTuple):
     table: PairTable | None  # None when the recipe evaluates nothing
     questions: QuestionResults | None = None
 
+    def _repr_html_(self) -> str:
+        shown = "" if self.table is None else self.table.to_html()
+        return f"<p>run in {escape(str(self.folder))}</p>{shown}"
+
 
 def run(
-    recipe: Recipe | str | Path,
+    recipe: Recipe | str | Path | Mapping[str, Any],
     folder: str | Path | None = None,
     *,
     resume: bool = False,
@@ -104,7 +109,7 @@ def run(
     """Run every stage of a recipe, measure, and save a bundle.
 
     Args:
-        recipe: A checked recipe, the path of a YAML file, or the name of a shipped recipe.
+        recipe: A checked recipe, the path of a YAML file, the name of a shipped recipe, or a mapping of keys.
         folder: Where everything of this run goes; by default `runs/NAME` of the recipe.
         resume: Continue the run in that folder: finished, unchanged stages are not run again, an interrupted
             one continues from its last checkpoint.
