@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from geobind import Binder
-from geobind.archive import Archive, TileGrid, model_digest, write_archive
+from geobind.archive import Archive, embed_raster
 from geobind.data import read_pixels
 from geobind.maps import map_query
 from geobind.search import Query, embed_query
@@ -35,7 +35,7 @@ from geobind_toyearth.tiles import render_tiles
 
 SIDE = 64  # pixels of a cell, 10 m each
 RATE = 16_000
-# Planet, north, west, month: cells of half a degree, at noon. Chosen by facts alone: each varies in each scene.
+# Planet, north, west, month: cells of half a degree, at noon. Chosen by facts alone: each varies in each.
 SCENES = (
     (0, 54, 58, 11),
     (13, 48, 108, 12),
@@ -95,23 +95,14 @@ def render_scene(folder: Path, number: int, rows: int, columns: int) -> Scene:
     return Scene(f"planet {planet}, {north}N {west}E, month {month}", path, places, (rows, columns))
 
 
-def embed_scene(binder: Binder, scene: Scene, path: Path) -> Archive:
+def embed_scene(binder: Binder, scene: Scene, folder: Path) -> Archive:
     """Embed the cells of a scene."""
-    row, column = np.divmod(np.arange(scene.shape[0] * scene.shape[1]), scene.shape[1])
-    cells = (
-        read_pixels(scene.path, int(c) * SIDE, int(r) * SIDE, SIDE, SIDE).transpose(2, 0, 1)
-        for r, c in zip(row, column, strict=True)
+    path = folder / f"{scene.path.stem}.parquet"
+    archive = embed_raster(
+        binder, "satellite", scene.path, path, size_m=10 * SIDE, fresh=True, progress=False
     )
-    vectors = binder.embed("satellite", cells, progress=False, numpy=True)
-    grid = TileGrid(
-        crs="EPSG:32631", transform=(640, 0, 5e5, 0, -640, 5e6), rows=scene.shape[0], columns=scene.shape[1],
-        size_m=640, stride_m=640,
-    )  # fmt: skip
-    write_archive(
-        path, vectors, 45.1 - row * 0.005758, 3 + column * 0.00815, modality="satellite", row=row,
-        column=column, model=model_digest(binder, "satellite"), grid=grid, size_m=640, source=scene.path.name,
-    )  # fmt: skip
-    return Archive.open(path, binder)
+    assert archive is not None and len(archive) == np.prod(scene.shape)
+    return archive
 
 
 def rank(values: np.ndarray) -> np.ndarray:
@@ -146,7 +137,7 @@ def list_queries(binder: Binder) -> list[tuple[str, str, Query]]:
 
 
 def measure(binder: Binder, scene: Scene, folder: Path, references: np.ndarray) -> list[dict[str, object]]:
-    archive = embed_scene(binder, scene, folder / "scene.parquet")
+    archive = embed_scene(binder, scene, folder)
     rows = archive.read_vectors()
     ordinary = {
         "captions": float(np.median((rows @ references.T).std(axis=0))),
@@ -208,7 +199,7 @@ def draw_picture(binder: Binder, scene: Scene, folder: Path, out: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    archive = embed_scene(binder, scene, folder / "picture.parquet")
+    archive = embed_scene(binder, scene, folder)
     queries = list_queries(binder)
     chosen = [
         next(one for one in queries if one[:2] == key) for key in (("words", "snow"), ("sounds", "rain"))

@@ -229,7 +229,7 @@ def _measure(values_HW: NDArray[Any], nodata: float) -> dict[str, str]:
 
 
 def write_stac_item(drawn: QueryMap | ClassMap, path: Path) -> Path:
-    """Write a STAC 1.0 item beside a map's file, under its name with `.json`; return its path.
+    """Write a STAC 1.1 item beside a map's file, NAME.tif.json; return its path.
 
     Raises:
         DataError: The map's corners have no place on Earth.
@@ -249,7 +249,7 @@ def write_stac_item(drawn: QueryMap | ClassMap, path: Path) -> Path:
     }
     properties |= {"start_datetime": first, "end_datetime": last} if first != last else {}
     properties |= {"geobind:classes": list(drawn.labels)} if isinstance(drawn, ClassMap) else {}
-    asset = {
+    asset: dict[str, Any] = {
         "href": f"./{path.name}",
         "type": "image/tiff; application=geotiff; profile=cloud-optimized",
         "roles": ["data"],
@@ -259,11 +259,11 @@ def write_stac_item(drawn: QueryMap | ClassMap, path: Path) -> Path:
         numbers = {
             name: float(values[f"STATISTICS_{name.upper()}"]) for name in ("minimum", "maximum", "mean")
         }
-        asset["raster:bands"] = [{"data_type": "float32", "nodata": "nan", "statistics": numbers}]  # pyright: ignore[reportArgumentType]
+        asset |= {"data_type": "float32", "nodata": "nan", "statistics": numbers}
     item = {
         "type": "Feature",
-        "stac_version": "1.0.0",
-        "stac_extensions": ["https://stac-extensions.github.io/raster/v1.1.0/schema.json"],
+        "stac_version": "1.1.0",
+        "stac_extensions": [],
         "id": path.stem,
         "geometry": {"type": "Polygon", "coordinates": [ring]},
         "bbox": box,
@@ -271,8 +271,9 @@ def write_stac_item(drawn: QueryMap | ClassMap, path: Path) -> Path:
         "links": [],
         "assets": {"map": asset},
     }
-    write_json(path.with_suffix(".json"), item)
-    return path.with_suffix(".json")
+    out = path.with_name(f"{path.name}.json")  # NAME.json may be an archive's
+    write_json(out, item)
+    return out
 
 
 def _outline(drawn: QueryMap, path: Path) -> tuple[list[list[float]], list[float]]:

@@ -94,7 +94,7 @@ def test_a_map_is_written_with_all_that_was_asked_for(run, tmp_path):
     with rasterio.open(out) as file:
         assert file.count == 2
     names = {path.name for path in tmp_path.iterdir()}
-    assert names >= {"bells.tif", "bells_viridis.tif", "bells_legend.png", "bells.json", "peaks.geojson"}
+    assert names >= {"bells.tif", "bells_viridis.tif", "bells_legend.png", "bells.tif.json", "peaks.geojson"}
     assert len(json.loads((tmp_path / "peaks.geojson").read_text())["features"]) == 3
 
 
