@@ -202,7 +202,7 @@ def draw_picture(binder: Binder, scene: Scene, folder: Path, out: Path) -> None:
     archive = embed_scene(binder, scene, folder)
     queries = list_queries(binder)
     chosen = [
-        next(one for one in queries if one[:2] == key) for key in (("words", "snow"), ("sounds", "rain"))
+        next(one for one in queries if one[:2] == key) for key in (("words", "snow"), ("sounds", "water"))
     ]
     height, width = scene.shape
     image = read_pixels(scene.path, 0, 0, width * SIDE, height * SIDE)[::8, ::8]
