@@ -140,11 +140,11 @@ def run_one(out: str, set: list[str] = (), resume=False, halt=None, kill=None, w
         (Path(out) / f"told-{rank}.json").write_text(json.dumps(told))
 
 
-def main() -> None:
+def main(jobs: list[str]) -> None:
     torch.set_num_threads(1)
-    for job in sys.argv[1:]:
+    for job in jobs:
         run_one(**json.loads(job))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -3,7 +3,9 @@
 import csv
 import multiprocessing
 import os
+import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,21 +44,44 @@ class Ended(NamedTuple):
 
 
 def run_apart(folder: Path, *words: str) -> Ended:
-    """Run the program of `toy` in a process of its own, which can kill itself.
+    """Run the program of `toy` in a process of its own, which can kill itself."""
+    (ended,) = _run_processes(folder, toy.main, [str(folder), *words], [{}])
+    return ended
 
-    It is forked from this one, which has imported what takes seconds to import; where autograd keeps threads
-    for an accelerator, a process that is forked cannot train.
+
+def run_ranks(folder: Path, main: Callable[[list[str]], None], words: list[str], ranks: int = 2) -> None:
+    """Run a program in several processes that train together, as torchrun starts them; all must succeed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "toy"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environments = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in range(ranks)]
+    ended = _run_processes(folder, main, words, environments)
+    assert not any(one.code for one in ended), "\n".join(one.said for one in ended)
+
+
+def _run_processes(folder, main, words, environments) -> list[Ended]:
+    """Run a program once in each environment.
+
+    The processes are forked from this one, which has imported what takes seconds to import; where autograd
+    keeps threads for an accelerator, a process that is forked cannot train.
     """
-    said = folder / "said.txt"
     context = multiprocessing.get_context("spawn" if torch.accelerator.is_available() else "fork")
-    process = context.Process(target=_tell, args=(said, [str(folder), *words]))
-    process.start()
-    process.join()
-    return Ended(process.exitcode or 0, said.read_text())
+    started = []
+    for number, environment in enumerate(environments):
+        said = folder / f"said-{number}.txt"
+        process = context.Process(target=_serve, args=(said, environment, main, words))
+        process.start()
+        started.append((process, said))
+    for process, _ in started:
+        process.join()
+    return [Ended(process.exitcode or 0, said.read_text()) for process, said in started]
 
 
-def _tell(said: Path, words: list[str]) -> None:
+def _serve(said: Path, environment, main, words: list[str]) -> None:
     with said.open("w") as file:
         os.dup2(file.fileno(), 2)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    toy.main(words)
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    main(words)

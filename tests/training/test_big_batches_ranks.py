@@ -2,20 +2,18 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import toy
 from safetensors.torch import load_file
+from toy_runs import run_ranks
 
 from geobind.training.run import run
 
 pytestmark = pytest.mark.slow
 
-HERE = Path(toy.__file__).parent
 TOY = [
     "modalities.left.norm=false",
     "modalities.right.norm=false",
@@ -51,18 +49,14 @@ CASES = {
         ["stages.0.chunk=2", "stages.0.loss={name: infonce, local: true}"],
     ),
 }
-PROGRAM = f"""
-import json, sys
-from pathlib import Path
-sys.path.insert(0, {str(HERE)!r})
-import torch, toy
-from geobind.training.run import run
-torch.set_num_threads(1)
-for name, options in json.loads(sys.argv[2]).items():
-    folder = Path(sys.argv[1], name)
-    make = toy.wheel if name.startswith("wheel") else toy.recipe
-    run(make(folder, *options), folder / "run")
-"""
+
+
+def run_cases(words: list[str]) -> None:
+    folder, told = words
+    torch.set_num_threads(1)
+    for name, options in json.loads(told).items():
+        make = toy.wheel if name.startswith("wheel") else toy.recipe
+        run(make(Path(folder, name), *options), Path(folder, name) / "run")
 
 
 def prepared(folder: Path) -> Path:
@@ -77,13 +71,8 @@ def prepared(folder: Path) -> Path:
 def pair(tmp_path_factory):
     """The folder of every case, run by two processes."""
     folder = prepared(tmp_path_factory.mktemp("pair"))
-    (folder / "program.py").write_text(PROGRAM)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     told = {name: [*one, *more, "fabric.devices=2"] for name, (one, more) in CASES.items()}
-    ended = subprocess.run(
-        [*launcher, folder / "program.py", folder, json.dumps(told)], capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr
+    run_ranks(folder, run_cases, [str(folder), json.dumps(told)])
     return folder
 
 

@@ -1,8 +1,6 @@
 """What recipes can ask of losses and batches, in whole runs: resumed, in two processes, refused in time."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 import torch
 import toy
 import yaml
-from toy_runs import losses, same, toy_run, weights
+from toy_runs import losses, run_ranks, same, toy_run, weights
 
 from geobind import plugins
 from geobind.data.options import DataOptions
@@ -23,7 +21,6 @@ from geobind.training import metrics
 from geobind.training.loss_inputs import check_loss_inputs
 
 pytestmark = pytest.mark.usefixtures("toy_registry")
-PROGRAM = Path(toy.__file__)
 BATCHES = "{near_km: [100, 900], share: 0.5, together: 4}"
 HARD = (
     "{name: infonce, hardness: 0.5, positives: place, same_within_m: 130e3, ignore_within_m: 300e3, "
@@ -76,11 +73,9 @@ def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path, dies_after, monkeypat
 
 @pytest.mark.slow
 def test_two_processes_come_to_what_one_does(whole, tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     options = [*ASKED, "fabric.accelerator=cpu", "fabric.devices=2"]
     sets = [word for option in options for word in ("--set", option)]
-    done = subprocess.run([*launcher, PROGRAM, tmp_path / "two", *sets], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_ranks(tmp_path, toy.main, [str(tmp_path / "two"), *sets])
     for (_, _, a), (_, _, b) in zip(losses(whole), losses(tmp_path / "two" / "run"), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
     one, two = weights(whole), weights(tmp_path / "two" / "run")

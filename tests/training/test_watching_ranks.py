@@ -3,14 +3,12 @@ and the run interrupted."""
 
 import csv
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import deep
 import pytest
 import torch
 from safetensors.torch import load_file
+from toy_runs import run_ranks
 
 from geobind import plugins
 
@@ -39,10 +37,7 @@ def home(tmp_path_factory):
         job(folder / "halted", FSDP2, halt=2),
         job(folder / "halted", FSDP2, resume=True),
     ]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, Path(deep.__file__), *jobs]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_ranks(folder, deep.main, jobs)
     return folder
 
 
