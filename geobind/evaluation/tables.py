@@ -110,30 +110,27 @@ def build_question_table(results: QuestionResults) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
+    asked = [f"{one.name}: {' / '.join(one.prompts)}; {one.truth}" for one in results.questions]
+    caption = [*asked, "AUC: share of pairs of a true and an untrue row in the right order; chance 0.5"]
     grid = Table(
-        title="Questions in words",
-        caption="AUC: the share of pairs of a true and an untrue row in the right order; chance 0.5\n"
-        + results.note,
+        box=None,
+        padding=(0, 1, 0, 0),
+        caption_justify="left",
+        caption=escape("\n".join([*caption, results.note])),
     )
-    grid.add_column("question")
-    grid.add_column("asked of", no_wrap=True)
-    for head in ("AUC", "untrained", "true", "rows"):
+    grid.add_column("questions in words", overflow="fold")
+    for head in ("AUC", "95 %", "untrained", "true", "rows"):
         grid.add_column(head, justify="right", no_wrap=True)
     for question in results.questions:
-        prompts = " / ".join(map(escape, question.prompts))
-        title = f"{prompts}\n[dim]{escape(question.truth)}[/dim]"
-        for number, answer in enumerate(question.answers):
-            auc = f"{answer.auc.value:.3f} [dim]({answer.auc.low:.3f} to {answer.auc.high:.3f})[/dim]"
-            untrained = f"{answer.untrained.value:.3f}" if answer.untrained else "-"
-            asked = answer.modality if answer.mark == "trained" else f"[bold]{answer.modality}[/bold]"
+        grid.add_row(f"[bold]{escape(question.name)}[/bold]")
+        for answer in question.answers:
             grid.add_row(
-                "" if number else title,
-                asked,
-                auc,
-                untrained,
+                f"  {answer.modality} [dim]({answer.mark})[/dim]",
+                f"{answer.auc.value:.3f}",
+                f"[dim]{answer.auc.low:.3f} to {answer.auc.high:.3f}[/dim]",
+                f"{answer.untrained.value:.3f}" if answer.untrained else "-",
                 f"{answer.true_rows:,}",
                 f"{answer.rows:,}",
-                end_section=number == len(question.answers) - 1,
             )
     return grid
 

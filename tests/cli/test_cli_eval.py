@@ -1,6 +1,7 @@
 """geobind eval: a bundle of two tiny modalities, measured on manifests and on toy Earth."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -416,8 +417,9 @@ def test_questions_of_a_file_are_put_to_a_bundle_beside_random_weights(spoken, m
 
 def test_the_answers_are_a_table_for_people(spoken, manifest, tmp_path):
     done = ask(spoken, manifest, tmp_path, QUESTION)
-    assert "Questions in words" in done.stdout
-    assert "cold / warm" in done.stdout
+    assert "questions in words" in done.stdout
+    assert "north: cold / warm; lat above 19" in done.stdout
+    assert re.search(r"left \((?:emergent|unconnected)\) +0\.\d{3} +0\.\d{3} to [01]\.\d{3}", done.stdout)
 
 
 @pytest.mark.parametrize(
