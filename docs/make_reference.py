@@ -42,6 +42,8 @@ def _render_command(command: click.Command, parent: click.Context, name: str, le
         usage = " ".join([ctx.command_path, *command.collect_usage_pieces(ctx)])
         parts = [f"{'#' * level} {ctx.command_path}\n", f"```text\n{usage}\n```\n"]
         parts += [_render_help(command.help or "")]
+        if command.epilog:
+            parts += [_render_help(command.epilog)]
         records = [record for option in command.get_params(ctx) if (record := option.get_help_record(ctx))]
         if records:
             parts += ["| option | meaning |", "|---|---|"]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy import Left, Right, registry
+from toy import Left, Right, registry, view
 
 from geobind import load_recipe, plugins
 from geobind.binder import Binder
@@ -84,7 +84,7 @@ def test_a_folder_of_a_run_is_loaded_for_its_bundle(binder, tmp_path):
     binder.card = None
     binder.save(tmp_path / "run" / "bundle")
     assert torch.equal(
-        Binder.load(tmp_path / "run").embed("left", [0.1] * 6), binder.embed("left", [0.1] * 6)
+        Binder.load(tmp_path / "run").embed("left", view(0, "left")), binder.embed("left", view(0, "left"))
     )
     assert Binder.from_pretrained(tmp_path / "run").width == 8
 

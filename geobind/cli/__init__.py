@@ -32,7 +32,10 @@ COMMANDS = {
     ),
     "check": ("geobind.cli.recipe:check_command", "Find every mistake of a recipe without running it."),
     "schema": ("geobind.cli.recipe:schema_command", "Print the JSON schema of recipes, for editors."),
-    "recipes": ("geobind.cli.recipe:recipes_command", "List the recipes that come with geobind."),
+    "recipes": (
+        "geobind.cli.recipe:recipes_command",
+        "List the recipes that come with geobind, show or copy one.",
+    ),
     "import": (
         "geobind.cli.importing:import_command",
         "Turn a public dataset, as distributed, into a manifest.",
@@ -91,6 +94,72 @@ COMMANDS = {
 }
 
 
+# Which commands serve what, in the order a newcomer meets them.
+SECTIONS = {
+    "Train": ("run", "plan", "sweep", "emergence", "check", "schema", "recipes", "new"),
+    "Data": ("import", "data", "modalities", "toyearth"),
+    "Use": (
+        "embed",
+        "archive",
+        "search",
+        "map",
+        "index",
+        "serve",
+        "classify",
+        "similarity",
+        "compose",
+        "export",
+    ),
+    "Inspect": ("eval", "probe", "report", "compare", "verify", "cache", "doctor"),
+}
+_BUNDLE = "runs/three_modal"
+EXAMPLES = {
+    "run": "geobind run three_modal --set stages.0.epochs=2",
+    "plan": "geobind plan three_modal --memory 8GiB",
+    "sweep": "geobind sweep ablations/temperature --measure R@1",
+    "emergence": "geobind emergence three_modal --out runs/anchors",
+    "check": "geobind check my_recipe.yaml --set width=256",
+    "schema": "geobind schema > recipe.schema.json",
+    "recipes": "geobind recipes",
+    "recipes show": "geobind recipes show three_modal",
+    "recipes copy": "geobind recipes copy three_modal --out mine.yaml",
+    "new modality": "geobind new modality weather",
+    "new dataset": "geobind new dataset lakes",
+    "new recipe": "geobind new recipe photos_and_tiles --out mine.yaml",
+    "import": "geobind import eurosat EuroSAT/ --out eurosat.parquet",
+    "data check": "geobind data check places.csv --json",
+    "data split": "geobind data split places.csv --out split.parquet",
+    "data pack": "geobind data pack places.csv --out packed",
+    "data show": "geobind data show places.csv --out rows.png",
+    "modalities": "geobind modalities list",
+    "modalities list": "geobind modalities list --json",
+    "modalities show": "geobind modalities show satellite",
+    "toyearth": "geobind toyearth planet --places 100",
+    "embed": f"geobind embed {_BUNDLE} satellite tile1.png tile2.png --out tiles.npy",
+    "archive info": "geobind archive info scene.parquet",
+    "archive check": "geobind archive check scene.parquet",
+    "archive merge": "geobind archive merge scene.parquet",
+    "search": f'geobind search scene.parquet --bundle {_BUNDLE} --query text="deep snow" -k 20',
+    "map": f'geobind map scene.parquet --bundle {_BUNDLE} --query text="deep snow" --out snow.tif',
+    "index build": "geobind index build scene.parquet --out index",
+    "index info": "geobind index info index",
+    "serve": f"geobind serve scene.parquet --bundle {_BUNDLE}",
+    "classify": f"geobind classify {_BUNDLE} satellite tile.png --label snow --label desert",
+    "similarity": f'geobind similarity {_BUNDLE} satellite=@tile.png text="deep snow"',
+    "compose": f'geobind compose {_BUNDLE} --query text="deep snow" --out snow.npy',
+    "export": f"geobind export {_BUNDLE} satellite --out tiles.onnx",
+    "eval": f"geobind eval {_BUNDLE} --data toyearth --split test",
+    "probe": f"geobind probe {_BUNDLE} --data toyearth --modality satellite",
+    "report": "geobind report runs/three_modal",
+    "compare": "geobind compare runs/first runs/second --out compare.html",
+    "verify": f"geobind verify {_BUNDLE}",
+    "cache list": "geobind cache list",
+    "cache prune": "geobind cache prune --max-gb 20",
+    "cache verify": "geobind cache verify",
+    "doctor": "geobind doctor --json",
+}
+
+
 class LazyGroup(click.Group):
     """A group of commands that are imported on first use."""
 
@@ -105,6 +174,7 @@ class LazyGroup(click.Group):
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(module), attribute)
         _add_level_options(command)
+        _add_examples(command, cmd_name)
         return command
 
     def resolve_command(
@@ -118,8 +188,9 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table, so that --help imports none of them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:10}", COMMANDS[name][1]) for name in names])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; turn every error into one message and an exit code."""
@@ -189,7 +260,9 @@ def _add_level_options(command: click.Command) -> None:
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             _add_level_options(inner)
-    elif not any(param.name == "quiet" for param in command.params):
+        if not command.invoke_without_command:
+            return
+    if not any(param.name == "quiet" for param in command.params):
         for letter, name, text in (("-q", "--quiet", _QUIET), ("-v", "--verbose", _VERBOSE)):
             option = click.Option(
                 [letter, name], is_flag=True, expose_value=False, callback=change, help=text
@@ -200,6 +273,32 @@ def _add_level_options(command: click.Command) -> None:
         )
 
 
+def _add_examples(command: click.Command, name: str) -> None:
+    """End the help of a command, and of those below it, with an example."""
+    if name in EXAMPLES:
+        command.epilog = f"\b\nExample:\n  {EXAMPLES[name]}"
+    if isinstance(command, click.Group):
+        for word, inner in command.commands.items():
+            _add_examples(inner, f"{name} {word}")
+
+
+def _print_versions(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Print the versions that a report of a fault needs, without importing torch."""
+    if not value or ctx.resilient_parsing:
+        return
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    click.echo(f"geobind {geobind.__version__}")
+    for package in ("torch", "torchvision", "numpy"):
+        try:
+            click.echo(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            click.echo(f"{package} not installed")
+    click.echo(f"Python {platform.python_version()}\n{platform.platform()}")
+    ctx.exit()
+
+
 def _level(*, quiet: bool, verbose: bool) -> int:
     if quiet and verbose:
         raise click.UsageError("--quiet and --verbose exclude each other")
@@ -207,7 +306,15 @@ def _level(*, quiet: bool, verbose: bool) -> int:
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(geobind.__version__, "--version")
+@click.option(
+    "-V",
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_versions,
+    help="Print the versions of geobind, torch, Python and the platform.",
+)
 @click.option("-q", "--quiet", is_flag=True, help=_QUIET)
 @click.option("-v", "--verbose", is_flag=True, help=_VERBOSE)
 @click.option("--debug", is_flag=True, help=_SHOW)

@@ -78,6 +78,7 @@ def report_command(run: Path, base: Path | None, rows: int, galleries: bool) -> 
 @click.command("compare")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
+    "-o",
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("compare.html"),

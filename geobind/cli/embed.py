@@ -92,7 +92,7 @@ def _job_options(command: Command) -> Command:
 @_raster_options
 @_table_options
 @_job_options
-@out_file("--out", about="NAME.npy for INPUTS; NAME.parquet, an archive, with --raster or --data.")
+@out_file("-o", "--out", about="NAME.npy for INPUTS; NAME.parquet, an archive, with --raster or --data.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 def embed_command(
     bundle: str,

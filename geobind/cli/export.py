@@ -40,14 +40,11 @@ def export_command(
     front_end: bool,
     as_json: bool,
 ) -> None:
-    r"""Write the encoder of MODALITY in BUNDLE as one file that runs without geobind.
+    """Write the encoder of MODALITY in BUNDLE as one file that runs without geobind.
 
     ONNX (.onnx) is for onnxruntime and others, .pt2 for torch.export.load. Its embeddings are compared with
     the bundle's first; a difference over the tolerance writes nothing and exits with 2. OUT.json beside the
     file says what it takes and how to prepare it.
-
-    \b
-    Example: geobind export runs/three_modal/bundle satellite --out tiles.onnx
     """
     from geobind.binder import Binder
     from geobind.export import export_encoder

@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 )
 @memory_option
 @click.option(
+    "-o",
     "--out",
     type=click.Path(path_type=Path),
     help="Folder of the run to come: it takes the plan's numbers, and its report compares.",

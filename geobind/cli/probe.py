@@ -74,7 +74,10 @@ _ALL = "all"
 @click.option("--limit", type=click.IntRange(2), help="At most this many rows of a split, the first ones.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for probes.json and few_shot.png."
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for probes.json and few_shot.png.",
 )
 @json_option
 def probe_command(bundle: str, as_json: bool, out: Path | None, **asked: Any) -> None:

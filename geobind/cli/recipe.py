@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -71,10 +72,13 @@ def schema_command() -> None:
     print_json(build_editor_schema(registry()))
 
 
-@click.command("recipes")
+@click.group("recipes", invoke_without_command=True)
 @json_option
-def recipes_command(as_json: bool) -> None:
-    """List the recipes that come with geobind; `geobind run NAME` runs one."""
+@click.pass_context
+def recipes_command(ctx: click.Context, as_json: bool) -> None:
+    """List the recipes that come with geobind, show one, or copy it to change it."""
+    if ctx.invoked_subcommand is not None:
+        return
     from geobind.recipe import list_shipped
 
     found = {name: _first_comment(path.read_text(encoding="utf-8")) for name, path in list_shipped().items()}
@@ -82,7 +86,44 @@ def recipes_command(as_json: bool) -> None:
         print_json(found)
     else:
         for name, line in found.items():
-            click.echo(f"{name}  {line}")
+            click.echo(f"{name:{max(map(len, found))}}  {line}")
+
+
+@recipes_command.command("show")
+@click.argument("name")
+def show_recipe(name: str) -> None:
+    """Print the recipe NAME, with its comments."""
+    click.echo(_read_shipped(name), nl=False)
+
+
+@recipes_command.command("copy")
+@click.argument("name")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="File.  [default: NAME.yaml]"
+)
+def copy_recipe(name: str, out: Path | None) -> None:
+    """Write the recipe NAME as a file of your own; one that is there already stays."""
+    from geobind.errors import DataError
+    from geobind.utils.files import write_atomic
+
+    content, file = _read_shipped(name), out or Path(f"{name}.yaml")
+    if file.exists():
+        raise DataError(f"{file}: is there already; name another file with --out")
+    write_atomic(file, content.encode())
+    click.echo(f"{file}: change it, then `geobind check {file}` and `geobind run {file}`")
+
+
+def _read_shipped(name: str) -> str:
+    """Return the text of a shipped recipe.
+
+    Raises:
+        RecipeProblems: There is none of that name.
+    """
+    from geobind.recipe import list_shipped
+    from geobind.recipe.shipped import find_recipe
+
+    shipped = list_shipped()
+    return (shipped[name] if name in shipped else find_recipe(name)).read_text(encoding="utf-8")
 
 
 def _first_comment(text: str) -> str:

@@ -122,7 +122,10 @@ def _end(rank: int, code: int) -> NoReturn:
 @recipe_argument
 @overrides_option
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder of the run; default: runs/NAME of the recipe."
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the run; default: runs/NAME of the recipe.",
 )
 @click.option("--resume", is_flag=True, help="Resume the run in that folder.")
 @click.option(

@@ -91,7 +91,9 @@ def _embed(binder: Binder, queries: Sequence[str], weights: Sequence[str], optio
 @click.option(
     "--index", "folder", type=click.Path(path_type=Path), help="An index made by `geobind index build`."
 )
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="A GeoJSON file for the hits.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="A GeoJSON file for the hits."
+)
 @click.option("--gallery", type=click.Path(path_type=Path, dir_okay=False), help="An HTML page for the hits.")
 @click.option(
     "--raster",
@@ -179,7 +181,7 @@ def index_command() -> None:
 @archive_argument
 @click.option("--kind", default="auto", show_default=True, help="exact, faiss, or what a plugin provides.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The index's folder."
+    "-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The index's folder."
 )
 @click.option(
     "--measure",
@@ -277,7 +279,7 @@ def _print_index(kind: str, rows: int, measured: Sequence[MeasuredRecall]) -> No
 )
 @bbox_option
 @time_option
-@out_file("--out", about="The GeoTIFF to write.")
+@out_file("-o", "--out", about="The GeoTIFF to write.")
 @click.option(
     "--probability", is_flag=True, help="Add a band with the probability of a match; needs calibration."
 )
@@ -429,7 +431,7 @@ def _print_map(drawn: QueryMap | ClassMap, written: Sequence[Path]) -> None:
 @bundle_argument
 @query_option("--query", "queries", about=_QUERY, required=True)
 @weight_option
-@out_file("--out", about="A .npy file for the embedding.")
+@out_file("-o", "--out", about="A .npy file for the embedding.")
 def compose_command(bundle: str, queries: tuple[str, ...], weights: tuple[str, ...], out: Path) -> None:
     """Add observations of any modalities with BUNDLE, a folder or a hub id: one embedding of unit length."""
     import io

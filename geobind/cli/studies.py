@@ -21,7 +21,9 @@ _log = logging.getLogger(__name__)
 
 @click.command("sweep")
 @click.argument("names", nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the runs; default: runs/sweeps.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Folder of the runs; default: runs/sweeps."
+)
 @click.option("--measure", metavar="NAME", help="A measure for the table, such as R@1; default: R@10.")
 def sweep_command(names: tuple[str, ...], out: Path | None, measure: str | None) -> None:
     """Run NAMES: sweep files, folders of them, or shipped ones such as ablations/temperature."""
@@ -82,7 +84,7 @@ def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> tu
     help="Steps of each joint stage; default: the work of RECIPE's own stages.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder of the runs; default: runs/NAME-emergence."
+    "-o", "--out", type=click.Path(path_type=Path), help="Folder of the runs; default: runs/NAME-emergence."
 )
 @click.option("--measure", metavar="NAME", help="A measure for the tables, such as R@1; default: R@10.")
 def emergence_command(
