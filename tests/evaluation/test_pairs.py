@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,16 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from geobind.errors import DataError
-from geobind.evaluation import RetrievalSettings, build_pair_table, evaluate_pairs, rank_counts, retrieval
+from geobind.evaluation import (
+    Metric,
+    PairRow,
+    PairTable,
+    RetrievalSettings,
+    build_pair_table,
+    evaluate_pairs,
+    rank_counts,
+    retrieval,
+)
 from geobind.evaluation.embedded import EmbeddedRows
 from geobind.evaluation.held_out import find_collapsed
 
@@ -279,3 +289,29 @@ def test_a_space_that_has_collapsed_is_said_to_be_one(spread, collapsed):
     found = list(find_collapsed(embedded))
     assert len(found) == (2 if collapsed else 0)
     assert all("are nearly equal" in line for line in found)
+
+
+def pair_row(recall, **beside):
+    def measured(value, low):
+        return {"R@10": Metric(value, 0.01, low, 1.0), "median_rank": Metric(5.0, 50.0, 1.0, 9.0)}
+
+    others = {name: measured(*figures) for name, figures in beside.items()}
+    return PairRow("a", "b", "emergent", 100, 100, measured(recall, 0.0), others)
+
+
+def test_a_recall_is_a_share_of_what_direct_training_reaches():
+    row = pair_row(0.1, direct=(0.4, 0.3), untrained=(0.01, 0.0))
+    assert row.share_of_direct("R@10") == pytest.approx(0.25)
+    assert row.share_of_direct("median_rank") is None
+    assert pair_row(0.1, untrained=(0.01, 0.0)).share_of_direct("R@10") is None
+
+
+def test_there_is_no_share_where_direct_training_finds_nothing():
+    assert pair_row(0.1, direct=(0.02, 0.005)).share_of_direct("R@10") is None
+
+
+def test_figures_of_other_encoders_stand_beside_those_of_the_same_pair_alone():
+    table = PairTable((pair_row(0.1), replace(pair_row(0.2), query="c")))
+    both = table.set_beside("direct", PairTable((pair_row(0.4),)))
+    assert [list(row.beside) for row in both.rows] == [["direct"], []]
+    assert both.baselines == ("direct",) and table.baselines == ()
