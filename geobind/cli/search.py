@@ -14,6 +14,7 @@ from geobind.errors import DataError
 if TYPE_CHECKING:
     from geobind.archive import Archive
     from geobind.binder import Binder
+    from geobind.bridge import Bridge
     from geobind.maps import ClassMap, QueryMap
     from geobind.search import Hits, MeasuredRecall, Query
     from geobind.search.query import QueryPart
@@ -43,6 +44,9 @@ def query_option(*names: str, about: str, required: bool = False) -> Callable[[A
     return click.option(*names, multiple=True, metavar="NAME=VALUE", required=required, help=about)
 
 
+bridge_option = click.option(
+    "--bridge", is_flag=True, help="Score by the bundle's bridge, for modalities that never trained together."
+)
 _QUERY = 'Part of the query, such as text="church bells" or audio=@rain.wav; repeatable, parts are added.'
 
 
@@ -80,6 +84,27 @@ def _embed(binder: Binder, queries: Sequence[str], weights: Sequence[str], optio
     return embed_query(binder, parse_query(queries, weights, binder.modalities, option=option))
 
 
+def _choose_bridge(binder: Binder, query: Query, archive: Archive) -> Bridge:
+    """Return the bridge of a query's modality and the archive's.
+
+    Raises:
+        DataError: There is none, or the query is a sum.
+    """
+    if query.modality is None:
+        raise DataError(
+            f"--bridge: {query.label} is a sum; a bridge joins two modalities: give one observation"
+        )
+    bridge = binder.bridge(query.modality, archive.modality)
+    if bridge is None:
+        reason = (
+            "the bundle has no bank" if binder.bank is None else "they trained together, or one is the anchor"
+        )
+        raise DataError(
+            f"--bridge: none between {query.modality} and {archive.modality}: {reason}; leave it out"
+        )
+    return bridge
+
+
 @click.command("search")
 @archive_argument
 @bundle_option
@@ -87,6 +112,7 @@ def _embed(binder: Binder, queries: Sequence[str], weights: Sequence[str], optio
 @weight_option
 @bbox_option
 @time_option
+@bridge_option
 @click.option("-k", "k", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Hits.")
 @click.option(
     "--index", "folder", type=click.Path(path_type=Path), help="An index made by `geobind index build`."
@@ -108,6 +134,7 @@ def search_command(
     weights: tuple[str, ...],
     bbox: str | None,
     time: str | None,
+    bridge: bool,
     k: int,
     folder: Path | None,
     out: Path | None,
@@ -130,7 +157,9 @@ def search_command(
     opened, binder = _open(archive, bundle)
     if known is not None:
         check_index(known, opened)
-    hits = search(opened, _embed(binder, queries, weights), k, bbox=where, time=when, index=known)
+    query = _embed(binder, queries, weights)
+    chosen = _choose_bridge(binder, query, opened) if bridge else None
+    hits = search(opened, query, k, bbox=where, time=when, index=known, bridge=chosen)
     if not len(hits):
         raise DataError(explain_no_rows(opened, where, when))
     if out is not None:
@@ -279,6 +308,7 @@ def _print_index(kind: str, rows: int, measured: Sequence[MeasuredRecall]) -> No
 )
 @bbox_option
 @time_option
+@bridge_option
 @out_file("-o", "--out", about="The GeoTIFF to write.")
 @click.option(
     "--probability", is_flag=True, help="Add a band with the probability of a match; needs calibration."
@@ -339,7 +369,8 @@ def _check_map_options(given: Mapping[str, Any]) -> None:
             'give either --query text="deep snow", or several --class, such as --class "snow: text=deep snow"'
         )
     excluded = {
-        "classes": ("minus", "before", "probability", "weights", "paint"),
+        "classes": ("minus", "before", "probability", "weights", "paint", "bridge"),
+        "bridge": ("minus", "probability"),
         "minus": ("before", "probability"),
         "before": ("probability",),
     }
@@ -377,12 +408,17 @@ def _draw(archive: Archive, binder: Binder, given: Mapping[str, Any], where: Any
 
     query = _embed(binder, given["queries"], given["weights"])
     calibrated = binder if given["probability"] else None
-    drawn = map_query(archive, query, bbox=where, time=when, binder=calibrated, prior=given["prior"])
+    bridge = _choose_bridge(binder, query, archive) if given["bridge"] else None
+    drawn = map_query(
+        archive, query, bbox=where, time=when, binder=calibrated, prior=given["prior"], bridge=bridge
+    )
     if given["minus"]:
         other = _embed(binder, given["minus"], (), "--minus")
         return map_change(drawn, map_query(archive, other, bbox=where, time=when))
     if given["before"] is not None:
-        return map_change(drawn, map_query(Archive.open(given["before"], binder), query, bbox=where))
+        return map_change(
+            drawn, map_query(Archive.open(given["before"], binder), query, bbox=where, bridge=bridge)
+        )
     return drawn
 
 

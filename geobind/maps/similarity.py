@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from geobind.archive import Archive, TileGrid
     from geobind.binder import Binder
+    from geobind.bridge import Bridge
 
 MAX_PIXELS = 400_000_000
 MAX_CLASSES = 250  # numbers of a byte, without 0 for nothing
@@ -73,6 +74,7 @@ def map_query(
     time: tuple[Any, Any] | None = None,
     binder: Binder | None = None,
     prior: float = 0.5,
+    bridge: Bridge | None = None,
 ) -> QueryMap:
     """Map the cosine similarity of every tile of an archive to a query.
 
@@ -83,13 +85,16 @@ def map_query(
         time: First and last moment of the tiles.
         binder: A calibrated binder adds the probability of a match; the query must be one observation.
         prior: Share of matches among tiles that probabilities assume.
+        bridge: Score by a bridge (`Binder.bridge`) in place of cosines; not with probabilities.
 
     Raises:
         DataError: The archive has no grid, two rows in one cell, or none that pass the filter; the map would
             be too large; or there is no calibration for the query.
     """
     asked = as_query(query)
-    drawn = _map_queries(archive, [asked], bbox, time)[0]
+    if binder is not None and bridge is not None:
+        raise DataError("probabilities were fitted to cosines, not to bridged scores: give one of them")
+    drawn = _map_queries(archive, [asked], bbox, time, bridge)[0]
     if binder is None:
         return drawn
     scales = _require_scales(binder, asked, archive)
@@ -168,7 +173,11 @@ def _corner_words(drawn: QueryMap) -> str:
 
 
 def _map_queries(
-    archive: Archive, queries: Sequence[Query], bbox: Sequence[float] | None, time: tuple[Any, Any] | None
+    archive: Archive,
+    queries: Sequence[Query],
+    bbox: Sequence[float] | None,
+    time: tuple[Any, Any] | None,
+    bridge: Bridge | None = None,
 ) -> list[QueryMap]:
     """Map several queries in one pass over the embeddings."""
     for one in queries:
@@ -178,7 +187,7 @@ def _map_queries(
                 f"{archive.width}; embed it with the bundle that the archive was made with"
             )
     canvas = _lay_out(archive, bbox, time)
-    score_QR = _score_rows(archive, np.stack([one.vector for one in queries]), canvas.rows_R)
+    score_QR = _score_rows(archive, np.stack([one.vector for one in queries]), canvas.rows_R, bridge)
     rows_HW = np.full(canvas.shape, -1, np.int64)
     rows_HW[canvas.down_R, canvas.across_R] = canvas.rows_R
     maps: list[QueryMap] = []
@@ -238,7 +247,9 @@ def _lay_out(archive: Archive, bbox: Sequence[float] | None, time: tuple[Any, An
     return _Canvas(rows_R, down_R - top, across_R - left, (height, width), moved, grid)
 
 
-def _score_rows(archive: Archive, query_QD: NDArray[np.float32], rows_R: NDArray[np.int64]) -> NDArray[Any]:
+def _score_rows(
+    archive: Archive, query_QD: NDArray[np.float32], rows_R: NDArray[np.int64], bridge: Bridge | None
+) -> NDArray[Any]:
     """Compute the cosine similarity of rows to queries (Q, R), holding one block at a time."""
     query_DQ = torch.from_numpy(query_QD).T
     score_QR = np.empty((len(query_QD), len(rows_R)), np.float32)
@@ -249,7 +260,10 @@ def _score_rows(archive: Archive, query_QD: NDArray[np.float32], rows_R: NDArray
         starts = range(0, len(rows_R), step)
         blocks = ((start, archive.read_vectors(rows_R[start : start + step])) for start in starts)
     for start, block_BD in blocks:
-        score_QB = (torch.from_numpy(block_BD) @ query_DQ).T.clamp(-1, 1)
+        if bridge is None:
+            score_QB = (torch.from_numpy(block_BD) @ query_DQ).T.clamp(-1, 1)
+        else:
+            score_QB = bridge.score(query_QD, block_BD)
         score_QR[:, start : start + len(block_BD)] = score_QB.numpy()
     return score_QR
 

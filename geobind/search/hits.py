@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from geobind.archive import Archive
+    from geobind.bridge import Bridge
 
 _READ_ROWS = 65_536  # rows of a filter that are read at a time
 _MAX_FOOTER = 100_000_000
@@ -91,6 +92,7 @@ def search(
     bbox: Sequence[float] | None = None,
     time: tuple[Any, Any] | None = None,
     index: VectorIndex | None = None,
+    bridge: Bridge | None = None,
 ) -> Hits:
     """Find the rows of an archive that are nearest to a query.
 
@@ -102,14 +104,17 @@ def search(
             crosses the antimeridian.
         time: First and last moment; None leaves a side open.
         index: An index of this archive; without one, all rows are read and searched exactly.
+        bridge: Score by a bridge (`Binder.bridge`) in place of cosines.
 
     Returns:
         At most k hits; none where no row passes the filter.
 
     Raises:
-        DataError: A query of another width, or a box or times that are none.
+        DataError: A query of another width, a box or times that are none, or an index as well as a bridge.
         CheckpointError: The index is of another archive.
     """
+    if index is not None and bridge is not None:
+        raise DataError("an index holds embeddings that no bridge has drawn: leave one of the two out")
     asked = as_query(query)
     if asked.vector.shape != (archive.width,):
         raise DataError(
@@ -121,12 +126,16 @@ def search(
         check_index(index, archive)
         found = index.search(asked.vector, k, rows)
     else:
-        found = _scan_archive(archive, asked.vector, k, rows)
+        found = _scan_archive(archive, asked.vector, k, rows, bridge)
     return describe_rows(archive, found.rows_QK[0], found.similarity_QK[0], asked.label)
 
 
 def _scan_archive(
-    archive: Archive, query_D: NDArray[np.float32], k: int, rows: NDArray[np.int64] | None
+    archive: Archive,
+    query_D: NDArray[np.float32],
+    k: int,
+    rows: NDArray[np.int64] | None,
+    bridge: Bridge | None,
 ) -> Matches:
     if rows is None:
         blocks = (
@@ -135,7 +144,14 @@ def _scan_archive(
     else:
         parts = (rows[start : start + _READ_ROWS] for start in range(0, len(rows), _READ_ROWS))
         blocks = ((part, archive.read_vectors(part, dtype=None)) for part in parts)
-    return scan(blocks, query_D, k, archive.width)
+    if bridge is None:
+        return scan(blocks, query_D, k, archive.width)
+    # Extended by four numbers, whose cosine is 4/9 of the bridge's score.
+    query_1D = query_D[None]
+    extended = ((numbers, bridge.embed_pair(query_1D, block)[1].numpy()) for numbers, block in blocks)
+    drawn_1E = bridge.embed_pair(query_1D, query_1D)[0].numpy()
+    found = scan(extended, drawn_1E, k, drawn_1E.shape[1])
+    return found._replace(similarity_QK=found.similarity_QK * np.float32(9 / 4))
 
 
 def describe_rows(

@@ -9,6 +9,7 @@ import rasterio
 from click.testing import CliRunner
 
 from geobind.binder import Binder
+from geobind.bridge import Bank, Bridge
 from geobind.cli import main
 
 
@@ -171,6 +172,12 @@ MAP = ("map", "scene.parquet", *WITH, "--out", "x.tif")
         ((*MAP, *QUERY, "--paint", "virids"), "no colour map 'virids'; did you mean 'viridis'?"),
         ((*MAP, "--query", "spot=1,2", "--probability"), "no calibration of spot and tile is known"),
         (("map", "nowhere.parquet", *WITH, *QUERY, "--out", "x.tif"), "so they have no map"),
+        (
+            ("search", "scene.parquet", *WITH, *QUERY, "--bridge"),
+            "none between words and tile: the bundle has no bank",
+        ),
+        ((*MAP, *QUERY, "--query", "words=a", "--bridge"), "is a sum; a bridge joins two modalities"),
+        ((*MAP, *QUERY, "--bridge", "--probability"), "--probability has no meaning with --bridge"),
         (("similarity", "bundle", "words=a"), "give at least two observations"),
         (("similarity", "bundle", "words=a", "b"), "write NAME=VALUE"),
         (("classify", "bundle", "words=a", "--label", "x"), "a choice needs at least two labels"),
@@ -208,3 +215,15 @@ def test_observations_are_compared_classified_and_composed(run, tmp_path):
     expected = mapped.build_binder().embed("words", ["a", "b"], numpy=True).sum(axis=0)
     assert vector.shape == (1, mapped.WIDTH)
     assert np.allclose(vector[0], expected / np.linalg.norm(expected), atol=1e-6)
+
+
+def test_a_bridge_of_the_bundle_is_used_where_it_is_asked_for(run, tmp_path, monkeypatch):
+    bridge = Bridge(Bank(mapped.build_binder().embed("words", [str(n) for n in range(50)]), "anchor"))
+    query = ("search", "scene.parquet", *WITH, *QUERY, "--json")
+    plain = json.loads(run(*query))
+    monkeypatch.setattr(Binder, "bridge", lambda self, one, two: bridge.between(one, two))
+    drawn = json.loads(run(*query, "--bridge"))
+    assert [hit["similarity"] for hit in plain["hits"]] != [hit["similarity"] for hit in drawn["hits"]]
+    run("map", "scene.parquet", *WITH, *QUERY, "--bridge", "--out", tmp_path / "m.tif")
+    with rasterio.open(tmp_path / "m.tif") as file:
+        assert np.nanmax(file.read(1)) == pytest.approx(drawn["hits"][0]["similarity"], abs=1e-5)

@@ -8,6 +8,7 @@ import pytest
 import rasterio
 
 from geobind.archive import Archive
+from geobind.bridge import Bank, Bridge
 from geobind.errors import CheckpointError, DataError
 from geobind.maps import find_regions, map_change, map_classes, map_query, paint_map, similarity, write_map
 from geobind.maps.cog import draw_legend, write_stac_item
@@ -257,3 +258,17 @@ def test_an_unknown_crs_is_named(tmp_path):
     archive, _ = open_tiles(tmp_path / "a.parquet", crs="EPSG:999999")
     with pytest.raises(DataError, match=r"bells\.tif: the map cannot be written as a GeoTIFF"):
         write_map(map_query(archive, QUERY), tmp_path / "bells.tif")
+
+
+def test_a_bridge_scores_the_map_and_excludes_probabilities(tiles):
+    archive, image = tiles
+    bridge = Bridge(Bank(BINDER.embed("words", [str(n) for n in range(50)]), "anchor"))
+    drawn = map_query(archive, QUERY, bridge=bridge)
+    known = ~np.isnan(image[..., 0])
+    expected = bridge.score(QUERY.vector[None], image[known])[0]
+    assert (
+        np.allclose(drawn.similarity_HW[known], expected, atol=1e-5)
+        and np.isnan(drawn.similarity_HW[~known]).all()
+    )
+    with pytest.raises(DataError, match="fitted to cosines, not to bridged scores"):
+        map_query(archive, QUERY, bridge=bridge, binder=BINDER)

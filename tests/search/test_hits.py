@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from geobind.archive import Archive
+from geobind.bridge import Bank, Bridge
 from geobind.errors import CheckpointError, DataError
 from geobind.search import build_index, embed_query, load_index, search
 from geobind.search.hits import box_geometry, explain_no_rows, write_gallery, write_geojson
@@ -119,3 +120,18 @@ def test_the_gallery_escapes_names_and_fetches_nothing(archive, tmp_path):
     page = (tmp_path / "hits.html").read_text()
     assert "<b>" not in page.split("<h1>")[1].split("</h1>")[0] and "&lt;b&gt;" in page
     assert "http" not in page.split("<body>")[1]
+
+
+def test_a_bridge_scores_rows_as_it_does_pairs(archive, index):
+    references = {
+        name: BINDER.embed("words", [f"{name} {n}" for n in range(150)]) for name in ("words", "tile")
+    }
+    bank = Bank(BINDER.embed("words", [str(n) for n in range(50)]), "anchor", references)
+    for bridge in (Bridge(bank), Bridge(bank).between("words", "tile")):
+        score = bridge.score(QUERY.vector[None], archive.read_vectors())[0].numpy()
+        hits = search(archive, QUERY, 9, bridge=bridge)
+        assert hits.rows_K.tolist() == np.argsort(-score, kind="stable")[:9].tolist()
+        assert np.allclose(hits.similarity_K, np.sort(score)[::-1][:9], atol=1e-5)
+        assert len(search(archive, QUERY, 9, bbox=(3.0, 44.9, 3.02, 45.1), bridge=bridge)) == 9
+    with pytest.raises(DataError, match="leave one of the two out"):
+        search(archive, QUERY, bridge=Bridge(bank), index=index)
