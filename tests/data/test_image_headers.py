@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from geobind.data.inspect import inspect_raw
 from geobind.data.readers.image_header import read_header
 from geobind.data.readers.images import read_image
 from geobind.errors import DataError
@@ -175,6 +176,23 @@ def test_a_band_called_alpha_that_is_asked_for_is_no_mask(tmp_path):
     assert read_pixels(path, 0, 0, 8, 8, RasterOptions(bands=(1, 2, 3, 4)))[0, 0].tolist() == [10, 60, 110, 0]
     with pytest.raises(DataError, match="missing"):
         read_pixels(path, 0, 0, 8, 8, RasterOptions(bands=(1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "three", "none"),
+    [
+        ("TIFF", struct.pack("<HHIH", 277, 3, 1, 3), struct.pack("<HHIH", 277, 3, 1, 0)),
+        ("JPEG", b"\x08\0\x05\0\x07\x03", b"\x08\0\x05\0\x07\0"),
+    ],
+)
+def test_an_image_of_no_band_is_damaged(kind, three, none):
+    whole = encoded(Image.new("RGB", (7, 5)), kind)
+    damaged = whole.replace(three, none)
+    assert damaged != whole and inspect_raw(whole).fault is None
+    reason = f"the header of this {kind} file is damaged: it states no band"
+    assert reason in inspect_raw(damaged).fault
+    with pytest.raises(DataError, match=reason):
+        read_image(damaged)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "JPEG2000"])

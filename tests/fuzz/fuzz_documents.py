@@ -92,13 +92,13 @@ def damaged_json(content, rng):
             holder = holder[key]
             key = rng.choice(list(holder)) if isinstance(holder, dict) else rng.randrange(len(holder))
         if holder is whole or rng.random() < 0.7:
-            holder[key] = rng.choice(JSON)
+            holder[key] = deepcopy(rng.choice(JSON))  # a later change must not reach the list
         elif rng.random() < 0.5:
             del holder[key]
         elif isinstance(holder, dict):
             holder[rng.choice(("", "x", "a.b", "name"))] = holder.pop(key)
         else:
-            holder.append(holder[key])
+            holder.append(deepcopy(holder[key]))
     return json.dumps(whole[0]).encode("utf-8", "surrogatepass")
 
 

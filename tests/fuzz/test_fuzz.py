@@ -1,3 +1,4 @@
+import random
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,9 @@ def test_the_pool_notices_every_kind_of_trouble_and_goes_on(what, word):
 )
 def test_a_process_that_waits_for_its_turn_does_not_hang(ran, queued, why):
     assert fuzz_pool.hang(600, ran, queued, limit_s=60) == why
+
+
+def test_what_is_damaged_depends_on_the_generator_alone():
+    (short,) = fuzz_documents.seeds()["run:calibration.json"]
+    first, again = ([fuzz_documents.damaged_json(short, random.Random(i)) for i in range(2000)] for _ in "ab")
+    assert first == again

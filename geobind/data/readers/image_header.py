@@ -86,19 +86,14 @@ def read_header(file: BinaryIO, name: str) -> ImageHeader | None:
     file.seek(0)
     kind = detect_format(file.read(16))
     try:
-        if kind == "PNG":
-            return _read_png(file)
-        if kind == "JPEG":
-            return _read_jpeg(file)
-        if kind == "TIFF":
-            return _read_tiff(file)
-        if kind == "JPEG2000":
-            return _read_jpeg_2000(file)
-        return None
+        header = _READERS[kind](file) if kind in _READERS else None
     except (struct.error, OverflowError, OSError, ValueError) as error:
         raise DataError(f"{name}: the header of this {kind} file is damaged or cut short") from error
     finally:
         file.seek(0)
+    if header is not None and header.bands < 1:
+        raise DataError(f"{name}: the header of this {kind} file is damaged: it states no band")
+    return header
 
 
 def _unpack(file: BinaryIO, at: int, form: str) -> tuple[Any, ...]:
@@ -259,3 +254,6 @@ def _read_jpeg_2000(file: BinaryIO) -> ImageHeader:
         photo=photo and not (palette and bands != 1),
         block=(tile_height, tile_width),
     )
+
+
+_READERS = {"PNG": _read_png, "JPEG": _read_jpeg, "TIFF": _read_tiff, "JPEG2000": _read_jpeg_2000}
