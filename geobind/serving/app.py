@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import logging
+import socket
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
@@ -232,6 +233,11 @@ def watch_connections(limits: Limits) -> type[asyncio.Protocol]:
     class WatchedProtocol(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            # An answer is written in two parts; the second would wait 40 ms for the first to be confirmed.
+            # asyncio sets this option, but only of sockets that were made with the number of TCP.
+            connection = transport.get_extra_info("socket")
+            if connection.family in (socket.AF_INET, socket.AF_INET6):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._seen: object = self
             self._since = self.loop.time()
             self._watch = self.loop.call_later(1.0, self._look)

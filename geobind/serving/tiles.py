@@ -103,19 +103,28 @@ def _locate_points(tile: TileAddress, steps_C: NDArray[np.float64], locate: Loca
     return columns, rows
 
 
-def encode_image(values_HWB: NDArray[np.uint8], opaque_HW: NDArray[np.bool_]) -> TilePicture:
-    """Encode colours, or grey, as JPEG, or as PNG where pixels are transparent."""
-    if values_HWB.shape[2] < 3:
-        values_HWB = np.repeat(values_HWB[:, :, :1], 3, axis=2)
+def encode_image(pixels_HW: NDArray[np.uint32]) -> TilePicture:
+    """Encode pixels as `pack_pixels` gives them as JPEG, or as PNG where some are transparent."""
     file = io.BytesIO()
-    if opaque_HW.all():
-        Image.fromarray(values_HWB[:, :, :3]).save(file, "JPEG", quality=_QUALITY)
+    bytes_HW4 = pixels_HW[..., None].view(np.uint8)
+    if bytes_HW4[..., 3].all():
+        height, width = pixels_HW.shape
+        Image.frombuffer("RGBX", (width, height), pixels_HW, "raw", "RGBX", 0, 1).save(
+            file, "JPEG", quality=_QUALITY
+        )
         return TilePicture(file.getvalue(), "image/jpeg")
-    alpha_HW1 = (opaque_HW * np.uint8(255))[:, :, None]
-    Image.fromarray(np.concatenate([values_HWB[:, :, :3], alpha_HW1], axis=2)).save(
-        file, "PNG", compress_level=1
-    )
+    Image.fromarray(bytes_HW4).save(file, "PNG", compress_level=1)
     return TilePicture(file.getvalue(), "image/png")
+
+
+def pack_pixels(bands: NDArray[np.uint8], there_HW: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    """Return three bands, or one for all three, as a number a pixel: red, green, blue, alpha; 0 for none."""
+    bytes_HW4 = np.empty((*there_HW.shape, 4), np.uint8)
+    for place in range(3):
+        bytes_HW4[..., place] = bands[place if len(bands) > 2 else 0]
+    bytes_HW4[..., 3] = 255
+    pixels_HW = bytes_HW4.view(np.uint32)[..., 0]
+    return pixels_HW if there_HW.all() else np.where(there_HW, pixels_HW, np.uint32(0))
 
 
 class SceneRaster:
@@ -193,13 +202,14 @@ class SceneRaster:
     def _read(self, box: Box) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         return _read_view(self.view, self.bands, box, self._turn)
 
-    def _paint(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], Any]:
-        """Return (H, W, B) uint8 and the pixels that are there."""
+    def _paint(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint32]:
+        """Return pixels as `pack_pixels` gives them."""
         if self._stretch_B2 is not None:
             low, high = self._stretch_B2.T[:, :, None, None]
             known = np.where(valid, values, low).astype(np.float32)
             values = np.round(np.clip((known - low) / (high - low), 0, 1) * 255)
-        return values.astype(np.uint8).transpose(1, 2, 0), valid.any(axis=0)
+        there_HW: NDArray[np.bool_] = np.any(valid, axis=0)
+        return pack_pixels(values.astype(np.uint8, copy=False), there_HW)
 
     def draw_tile(self, tile: TileAddress) -> TilePicture | None:
         """Draw a tile; None where the raster is not.
@@ -225,11 +235,14 @@ class SceneRaster:
         count = np.maximum(1, np.ceil((high - low) / max(1.0, across))).astype(int)
         step = (high - low) / count
         values, valid = self._read(Box(*low.tolist(), *(high - low).tolist(), *count.tolist()))
-        colours, there = self._paint(values, valid)
-        at_column = np.clip((column_HW - low[0]) / step[0], 0, count[0] - 1).astype(np.intp)
-        at_row = np.clip((row_HW - low[1]) / step[1], 0, count[1] - 1).astype(np.intp)
-        shown_HW = inside_HW & there[at_row, at_column]
-        return encode_image(colours[at_row, at_column], shown_HW) if shown_HW.any() else None
+        with np.errstate(invalid="ignore"):  # pixels far outside, which are cleared below
+            at_column = ((column_HW - low[0]) * (1 / step[0])).astype(np.int32)
+            at_row = ((row_HW - low[1]) * (1 / step[1])).astype(np.int32)
+        np.minimum(at_column, count[0] - 1, out=at_column)
+        pixels_HW = self._paint(values, valid).ravel().take(at_row * count[0] + at_column, mode="clip")
+        if not inside_HW.all():
+            pixels_HW[~inside_HW] = 0
+        return encode_image(pixels_HW) if pixels_HW.any() else None
 
     def _locate(self, lat_N: NDArray[np.float64], lon_N: NDArray[np.float64]) -> Pixels:
         return find_source_pixels(open_raster(self.view), lat_N, lon_N, together=True)
@@ -250,10 +263,8 @@ class SceneRaster:
         columns, rows = self._locate(np.array([lat]), np.array([lon]))
         box = Box(float(columns[0]) - share / 2, float(rows[0]) - share / 2, share, share, side, side)
         values, valid = self._read(box)
-        colours, there = self._paint(values, valid)
-        if dataset.transform.e > 0:
-            colours, there = colours[::-1], there[::-1]
-        return encode_image(np.ascontiguousarray(colours), there)
+        pixels_HW = self._paint(values, valid)
+        return encode_image(np.ascontiguousarray(pixels_HW[::-1]) if dataset.transform.e > 0 else pixels_HW)
 
     def count_pixels(self, grid: TileGrid) -> float:
         """Return the side of a grid's tiles in pixels of the raster."""

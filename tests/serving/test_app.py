@@ -276,3 +276,14 @@ def test_the_vendored_library_is_the_published_one():
     assert {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()[:32] for name in digests
     } == digests
+
+
+def test_small_answers_do_not_wait_for_the_network_to_confirm(server):
+    held = {}
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
+        client.sendall(b"GET /api/about HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        client.recv(10)
+        for connection in list(server.server.server_state.connections):
+            there = connection.transport.get_extra_info("socket")
+            held[there.getpeername()] = there.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert held[client.getsockname()]
