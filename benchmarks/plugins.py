@@ -46,10 +46,10 @@ def main() -> None:
             continue
         lines, code = count_lines(folder / f"geobind_modality_{name}.py")
         installing, _ = spend("pip", "install", "--quiet", "--force-reinstall", "--no-deps", folder)
-        testing, said = spend("pytest", "-q", "-rP", "-p", "no:cacheprovider", folder)
-        passed = re.search(r"(\d+) passed", said)
-        learnt = re.search(r"Learning\(trained=([\d.]+), untrained=([\d.]+)", said)
-        figures = f"{float(learnt[1]):.2f} ({float(learnt[2]):.2f})" if learnt else ""
+        testing, output = spend("pytest", "-q", "-rP", "-p", "no:cacheprovider", folder)
+        passed = re.search(r"(\d+) passed", output)
+        learning = re.search(r"Learning\(trained=([\d.]+), untrained=([\d.]+)", output)
+        figures = f"{float(learning[1]):.2f} ({float(learning[2]):.2f})" if learning else ""
         tests = f"{testing:.0f} for {passed[1] if passed else 0}"
         print(f"| {name} | {lines} ({code}) | {installing:.1f} | {tests} | {figures} |", flush=True)
 
