@@ -127,7 +127,7 @@ EXAMPLES = {
     "new dataset": "geobind new dataset lakes",
     "new recipe": "geobind new recipe photos_and_tiles --out mine.yaml",
     "import": "geobind import eurosat EuroSAT/ --out eurosat.parquet",
-    "data check": "geobind data check places.csv --json",
+    "data check": "geobind data check places.csv --good good.csv",
     "data split": "geobind data split places.csv --out split.parquet",
     "data pack": "geobind data pack places.csv --out packed",
     "data show": "geobind data show places.csv --out rows.png",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,14 +121,21 @@ def _open_recipe(path: Path) -> tuple[Table, Recipe]:
 @data_command.command("check")
 @_table_options
 @click.option("--quick", is_flag=True, help="Only check that files exist; decode and compare nothing.")
+@click.option(
+    "--good",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the manifest's rows of which nothing is broken as this file, of the manifest's kind.",
+)
 @json_option
-def check(quick: bool, as_json: bool, **given: Any) -> None:
+def check(quick: bool, good: Path | None, as_json: bool, **given: Any) -> None:
     """Check every observation of MANIFEST: broken files, copies, leaks between splits, sizes, classes.
 
     Of a recipe each observation is also prepared as its modality does: what that refuses cannot be used.
-    Exits with 2 if an observation cannot be used, with 0 otherwise, warnings or not.
+    Exits with 2 if an observation cannot be used, with 0 otherwise, warnings or not; with --good with 0.
     """
     from geobind.data.inspect import format_report, inspect_table
+    from geobind.errors import DataError
 
     table, recipe = _open_with_recipe(**given)
     prepare = {name: kind.prepare for name, kind in recipe.built.items()} if recipe else None
@@ -138,7 +145,28 @@ def check(quick: bool, as_json: bool, **given: Any) -> None:
     else:
         for line in format_report(report):
             click.echo(line)
-    sys.exit(2 if report["broken"] else 0)
+    if good is None:
+        sys.exit(2 if report["broken"] else 0)
+    manifest = recipe.base / recipe.data.manifest if recipe and recipe.data and recipe.data.manifest else None
+    manifest = manifest or given["manifest"]
+    if _is_yaml(manifest):
+        raise DataError(f"{manifest}: --good writes rows of a manifest, and its data is a dataset")
+    _write_good(manifest, good, len(table), report["broken_rows"])
+
+
+def _write_good(manifest: Path, good: Path, count: int, broken: Sequence[int]) -> None:
+    """Write the rows of a manifest that are not broken."""
+    from geobind.data.split import select_rows
+
+    lost = set(broken)
+    select_rows(manifest, good, [row not in lost for row in range(count)])
+    click.echo(f"{good}: {count - len(lost):,} of {count:,} rows", err=True)
+    _warn_of_folder(manifest, good)
+
+
+def _warn_of_folder(manifest: Path, target: Path) -> None:
+    if target.parent.resolve() != manifest.parent.resolve():
+        click.echo(f"file names in it are relative to {manifest.parent}: say so with `root`", err=True)
 
 
 @data_command.command("split")
@@ -175,8 +203,7 @@ def split(
     counts = split_manifest(manifest, out, chosen, parse_columns(columns))
     told = ", ".join(f"{name or 'left out'} {count}" for name, count in counts.items())
     click.echo(f"{out}: {told}")
-    if out.parent.resolve() != manifest.parent.resolve():
-        click.echo(f"file names in it are relative to {manifest.parent}: say so with `root`", err=True)
+    _warn_of_folder(manifest, out)
 
 
 @data_command.command("pack")

@@ -482,7 +482,8 @@ def inspect_table(
     Returns:
         `rows`, `splits`, `modalities` (for each: rows by split, kinds, sizes, rates, repeats), `labels`,
         `groups` (those in several splits), `places` (distances between splits), `broken` (how many
-        observations cannot be used) and `warnings` (sentences about what can be used but should be known).
+        observations cannot be used), `broken_rows` (the numbers of their rows, from 0) and `warnings`
+        (sentences about what can be used but should be known).
     """
     splits = _splits(table)
     modalities: dict[str, Report] = {}
@@ -503,6 +504,7 @@ def inspect_table(
         "groups": _groups(table.groups, splits),
         "places": _places(table.places_LL, splits),
         "broken": sum(summary["broken"] for summary in modalities.values()),
+        "broken_rows": sorted({row for summary in modalities.values() for row in summary.pop("broken_rows")}),
     }
     return {**report, "warnings": list(list_warnings(report))}
 
@@ -531,6 +533,7 @@ def _modality(
         "observations": len(items),
         "kinds": dict(kinds.most_common()),
         "broken": len(bad),
+        "broken_rows": [item.row for item in bad],
         "faults": [{"row": keys[item.row], "reason": item.facts.fault} for item in bad[:1000]],
         "image_sizes": _counted(f"{f.size[0]} x {f.size[1]}" for _, f in good if f.size),
         "image_channels": _counted(str(f.channels) for _, f in good if f.size),

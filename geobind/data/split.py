@@ -1,4 +1,4 @@
-"""Splits of a table that keep rows of one place or group together."""
+"""Copies of a manifest: with splits that keep rows of one place or group together, or with fewer rows."""
 
 # N rows; U units, which are never cut
 
@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -136,7 +137,7 @@ def split_manifest(
         "group": [column_names["group"]],
         "random": [],
     }[options.by]
-    packed = manifest.suffix.lower() in (".parquet", ".geoparquet")
+    packed = _is_packed(manifest)
     values = _read_parquet_values(manifest, wanted) if packed else _read_text_values(manifest, wanted)
     splits = _assign_splits(values, options, column_names, manifest)
     counts = {name: splits.count(name) for name in (*options.split_names, None) if name or None in splits}
@@ -146,15 +147,53 @@ def split_manifest(
             f"{manifest}: split '{empty}' would be empty: {len(splits)} rows are too few, or lie in too few "
             "cells or groups; make cells smaller (--cell-km) or the share larger (--shares)"
         )
-    encode = (
-        _encode_parquet
-        if packed
-        else _encode_json
-        if manifest.suffix.lower() in (".jsonl", ".json")
-        else _encode_delimited
-    )
-    write_atomic(target, encode(manifest, splits, column_names["split"]))
+    write_atomic(target, _encode_rows(manifest, [True] * len(splits), (column_names["split"], splits)))
     return {name or "": count for name, count in counts.items()}
+
+
+def select_rows(manifest: Path, target: Path, kept: Sequence[bool]) -> None:
+    """Write a copy of a manifest with some of its rows; all columns stay.
+
+    Args:
+        manifest: A CSV, TSV, JSONL, JSON or Parquet file.
+        target: A file of the same kind.
+        kept: Whether each row of the manifest is wanted.
+
+    Raises:
+        DataError: It is a folder, the target is of another kind, or the manifest has other rows by now.
+    """
+    from geobind.utils.files import write_atomic
+
+    if manifest.is_dir():
+        raise DataError(f"{manifest}: is a folder; write the manifest that it was packed from")
+    (manifest,) = list_manifest_files(manifest)
+    if target.suffix.lower() != manifest.suffix.lower():
+        raise DataError(f"{target}: must end in {manifest.suffix}, as {manifest.name} does")
+    count = len((_read_parquet_values if _is_packed(manifest) else _read_text_values)(manifest, ())[""])
+    if count != len(kept):
+        raise DataError(
+            f"{manifest}: has {count:,} rows, of which {len(kept):,} were read; leave limits out, read again"
+        )
+    if not any(kept):
+        raise DataError(f"{target}: not written: no row of {manifest.name} is left")
+    write_atomic(target, _encode_rows(manifest, kept, None))
+
+
+def _is_packed(manifest: Path) -> bool:
+    return manifest.suffix.lower() in (".parquet", ".geoparquet")
+
+
+# A column to add or replace: its name, and a value for each row.
+_Column = tuple[str, Sequence[str | None]]
+
+
+def _encode_rows(manifest: Path, kept: Sequence[bool], added: _Column | None) -> bytes:
+    """Encode a manifest again as a file of its kind, with some of its rows and perhaps another column."""
+    if _is_packed(manifest):
+        return _encode_parquet(manifest, kept, added)
+    if manifest.suffix.lower() in (".jsonl", ".json"):
+        return _encode_json(manifest, kept, added)
+    return _encode_delimited(manifest, kept, added)
 
 
 def _assign_splits(
@@ -213,51 +252,60 @@ def _check(there: Any, wanted: Sequence[str], manifest: Path) -> None:
             )
 
 
-def _encode_delimited(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
+def _encode_delimited(manifest: Path, kept: Sequence[bool], added: _Column | None) -> bytes:
     delimiter = "\t" if manifest.suffix.lower() == ".tsv" else ","
     target = io.StringIO()
     writer = csv.writer(target, delimiter=delimiter, lineterminator="\n")
-    rows, left = DelimitedFile(manifest), iter(splits)
+    rows, first = DelimitedFile(manifest), 0
     for number, (lines, columns) in enumerate(rows):
-        cells = {**columns, column: [next(left) or "" for _ in lines]}
+        last = first + len(lines)
+        cells: dict[str, Sequence[Any]] = dict(columns)
+        if added is not None:
+            cells[added[0]] = [value or "" for value in added[1][first:last]]
         if not number:
             writer.writerow(cells)
-        writer.writerows(zip(*cells.values(), strict=True))
+        writer.writerows(compress(zip(*cells.values(), strict=True), kept[first:last]))
+        first = last
     return target.getvalue().encode()
 
 
-def _encode_json(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
-    """Encode the rows of a JSONL file, or of an array, as they are, with their splits."""
+def _encode_json(manifest: Path, kept: Sequence[bool], added: _Column | None) -> bytes:
+    """Encode the rows of a JSONL file, or of an array, as they are, but for the added column."""
     with open(manifest, "rb") as file:
         texts = (
             [json.dumps(row) for row in json.loads(file.read().decode("utf-8-sig"))]
             if is_json_array(manifest)
             else [line for raw in file if (line := raw.decode("utf-8-sig")).strip()]
         )
+    more = [{}] * len(texts) if added is None else [{added[0]: value} for value in added[1]]
     rows = [
-        json.dumps({**json.loads(text), column: split}, ensure_ascii="\\u" in text)  # \\ud800 is no character
-        for text, split in zip(texts, splits, strict=True)
+        json.dumps({**json.loads(text), **cell}, ensure_ascii="\\u" in text)  # \\ud800 is no character
+        for text, cell in compress(zip(texts, more, strict=True), kept)
     ]
     text = f"[{','.join(rows)}]" if is_json_array(manifest) else "".join(f"{row}\n" for row in rows)
     return text.encode()
 
 
-def _encode_parquet(manifest: Path, splits: Sequence[str | None], column: str) -> bytes:
+def _encode_parquet(manifest: Path, kept: Sequence[bool], added: _Column | None) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     file, target, first = ParquetManifest(manifest).file, io.BytesIO(), 0
     schema = file.schema_arrow
-    index = schema.get_field_index(column)
-    field = pa.field(column, pa.string())
-    schema = schema.append(field) if index < 0 else schema.set(index, field)
+    index, field = -1, pa.field("", pa.string())
+    if added is not None:
+        index, field = schema.get_field_index(added[0]), pa.field(added[0], pa.string())
+        schema = schema.append(field) if index < 0 else schema.set(index, field)
     with report_damage(manifest), pq.ParquetWriter(target, schema, compression="zstd") as writer:
         for batch in read_record_batches(manifest, file, file.schema_arrow.names):
-            values = pa.array(splits[first : first + batch.num_rows], pa.string())
-            table = pa.Table.from_batches([batch])
-            table = (
-                table.append_column(field, values) if index < 0 else table.set_column(index, field, values)
-            )
-            writer.write_table(table.cast(schema))
-            first += batch.num_rows
+            table, last = pa.Table.from_batches([batch]), first + batch.num_rows
+            if added is not None:
+                values = pa.array(added[1][first:last], pa.string())
+                table = (
+                    table.append_column(field, values)
+                    if index < 0
+                    else table.set_column(index, field, values)
+                )
+            writer.write_table(table.cast(schema).filter(pa.array(kept[first:last], pa.bool_())))
+            first = last
     return target.getvalue()

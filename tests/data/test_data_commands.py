@@ -431,3 +431,65 @@ def test_twins_are_found_within_three_and_thirty_two_bits():
     assert list(find_near_duplicates(marks, splits)) == [(0, 1)]
     assert list(find_near_duplicates(marks[:2], ["a", "a"])) == []
     assert list(find_near_duplicates(marks[:2], ["a", None])) == []
+
+
+def save_manifest(folder, ending):
+    """Write the table of a folder in another format; return the file."""
+    names = ["key", "split", "lat", "lon", "label", *NAMES]
+    rows = [dict(zip(names, row, strict=True)) for row in read(folder / "m.csv")]
+    file = folder / f"all{ending}"
+    if ending == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    elif ending == ".csv":
+        file.write_bytes((folder / "m.csv").read_bytes())
+    elif ending == ".json":
+        file.write_text(json.dumps(rows))
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".json", ".parquet"])
+def test_the_rows_of_which_nothing_is_broken_are_written_as_a_manifest(folder, ending):
+    (folder / "2.png").unlink()
+    (folder / "5.wav").write_bytes(b"")
+    manifest, good = save_manifest(folder, ending), folder / f"good{ending}"
+    columns = ["--column", "sky=sky", "--column", "ear=ear"]
+    told = run("check", manifest, *columns, "--files", "sky", "--files", "ear", "--good", good)
+    assert told.exit_code == 0, told.output
+    assert "10 of 12 rows" in told.output
+    left = opened(folder, manifest=good.name, names=("sky", "ear"), files=("sky", "ear"))
+    assert [key for key in left.keys] == [f"k{i}" for i in range(12) if i not in (2, 5)]
+    assert inspect_table(left)["broken"] == 0
+    assert left.splits == {"test": 4, "train": 6}
+
+
+def test_good_rows_are_not_written_of_a_part_nor_as_another_kind_nor_where_none_is_left(folder):
+    (folder / "0.png").unlink()
+    good = folder / "good.csv"
+    for words, said in (
+        (["--limit", 5], "has 12 rows, of which 5 were read"),
+        (["--good", folder / "good.parquet"], "must end in .csv"),
+    ):
+        told = run("check", folder / "m.csv", "--good", good, *words)
+        assert told.exit_code == 2
+        assert said in told.output
+    for i in range(12):
+        (folder / f"{i}.png").unlink(missing_ok=True)
+    told = run("check", folder / "m.csv", "--good", good)
+    assert told.exit_code == 2 and "no row of m.csv is left" in told.output
+    assert not good.exists()
+
+
+def test_the_good_rows_of_a_recipe_are_those_of_its_manifest(folder):
+    (folder / "1.png").write_bytes(b"no image")
+    (folder / "r.yaml").write_text(
+        "name: r\nwidth: 8\nmodalities:\n"
+        "  satellite: {timm: {model: test_resnet, pretrained: false}}\n"
+        "  ground_image: {timm: {model: test_resnet, pretrained: false}, role: trainable}\n"
+        "data: {manifest: m.csv, columns: {satellite: sky, ground_image: sky}}\n"
+        "stages: [{name: s, align: ground_image, train: [satellite], batch_size: 2, steps: 1}]\n"
+    )
+    told = run("check", folder / "r.yaml", "--good", folder / "good.csv")
+    assert told.exit_code == 0, told.output
+    assert [row[0] for row in read(folder / "good.csv")] == [f"k{i}" for i in range(12) if i != 1]
