@@ -16,6 +16,7 @@ INSTALL = {
     "ray": "pip install 'geobind[ray]'",
     "tensorboard": "pip install 'geobind[tensorboard]'",
     "faiss": "pip install 'geobind[index]'",
+    "lancedb": "pip install 'geobind[lance]'",
     "numkong": "pip install 'geobind[fast]'",
     "onnx": "pip install 'geobind[export]'",
     "onnxscript": "pip install 'geobind[export]'",

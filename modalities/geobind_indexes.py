@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 _FEWEST = 39  # rows for each list that faiss trains with, below which it warns
 _MOST = 64  # rows for each list that are enough
 _ADDED = 65_536  # rows at a time, which become float32
+_TABLE = "rows"
 
 
 class Faiss(ApproximateIndex):
@@ -84,7 +87,74 @@ class Faiss(ApproximateIndex):
         self._set_efforts()
 
 
+class Lance(ApproximateIndex):
+    """A LanceDB table of float16 vectors in inverted lists on the disk; filtered searches are exact."""
+
+    name: ClassVar[str] = "lance"
+    needs: ClassVar[str] = "lancedb"
+    install: ClassVar[str] = INSTALL["lancedb"]
+    filters: ClassVar[bool] = False  # rows go into SQL, which takes longer than searching them exactly
+
+    def build(self, vectors_ND: NDArray[Any]) -> None:
+        """Write the table into a folder for the time being, and its lists."""
+        import lancedb  # pyright: ignore[reportMissingImports]
+        import pyarrow as pa
+        from lancedb.index import IvfFlat  # pyright: ignore[reportMissingImports]
+
+        total, width = vectors_ND.shape
+        self._home = tempfile.TemporaryDirectory(prefix="geobind-lance-")
+        table: Any = lancedb.connect(self._home.name).create_table(
+            _TABLE,
+            schema=pa.schema(
+                [("row", pa.int64()), ("vector", pa.list_(pa.from_numpy_dtype(vectors_ND.dtype), width))]
+            ),
+        )
+        for start in range(0, total, _ADDED):
+            block_BD = np.ascontiguousarray(vectors_ND[start : start + _ADDED])
+            rows = pa.array(np.arange(start, start + len(block_BD)))
+            lists = pa.FixedSizeListArray.from_arrays(pa.array(block_BD.reshape(-1)), width)
+            table.add(pa.table({"row": rows, "vector": lists}))
+        count = max(1, min(round(4 * total**0.5), total // _FEWEST))
+        table.create_index("vector", config=IvfFlat(distance_type="dot", num_partitions=count))
+        self._open(Path(self._home.name), count)
+
+    def _open(self, folder: Path, count: int) -> None:
+        import lancedb  # pyright: ignore[reportMissingImports]
+
+        self.table: Any = lancedb.connect(str(folder)).open_table(_TABLE)
+        self.efforts = [4**n for n in range(16) if 4**n < count] or [1]
+
+    def find(self, query_QD: NDArray[np.float32], k: int, rows: Rows | None, effort: int) -> Rows:
+        """Return the best rows of the nearest `effort` lists."""
+        search = self.table.search(list(query_QD), vector_column_name="vector").nprobes(effort).limit(k + 10)
+        found = search.select(["row", "_distance"]).to_arrow()
+        numbers = found["query_index"].to_numpy() if len(query_QD) > 1 else np.zeros(len(found), np.int64)
+        candidates = np.full((len(query_QD), k + 10), -1, np.int64)
+        for query in range(len(query_QD)):
+            own = found["row"].to_numpy()[numbers == query]
+            candidates[query, : len(own)] = own
+        return candidates
+
+    def write(self, folder: Path) -> None:
+        """Copy the table."""
+        shutil.rmtree(folder / f"{_TABLE}.lance", ignore_errors=True)
+        shutil.copytree(Path(self.table.uri), folder / f"{_TABLE}.lance")
+
+    def read(self, folder: Path) -> None:
+        """Open the table where it lies."""
+        try:
+            self._open(folder, max(1, min(round(4 * len(self) ** 0.5), len(self) // _FEWEST)))
+            rows = self.table.count_rows()
+        except Exception as error:  # it has no class of errors of its own
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(
+                f"{folder}: its table cannot be read ({reason}); build the index again"
+            ) from error
+        if rows != len(self):
+            raise CheckpointError(f"{folder}: its table holds other rows; build the index again")
+
+
 @geobind.hookimpl
 def geobind_indexes() -> list[type[VectorIndex]]:
     """Offer them."""
-    return [Faiss]
+    return [Faiss, Lance]

@@ -204,6 +204,7 @@ class ApproximateIndex(VectorIndex):
     a filter leaves few rows. Subclasses build, query, write and read an engine of their own.
     """
 
+    filters: ClassVar[bool] = True  # whether the engine can be limited to rows; otherwise those are exact
     efforts: Sequence[int] = (1,)  # how much of the rows the engine may look at, ascending
 
     def __init__(self) -> None:
@@ -217,11 +218,7 @@ class ApproximateIndex(VectorIndex):
 
     @abstractmethod
     def find(self, query_QD: NDArray[np.float32], k: int, rows: Rows | None, effort: int) -> Rows:
-        """Return candidate rows of each query (Q, any), with -1 where there are fewer.
-
-        Raises:
-            NotImplementedError: The engine cannot be limited to rows.
-        """
+        """Return candidate rows of each query (Q, any), with -1 where there are fewer."""
 
     @abstractmethod
     def write(self, folder: Path) -> None:
@@ -245,7 +242,7 @@ class ApproximateIndex(VectorIndex):
         chosen = None if rows is None else check_rows(rows, len(self))
         left = len(self) if chosen is None else len(chosen)
         effort = choose_effort(self._measured, left, len(self), k)
-        if effort is None:
+        if effort is None or (chosen is not None and not self.filters):
             return self.exact.search(query_QD, k, chosen)
         count, found = min(check_count(k), left), self.approximate(query_QD, k, chosen, effort)
         short = [number for number, one in enumerate(found) if one.rows_QK.shape[1] < count]

@@ -56,7 +56,8 @@ def measure_recall(
     kind_Q = np.repeat(np.arange(len(kinds)), [len(kind) for kind in kinds])
     index.prepare()
     measured: list[MeasuredRecall] = []
-    for share in sorted({share for share in shares if share * len(vectors) >= 1}, reverse=True):
+    searched = {share for share in shares if share * len(vectors) >= 1 and (share == 1 or index.filters)}
+    for share in sorted(searched, reverse=True):
         filters = list(_draw_filters(len(vectors), place_NLL, share, random))
         groups = [
             (rows, np.arange(number, len(query_QD), len(filters))) for number, rows in enumerate(filters)

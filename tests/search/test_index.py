@@ -313,3 +313,24 @@ def test_a_saved_faiss_index_returns_equal_rows(faiss_index, tmp_path, small):
     (tmp_path / "index" / "lists.faiss").write_bytes(b"nothing of faiss")
     with pytest.raises(CheckpointError, match=r"lists\.faiss: cannot be read; build the index again"):
         load_index(tmp_path / "index")
+
+
+def test_lance_searches_all_rows_and_leaves_filters_to_the_exact_search(tmp_path, small):
+    pytest.importorskip("lancedb")
+    index = create_index("lance")
+    index.add(clustered(3000, 16))
+    measured = measure_recall(index, count=20)
+    assert {one.share for one in measured} == {1.0}
+    index.save(tmp_path / "index")
+    read = load_index(tmp_path / "index")
+    assert read.measured == measured and indexes.choose_effort(measured, 3000, 3000, 10) is not None
+    vectors, query = index.exact.vectors, clustered(5, 16, 9).astype(np.float32)
+    for rows in (None, np.arange(0, 3000, 2)):
+        for number in range(5):
+            right, score = truth(vectors, query[number], 10, rows)
+            found = read.search(query[number], 10, rows)
+            assert np.isin(right, found.rows_QK).mean() >= (0.9 if rows is None else 1)
+            assert found.similarity_QK[0, 0] == pytest.approx(score[0], abs=1e-6)
+    (tmp_path / "index" / "rows.lance").rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="its table cannot be read"):
+        load_index(tmp_path / "index")
