@@ -333,6 +333,8 @@ def map_command(archive: Path, bundle: str, out: Path, peaks: Path | None, k: in
 
     With --class several queries make a map of classes; --minus and --before subtract another query or date.
     """
+    if out.suffix.lower() not in (".tif", ".tiff"):
+        raise DataError(f"--out {out}: a map is a GeoTIFF: let its name end in .tif")
     _check_map_options(given)
     classes = _parse_classes(given["classes"])
     where, when = _place_and_time(given["bbox"], given["time"])
@@ -343,6 +345,8 @@ def map_command(archive: Path, bundle: str, out: Path, peaks: Path | None, k: in
     if given["paint"] is not None:
         colour_table(given["paint"])  # known, before anything is read
     opened, binder = _open(archive, bundle)
+    if out.name == opened.metadata.source and out.exists():
+        raise DataError(f"--out {out}: is the raster that {archive} was made of; give the map another name")
     if classes:
         queries = {label: _embed(binder, parts, (), "--class") for label, parts in classes.items()}
         drawn = map_classes(opened, queries, bbox=where, time=when)

@@ -22,6 +22,7 @@ def place(tmp_path_factory):
     mapped.write_tiles(folder / "other.parquet", mapped.build_binder(seed=1))
     mapped.write_tiles(folder / "nowhere.parquet", binder, grid=False)
     (folder / "rain.wav").write_bytes(b"rain")
+    (folder / "scene.tif").write_bytes(b"the raster")
     (folder / "bundle").mkdir()
     return folder
 
@@ -168,6 +169,11 @@ MAP = ("map", "scene.parquet", *WITH, "--out", "x.tif")
             "--before has no meaning with --minus",
         ),
         ((*MAP, *QUERY, "--minus", "words=a", "--probability"), "--probability has no meaning with --minus"),
+        (("map", "scene.parquet", *WITH, *QUERY, "--out", "scene.parquet"), "let its name end in .tif"),
+        (
+            ("map", "scene.parquet", *WITH, *QUERY, "--out", "scene.tif"),
+            "is the raster that scene.parquet was made",
+        ),
         ((*MAP, *QUERY, "--before", "other.parquet"), "other.parquet: embedded by another model"),
         ((*MAP, *QUERY, "--paint", "virids"), "no colour map 'virids'; did you mean 'viridis'?"),
         ((*MAP, "--query", "spot=1,2", "--probability"), "no calibration of spot and tile is known"),
