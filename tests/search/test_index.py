@@ -233,7 +233,7 @@ def test_an_unmeasured_approximation_is_never_used_nor_saved(tmp_path, small):
 
 
 def test_recall_is_that_of_the_rows_looked_at(small):
-    measured = measure_recall(half_index(2000), count=100, shares=(1.0, 0.5))
+    measured = measure_recall(half_index(2000), count=40, shares=(1.0, 0.5))
     by_effort = {one.effort: one.recall for one in measured if one.share == 1 and one.k == 10}
     assert by_effort[4] == 1.0
     assert 0.1 < by_effort[1] < 0.35 < by_effort[2] < 0.6
@@ -274,7 +274,7 @@ def faiss_index():
     index = create_index("faiss")
     index.add(clustered(4000, 16))
     place = np.random.default_rng(5).uniform((-60, -180), (60, 180), (4000, 2))
-    measure_recall(index, place, count=40)
+    measure_recall(index, place, count=20)
     return index, place
 
 
