@@ -89,6 +89,7 @@ WRITTEN = [
 ]
 
 
+@pytest.mark.slow
 def test_whatever_is_written_when_the_disk_is_full_the_run_goes_on_to_the_same_end(home, disk, whole):
     for number, (name, after) in enumerate(WRITTEN):
         disk.fill(name, after)

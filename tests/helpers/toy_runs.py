@@ -1,6 +1,7 @@
 """Runs of the toy modalities: how to start one, and what it left."""
 
 import csv
+import logging
 import multiprocessing
 import os
 import socket
@@ -50,15 +51,20 @@ def run_apart(folder: Path, *words: str) -> Ended:
 
 
 def run_ranks(folder: Path, main: Callable[[list[str]], None], words: list[str], ranks: int = 2) -> None:
-    """Run a program in several processes that train together, as torchrun starts them; all must succeed."""
+    """Run a program in several processes that train together; all must succeed."""
+    ended = end_ranks(folder, main, words, ranks)
+    assert not any(one.code for one in ended), "\n".join(one.said for one in ended)
+
+
+def end_ranks(folder: Path, main: Callable[[list[str]], None], words: list[str], ranks: int) -> list[Ended]:
+    """Run a program in several processes that train together, in an environment as torchrun makes it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "toy"}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environments = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in range(ranks)]
-    ended = _run_processes(folder, main, words, environments)
-    assert not any(one.code for one in ended), "\n".join(one.said for one in ended)
+    return _run_processes(folder, main, words, environments)
 
 
 def _run_processes(folder, main, words, environments) -> list[Ended]:
@@ -83,5 +89,6 @@ def _serve(said: Path, environment, main, words: list[str]) -> None:
     with said.open("w") as file:
         os.dup2(file.fileno(), 2)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    logging.getLogger().handlers.clear()  # pytest's own, into which warnings would go
     os.environ.update({name: str(value) for name, value in environment.items()})
     main(words)

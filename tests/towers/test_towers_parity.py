@@ -152,6 +152,7 @@ def test_texts_embed_as_in_open_clip(clip):
     assert torch.allclose(embedded(Text(clip=options), TEXTS), wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
 def test_sounds_embed_as_in_transformers(tmp_path, fused, monkeypatch):
     """HTSAT at its full size, from the samples on: both spectrograms go through both networks."""

@@ -1,11 +1,12 @@
 """One, two and four processes, weights on each or shared among them: the same losses and weights.
 
-All of it takes two launches: four processes that run and are interrupted, one of them killed, and two nodes
-of one process each that go on.
+All of it takes two starts: four processes that run and are interrupted, one of them killed, and two nodes of
+one process each, launched by torchrun, that go on.
 """
 
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import deep
 import pytest
 import torch
 from safetensors.torch import load_file
+from toy_runs import Ended, end_ranks
 
 from geobind import plugins
 
@@ -44,6 +46,10 @@ def equal_runs(one: Path, other: Path, *, but: tuple[str, ...] = ()) -> None:
     for key in (key for key in a if not key.endswith(but)):
         assert a[key].dtype == b[key].dtype
         assert torch.allclose(a[key], b[key], atol=WEIGHT, rtol=0), key
+
+
+def stderr(processes: list[Ended]) -> str:
+    return "\n".join(ended.said for ended in processes)
 
 
 def job(out: Path, *overrides: str, **more) -> str:
@@ -90,8 +96,7 @@ def four(home):
         job(home / "norm_halted", *NORMED, halt=2),
         job(home / "fsdp2_killed", FSDP2, kill=[2, 3]),
     ]
-    command = [*LAUNCH, "--standalone", "--nproc-per-node=4", PROGRAM, *jobs]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = end_ranks(home, deep.main, jobs, ranks=4)
     for name in ("ddp_halted", "fsdp2_killed"):
         shutil.copytree(home / name, home / f"{name}_alone")
     return done
@@ -140,7 +145,7 @@ def test_batch_norms_take_those_of_each_process_only_where_that_is_asked_for(alo
     (_, _, one, _), *_ = deep.figures(home / "norm_own_one" / "run")
     (_, _, other, _), *_ = deep.figures(home / "norm_own" / "run")
     assert abs(one / other - 1) > 1e-3
-    warned = [line for line in four.stderr.splitlines() if "trains BatchNorm" in line]
+    warned = [line for line in stderr(four).splitlines() if "trains BatchNorm" in line]
     assert [line.split(":")[0] for line in warned] == ["stage 'one'", "stage 'two'"]  # by rank zero alone
     assert all("the result depends on the number of processes" in line for line in warned)
 
@@ -161,10 +166,10 @@ def test_sharing_the_weights_changes_nothing_in_half_precision(four, home):
 
 
 def test_a_killed_process_ends_the_others_with_what_to_do(four, home):
-    assert four.returncode != 0
-    said = [line for line in four.stderr.splitlines() if "lost another process" in line]
+    assert four[2].code == -signal.SIGKILL
+    said = [line for line in stderr(four).splitlines() if "lost another process" in line]
     assert said
-    assert "run again with --resume, with any number of processes" in four.stderr
+    assert "run again with --resume, with any number of processes" in stderr(four)
     assert (home / "fsdp2_killed_alone" / "run" / "stages" / "01_one" / "state.ckpt").exists()
 
 
