@@ -19,6 +19,7 @@ from geobind.data.rasters.opening import open_raster, report_raster_damage, requ
 from geobind.data.rasters.places import find_pixels, find_source_pixels, find_turn, measure_extent
 from geobind.data.rasters.window import Box, read_box
 from geobind.errors import DataError, StorageError
+from geobind.maps.similarity import MAX_PIXELS
 from geobind.utils.files import replace_atomic
 
 if TYPE_CHECKING:
@@ -344,9 +345,17 @@ class GridTiles:
         grid: The grid.
         row_N: The grid's row of each value.
         column_N: The grid's column of each value.
+
+    Raises:
+        DataError: The grid is too large to be held, or a value lies outside of it.
     """
 
     def __init__(self, grid: TileGrid, row_N: NDArray[Any], column_N: NDArray[Any]) -> None:
+        if grid.rows * grid.columns > MAX_PIXELS:
+            raise DataError(f"a grid of {grid.rows:,} x {grid.columns:,} tiles is too large to be served")
+        outside_N = (row_N < 0) | (row_N >= grid.rows) | (column_N < 0) | (column_N >= grid.columns)
+        if outside_N.any():
+            raise DataError(f"row {int(outside_N.argmax())} of the archive lies outside of its grid: damaged")
         self._grid = grid
         self._matrix = np.array([*grid.transform, 0, 0, 1], dtype=np.float64).reshape(3, 3)
         self.value_RC = np.full((grid.rows, grid.columns), -1, np.int32)

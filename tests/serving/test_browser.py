@@ -1,5 +1,6 @@
 """The page in a browser: asked by words, sound, picture and place; looked at, compared, shared by a link."""
 
+import base64
 import json
 import re
 
@@ -91,6 +92,18 @@ def test_a_sound_a_picture_and_a_place_are_added_and_taken_away(page, tmp_path):
     page.wait("!document.querySelector('.pane .caption').textContent.includes('rain.wav')")
     page.click("#clear")
     page.wait("document.getElementById('results').hidden")
+
+
+def test_a_file_is_dropped(page):
+    page.run(
+        "(() => { const held = new DataTransfer();"
+        "const box = document.querySelector('[data-modality=audio]');"
+        f"const bytes = Uint8Array.from(atob('{base64.b64encode(served.make_sound(6, 4000)).decode()}'), "
+        "(letter) => letter.charCodeAt(0)); held.items.add(new File([bytes], 'dropped.wav'));"
+        "for (const type of ['dragover', 'drop']) box.dispatchEvent(new DragEvent(type, "
+        "{dataTransfer: held, bubbles: true, cancelable: true})); })()"
+    )
+    page.wait("document.querySelector('.pane .caption').textContent.includes('dropped.wav')")
 
 
 def test_the_microphone_is_heard(page):

@@ -194,6 +194,16 @@ def test_a_pixel_of_a_map_has_the_colour_of_the_cell_at_its_place(column, row, z
     assert near or tuple(found) == (value, value, value, 255)
 
 
+def test_a_grid_too_large_or_rows_outside_of_it_are_refused_before_memory_is_taken():
+    grid = grid_tiles()._grid
+    rows = np.array([0, 1])
+    with pytest.raises(DataError, match="too large"):
+        GridTiles(grid.model_copy(update={"rows": 2**31, "columns": 2**31}), rows, rows)
+    for wrong in (np.array([0, 8]), np.array([0, -1])):
+        with pytest.raises(DataError, match="row 1 of the archive lies outside"):
+            GridTiles(grid, wrong, rows)
+
+
 def test_cells_without_a_value_are_transparent():
     cells = grid_tiles()
     lat, lon = place_of("EPSG:32631", UTM, 11.5 * 32, 4.5 * 32)

@@ -61,6 +61,7 @@ function drawPart(modality, parts) {
   const {name, widget} = modality;
   const part = parts[name];
   const row = make("div", {class: "row"});
+  const dropped = (event) => event.dataTransfer?.types.includes("Files") && event.preventDefault();
   const kind = widget === "text" || widget === "place" ? "part" : "part files";
   const box = make("div", {class: kind, role: "group", "aria-label": title(name), "data-modality": name}, make("span", {class: "name"}, title(name)), row);
   if (widget === "text") {
@@ -84,6 +85,8 @@ function drawPart(modality, parts) {
       onchange: (event) => event.target.files[0] && upload(name, event.target.files[0]),
     });
     row.append(make("label", {class: "file"}, "Choose…", input));
+    box.addEventListener("dragover", dropped);
+    box.addEventListener("drop", (event) => { dropped(event); if (event.dataTransfer.files[0]) upload(name, event.dataTransfer.files[0]); });
     if (widget === "sound" && navigator.mediaDevices?.getUserMedia && window.AudioWorkletNode) {
       row.append(make("button", {type: "button", "aria-pressed": "false", onclick: (event) => record(name, event.currentTarget)}, "Record"));
     }
