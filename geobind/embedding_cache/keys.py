@@ -252,9 +252,10 @@ def cache_key_facts(
     """Return everything that the embedding of an input depends on, as plain values.
 
     These are all options, those of augmentation included, since the core cannot know which of them matter;
-    the content of files that options name; the source code of the plugin and of geobind's own readers and
-    towers, which may change without a new version during development; and the versions of all libraries that
-    they declare, except torchaudio, without which geobind's spectrograms are the same.
+    the content of files that options name, and the names, sizes and times of those of Zarr folders; the
+    source code of the plugin and of geobind's own readers and towers, which may change without a new version
+    during development; and the versions of all libraries that they declare, except torchaudio, without which
+    geobind's spectrograms are the same.
 
     Args:
         modality: The modality with its options.
@@ -267,7 +268,7 @@ def cache_key_facts(
         files: Returns the hash of a file.
 
     Raises:
-        Uncacheable: The source code of the plugin is not available.
+        Uncacheable: The source code of the plugin is not available, or a Zarr folder has too many files.
     """
     options = modality.model_dump(mode="json")
     return {
@@ -275,7 +276,10 @@ def cache_key_facts(
         "modality": modality.name,
         "plugin": str(source),
         "options": options,
-        "files": {text: files(text).hex() for text in sorted(_named_files(options))},
+        "files": {
+            text: (_hash_store(text) if os.path.isdir(text) else files(text)).hex()
+            for text in sorted(_named_files(options))
+        },
         "weights": weights,
         "part": part,
         "width": width,
@@ -292,12 +296,38 @@ def cache_key(facts: dict[str, Any]) -> str:
 
 
 def _named_files(value: Any) -> set[str]:
-    """Return the files that options name."""
+    """Return the files and Zarr folders that options name."""
     if isinstance(value, Mapping):
         return {file for part in value.values() for file in _named_files(part)}
     if isinstance(value, list | tuple):
         return {file for part in value for file in _named_files(part)}
-    return {value} if isinstance(value, str) and os.path.isfile(value) else set()
+    return {value} if isinstance(value, str) and (os.path.isfile(value) or _is_store(value)) else set()
+
+
+_STORE = ("zarr.json", ".zgroup", ".zarray", ".zmetadata")  # one of them lies in the folder of a Zarr store
+_MAX_STORE = 1_000_000  # files of a store that are looked at
+
+
+def _is_store(path: str) -> bool:
+    return os.path.isdir(path) and any(os.path.isfile(os.path.join(path, name)) for name in _STORE)
+
+
+def _hash_store(path: str) -> bytes:
+    """Return a hash of a Zarr folder: names, sizes and times of its files, which need not be read.
+
+    Raises:
+        Uncacheable: It has too many files.
+    """
+    total, count = hashlib.sha256(), 0
+    for home, folders, names in os.walk(path):
+        folders.sort()
+        for name in sorted(names):
+            file = os.path.join(home, name)
+            count += 1
+            if count > _MAX_STORE:
+                raise Uncacheable(f"its options name {path}, which has over {_MAX_STORE:,} files")
+            total.update(f"{os.path.relpath(file, path)}\0".encode() + (_file_stamp(file) or b"") + b"\0")
+    return total.digest()[:_BYTES]
 
 
 @lru_cache(maxsize=64)

@@ -119,6 +119,23 @@ def test_a_file_an_option_names_counts_with_its_content(tmp_path):
     assert world.stored(paths, modality=modality)[0].made == 3
 
 
+def test_a_zarr_folder_an_option_names_counts_with_its_files(tmp_path):
+    paths = world.note_files(tmp_path / "notes", 3)
+    store = tmp_path / "product.zarr"
+    (store / "c").mkdir(parents=True)
+    modality = world.Note(table=str(store))
+    world.stored(paths, modality=modality)
+    (store / "c" / "0").write_bytes(b"one")
+    assert (
+        world.stored(paths, modality=modality)[0].made == 0
+    )  # any other folder: its files are not looked at
+    (store / "zarr.json").write_text("{}")
+    assert world.stored(paths, modality=modality)[0].made == 3
+    assert world.stored(paths, modality=modality)[0].made == 0
+    (store / "c" / "0").write_bytes(b"two")
+    assert world.stored(paths, modality=modality)[0].made == 3
+
+
 def test_the_source_code_of_a_plugin_counts(tmp_path, monkeypatch):
     from geobind.embedding_cache import keys as address
 

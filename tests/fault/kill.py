@@ -4,8 +4,8 @@
 with the weights, losses and measurements of one that was not. Kills by the
 clock (`--timed`) hit any instruction, but not the same one twice.
 
-`--commands` kills `save`, `pack`, `import`, `split`, sweeps, `eval --keep` and two processes that fill one
-cache in the same way.
+`--commands` kills `save`, `pack`, `import`, `split`, `embed` into an archive, sweeps, `eval --keep` and two
+processes that fill one cache in the same way.
 """
 
 from __future__ import annotations

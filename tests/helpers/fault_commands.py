@@ -18,12 +18,14 @@ from typing import NamedTuple
 
 import fault_world as world
 import pyarrow.parquet as pq
+import scenes
 import torch
 import toy
 from fault_kills import Different, Kill, kill_in_chains
 from fault_moments import Deck, Moments, moments_of
 from PIL import Image
 
+from geobind.archive import Archive, embed_raster
 from geobind.binder import Binder
 from geobind.data import pack, split
 from geobind.data.options import DataOptions
@@ -121,6 +123,27 @@ def _split(folder: Path) -> None:
     split.split_manifest(folder / "images.csv", folder / "split.csv", options)
 
 
+def _write_scene(folder: Path) -> None:
+    scenes.write_scene(folder / "scene.tif")
+
+
+def _embed(folder: Path) -> None:
+    out = folder / "scene.parquet"
+    embed_raster(
+        scenes.build_binder(), "mean", folder / "scene.tif", out, size_m=160, stride_m=40, progress=False
+    )
+
+
+def _embedded_scene(folder: Path) -> object:
+    """The archive, and that nothing is left beside it and its item."""
+    return _digests(folder, "scene.parquet"), sorted(path.name for path in folder.glob("scene.*"))
+
+
+def _whole_or_absent(folder: Path) -> None:
+    if (folder / "scene.parquet").exists():
+        Archive.open(folder / "scene.parquet").check()
+
+
 def _write_wheel(folder: Path) -> None:
     world.prepare(folder)
     toy.recipe(folder, text=world.THREE)
@@ -185,6 +208,7 @@ COMMANDS = {
     "pack": Command(_write_images, _pack, _packed),
     "import": Command(_write_images, _import, lambda folder: _digests(folder, "*.parquet")),
     "split": Command(_write_images, _split, lambda folder: _digests(folder, "split.csv")),
+    "embed": Command(_write_scene, _embed, _embedded_scene, _whole_or_absent),
     "sweep": Command(_write_wheel, _sweep, _swept),
     "eval --keep": Command(_write_evaluated, _evaluate, _saved),
     "cache, two processes": Command(_prepare_two, _train, _trained),

@@ -30,6 +30,8 @@ def kind_of(path: object) -> str:
         ("packed", "packing"),
         ("images.parquet", "import"),
         ("split.csv", "split"),
+        ("scene.parts", "part of an archive"),
+        ("scene.", "archive"),
         ("bundle", "bundle"),
         ("figures", "report"),
         ("report", "report"),
