@@ -349,12 +349,15 @@ def read_squares(
     if nodata is not None:
         valid = valid & (values != nodata)
     options = options.model_copy(update={"min_valid": 0.0})
-    there = np.asarray(valid.any(axis=0))
+    there = np.asarray(valid[0] if valid.all() else valid.any(axis=0))
     image = _fill_missing(_rescale(dataset, bands, values, options, where), valid, options, where)
-    whole = np.ascontiguousarray(image)
-    places = [np.s_[b : b + side, a : a + side] for a, b in zip(x_N - x, y_N - y, strict=True)]
-    flip = np.s_[::-1] if south_up else np.s_[:]
-    return Squares([whole[place][flip] for place in places], _measure_shares(there, y_N - y, x_N - x, side))
+    # torch takes no arrays that run backwards.
+    image = np.ascontiguousarray(image[::-1]) if south_up else image
+    first, y = y, y + height - side if south_up else y
+    row_N = y - y_N if south_up else y_N - y
+    shares_N = _measure_shares(there, y_N - first, x_N - x, side)
+    places = [np.s_[b : b + side, a : a + side] for a, b in zip(x_N - x, row_N, strict=True)]
+    return Squares([image[place] for place in places], shares_N)
 
 
 def _measure_shares(
@@ -492,8 +495,9 @@ def _fill_missing(
     values: NDArray[Any], valid: NDArray[np.bool_], options: RasterOptions, where: str
 ) -> NDArray[Any]:
     """Fill missing pixels, unless too many are missing, and return the bands last."""
-    there = valid.any(axis=0)
-    if there.mean() < options.min_valid:
+    whole = bool(valid.all())  # most windows are: then there is nothing to fill
+    there = valid[0] if whole else valid.any(axis=0)
+    if not whole and there.mean() < options.min_valid:
         raise DataError(
             f"{where}: {1 - there.mean():.0%} of the pixels are missing (nodata or outside the raster), more "
             f"than min_valid ({options.min_valid:g}) allows; drop the row, or lower it"
@@ -502,9 +506,10 @@ def _fill_missing(
     missing = np.broadcast_to(~there, valid.shape) if values.dtype == np.uint8 else ~valid
     if options.stretch is not None:
         low, high = options.stretch
-        known = np.where(missing, low, values).astype(np.float32)
+        known = (values if whole else np.where(missing, low, values)).astype(np.float32)
         values = np.round(np.clip((known - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     if values.dtype == np.uint8 and not 0 <= options.fill <= 255:
         raise DataError(f"{where}: `fill` must be from 0 to 255 in an 8-bit image, not {options.fill:g}")
-    values[missing] = options.fill
+    if not whole:
+        values[missing] = options.fill
     return values.transpose(1, 2, 0)
