@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from geobind.cli.options import json_option, print_json
+from geobind.errors import DataError
 
 _archive_argument = click.argument("archive", type=click.Path(path_type=Path))
 
@@ -63,15 +64,27 @@ def check_command(archive: Path, bundle: str | None) -> None:
 
 
 @archive_command.command("merge")
-@_archive_argument
-def merge_command(archive: Path) -> None:
-    """Join the parts that shares (`geobind embed ... --shard I/N`) have written of ARCHIVE."""
+@click.argument("archives", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARCHIVE...")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Join several archives into this."
+)
+def merge_command(archives: tuple[Path, ...], out: Path | None) -> None:
+    """Join the parts that shares (`geobind embed ... --shard I/N`) have written of ARCHIVE.
+
+    With --out, join several archives of one model into one.
+    """
     from geobind.archive.archive import Archive
     from geobind.archive.job import finish, parts_folder, read_parts
+    from geobind.archive.joining import join_archives
 
-    if archive.is_file() and not parts_folder(archive).is_dir():
-        opened = Archive.open(archive)
-        click.echo(f"{archive}: is joined already, {len(opened):,} rows")
+    archive = archives[0]
+    if out is not None:
+        archive, opened = out, join_archives(archives, out)
+    elif len(archives) > 1:
+        raise DataError("several archives are joined into another one: name it with --out")
+    elif archive.is_file() and not parts_folder(archive).is_dir():
+        click.echo(f"{archive}: is joined already, {len(Archive.open(archive)):,} rows")
         return
-    opened = finish(read_parts(archive))
+    else:
+        opened = finish(read_parts(archive))
     click.echo(f"{archive}: {len(opened):,} x {opened.width} {opened.dtype}, unit length")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geobind.archive import Archive, TileGrid, model_digest, write_archive
+from geobind.archive import Archive, TileGrid, join_archives, model_digest, write_archive
 from geobind.archive.archive import check_box, check_span, within_box
 from geobind.archive.table import _measure_along_curve, order_by_place
 from geobind.errors import CheckpointError, DataError
@@ -364,6 +364,70 @@ class TestModels:
             match="holds embeddings of 'sound', which this bundle does not have; it has photo, tile",
         ):
             Archive.open(path, binder)
+
+
+class TestJoining:
+    """Archives of one model become one, with rows of all along one curve."""
+
+    def parts(self, tmp_path, **changes):
+        half = N // 20
+        for number, rows in enumerate((slice(0, half), slice(half, 2 * half))):
+            change = {name: values[number] for name, values in changes.items()}
+            write_archive(
+                tmp_path / f"{number}.parquet",
+                World.vectors[rows],
+                World.lat[rows],
+                World.lon[rows],
+                **{
+                    "ids": [f"r{n}" for n in range(N)[rows]],
+                    "time": World.time[rows],
+                    "size_m": 640,
+                    **NAMES,
+                    **change,
+                },
+            )
+        return [tmp_path / "0.parquet", tmp_path / "1.parquet"]
+
+    def test_joined_archives_hold_the_rows_of_all(self, tmp_path):
+        joined = join_archives(self.parts(tmp_path), tmp_path / "all.parquet")
+        assert joined.check() == len(joined) == N // 10
+        names = np.array([int(name[1:]) for name in joined.ids])
+        assert sorted(names) == [*range(N // 10)]
+        assert np.abs(joined.read_vectors() - World.vectors[names]).max() < 1e-3
+        assert np.array_equal(joined.time_N, World.time[names])
+        assert np.array_equal(joined.lat_N, World.lat[names], equal_nan=True)
+        assert joined.geometry_types == ["Polygon", "MultiPolygon"] and joined.bounds[0] == -180
+        one = write_archive(
+            tmp_path / "one.parquet",
+            World.vectors[: N // 10],
+            World.lat[: N // 10],
+            World.lon[: N // 10],
+            **NAMES,
+        )
+        assert np.array_equal(Archive.open(one).lat_N, joined.lat_N, equal_nan=True)  # the same curve
+        assert json.loads((tmp_path / "all.json").read_text())["properties"]["emb:dimensions"] == D
+
+    def test_an_archive_without_times_has_none_in_the_joined_one(self, tmp_path):
+        joined = join_archives(
+            self.parts(tmp_path, time=[None, World.time[1000:2000]]), tmp_path / "all.parquet"
+        )
+        assert np.isnat(joined.time_N).sum() == 1000 and joined.check() == 2000
+
+    def test_archives_that_do_not_fit_are_refused(self, tmp_path):
+        with pytest.raises(
+            CheckpointError, match=r"embeddings of another model \(abc and other\) cannot be mixed"
+        ):
+            join_archives(self.parts(tmp_path, model=["abc", "other"]), tmp_path / "all.parquet")
+        with pytest.raises(DataError, match=r"is in float16, .* in float32: embed one again"):
+            join_archives(self.parts(tmp_path, dtype=["float16", "float32"]), tmp_path / "all.parquet")
+        twice = [["r5", *map(str, range(999))], ["r5", *map(str, range(1000, 1999))]]
+        with pytest.raises(DataError, match="'r5' is the name of several rows"):
+            join_archives(self.parts(tmp_path, ids=twice), tmp_path / "all.parquet")
+        parts = self.parts(tmp_path)
+        with pytest.raises(DataError, match="name at least two"):
+            join_archives(parts[:1], tmp_path / "all.parquet")
+        with pytest.raises(DataError, match="give the joined archive a name of its own"):
+            join_archives(parts, parts[0])
 
 
 def test_rows_without_a_place_come_last():

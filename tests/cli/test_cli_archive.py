@@ -71,6 +71,17 @@ def test_shares_are_joined_by_merge(call, tmp_path):
     assert again.exit_code == 0 and "is joined already, 36 rows" in again.output
 
 
+def test_archives_are_joined_by_merge_too(call, tmp_path):
+    for name, numbers in (("a", "[01]"), ("b", "[23]")):
+        call(
+            f"embed bundle ground_image --data pictures --pattern {numbers}.png --out {{out}}/{name}.parquet"
+        )
+    done = call("archive merge {out}/a.parquet {out}/b.parquet --out {out}/all.parquet")
+    assert done.exit_code == 0 and "all.parquet: 4 x 16 float16" in done.output, done.output
+    refused = call("archive merge {out}/a.parquet {out}/b.parquet")
+    assert refused.exit_code == 2 and "name it with --out" in refused.output
+
+
 def test_a_dry_run_counts_and_writes_nothing(call, tmp_path):
     shown = call(f"{TILES} --out {{out}}/a.parquet --dry-run")
     assert shown.exit_code == 0, shown.output
