@@ -92,11 +92,15 @@ def report_command(run: Path, base: Path | None, rows: int, galleries: bool) -> 
     metavar="NAME",
     help="A measure for the table here, such as R@1 or mean_rank; repeatable.",
 )
-def compare_command(runs: tuple[Path, ...], out: Path, measures: tuple[str, ...]) -> None:
+@json_option
+def compare_command(runs: tuple[Path, ...], out: Path, measures: tuple[str, ...], as_json: bool) -> None:
     """Compare RUNS, the folders of two or more runs, in a table and an HTML page."""
     from geobind.report import build_comparison_tables, compare, write_comparison
 
     comparison = compare(runs, measures)
+    if as_json:
+        print_json({"page": str(write_comparison(comparison, out)), **comparison.to_dict()})
+        return
     shown = comparison if measures else comparison._replace(tables=comparison.tables[:1])
     for table in build_comparison_tables(shown):
         print_table(table)

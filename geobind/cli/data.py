@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,8 +187,15 @@ def _warn_of_folder(manifest: Path, target: Path) -> None:
 @click.option("--names", help="Names of the splits.  [default: train,val,test or train,test]")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @out_file("-o", "--out", about="The manifest to write.")
+@json_option
 def split(
-    manifest: Path, columns: tuple[str, ...], shares: str, names: str | None, out: Path, **options: Any
+    manifest: Path,
+    columns: tuple[str, ...],
+    shares: str,
+    names: str | None,
+    out: Path,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Write MANIFEST again with its column `split` filled, so that no block of land lies in two splits."""
     from geobind.data.split import SplitOptions, split_manifest
@@ -201,8 +209,11 @@ def split(
         ) from error
     chosen = SplitOptions(shares=numbers, names=tuple(names.split(",")) if names else (), **options)
     counts = split_manifest(manifest, out, chosen, parse_columns(columns))
-    told = ", ".join(f"{name or 'left out'} {count}" for name, count in counts.items())
-    click.echo(f"{out}: {told}")
+    if as_json:
+        print_json({"file": str(out), "splits": counts})
+    else:
+        told = ", ".join(f"{name or 'left out'} {count}" for name, count in counts.items())
+        click.echo(f"{out}: {told}")
     _warn_of_folder(manifest, out)
 
 
@@ -210,7 +221,8 @@ def split(
 @_table_options
 @click.option("--shard-mb", type=click.IntRange(1, 2000), default=200, show_default=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The folder to fill.")
-def pack(shard_mb: int, out: Path, **given: Any) -> None:
+@json_option
+def pack(shard_mb: int, out: Path, as_json: bool, **given: Any) -> None:
     """Pack MANIFEST with all its files into Parquet shards; the folder is then a manifest itself.
 
     An interrupted command continues where it stopped when it is run again.
@@ -218,6 +230,9 @@ def pack(shard_mb: int, out: Path, **given: Any) -> None:
     from geobind.data.pack import pack_table
 
     packed = pack_table(_open(**given), out, shard_bytes=shard_mb * 1_000_000)
+    if as_json:
+        print_json({"folder": str(out), **asdict(packed)})
+        return
     there = f" ({packed.kept} were there)" if packed.kept else ""
     click.echo(f"{out}: {packed.rows} rows, {packed.shards} shards{there}, {packed.size / 1e6:.1f} MB")
     for fault in packed.faults[:5]:

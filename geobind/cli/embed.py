@@ -11,8 +11,10 @@ import click
 from geobind.cli.options import (
     bundle_argument,
     data_options_from_cli,
+    json_option,
     out_file,
     parse_columns,
+    print_json,
     read_bundle_card,
 )
 from geobind.errors import DataError
@@ -94,6 +96,7 @@ def _job_options(command: Command) -> Command:
 @_job_options
 @out_file("-o", "--out", about="NAME.npy for INPUTS; NAME.parquet, an archive, with --raster or --data.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
+@json_option
 def embed_command(
     bundle: str,
     modality: str,
@@ -102,6 +105,7 @@ def embed_command(
     batch_size: int,
     raster: Path | None,
     data: str | None,
+    as_json: bool,
     **given: Any,
 ) -> None:
     """Embed INPUTS, a raster's tiles, or a table's rows with BUNDLE, a folder or a hub id.
@@ -114,7 +118,8 @@ def embed_command(
     if inputs:
         _require_suffix(out, ".npy", "INPUTS")
         _refuse_options(given, "INPUTS", ())
-        _embed_inputs(bundle, modality, inputs, out, batch_size)
+        rows, width = _embed_inputs(bundle, modality, inputs, out, batch_size)
+        _print_written(out, rows, width, "float32", as_json)
         return
     _require_suffix(out, ".parquet", "--raster" if raster else "--data")
     if raster is not None:
@@ -123,7 +128,7 @@ def embed_command(
     else:
         _refuse_options(given, "--data", (*_TABLE, *_JOB))
         source = _open_data(bundle, modality, data or "", given)
-    _write_archive(bundle, modality, source, out, batch_size, given)
+    _write_archive(bundle, modality, source, out, batch_size, given, as_json)
 
 
 _RASTER = ("size_m", "stride_m", "grid", "gsd", "bands", "stretch", "nodata", "min_valid", "time", "nearest")
@@ -146,7 +151,10 @@ def _require_suffix(out: Path, suffix: str, what: str) -> None:
         raise DataError(f"--out {out}: {what} becomes {kind}; let its name end in {suffix}")
 
 
-def _embed_inputs(bundle: str, modality: str, inputs: tuple[str, ...], out: Path, batch_size: int) -> None:
+def _embed_inputs(
+    bundle: str, modality: str, inputs: tuple[str, ...], out: Path, batch_size: int
+) -> tuple[int, int]:
+    """Write the embeddings of inputs, and return how many there are and their width."""
     import io
 
     import numpy as np
@@ -160,7 +168,14 @@ def _embed_inputs(bundle: str, modality: str, inputs: tuple[str, ...], out: Path
     buffer = io.BytesIO()
     np.save(buffer, embedding_ND, allow_pickle=False)
     write_atomic(out, buffer.getvalue())
-    click.echo(f"{out}: {embedding_ND.shape[0]} x {embedding_ND.shape[1]} float32, unit length")
+    return embedding_ND.shape[0], embedding_ND.shape[1]
+
+
+def _print_written(out: Path, rows: int, width: int, dtype: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"file": str(out), "rows": rows, "width": width, "dtype": dtype})
+    else:
+        click.echo(f"{out}: {rows:,} x {width} {dtype}, unit length")
 
 
 def _open_raster(raster: Path, given: dict[str, Any]) -> InputSource:
@@ -206,7 +221,13 @@ def _open_data(bundle: str, modality: str, data: str, given: dict[str, Any]) -> 
 
 
 def _write_archive(
-    bundle: str, modality: str, source: InputSource, out: Path, batch_size: int, given: dict[str, Any]
+    bundle: str,
+    modality: str,
+    source: InputSource,
+    out: Path,
+    batch_size: int,
+    given: dict[str, Any],
+    as_json: bool,
 ) -> None:
     import torch
 
@@ -233,10 +254,13 @@ def _write_archive(
     runner = choose_runner(binder, bundle, workers, given["ray"])
     archive = run_job(job, runner, shard=shard, fresh=given["fresh"])
     if archive is not None:
-        click.echo(f"{out}: {len(archive):,} x {archive.width} {archive.dtype}, unit length")
+        _print_written(out, len(archive), archive.width, str(archive.dtype), as_json)
         return
     missing = len(job.parts.list_missing())
     rest = f"{missing} are missing yet" if missing else f"join them: geobind archive merge {out}"
+    if as_json:
+        print_json({"folder": str(job.parts.folder), "parts": job.parts.blocks, "missing": missing})
+        return
     click.echo(f"{job.parts.folder}: {job.parts.blocks - missing} of {job.parts.blocks} parts; {rest}")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from geobind.cli.options import memory_option, overrides_option, recipe_argument
+from geobind.cli.options import json_option, memory_option, overrides_option, print_json, recipe_argument
 from geobind.utils.logs import level_options
 from geobind.utils.system import end_with_parent
 
@@ -138,6 +138,7 @@ def _end(rank: int, code: int) -> NoReturn:
 @click.option("--processes", type=click.IntRange(min=1), help="Train with N processes on this machine.")
 @click.option("--plan", is_flag=True, help="Plan the run first, for the report to compare.")
 @memory_option
+@json_option
 def run_command(
     recipe: str,
     overrides: tuple[str, ...],
@@ -147,6 +148,7 @@ def run_command(
     processes: int | None,
     plan: bool,
     memory: str | None,
+    as_json: bool,
 ) -> None:
     """Run RECIPE, a YAML file or the name of a shipped recipe: train its stages, measure, save a bundle."""
     end_with_parent()  # before anything slow is imported
@@ -156,12 +158,14 @@ def run_command(
     if swept:
         if processes is not None:
             raise click.UsageError("--sweep runs one process; leave --processes out")
+        if as_json:
+            raise click.UsageError("--sweep writes sweep.csv for programs; leave --json out")
         _sweep(recipe, overrides, out, swept)
         return
     if processes is not None:
         devices = f"fabric.devices={processes}"
         load_recipe(recipe, (*overrides, devices))  # what is wrong with it is said once
-        launch_processes(processes, _words(recipe, (*overrides, devices), out, resume, plan, memory))
+        launch_processes(processes, _words(recipe, (*overrides, devices), out, resume, plan, memory, as_json))
     checked = load_recipe(recipe, overrides)
     folder = out or Path("runs") / checked.name
     if is_first():
@@ -177,27 +181,39 @@ def run_command(
 
     settling = AutoResolver(always=plan, limit=parse_size(memory) if memory else None)
     finished = run(checked, folder, resume=resume, resolver=settling)
+    page = finished.folder / PAGE
+    if as_json:
+        if is_first():
+            retrieval = None if finished.table is None else finished.table.to_dict()
+            written = {name: str(file) for name, file in (("bundle", finished.bundle), ("report", page))}
+            print_json({"folder": str(finished.folder), **written, "retrieval": retrieval})
+        return
     if finished.table is not None:
         print_table(build_summary_table(finished.table))
         click.echo(f"chance in brackets; intervals and more measures: {finished.folder / 'retrieval.json'}")
     if finished.questions is not None:
         print_table(build_question_table(finished.questions))
     if is_first():
-        page = finished.folder / PAGE
         if page.exists():
             click.echo(f"report: {page}")
         click.echo(f"bundle: {finished.bundle}")
 
 
 def _words(
-    recipe: str, overrides: Iterable[str], out: Path | None, resume: bool, plan: bool, memory: str | None
+    recipe: str,
+    overrides: Iterable[str],
+    out: Path | None,
+    resume: bool,
+    plan: bool,
+    memory: str | None,
+    as_json: bool,
 ) -> list[str]:
     """Return the words of the same command, for each process."""
     words = ["run", recipe, *(word for change in overrides for word in ("--set", change))]
     words += ["--out", str(out)] if out else []
     words += ["--memory", memory] if memory else []
     words += level_options()
-    return words + ["--resume"] * resume + ["--plan"] * plan
+    return words + ["--resume"] * resume + ["--plan"] * plan + ["--json"] * as_json
 
 
 def _sweep(recipe: str, overrides: tuple[str, ...], out: Path | None, swept: tuple[str, ...]) -> None:

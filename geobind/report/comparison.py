@@ -68,6 +68,31 @@ class Comparison(NamedTuple):
     recipes: list[tuple[str, list[str]]]  # the settings that differ, and each run's value
     tables: list[MetricTable]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON: the runs, the settings that differ, and every measure."""
+        return {
+            "runs": self.labels,
+            "settings": dict(self.recipes),
+            "measures": [
+                {
+                    "measure": table.measure,
+                    "verdicts": table.verdicts,
+                    "pairs": [
+                        {
+                            "query": row.query,
+                            "gallery": row.gallery,
+                            "mark": row.mark,
+                            "values": [one.measured and one.measured.value for one in row.runs],
+                            "differences": [one.difference for one in row.runs],
+                            "shown": [one.apart for one in row.runs],
+                        }
+                        for row in table.lines
+                    ],
+                }
+                for table in self.tables
+            ],
+        }
+
 
 def compare(folders: Sequence[Path], measures: Sequence[str] = ()) -> Comparison:
     """Compare runs with the first of them.

@@ -149,6 +149,9 @@ def test_a_run_ends_with_a_table_and_a_bundle_that_embeds_from_the_command_line(
     result = call("run", recipe, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert "satellite to ground_image" in result.output
+    told = json.loads(call("run", recipe, "--out", tmp_path / "other", "--json").stdout)
+    assert told["bundle"] == str(tmp_path / "other" / "bundle")
+    assert told["retrieval"]["rows"][0]["query"] == "satellite"
     assert (tmp_path / "run" / "bundle" / "binder.json").is_file()
     assert (tmp_path / "run" / "report.html").is_file()
     assert f"report: {tmp_path / 'run' / 'report.html'}" in result.output
@@ -164,6 +167,8 @@ def test_a_run_ends_with_a_table_and_a_bundle_that_embeds_from_the_command_line(
     rows = np.load(tmp_path / "e.npy", allow_pickle=False)
     assert rows.shape == (2, 16)
     assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    words = ["embed", bundle, "satellite", tiles[0], "-o", tmp_path / "one.npy", "--json"]
+    assert json.loads(call(*words).stdout)["rows"] == 1
 
 
 def test_a_file_that_is_not_there_is_named(recipe, tmp_path):

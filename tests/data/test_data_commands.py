@@ -493,3 +493,13 @@ def test_the_good_rows_of_a_recipe_are_those_of_its_manifest(folder):
     told = run("check", folder / "r.yaml", "--good", folder / "good.csv")
     assert told.exit_code == 0, told.output
     assert [row[0] for row in read(folder / "good.csv")] == [f"k{i}" for i in range(12) if i != 1]
+
+
+def test_split_and_pack_tell_programs_what_they_wrote(folder):
+    told = json.loads(
+        run("split", folder / "m.csv", "--by", "random", "-o", folder / "s.csv", "--json").stdout
+    )
+    assert told["file"] == str(folder / "s.csv") and sum(told["splits"].values()) == 12
+    columns = ["--column", "words=words", "--inline", "words"]
+    told = json.loads(run("pack", folder / "m.csv", *columns, "-o", folder / "packed", "--json").stdout)
+    assert told["rows"] == 12 and told["shards"] == 1

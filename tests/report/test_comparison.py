@@ -117,6 +117,17 @@ def test_the_command_prints_a_table_and_names_the_page(finished, second, tmp_pat
     assert out.is_file()
 
 
+def test_the_command_gives_programs_every_measure_of_every_run(finished, second, tmp_path):
+    out = tmp_path / "both.html"
+    done = CliRunner().invoke(main, ["compare", str(finished), str(second), "-o", str(out), "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["page"] == str(out) and out.is_file()
+    assert len(told["runs"]) == 2
+    first = told["measures"][0]["pairs"][0]
+    assert len(first["values"]) == 2 and first["differences"][0] is None
+
+
 @pytest.mark.slow
 def test_the_report_command_writes_the_page_again_with_its_galleries(finished, home, tmp_path, path):
     folder = shutil.copytree(finished, tmp_path / "run")
