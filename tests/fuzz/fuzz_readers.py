@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from contextlib import suppress
 from functools import partial
 from itertools import count as count_up
 from itertools import islice
@@ -165,16 +166,17 @@ def main():
     if given.save:
         given.save.mkdir(parents=True, exist_ok=True)
     summary, begun = Summary(), time.monotonic()
-    for result in fuzz(
-        given.count, given.seed, given.data, given.save, given.workers, given.only, given.kinds
-    ):
-        summary.add(result)
-        if result.fault or given.only:
-            print(f"{':'.join(map(str, result.task[1:]))}: {result.outcome}", flush=True)
-        if summary.all.items % 1000 == 0:
-            print(f"{summary.all.items} items", file=sys.stderr, flush=True)
-        if time.monotonic() - begun > 60 * given.minutes:
-            break
+    with suppress(KeyboardInterrupt):  # what there is so far
+        for result in fuzz(
+            given.count, given.seed, given.data, given.save, given.workers, given.only, given.kinds
+        ):
+            summary.add(result)
+            if result.fault or given.only:
+                print(f"{':'.join(map(str, result.task[1:]))}: {result.outcome}", flush=True)
+            if summary.all.items % 1000 == 0:
+                print(f"{summary.all.items} items", file=sys.stderr, flush=True)
+            if time.monotonic() - begun > 60 * given.minutes:
+                break
     print("\n".join(summary.lines()))
     return summary.all.faults > 0
 
