@@ -93,7 +93,7 @@ class QueryAnswer:
     colour_N: NDArray[np.uint8]
 
 
-class Bank(NamedTuple):
+class PlaceBank(NamedTuple):
     """Observations of one modality that places are described with."""
 
     modality: Modality
@@ -143,7 +143,7 @@ class Explorer:
         binder: Binder,
         archive: Archive,
         scene: SceneRaster | None = None,
-        banks: Sequence[Bank] = (),
+        banks: Sequence[PlaceBank] = (),
         limits: Limits | None = None,
     ) -> None:
         self.binder, self.archive, self.scene, self.banks = binder, archive, scene, banks
@@ -379,7 +379,7 @@ class Explorer:
             ],
         }
 
-    def _describe_items(self, bank: Bank, vector_D: NDArray[np.float32]) -> list[dict[str, Any]]:
+    def _describe_items(self, bank: PlaceBank, vector_D: NDArray[np.float32]) -> list[dict[str, Any]]:
         similarity_N = bank.vector_ND @ vector_D
         items: list[dict[str, Any]] = []
         for number in nearest(similarity_N, _BANK).tolist():
@@ -395,7 +395,7 @@ class Explorer:
             )
         return items
 
-    def _show(self, bank: Bank, number: int) -> Media:
+    def _show(self, bank: PlaceBank, number: int) -> Media:
         address = bank.modality.name, number
         if (known := self._media.get(address)) is not None:
             return known
@@ -483,7 +483,7 @@ def decode_vector(text: str, width: int) -> Tensor:
     return torch.from_numpy(vector_D / np.float32(length))[None]
 
 
-def load_bank(binder: Binder, name: str, path: Path, *, batch_size: int = 64) -> Bank:
+def load_bank(binder: Binder, name: str, path: Path, *, batch_size: int = 64) -> PlaceBank:
     """Embed the files of a folder, or the lines of a text file, as a bank.
 
     Files that cannot be read are left out, with a warning.
@@ -522,7 +522,7 @@ def load_bank(binder: Binder, name: str, path: Path, *, batch_size: int = 64) ->
         _log.warning("%s: %d of %d are left out; the first: %s", path, len(faults), len(items), faults[0])
     _log.info("%s: %d of %s, embedded in %.0f s", path.name, len(kept), name, time.perf_counter() - began)
     chosen, titles = [items[number] for number in kept], [names[number] for number in kept]
-    return Bank(modality, chosen, titles, torch.cat(vectors).numpy())
+    return PlaceBank(modality, chosen, titles, torch.cat(vectors).numpy())
 
 
 def _embed_readable(
