@@ -61,6 +61,7 @@ def test_poles_the_date_line_copies_and_opposite_sides_of_earth():
     assert nearest_km(places[3:], np.array([[0.0, 180.0]]))[0] == pytest.approx(np.pi * EARTH_KM)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_rows_against_ten_thousand_take_seconds_not_minutes():
     begun = time.process_time()
     nearest_km(anywhere(10_000, 0), anywhere(100_000, 1))

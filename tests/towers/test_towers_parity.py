@@ -79,6 +79,7 @@ def encoded(image, kind, **options):
     return target.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [Satellite, GroundImage])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_tiles_and_photos_of_any_size_and_mode_embed_as_in_open_clip(clip, cls, size):
