@@ -68,6 +68,9 @@ def import_command(
     if shown:
         return _show(name, as_json)
     if out is None or not sources:
+        from geobind.importers.registry import registry
+
+        registry().get(name)  # a name that no importer has is what is wrong first
         raise click.UsageError(
             f"say where {name} lies and what to write: geobind import {name} FOLDER --out {name}.parquet"
         )

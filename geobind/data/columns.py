@@ -22,7 +22,7 @@ from geobind.data.options import ColumnChoice, DataOptions, RasterOptions
 from geobind.data.rasters.column import WINDOW, RasterColumn
 from geobind.data.readers.arrays import NPY, read_npy
 from geobind.data.readers.files import CellText, FileResolver, join_names
-from geobind.errors import DataError
+from geobind.errors import DataError, did_you_mean
 from geobind.modality import Place
 from geobind.utils.arrow import map_arrow_table
 
@@ -106,7 +106,8 @@ def keep_first_observations(
     """
     unknown = next((name for name in first if name not in names), None)
     if unknown is not None:
-        raise DataError(f"first: no modality '{unknown}' here; there are {', '.join(sorted(names))}")
+        hint = did_you_mean(unknown, names, f"there are {', '.join(sorted(names))}")
+        raise DataError(f"first: no modality '{unknown}' here; {hint}")
     return {
         name: replace(column, first=True) if name in first and isinstance(column, ArrowColumn) else column
         for name, column in columns.items()

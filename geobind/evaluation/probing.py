@@ -14,7 +14,7 @@ from geobind.binder import Binder
 from geobind.data.numbers import find_number_columns, read_numbers
 from geobind.data.options import DataOptions
 from geobind.data.table import Table, open_table
-from geobind.errors import DataError, GeobindError, PluginError
+from geobind.errors import DataError, GeobindError, PluginError, did_you_mean
 from geobind.evaluation.classification import Prototypes, build_prototypes, build_query_classes, zero_shot
 from geobind.evaluation.embedded import embed_rows
 from geobind.evaluation.few_shot_curves import (
@@ -170,7 +170,8 @@ def check_modalities(known: Collection[str], names: Iterable[str]) -> None:
     """
     for name in names:
         if name not in known:
-            raise PluginError(f"this binder has no modality '{name}'; it has {', '.join(sorted(known))}")
+            hint = did_you_mean(name, known, f"it has {', '.join(sorted(known))}")
+            raise PluginError(f"this binder has no modality '{name}'; {hint}")
 
 
 def check_classes(request: ProbeRequest, shots: Sequence[Any]) -> None:

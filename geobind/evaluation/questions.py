@@ -17,7 +17,7 @@ from geobind.binder import Binder
 from geobind.data.numbers import find_number_columns, read_numbers
 from geobind.data.options import DataOptions
 from geobind.data.table import Table, open_table
-from geobind.errors import DataError, GeobindError
+from geobind.errors import DataError, GeobindError, did_you_mean
 from geobind.evaluation.embedded import EmbeddedRows
 from geobind.evaluation.intervals import Estimate, estimate_share
 from geobind.evaluation.retrieval_metrics import Metric
@@ -170,7 +170,8 @@ def check_words(name: str, question: Question, modalities: Mapping[str, Modality
     """
     for word in (question.through, *question.modalities):
         if word not in modalities:
-            raise DataError(f"question '{name}': no modality '{word}'; there are {', '.join(modalities)}")
+            hint = did_you_mean(word, modalities, f"there are {', '.join(modalities)}")
+            raise DataError(f"question '{name}': no modality '{word}'; {hint}")
     if question.through in question.modalities:
         raise DataError(f"question '{name}': '{question.through}' holds the words; ask other modalities")
     for prompt in question.prompts:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from math import isfinite
 from typing import NamedTuple
 
-from geobind.errors import DataError
+from geobind.errors import DataError, did_you_mean
 
 
 class EmbeddingSum(NamedTuple):
@@ -48,7 +48,8 @@ def parse_sum(text: str, known: Collection[str]) -> EmbeddingSum:
         )
     strangers = [name for name in (*weights, gallery) if name not in known]
     if strangers:
-        raise DataError(f"sum '{text}': no modality '{strangers[0]}'; there are {', '.join(known)}")
+        hint = did_you_mean(strangers[0], known, f"there are {', '.join(known)}")
+        raise DataError(f"sum '{text}': no modality '{strangers[0]}'; {hint}")
     return EmbeddingSum(weights, gallery)
 
 

@@ -447,7 +447,9 @@ def _find_step(node: Any, word: str) -> str | int:
     if word.isdecimal() and int(word) < len(items):
         return int(word)
     if word.isdecimal() or word not in names:
-        raise ValueError(f"no item {word if word.isdecimal() else repr(word)} in a list of {len(items)}")
+        hint = did_you_mean(word, [name for name in names if isinstance(name, str)])
+        which = word if word.isdecimal() else repr(word)
+        raise ValueError(f"no item {which} in a list of {len(items)}{f'; {hint}' if hint else ''}")
     return names.index(word)
 
 

@@ -211,5 +211,5 @@ def test_training_draws_a_caption_each_time_the_same_again_or_takes_the_first(tm
     first = captioned(tmp_path, first=("text",))
     assert drawn(first) == [(0, 0, 0)] * 12
     assert list(first.samples("text")) == ["0 one", "1 one", "2 one"]
-    with pytest.raises(DataError, match="first: no modality 'txt' here; there are satellite, text"):
+    with pytest.raises(DataError, match=r"first: no modality 'txt' here; did you mean 'text'\?"):
         captioned(tmp_path, first=("txt",))

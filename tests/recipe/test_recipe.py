@@ -268,6 +268,7 @@ def test_overrides_reach_lists_by_number_and_stages_by_name(recipe_file):
         ),
         ("stages.7.lr=1", "no item 7 in a list of 1"),
         ("stages.nope.lr=1", "no item 'nope' in a list of 1"),
+        ("stages.satelite_to_ground.lr=1", "in a list of 1; did you mean 'satellite_to_ground'?"),
         ("seed", "write it as --set stages.0.batch_size=64"),
         ("seed=${width}", "write the value"),
         ("seed=[1", "does not fit the recipe"),
