@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("rasterio")
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.data")
+psutil = pytest.importorskip("psutil")
 import scenes  # noqa: E402
 import torch  # noqa: E402
 
@@ -99,8 +100,6 @@ def cluster(monkeypatch):
 
 def list_actors():
     """The processes of the actors that embed, and nobody else's: those that are children of this cluster."""
-    import psutil
-
     inside = psutil.Process().children(recursive=True)
     return [
         child for child in inside if "MapWorker" in " ".join(child.cmdline()) or "MapWorker" in child.name()
