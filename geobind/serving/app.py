@@ -76,7 +76,8 @@ def build_app(explorer: Explorer, hosts: Iterable[str] = LOOPBACK, limits: Limit
         limits: The limits.
     """
     limits = limits or Limits()
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)  # their pages load scripts from elsewhere
+    # No pages that load scripts from elsewhere, and no redirects, which would not know a proxy's path.
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     model = Gate(1, limits.waiting, limits.call_s)
     drawing = Gate(_TILE_THREADS, limits.waiting * 8, limits.call_s)
     _add_errors(app)

@@ -62,6 +62,7 @@ def test_files_are_packed_and_not_sent_twice(server):
         "//etc/passwd",
         "/page/page.js%00.html",
         "/docs",
+        "/api/about/",
         "/openapi.json",
         "/api/map/../../../etc/passwd/0/0/0",
     ],
