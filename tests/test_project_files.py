@@ -1,6 +1,7 @@
 """Files about the project agree with it."""
 
 import os
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ def read(name):
 def test_the_citation_names_this_version_and_licence():
     citation = yaml.safe_load(read("CITATION.cff"))
     assert citation["version"] == __version__
-    assert f'license = "{citation["license"]}"' in read("pyproject.toml")
+    licence = tomllib.loads(read("pyproject.toml"))["project"]["license"]
+    assert " AND ".join(citation["license"]) == licence
 
 
 def test_the_workflow_runs_what_proves_the_readme():

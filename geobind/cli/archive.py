@@ -66,7 +66,7 @@ def check_command(archive: Path, bundle: str | None) -> None:
 @archive_command.command("merge")
 @click.argument("archives", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARCHIVE...")
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Join several archives into this."
+    "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Join several archives into this."
 )
 def merge_command(archives: tuple[Path, ...], out: Path | None) -> None:
     """Join the parts that shares (`geobind embed ... --shard I/N`) have written of ARCHIVE.
