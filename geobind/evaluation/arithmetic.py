@@ -7,10 +7,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from geobind.binder import Binder
@@ -60,7 +61,7 @@ class SumResult:
     truth: Truth
     says: str  # what the queries, the right answers and the gallery are
     settings: RetrievalSettings
-    queries: tuple[SumQuery, ...]  # the sum first
+    queries: Annotated[tuple[SumQuery, ...], Field(min_length=1)]  # the sum first
 
     @property
     def title(self) -> str:

@@ -90,3 +90,11 @@ def test_a_card_of_another_form_is_named(folder):
 def test_a_whole_run_is_read(folder):
     run = read_run(folder)
     assert (run.name, run.by, run.unfinished, len(run.stages)) == ("toy", "row", [], 2)
+
+
+def test_a_sum_without_its_queries_is_a_damaged_file(folder):
+    written = json.loads((folder / "arithmetic.json").read_text(encoding="utf-8"))
+    written["sums"][0]["queries"] = []
+    (folder / "arithmetic.json").write_text(json.dumps(written))
+    with pytest.raises(CheckpointError, match=r"arithmetic\.json: sums\.0\.queries: .* at least 1 item"):
+        read_run(folder)
