@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from geobind import scoring
-from geobind.bridge import DEFAULTS, Bank, Bridge, BridgeOptions, choose_bridge
+from geobind.bridge import DEFAULTS, AnchorBank, Bridge, BridgeOptions, choose_bridge
 from geobind.bundles import bundle
 from geobind.errors import CheckpointError, DataError, PluginError, RecipeError, did_you_mean
+from geobind.fusion import Expectation, fuse
 from geobind.inference import (
     batch_inputs,
     check_width,
@@ -76,7 +77,7 @@ class Binder(nn.Module):
         self.modalities = dict(modalities)
         self.width = width
         self.card = card
-        self.bank: Bank | None = None
+        self.bank: AnchorBank | None = None
         self.encoders = nn.ModuleDict()
         for name, modality in modalities.items():
             if seed is not None:
@@ -345,6 +346,41 @@ class Binder(nn.Module):
                 parts that cancel out.
         """
         return scoring.add_embeddings({name: self.embed(name, raw) for name, raw in parts.items()}, weights)
+
+    def infer(self, parts: Mapping[str, Any], to: Iterable[str] | None = None) -> dict[str, Expectation]:
+        """Infer the embedding of every modality from any subset of them: a product of experts.
+
+        A modality that is given keeps its own embedding. Others weigh by the temperatures fitted on held-out
+        rows, or all alike where none were: `Expectation.calibrated` and `.note` say which.
+
+        Args:
+            parts: One input, or equally many, for each modality; None, also within a list, is a missing one.
+            to: The modalities to infer; default: all.
+
+        Returns:
+            By modality, mean embeddings (N, D) and concentrations (N,), on the CPU. A row without any input
+            has zeros, which are equally far from everything, and a concentration of 0.
+
+        Raises:
+            DataError: Every input is missing, or different numbers of them.
+            PluginError: The binder has no such modality.
+        """
+        wanted = [*self.modalities] if to is None else list(to)
+        for name in (*parts, *wanted):
+            self.modality(name)
+        rows = {name: [x] if (many := split_inputs(x)) is None else list(many) for name, x in parts.items()}
+        rows = {name: [None] * len(x) if parts[name] is None else x for name, x in rows.items()}
+        given: dict[str, Tensor] = {}
+        present: dict[str, Tensor] = {}
+        for name, x in rows.items():
+            there_N = torch.tensor([one is not None for one in x])
+            if parts[name] is None or not there_N.any():
+                continue
+            given[name] = torch.zeros(len(x), self.width)
+            given[name][there_N] = self.embed(name, [one for one in x if one is not None])
+            present[name] = there_N
+        calibration = self.card.calibration if self.card else None
+        return {name: fuse(given, name, calibration, present) for name in wanted}
 
     def save(self, folder: str | Path, *, over: str | Path | None = None) -> Path:
         """Write a bundle, or only the changes to the bundle `over`. See `geobind.bundles.bundle.save`."""

@@ -33,7 +33,7 @@ from geobind.utils.files import read_limited
 from geobind.utils.system import hash_tensors
 from geobind.utils.vectors import require_directions, unit
 
-__all__ = ["Bank", "Bridge", "BridgeOptions", "choose_bridge", "fit_options"]
+__all__ = ["AnchorBank", "Bridge", "BridgeOptions", "choose_bridge", "fit_options"]
 
 BANK = "bank.safetensors"
 BANK_ROWS, REFERENCE_ROWS = 4_000, 1_000  # of a bank that a run makes
@@ -61,7 +61,7 @@ DEFAULTS = BridgeOptions()
 
 
 @dataclass(frozen=True)
-class Bank:
+class AnchorBank:
     """Unlabelled embeddings of an anchor, and perhaps of other modalities as references of the correction.
 
     Args:
@@ -102,7 +102,8 @@ class Bank:
     def __repr__(self) -> str:
         """Return the facts of the bank, without its numbers."""
         others = ", ".join(f"{name} {len(rows)}" for name, rows in self.references.items())
-        return f"Bank({len(self)} rows of '{self.anchor}', {self.width} wide; references: {others or 'none'})"
+        size = f"{len(self)} rows of '{self.anchor}', {self.width} wide"
+        return f"AnchorBank({size}; references: {others or 'none'})"
 
     def __len__(self) -> int:
         """Return how many anchors it has."""
@@ -118,7 +119,7 @@ class Bank:
         named = {_ANCHOR: self.vectors} | {f"{_OTHER}{name}": rows for name, rows in self.references.items()}
         return {name: rows.to("cpu", torch.float16) for name, rows in named.items()}
 
-    def check_model(self, width: int, digests: Mapping[str, str]) -> Bank:
+    def check_model(self, width: int, digests: Mapping[str, str]) -> AnchorBank:
         """Return the bank, after a check that a model made it.
 
         Raises:
@@ -150,7 +151,7 @@ class BankFacts(BaseModel):
     options: BridgeOptions = BridgeOptions()
 
 
-def describe_bank(bank: Bank, options: BridgeOptions = DEFAULTS) -> BankFacts:
+def describe_bank(bank: AnchorBank, options: BridgeOptions = DEFAULTS) -> BankFacts:
     """Return the facts of a bank for a bundle's card."""
     return BankFacts(
         anchor=bank.anchor,
@@ -162,7 +163,7 @@ def describe_bank(bank: Bank, options: BridgeOptions = DEFAULTS) -> BankFacts:
     )
 
 
-def read_bank(path: Path, facts: BankFacts) -> Bank | None:
+def read_bank(path: Path, facts: BankFacts) -> AnchorBank | None:
     """Read the bank of a bundle; None where the file is not there, since a bundle works without it.
 
     Raises:
@@ -181,7 +182,7 @@ def read_bank(path: Path, facts: BankFacts) -> Bank | None:
         name.removeprefix(_OTHER): rows for name, rows in tensors.items() if name.startswith(_OTHER)
     }
     try:
-        return Bank(tensors[_ANCHOR], facts.anchor, references, facts.digests, facts.source)
+        return AnchorBank(tensors[_ANCHOR], facts.anchor, references, facts.digests, facts.source)
     except DataError as error:
         raise CheckpointError(f"{path}: {error}{fix}") from None
 
@@ -197,7 +198,7 @@ class Bridge:
             for hubs. Without names, or without references of both, nothing is corrected.
     """
 
-    bank: Bank
+    bank: AnchorBank
     options: BridgeOptions = DEFAULTS
     names: tuple[str, str] | None = None
 
@@ -291,7 +292,7 @@ def choose_bridge(bridge: Bridge | None, marks: Marks, one: str, two: str) -> Br
 WEIGHTS, TEMPERATURES = (0.0, 0.25, 0.5, 1.0, 2.0), (0.01, 0.02, 0.03, 0.05)
 
 
-def fit_options(bank: Bank, pairs: Sequence[tuple[Any, Any]], neighbours: int = 100) -> BridgeOptions:
+def fit_options(bank: AnchorBank, pairs: Sequence[tuple[Any, Any]], neighbours: int = 100) -> BridgeOptions:
     """Choose weight and temperature by the mean reciprocal rank on rows of trained pairs.
 
     Args:

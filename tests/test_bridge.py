@@ -12,7 +12,7 @@ from torch import nn
 from geobind import bridge as module
 from geobind import plugins
 from geobind.binder import Binder
-from geobind.bridge import BANK, Bank, Bridge, BridgeOptions, choose_bridge, fit_options
+from geobind.bridge import BANK, AnchorBank, Bridge, BridgeOptions, choose_bridge, fit_options
 from geobind.bundles.bundle import build_card
 from geobind.errors import CheckpointError, DataError
 from geobind.evaluation.embedded import EmbeddedRows
@@ -47,7 +47,7 @@ SEED = st.integers(0, 10_000)
 @given(WEIGHT, TEMPERATURE, SEED)
 def test_bridged_rows_are_the_formula_and_of_unit_length(weight, temperature, seed):
     x_ND, anchor_RD = rows(7, seed), rows(9, seed + 1)
-    made = Bridge(Bank(anchor_RD), BridgeOptions(weight=weight, temperature=temperature)).apply(x_ND)
+    made = Bridge(AnchorBank(anchor_RD), BridgeOptions(weight=weight, temperature=temperature)).apply(x_ND)
     assert torch.allclose(made, plain(x_ND, anchor_RD, weight, temperature), atol=2e-5)
     assert torch.allclose(made.norm(dim=1), torch.ones(7), atol=1e-5)
 
@@ -58,14 +58,14 @@ def test_the_order_of_the_bank_does_not_matter(temperature, seed):
     x_ND, anchor_RD = rows(5, seed), rows(12, seed + 1)
     turned = anchor_RD[torch.randperm(12, generator=torch.Generator().manual_seed(seed))]
     options = BridgeOptions(temperature=temperature)
-    one, two = (Bridge(Bank(bank), options).apply(x_ND) for bank in (anchor_RD, turned))
+    one, two = (Bridge(AnchorBank(bank), options).apply(x_ND) for bank in (anchor_RD, turned))
     assert torch.allclose(one, two, atol=1e-5)
 
 
 @given(SEED)
 def test_a_weight_of_zero_changes_nothing(seed):
     x_ND = rows(5, seed)
-    bridge = Bridge(Bank(rows(4, seed + 1)), BridgeOptions(weight=0))
+    bridge = Bridge(AnchorBank(rows(4, seed + 1)), BridgeOptions(weight=0))
     assert torch.equal(bridge.apply(x_ND), unit(x_ND))
     assert torch.allclose(bridge.score(x_ND, x_ND), cosine(x_ND, x_ND), atol=1e-6)
 
@@ -73,7 +73,7 @@ def test_a_weight_of_zero_changes_nothing(seed):
 @pytest.mark.parametrize("block", [1, 40, 77])
 def test_blocks_give_what_the_whole_gives(monkeypatch, block):
     references = {"sound": rows(20, 3), "words": rows(30, 4)}
-    bridge = Bridge(Bank(rows(11, 0), references=references)).between("sound", "words")
+    bridge = Bridge(AnchorBank(rows(11, 0), references=references)).between("sound", "words")
     a_ND, b_MD = rows(13, 1), rows(17, 2)
     whole = bridge.apply(a_ND), bridge.score(a_ND, b_MD)
     monkeypatch.setattr(module, "_BLOCK", block)
@@ -83,7 +83,7 @@ def test_blocks_give_what_the_whole_gives(monkeypatch, block):
 
 def test_the_score_is_half_of_csls_over_the_references():
     references = {"sound": rows(20, 3), "words": rows(30, 4)}
-    bridge = Bridge(Bank(rows(11, 0), references=references), BridgeOptions(neighbours=5))
+    bridge = Bridge(AnchorBank(rows(11, 0), references=references), BridgeOptions(neighbours=5))
     a_ND, b_MD = rows(13, 1), rows(17, 2)
     a, b, of_a, of_b = (bridge.apply(x) for x in (a_ND, b_MD, references["sound"], references["words"]))
     near_N = (a @ of_b.T).topk(5).values.mean(1)
@@ -96,7 +96,7 @@ def test_the_score_is_half_of_csls_over_the_references():
 @pytest.mark.parametrize("names", [None, ("sound", "words"), ("sound", "unknown")])
 def test_extended_rows_rank_by_cosine_as_the_score_ranks(names):
     references = {"sound": rows(20, 3), "words": rows(30, 4)}
-    bridge = Bridge(Bank(rows(11, 0), references=references), names=names)
+    bridge = Bridge(AnchorBank(rows(11, 0), references=references), names=names)
     a_ND, b_MD = rows(13, 1), rows(17, 2)
     one, two = bridge.embed_pair(a_ND, b_MD)
     assert torch.allclose(one.norm(dim=1), torch.ones(13), atol=1e-6)
@@ -119,22 +119,22 @@ def test_extended_rows_rank_by_cosine_as_the_score_ranks(names):
 )
 def test_a_bank_that_cannot_be_one_is_refused_with_its_reason(vectors, message):
     with pytest.raises(DataError, match=message):
-        Bank(vectors)
+        AnchorBank(vectors)
 
 
 def test_references_and_inputs_of_another_width_are_refused():
     with pytest.raises(DataError, match="references of 'sound' are 5 wide, its anchors 6"):
-        Bank(rows(4, 0), references={"sound": rows(4, 0, 5)})
+        AnchorBank(rows(4, 0), references={"sound": rows(4, 0, 5)})
     with pytest.raises(DataError, match="5 wide, the bank 6"):
-        Bridge(Bank(rows(4, 0))).apply(rows(2, 0, 5))
+        Bridge(AnchorBank(rows(4, 0))).apply(rows(2, 0, 5))
     with pytest.raises(DataError, match="row 0 is not finite"):
-        Bridge(Bank(rows(4, 0))).apply(torch.full((2, 6), torch.nan))
+        Bridge(AnchorBank(rows(4, 0))).apply(torch.full((2, 6), torch.nan))
 
 
 def test_a_bridge_is_chosen_for_emergent_pairs_without_its_anchor_alone():
     pairs = {"emergent": ("sound", "words"), "stale": ("sound", "map"), "trained": ("words", "map")}
     marks = {frozenset(pair): mark for mark, pair in pairs.items()} | {frozenset(("tile", "map")): "emergent"}
-    bridge = Bridge(Bank(rows(4, 0), "tile"))
+    bridge = Bridge(AnchorBank(rows(4, 0), "tile"))
     assert choose_bridge(bridge, marks, "words", "sound").names == ("words", "sound")
     for pair in (pairs["stale"], pairs["trained"], ("tile", "map"), ("tile", "unknown")):
         assert choose_bridge(bridge, marks, *pair) is None
@@ -150,15 +150,15 @@ def places(count, seed, spread):
 
 def test_fitting_chooses_what_ranks_trained_pairs_best():
     one, two = places(64, 5, 0.9)
-    fitted = fit_options(Bank(rows(8, 99)), [(one, two)])
+    fitted = fit_options(AnchorBank(rows(8, 99)), [(one, two)])
     assert fitted.weight > 0
     random = rows(64, 50), rows(64, 51)
-    exact = fit_options(Bank(rows(8, 99)), [(random[0], random[0])])
+    exact = fit_options(AnchorBank(rows(8, 99)), [(random[0], random[0])])
     assert exact.weight == 0  # nothing is better than equal
     with pytest.raises(DataError, match="at least one pair"):
-        fit_options(Bank(rows(8, 99)), [])
+        fit_options(AnchorBank(rows(8, 99)), [])
     with pytest.raises(DataError, match="equally many"):
-        fit_options(Bank(rows(8, 99)), [(rows(2, 0), rows(3, 0))])
+        fit_options(AnchorBank(rows(8, 99)), [(rows(2, 0), rows(3, 0))])
 
 
 class Tile(Modality):
@@ -201,7 +201,7 @@ def make_binder(bank=True, calibration=None):
     binder.card = build_card(binder, stages=CHAIN, recipe=recipe, calibration=calibration)
     if bank:
         references = {"sound": rows(20, 3), "words": rows(30, 4)}
-        binder.bank = Bank(rows(11, 0), "tile", references, binder.card.digests, "eleven tiles")
+        binder.bank = AnchorBank(rows(11, 0), "tile", references, binder.card.digests, "eleven tiles")
     return binder
 
 
@@ -239,11 +239,11 @@ def test_classes_are_bridged_unless_a_temperature_was_fitted_or_it_is_declined()
 
 def test_a_bank_of_other_weights_or_another_width_is_refused():
     binder, a_ND = make_binder(), rows(5, 1)
-    other = Bank(rows(4, 0), "tile", digests={"tile": "0" * 64})
+    other = AnchorBank(rows(4, 0), "tile", digests={"tile": "0" * 64})
     with pytest.raises(DataError, match="other weights of 'tile'"):
         binder.similarity(a_ND, a_ND, bridge=Bridge(other))
     with pytest.raises(DataError, match="5 wide, this model's embeddings 6"):
-        binder.similarity(a_ND, a_ND, bridge=Bridge(Bank(rows(4, 0, 5))))
+        binder.similarity(a_ND, a_ND, bridge=Bridge(AnchorBank(rows(4, 0, 5))))
 
 
 def test_a_bundle_keeps_its_bank_and_loads_without_it(tmp_path):
@@ -322,7 +322,7 @@ def test_tables_hold_plain_and_bridged_figures_with_the_gain(monkeypatch):
         held_out, "choose_clusters", lambda table, by: held_out_clusters(None, None, "each row alone")
     )
     trained = {frozenset(("tile", "sound")), frozenset(("tile", "words"))}
-    bridge = Bridge(Bank(unit(tile), "tile", source="tiles"))
+    bridge = Bridge(AnchorBank(unit(tile), "tile", source="tiles"))
     table = held_out.build_retrieval_table(Rows(), embedded, trained, "row", bridge=bridge)
     assert [(one.row.query, one.row.gallery) for one in table.bridged] == [
         ("sound", "words"),

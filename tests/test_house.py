@@ -27,7 +27,7 @@ plugins
 data loggers pretrained
 recipe towers importers
 scoring
-bridge
+bridge fusion
 bundles
 binder
 evaluation embedding_cache archive export

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from pydantic import ValidationError
 
 from geobind import plugins
-from geobind.bridge import BANK, Bank, BankFacts, BridgeOptions, describe_bank, read_bank
+from geobind.bridge import BANK, AnchorBank, BankFacts, BridgeOptions, describe_bank, read_bank
 from geobind.bundles.building import bounded_building, check_encoders, explain_building, read_shapes
 from geobind.bundles.card import CARD, FORMAT, Card, Origin, read_card
 from geobind.bundles.delta import (
@@ -100,7 +100,7 @@ class SupportsBundle(Protocol):
     width: int
     encoders: nn.ModuleDict
     card: Card | None
-    bank: Bank | None
+    bank: AnchorBank | None
 
     @property
     def bridge_options(self) -> BridgeOptions:
@@ -163,7 +163,7 @@ def save(binder: SupportsBundle, folder: Path, *, over: str | Path | None = None
     return folder
 
 
-def _bank_of(binder: SupportsBundle, card: Card) -> Bank | None:
+def _bank_of(binder: SupportsBundle, card: Card) -> AnchorBank | None:
     """Return the bank that is saved with a binder; None where training has moved away from it."""
     if binder.bank is None:
         return None
@@ -259,7 +259,7 @@ def load(
     return binder
 
 
-def _read_bank(folder: Path, card: Card, facts: BankFacts) -> Bank | None:
+def _read_bank(folder: Path, card: Card, facts: BankFacts) -> AnchorBank | None:
     """Read the bank that a card names; None where its file is not there.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from geobind.evaluation.embedded import EmbeddedRows
     from geobind.evaluation.gap import ModalityGap
     from geobind.evaluation.questions import QuestionResults
+    from geobind.evaluation.subsets import SubsetRow
 
 
 class EvalOptions(NamedTuple):
@@ -43,6 +44,7 @@ class EvalOptions(NamedTuple):
     questions: Path | None
     untrained: bool
     bank: str | None
+    subsets: bool
 
 
 class ExtraMetrics(NamedTuple):
@@ -51,6 +53,7 @@ class ExtraMetrics(NamedTuple):
     calibrated: CalibrationResult | None
     sums: list[SumResult]
     gap: ModalityGap
+    subsets: list[SubsetRow]
     questions: QuestionResults | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,6 +62,7 @@ class ExtraMetrics(NamedTuple):
             "gap": self.gap.to_dict(),
             "calibration": self.calibrated.to_dict() if self.calibrated else None,
             "arithmetic": [one.to_dict() for one in self.sums],
+            "subsets": [asdict(one) for one in self.subsets],
             "questions": self.questions.to_dict() if self.questions else None,
         }
 
@@ -86,6 +90,11 @@ def extra_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Show the same encoders with random weights beside retrieval and questions.",
         ),
         click.option("--keep", is_flag=True, help="With --calibrate: store the scales in the bundle."),
+        click.option(
+            "--subsets",
+            is_flag=True,
+            help="Search each modality with every subset of the others, beside the best single one.",
+        ),
         click.option(
             "--bank",
             metavar="SPLIT",
@@ -141,6 +150,8 @@ def measure_extras(
     """Compute the chosen metrics beyond retrieval; see `geobind.evaluation.held_out`."""
     from geobind.evaluation.gap import modality_gap
     from geobind.evaluation.held_out import fit_and_measure_calibration, measure_sum
+    from geobind.evaluation.split_leakage import choose_clusters
+    from geobind.evaluation.subsets import evaluate_subsets
     from geobind.recipe.embedding_sum import parse_sum
 
     calibrated = None
@@ -153,7 +164,11 @@ def measure_extras(
             binder, held_out, data, found, parse_sum(text, binder.modalities), by, clusters
         )
     ]
-    return ExtraMetrics(calibrated, sums, modality_gap(found))
+    subsets: list[SubsetRow] = []
+    if asked.subsets:
+        known = calibrated.calibration if calibrated else binder.card and binder.card.calibration
+        subsets = evaluate_subsets(found, known, choose_clusters(held_out, clusters).of_rows)
+    return ExtraMetrics(calibrated, sums, modality_gap(found), subsets)
 
 
 def store_calibration(binder: Binder, calibrated: CalibrationResult, bundle: str) -> None:
@@ -169,6 +184,7 @@ def store_calibration(binder: Binder, calibrated: CalibrationResult, bundle: str
 
 def render_extras(more: ExtraMetrics, asked: EvalOptions) -> Iterator[Grid]:
     """Yield the tables for people."""
+    from geobind.evaluation.subsets import build_subset_table
     from geobind.evaluation.tables import (
         build_calibration_table,
         build_gap_table,
@@ -179,6 +195,8 @@ def render_extras(more: ExtraMetrics, asked: EvalOptions) -> Iterator[Grid]:
     if more.calibrated:
         yield build_calibration_table(more.calibrated)
     yield from map(build_sum_table, more.sums)
+    if more.subsets:
+        yield build_subset_table(more.subsets)
     if more.questions:
         yield build_question_table(more.questions)
     if asked.gap:

@@ -50,6 +50,7 @@ from geobind.evaluation.ranks import RankCounts, rank_counts, rank_counts_both
 from geobind.evaluation.regression_probe import FactOptions, FactProbe, probe_facts
 from geobind.evaluation.retrieval_metrics import Metric, Retrieval, RetrievalSettings, retrieval
 from geobind.evaluation.split_leakage import Leakage, leakage
+from geobind.evaluation.subsets import SubsetRow, evaluate_subsets
 from geobind.evaluation.tables import (
     build_pair_table,
     build_probe_tables,
@@ -89,6 +90,7 @@ __all__ = [
     "Ridge",
     "SkippedPair",
     "StageStep",
+    "SubsetRow",
     "TrunkBinder",
     "build_feature_binders",
     "build_pair_table",
@@ -103,6 +105,7 @@ __all__ = [
     "cosine",
     "evaluate_pairs",
     "evaluate_protocol",
+    "evaluate_subsets",
     "evaluate_sum_of_rows",
     "few_shot",
     "geoclap_split",

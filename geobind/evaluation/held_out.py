@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from geobind.binder import Binder
-from geobind.bridge import BANK_ROWS, REFERENCE_ROWS, Bank, Bridge, choose_bridge
+from geobind.bridge import BANK_ROWS, REFERENCE_ROWS, AnchorBank, Bridge, choose_bridge
 from geobind.data.options import DataOptions
 from geobind.data.table import Table
 from geobind.errors import DataError
@@ -67,7 +67,7 @@ def build_bank(
     anchor: str | None = None,
     marks: Marks | None = None,
     most: int = BANK_ROWS,
-) -> Bank | None:
+) -> AnchorBank | None:
     """Embed the bank that bridges a binder's emergent pairs; None where it would bridge none.
 
     Args:
@@ -94,7 +94,9 @@ def build_bank(
         raise DataError(f"no bank of '{anchor}': fewer than two of its rows have it")
     digests = {name: hash_module(binder.encoders[name]) for name in embedded}
     anchor_RD = embedded.pop(anchor)
-    return Bank(anchor_RD, anchor, embedded, digests, f"{len(anchor_RD):,} unlabelled rows of '{anchor}'")
+    return AnchorBank(
+        anchor_RD, anchor, embedded, digests, f"{len(anchor_RD):,} unlabelled rows of '{anchor}'"
+    )
 
 
 def draw_rows(table: Table, name: str, most: int, seed: int = 0) -> Table | None:

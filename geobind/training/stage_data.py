@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from geobind.binder import Binder, build_binder
-from geobind.bridge import Bank
+from geobind.bridge import AnchorBank
 from geobind.data.options import DataOptions, MixedData
 from geobind.data.sampler import MixedDataset, WeightedSource
 from geobind.data.sources import PluginPairs, TableRows
@@ -198,7 +198,7 @@ class StageData:
         warnings = dict.fromkeys(leak.warning for leak in self.leakage().values() if leak.warning)
         return with_warnings(measured, tuple(warnings))
 
-    def build_bank(self, binder: Binder) -> Bank | None:
+    def build_bank(self, binder: Binder) -> AnchorBank | None:
         """Embed the bank of a trained binder; None if none is asked for or of use, or a row is broken."""
         recipe = self.recipe
         if not recipe.bank:

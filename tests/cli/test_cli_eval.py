@@ -460,3 +460,19 @@ def test_a_bank_of_another_split_bridges_emergent_pairs_in_table_and_json(tmp_pa
     assert shown.count("emergent, bridged") == 2 and "gain" in shown
     refused = run(bundle, "--data", manifest, *columns, "--bank", "test")
     assert refused.exit_code == 2 and "these are the rows measured on" in refused.output
+
+
+def test_subsets_stand_beside_their_best_single_input_and_the_sum(bundle, manifest):
+    columns = (*COLUMNS, "--column", "third=third")
+    found = as_json(bundle, "--data", manifest, *columns, "--subsets")["subsets"]
+    assert {(*row["inputs"], row["gallery"]) for row in found} == {
+        ("left", "right", "third"),
+        ("left", "third", "right"),
+        ("right", "third", "left"),
+    }
+    for row in found:
+        assert row["queries"] == 32 and row["best_single"] in row["inputs"] and not row["calibrated"]
+        assert row["over_sum"]["value"] == 0  # equal weights are the plain sum
+        gain = row["metrics"]["R@10"]["value"] - row["single"]["value"]
+        assert row["over_single"]["value"] == pytest.approx(gain)
+    assert "Several inputs together" in run(bundle, "--data", manifest, *columns, "--subsets").output
