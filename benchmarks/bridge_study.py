@@ -184,7 +184,7 @@ def places_lines(space: Space) -> Iterator[str]:
 
 
 def subsets_table(space: Space) -> Iterator[str]:
-    """Yield every subset of inputs, weighed by scales fitted on half of the test clusters, on the other half."""
+    """Yield subsets of inputs, weighed by scales fitted on half of the test clusters, on the others."""
     rows = len(space.test[space.anchor])
     cluster_N = np.arange(rows) if space.cluster_N is None else space.cluster_N
     groups = np.random.default_rng(0).permutation(np.unique(cluster_N))
@@ -198,7 +198,8 @@ def subsets_table(space: Space) -> Iterator[str]:
         for half in halves
     )
     calibration = calibrate(fitted, "half of the test clusters")
-    yield f"{len(halves[1]):,} rows\n\n| inputs to gallery | together | best single input | gain | over the sum |"
+    yield f"{len(halves[1]):,} rows\n"
+    yield "| inputs to gallery | together | best single input | gain | over the sum |"
     yield "|---|---|---|---|---|"
     for row in evaluate_subsets(measured, calibration, cluster_N[halves[1]].tolist()):
         found = f"{row.metrics['R@10'].value:.3f} | {row.single.value:.3f} {row.best_single}"
