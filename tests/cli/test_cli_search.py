@@ -9,7 +9,7 @@ import rasterio
 from click.testing import CliRunner
 
 from geobind.binder import Binder
-from geobind.bridge import Bank, Bridge
+from geobind.bridge import AnchorBank, Bridge
 from geobind.cli import main
 
 
@@ -224,7 +224,7 @@ def test_observations_are_compared_classified_and_composed(run, tmp_path):
 
 
 def test_a_bridge_of_the_bundle_is_used_where_it_is_asked_for(run, tmp_path, monkeypatch):
-    bridge = Bridge(Bank(mapped.build_binder().embed("words", [str(n) for n in range(50)]), "anchor"))
+    bridge = Bridge(AnchorBank(mapped.build_binder().embed("words", [str(n) for n in range(50)]), "anchor"))
     query = ("search", "scene.parquet", *WITH, *QUERY, "--json")
     plain = json.loads(run(*query))
     monkeypatch.setattr(Binder, "bridge", lambda self, one, two: bridge.between(one, two))

@@ -8,7 +8,7 @@ import pytest
 import rasterio
 
 from geobind.archive import Archive
-from geobind.bridge import Bank, Bridge
+from geobind.bridge import AnchorBank, Bridge
 from geobind.errors import CheckpointError, DataError
 from geobind.maps import find_regions, map_change, map_classes, map_query, paint_map, similarity, write_map
 from geobind.maps.cog import draw_legend, write_stac_item
@@ -262,7 +262,7 @@ def test_an_unknown_crs_is_named(tmp_path):
 
 def test_a_bridge_scores_the_map_and_excludes_probabilities(tiles):
     archive, image = tiles
-    bridge = Bridge(Bank(BINDER.embed("words", [str(n) for n in range(50)]), "anchor"))
+    bridge = Bridge(AnchorBank(BINDER.embed("words", [str(n) for n in range(50)]), "anchor"))
     drawn = map_query(archive, QUERY, bridge=bridge)
     known = ~np.isnan(image[..., 0])
     expected = bridge.score(QUERY.vector[None], image[known])[0]

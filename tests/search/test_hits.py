@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from geobind.archive import Archive
-from geobind.bridge import Bank, Bridge
+from geobind.bridge import AnchorBank, Bridge
 from geobind.errors import CheckpointError, DataError
 from geobind.search import build_index, embed_query, load_index, search
 from geobind.search.hits import box_geometry, explain_no_rows, write_gallery, write_geojson
@@ -126,7 +126,7 @@ def test_a_bridge_scores_rows_as_it_does_pairs(archive, index):
     references = {
         name: BINDER.embed("words", [f"{name} {n}" for n in range(150)]) for name in ("words", "tile")
     }
-    bank = Bank(BINDER.embed("words", [str(n) for n in range(50)]), "anchor", references)
+    bank = AnchorBank(BINDER.embed("words", [str(n) for n in range(50)]), "anchor", references)
     for bridge in (Bridge(bank), Bridge(bank).between("words", "tile")):
         score = bridge.score(QUERY.vector[None], archive.read_vectors())[0].numpy()
         hits = search(archive, QUERY, 9, bridge=bridge)
