@@ -45,10 +45,18 @@ class StageRows(NamedTuple):
 
 
 def count_steps(stage: Stage, rows: MixedDataset) -> int:
-    """Count the steps of a stage on its training rows."""
+    """Count the steps of a stage on its training rows.
+
+    Raises:
+        DataError: They are too few for a batch.
+    """
     if stage.steps is not None:
         return stage.steps
-    return (stage.epochs or 0) * rows.sampler(stage.batch_size, 0, mixed=stage.mix == "rows").steps_per_epoch
+    try:
+        sampler = rows.sampler(stage.batch_size, 0, mixed=stage.mix == "rows")
+    except DataError as error:
+        raise DataError(f"stage '{stage.name}': {error}") from error
+    return (stage.epochs or 0) * sampler.steps_per_epoch
 
 
 class StageData:
