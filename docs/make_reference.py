@@ -29,7 +29,7 @@ by `python docs/make_reference.py`; a test compares the two.
 def render_commands() -> str:
     """Return the text of docs/cli.md."""
     parts = [_CLI_HEAD]
-    with click.Context(main, info_name="geobind") as ctx:
+    with click.Context(main, info_name="geobind", **main.context_settings) as ctx:
         for name in main.list_commands(ctx):
             command = main.get_command(ctx, name)
             assert command is not None
