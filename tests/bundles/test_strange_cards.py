@@ -417,13 +417,12 @@ def test_whatever_a_card_says_it_loads_or_ends_with_an_error_of_geobind(bundle, 
 
 
 def test_facts_of_a_stranger_that_a_command_uses_are_named_where_they_are_none(bundle):
-    from geobind.cli.evaluate import _trained
     from geobind.cli.options import data_options_from_cli
 
     for stages in ([{}], [{"anchor": "text"}], [{"losses": [5]}], [{"losses": 5}]):
         change(bundle, "stages", stages)
         with pytest.raises(CheckpointError, match=r"binder\.json: stages: not as geobind writes them"):
-            _trained(Binder.load(bundle))
+            _ = Binder.load(bundle).steps
     change(bundle, "recipe", {"data": {"toyearth": {"places": "many"}}})
     with pytest.raises(CheckpointError, match=r"binder\.json: recipe\.data\."):
         data_options_from_cli(Binder.load(bundle).card, "toyearth", {}, None)
