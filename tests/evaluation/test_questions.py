@@ -84,7 +84,8 @@ def test_places_between_the_numbers_and_without_one_have_no_answer(places, modal
     asked = COLD.model_copy(update={"modalities": ("words",), "through": "tile"})
     held_out = rows_of(places)
     words = {"tile": small_world.Words(), "words": small_world.Words()}
-    truth = read_truths(held_out, places, {"cold": asked}, words)["cold"]
+    first = places.model_copy(update={"first": ("words",)})  # a modality, and no column of numbers
+    truth = read_truths(held_out, first, {"cold": asked}, words)["cold"]
     assert np.flatnonzero(truth.true_N).tolist() == [16, 17, 18, 19]  # above 5
     assert np.flatnonzero(~truth.known_N).tolist() == [3, 11, 12, 13, 14, 15]
 
