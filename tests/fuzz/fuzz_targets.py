@@ -19,7 +19,7 @@ from geobind.data.split import SplitOptions, split_manifest
 from geobind.data.table import open_table
 from geobind.errors import GeobindError
 
-LONGEST_REASON = 3000  # characters
+LONGEST_LINE, MOST_LINES = 3000, 120  # of a reason: characters; a recipe has up to a hundred mistakes
 NAMES = ("photo", "caption", "window", "numbers")
 
 
@@ -38,7 +38,8 @@ def told(call):
         call()
     except GeobindError as error:
         reason = str(error)
-        if not reason.strip() or len(reason) > LONGEST_REASON:
+        lines = reason.splitlines()
+        if not reason.strip() or len(lines) > MOST_LINES or max(map(len, lines)) > LONGEST_LINE:
             raise Wrong(f"a reason of {len(reason)} characters: {reason[:200]!r}") from error
         return reason
     return None
