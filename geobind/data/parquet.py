@@ -45,7 +45,7 @@ def read_record_batches(path: Path, file: pq.ParquetFile, columns: list[str]) ->
         DataError: The rows would take far more space than the file: a few kilobytes can repeat one value
             until memory and disk are full.
     """
-    space = _Space(path, file.metadata, columns)
+    space = _Space(path, file, columns)
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     if space.repeated:
         file = pq.ParquetFile(path, metadata=file.metadata, read_dictionary=space.repeated)
@@ -93,20 +93,24 @@ class _Space:
 
     Raises:
         DataError: They take more than `SPACE` and `EXPANSION` times the file.
+        OSError: What the file says of a column contradicts itself.
     """
 
-    def __init__(self, path: Path, metadata: pq.FileMetaData, columns: list[str]) -> None:
-        self.path, self.taken = path, 0
+    def __init__(self, path: Path, file: pq.ParquetFile, columns: list[str]) -> None:
+        self.path, self.taken, metadata = path, 0, file.metadata
         self.limit = SPACE + EXPANSION * path.stat().st_size
         self.sizes: list[int] = []  # decoded bytes of each row group, save what dictionaries repeat
         repeated: dict[str, int] = {}  # most bytes of a column, by the name of its values
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
+            self._check(group.total_byte_size)
+            # Faults of a chunk end the process if `group.column` meets them first; a reader raises them.
+            next(file.iter_batches(1, row_groups=[number], columns=columns), None)
             size = 8 * group.num_rows
             for index in range(group.num_columns):
-                chunk = group.column(index)
-                if chunk.path_in_schema.split(".")[0] not in columns:
+                if metadata.schema.column(index).path.split(".")[0] not in columns:
                     continue
+                chunk = group.column(index)
                 size += chunk.num_values * _WIDTHS.get(chunk.physical_type, 4)
                 if chunk.physical_type == "FIXED_LEN_BYTE_ARRAY":
                     size += chunk.num_values * metadata.schema.column(index).length

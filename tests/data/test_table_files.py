@@ -337,3 +337,14 @@ def test_values_that_repeat_within_the_limit_are_read(tmp_path, monkeypatch, nam
     assert len(bounded) == 7
     for row in range(7):
         assert str(bounded.columns["text"][row]) == str(usual.columns["text"][row])
+
+
+def test_a_parquet_file_whose_footer_contradicts_itself_is_damaged_and_does_not_end_the_process(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"caption": ["sea", None, "wood"]}), path)
+    content = path.read_bytes()
+    optional, required = b"%\x02\x18\x07caption", b"%\x00\x18\x07caption"
+    assert content.count(optional) == 1
+    path.write_bytes(content.replace(optional, required))  # but the counts of its levels stay those of nulls
+    with pytest.raises(DataError, match=r"a\.parquet: damaged after row 0: Definition level histogram"):
+        open_table(DataOptions(manifest=path.name), tmp_path, ("caption",))
