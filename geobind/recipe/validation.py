@@ -421,10 +421,9 @@ def check_fields(written: ParsedYaml) -> tuple[Recipe | None, list[Problem], set
 
 
 def _without(values: dict[str, Any], paths: Iterable[KeyPath]) -> dict[str, Any]:
-    pruned = copy.deepcopy(values)
-    for path in reversed(
-        dict.fromkeys(paths)
-    ):  # the last item of a list first, so that the others keep their numbers
+    pruned, faulty = copy.deepcopy(values), dict.fromkeys(paths)
+    # With a value all in it goes; of a list the last item goes first, so that the others keep their numbers.
+    for path in [path for path in reversed(faulty) if not any(path[:n] in faulty for n in range(len(path)))]:
         node: Any = pruned
         for word in path[:-1]:
             node = node[word]

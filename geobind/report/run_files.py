@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, TypeAdapter, ValidationError
 
 from geobind.bundles.card import CARD, read_card
 from geobind.errors import CheckpointError, DataError
@@ -77,7 +77,7 @@ class FinishedStage(RunFileModel):
     device: str | None = None
     peak_memory_bytes: int | None = None
     process_bytes: int | None = None
-    filled: dict[str, float] = {}
+    filled: dict[str, FiniteFloat] = {}
     watched: WatchResult | None = None
 
     @property

@@ -60,6 +60,12 @@ def test_a_good_recipe_has_its_values_and_its_defaults(recipe_file):
     assert recipe.role("text") == "frozen"
 
 
+@pytest.mark.parametrize("value", ["3", "true", "{a: b}"])
+def test_a_value_that_fits_none_of_several_types_is_a_mistake_with_its_line(recipe_file, value):
+    path = recipe_file(GOOD, **{"satellite: tile": f"satellite: {value}"})
+    assert any(one.partition(": ")[2].startswith("data.columns.satellite: ") for one in problems_of(path))
+
+
 def test_every_mistake_is_told_at_once_with_its_line_and_fix(recipe_file):
     path = recipe_file(
         """\

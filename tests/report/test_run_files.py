@@ -98,3 +98,10 @@ def test_a_sum_without_its_queries_is_a_damaged_file(folder):
     (folder / "arithmetic.json").write_text(json.dumps(written))
     with pytest.raises(CheckpointError, match=r"arithmetic\.json: sums\.0\.queries: .* at least 1 item"):
         read_run(folder)
+
+
+def test_bytes_that_are_no_number_are_a_damaged_stage(folder):
+    path = folder / "stages" / "01_one" / "stage.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "filled": {"bytes": float("inf")}}))
+    with pytest.raises(CheckpointError, match=r"stage\.json: filled\.bytes: Input should be a finite number"):
+        read_run(folder)
