@@ -44,6 +44,15 @@ OPTIONAL = {
     "scipy": "datasets that come as MATLAB files",
     "peft": "LoRA",
     "tensorboard": "`loggers: [tensorboard]`",
+    "numkong": "exact search at the speed of memory",
+    "faiss-cpu": "`geobind index build --kind faiss`",
+    "lancedb": "`geobind index build --kind lance`",
+    "ray": "`geobind embed --ray`",
+    "onnx": "`geobind export`",
+    "onnxscript": "`geobind export`",
+    "onnxruntime": "`geobind export`",
+    "fastapi": "`geobind serve`",
+    "uvicorn": "`geobind serve`",
 }
 _LESSER = {"OGG", "Opus", "MP3", "WebP", "TIFF", *RASTERS}  # formats that an older library may lack
 

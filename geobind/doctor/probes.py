@@ -327,6 +327,15 @@ WITHOUT_TORCH: dict[str, Probe] = {
     "jinja2": _loads("jinja2"),
     "scipy": _loads("scipy.io", "loadmat"),
     "rasterio": _rasterio,
+    "numkong": _loads("numkong"),
+    "faiss-cpu": _loads("faiss"),
+    "lancedb": _loads("lancedb"),
+    "ray": _loads("ray"),
+    "onnx": _loads("onnx"),
+    "onnxscript": _loads("onnxscript"),
+    "onnxruntime": _loads("onnxruntime"),
+    "fastapi": _loads("fastapi"),
+    "uvicorn": _loads("uvicorn"),
     "plugins": _plugins,
 }
 PROBES = WITH_TORCH | WITHOUT_TORCH
