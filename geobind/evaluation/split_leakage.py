@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from geobind.data.inspect import SILENT, find_near_duplicates, inspect_raw
 from geobind.data.table import Table
@@ -227,7 +228,9 @@ class NearestDistances:
     train_rows: int
     least_km: float
     median_km: float
-    within_km: dict[str, float]  # shares of test rows, by kilometres
+    within_km: dict[
+        Annotated[str, Field(pattern=r"^\d{1,5}(\.\d{1,5})?$")], float
+    ]  # shares of test rows, by kilometres
     shared_cells: int  # 1-degree cells that hold rows of both
     in_shared_cells: float  # share of test rows
 

@@ -105,3 +105,12 @@ def test_bytes_that_are_no_number_are_a_damaged_stage(folder):
     path.write_text(json.dumps({**json.loads(path.read_text()), "filled": {"bytes": float("inf")}}))
     with pytest.raises(CheckpointError, match=r"stage\.json: filled\.bytes: Input should be a finite number"):
         read_run(folder)
+
+
+@pytest.mark.parametrize("distance", ["", "x", "nan", "-1", "1e400"])
+def test_a_distance_of_leakage_that_is_no_number_is_a_damaged_file(folder, distance):
+    leaks = json.loads((folder / "leakage.json").read_text())
+    leaks["one"]["near"]["within_km"] = {distance: 0.5}
+    (folder / "leakage.json").write_text(json.dumps(leaks))
+    with pytest.raises(CheckpointError, match=r"leakage\.json: one\.near\.within_km"):
+        read_run(folder)
