@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +86,9 @@ def read_places(path: Path) -> list[Spot]:
             if not (-90 <= lat <= 90 and -180 <= lon <= 180):
                 raise CutError(f"{line}: latitude {lat:g} or longitude {lon:g} is out of range")
             places.append(Spot(row.get("key") or f"place_{rows.line_num}", lat, lon))
-    keys = [place.key for place in places]
-    if twice := {key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else set():
-        raise CutError(f"{path}: key '{min(twice)}' is there twice")
+    key, count = Counter(place.key for place in places).most_common(1)[0] if places else ("", 0)
+    if count > 1:
+        raise CutError(f"{path}: key '{key}' is there twice")
     if not places:
         raise CutError(f"{path}: has no rows")
     return places
