@@ -140,10 +140,11 @@ class Exact(VectorIndex):
     def add(self, vectors_ND: Any) -> None:
         """Append unit-length embeddings; see `VectorIndex.add`."""
         added_ND = check_vectors(vectors_ND)
-        if self._parts and (added_ND.shape[1], added_ND.dtype) != (self.width, self.vectors.dtype):
+        first_ND = self._parts[0] if self._parts else added_ND  # `vectors` would join the parts: a copy
+        if (added_ND.shape[1], added_ND.dtype) != (first_ND.shape[1], first_ND.dtype):
             raise DataError(
                 f"vectors of {added_ND.dtype} x {added_ND.shape[1]} do not fit an index of "
-                f"{self.vectors.dtype} x {self.width}"
+                f"{first_ND.dtype} x {first_ND.shape[1]}"
             )
         self._parts.append(added_ND)
 

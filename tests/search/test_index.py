@@ -82,6 +82,20 @@ def test_rows_added_in_parts_are_numbered_in_order(kernel):
     assert index.search(vectors[77], 1).rows_QK.tolist() == [[77]]
 
 
+def test_adding_a_part_copies_none_of_those_before(monkeypatch):
+    def refuse(parts):
+        raise AssertionError("parts are joined before all are there")
+
+    index, parts, other = Exact(), np.split(unit_rows(40, 8), 4), unit_rows(10, 8, kind=np.float32)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "concatenate", refuse)
+        for part in parts:
+            index.add(part)
+        with pytest.raises(DataError, match="vectors of float32 x 8 do not fit an index of float16 x 8"):
+            index.add(other)
+    assert np.array_equal(index.vectors, np.concatenate(parts))
+
+
 def test_a_mask_and_row_numbers_filter_alike(kernel):
     vectors, mask = unit_rows(500, 16), np.arange(500) % 7 == 0
     index = exact_index(vectors)
