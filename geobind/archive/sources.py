@@ -276,7 +276,7 @@ class ManifestRows:
     @cached_property
     def table(self) -> Table:
         """The rows, those without a place last."""
-        table = open_table(self.options, self.base, (self.modality,))
+        table = open_table(self.options.narrow([self.modality]), self.base, (self.modality,))
         table = table if self.split is None else table.split(self.split)
         table = table.take(table.rows_with((self.modality,)))
         if not len(table):

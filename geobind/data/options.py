@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import GenericAlias
 from typing import Annotated, Any, NamedTuple, Self, cast
@@ -159,6 +159,10 @@ class DataOptions(BaseModel):
     def source(self) -> str:
         """The name of the manifest's file or of the dataset."""
         return self.dataset.name if self.dataset is not None else cast(Path, self.manifest).name
+
+    def narrow(self, names: Collection[str]) -> Self:
+        """Return the options to open these modalities alone: `first` names no others."""
+        return self.model_copy(update={"first": tuple(name for name in self.first if name in names)})
 
     @model_validator(mode="before")
     @classmethod

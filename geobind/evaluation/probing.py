@@ -41,7 +41,8 @@ class ProbeSource(NamedTuple):
 
     def table(self, split: str, *names: str) -> Table:
         """Open the rows of a split with these columns; a limit takes the first."""
-        return take_first_rows(open_table(self.options, Path.cwd(), names).split(split), self.limit)
+        table = open_table(self.options.narrow(names), Path.cwd(), names)
+        return take_first_rows(table.split(split), self.limit)
 
     def labelled(self, split: str, name: str) -> Table:
         """Open the rows of a split that have a label and this modality.

@@ -150,8 +150,8 @@ def read_truths(
     for name, question in questions.items():
         check_words(name, question, modalities)
     wanted = tuple(dict.fromkeys(question.truth for question in questions.values()))
-    # `first` names modalities, which are not among these columns.
-    table = open_table(data.model_copy(update={"first": ()}), base, find_number_columns(data, wanted))
+    # Columns of numbers are no modalities, whatever their names.
+    table = open_table(data.narrow(()), base, find_number_columns(data, wanted))
     numbers = read_numbers(replace(table, rows_N=held_out.rows_N, view=held_out.view), data, wanted)
     truths: dict[str, Truth] = {}
     for name, question in questions.items():

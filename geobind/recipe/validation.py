@@ -569,8 +569,7 @@ def find_uncovered(recipe: Recipe) -> Iterator[Fault]:
             if not rasters.paths or options.manifest is None:
                 continue
             try:
-                one = options.model_copy(update={"first": ()})  # names modalities that are not opened here
-                column = open_table(one, recipe.base, [name]).columns[name]
+                column = open_table(options.narrow([name]), recipe.base, [name]).columns[name]
                 if not isinstance(column, RasterColumn):
                     continue
                 gone = [file for file in map(column.files, rasters.paths) if not Path(str(file)).exists()]

@@ -213,3 +213,23 @@ def test_training_draws_a_caption_each_time_the_same_again_or_takes_the_first(tm
     assert list(first.samples("text")) == ["0 one", "1 one", "2 one"]
     with pytest.raises(DataError, match=r"first: no modality 'txt' here; did you mean 'text'\?"):
         captioned(tmp_path, first=("txt",))
+
+
+def test_a_modality_opened_alone_is_read_whatever_first_says_of_others(tmp_path, monkeypatch):
+    from geobind.archive.sources import ManifestRows
+    from geobind.data.options import DataOptions
+    from geobind.evaluation.probing import ProbeSource, read_targets
+
+    monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        {"split": "test", "label": "ab"[row % 2], "height": row, "sky": "clear", "words": ["one", "two"]}
+        for row in range(4)
+    ]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    options = DataOptions(manifest="m.jsonl", columns={"text": "words"}, first=("text",))
+    assert list(ManifestRows(options, tmp_path, "sky").table.samples("sky")) == ["clear"] * 4
+    assert list(ManifestRows(options, tmp_path, "text").table.samples("text")) == ["one"] * 4
+    source = ProbeSource(options, None)
+    assert len(source.labelled("test", "sky")) == 4
+    assert list(read_targets(source, "test", "sky", ["height"])[1]["height"]) == [0, 1, 2, 3]
