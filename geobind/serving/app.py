@@ -193,7 +193,7 @@ def _send_file(request: Request, file: _PageFile) -> Response:
 
 
 def _add_errors(app: FastAPI) -> None:
-    """QueryAnswer every error with one sentence that says nothing of this machine."""
+    """Answer every error with one sentence that says nothing of this machine."""
 
     def answer(status: int, message: str) -> JSONResponse:
         headers = {"cache-control": "no-store", **({"retry-after": "2"} if status == 503 else {})}

@@ -72,7 +72,7 @@ class PartRequest(BaseModel):
 
 
 class QueryRequest(BaseModel):
-    """What a page asks: the parts of a query, and how many matches."""
+    """A query of a page: its parts, and how many matches it asks for."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
