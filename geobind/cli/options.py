@@ -30,9 +30,10 @@ def _bundle(ctx: click.Context, parameter: click.Parameter, name: str) -> str:
 
     What cannot be one is refused before any heavy import or download.
     """
+    from geobind.recipe.base_bundle import find_bundle
+
     folder = Path(name)
-    inside = folder / "bundle"
-    if (inside / "binder.json").is_file() and not (folder / "binder.json").is_file():
+    if (inside := find_bundle(folder)) != folder:
         return str(inside)
     if not folder.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise CheckpointError(
