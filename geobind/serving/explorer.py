@@ -35,7 +35,7 @@ from geobind.serving.limits import Limits, Refusal, describe_to_client
 from geobind.serving.tiles import GridTiles, SceneRaster, TileAddress, TilePicture
 from geobind.utils.files import read_limited
 from geobind.utils.formatting import shorten
-from geobind.utils.geo import to_unit_sphere
+from geobind.utils.geo import find_nearest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -360,8 +360,8 @@ class Explorer:
         placed = np.flatnonzero(np.isfinite(self._lat_N) & np.isfinite(self._lon_N))
         if not len(placed):
             return None
-        there_K3 = to_unit_sphere(np.stack([self._lat_N[placed], self._lon_N[placed]], axis=1))
-        return int(placed[np.argmax(there_K3 @ to_unit_sphere(np.array([[lat, lon]]))[0])])
+        place_KLL = np.stack([self._lat_N[placed], self._lon_N[placed]], axis=1)
+        return int(placed[find_nearest(np.array([[lat, lon]]), place_KLL)[0]])
 
     def look(self, row: int) -> dict[str, Any]:
         """Return what a row's place looks, sounds and reads like: its neighbours among rows and in banks."""
