@@ -364,7 +364,12 @@ class Explorer:
         return int(placed[find_nearest(np.array([[lat, lon]]), place_KLL)[0]])
 
     def look(self, row: int) -> dict[str, Any]:
-        """Return what a row's place looks, sounds and reads like: its neighbours among rows and in banks."""
+        """Return what a row's place looks, sounds and reads like: its neighbours among rows and in banks.
+
+        Raises:
+            Refusal: There is no such row.
+        """
+        self._check_row(row)
         vector_D = self._vector_ND[row].astype(np.float32)
         similarity_N = self._score(vector_D)
         like_K = nearest(similarity_N, _LIKE + 1)
@@ -408,8 +413,7 @@ class Explorer:
             Refusal: There is no such row.
             DataError: The raster cannot be read there.
         """
-        if not 0 <= row < len(self.archive):
-            raise Refusal(404, "there is no such row")
+        self._check_row(row)
         lat, lon = float(self._lat_N[row]), float(self._lon_N[row])
         if self.scene is None or not (math.isfinite(lat) and math.isfinite(lon)):
             return None
@@ -419,6 +423,10 @@ class Explorer:
         else:
             share = self.scene.measure_box(*self.archive.footprint([row])[0].tolist()) or _POINT_PIXELS
         return self.scene.draw_around(lat, lon, share, side)
+
+    def _check_row(self, row: int) -> None:
+        if not 0 <= row < len(self.archive):
+            raise Refusal(404, "there is no such row")
 
 
 def _name_part(part: PartRequest) -> QueryPart:
