@@ -27,6 +27,16 @@ _ADDED = 65_536  # rows at a time, which become float32
 _TABLE = "rows"
 
 
+def _count_lists(rows: int) -> int:
+    """Return how many inverted lists so many rows are cut into."""
+    return max(1, min(round(4 * rows**0.5), rows // _FEWEST))
+
+
+def _list_efforts(lists: int) -> list[int]:
+    """Return the numbers of lists that a query may look into, fewer than all of them."""
+    return [4**n for n in range(16) if 4**n < lists] or [1]
+
+
 class Faiss(ApproximateIndex):
     """Inverted lists of float16 vectors (faiss's IVF with SQfp16): a query looks into the nearest lists."""
 
@@ -39,19 +49,14 @@ class Faiss(ApproximateIndex):
         import faiss
 
         total, width = vectors_ND.shape
-        lists = max(1, min(round(4 * total**0.5), total // _FEWEST))
+        lists = _count_lists(total)
         self.engine: Any = faiss.index_factory(width, f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
         random = np.random.default_rng(0)
         sample = np.sort(random.choice(total, min(total, _MOST * lists), replace=False))
         self.engine.train(vectors_ND[sample].astype(np.float32))
         for start in range(0, total, _ADDED):
             self.engine.add(vectors_ND[start : start + _ADDED].astype(np.float32))
-        self._set_efforts()
-
-    def _set_efforts(self) -> None:
-        lists = int(self.engine.nlist)
-        self.efforts = [4**n for n in range(16) if 4**n < lists]
-        self.efforts = self.efforts or [1]
+        self.efforts = _list_efforts(lists)
 
     def find(self, query_QD: NDArray[np.float32], k: int, rows: Rows | None, effort: int) -> Rows:
         """Return the best rows of the nearest `effort` lists; a few more than asked, since float16 rounds."""
@@ -83,7 +88,7 @@ class Faiss(ApproximateIndex):
             raise CheckpointError(f"{path}: cannot be read; build the index again") from error
         if self.engine.ntotal != len(self) or self.engine.d != self.exact.width:
             raise CheckpointError(f"{path}: holds other rows than {folder}; build the index again")
-        self._set_efforts()
+        self.efforts = _list_efforts(self.engine.nlist)
 
 
 class Lance(ApproximateIndex):
@@ -113,15 +118,15 @@ class Lance(ApproximateIndex):
             rows = pa.array(np.arange(start, start + len(block_BD)))
             lists = pa.FixedSizeListArray.from_arrays(pa.array(block_BD.reshape(-1)), width)
             table.add(pa.table({"row": rows, "vector": lists}))
-        count = max(1, min(round(4 * total**0.5), total // _FEWEST))
-        table.create_index("vector", config=IvfFlat(distance_type="dot", num_partitions=count))
-        self._open(Path(self._home.name), count)
+        config = IvfFlat(distance_type="dot", num_partitions=_count_lists(total))
+        table.create_index("vector", config=config)
+        self._open(Path(self._home.name), total)
 
-    def _open(self, folder: Path, count: int) -> None:
+    def _open(self, folder: Path, total: int) -> None:
         import lancedb  # pyright: ignore[reportMissingImports]
 
         self.table: Any = lancedb.connect(str(folder)).open_table(_TABLE)
-        self.efforts = [4**n for n in range(16) if 4**n < count] or [1]
+        self.efforts = _list_efforts(_count_lists(total))
 
     def find(self, query_QD: NDArray[np.float32], k: int, rows: Rows | None, effort: int) -> Rows:
         """Return the best rows of the nearest `effort` lists."""
@@ -142,7 +147,7 @@ class Lance(ApproximateIndex):
     def read(self, folder: Path) -> None:
         """Open the table where it lies."""
         try:
-            self._open(folder, max(1, min(round(4 * len(self) ** 0.5), len(self) // _FEWEST)))
+            self._open(folder, len(self))
             rows = self.table.count_rows()
         except Exception as error:  # it has no class of errors of its own
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
