@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from geobind.errors import CheckpointError, DataError
-from geobind.search.index import Matches, VectorIndex, create_index, scan
+from geobind.search.index import ApproximateIndex, Matches, VectorIndex, create_index, scan
 from geobind.search.query import as_query
 from geobind.search.recall import measure_recall
 
@@ -224,11 +224,11 @@ def build_index(
     Raises:
         PluginError: There is no such kind, or the package that it needs is not installed.
     """
-    index: Any = create_index(kind)
+    index = create_index(kind)
     for _, block in archive.iter_blocks(dtype=None):
         index.add(block)
     index.archive, index.model = archive_digest(archive), archive.model
-    if hasattr(index, "approximate"):
+    if isinstance(index, ApproximateIndex):
         place_NLL = np.stack([archive.lat_N, archive.lon_N], axis=1)
         placed = bool(np.isfinite(place_NLL).all())
         measure_recall(index, place_NLL if placed else None, queries_QD, count=count)

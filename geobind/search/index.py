@@ -176,10 +176,14 @@ class Exact(VectorIndex):
 
     def save(self, folder: Path) -> None:
         """Write the index; see `VectorIndex.save`."""
+        self.write_vectors(folder)
+        write_json(folder / CARD, build_card(self, self.vectors).model_dump())
+
+    def write_vectors(self, folder: Path) -> None:
+        """Write the rows without a card; that of an index which was there before is removed first."""
         (folder / CARD).unlink(missing_ok=True)
         with replace_atomic(folder / _VECTORS) as temporary, temporary.open("wb") as file:
             np.save(file, self.vectors, allow_pickle=False)
-        write_json(folder / CARD, build_card(self, self.vectors).model_dump())
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -276,9 +280,7 @@ class ApproximateIndex(VectorIndex):
         if not self._measured:
             raise DataError(f"index '{self.name}': its recall was not measured; call measure_recall first")
         self.prepare()
-        self.exact.archive, self.exact.model = self.archive, self.model
-        self.exact.save(folder)
-        (folder / CARD).unlink()
+        self.exact.write_vectors(folder)
         self.write(folder)
         write_json(folder / CARD, build_card(self, self.exact.vectors).model_dump())
 
