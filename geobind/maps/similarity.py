@@ -14,8 +14,8 @@ import torch
 
 from geobind.errors import CheckpointError, DataError
 from geobind.scoring import PairScales, probabilities, require_scales
-from geobind.search.hits import Hits, describe_rows
-from geobind.search.query import Query, as_query
+from geobind.search.hits import Hits, describe_rows, iter_vectors
+from geobind.search.query import Query, as_query, check_width
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,7 +94,8 @@ def map_query(
     asked = as_query(query)
     if binder is not None and bridge is not None:
         raise DataError("probabilities were fitted to cosines, not to bridged scores: give one of them")
-    drawn = _map_queries(archive, [asked], bbox, time, bridge)[0]
+    canvas, score_1R = _score_tiles(archive, [asked], bbox, time, bridge)
+    drawn = _draw_map(archive, canvas, score_1R[0], asked.label)
     if binder is None:
         return drawn
     scales = _require_scales(binder, asked, archive)
@@ -124,13 +125,12 @@ def map_classes(
     """
     if not 2 <= len(queries) <= MAX_CLASSES:
         raise DataError(f"a map of classes needs 2 to {MAX_CLASSES} of them, not {len(queries)}")
-    maps = _map_queries(archive, [as_query(query) for query in queries.values()], bbox, time)
-    largest_HW, class_HW = maps[0].similarity_HW, np.where(maps[0].rows_HW >= 0, 1, 0).astype(np.uint8)
-    for number, one in enumerate(maps[1:], start=2):
-        class_HW[one.similarity_HW > largest_HW] = number
-        largest_HW = np.fmax(largest_HW, one.similarity_HW)
-    label = ", ".join(f"{name}: {one.label}" for name, one in zip(queries, maps, strict=True))
-    return ClassMap(tuple(queries), class_HW, replace(maps[0], label=label, similarity_HW=largest_HW))
+    asked = [as_query(query) for query in queries.values()]
+    canvas, score_QR = _score_tiles(archive, asked, bbox, time)
+    label = ", ".join(f"{name}: {one.label}" for name, one in zip(queries, asked, strict=True))
+    class_HW = np.zeros(canvas.shape, np.uint8)
+    class_HW[canvas.down_R, canvas.across_R] = 1 + score_QR.argmax(axis=0)
+    return ClassMap(tuple(queries), class_HW, _draw_map(archive, canvas, score_QR.max(axis=0), label))
 
 
 def map_change(later: QueryMap, earlier: QueryMap) -> QueryMap:
@@ -172,41 +172,36 @@ def _corner_words(drawn: QueryMap) -> str:
     return f"{height} x {width} tiles at {corner}, {' '.join(drawn.crs.split())[:60]}"
 
 
-def _map_queries(
+def _score_tiles(
     archive: Archive,
     queries: Sequence[Query],
     bbox: Sequence[float] | None,
     time: tuple[Any, Any] | None,
     bridge: Bridge | None = None,
-) -> list[QueryMap]:
-    """Map several queries in one pass over the embeddings."""
+) -> tuple[_Canvas, NDArray[np.float32]]:
+    """Score the tiles of a map by several queries (Q, R), in one pass over the embeddings."""
     for one in queries:
-        if one.vector.shape != (archive.width,):
-            raise DataError(
-                f"the query has width {one.vector.shape[0]}, and {archive.path} holds embeddings of width "
-                f"{archive.width}; embed it with the bundle that the archive was made with"
-            )
+        check_width(one, archive)
     canvas = _lay_out(archive, bbox, time)
-    score_QR = _score_rows(archive, np.stack([one.vector for one in queries]), canvas.rows_R, bridge)
+    return canvas, _score_rows(archive, np.stack([one.vector for one in queries]), canvas.rows_R, bridge)
+
+
+def _draw_map(archive: Archive, canvas: _Canvas, score_R: NDArray[np.float32], label: str) -> QueryMap:
+    """Return the scores of a map's tiles as its pixels."""
+    similarity_HW = np.full(canvas.shape, np.nan, np.float32)
+    similarity_HW[canvas.down_R, canvas.across_R] = score_R
     rows_HW = np.full(canvas.shape, -1, np.int64)
     rows_HW[canvas.down_R, canvas.across_R] = canvas.rows_R
-    maps: list[QueryMap] = []
-    for one, score_R in zip(queries, score_QR, strict=True):
-        similarity_HW = np.full(canvas.shape, np.nan, np.float32)
-        similarity_HW[canvas.down_R, canvas.across_R] = score_R
-        maps.append(
-            QueryMap(
-                one.label,
-                similarity_HW,
-                rows_HW,
-                canvas.transform,
-                canvas.grid.crs,
-                archive.model,
-                archive.metadata.source,
-                span=_time_span(archive, canvas.rows_R),
-            )
-        )
-    return maps
+    return QueryMap(
+        label,
+        similarity_HW,
+        rows_HW,
+        canvas.transform,
+        canvas.grid.crs,
+        archive.model,
+        archive.metadata.source,
+        span=_time_span(archive, canvas.rows_R),
+    )
 
 
 def _lay_out(archive: Archive, bbox: Sequence[float] | None, time: tuple[Any, Any] | None) -> _Canvas:
@@ -249,17 +244,12 @@ def _lay_out(archive: Archive, bbox: Sequence[float] | None, time: tuple[Any, An
 
 def _score_rows(
     archive: Archive, query_QD: NDArray[np.float32], rows_R: NDArray[np.int64], bridge: Bridge | None
-) -> NDArray[Any]:
+) -> NDArray[np.float32]:
     """Compute the cosine similarity of rows to queries (Q, R), holding one block at a time."""
     query_DQ = torch.from_numpy(query_QD).T
     score_QR = np.empty((len(query_QD), len(rows_R)), np.float32)
-    if len(rows_R) == len(archive):  # then they are in order
-        blocks = archive.iter_blocks()
-    else:
-        step = 65_536
-        starts = range(0, len(rows_R), step)
-        blocks = ((start, archive.read_vectors(rows_R[start : start + step])) for start in starts)
-    for start, block_BD in blocks:
+    chosen_R = None if len(rows_R) == len(archive) else rows_R  # all of them are in order
+    for start, block_BD in iter_vectors(archive, chosen_R):
         if bridge is None:
             score_QB = (torch.from_numpy(block_BD) @ query_DQ).T.clamp(-1, 1)
         else:

@@ -15,7 +15,7 @@ import numpy as np
 
 from geobind.errors import CheckpointError, DataError
 from geobind.search.index import ApproximateIndex, Matches, VectorIndex, create_index, scan
-from geobind.search.query import as_query
+from geobind.search.query import as_query, check_width
 from geobind.search.recall import measure_recall
 
 if TYPE_CHECKING:
@@ -116,11 +116,7 @@ def search(
     if index is not None and bridge is not None:
         raise DataError("an index holds embeddings that no bridge has drawn: leave one of the two out")
     asked = as_query(query)
-    if asked.vector.shape != (archive.width,):
-        raise DataError(
-            f"the query has width {asked.vector.shape[0]}, and {archive.path} holds embeddings of width "
-            f"{archive.width}; embed it with the bundle that the archive was made with"
-        )
+    check_width(asked, archive)
     rows = None if bbox is None and time is None else archive.find_rows(bbox, time)
     if index is not None:
         check_index(index, archive)
@@ -130,6 +126,23 @@ def search(
     return describe_rows(archive, found.rows_QK[0], found.similarity_QK[0], asked.label)
 
 
+def iter_vectors(
+    archive: Archive, rows: NDArray[np.int64] | None, *, dtype: Any = np.float32
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield embeddings of rows (None: all) block by block, each with how many came before.
+
+    Args:
+        archive: The embeddings.
+        rows: Numbers of rows, ascending.
+        dtype: Type of the embeddings; None: as stored.
+    """
+    if rows is None:
+        yield from archive.iter_blocks(dtype=dtype)
+        return
+    for start in range(0, len(rows), _READ_ROWS):
+        yield start, archive.read_vectors(rows[start : start + _READ_ROWS], dtype=dtype)
+
+
 def _scan_archive(
     archive: Archive,
     query_D: NDArray[np.float32],
@@ -137,13 +150,10 @@ def _scan_archive(
     rows: NDArray[np.int64] | None,
     bridge: Bridge | None,
 ) -> Matches:
-    if rows is None:
-        blocks = (
-            (np.arange(start, start + len(block)), block) for start, block in archive.iter_blocks(dtype=None)
-        )
-    else:
-        parts = (rows[start : start + _READ_ROWS] for start in range(0, len(rows), _READ_ROWS))
-        blocks = ((part, archive.read_vectors(part, dtype=None)) for part in parts)
+    blocks = (
+        (np.arange(start, start + len(block)) if rows is None else rows[start : start + len(block)], block)
+        for start, block in iter_vectors(archive, rows, dtype=None)
+    )
     if bridge is None:
         return scan(blocks, query_D, k, archive.width)
     # Extended by four numbers, whose cosine is 4/9 of the bridge's score.

@@ -24,6 +24,7 @@ from geobind.utils.formatting import format_count, format_number, shorten
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from geobind.archive import Archive
     from geobind.archive.table import Box
     from geobind.binder import Binder
 
@@ -215,6 +216,19 @@ def as_query(query: Any) -> Query:
             f"gives; not {f'of shape {tuple(shape)}' if shape is not None else f'a {type(query).__name__}'}"
         )
     return Query(check_queries(query, shape[-1])[0])
+
+
+def check_width(query: Query, archive: Archive) -> None:
+    """Check that a query is as wide as the embeddings of an archive.
+
+    Raises:
+        DataError: It is not.
+    """
+    if query.vector.shape != (archive.width,):
+        raise DataError(
+            f"the query has width {query.vector.shape[0]}, and {archive.path} holds embeddings of width "
+            f"{archive.width}; embed it with the bundle that the archive was made with"
+        )
 
 
 # Where and when ---------------------------------------------------------------------------------------
