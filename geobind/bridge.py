@@ -139,7 +139,7 @@ class AnchorBank:
 
 
 class BankFacts(BaseModel):
-    """What a bundle's card says of its bank."""
+    """Facts of a bank on the card of its bundle."""
 
     model_config = ConfigDict(frozen=True)
 
