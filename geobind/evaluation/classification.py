@@ -20,6 +20,7 @@ from geobind.evaluation.embeddings import (
     check_same_width,
     encode_values,
     full_precision,
+    number_clusters,
     to_plain_list,
 )
 from geobind.evaluation.intervals import Estimate, estimate_repeated_share
@@ -103,9 +104,8 @@ def build_query_classes(labels: Any, classes: Sequence[str], rows: int, groups: 
         raise DataError("no row has a label; recognition is measured on labelled rows")
     group_Q = None
     if groups is not None:
-        # A row without a group is one of its own.
-        named = [("", at) if group is None else group for at, group in enumerate(to_plain_list(groups))]
-        group_Q = encode_values(_keep_labelled(named, kept_N), int(kept_N.sum()), "groups")
+        kept_groups = _keep_labelled(to_plain_list(groups), kept_N)
+        group_Q = number_clusters(kept_groups, len(kept_groups), "groups")
     return QueryClasses(tuple(classes), kept_N, class_N[kept_N], group_Q)
 
 

@@ -165,6 +165,15 @@ def encode_values(values: Any, size: int, name: str, known: dict[Any, int] | Non
     return np.array([-1 if v is None else known.setdefault(v, len(known)) for v in plain], dtype=np.int64)
 
 
+def number_clusters(values: Any, size: int, name: str) -> np.ndarray:
+    """Number the clusters of rows without gaps; a row without one is a cluster of its own.
+
+    Raises:
+        DataError: As many values as rows were not given.
+    """
+    return encode_values([object() if of is None else of for of in to_plain_list(values)], size, name)
+
+
 class RetrievalSides(NamedTuple):
     """Queries and gallery with ids; rows of equal id are positives of each other."""
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from torch import Tensor
 
 from geobind.binder import Binder
 from geobind.data.numbers import find_number_columns, read_numbers
@@ -19,6 +20,7 @@ from geobind.data.options import DataOptions
 from geobind.data.table import Table, open_table
 from geobind.errors import DataError, GeobindError, did_you_mean
 from geobind.evaluation.embedded import EmbeddedRows
+from geobind.evaluation.embeddings import number_clusters
 from geobind.evaluation.intervals import Estimate, estimate_share
 from geobind.evaluation.retrieval_metrics import Metric
 from geobind.evaluation.split_leakage import Clusters
@@ -33,7 +35,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Answer:
-    """What the embeddings of one modality answer to a question."""
+    """The answer of one modality's embeddings to a question, measured."""
 
     modality: str
     mark: Mark  # of the modality and that of the words
@@ -86,7 +88,7 @@ def measure_auc(score_Q: Floats, true_Q: Mask, cluster_Q: Sequence[Any] | None =
     placed_Q = np.empty(len(score_Q))
     placed_Q[true_Q] = _share_below(score_Q[true_Q], score_Q[~true_Q])
     placed_Q[~true_Q] = 1 - _share_below(score_Q[~true_Q], score_Q[true_Q])
-    unit_Q = None if cluster_Q is None else _number_clusters(cluster_Q)
+    unit_Q = None if cluster_Q is None else number_clusters(cluster_Q, len(score_Q), "clusters")
     mean = estimate_share(placed_Q, unit_Q, true_Q.astype(np.int64))
     # The mean over two kinds halves how far each is off, which the area adds up: a quarter of its variance.
     area = Estimate(mean.value, mean.effective / 4, mean.freedom)
@@ -99,12 +101,6 @@ def _share_below(score_Q: Floats, other_R: Floats) -> Floats:
     smaller_Q = np.searchsorted(sorted_R, score_Q, side="left")
     not_larger_Q = np.searchsorted(sorted_R, score_Q, side="right")
     return (smaller_Q + not_larger_Q) / (2 * len(other_R))
-
-
-def _number_clusters(cluster_Q: Sequence[Any]) -> NDArray[np.int64]:
-    keys = [("alone", row) if of is None else ("of", of) for row, of in enumerate(cluster_Q)]
-    number = {key: at for at, key in enumerate(dict.fromkeys(keys))}
-    return np.array([number[key] for key in keys])
 
 
 def load_questions(path: Path) -> dict[str, Question]:
@@ -231,26 +227,30 @@ def ask_questions(
     Returns:
         Their answers; None without questions.
     """
+    spaces = [space] if untrained is None else [space, untrained]
     results: list[QuestionResult] = []
     for name, question in questions.items():
         truth = truths[name]
+        contrasts = [_embed_contrast(each.binder, question) for each in spaces]
         answers: list[Answer] = []
         for modality in question.list_asked(space.embedded):
             rows_Q = space.embedded[modality].rows_Q
             known_Q = rows_Q[truth.known_N[rows_Q]]
             true_Q = truth.true_N[known_Q]
             cluster_Q = None if clusters.of_rows is None else [clusters.of_rows[row] for row in known_Q]
-            auc = measure_auc(_score(space, question, modality, known_Q), true_Q, cluster_Q)
-            baseline = None
-            if untrained is not None:
-                baseline = measure_auc(_score(untrained, question, modality, known_Q), true_Q, cluster_Q)
+            areas = [
+                measure_auc(
+                    (each.embedded[modality].of(known_Q).double() @ contrast_D).numpy(), true_Q, cluster_Q
+                )
+                for each, contrast_D in zip(spaces, contrasts, strict=True)
+            ]
             mark = marks.get(frozenset((question.through, modality)), "unconnected")
-            answers.append(Answer(modality, mark, len(known_Q), int(true_Q.sum()), auc, baseline))
+            answers.append(Answer(modality, mark, len(known_Q), int(true_Q.sum()), *areas))
         results.append(QuestionResult(name, question.prompts, question.describe_truth(), tuple(answers)))
     return QuestionResults(tuple(results), clusters.note) if results else None
 
 
-def _score(space: Space, question: Question, modality: str, rows_Q: NDArray[np.int64]) -> Floats:
-    words_2D = space.binder.embed(question.through, list(question.prompts), progress=False)
-    embedding_QD = space.embedded[modality].of(rows_Q)
-    return (embedding_QD.double() @ (words_2D[0] - words_2D[1]).double()).numpy()
+def _embed_contrast(binder: Binder, question: Question) -> Tensor:
+    """Return the direction from the second prompt of a question to the first: (D,)."""
+    words_2D = binder.embed(question.through, list(question.prompts), progress=False)
+    return (words_2D[0] - words_2D[1]).double()

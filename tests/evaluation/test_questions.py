@@ -127,3 +127,22 @@ def test_places_nearer_to_the_first_prompt_are_taken_for_true(places):
     assert (answer.modality, answer.mark, answer.rows, answer.true_rows) == ("tile", "emergent", 20, 7)
     assert answer.auc.value == 1.0 == answer.untrained.value
     assert result.truth == "temperature above 5, untrue up to 0"
+
+
+def test_the_words_of_a_question_are_embedded_once_for_all_modalities():
+    embedded = {
+        name: EmbeddedRows(np.arange(4), torch.eye(4)) for name in ("words", "tile", "photo", "sound")
+    }
+    calls = []
+
+    def embed(name, prompts, **_):
+        calls.append((name, *prompts))
+        return torch.eye(4)[:2]
+
+    truth = {"cold": SimpleNamespace(known_N=np.ones(4, dtype=bool), true_N=np.arange(4) < 1)}
+    alone = Clusters(None, None, "each row counts alone")
+    (result,) = ask_questions(
+        Space(SimpleNamespace(embed=embed), embedded), {"cold": COLD}, truth, {}, alone
+    ).questions
+    assert [answer.modality for answer in result.answers] == ["tile", "photo", "sound"]
+    assert calls == [("words", "cold", "warm")]
