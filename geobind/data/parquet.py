@@ -45,7 +45,7 @@ def read_record_batches(path: Path, file: pq.ParquetFile, columns: list[str]) ->
         DataError: The rows would take far more space than the file: a few kilobytes can repeat one value
             until memory and disk are full.
     """
-    space = _Space(path, file, columns)
+    space = _Space(path, file.metadata, columns)
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     if space.repeated:
         file = pq.ParquetFile(path, metadata=file.metadata, read_dictionary=space.repeated)
@@ -85,6 +85,19 @@ def _read_blocks(
         yield from table.combine_chunks().to_batches()
 
 
+def check_chunks(source: Path | pa.NativeFile, footer: pq.FileMetaData, columns: Iterable[str]) -> None:
+    """Check what a footer states of columns, before `RowGroupMetaData.column` is asked for them.
+
+    That ends the process where a footer contradicts itself. A reader that buffers ahead looks at the chunks
+    of all row groups too, but raises; it then reads no more than these columns of the first one.
+
+    Raises:
+        OSError: The footer contradicts itself, or the first rows are damaged.
+    """
+    reader = pq.ParquetFile(source, metadata=footer, pre_buffer=True)
+    next(reader.iter_batches(1, columns=[*columns]), None)
+
+
 class _Space:
     """Limit on what the rows of a file take once they are decoded.
 
@@ -96,29 +109,30 @@ class _Space:
         OSError: What the file says of a column contradicts itself.
     """
 
-    def __init__(self, path: Path, file: pq.ParquetFile, columns: list[str]) -> None:
-        self.path, self.taken, metadata = path, 0, file.metadata
+    def __init__(self, path: Path, metadata: pq.FileMetaData, columns: list[str]) -> None:
+        self.path, self.taken = path, 0
         self.limit = SPACE + EXPANSION * path.stat().st_size
         self.sizes: list[int] = []  # decoded bytes of each row group, save what dictionaries repeat
         repeated: dict[str, int] = {}  # most bytes of a column, by the name of its values
         for number in range(metadata.num_row_groups):
+            self._check(metadata.row_group(number).total_byte_size)
+        check_chunks(path, metadata, columns)
+        for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
-            self._check(group.total_byte_size)
-            # Faults of a chunk end the process if `group.column` meets them first; a reader raises them.
-            next(file.iter_batches(1, row_groups=[number], columns=columns), None)
             size = 8 * group.num_rows
-            for index in range(group.num_columns):
-                if metadata.schema.column(index).path.split(".")[0] not in columns:
+            for index in range(len(metadata.schema)):
+                leaf = metadata.schema.column(index)
+                if leaf.path.split(".")[0] not in columns:
                     continue
                 chunk = group.column(index)
                 size += chunk.num_values * _WIDTHS.get(chunk.physical_type, 4)
                 if chunk.physical_type == "FIXED_LEN_BYTE_ARRAY":
-                    size += chunk.num_values * metadata.schema.column(index).length
+                    size += chunk.num_values * leaf.length
                 elif chunk.physical_type == "BYTE_ARRAY":
                     size += chunk.total_uncompressed_size
                     if any("DICTIONARY" in encoding for encoding in chunk.encodings):
                         worst = chunk.num_values * chunk.total_uncompressed_size
-                        repeated[chunk.path_in_schema] = repeated.get(chunk.path_in_schema, 0) + worst
+                        repeated[leaf.path] = repeated.get(leaf.path, 0) + worst
             self.sizes.append(size)
         self.repeated = [name for name, worst in repeated.items() if self.repeats(worst)]
         self._check(sum(self.sizes))
