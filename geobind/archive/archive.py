@@ -26,7 +26,7 @@ from geobind.archive.table import (
     read_boxes,
     read_metadata,
 )
-from geobind.data.parquet import DAMAGE, EXPANSION, SPACE, report_damage
+from geobind.data.parquet import DAMAGE, EXPANSION, SPACE, check_chunks, report_damage
 from geobind.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from geobind.binder import Binder
 
 _MAX_GROUP = 1024**3  # bytes of the embeddings of one row group
+_CHUNKS = {"id", "lat", "lon", "time"}  # columns whose sizes or ranges are taken from the footer
 _MAX_GEO = 1_000_000  # bytes of GeoParquet's metadata that are parsed
 _MAX_ID = 10_000  # bytes of a row's name, on average over a row group
 
@@ -76,7 +77,7 @@ class Archive:
 
     @classmethod
     def open(cls, path: str | Path, binder: Binder | None = None) -> Self:
-        """Open an archive, which may be a stranger's; nothing but its footer is read.
+        """Open an archive, which may be a stranger's; only its footer and first names and places are read.
 
         Args:
             path: The file.
@@ -357,30 +358,28 @@ class Archive:
             raise DataError(f"{self.path}: row {start + rows[0]}: {reason}; embed it again")
 
     def _check_size(self) -> None:
-        """Check that rows take no more memory than a file of this size can hold.
+        """Check that the footer is sound, and rows take no more memory than a file of this size can hold.
 
         Raises:
-            DataError: They would.
+            DataError: It is not, or they would.
         """
+        if (np.diff(self._starts) < 0).any() or self._footer.num_rows != self._starts[-1]:
+            raise DataError(f"{self.path}: damaged: its footer contradicts itself")
         itemsize = self.width * self.dtype.itemsize
         size = self.path.stat().st_size
-        if len(self) * (itemsize + 64) > SPACE + EXPANSION * size:
+        most = SPACE + EXPANSION * size
+        if len(self) * (itemsize + 64) > most:
             raise DataError(f"{self.path}: claims {len(self):,} rows, more than its {size:,} bytes can hold")
-        for number in range(self._footer.num_row_groups):
-            group = self._footer.row_group(number)
-            columns = {group.column(index).path_in_schema: index for index in range(group.num_columns)}
-            names = group.column(columns["id"])
-            if group.num_rows * itemsize > _MAX_GROUP or names.total_uncompressed_size > _MAX_ID * max(
-                1, group.num_rows
-            ):
+        groups = [self._footer.row_group(number) for number in range(self._footer.num_row_groups)]
+        for number, group in enumerate(groups):
+            if group.num_rows * itemsize > _MAX_GROUP or group.total_byte_size > most:
                 raise DataError(f"{self.path}: row group {number} is larger than any that geobind writes")
-        wrong = [
-            number
-            for number in range(self._footer.num_row_groups)
-            if self._footer.row_group(number).num_rows != self._starts[number + 1] - self._starts[number]
-        ]
-        if wrong or self._footer.num_rows != len(self):
-            raise DataError(f"{self.path}: damaged: its footer contradicts itself")
+        with report_damage(self.path):
+            check_chunks(self._file, self._footer, _CHUNKS & self._leaves.keys())
+        for number, group in enumerate(groups):
+            names = group.column(self._leaves["id"])
+            if names.total_uncompressed_size > _MAX_ID * max(1, group.num_rows):
+                raise DataError(f"{self.path}: row group {number} is larger than any that geobind writes")
 
     def _reader(self) -> pq.ParquetFile:
         """Return a reader of its own: one reader is for one thread alone."""
@@ -471,7 +470,12 @@ class Archive:
             statistics = group.column(index).statistics
             low, high = lowest, highest
             if statistics is not None and statistics.has_min_max:
-                low, high = statistics.min, statistics.max
+                try:
+                    low, high = statistics.min, statistics.max
+                except OverflowError as error:  # a moment of no year that Python knows
+                    raise DataError(
+                        f"{self.path}: damaged: '{name}' of row group {number}: {error}"
+                    ) from error
                 if name == "time":
                     low, high = _to_moment(low), _to_moment(high)
             least.append(low)

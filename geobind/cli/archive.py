@@ -21,7 +21,7 @@ def archive_command() -> None:
 @_archive_argument
 @json_option
 def info_command(archive: Path, as_json: bool) -> None:
-    """Show what ARCHIVE, a .parquet file, holds; only its footer is read."""
+    """Show what ARCHIVE, a .parquet file, holds; its embeddings are not read."""
     from geobind.archive.archive import Archive
     from geobind.utils.formatting import format_size
 

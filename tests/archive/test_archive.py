@@ -325,6 +325,39 @@ def test_a_damaged_file_never_raises_anything_but_a_data_error(small, tmp_path):
             continue
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (b"%\x02\x18\x02id", b"%\x00\x18\x02id", "damaged: Definition level histogram"),  # as if never null
+        (b"\x16\x08", b"\x16\x07", "damaged: its footer contradicts itself"),  # 4 rows become -4
+    ],
+)
+def test_a_footer_that_contradicts_itself_is_damage_and_does_not_end_the_process(
+    small, tmp_path, before, after, message
+):
+    start, found, end = small.read_bytes().rpartition(before)
+    assert found
+    (tmp_path / "bad.parquet").write_bytes(start + after + end)
+    with pytest.raises(DataError, match=message):
+        Archive.open(tmp_path / "bad.parquet")
+
+
+def test_a_column_that_the_footer_calls_by_another_name_is_read_by_its_place(small, tmp_path):
+    start, found, end = small.read_bytes().rpartition(b"\x19\x18\x02id")  # of the column's chunk
+    assert found
+    (tmp_path / "other.parquet").write_bytes(start + b"\x19\x18\x02\xffd" + end)
+    assert Archive.open(tmp_path / "other.parquet").check() == 4
+
+
+def test_a_range_of_times_that_no_calendar_has_is_damage(tmp_path):
+    times = np.array(["2024-01-01"] * 3 + ["30000-01-01"], "datetime64[us]")
+    path = write_archive(
+        tmp_path / "a.parquet", unit_rows(4), [0, 1, 2, 3], [0, 1, 2, 3], time=times, **NAMES
+    )
+    with pytest.raises(DataError, match=r"a\.parquet: damaged: 'time' of row group 0: "):
+        Archive.open(path).find_rows(time=("2024-01-01", None))
+
+
 class TestModels:
     """An archive is compared only with embeddings of the model that it was made with."""
 
