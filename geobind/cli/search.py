@@ -453,9 +453,8 @@ def _print_map(drawn: QueryMap | ClassMap, written: Sequence[Path]) -> None:
     height, width = shown.similarity_HW.shape
     click.echo(f"{shown.label}: {height} x {width} pixels, {len(known):,} tiles")
     if isinstance(drawn, ClassMap):
-        counts = np.bincount(drawn.class_HW.ravel(), minlength=len(drawn.labels) + 1)[1:]
-        for label, count in zip(drawn.labels, counts.tolist(), strict=True):
-            click.echo(f"  {label}: {format_percent(count / max(1, len(known)))}")
+        for label, share in zip(drawn.labels, drawn.shares, strict=True):
+            click.echo(f"  {label}: {format_percent(share)}")
     elif len(known):
         low, middle, high = np.percentile(known, (2, 50, 98))
         word = "difference" if drawn.change else "similarity"

@@ -125,15 +125,13 @@ def draw_legend(drawn: QueryMap | ClassMap, path: Path, colours: str = "viridis"
 
     if isinstance(drawn, ClassMap):
         figure = Figure(figsize=(4.2, 0.4 + 0.26 * len(drawn.labels)), layout="constrained")
-        counts = np.bincount(drawn.class_HW.ravel(), minlength=len(drawn.labels) + 1)[1:]
-        shares = counts / max(1, counts.sum())
         palette = class_colours(len(drawn.labels))
         handles = [
             Patch(
                 facecolor="#" + bytes(colour[:3]).hex(),
                 label=f"{shorten(label, 40)}  {format_percent(share)}",
             )
-            for label, share, colour in zip(drawn.labels, shares.tolist(), palette, strict=True)
+            for label, share, colour in zip(drawn.labels, drawn.shares, palette, strict=True)
         ]
         figure.legend(handles=handles, loc="center left", frameon=False, labelcolor=_INK)
     else:

@@ -54,6 +54,12 @@ class ClassMap:
     class_HW: NDArray[np.uint8]
     of: QueryMap  # the largest similarity of each tile
 
+    @property
+    def shares(self) -> list[float]:
+        """The share of the tiles that each class has, in the order of `labels`."""
+        counts = np.bincount(self.class_HW.ravel(), minlength=len(self.labels) + 1)[1:]
+        return (counts / max(1, counts.sum())).tolist()
+
 
 class _Canvas(NamedTuple):
     """The part of a grid that a map shows, and the archive's rows on it."""
