@@ -155,19 +155,13 @@ def _embed_inputs(
     bundle: str, modality: str, inputs: tuple[str, ...], out: Path, batch_size: int
 ) -> tuple[int, int]:
     """Write the embeddings of inputs, and return how many there are and their width."""
-    import io
-
-    import numpy as np
-
     from geobind.binder import Binder
-    from geobind.utils.files import write_atomic
+    from geobind.utils.files import write_npy
 
     embedding_ND = Binder.from_pretrained(bundle).embed(
         modality, list(inputs), batch_size=batch_size, numpy=True
     )
-    buffer = io.BytesIO()
-    np.save(buffer, embedding_ND, allow_pickle=False)
-    write_atomic(out, buffer.getvalue())
+    write_npy(out, embedding_ND)
     return embedding_ND.shape[0], embedding_ND.shape[1]
 
 

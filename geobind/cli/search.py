@@ -473,16 +473,10 @@ def _print_map(drawn: QueryMap | ClassMap, written: Sequence[Path]) -> None:
 @out_file("-o", "--out", about="A .npy file for the embedding.")
 def compose_command(bundle: str, queries: tuple[str, ...], weights: tuple[str, ...], out: Path) -> None:
     """Add observations of any modalities with BUNDLE, a folder or a hub id: one embedding of unit length."""
-    import io
-
-    import numpy as np
-
-    from geobind.utils.files import write_atomic
+    from geobind.utils.files import write_npy
 
     query = _embed(_load(bundle), queries, weights)
-    buffer = io.BytesIO()
-    np.save(buffer, query.vector[None], allow_pickle=False)
-    write_atomic(out, buffer.getvalue())
+    write_npy(out, query.vector[None])
     click.echo(f"{out}: {query.label}, 1 x {len(query.vector)} float32, unit length")
 
 

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from geobind.errors import CheckpointError, DataError, StorageError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -317,6 +318,15 @@ def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     from safetensors.torch import save
 
     return save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
+
+
+def write_npy(path: Path, values: NDArray[Any]) -> None:
+    """Write an array as a .npy file that holds no Python objects."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    write_atomic(path, buffer.getbuffer())
 
 
 def read_limited(path: Path, most: int, what: str) -> bytes:
