@@ -33,7 +33,7 @@ from geobind.search.hits import describe_rows
 from geobind.search.query import QueryPart, describe_parts
 from geobind.serving.limits import Limits, Refusal, describe_to_client
 from geobind.serving.tiles import GridTiles, SceneRaster, TileAddress, TilePicture
-from geobind.utils.files import read_limited
+from geobind.utils.files import is_hidden, read_limited
 from geobind.utils.formatting import shorten
 from geobind.utils.geo import find_nearest
 
@@ -502,7 +502,7 @@ def load_bank(binder: Binder, name: str, path: Path, *, batch_size: int = 64) ->
     """
     modality = binder.modality(name)
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+        files = sorted(file for file in path.iterdir() if file.is_file() and not is_hidden(file.name))
         items: list[Any] = list(files)
         names = [file.name for file in files]
     elif modality.widget == "text" and path.is_file():

@@ -218,6 +218,14 @@ def test_a_bank_leaves_out_what_cannot_be_read_and_says_so(binder, world, logged
     assert np.abs(bank.vector_ND[2] - alone[0]).max() < 1e-5
 
 
+def test_files_that_systems_leave_in_a_folder_are_none_of_a_bank(binder, world, tmp_path, logged):
+    (tmp_path / "0.wav").write_bytes((world / "sounds" / "0.wav").read_bytes())
+    for name in ("Thumbs.db", "desktop.ini", "._0.wav", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"x")
+    assert list(load_bank(binder, "audio", tmp_path).names) == ["0.wav"]
+    assert "left out" not in logged()
+
+
 def test_a_bank_without_anything_is_refused(binder, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
