@@ -30,18 +30,16 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import chromium
 import numpy as np
-import soundfile
+import served
 
 import geobind
-from geobind.archive import TileGrid, write_archive
-from geobind.archive.archive import model_digest
 from geobind.binder import build_binder
 from geobind.recipe import load_recipe
 
 PIXELS, METRES = 64, 640.0
-CORNER = 400_000.0, 5_200_000.0
-STALL = b"POST /api/embed/audio HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\nRIFF"
+CRS, CORNER = "EPSG:32632", (400_000.0, 5_200_000.0)
 
 
 def write_scene(path: Path, rows: int, columns: int) -> None:
@@ -49,47 +47,24 @@ def write_scene(path: Path, rows: int, columns: int) -> None:
     import rasterio
 
     side = METRES / PIXELS
-    facts = {"driver": "GTiff", "count": 3, "dtype": "uint8", "crs": "EPSG:32632", "tiled": True}
-    shape = {"height": rows * PIXELS, "width": columns * PIXELS, "compress": "deflate"}
     place = rasterio.Affine(side, 0, CORNER[0], 0, -side, CORNER[1])
-    rng = np.random.default_rng(0)
-    with rasterio.open(path, "w", transform=place, **facts, **shape) as file:
-        coarse = rng.integers(0, 255, (3, rows * 4, columns * 4), np.uint8)
-        file.write(coarse.repeat(PIXELS // 4, 1).repeat(PIXELS // 4, 2))
+    coarse = np.random.default_rng(0).integers(0, 255, (3, rows * 4, columns * 4), np.uint8)
+    image = coarse.repeat(PIXELS // 4, 1).repeat(PIXELS // 4, 2)
+    served.write_scene(path, image, crs=CRS, transform=place, nodata=None, tiled=True, compress="deflate")
+    with rasterio.open(path, "r+") as file:
         file.build_overviews([2, 4, 8, 16, 32])
 
 
 def write_world(home: Path, rows: int, columns: int, clip: bool) -> geobind.Binder:
     """Write bundle, archive and raster."""
-    from rasterio.warp import transform
-
     changes = ["modalities.text.clip.model=ViT-B-32", "width=512"] if clip else []
     binder = build_binder(load_recipe("three_modal", changes))
     binder.save(home / "bundle")
     row, column = (axis.ravel() for axis in np.mgrid[:rows, :columns])
-    x, y = CORNER[0] + (column + 0.5) * METRES, CORNER[1] - (row + 0.5) * METRES
-    lon, lat = transform("EPSG:32632", "EPSG:4326", x, y)
     vectors = np.random.default_rng(1).standard_normal((len(row), binder.width), np.float32)
-    grid = TileGrid(
-        crs="EPSG:32632",
-        transform=(METRES, 0, CORNER[0], 0, -METRES, CORNER[1]),
-        rows=rows,
-        columns=columns,
-        size_m=METRES,
-        stride_m=METRES,
-    )
-    write_archive(
-        home / "scene.parquet",
-        vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
-        lat,
-        lon,
-        modality="satellite",
-        model=model_digest(binder, "satellite"),
-        row=row,
-        column=column,
-        grid=grid,
-        size_m=METRES,
-    )
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    grid = served.make_grid(rows, columns, METRES, crs=CRS, corner=CORNER)
+    served.write_tiles(home / "scene.parquet", binder, vectors, row, column, grid)
     write_scene(home / "scene.tif", rows, columns)
     return binder
 
@@ -131,13 +106,6 @@ def describe(values: list[float]) -> str:
     return f"{statistics.median(values):7.2f} ms (from {min(values):.2f} to {max(values):.2f})"
 
 
-def make_sound(number: int) -> bytes:
-    file = io.BytesIO()
-    samples = 0.1 * np.random.default_rng(number).standard_normal(32_000)
-    soundfile.write(file, samples, 16_000, format="WAV")
-    return file.getvalue()
-
-
 def measure_query(binder, port: int, rounds: int) -> None:
     client = Client(port)
 
@@ -151,8 +119,8 @@ def measure_query(binder, port: int, rounds: int) -> None:
             lambda n: client.query(modality="text", text=f"a lake in the hills, number {n}"),
         ),
         "sound": (
-            lambda n: binder.embed("audio", geobind.Content(make_sound(2 * n))),
-            lambda n: ask_sound(make_sound(2 * n + 1)),
+            lambda n: binder.embed("audio", geobind.Content(served.make_sound(2 * n, seconds=2))),
+            lambda n: ask_sound(served.make_sound(2 * n + 1, seconds=2)),
         ),
     }
     for kind, (embed, query) in kinds.items():
@@ -177,11 +145,10 @@ def measure_tiles(port: int, rounds: int) -> None:
     rng = np.random.default_rng(0)
     for zoom in (about["scene"]["zoom"] - 6, about["scene"]["zoom"] - 3, about["scene"]["zoom"]):
         places = np.stack([rng.uniform(south, north, rounds), rng.uniform(west, east, rounds)], axis=1)
-        x = ((places[:, 1] + 180) / 360 * 2**zoom).astype(int)
-        y = ((1 - np.arcsinh(np.tan(np.radians(places[:, 0]))) / np.pi) / 2 * 2**zoom).astype(int)
+        tiles = (served.address_of(lat, lon, zoom)[0] for lat, lon in places.tolist())
         found: dict[str, list[float]] = {}
-        for tile in dict.fromkeys(zip(x.tolist(), y.tolist(), strict=True)):
-            where = f"{zoom}/{tile[0]}/{tile[1]}"
+        for tile in dict.fromkeys(tiles):
+            where = f"{tile.z}/{tile.x}/{tile.y}"
             for kind, path in (
                 ("scene", f"scene/{where}"),
                 ("map", f"map/{name}/{where}"),
@@ -197,7 +164,7 @@ def measure_load(port: int) -> None:
     with ExitStack() as stack:
         for _ in range(30):
             client = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-            client.sendall(STALL)
+            client.sendall(served.UPLOAD)
         statuses: list[int] = []
 
         def ask(n: int) -> None:
@@ -217,8 +184,6 @@ def measure_load(port: int) -> None:
 
 
 def measure_paint(port: int, rounds: int) -> None:
-    import chromium
-
     if chromium.BROWSER is None:
         print("no chromium here")
         return

@@ -28,6 +28,8 @@ from geobind.serving.tiles import SceneRaster, TileAddress
 SIDE, COLUMNS, ROWS = 32, 12, 8
 CORNER = (500_000.0, 4_500_000.0)  # of the scene, in UTM zone 31 north
 METRES = 10.0
+# The start of an upload whose rest does not come.
+UPLOAD = b"POST /api/embed/audio HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\nRIFF"
 
 
 class Spot(Modality):
@@ -64,52 +66,51 @@ def paint_scene() -> np.ndarray:
     return image
 
 
-def write_scene(path, image, *, crs="EPSG:32631", transform=None, nodata=0):
+def write_scene(path, image, *, crs="EPSG:32631", transform=None, nodata=0, **options):
     import rasterio
 
     transform = transform or rasterio.Affine(METRES, 0, CORNER[0], 0, -METRES, CORNER[1])
     facts = {"count": len(image), "height": image.shape[1], "width": image.shape[2], "dtype": image.dtype}
     with rasterio.open(
-        path, "w", driver="GTiff", crs=crs, transform=transform, nodata=nodata, **facts
+        path, "w", driver="GTiff", crs=crs, transform=transform, nodata=nodata, **facts, **options
     ) as file:
         file.write(image)
     return path
 
 
-def write_world(folder, binder):
-    """Write scene.tif, scene.parquet, sounds/ and words.txt."""
+def make_grid(rows, columns, step, *, crs="EPSG:32631", corner=CORNER):
+    """A grid of square cells of `step` metres, each seen whole."""
+    return TileGrid(
+        crs=crs,
+        transform=(step, 0, corner[0], 0, -step, corner[1]),
+        rows=rows,
+        columns=columns,
+        size_m=step,
+        stride_m=step,
+    )
+
+
+def write_tiles(path, binder, vectors, row, column, grid, **more):
+    """Write an archive of embeddings of these cells of a grid."""
     from rasterio.warp import transform
 
+    step, _, left, _, _, top = grid.transform
+    lon, lat = transform(grid.crs, "EPSG:4326", left + (column + 0.5) * step, top - (row + 0.5) * step)
+    model = model_digest(binder, "satellite")
+    where = {"row": row, "column": column, "grid": grid, "size_m": step}
+    write_archive(path, vectors, lat, lon, modality="satellite", model=model, **where, **more)
+
+
+def write_world(folder, binder):
+    """Write scene.tif, scene.parquet, sounds/ and words.txt."""
     image = paint_scene()
     write_scene(folder / "scene.tif", image)
     cells = [(row, column) for row in range(ROWS) for column in range(COLUMNS - 1)]
     tiles = [image[:, r * SIDE : (r + 1) * SIDE, c * SIDE : (c + 1) * SIDE] for r, c in cells]
     vectors = binder.embed("satellite", [np.ascontiguousarray(tile) for tile in tiles], numpy=True)
-    step = SIDE * METRES
     row, column = np.array(cells).T
-    grid = TileGrid(
-        crs="EPSG:32631",
-        transform=(step, 0, CORNER[0], 0, -step, CORNER[1]),
-        rows=ROWS,
-        columns=COLUMNS,
-        size_m=step,
-        stride_m=step,
-    )
-    x, y = CORNER[0] + (column + 0.5) * step, CORNER[1] - (row + 0.5) * step
-    lon, lat = transform("EPSG:32631", "EPSG:4326", x, y)
-    write_archive(
-        folder / "scene.parquet",
-        vectors,
-        lat,
-        lon,
-        modality="satellite",
-        model=model_digest(binder, "satellite"),
-        row=row,
-        column=column,
-        grid=grid,
-        size_m=step,
-        source="scene.tif",
-    )
+    grid = make_grid(ROWS, COLUMNS, SIDE * METRES)
+    write_tiles(folder / "scene.parquet", binder, vectors, row, column, grid, source="scene.tif")
     (folder / "sounds").mkdir()
     for number in range(4):
         (folder / "sounds" / f"{number}.wav").write_bytes(make_sound(number))
@@ -118,9 +119,10 @@ def write_world(folder, binder):
     return folder
 
 
-def make_sound(number=0, rate=16000) -> bytes:
+def make_sound(number=0, rate=16000, *, seconds=1) -> bytes:
     file = io.BytesIO()
-    soundfile.write(file, 0.1 * np.random.default_rng(number).standard_normal(rate), rate, format="WAV")
+    samples = 0.1 * np.random.default_rng(number).standard_normal(seconds * rate)
+    soundfile.write(file, samples, rate, format="WAV")
     return file.getvalue()
 
 

@@ -226,10 +226,7 @@ def stall(port, content, count):
     return stack
 
 
-UPLOAD = b"POST /api/embed/audio HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\nRIFF"
-
-
-@pytest.mark.parametrize("content", [UPLOAD, b"", b"GET / HTTP/1.1\r\nHos", UPLOAD[:70]])
+@pytest.mark.parametrize("content", [served.UPLOAD, b"", b"GET / HTTP/1.1\r\nHos", served.UPLOAD[:70]])
 def test_clients_that_stall_do_not_block_others_and_are_closed(explorer, content):
     limits = {"pause_s": 1.0, "header_s": 1.0, "connections": 64}
     with served.Served(explorer, **limits) as server, stall(server.port, content, 60):

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from geobind.archive import TileGrid
 from geobind.errors import DataError
 from geobind.serving import tiles
 from geobind.serving.tiles import SIDE, GridTiles, SceneRaster, TileAddress
@@ -165,17 +164,8 @@ def test_tiles_that_are_not_in_the_pyramid_are_refused(tmp_path, tile):
 
 def grid_tiles():
     """A grid of 8 x 12 cells of 320 m without its last column; the value of each is its number."""
-    step = 320.0
-    grid = TileGrid(
-        crs="EPSG:32631",
-        transform=(step, 0, 500_000, 0, -step, 4_500_000),
-        rows=8,
-        columns=12,
-        size_m=step,
-        stride_m=step,
-    )
     row, column = (axis.ravel() for axis in np.mgrid[:8, :11])
-    return GridTiles(grid, row, column)
+    return GridTiles(served.make_grid(8, 12, 320.0), row, column)
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
