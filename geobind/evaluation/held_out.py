@@ -28,7 +28,6 @@ from geobind.evaluation.arithmetic import (
 from geobind.evaluation.calibration import CalibrationResult, calibrate, measure_calibration
 from geobind.evaluation.embedded import EmbeddedRows, embed_modality, embed_rows
 from geobind.evaluation.gap import ModalityGap, modality_gap
-from geobind.evaluation.intervals import compare_means
 from geobind.evaluation.pairs import BridgedRow, Gain, PairRow, PairTable, SkippedPair, evaluate_pairs
 from geobind.evaluation.questions import QuestionResults, Space, ask_questions, read_truths
 from geobind.evaluation.retrieval_metrics import QueryScores, RetrievalSettings, retrieval
@@ -169,14 +168,8 @@ def _compare_bridged(plain: PairTable, bridged: PairTable) -> Iterator[BridgedRo
     for row in bridged.rows:
         was: QueryScores = plain.scores[row.query, row.gallery]
         now: QueryScores = bridged.scores[row.query, row.gallery]
-        gains: dict[str, Gain] = {}
-        for name in _COMPARED:
-            if name in was.measures and name in now.measures:
-                apart_Q = (
-                    now.value_QM[:, now.measures.index(name)] - was.value_QM[:, was.measures.index(name)]
-                )
-                gains[name] = Gain(*compare_means(apart_Q.astype(np.float64), now.cluster_Q))
-        yield BridgedRow(row, gains)
+        both = [name for name in _COMPARED if name in was.measures and name in now.measures]
+        yield BridgedRow(row, {name: Gain.over(was, now, name) for name in both})
 
 
 COLLAPSED = 1e-4  # mean squared distance from their mean; of evenly spread embeddings it is nearly 1

@@ -20,6 +20,7 @@ from geobind.evaluation.embeddings import (
     build_ground_truth,
     encode_values,
 )
+from geobind.evaluation.intervals import compare_means
 from geobind.evaluation.retrieval_metrics import (
     Metric,
     QueryScores,
@@ -77,6 +78,12 @@ class Gain:
     low: float
     high: float
     p: float  # probability of a difference this large, were there none
+
+    @classmethod
+    def over(cls, was: QueryScores, now: QueryScores, measure: str) -> Gain:
+        """Return the gain in a measure that both have, over the same queries in the same order."""
+        was_Q, now_Q = (of.value_QM[:, of.measures.index(measure)] for of in (was, now))
+        return cls(*compare_means((now_Q - was_Q).astype(np.float64), now.cluster_Q))
 
 
 @dataclass(frozen=True)

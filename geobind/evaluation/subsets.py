@@ -14,9 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from geobind.evaluation.embedded import EmbeddedRows
-from geobind.evaluation.intervals import compare_means
 from geobind.evaluation.pairs import Gain
-from geobind.evaluation.retrieval_metrics import Metric, QueryScores, Retrieval, retrieval
+from geobind.evaluation.retrieval_metrics import Metric, Retrieval, retrieval
 from geobind.fusion import fuse
 from geobind.scoring import Calibration, add_embeddings
 from geobind.utils.formatting import format_number
@@ -99,14 +98,9 @@ def _measure(
         {name: found.metrics[name] for name in SHOWN},
         best,
         alone[best].metrics[COMPARED],
-        _gain(found.scores, alone[best].scores),
-        _gain(found.scores, added.scores),
+        Gain.over(alone[best].scores, found.scores, COMPARED),
+        Gain.over(added.scores, found.scores, COMPARED),
     )
-
-
-def _gain(now: QueryScores, was: QueryScores) -> Gain:
-    value_Q, was_Q = (of.value_QM[:, of.measures.index(COMPARED)] for of in (now, was))
-    return Gain(*compare_means((value_Q - was_Q).astype(np.float64), now.cluster_Q))
 
 
 def build_subset_table(rows: Sequence[SubsetRow]) -> Table:
