@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import combinations
+from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,12 +55,13 @@ def evaluate_subsets(
         calibration: Weighs the inputs; without it all weigh the same.
         clusters: A cluster for each row of the table: rows of one are no independent queries.
     """
-    return [
+    rows = (
         row
         for gallery in embedded
         for inputs in _subsets([name for name in embedded if name != gallery])
         if (row := _measure(embedded, inputs, gallery, calibration, clusters)) is not None
-    ][:MOST_SUBSETS]
+    )
+    return list(islice(rows, MOST_SUBSETS))
 
 
 def _subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
