@@ -14,12 +14,11 @@ import argparse
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from paired import difference, ratio
+from paired import difference, ratio, take_turns
 
 from geobind import Binder
 from geobind.archive import embed_raster
@@ -75,14 +74,7 @@ def measure_time(name: str, tiles: int, rounds: int) -> None:
             out = Path(folder) / "scene.parquet"
             embed_raster(binder, "satellite", scene, out, size_m=10 * SIDE, fresh=True, progress=False)
 
-        times: dict[str, list[float]] = {"bare": [], "archive": []}
-        calls = {"bare": encode, "archive": archive}
-        encode()
-        for number in range(rounds):
-            for key in sorted(calls, reverse=number % 2 == 0):
-                start = time.process_time()
-                calls[key]()
-                times[key].append(time.process_time() - start)
+        times = take_turns({"bare": encode, "archive": archive}, rounds)
         bare = 1000 * float(np.median(times["bare"])) / count
         print(f"{name}: encoder {bare:.3f} ms a tile; {count} tiles, {rounds} rounds")
         print(f"  archive / bare encoder: {ratio(times['archive'], times['bare'])}")

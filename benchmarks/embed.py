@@ -11,12 +11,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from paired import ratio
+from paired import ratio, take_turns
 from PIL import Image
 
 from geobind import Binder
@@ -54,7 +53,6 @@ def main() -> None:
         registry().get("satellite").model_validate({"timm": {"model": "resnet18", "pretrained": False}})
     )
     binder = Binder({"satellite": modality}, 512, seed=0)
-    times: dict[str, list[float]] = {"by hand": [], "embed": []}
     with tempfile.TemporaryDirectory() as folder:
         files = write_images(Path(folder), args.files)
         calls = {
@@ -62,11 +60,7 @@ def main() -> None:
             "embed": lambda: binder.embed("satellite", files, batch_size=args.batch),
         }
         assert torch.allclose(calls["by hand"](), calls["embed"](), atol=1e-6)
-        for number in range(args.rounds):
-            for name in sorted(calls, reverse=number % 2 == 0):
-                start = time.process_time()
-                calls[name]()
-                times[name].append(time.process_time() - start)
+        times = take_turns(calls, args.rounds)
     for name, values in times.items():
         print(
             f"{name}: {statistics.median(values):.3f} CPU s for {args.files} files "

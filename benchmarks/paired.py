@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,19 @@ def interval(values: Sequence[float]) -> Interval:
     drawn = np.random.default_rng(0).integers(len(value_N), size=(4000, len(value_N)))
     low, high = np.quantile(np.median(value_N[drawn], axis=1), (0.025, 0.975))
     return Interval(float(np.median(value_N)), float(low), float(high))
+
+
+def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Return the CPU seconds of each call in each round, after one call of each that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for number in range(rounds):
+        for name in sorted(calls, reverse=number % 2 == 0):
+            start = time.process_time()
+            calls[name]()
+            times[name].append(time.process_time() - start)
+    return times
 
 
 def ratio(one: Sequence[float], other: Sequence[float]) -> str:

@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from paired import ratio
+from paired import ratio, take_turns
 
 from geobind import Binder
 from geobind.archive import Archive, TileGrid, model_digest, write_archive
@@ -41,18 +41,6 @@ def clustered_rows(count: int, width: int, clusters: int = 2000) -> np.ndarray:
         part = centre[random.integers(0, clusters, size)] + random.standard_normal((size, width), np.float32)
         rows[start : start + size] = part / np.linalg.norm(part, axis=1, keepdims=True)
     return rows
-
-
-def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for number in range(rounds):
-        for name in sorted(calls, reverse=number % 2 == 0):
-            start = time.process_time()
-            calls[name]()
-            times[name].append(time.process_time() - start)
-    return times
 
 
 def time_exact(args: argparse.Namespace) -> None:
