@@ -413,16 +413,16 @@ def _draw(archive: Archive, binder: Binder, given: Mapping[str, Any], where: Any
     query = _embed(binder, given["queries"], given["weights"])
     calibrated = binder if given["probability"] else None
     bridge = _choose_bridge(binder, query, archive) if given["bridge"] else None
+    # A mistake in them is named before the first archive is read.
+    other = _embed(binder, given["minus"], (), "--minus") if given["minus"] else None
+    before = None if given["before"] is None else Archive.open(given["before"], binder)
     drawn = map_query(
         archive, query, bbox=where, time=when, binder=calibrated, prior=given["prior"], bridge=bridge
     )
-    if given["minus"]:
-        other = _embed(binder, given["minus"], (), "--minus")
+    if other is not None:
         return map_change(drawn, map_query(archive, other, bbox=where, time=when))
-    if given["before"] is not None:
-        return map_change(
-            drawn, map_query(Archive.open(given["before"], binder), query, bbox=where, bridge=bridge)
-        )
+    if before is not None:
+        return map_change(drawn, map_query(before, query, bbox=where, bridge=bridge))
     return drawn
 
 

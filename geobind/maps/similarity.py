@@ -100,11 +100,11 @@ def map_query(
     asked = as_query(query)
     if binder is not None and bridge is not None:
         raise DataError("probabilities were fitted to cosines, not to bridged scores: give one of them")
+    scales = None if binder is None else _require_scales(binder, asked, archive)
     canvas, score_1R = _score_tiles(archive, [asked], bbox, time, bridge)
     drawn = _draw_map(archive, canvas, score_1R[0], asked.label)
-    if binder is None:
+    if scales is None:
         return drawn
-    scales = _require_scales(binder, asked, archive)
     shown = torch.from_numpy(drawn.similarity_HW)
     probability_HW = probabilities(shown, scales, str(asked.modality), "pair", prior).numpy()
     words = f"a match of {asked.modality} and {archive.modality}, where {prior:.1%} of tiles match"

@@ -8,6 +8,7 @@ import pytest
 import rasterio
 from click.testing import CliRunner
 
+from geobind.archive import Archive
 from geobind.binder import Binder
 from geobind.bridge import AnchorBank, Bridge
 from geobind.cli import main
@@ -202,6 +203,18 @@ def test_each_mistake_is_one_message_and_leaves_no_file(run, place, words, reaso
     text = run(*words, code=2)
     assert reason in " ".join(text.split()) and "Traceback" not in text
     assert {path.name for path in place.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        (("--before", "other.parquet"), "other.parquet: embedded by another model"),
+        (("--minus", "sound=a"), "this bundle has no modality 'sound'"),
+    ],
+)
+def test_what_a_map_subtracts_is_checked_before_the_archive_is_read(run, monkeypatch, option, reason):
+    monkeypatch.setattr(Archive, "iter_blocks", lambda *_, **__: pytest.fail("embeddings are read"))
+    assert reason in run(*MAP, *QUERY, *option, code=2)
 
 
 def test_observations_are_compared_classified_and_composed(run, tmp_path):

@@ -107,6 +107,12 @@ def test_probability_needs_calibration_and_a_query_of_one_observation(tiles):
         map_query(tiles[0], both, binder=BINDER)
 
 
+def test_a_missing_calibration_is_named_before_the_embeddings_are_read(tiles, monkeypatch):
+    monkeypatch.setattr(Archive, "iter_blocks", lambda *_, **__: pytest.fail("embeddings are read"))
+    with pytest.raises(DataError, match="no calibration of words and tile is known"):
+        map_query(tiles[0], QUERY, binder=mapped.build_binder(calibrated=False))
+
+
 def test_a_box_cuts_the_map_to_its_tiles_and_moves_its_corner(tiles, tmp_path):
     archive, image = tiles
     row, column = archive.row_N, archive.column_N
