@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from tiny_towers import htsat_config
 from torch import nn
 
 from geobind.binder import Binder
@@ -30,16 +31,7 @@ CLIP = {
 }
 # Pooling by catavgmax: its maxima had no ONNX function for long.
 RESNET = {"model": "test_resnet", "pretrained": False, "options": {"global_pool": "catavgmax"}}
-HTSAT = {
-    "pretrained": False,
-    "config": {
-        "patch_embeds_hidden_size": 8,
-        "hidden_size": 64,
-        "depths": [1, 1, 1, 1],
-        "num_attention_heads": [1, 2, 4, 8],
-        "projection_dim": WIDTH,
-    },
-}
+HTSAT = {"pretrained": False, "config": htsat_config(WIDTH)}
 KINDS = {
     "clip": Satellite(clip=CLIP),
     "timm": Satellite(timm=RESNET, size=32, channels=4),

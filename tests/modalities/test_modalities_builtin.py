@@ -10,6 +10,7 @@ import soundfile
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from tiny_towers import htsat_config
 
 import geobind_audio
 import geobind_ground_image
@@ -32,16 +33,7 @@ CLIP = {
     "pretrained": False,
 }
 RESNET = {"model": "test_resnet", "pretrained": False}
-HTSAT = {
-    "pretrained": False,
-    "config": {
-        "patch_embeds_hidden_size": 8,
-        "hidden_size": 64,
-        "depths": [1, 1, 1, 1],
-        "num_attention_heads": [1, 2, 4, 8],
-        "projection_dim": 32,
-    },
-}
+HTSAT = {"pretrained": False, "config": htsat_config(32)}
 
 
 def image(seed, *shape):

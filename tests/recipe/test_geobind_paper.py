@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_towers import htsat_config
 
 from geobind import Binder
 from geobind.cli import main
@@ -27,13 +28,7 @@ CLIP = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
     "text_cfg": {"context_length": 16, "width": 16, "heads": 2, "layers": 1},
 }
-HTSAT = {
-    "patch_embeds_hidden_size": 8,
-    "hidden_size": 64,
-    "depths": [1, 1, 1, 1],
-    "num_attention_heads": [1, 2, 4, 8],
-    "projection_dim": 24,
-}
+HTSAT = htsat_config(24)
 # Random weights in small towers of the same kinds, and a thousandth of every length.
 SMALL = [
     "width=24",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_towers import htsat_config
 
 from geobind import Binder
 from geobind.errors import CheckpointError
@@ -178,16 +179,7 @@ def test_a_tag_of_open_clip_is_built_with_a_broken_torchaudio_out_of_sight(monke
     assert found == [None]
 
 
-HTSAT = {
-    "pretrained": False,
-    "config": {
-        "patch_embeds_hidden_size": 8,
-        "hidden_size": 64,
-        "depths": [1, 1, 1, 1],
-        "num_attention_heads": [1, 2, 4, 8],
-        "projection_dim": 16,
-    },
-}
+HTSAT = {"pretrained": False, "config": htsat_config(16)}
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import save_file
+from tiny_towers import htsat_config
 
 from geobind.errors import CheckpointError, DataError, PluginError, RecipeError
 from geobind.towers.audio import fit_length, log_mel, mask_spectrogram, prepare_sound, sound_spec
@@ -18,13 +19,7 @@ from geobind.towers.tower import mel_encoder
 
 hide_broken_torchaudio()  # transformers would die of it
 transformers = pytest.importorskip("transformers")
-TINY = {
-    "patch_embeds_hidden_size": 8,
-    "hidden_size": 64,
-    "depths": [1, 1, 1, 1],
-    "num_attention_heads": [1, 2, 4, 8],
-    "projection_dim": 16,
-}
+TINY = htsat_config(16)
 
 
 def htsat(fused=False, pretrained=False):
