@@ -217,8 +217,7 @@ function describe(query) {
   return words.join(" + ");
 }
 
-async function ask(which = active) {
-  const shown = typeof which === "string" ? which : active;
+async function ask(shown = active) {
   const query = queries[shown];
   const parts = Object.entries(query.parts).map(([modality, {weight, text, place, embedding}]) => ({modality, weight, text, place, embedding}));
   saveLink();
@@ -386,14 +385,16 @@ function lookAt(place) {
 const points = (rows) => ({type: "FeatureCollection", features: rows.filter((one) => one.lat != null).map((one) => (
   {type: "Feature", properties: {}, geometry: {type: "Point", coordinates: [one.lon, one.lat]}}))});
 
+function takeAway(map, name) {
+  if (map.getLayer(name)) map.removeLayer(name);
+  if (map.getSource(name)) map.removeSource(name);
+}
+
 function drawAnswerOnMap(shown) {
   const map = maps[shown];
   if (!map?.ready) return;
   const {answer} = queries[shown];
-  for (const layer of ["answer", "nearest"]) {
-    if (map.getLayer(layer)) map.removeLayer(layer);
-    if (map.getSource(layer)) map.removeSource(layer);
-  }
+  for (const name of ["answer", "nearest"]) takeAway(map, name);
   if (!answer) return;
   if (about.archive.mapped) {
     map.addSource("answer", {type: "raster", tiles: [`${base}api/map/${answer.name}/{z}/{x}/{y}`], tileSize: 256, maxzoom: about.scene?.zoom ?? 16, bounds: about.extent});
@@ -407,8 +408,7 @@ function drawAnswerOnMap(shown) {
 function drawChosen() {
   for (const map of Object.values(maps)) {
     if (!map.ready) continue;
-    if (map.getLayer("chosen")) map.removeLayer("chosen");
-    if (map.getSource("chosen")) map.removeSource("chosen");
+    takeAway(map, "chosen");
     if (!chosen) continue;
     map.addSource("chosen", {type: "geojson", data: points([chosen])});
     map.addLayer({id: "chosen", type: "circle", source: "chosen", paint: {"circle-radius": 10, "circle-color": "#0000", "circle-stroke-color": "#e11d48", "circle-stroke-width": 3}});
