@@ -127,7 +127,7 @@ class Archive:
 
     @property
     def modality(self) -> str:
-        """What was embedded."""
+        """Name of the modality that was embedded."""
         return self.metadata.modality
 
     @property
@@ -477,7 +477,7 @@ class Archive:
                         f"{self.path}: damaged: '{name}' of row group {number}: {error}"
                     ) from error
                 if name == "time":
-                    low, high = _to_moment(low), _to_moment(high)
+                    low, high = to_moment(low), to_moment(high)
             least.append(low)
             most.append(high)
         return _Range(np.array(least, kind), np.array(most, kind))
@@ -570,8 +570,8 @@ def check_span(time: tuple[Any, Any]) -> tuple[np.datetime64, np.datetime64]:
     try:
         first, last = time
         moments = (
-            np.datetime64(-(2**62), "us") if first is None else _to_moment(first),
-            np.datetime64(2**62, "us") if last is None else _to_moment(last),
+            np.datetime64(-(2**62), "us") if first is None else to_moment(first),
+            np.datetime64(2**62, "us") if last is None else to_moment(last),
         )
     except (TypeError, ValueError):
         raise DataError(
@@ -582,7 +582,12 @@ def check_span(time: tuple[Any, Any]) -> tuple[np.datetime64, np.datetime64]:
     return moments
 
 
-def _to_moment(value: Any) -> np.datetime64:
+def to_moment(value: Any) -> np.datetime64:
+    """Return a moment (ISO 8601, datetime or numpy) in UTC, to the microsecond.
+
+    Raises:
+        ValueError: It is none.
+    """
     from datetime import UTC, datetime
 
     if isinstance(value, str):

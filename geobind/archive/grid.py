@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 SIDE = 32  # tiles along each side of a block
-_BLOCK = SIDE * SIDE  # tiles of a block of named cells
 _NEARLY = 0.02  # a stride this near to whole pixels is whole: maps of UTM are off by 0.0004, of LAEA by 0.01
 _EDGE = 1e-6  # tiles by which a grid may stick out through rounding
 _RADIUS_KM = 6378.137  # of the sphere that Major TOM divides
@@ -87,10 +86,8 @@ def lay_grid(path: str | Path, size_m: float, stride_m: float) -> Lattice:
     """
     dataset = open_raster(Path(path))
     width, height = dataset.width, dataset.height
-    _, _, lat_1, lon_1, frame_122 = measure_frames(dataset, np.array([width / 2]), np.array([height / 2]))
-    if not (np.isfinite(lat_1[0]) and np.isfinite(lon_1[0])):
-        raise DataError(f"{path}: its middle is no place on Earth; cut out a part that is (gdal_translate)")
-    metres_x, metres_y = np.hypot(*np.linalg.inv(frame_122[0]))  # of a source pixel along each axis
+    frames = _require_middle(dataset, path)
+    metres_x, metres_y = np.hypot(*np.linalg.inv(frames.to_source_N22[0]))  # of a source pixel
     across, down = size_m / metres_x, size_m / metres_y
     step_x, step_y = _to_whole(stride_m / metres_x), _to_whole(stride_m / metres_y)
     across, down = _to_whole(across), _to_whole(down)
@@ -161,6 +158,18 @@ def measure_frames(dataset: DatasetReader, x_N: NDArray[Any], y_N: NDArray[Any])
     lat_N, lon_N = (np.where(known_N, axis[0], np.nan) for axis in (lat, lon))
     to_source_N22: NDArray[np.float64] = np.linalg.inv(metres_N22).astype(np.float64)
     return Frames(x_N, y_N, lat_N, _wrap(lon_N), to_source_N22)
+
+
+def measure_middle(dataset: DatasetReader) -> Frames:
+    """Return the frame of a raster's middle, as `measure_frames`; NaN where that is no place on Earth."""
+    return measure_frames(dataset, np.array([dataset.width / 2]), np.array([dataset.height / 2]))
+
+
+def _require_middle(dataset: DatasetReader, path: str | Path) -> Frames:
+    frames = measure_middle(dataset)
+    if not np.isfinite(frames.lat_N[0]):
+        raise DataError(f"{path}: its middle is no place on Earth; cut out a part that is (gdal_translate)")
+    return frames
 
 
 def _to_crs(dataset: DatasetReader, x: Any, y: Any) -> tuple[Any, Any]:
@@ -286,8 +295,6 @@ def measure_side(path: str | Path, options: RasterOptions) -> int:
         DataError: The raster's middle is no place on Earth.
     """
     dataset = open_raster(Path(path))
-    frames = measure_frames(dataset, np.array([dataset.width / 2]), np.array([dataset.height / 2]))
-    if not np.isfinite(frames.lat_N[0]):
-        raise DataError(f"{path}: its middle is no place on Earth; cut out a part that is (gdal_translate)")
+    frames = _require_middle(dataset, path)
     to_source = metres_to_pixels(dataset, float(frames.lat_N[0]), float(frames.lon_N[0]))
     return max(1, round((options.size_m or 0) / (options.gsd or measure_spacing(to_source))))

@@ -87,7 +87,7 @@ def parts_folder(out: Path) -> Path:
 
 @dataclass(frozen=True)
 class Job:
-    """What is embedded into which archive, and how."""
+    """One source embedded into one archive: its parts, and how inputs are read."""
 
     parts: Parts
     source: InputSource
@@ -96,7 +96,7 @@ class Job:
 
     @property
     def metadata(self) -> ArchiveMetadata:
-        """What the archive's file will state."""
+        """Metadata that the archive's file will state."""
         return self.parts.metadata
 
 
@@ -279,9 +279,10 @@ def finish(parts: Parts) -> Archive:
                     f"{parts.folder}: another process still writes parts; join them when it has ended"
                 )
             _join(parts)
-    _write_item(parts)
+    archive = Archive.open(parts.out)
+    _write_item(parts, archive.metadata)
     shutil.rmtree(parts.folder, ignore_errors=True)
-    return Archive.open(parts.out)
+    return archive
 
 
 def _require_all(parts: Parts) -> None:
@@ -327,10 +328,10 @@ def _join(parts: Parts) -> None:
             writer.write(table.replace_schema_metadata())
 
 
-def _write_item(parts: Parts) -> None:
+def _write_item(parts: Parts, metadata: ArchiveMetadata) -> None:
     item = parts.out.with_suffix(".json")
     if not item.is_file() or read_json(item).get("id") != f"{parts.out.stem}-{parts.metadata.plan[:12]}":
-        write_json(item, build_stac_item(Archive.open(parts.out).metadata, parts.out))
+        write_json(item, build_stac_item(metadata, parts.out))
 
 
 class _Strip(NamedTuple):

@@ -8,7 +8,6 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from pydantic import ValidationError
 
+from geobind.archive.archive import to_moment
 from geobind.archive.grid import (
     SIDE,
     Frames,
@@ -26,6 +26,7 @@ from geobind.archive.grid import (
     lay_grid,
     measure_corners,
     measure_frames,
+    measure_middle,
     measure_side,
     parse_naming,
 )
@@ -57,7 +58,7 @@ class InputSource(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages and the archive call it."""
+        """Name of the source in messages and in the archive."""
         ...
 
     @property
@@ -384,8 +385,7 @@ class FolderFiles:
 
         try:
             dataset = open_raster(self.folder / name)
-            middle = np.array([dataset.width / 2]), np.array([dataset.height / 2])
-            frames = measure_frames(dataset, *middle)
+            frames = measure_middle(dataset)
         except DataError:  # embedding it says what is wrong, if anything is
             return None
         lat, lon = float(frames.lat_N[0]), float(frames.lon_N[0])
@@ -476,9 +476,6 @@ def parse_time(text: str | None) -> np.datetime64 | None:
     if text is None:
         return None
     try:
-        moment = datetime.fromisoformat(text)
+        return to_moment(text)
     except ValueError:
         raise DataError(f"--time {text}: give a moment such as 2024-07-01 or 2024-07-01T10:30:00Z") from None
-    if moment.tzinfo is not None:
-        moment = moment.astimezone(UTC).replace(tzinfo=None)
-    return np.datetime64(moment, "us")
