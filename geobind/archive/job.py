@@ -209,7 +209,10 @@ def _claim(parts: Parts, *, fresh: bool) -> None:
     if fresh:
         shutil.rmtree(parts.folder, ignore_errors=True)
     elif parts.out.exists():
-        found = read_metadata(pq.read_schema(parts.out).metadata, parts.out) if parts.out.is_file() else None
+        found = None
+        if parts.out.is_file():
+            with report_damage(parts.out):
+                found = read_metadata(pq.read_schema(parts.out).metadata, parts.out)
         if found is not None and found.model != parts.metadata.model:
             raise CheckpointError(
                 f"{parts.out}: is an archive of another model ({found.bundle or found.model[:12]}), whose "

@@ -152,6 +152,14 @@ def test_another_models_archive_is_neither_gone_on_with_nor_replaced(scene, whol
     assert archive.model != Archive.open(whole).model
 
 
+def test_a_file_of_another_kind_with_the_archives_name_is_kept(scene, tmp_path):
+    out = tmp_path / "a.parquet"
+    out.write_text("notes")
+    with pytest.raises(DataError, match=r"a\.parquet: damaged: "):
+        embed(scene, out)
+    assert out.read_text() == "notes"
+
+
 def test_an_archive_of_other_options_is_not_replaced(scene, whole, tmp_path):
     out = tmp_path / "a.parquet"
     shutil.copy(whole, out)
