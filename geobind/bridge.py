@@ -39,6 +39,7 @@ BANK = "bank.safetensors"
 BANK_ROWS, REFERENCE_ROWS = 4_000, 1_000  # of a bank that a run makes
 MAX_BANK = 256 * 2**20  # bytes of a bank's file
 _BLOCK = 2**22  # similarities held at once: 16 MiB
+_KEPT = 16  # drawn references that a bank keeps: of a few pairs, options and devices
 _LENGTH = 1.5  # of extended rows before they are scaled: embedding 1, one 1, half of a hubness at most 0.5
 _ANCHOR, _OTHER = "anchor", "other."  # names of tensors in a file
 
@@ -80,6 +81,9 @@ class AnchorBank:
     references: Mapping[str, Any] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
+    drawn: dict[tuple[Any, ...], Tensor] = field(
+        default_factory=dict[tuple[Any, ...], Tensor], init=False, repr=False, compare=False
+    )  # references drawn towards the bank, which no query changes
 
     def __post_init__(self) -> None:
         """Check the rows; they become unit-length float32 tensors."""
@@ -265,13 +269,25 @@ class Bridge:
 
     def _hubness(self, bridged_ND: Tensor, other: str) -> Tensor:
         """Return the mean similarity of each row to its nearest references of another modality: (N,)."""
-        reference_KD = self.apply(self.bank.references[other].to(bridged_ND.device))
+        reference_KD = self._draw_references(other, bridged_ND.device)
         count = min(self.options.neighbours, len(reference_KD))
         parts = [
             (part_BD @ reference_KD.T).topk(count, dim=1).values.mean(dim=1)
             for part_BD in _cut(bridged_ND, len(reference_KD))
         ]
         return torch.cat(parts) if parts else bridged_ND.new_zeros(0)
+
+    def _draw_references(self, other: str, device: torch.device) -> Tensor:
+        """Return a modality's references drawn towards the bank (K, D), which keeps them."""
+        key = (other, self.options.weight, self.options.temperature, device)
+        reference_KD = self.bank.drawn.get(key)
+        if reference_KD is None:
+            with torch.inference_mode(False), torch.no_grad():  # a later score may want gradients
+                reference_KD = self.apply(self.bank.references[other].to(device))
+            if len(self.bank.drawn) >= _KEPT:
+                self.bank.drawn.clear()
+            self.bank.drawn[key] = reference_KD
+        return reference_KD
 
     def _check(self, x_ND: Any) -> Tensor:
         rows = as_rows(x_ND)

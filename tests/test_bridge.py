@@ -93,6 +93,23 @@ def test_the_score_is_half_of_csls_over_the_references():
     assert torch.allclose(bridge.score(a_ND, b_MD), a @ b.T, atol=1e-6)  # it knows no references of these
 
 
+def test_references_are_drawn_once_for_all_scores_of_a_bank(monkeypatch):
+    bank = AnchorBank(rows(11, 0), references={"sound": rows(20, 3), "words": rows(30, 4)})
+    sharp = BridgeOptions(temperature=0.01)
+    drawn, project = [], Bridge.project
+    monkeypatch.setattr(Bridge, "project", lambda self, x: drawn.append(len(x)) or project(self, x))
+    with torch.inference_mode():
+        first = Bridge(bank).between("sound", "words").score(rows(13, 1), rows(17, 2))
+    assert sorted(drawn) == [13, 17, 20, 30]
+    drawn.clear()
+    again = Bridge(bank).between("sound", "words").score(rows(13, 1).requires_grad_(), rows(17, 2))
+    assert sorted(drawn) == [13, 17] and torch.equal(again, first)
+    again.sum().backward()
+    fresh = Bridge(AnchorBank(bank.vectors, references=bank.references), sharp, ("sound", "words"))
+    other = Bridge(bank, sharp, ("sound", "words")).score(rows(13, 1), rows(17, 2))
+    assert torch.equal(other, fresh.score(rows(13, 1), rows(17, 2))) and not torch.equal(other, first)
+
+
 @pytest.mark.parametrize("names", [None, ("sound", "words"), ("sound", "unknown")])
 def test_extended_rows_rank_by_cosine_as_the_score_ranks(names):
     references = {"sound": rows(20, 3), "words": rows(30, 4)}
