@@ -7,11 +7,10 @@ import logging
 import os
 import pickle
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from geobind.archive.job import Job, embed_blocks, plan_job, report_broken, write_part
-from geobind.archive.sources import FolderFiles, InputSource, ManifestRows, RasterTiles
 from geobind.errors import DataError, GeobindError, PluginError, StorageError
 from geobind.extras import INSTALL
 
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from numpy.typing import NDArray
+
+    from geobind.archive.sources import InputSource
 
 _RETRIES = 3  # of a block whose actor died
 
@@ -121,14 +122,7 @@ def _connect(address: str) -> ModuleType:
 
 def _pack(bundle: str, job: Job, workers: int, device: str) -> str:
     """Return what an actor must know, as a short string: absolute paths, nothing that was opened."""
-    source = job.source
-    if isinstance(source, RasterTiles):
-        source = replace(source, path=source.path.resolve())
-    elif isinstance(source, FolderFiles):
-        source = replace(source, folder=source.folder.resolve())
-    elif isinstance(source, ManifestRows):
-        source = replace(source, base=source.base.resolve())
-    values: tuple[Any, ...] = bundle, job.metadata.modality, source, job.parts.out.resolve()
+    values: tuple[Any, ...] = bundle, job.metadata.modality, job.source.resolve(), job.parts.out.resolve()
     plan = job.metadata.dtype, job.batch_size, job.skip_broken, job.metadata.plan, workers, device
     return base64.b64encode(pickle.dumps((*values, *plan))).decode()
 
@@ -152,13 +146,12 @@ class _BlockActor:
             if self.job.metadata.plan != plan:
                 raise DataError(_explain_difference(self.job, source))
             self.binder.to(device)
-        except (
-            GeobindError
-        ) as error:  # told with the first block: an actor that cannot start is started for ever
+        except GeobindError as error:
+            # Reported with the first block: an actor that cannot start is started for ever.
             self.failure = type(error).__name__, str(error)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
-        """Embed the blocks of a batch, one, and say what became of it."""
+        """Embed the one block of a batch, and return its number and its failure, if any."""
         kind, message = self.failure or ("", "")
         blocks = [int(block) for block in batch["block"]]
         if not kind:

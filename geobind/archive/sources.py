@@ -7,11 +7,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from pydantic import ValidationError
@@ -84,6 +84,10 @@ class InputSource(Protocol):
 
     def state(self) -> dict[str, Any]:
         """Return what the archive's metadata state of the source."""
+        ...
+
+    def resolve(self) -> Self:
+        """Return the same source by an absolute path, with nothing opened, for other processes."""
         ...
 
 
@@ -228,6 +232,10 @@ class RasterTiles:
         facts = {"grid": grid, "naming": self.naming, "pixels": self.side, "reading": self.reading}
         return {**facts, "timed": self.time is not None}
 
+    def resolve(self) -> Self:
+        """Return the same tiles by the raster's absolute path."""
+        return replace(self, path=self.path.resolve())
+
     @property
     def reading(self) -> dict[str, Any]:
         """How the raster is read, as plain values; what is as usual is left out."""
@@ -334,6 +342,10 @@ class ManifestRows:
         """Return whether rows have a place and a time, for the archive's metadata."""
         return {"timed": self.times is not None, "placed": self.places_LL is not None}
 
+    def resolve(self) -> Self:
+        """Return the same rows by an absolute path."""
+        return replace(self, base=self.base.resolve())
+
 
 def _first(samples: Any, row: int, key: str) -> Any:
     """Return a row's first observation, or the error of reading it."""
@@ -419,6 +431,10 @@ class FolderFiles:
     def state(self) -> dict[str, Any]:
         """Return whether files have a place, for the archive's metadata."""
         return {"placed": self.placed}
+
+    def resolve(self) -> Self:
+        """Return the same files by the folder's absolute path."""
+        return replace(self, folder=self.folder.resolve())
 
 
 def build_reading(**values: Any) -> RasterOptions:
