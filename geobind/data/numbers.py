@@ -40,7 +40,9 @@ def find_number_columns(options: DataOptions, names: Sequence[str]) -> tuple[str
     return tuple(dict.fromkeys(homes[name] for name in names))
 
 
-def read_numbers(table: Table, options: DataOptions, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+def read_number_columns(
+    table: Table, options: DataOptions, names: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
     """Read numbers of every row, (N,) by name, NaN where a cell is empty.
 
     Args:

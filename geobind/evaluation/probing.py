@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geobind.binder import Binder
-from geobind.data.numbers import find_number_columns, read_numbers
+from geobind.data.numbers import find_number_columns, read_number_columns
 from geobind.data.options import DataOptions
 from geobind.data.table import Table, open_table
 from geobind.errors import DataError, GeobindError, PluginError, did_you_mean
@@ -126,7 +126,7 @@ def read_targets(
     columns = find_number_columns(source.options, targets)
     table = source.table(split, name, *columns)
     table = table.take(table.rows_with([name]))
-    return table, read_numbers(table, source.options, targets)
+    return table, read_number_columns(table, source.options, targets)
 
 
 class ProbeRequest(NamedTuple):

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from geobind.binder import Binder
-from geobind.data.numbers import find_number_columns, read_numbers
+from geobind.data.numbers import find_number_columns, read_number_columns
 from geobind.data.options import DataOptions
 from geobind.data.table import Table, open_table
 from geobind.errors import DataError, GeobindError, did_you_mean
@@ -148,7 +148,7 @@ def read_truths(
     wanted = tuple(dict.fromkeys(question.truth for question in questions.values()))
     # Columns of numbers are no modalities, whatever their names.
     table = open_table(data.narrow(()), base, find_number_columns(data, wanted))
-    numbers = read_numbers(replace(table, rows_N=held_out.rows_N, view=held_out.view), data, wanted)
+    numbers = read_number_columns(replace(table, rows_N=held_out.rows_N, view=held_out.view), data, wanted)
     truths: dict[str, Truth] = {}
     for name, question in questions.items():
         value_N = numbers[question.truth]
