@@ -16,6 +16,7 @@ from geobind.cli.options import (
     parse_columns,
     print_json,
     read_bundle_card,
+    to_gpu,
 )
 from geobind.errors import DataError
 
@@ -223,7 +224,6 @@ def _write_archive(
     given: dict[str, Any],
     as_json: bool,
 ) -> None:
-    import torch
 
     from geobind.archive.embedding import choose_runner
     from geobind.archive.job import plan_job, run_job
@@ -243,7 +243,7 @@ def _write_archive(
     if given["dry_run"]:
         _show_plan(job)
         return
-    binder.to("cuda" if torch.cuda.is_available() else "cpu")
+    to_gpu(binder)
     workers = "auto" if given["workers"] is None else given["workers"]
     runner = choose_runner(binder, bundle, workers, given["ray"])
     archive = run_job(job, runner, shard=shard, fresh=given["fresh"])

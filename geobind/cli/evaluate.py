@@ -16,6 +16,7 @@ from geobind.cli.options import (
     parse_columns,
     print_json,
     read_bundle_card,
+    to_gpu,
 )
 from geobind.errors import DataError
 
@@ -276,7 +277,7 @@ def eval_command(
     binder = Binder.from_pretrained(bundle)  # nothing of the data stands in the way any more
     leak = leakage(table.split(train_split), held_out, most_images=None) if train_split else None
     pairs = _pairs(binder, anchor)
-    _to_device(binder)
+    to_gpu(binder)
     truths = read_truths(held_out, options, questions, binder.modalities, Path.cwd())
     space = Space(binder, embed_rows(binder, held_out))
     found = space.embedded
@@ -312,12 +313,6 @@ def _pairs(binder: Binder, anchor: str | None) -> list[tuple[str, str]]:
         return list(dict.fromkeys(pair for step in steps for pair in step.compared))
     anchor = anchor or next(iter(binder.modalities))
     return [(anchor, other) for other in binder.modalities if other != anchor]
-
-
-def _to_device(binder: Binder) -> None:
-    import torch
-
-    binder.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _published(

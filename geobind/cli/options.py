@@ -17,6 +17,7 @@ from geobind.errors import CheckpointError, DataError
 if TYPE_CHECKING:
     from rich.table import Column, Table
 
+    from geobind.binder import Binder
     from geobind.bundles.card import Card
     from geobind.data.options import ColumnChoice, DataOptions
     from geobind.plugins import C, Plugin, Registry
@@ -154,6 +155,13 @@ def read_bundle_card(bundle: str) -> Card:
     from geobind.bundles.card import CARD, read_card
 
     return read_card(fetch_folder(bundle, (CARD,)))
+
+
+def to_gpu(binder: Binder) -> Binder:
+    """Move the encoders to a GPU, where there is one."""
+    import torch
+
+    return binder.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def data_options_from_cli(

@@ -15,6 +15,7 @@ from geobind.cli.options import (
     print_json,
     print_table,
     read_bundle_card,
+    to_gpu,
 )
 from geobind.errors import DataError
 
@@ -89,8 +90,6 @@ def probe_command(bundle: str, as_json: bool, out: Path | None, **asked: Any) ->
     if wrong := [template for template in asked["templates"] if "{}" not in template]:
         raise DataError(f"--template {wrong[0]!r}: must contain {{}}, where the class goes")
 
-    import torch
-
     from geobind.binder import Binder
     from geobind.evaluation import FactOptions, FewShotOptions, Resampling, probing
 
@@ -113,7 +112,7 @@ def probe_command(bundle: str, as_json: bool, out: Path | None, **asked: Any) ->
     else:
         probing.check_classes(request, shots)
     # Nothing of the data stands in the way any more: only now are weights read.
-    binder = Binder.from_pretrained(bundle).to("cuda" if torch.cuda.is_available() else "cpu")
+    binder = to_gpu(Binder.from_pretrained(bundle))
     resampling = Resampling(seed=request.seed)
     binders = probing.build_feature_binders(binder, request, asked["beside"])
     if asked["targets"]:

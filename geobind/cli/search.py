@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geobind.cli.options import bundle_argument, bundle_option, json_option, out_file, print_json, print_table
+from geobind.cli.options import (
+    bundle_argument,
+    bundle_option,
+    json_option,
+    out_file,
+    print_json,
+    print_table,
+    to_gpu,
+)
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
@@ -71,11 +79,9 @@ def _open(path: Path, bundle: str) -> tuple[Archive, Binder]:
 
 
 def _load(bundle: str) -> Binder:
-    import torch
-
     from geobind.binder import Binder
 
-    return Binder.from_pretrained(bundle).to("cuda" if torch.cuda.is_available() else "cpu")
+    return to_gpu(Binder.from_pretrained(bundle))
 
 
 def _embed(binder: Binder, queries: Sequence[str], weights: Sequence[str], option: str = "--query") -> Query:
