@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ Workers = int | Literal["auto"]
 _FEW = 1000  # rows that are prepared before worker processes have even started
 _MOST = 8
 _PATIENCE = 1800  # seconds for one batch; whoever takes longer hangs
+_LOOK = 5  # seconds between two looks at whether the processes still live
 _DEATHS = ("DataLoader worker", "DataLoader timed out")  # how torch begins to say so
 
 
@@ -142,13 +144,13 @@ def load_batches(
         collate_fn=_Guarded(collate),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        timeout=_PATIENCE if workers else 0,
+        timeout=min(_LOOK, _PATIENCE) if workers else 0,
         worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # or it would draw from the global one, and change what comes after
     )
     loaded = iter(loader)
     try:
-        for batch in loaded:
+        for batch in _wait_for_each(loaded):
             if isinstance(batch, Failure):
                 raise DataError(batch.message)
             yield batch
@@ -162,6 +164,27 @@ def load_batches(
             process.kill()
             process.join(1)  # one that waits for a disk that hangs cannot even be killed
         raise WorkerDied.of(error) from error
+
+
+def _wait_for_each(loaded: Iterator[Any]) -> Iterator[Any]:
+    """Yield what torch brings, waiting up to `_PATIENCE` for each in steps of `_LOOK`.
+
+    Torch is told of a death by a signal, and misses the one of a process that dies before it listens; it
+    looks at its processes only when a wait runs out.
+    """
+    while True:
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                batch = next(loaded)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not str(error).startswith(_DEATHS[1]) or time.monotonic() >= end:
+                    raise
+            else:
+                break
+        yield batch
 
 
 def _ignore_signals(_: int) -> None:

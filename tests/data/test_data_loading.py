@@ -233,6 +233,14 @@ def test_a_worker_that_dies_is_explained(refused):
     refused(lambda: list(loader(anchor=Dies(), workers=1)), "a process that loads data died", "workers: 0")
 
 
+def test_a_worker_that_dies_before_torch_listens_for_it_is_explained_too(refused, monkeypatch):
+    listening = torch.utils.data._utils.signal_handling
+    monkeypatch.setattr(listening, "_set_worker_pids", lambda *_: None)
+    monkeypatch.setattr(listening, "_remove_worker_pids", lambda *_: None)
+    monkeypatch.setattr(loading, "_LOOK", 0.5)
+    refused(lambda: list(loader(anchor=Dies(), workers=1)), "a process that loads data died", "workers: 0")
+
+
 def test_collate_stacks_tensors_and_dicts():
     assert collate([torch.zeros(2), torch.ones(2)]).tolist() == [[0, 0], [1, 1]]
     assert collate([{"a": torch.zeros(2), "b": torch.tensor(1)}] * 3)["b"].tolist() == [1, 1, 1]
