@@ -79,11 +79,15 @@ def prepare_input(modality: Modality, number: int, raw: Any, *, alone: bool = Fa
         raise DataError(f"input {number} of modality '{modality.name}': {error}{hint}") from error
 
 
-def collate(samples: Sequence[Prepared]) -> Prepared:
+def collate(samples: Sequence[Prepared], keys: Sequence[str] | None = None) -> Prepared:
     """Stack prepared inputs, tensors or dicts of tensors, into a batch.
 
     Where some images (C, H, W) are uint8, which counts from 0 to 1, and others float, all become float32:
     each then means the same as it does alone.
+
+    Args:
+        samples: The prepared inputs.
+        keys: What an error calls them; default: their numbers.
 
     Raises:
         DataError: There are none, or they differ in shape, type or keys.
@@ -91,13 +95,14 @@ def collate(samples: Sequence[Prepared]) -> Prepared:
     if not samples:
         raise DataError("a batch needs at least one input")
     if {sample.dtype for sample in samples if isinstance(sample, Tensor) and sample.ndim == 3} == _MIXED:
-        samples = [_to_float(sample) if isinstance(sample, Tensor) else sample for sample in samples]
+        samples = [to_float(sample) if isinstance(sample, Tensor) else sample for sample in samples]
     first = samples[0]
     for number, sample in enumerate(samples):
         if not _match(sample, first):
+            one, other = (keys[n] if keys else f"number {n}" for n in (0, number))
             raise DataError(
-                f"inputs of a batch must be prepared alike: number 0 is {_describe_prepared(first)}, "
-                f"number {number} is {_describe_prepared(sample)}"
+                f"inputs of a batch must be prepared alike: {one} is {_describe_prepared(first)}, "
+                f"{other} is {_describe_prepared(sample)}"
             )
     return default_collate([dict(sample) if isinstance(sample, Mapping) else sample for sample in samples])
 
@@ -105,7 +110,8 @@ def collate(samples: Sequence[Prepared]) -> Prepared:
 _MIXED = {torch.uint8, torch.float32}
 
 
-def _to_float(sample: Tensor) -> Tensor:
+def to_float(sample: Tensor) -> Tensor:
+    """Return an image as floats from 0 to 1; what is not uint8 as it is."""
     return sample.float() / 255 if sample.dtype == torch.uint8 else sample
 
 

@@ -135,6 +135,8 @@ def plan_lines(plan: RunPlan) -> Iterator[str]:
         if stage.settled:
             said = ", ".join(f"{name}: {value or 'none'}" for name, value in stage.settled.items())
             yield f"  left open and settled: {said}"
+        if stage.loading_bytes:
+            yield f"  prepared rows that wait take up to {format_size(stage.loading_bytes)} beside its memory"
         for warning in stage.warnings:
             yield f"  warning: {warning}"
     memory = plan.memory

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from itertools import chain
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, cast
 
@@ -21,19 +22,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from geobind.data.augmentation import UNCHANGED, Geometry, draw_geometry, share_geometry
 from geobind.data.sampler import BatchSampler, preserve_rng, seed_rng
+from geobind.data.shares import Fault, PreparedBatch, Shares, choose_share_size, count_bytes
 from geobind.data.sources import BatchMeta, find_missing_storage, hours_since_1970
 from geobind.data.table import Row
 from geobind.errors import DataError
 from geobind.inference import collate
 from geobind.modality import Modality
+from geobind.utils.system import available_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from geobind.modality import Prepared
-
-
-Fault = tuple[int, str, str]  # row, key, reason
 
 
 class PreparedRow(NamedTuple):
@@ -49,11 +49,15 @@ class Collator(NamedTuple):
 
     names: tuple[str, ...]
 
-    def __call__(self, samples: list[PreparedRow]) -> tuple[dict[str, Prepared], BatchMeta, list[Fault]]:
+    def __call__(self, samples: list[PreparedRow]) -> PreparedBatch:
         """Return the batch of every modality that some row has, what is known of the rows, and the faults."""
         present_BM = np.array([[name in sample.prepared for name in self.names] for sample in samples])
-        inputs = {name: [s.prepared[name] for s in samples if name in s.prepared] for name in self.names}
-        batches = {name: collate(there) for name, there in inputs.items() if there}
+        batches: dict[str, Prepared] = {}
+        for name in self.names:
+            there = [sample for sample in samples if name in sample.prepared]
+            if there:
+                inputs, keys = [s.prepared[name] for s in there], [s.known.key or "?" for s in there]
+                batches[name] = collate(inputs, keys)
         faults = [fault for sample in samples for fault in sample.faults]
         meta = _meta([sample.known for sample in samples])
         return batches, meta if present_BM.all() else meta._replace(present_BM=present_BM), faults
@@ -74,8 +78,11 @@ def _meta(rows: Sequence[Row]) -> BatchMeta:
 
 Workers = int | Literal["auto"]
 _FEW = 1000  # rows that are prepared before worker processes have even started
-_MOST = 8
-_PATIENCE = 1800  # seconds for one batch; whoever takes longer hangs
+_ROWS_EACH = 125  # rows for which another process is worth its start
+_MEMORY_EACH = (
+    256 * 2**20
+)  # bytes that a process comes to have for itself; all of them get half of what is there
+_PATIENCE = 1800  # seconds for one batch or share of it; whoever takes longer hangs
 _LOOK = 5  # seconds between two looks at whether the processes still live
 _DEATHS = ("DataLoader worker", "DataLoader timed out")  # how torch begins to say so
 
@@ -112,11 +119,14 @@ class Failure(NamedTuple):
 
 
 def choose_workers(rows: int) -> int:
-    """Choose how many processes load data: none for few rows, else a share of the CPUs, at most 8."""
+    """Choose how many processes load data: none for few rows, else as CPUs, memory and rows suggest."""
     if rows < _FEW:
         return 0
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(_MOST, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    memory = available_memory()
+    fitting = cpus if memory is None else memory.bytes // (2 * _MEMORY_EACH)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this machine that share it
+    return max(1, min(cpus // here, fitting // here, rows // _ROWS_EACH))
 
 
 def load_batches(
@@ -124,6 +134,9 @@ def load_batches(
     batches: Iterable[Any],
     collate: Callable[[list[Any]], Any],
     workers: int,
+    *,
+    ahead: int = 2,
+    pin: bool = True,
 ) -> Iterator[Any]:
     """Yield the batches in order.
 
@@ -132,6 +145,8 @@ def load_batches(
         batches: The items of each batch.
         collate: Makes a batch of a list of samples; may raise DataError.
         workers: Processes; 0 does the work in this one.
+        ahead: Batches of each process that are in flight.
+        pin: Whether to lay batches into pinned memory where there is an accelerator.
 
     Raises:
         DataError: A sample or a batch failed.
@@ -143,7 +158,8 @@ def load_batches(
         batch_sampler=batches,  # pyright: ignore[reportArgumentType]
         collate_fn=_Guarded(collate),
         num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin and torch.cuda.is_available(),
+        prefetch_factor=ahead if workers else None,
         timeout=min(_LOOK, _PATIENCE) if workers else 0,
         worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # or it would draw from the global one, and change what comes after
@@ -282,6 +298,7 @@ class BatchLoader:
             )
         self._faults: dict[int, tuple[str, str]] = {}
         self._seen = 0
+        self.most_in_flight = 0  # rows given to processes and not taken from them yet, in the last iteration
 
     @property
     def quarantined(self) -> list[tuple[str, str]]:
@@ -295,12 +312,30 @@ class BatchLoader:
         self._faults, self._seen = {}, 0
         steps = range(self.first_step, self.last_step)
         batches = ([(step, int(row)) for row in self.indices(step)] for step in steps)
-        samples, collator = _Samples(self), Collator(tuple(self.sides))
-        workers = choose_workers(len(self.rows)) if self.workers == "auto" else self.workers
-        for step, loaded in zip(steps, load_batches(samples, batches, collator, workers), strict=False):
-            batch, meta, faults = loaded
+        for step, (batch, meta, faults) in zip(steps, self._load(batches), strict=False):
             self._judge(faults, len(meta.keys))
             yield step, batch, meta
+
+    def _load(self, batches: Iterator[list[tuple[int, int]]]) -> Iterator[PreparedBatch]:
+        """Yield the prepared batches; processes prepare shares of them."""
+        samples, collator = _Samples(self), Collator(tuple(self.sides))
+        workers = choose_workers(len(self.rows)) if self.workers == "auto" else self.workers
+        first = next(batches, None)
+        if first is None:
+            return
+        batches = chain([first], batches)
+        if not workers:
+            yield from load_batches(samples, batches, collator, 0)
+            return
+        # In a process, as in all that follows: what it reads may crash.
+        (row_bytes,) = load_batches(samples, [first[:1]], _count_row, 1)
+        size = choose_share_size(len(first), workers, row_bytes)
+        whole = size.rows >= len(first)
+        shares = Shares(size.rows, tuple(self.sides), pin=torch.cuda.is_available())
+        loaded = load_batches(samples, shares.cut(batches), collator, workers, ahead=size.ahead, pin=whole)
+        for batch in shares.join(loaded):
+            self.most_in_flight = shares.most_in_flight
+            yield batch
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """Return this rank's rows of a step."""
@@ -317,6 +352,11 @@ class BatchLoader:
                 f"({self.max_broken:g}) allows; mend or drop them, or raise it:"
                 f"{_list_faults(self.quarantined)}"
             )
+
+
+def _count_row(samples: list[PreparedRow]) -> int:
+    """Return the memory of a prepared row."""
+    return sum(map(count_bytes, samples[0].prepared.values()))
 
 
 def _list_faults(faults: Sequence[tuple[str, str]]) -> str:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from geobind.data.shares import choose_share_size
 from geobind.errors import CheckpointError
 from geobind.utils import files
 
@@ -67,6 +68,7 @@ class StagePlan(PlanModel):
     uncached: dict[str, str]
     seconds: Seconds
     memory_bytes: int | None
+    loading_bytes: int = 0  # beside it, for rows that loader processes have ready
     disk: Disk
     warnings: tuple[str, ...] = ()
 
@@ -214,6 +216,22 @@ class SideCost(Measurement):
     row_bytes: int
 
 
+class LoadingMemory(Measurement):
+    """What bounds the memory of rows that loader processes have ready."""
+
+    workers: int  # on one device
+    row_bytes: int  # of a prepared row
+    allowed_bytes: int
+
+    def bytes(self, local: int) -> int:
+        """Return the memory of rows in flight, and of a batch that is put together, by rows on a device."""
+        if not self.workers:
+            return 0
+        size = choose_share_size(local, self.workers, self.row_bytes, self.allowed_bytes)
+        joined = local * self.row_bytes if size.rows < local else 0
+        return size.bytes_in_flight(self.workers, self.row_bytes) + joined
+
+
 class FillCost(Measurement):
     """Cost of filling the cache for all rows of a stage."""
 
@@ -236,6 +254,7 @@ class StageMeasurement(Measurement):
     uncached: dict[str, str] = {}  # frozen modalities computed in every step, and why
     frozen: tuple[str, ...] = ()
     loading_a_row: float = 0.0  # seconds, without any other work
+    loading: LoadingMemory | None = None  # None where it was not measured
     other_seconds: float = 0.0  # before the first step and after the last
     watching_seconds: float = 0.0  # of one validation
     checkpoint_bytes: int = 0

@@ -13,6 +13,7 @@ from geobind.errors import RecipeError
 from geobind.planning.models import (
     USABLE_SHARE,
     Disk,
+    Machine,
     Memory,
     ProbeResult,
     RunPlan,
@@ -158,7 +159,7 @@ def predict_run(recipe: Recipe, found: ProbeResult) -> RunPlan:
     usable = None if machine.available is None else USABLE_SHARE * machine.available
     keys = [key for _, key in stage_folders(recipe, Path())]
     stages = tuple(
-        predict_stage(stage, measured, ranks=machine.ranks, usable=usable, key=key)
+        predict_stage(stage, measured, ranks=machine.ranks, usable=_usable(machine, measured), key=key)
         for stage, measured, key in zip(recipe.stages, found.stages, keys, strict=True)
     )
     evaluation = found.ending.seconds if found.ending else 0.0
@@ -187,6 +188,14 @@ def predict_run(recipe: Recipe, found: ProbeResult) -> RunPlan:
         probe_seconds=found.seconds,
         notes=machine.notes,
     )
+
+
+def _usable(machine: Machine, found: StageMeasurement) -> float | None:
+    """Return the bytes that a step may take: where a CPU computes, less what loading takes of them."""
+    if machine.available is None:
+        return None
+    loading = found.loading.bytes(max(1, found.most // machine.ranks)) if found.loading else 0
+    return USABLE_SHARE * machine.available - (loading if machine.memory == "process" else 0)
 
 
 def predict_stage(
@@ -234,6 +243,7 @@ def predict_stage(
         uncached=found.uncached,
         seconds=seconds,
         memory_bytes=chosen.bytes,
+        loading_bytes=found.loading.bytes(max(1, chosen.batch_size // ranks)) if found.loading else 0,
         disk=Disk(
             cache=sum(side.bytes for side in cached.values()),
             trained=found.trained_bytes,

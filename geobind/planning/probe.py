@@ -16,11 +16,10 @@ from typing import NamedTuple
 import torch
 
 from geobind.binder import Binder, build_binder
-from geobind.data.loader import BatchLoader
 from geobind.data.sampler import MixedDataset
+from geobind.data.shares import allowed_bytes, count_bytes
 from geobind.data.table import open_table
 from geobind.embedding_cache.build import CachedColumn
-from geobind.embedding_cache.loader import CachedLoader
 from geobind.embedding_cache.store import embeddings_folder, read_limit
 from geobind.errors import DataError, GeobindError
 from geobind.evaluation.held_out import EvaluationResults, measure_all, take_first_rows
@@ -30,6 +29,7 @@ from geobind.planning.models import (
     EndingMeasurement,
     FillCost,
     LinearCost,
+    LoadingMemory,
     Machine,
     SideCost,
     StageMeasurement,
@@ -46,7 +46,7 @@ from geobind.training.launch import make_fabric
 from geobind.training.loss_inputs import check_loss_inputs
 from geobind.training.results import write_results
 from geobind.training.run import rehearse
-from geobind.training.stage import StageRun, build_loader
+from geobind.training.stage import StageRun, build_loader, count_workers
 from geobind.training.stage_data import StageData
 from geobind.utils import files, system
 from geobind.utils.logs import captured
@@ -153,6 +153,7 @@ class StageProbe:
         self._began = time.monotonic()
         self._steps: list[StepCost] = []
         self._a_row = 0.0  # seconds to cache the frozen modalities of a row
+        self._row_bytes = 0  # of a prepared row, without what is read from the cache
         self._other = 0.0
         self._idle: int | None = None
 
@@ -177,6 +178,11 @@ class StageProbe:
             most_why=self.most[1],
             steps=tuple(self._steps),
             loading_a_row=self._loading(),
+            loading=LoadingMemory(
+                workers=count_workers(self.bench.fabric, job),
+                row_bytes=self._row_bytes,
+                allowed_bytes=allowed_bytes(),
+            ),
             two_pass=two_pass,
             filling=filling if cached else None,
             uncached={name: self._why_not(name) for name in frozen if name not in cached},
@@ -324,18 +330,18 @@ class StageProbe:
         return each[-1] * more
 
     def _loading(self) -> float:
-        """Return the seconds to load one row, without any other work."""
+        """Return the seconds to load one row, without any other work; note its memory."""
         bench, size = self.bench, self._steps[-1].rows
         job = bench.build_stage(
             size, _FEW_STEPS, max(size, bench.ready) if bench.caches else size * _FEW_STEPS
         )
         with bench.open_cache(job) as (_, cached):
-            at = _times(cached.wrap_loader(build_loader(bench.fabric, job, first_step=0), job.rows))
+            at: list[float] = []
+            for _, batch, _ in cached.wrap_loader(build_loader(bench.fabric, job, first_step=0), job.rows):
+                at.append(time.monotonic())
+                made = sum(count_bytes(part) for name, part in batch.items() if name not in cached.sides)
+                self._row_bytes = max(self._row_bytes, made // size)
         return (at[-1] - at[1]) / (len(at) - 2) / size if len(at) > 2 else 0.0
-
-
-def _times(loader: BatchLoader | CachedLoader) -> list[float]:
-    return [time.monotonic() for _ in loader]
 
 
 _ROWS = 32, 128

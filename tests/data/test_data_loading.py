@@ -18,6 +18,7 @@ from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.inference import collate
 from geobind.modality import Modality, Pair, Place
+from geobind.utils.system import AvailableMemory
 
 
 class Number(Modality):
@@ -277,9 +278,15 @@ def test_an_input_that_cannot_be_prepared_is_numbered(refused, workers):
     assert "Traceback" not in message
 
 
-def test_few_rows_need_no_workers_and_ranks_share_the_cpus(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+def test_workers_go_by_rows_cpus_memory_and_ranks(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(96)))
+    monkeypatch.setattr(loading, "available_memory", lambda: AvailableMemory(100 * 2**30, "much"))
     assert choose_workers(999) == 0
     assert choose_workers(1000) == 8
+    assert choose_workers(10**6) == 96
+    monkeypatch.setattr(loading, "available_memory", lambda: AvailableMemory(2**33, "little"))
+    assert choose_workers(10**6) == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert choose_workers(1000) == 4
+    assert choose_workers(10**6) == 4
+    monkeypatch.setattr(loading, "available_memory", lambda: None)
+    assert choose_workers(10**6) == 24

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from made_up import GB, all_found, filling, stage_found
 
 from geobind.errors import RecipeError
-from geobind.planning.models import StepCost, estimate_distinct, fit_linear_cost
+from geobind.planning.models import LoadingMemory, StepCost, estimate_distinct, fit_linear_cost
 from geobind.planning.predict import (
     choose_batch,
     find_shortages,
@@ -176,3 +176,17 @@ def test_an_open_option_is_accepted_and_a_wrong_word_is_not(recipe):
         with_first(batch_size="many")
     with pytest.raises(RecipeError, match="greater than or equal to 2"):
         with_first(batch_size=1)
+
+
+def test_rows_that_wait_take_memory_that_an_open_batch_of_a_cpu_leaves_free(recipe):
+    loading = LoadingMemory(workers=2, row_bytes=10**6, allowed_bytes=2 * GB)
+    assert loading.bytes(64) == (2 * 2 + 1) * 64 * 10**6  # whole batches
+    assert loading.bytes(1024) == (2 * 3 + 1) * 256 * 10**6 + 1024 * 10**6  # shares, and what they become
+    assert LoadingMemory(workers=0, row_bytes=10**6, allowed_bytes=GB).bytes(64) == 0
+    found = stage_found(loading=loading, most=1024)
+    stage = recipe.stages[0].model_copy(update={"batch_size": "auto"})
+    recipe = recipe.model_copy(update={"stages": (stage,)})
+    for kind, left in (("process", loading.bytes(1024)), ("accelerator", 0)):
+        (stage,) = predict_run(recipe, all_found(found, memory=kind, available=10 * GB)).stages
+        assert stage.memory_bytes <= 9 * GB - left < 2 * stage.memory_bytes
+        assert stage.loading_bytes == loading.bytes(stage.batch_size)
