@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from geobind.errors import PluginError
 from geobind.extras import find_missing
 from geobind.plugins import PluginKind, Registry, list_entry_points, unknown_option
+from geobind.utils.formatting import format_first_fault
 
 
 class About(NamedTuple):
@@ -97,8 +98,6 @@ def build_logger(name: str, options: Mapping[str, Any]) -> Logger:
     try:
         made = cls.model_validate(dict(options))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise PluginError(f"logger '{name}': {where}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise PluginError(f"logger '{name}': {format_first_fault(error)}") from None
     made.check()
     return made

@@ -34,6 +34,7 @@ from geobind.data.parquet import report_damage
 from geobind.errors import CheckpointError, DataError
 from geobind.inference import collate, eval_mode, to_device
 from geobind.utils.files import FileLock, read_json, replace_atomic, write_json
+from geobind.utils.formatting import format_first_fault
 from geobind.utils.hashing import fingerprint
 from geobind.utils.progress import track
 
@@ -252,11 +253,9 @@ def _parse_parts(out: Path, known: Mapping[str, Any]) -> Parts:
     try:
         return Parts.model_validate({**known, "out": out})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
         raise DataError(
-            f"{parts_folder(out) / _PLAN}: damaged: {where}: {first['msg']}; throw the parts away with "
-            "--fresh"
+            f"{parts_folder(out) / _PLAN}: damaged: {format_first_fault(error)}; throw the parts away "
+            "with --fresh"
         ) from None
 
 

@@ -36,6 +36,7 @@ from geobind.data.options import ColumnChoice, DataOptions, RasterOptions
 from geobind.data.table import Table, first_observation, open_table
 from geobind.errors import DataError
 from geobind.utils.files import is_hidden
+from geobind.utils.formatting import format_first_fault
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -446,8 +447,7 @@ def build_reading(**values: Any) -> RasterOptions:
     try:
         return RasterOptions.model_validate({n: v for n, v in values.items() if v is not None})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise DataError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise DataError(format_first_fault(error)) from None
 
 
 def open_source(

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from geobind.errors import DataError
 from geobind.utils.arrow import pc
 from geobind.utils.files import replace_atomic
+from geobind.utils.formatting import format_first_fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -309,9 +310,7 @@ def read_metadata(raw: Mapping[bytes, bytes] | None, path: Path) -> ArchiveMetad
             raise DataError(f"{path}: its metadata are larger than {_MAX_METADATA:,} bytes")
         metadata = ArchiveMetadata.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise DataError(f"{path}: damaged: metadata: {where}: {first['msg']}") from None
+        raise DataError(f"{path}: damaged: metadata: {format_first_fault(error)}") from None
     if metadata.format != FORMAT:
         raise DataError(
             f"{path}: archive format {metadata.format}; this geobind reads format {FORMAT}: install the "

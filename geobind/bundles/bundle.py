@@ -33,7 +33,7 @@ from geobind.recipe.base_bundle import find_bundle
 from geobind.recipe.parsing import dump_yaml
 from geobind.towers.weights import load_strictly, read_weights
 from geobind.utils import files as storage
-from geobind.utils.formatting import shorten
+from geobind.utils.formatting import format_first_fault, shorten
 from geobind.utils.system import collect_versions, hash_module
 
 _log = logging.getLogger(__name__)
@@ -341,11 +341,9 @@ def _modality(card: Card, name: str, options: Mapping[str, Any], folder: Path) -
     try:
         return plugin.cls.model_validate(options, context={BUNDLED: True})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(("modalities", name, *map(str, first["loc"])))
         raise CheckpointError(
             f"{folder / CARD}: {plugin.source} does not take the bundle's options of '{name}' "
-            f"(made with {made_with}): {where}: {first['msg']}"
+            f"(made with {made_with}): {format_first_fault(error, 'modalities', name)}"
         ) from None
 
 

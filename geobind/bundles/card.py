@@ -14,6 +14,7 @@ from geobind.errors import CheckpointError, DataError
 from geobind.recipe.base_bundle import CARD, FORMAT, MAX_CARD
 from geobind.scoring import Calibration
 from geobind.utils.files import read_limited
+from geobind.utils.formatting import format_first_fault
 
 
 class Origin(BaseModel):
@@ -68,9 +69,7 @@ def read_card(folder: Path) -> Card:
             "other files of a bundle are there, it was not saved to its end, so save it again"
         ) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise CheckpointError(f"{path}: damaged: {where}: {first['msg']}") from None
+        raise CheckpointError(f"{path}: damaged: {format_first_fault(error)}") from None
     if card.format != FORMAT:
         raise CheckpointError(
             f"{path}: bundle format {card.format}, made with geobind {card.versions.get('geobind', '?')}; "

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from geobind.errors import CheckpointError, DataError
+from geobind.utils.formatting import format_first_fault
 
 if TYPE_CHECKING:
     from rich.table import Column, Table
@@ -180,9 +181,7 @@ def data_options_from_cli(
             try:
                 known = DataOptions.model_validate(block)
             except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                where = ".".join(map(str, first["loc"]))
-                raise CheckpointError(f"binder.json: recipe.data.{where}: {first['msg']}") from None
+                raise CheckpointError(f"binder.json: {format_first_fault(error, 'recipe', 'data')}") from None
             return known.model_copy(update={"columns": {**known.columns, **split_vectors(columns)}})
     return DataOptions.model_validate({data: {}, "columns": split_vectors(columns)})
 

@@ -28,6 +28,7 @@ from geobind.modality import Modality
 from geobind.recipe.marks import Mark, Marks
 from geobind.recipe.parsing import parse_yaml, read_yaml_text
 from geobind.recipe.schema import Evaluation, Question
+from geobind.utils.formatting import format_first_fault
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -114,11 +115,7 @@ def load_questions(path: Path) -> dict[str, Question]:
     try:
         return Evaluation.model_validate({"questions": values}).questions
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"][1:]))
-        raise DataError(
-            f"{path}: {where or 'questions'}: {first['msg'].removeprefix('Value error, ')}"
-        ) from None
+        raise DataError(f"{path}: {format_first_fault(error, whole='questions', skip=1)}") from None
 
 
 def read_truths(

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from geobind.data.shares import choose_share_size
 from geobind.errors import CheckpointError
 from geobind.utils import files
+from geobind.utils.formatting import format_first_fault
 
 FILE = "plan.json"
 StepMethod = Literal["direct", "cached", "two-pass"]
@@ -123,9 +124,9 @@ def read_plan(folder: Path) -> RunPlan | None:
     try:
         return RunPlan.model_validate(values) if values else None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"{folder / FILE}: {where}: {first['msg']}; remove it to plan anew") from None
+        raise CheckpointError(
+            f"{folder / FILE}: {format_first_fault(error)}; remove it to plan anew"
+        ) from None
 
 
 _HALVINGS = 80  # bisection steps

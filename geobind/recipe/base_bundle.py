@@ -19,7 +19,7 @@ from geobind.recipe.marks import read_steps
 from geobind.recipe.parsing import KeyPath, ParsedYaml, Problem, RecipeProblems
 from geobind.recipe.schema import BaseBundle, Name, Recipe
 from geobind.utils.files import read_limited
-from geobind.utils.formatting import shorten
+from geobind.utils.formatting import format_first_fault, shorten
 from geobind.utils.hashing import fingerprint
 
 CARD, FORMAT = "binder.json", 1
@@ -125,9 +125,7 @@ def _read_card(path: Path) -> tuple[Path, _CardFacts]:
     except OSError as error:
         raise DataError(f"{folder / CARD}: cannot be read ({error.strerror})") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise DataError(f"{folder / CARD}: damaged: {shorten(where, 100)}: {first['msg']}") from None
+        raise DataError(f"{folder / CARD}: damaged: {format_first_fault(error)}") from None
     if card.format != FORMAT:
         raise DataError(f"{folder / CARD}: bundle format {card.format}; this geobind reads format {FORMAT}")
     return folder, card
@@ -148,10 +146,9 @@ def _build_modalities(
             reason = " ".join(str(error).split())
             faults.append(f"{folder}: the bundle needs the modality '{name}': {reason}{install}")
         except ValidationError as error:
-            first = error.errors()[0]
-            where = shorten(".".join(("modalities", name, *map(str, first["loc"]))), 100)
             made = f" (made with {origin})" if origin else ""
-            faults.append(f"{folder / CARD}: the plugin of '{name}'{made} refuses {where}: {first['msg']}")
+            fault = format_first_fault(error, "modalities", name)
+            faults.append(f"{folder / CARD}: the plugin of '{name}'{made} refuses {fault}")
     return built, faults
 
 

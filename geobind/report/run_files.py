@@ -28,6 +28,7 @@ from geobind.recipe import Recipe
 from geobind.recipe.marks import Mark, Pair
 from geobind.recipe.parsing import parse_yaml, read_yaml_text
 from geobind.utils import files
+from geobind.utils.formatting import format_first_fault
 
 
 class RunFileModel(BaseModel):
@@ -297,7 +298,9 @@ def load_checked(kind: type[Checked], path: Path) -> Checked:
         # As JSON, for then strictness takes lists for tuples, but no text for a number.
         return _adapter(kind).validate_json(json.dumps(files.read_json(path)), strict=True)
     except ValidationError as error:
-        raise CheckpointError(f"{path}: {_first_of(error)}; run again with --resume to mend it") from None
+        raise CheckpointError(
+            f"{path}: {format_first_fault(error)}; run again with --resume to mend it"
+        ) from None
 
 
 @cache  # building one takes ten times as long as reading a file with it
@@ -314,12 +317,7 @@ def _check_written(recipe: Mapping[str, Any], path: Path) -> None:
     try:
         _WrittenRecipe.model_validate(recipe, strict=True)
     except ValidationError as error:
-        raise CheckpointError(f"{path}: {_first_of(error)}; it is not the recipe of a run") from None
-
-
-def _first_of(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+        raise CheckpointError(f"{path}: {format_first_fault(error)}; it is not the recipe of a run") from None
 
 
 def _load_if_present(kind: type[Checked], path: Path) -> Checked | None:

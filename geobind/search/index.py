@@ -19,6 +19,7 @@ from geobind.extras import find_missing
 from geobind.plugins import PluginKind, Registry, list_entry_points
 from geobind.utils.arrays import as_array, is_array
 from geobind.utils.files import read_json, replace_atomic, write_json
+from geobind.utils.formatting import format_first_fault
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -397,9 +398,9 @@ def read_card(folder: Path) -> IndexCard:
     try:
         return IndexCard.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"{folder / CARD}: {where}: {first['msg']}; build the index again") from None
+        raise CheckpointError(
+            f"{folder / CARD}: {format_first_fault(error)}; build the index again"
+        ) from None
 
 
 def _map_vectors(path: Path, card: IndexCard) -> Vectors:

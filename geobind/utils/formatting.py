@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 NBSP = "\N{NO-BREAK SPACE}"
 _ORDINALS = {1: "st", 2: "nd", 3: "rd"}
@@ -64,6 +68,17 @@ def shorten(text: str, most: int) -> str:
         return text
     cut = text[: most - 1]
     return (cut.rsplit(" ", 1)[0] if " " in cut[most // 2 :] else cut) + "…"
+
+
+def format_first_fault(error: ValidationError, *keys: str, whole: str = "the file", skip: int = 0) -> str:
+    """Format the first fault of values that pydantic refused: its key, then what is wrong.
+
+    `keys` come before the key that pydantic states, of which the first `skip` parts are left out; `whole`
+    names the values where no key is at fault. Keys are a stranger's, and cut at 100 characters.
+    """
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = shorten(".".join(map(str, (*keys, *first["loc"][skip:]))), 100)
+    return f"{where or whole}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def join_words(words: Sequence[str]) -> str:
