@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from geobind.data.rasters.column import WINDOW, check_window
-from geobind.data.readers.files import shorten
+from geobind.data.readers.files import show_value
 from geobind.utils.arrow import pc, wrap_in_lists
 
 Values = list[Any] | pa.Array
@@ -106,7 +106,7 @@ def _to_values(values: Values) -> list[Any]:
 
 
 def _show(values: Values, index: int) -> str:
-    return shorten(values[index] if isinstance(values, list) else values[index].as_py())
+    return show_value(values[index] if isinstance(values, list) else values[index].as_py())
 
 
 def is_missing(value: Any) -> bool:
@@ -140,13 +140,13 @@ def _to_word(value: Any, index: int) -> str | None:
         try:
             word = value.decode().strip()
         except UnicodeDecodeError:
-            raise CellError(index, f"{shorten(value)} is not UTF-8 text") from None
+            raise CellError(index, f"{show_value(value)} is not UTF-8 text") from None
         return None if is_missing(word) else word
     if isinstance(value, int) and abs(value) > 2**200:  # str() refuses some
         raise CellError(index, "is too large a number")
     if isinstance(value, str | int | float | Decimal | date | time | timedelta | UUID):
         return str(value).strip()
-    raise CellError(index, f"{shorten(value)} is not a string")
+    raise CellError(index, f"{show_value(value)} is not a string")
 
 
 def degrees_to_arrow(values: Values, limit: float) -> pa.Array:
@@ -204,7 +204,7 @@ def _to_number(
         return math.inf
     comma = isinstance(value, str) and _NUMBER.fullmatch(value.strip().replace(",", ".", 1))
     point = "; write a decimal point, not a comma" if comma else ""
-    raise CellError(index, f"{shorten(value)} is not {meant}{point}")
+    raise CellError(index, f"{show_value(value)} is not {meant}{point}")
 
 
 def times_to_arrow(values: Values) -> pa.Array:
@@ -227,7 +227,7 @@ def _to_time(value: Any, index: int) -> datetime | None:
         moment = datetime.fromisoformat(str(value).strip())
         return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
     except (ValueError, OverflowError):
-        raise CellError(index, f"{shorten(value)} is not a time such as 2024-06-01T14:30:00Z") from None
+        raise CellError(index, f"{show_value(value)} is not a time such as 2024-06-01T14:30:00Z") from None
 
 
 def _moments_to_arrow(array: pa.Array) -> pa.Array:
@@ -324,10 +324,10 @@ def _parse_cell(value: Any, index: int) -> _Cell | None:
         try:
             return _Cell("numbers", [float(item) for item in items])
         except OverflowError as error:
-            raise CellError(index, f"{shorten(value)} holds a number that is too large") from error
+            raise CellError(index, f"{show_value(value)} holds a number that is too large") from error
     raise CellError(
         index,
-        f"{shorten(value)} must be a string, strings, numbers, or a window such as "
+        f"{show_value(value)} must be a string, strings, numbers, or a window such as "
         '{"raster": "scene.tif", "size_m": 480}',
     )
 
@@ -348,13 +348,13 @@ def _parse_string(text: str, index: int) -> _Cell | None:
         except (ValueError, RecursionError) as error:
             kind = "list" if text.startswith("[") else "object"
             raise CellError(
-                index, f"{shorten(text)} begins like a JSON {kind} but is not one: {error}"
+                index, f"{show_value(text)} begins like a JSON {kind} but is not one: {error}"
             ) from error
         return _parse_cell(value, index)
     if _PRINTED.fullmatch(text):
         raise CellError(
             index,
-            f"{shorten(text)} is a value as Python prints it, which pandas' to_csv does with lists; write "
+            f"{show_value(text)} is a value as Python prints it, which pandas' to_csv does with lists; write "
             "JSON, for example df[column].map(json.dumps), or Parquet",
         )
     return _Cell("strings", [text])

@@ -16,7 +16,7 @@ from typing import Any, cast
 import pyarrow as pa
 
 from geobind.data.cells import CellError, convert_column
-from geobind.data.readers.files import join_names, shorten
+from geobind.data.readers.files import join_names, show_value
 from geobind.errors import DataError
 
 ROWS_PER_CHUNK = 2048  # more take longer: Python's garbage collector goes through them again and again
@@ -281,9 +281,9 @@ def _check_header(cells: list[str], delimiter: str, where: str) -> list[str]:
     if len(header) > MAX_COLUMNS:
         raise DataError(f"{where}: {len(header)} columns; is this a manifest?")
     if header and header[0].lower().startswith("sep="):
-        raise DataError(f"{where}: {shorten(header[0])} is no header; remove the line")
+        raise DataError(f"{where}: {show_value(header[0])} is no header; remove the line")
     if header and header[0].startswith("#") and (len(header) == 1 or header[0].startswith("# ")):
-        raise DataError(f"{where}: {shorten(header[0])} is a comment, not a header; remove the line")
+        raise DataError(f"{where}: {show_value(header[0])} is a comment, not a header; remove the line")
     other = [sign for sign in _SEPARATORS if len(header) == 1 and sign != delimiter and sign in header[0]]
     if other:
         named = " (or let its name end in .tsv)" if other[0] == "\t" else ""
@@ -353,7 +353,7 @@ def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{shorten(twice)} is there twice; rename one")
+        raise ValueError(f"{show_value(twice)} is there twice; rename one")
     return found
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geobind.data.cells import CellError, convert_column
-from geobind.data.readers.files import shorten
+from geobind.data.readers.files import show_value
 from geobind.errors import DataError
 from geobind.utils.arrow import pc
 
@@ -378,12 +378,12 @@ def _explain_crs(crs: Any) -> str:
         if {"authority", "code"} <= identity.keys():
             name = f"{identity['authority']}:{identity['code']}"
         else:
-            name = f"the CRS {shorten(described.get('name', 'without a name'))}, which has no code"
+            name = f"the CRS {show_value(described.get('name', 'without a name'))}, which has no code"
     elif isinstance(crs, str):
         name = crs.strip()
     if name.upper() in _DEGREES:
         return ""
-    name = shorten(name).strip("'\"") if name else "an unknown CRS (`crs` is null)"
+    name = show_value(name).strip("'\"") if name else "an unknown CRS (`crs` is null)"
     return (
         f"its geometry is in {name}; write degrees, for example gdf.to_crs(4326).to_parquet(...), after "
         "gdf.set_crs(...) if it is unknown"

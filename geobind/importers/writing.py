@@ -25,7 +25,7 @@ from geobind.data.cells import (
 )
 from geobind.data.columns import SAMPLED_CELLS, looks_like_file_name
 from geobind.data.rasters.column import WINDOW, check_window
-from geobind.data.readers.files import shorten
+from geobind.data.readers.files import show_value
 from geobind.data.readers.tar import parse_member
 from geobind.errors import DataError, PluginError
 from geobind.importers.contract import Column, Importer, LeftOut, Row
@@ -170,7 +170,7 @@ class ManifestBuilder:
             raster = self._named(cell["raster"], name, absent)
             return check_window({**cast("Row", cell), "raster": raster}) if raster else None
         raise PluginError(
-            f"importer '{self.name}': row {row.get('key')}: {shorten(cell)} in column '{name}', "
+            f"importer '{self.name}': row {row.get('key')}: {show_value(cell)} in column '{name}', "
             f"which is of kind {column.kind}{' and holds one' if column.kind == 'file' else ''}"
         )
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from geobind.data.options import RasterOptions
-from geobind.data.readers.files import FileResolver, join_names, shorten
+from geobind.data.readers.files import FileResolver, join_names, show_value
 from geobind.errors import DataError
 from geobind.utils.arrow import map_arrow_table
 
@@ -45,14 +45,14 @@ def check_window(cell: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(fields.keys() - set(_FIELDS))
     if unknown:
         raise ValueError(
-            f"a window of a raster has no {shorten(unknown[0])}; it may have {', '.join(_FIELDS)}"
+            f"a window of a raster has no {show_value(unknown[0])}; it may have {', '.join(_FIELDS)}"
         )
     if not isinstance(fields.get("raster"), str) or not fields["raster"].strip():
         raise ValueError("a window of a raster must name it: `raster`")
     numbers = {name: fields[name] for name in (*_PLACE, *_SIZE, *_PIXELS) if name in fields}
     wrong = next((name for name, value in numbers.items() if not _fits(name, value)), None)
     if wrong:
-        raise ValueError(f"'{wrong}' of a raster's window cannot be {shorten(numbers[wrong])}")
+        raise ValueError(f"'{wrong}' of a raster's window cannot be {show_value(numbers[wrong])}")
     for group in (_PLACE, _PIXELS):
         there = [name for name in group if name in fields]
         if 0 < len(there) < len(group):
@@ -64,7 +64,7 @@ def check_window(cell: dict[str, Any]) -> dict[str, Any]:
     bands = fields.get("bands")
     if bands is not None and not (isinstance(bands, list) and bands and all(map(_is_band, bands))):
         raise ValueError(
-            f"'bands' of a raster's window must be a list of numbers from 1, not {shorten(bands)}"
+            f"'bands' of a raster's window must be a list of numbers from 1, not {show_value(bands)}"
         )
     return fields
 

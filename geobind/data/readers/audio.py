@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geobind.data.readers.files import describe, open_binary, shorten
+from geobind.data.readers.files import describe, open_binary, show_value
 from geobind.data.readers.sound_headers import state_length
 from geobind.errors import DataError
 from geobind.utils.arrays import as_array, is_array, is_bytes
@@ -342,7 +342,7 @@ def _from_array(raw: Any, rate: int) -> tuple[NDArray[np.float32], int, int]:
         if not isinstance(source, int | np.integer) or source not in _RATES:
             turned = ": (array, rate), not (rate, array)" if is_array(source) else ""
             raise DataError(
-                f"a sound's sampling rate must be a whole number of Hz, not {shorten(source)}{turned}"
+                f"a sound's sampling rate must be a whole number of Hz, not {show_value(source)}{turned}"
             )
     if not is_array(given):
         raise DataError(f"a sound must be a path, bytes, (array, rate) or an array, not {describe(given)}")

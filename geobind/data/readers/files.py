@@ -43,7 +43,7 @@ def describe(raw: Any) -> str:
     return f"a {type(raw).__name__}"
 
 
-def shorten(value: Any) -> str:
+def show_value(value: Any) -> str:
     """Show a value in a message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -64,8 +64,8 @@ def open_binary(raw: Any) -> Generator[BinaryIO]:
     """
     if isinstance(raw, CellText):
         raise DataError(
-            f"{shorten(str(raw))}: is text in the table, not the name of a file; if its column holds files, "
-            "say so under `data`: `files: [COLUMN]`"
+            f"{show_value(str(raw))}: is text in the table, not the name of a file; if its column holds "
+            "files, say so under `data`: `files: [COLUMN]`"
         )
     if isinstance(raw, str) and _ADDRESS.match(raw):
         raise DataError(f"{describe(raw)}: is an address; geobind reads files only, download it first")
@@ -164,12 +164,12 @@ class FileResolver:
         """
         fault = _find_fault(name)
         if fault:
-            raise DataError(f"file name {shorten(name)} cannot be used: {fault}")
+            raise DataError(f"file name {show_value(name)} cannot be used: {fault}")
         path = os.path.join(self.root, name)
         try:
             real = _real_path(os.path.join(os.getcwd(), path))
         except ValueError as error:
-            raise DataError(f"file name {shorten(name)} cannot be used: {error}") from error
+            raise DataError(f"file name {show_value(name)} cannot be used: {error}") from error
         if not any(
             real.startswith(fence) for fence in _list_allowed_folders(os.getcwd(), (self.root, *self.links))
         ):
