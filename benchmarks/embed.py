@@ -1,9 +1,17 @@
-"""The cost of `Binder.embed`: against decoding the same files and calling the encoder by hand.
+"""The cost of `Binder.embed`, in turns on the same JPEG files.
 
-    python benchmarks/embed.py [--files 64] [--rounds 15] [--batch 32]
+    python benchmarks/embed.py --only hand [--files 64] [--rounds 15] [--batch 32]
+    python benchmarks/embed.py --only ahead [--files 2000] [--rounds 5]
+    python benchmarks/embed.py --only precision [--files 64] [--rounds 5]
 
-The two take turns, each with all files; of neighbours, in CPU seconds, the ratio is taken, and printed is the
-median with a bootstrap interval. Which comes first changes from round to round.
+`hand`: against decoding the same files and calling the encoder by hand, in CPU seconds of one thread.
+`ahead`: inputs prepared by threads ahead of a small encoder, against one after the other, in wall time on
+all processors: a figure for a quiet machine.
+`precision`: bfloat16 against float32, in CPU seconds of one thread, on prepared inputs; the least cosine; and
+what `precision="auto"` chooses.
+
+Of neighbours the ratio is taken, and printed is the median with a bootstrap interval. Which comes first
+changes from round to round.
 """
 
 from __future__ import annotations
@@ -11,6 +19,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -42,31 +51,100 @@ def by_hand(binder: Binder, files: list[Path], batch: int) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--files", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--batch", type=int, default=32)
-    args = parser.parse_args()
+ENCODERS = {
+    "resnet10t, 64 pixels": (
+        {
+            "timm": {
+                "model": "resnet10t",
+                "pretrained": False,
+                "options": {"channels": [24, 48, 96, 128], "stem_width": 12, "global_pool": "catavgmax"},
+            },
+            "size": 64,
+            "head": "mlp",
+        },
+        128,
+    ),
+    "resnet18, 224 pixels": ({"timm": {"model": "resnet18", "pretrained": False}}, 512),
+    "ViT-B/32, 224 pixels": ({"clip": {"model": "ViT-B-32", "pretrained": False}}, 512),
+}
+
+
+def build(encoder: str) -> Binder:
+    options, width = ENCODERS[encoder]
+    return Binder({"satellite": registry().get("satellite").model_validate(options)}, width, seed=0)
+
+
+def compare_with_hand(folder: Path, count: int, rounds: int, batch: int) -> None:
     torch.set_num_threads(1)
-    modality = (
-        registry().get("satellite").model_validate({"timm": {"model": "resnet18", "pretrained": False}})
-    )
-    binder = Binder({"satellite": modality}, 512, seed=0)
-    with tempfile.TemporaryDirectory() as folder:
-        files = write_images(Path(folder), args.files)
-        calls = {
-            "by hand": lambda: by_hand(binder, files, args.batch),
-            "embed": lambda: binder.embed("satellite", files, batch_size=args.batch),
-        }
-        assert torch.allclose(calls["by hand"](), calls["embed"](), atol=1e-6)
-        times = take_turns(calls, args.rounds)
+    binder = build("resnet18, 224 pixels")
+    files = write_images(folder, count)
+    calls = {
+        "by hand": lambda: by_hand(binder, files, batch),
+        "embed": lambda: binder.embed("satellite", files, batch_size=batch),
+    }
+    assert torch.allclose(calls["by hand"](), calls["embed"](), atol=1e-6)
+    times = take_turns(calls, rounds)
     for name, values in times.items():
         print(
-            f"{name}: {statistics.median(values):.3f} CPU s for {args.files} files "
+            f"{name}: {statistics.median(values):.3f} CPU s for {count} files "
             f"({min(values):.3f} to {max(values):.3f})"
         )
     print(f"embed / by hand: {ratio(times['embed'], times['by hand'])}")
+
+
+def compare_with_one_by_one(folder: Path, count: int, rounds: int, batch: int) -> None:
+    encoder = "resnet10t, 64 pixels"
+    binder = build(encoder)
+    files = write_images(folder, count)
+    calls = {
+        "ahead": lambda: binder.embed("satellite", files, batch_size=batch),
+        "one after the other": lambda: binder.embed("satellite", files, batch_size=batch, workers=0),
+    }
+    assert torch.equal(calls["ahead"](), calls["one after the other"]())
+    times = take_turns(calls, rounds, clock=time.perf_counter)
+    print(f"{encoder}, {count} files, {torch.get_num_threads()} threads of torch")
+    for name, values in times.items():
+        print(f"{name}: {statistics.median(values):.2f} s ({min(values):.2f} to {max(values):.2f})")
+    print(f"ahead / one after the other, wall time: {ratio(times['ahead'], times['one after the other'])}")
+
+
+def compare_precisions(folder: Path, count: int, rounds: int, batch: int) -> None:
+    torch.set_num_threads(1)
+    files = write_images(folder, count)
+    for encoder in ENCODERS:
+        binder = build(encoder)
+        images = torch.stack([binder.modalities["satellite"].prepare(file) for file in files])
+
+        def embed(precision: str, binder: Binder = binder, images: torch.Tensor = images) -> torch.Tensor:
+            batches = ((None, part) for part in images.split(batch))
+            parts = binder.embed_prepared("satellite", batches, precision)
+            return torch.cat([part for _, part in parts if part is not None])
+
+        calls = {name: lambda name=name: embed(name) for name in ("float32", "bfloat16")}
+        cosine_N = (calls["float32"]() * calls["bfloat16"]()).sum(1)
+        times = take_turns(calls, rounds)
+        embed("auto")
+        print(f"{encoder}: bfloat16 / float32 {ratio(times['bfloat16'], times['float32'])}, ", end="")
+        print(f"cosine {cosine_N.mean():.5f} on average, least {cosine_N.min():.5f}")
+        print(f"  auto: {binder.precisions['satellite']}")
+
+
+COMPARISONS = {
+    "hand": (compare_with_hand, 64, 15, 32),
+    "ahead": (compare_with_one_by_one, 2000, 5, 64),
+    "precision": (compare_precisions, 64, 5, 16),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=COMPARISONS, default="hand")
+    for name in ("files", "rounds", "batch"):
+        parser.add_argument(f"--{name}", type=int)
+    args = parser.parse_args()
+    compare, files, rounds, batch = COMPARISONS[args.only]
+    with tempfile.TemporaryDirectory() as folder:
+        compare(Path(folder), args.files or files, args.rounds or rounds, args.batch or batch)
 
 
 if __name__ == "__main__":

@@ -25,16 +25,20 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(float(np.median(value_N)), float(low), float(high))
 
 
-def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Return the CPU seconds of each call in each round, after one call of each that is not counted."""
+def take_turns(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, list[float]]:
+    """Return the seconds of each call in each round, by default of the CPU, after one that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
     for number in range(rounds):
         for name in sorted(calls, reverse=number % 2 == 0):
-            start = time.process_time()
+            start = clock()
             calls[name]()
-            times[name].append(time.process_time() - start)
+            times[name].append(clock() - start)
     return times
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +18,17 @@ from geobind.bundles import bundle
 from geobind.errors import CheckpointError, DataError, PluginError, RecipeError, did_you_mean
 from geobind.fusion import Expectation, fuse
 from geobind.inference import (
-    batch_inputs,
+    Workers,
     check_width,
-    collate,
+    choose_threads,
+    embed_batches,
     eval_mode,
     list_class_examples,
-    prepare_input,
+    prepare_ahead,
     split_inputs,
-    to_device,
 )
 from geobind.modality import Modality
+from geobind.precision import Lowering, Precision, PrecisionChoice, check_precision
 from geobind.recipe.marks import MARKS, Mark, Pair, StageStep, find_shared_towers, mark_pairs, read_steps
 from geobind.scoring import SoftmaxTemperature
 from geobind.utils.displays import RetrievalCell, choose_metric, render_matrix
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     Embeddings: TypeAlias = Tensor | NDArray[Any]
 Auto: TypeAlias = bool | None  # None: decided from the input
+T = TypeVar("T")
 
 
 _OF_TORCH = ("encoders", "eval", "parameters", "state_dict", "to", "train")  # what users call of a module
@@ -78,6 +80,9 @@ class Binder(nn.Module):
         self.width = width
         self.card = card
         self.bank: AnchorBank | None = None
+        self.precision: Precision = "float32"
+        self.workers: Workers = "auto"
+        self._lowering = Lowering()
         self.encoders = nn.ModuleDict()
         for name, modality in modalities.items():
             if seed is not None:
@@ -118,7 +123,8 @@ class Binder(nn.Module):
             if pairs and mark != "unconnected":
                 parts.append(f"{mark}: {', '.join(pairs)}")
         name = f"{self.card.name}, " if self.card else ""
-        return f"{name}{'; '.join([*parts, str(self.device)])}"
+        low = "" if self.precision == "float32" else f" {self.precision}"
+        return f"{name}{'; '.join([*parts, f'{self.device}{low}'])}"
 
     def __dir__(self) -> list[str]:
         """List geobind's own names; of the many of a module only those that users call."""
@@ -129,6 +135,11 @@ class Binder(nn.Module):
     def device(self) -> torch.device:
         """The device of the encoders."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    @property
+    def precisions(self) -> dict[str, PrecisionChoice]:
+        """The type that each modality was embedded in by another precision than float32, and why."""
+        return dict(self._lowering.choices)
 
     @property
     def steps(self) -> tuple[StageStep, ...]:
@@ -200,13 +211,31 @@ class Binder(nn.Module):
         batch_size: int = ...,
         progress: Auto = ...,
         numpy: Literal[False] = ...,
+        precision: Precision | None = ...,
+        workers: Workers | None = ...,
     ) -> Tensor: ...
     @overload
     def embed(
-        self, modality: str, x: Any, *, batch_size: int = ..., progress: Auto = ..., numpy: Literal[True]
+        self,
+        modality: str,
+        x: Any,
+        *,
+        batch_size: int = ...,
+        progress: Auto = ...,
+        numpy: Literal[True],
+        precision: Precision | None = ...,
+        workers: Workers | None = ...,
     ) -> NDArray[np.float32]: ...
     def embed(
-        self, modality: str, x: Any, *, batch_size: int = 64, progress: Auto = None, numpy: bool = False
+        self,
+        modality: str,
+        x: Any,
+        *,
+        batch_size: int = 64,
+        progress: Auto = None,
+        numpy: bool = False,
+        precision: Precision | None = None,
+        workers: Workers | None = None,
     ) -> Tensor | NDArray[np.float32]:
         """Embed one raw input, or a list (or another ordered container, or an iterator) of them.
 
@@ -218,6 +247,11 @@ class Binder(nn.Module):
             batch_size: Inputs per forward pass; it changes speed and memory, not the result.
             progress: Show a progress bar; default: when it takes long and a person is watching.
             numpy: Return a numpy array instead of a tensor.
+            precision: The type that the encoder computes in: float32, bfloat16, or auto, which times both
+                and takes bfloat16 where it is faster and the embeddings stay the same (`precisions` says
+                which, and how alike); default: `Binder.precision`, float32.
+            workers: Threads that prepare inputs ahead of the encoder, at most two batches; auto: one for
+                each processor; default: `Binder.workers`, auto.
 
         Returns:
             Unit-length float32 embeddings (N, D) on the CPU, in input order; N is 1 for one input.
@@ -233,15 +267,37 @@ class Binder(nn.Module):
         many = split_inputs(x)
         inputs = [x] if many is None else many
         total = len(inputs) if isinstance(inputs, Sequence) else None
-        parts: list[Tensor] = []
-        with eval_mode(self.encoders[modality]):
-            for group in batch_inputs(track(inputs, f"embedding {modality}", total, progress), batch_size):
-                batch = collate([prepare_input(kind, n, raw, alone=many is None) for n, raw in group])
-                parts.append(self(modality, to_device(batch, self.device)).cpu())
+        threads = choose_threads(self.workers if workers is None else workers, total)
+        shown = track(inputs, f"embedding {modality}", total, progress)
+        batches = prepare_ahead(kind, shown, batch_size, threads, alone=many is None)
+        embedded = self.embed_prepared(modality, ((None, batch) for batch in batches), precision)
+        parts = [part for _, part in embedded if part is not None]
         if not parts:
             raise DataError("nothing to embed: the input is an empty list")
         embedding_ND = require_directions(torch.cat(parts), f"embeddings of '{modality}'")
         return embedding_ND.numpy() if numpy else embedding_ND
+
+    def embed_prepared(
+        self, modality: str, batches: Iterable[tuple[T, Any]], precision: Precision | None = None
+    ) -> Iterator[tuple[T, Tensor | None]]:
+        """Yield what comes with each prepared batch, and its unit-length float32 embeddings on the CPU.
+
+        Args:
+            modality: Name of the modality.
+            batches: Collated batches of prepared inputs, each with anything; None instead of an empty one.
+            precision: As of `embed`.
+        """
+        asked = check_precision(self.precision if precision is None else precision)
+        encoder = self.encoders[modality]
+
+        def encode(batch: Any) -> Tensor:
+            with eval_mode(encoder):
+                if asked == "float32":
+                    return self(modality, batch)
+                lowered = self._lowering.take(modality, encoder, batch, asked)
+                return check_width(unit(lowered(batch)), self.width, modality)
+
+        yield from embed_batches(encode, batches, self.device)
 
     def similarity(
         self,
@@ -393,6 +449,7 @@ class Binder(nn.Module):
         *,
         base: str | Path | None = None,
         device: str | torch.device | None = None,
+        precision: Precision = "float32",
     ) -> Binder:
         """Read a bundle, or that of a run's folder, without pickle. See `geobind.bundles.bundle.load`.
 
@@ -400,12 +457,19 @@ class Binder(nn.Module):
             folder: The bundle, or the folder of a run.
             base: The bundle that a small one changes.
             device: Where its encoders compute, such as `cuda`; default: the CPU.
+            precision: The type they compute in when they embed, as of `embed`.
         """
-        return _move(bundle.load(cls, Path(folder), base=base), device)
+        check_precision(precision)
+        return _place(bundle.load(cls, Path(folder), base=base), device, precision)
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, revision: str | None = None, device: str | torch.device | None = None
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        precision: Precision = "float32",
     ) -> Binder:
         """Read a bundle from a folder, or from the Hugging Face hub by its id (`owner/name`).
 
@@ -413,8 +477,10 @@ class Binder(nn.Module):
             name: The folder or the id.
             revision: A branch, tag or commit of the hub.
             device: Where its encoders compute, such as `cuda`; default: the CPU.
+            precision: The type they compute in when they embed, as of `embed`.
         """
-        return _move(bundle.from_pretrained(cls, str(name), revision=revision), device)
+        check_precision(precision)
+        return _place(bundle.from_pretrained(cls, str(name), revision=revision), device, precision)
 
     def push_to_hub(self, name: str, *, private: bool = False) -> str:
         """Publish the bundle on the Hugging Face hub as `owner/name` and return its address."""
@@ -433,12 +499,13 @@ def _read_retrieval(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Retrieval
             continue
 
 
-def _move(binder: Binder, device: str | torch.device | None) -> Binder:
-    """Move a binder to a device.
+def _place(binder: Binder, device: str | torch.device | None, precision: Precision) -> Binder:
+    """Move a binder to a device, and set the precision that it embeds in.
 
     Raises:
         DataError: There is no such device here.
     """
+    binder.precision = precision
     if device is None:
         return binder
     try:

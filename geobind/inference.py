@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, MappingView, Sequence, Set
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MappingView, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +22,10 @@ from geobind.utils.formatting import shorten
 
 if TYPE_CHECKING:
     from geobind.modality import Prepared
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Workers = int | Literal["auto"]
 
 
 def split_inputs(x: Any) -> Sequence[Any] | Iterator[Any] | None:
@@ -50,15 +58,10 @@ def _list_column(x: Any) -> list[Any] | None:
     return values.tolist() if values.ndim == 1 and values.dtype.kind in "OUST" else None
 
 
-def batch_inputs(inputs: Iterable[Any], size: int) -> Iterator[list[tuple[int, Any]]]:
-    """Number the inputs and yield them in groups of `size`, the last one perhaps smaller."""
-    group: list[tuple[int, Any]] = []
-    for numbered in enumerate(inputs):
-        group.append(numbered)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
+def group_items(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield the items in groups of `size`, the last one perhaps smaller."""
+    rest = iter(items)
+    while group := list(islice(rest, size)):
         yield group
 
 
@@ -77,6 +80,81 @@ def prepare_input(modality: Modality, number: int, raw: Any, *, alone: bool = Fa
         single = isinstance(raw, str | Mapping) or is_bytes(raw) or not hasattr(raw, "__iter__")
         hint = "; if these are several inputs, give list(x)" if alone and not single else ""
         raise DataError(f"input {number} of modality '{modality.name}': {error}{hint}") from error
+
+
+_SHARE = 8  # inputs that a thread prepares at a time: handing over one by one costs as much as a short text
+_MOST_THREADS = 32
+_BATCHES_AHEAD = 2
+
+
+def choose_threads(workers: Workers, count: int | None = None) -> int:
+    """Choose how many threads prepare inputs: none for a few, else one for each processor.
+
+    Raises:
+        DataError: `workers` is neither `auto` nor a number of threads.
+    """
+    if workers == "auto":
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return 0 if cpus < 2 or (count is not None and count <= _SHARE) else min(cpus, _MOST_THREADS)
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise DataError(f"workers must be `auto` or a number of threads, not {workers!r}")
+    return workers
+
+
+def run_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
+) -> Iterator[Result]:
+    """Yield the function's result of each item in their order, worked out by threads before it is asked for.
+
+    An error is raised where its result would be; what comes after it is dropped.
+
+    Args:
+        function: What threads call, several at once.
+        items: They are taken in this thread.
+        threads: 0 calls it in this thread, when a result is asked for.
+        ahead: How many items at most are begun before their results are asked for.
+    """
+    if not threads:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads, "geobind-prepare") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def prepare_ahead(
+    modality: Modality, inputs: Iterable[Any], size: int, threads: int, *, alone: bool = False
+) -> Iterator[Prepared]:
+    """Yield batches of prepared inputs in their order; threads prepare at most two batches ahead.
+
+    Args:
+        modality: What they are.
+        inputs: They are taken in this thread.
+        size: Inputs in a batch.
+        threads: 0 prepares each batch when it is asked for.
+        alone: Whether an input was taken for the only one, because of its type.
+
+    Raises:
+        DataError: An input cannot be prepared; the message gives its number.
+    """
+
+    def prepare(numbered: Sequence[tuple[int, Any]]) -> list[Prepared]:
+        with torch.no_grad():  # each thread has a mode of its own
+            return [prepare_input(modality, number, raw, alone=alone) for number, raw in numbered]
+
+    share = min(_SHARE, size)
+    ahead = max(threads, _BATCHES_AHEAD * size // share)
+    shares = run_ahead(prepare, group_items(enumerate(inputs), share), threads, ahead)
+    for samples in group_items(chain.from_iterable(shares), size):
+        yield collate(samples)
 
 
 def collate(samples: Sequence[Prepared], keys: Sequence[str] | None = None) -> Prepared:
@@ -132,6 +210,50 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def embed_batches(
+    encode: Callable[[Any], Tensor], batches: Iterable[tuple[Item, Any]], device: torch.device
+) -> Iterator[tuple[Item, Tensor | None]]:
+    """Yield what comes with each batch, and its embeddings on the CPU, in order.
+
+    On a GPU a batch is copied, on a stream of its own, and the next one prepared, while one is computed.
+
+    Args:
+        encode: Returns the embeddings (B, D) of a batch on the device.
+        batches: Prepared batches on the CPU, each with anything; of None there are no embeddings.
+        device: Where they are computed.
+    """
+    if device.type != "cuda":
+        for item, batch in batches:
+            yield item, None if batch is None else encode(to_device(batch, device)).cpu()
+        return
+    copying, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    before: tuple[Item, Tensor | None, torch.cuda.Event] | None = None
+    for item, batch in batches:
+        embedding_BD = None
+        if batch is not None:
+            with torch.cuda.stream(copying):
+                moved = to_device(_pin(batch), device)
+            computing.wait_stream(copying)
+            for tensor in [moved] if isinstance(moved, Tensor) else moved.values():
+                tensor.record_stream(computing)  # its memory is not given to the next copy before it is read
+            embedding_BD = encode(moved).to("cpu", non_blocking=True)  # torch pins it
+        done = torch.cuda.Event()
+        done.record(computing)
+        if before is not None:
+            before[2].synchronize()
+            yield before[:2]
+        before = item, embedding_BD, done
+    if before is not None:
+        before[2].synchronize()
+        yield before[:2]
+
+
+def _pin(batch: Any) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.pin_memory()
+    return {key: value.pin_memory() for key, value in batch.items()}
 
 
 def check_width(embedding_BD: Tensor, width: int, name: str) -> Tensor:

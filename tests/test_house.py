@@ -22,7 +22,7 @@ LAYERS = """
 errors
 utils extras
 modality licences hub
-hookspecs inference
+hookspecs inference precision
 plugins
 data loggers pretrained
 recipe towers importers

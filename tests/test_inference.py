@@ -3,6 +3,7 @@
 import array
 import collections
 import io
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from toy import Left, Right
 
 from geobind.binder import Binder
 from geobind.errors import DataError, PluginError
-from geobind.inference import split_inputs
+from geobind.inference import choose_threads, split_inputs
 from geobind_audio import Audio
 from geobind_ground_image import GroundImage
 from geobind_satellite import Satellite
@@ -401,3 +402,79 @@ def test_similarity_of_what_is_no_embedding_is_refused(rows, message):
     for a, b in ((rows, ROWS), (ROWS, rows)):
         with pytest.raises(DataError, match=message):
             binder.similarity(a, b)
+
+
+# Prepared ahead ---------------------------------------------------------------------------------------
+
+
+class Slow(Left):
+    """Prepares inputs in threads in another order than they come in, and counts them."""
+
+    name = "slow"
+
+    def prepare(self, raw, *, training=False):
+        number = int(raw[0])
+        COUNTS["begun"] += 1
+        COUNTS["most"] = max(COUNTS["most"], COUNTS["begun"] - COUNTS["embedded"])
+        COUNTS["grad"] |= torch.is_grad_enabled()
+        time.sleep(0.004 * (number % 16 < 8))  # the first of two neighbouring shares is ready last
+        if number in BROKEN:
+            raise DataError("broken")
+        return torch.tensor([float(number), *[1.0] * 9])
+
+    def encoder(self, width, *, pretrained=True):
+        net = torch.nn.Linear(10, width)
+        net.register_forward_hook(lambda *args: COUNTS.update(embedded=COUNTS["embedded"] + len(args[1][0])))
+        return net
+
+
+COUNTS = {}
+BROKEN = set()
+
+
+@pytest.fixture
+def slow():
+    COUNTS.update(begun=0, embedded=0, most=0, grad=False)
+    BROKEN.clear()
+    return Binder({"slow": Slow(norm=False)}, 8, seed=0)
+
+
+@pytest.mark.parametrize("workers", [1, 3, "auto"])
+def test_threads_keep_the_order_of_inputs(slow, workers):
+    raws = [(float(i),) * 10 for i in range(100)]
+    expected = slow.embed("slow", raws, batch_size=16, workers=0)
+    assert torch.equal(slow.embed("slow", raws, batch_size=16, workers=workers), expected)
+    assert torch.equal(slow.embed("slow", iter(raws), batch_size=16, workers=workers), expected)
+    assert not COUNTS["grad"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_first_broken_input_is_named_whatever_threads_find_first(slow, workers):
+    BROKEN.update((35, 42, 61))
+    with pytest.raises(DataError, match=r"^input 35 of modality 'slow': broken$"):
+        slow.embed("slow", [(float(i),) * 10 for i in range(64)], batch_size=16, workers=workers)
+
+
+@pytest.mark.parametrize("size", [1, 5, 16])
+def test_no_more_than_three_batches_are_in_memory(slow, size):
+    slow.embed("slow", [(float(i),) * 10 for i in range(200)], batch_size=size, workers=2)
+    assert COUNTS["embedded"] == 200
+    assert COUNTS["most"] <= max(3 * size, 2 * min(8, size) + size)
+
+
+def test_inputs_after_an_error_are_not_prepared(slow):
+    BROKEN.add(0)
+    with pytest.raises(DataError):
+        slow.embed("slow", [(float(i),) * 10 for i in range(1000)], batch_size=16, workers=2)
+    assert COUNTS["begun"] <= 48
+
+
+def test_a_few_inputs_need_no_threads(monkeypatch):
+    assert choose_threads("auto", 8) == 0
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(1), raising=False)
+    assert choose_threads("auto", 5000) == 0
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(6), raising=False)
+    assert choose_threads("auto") == choose_threads("auto", 5000) == 6
+    for wrong in (-1, 1.5, True, "all"):
+        with pytest.raises(DataError, match="workers must be `auto` or a number of threads"):
+            choose_threads(wrong)

@@ -35,7 +35,7 @@ class RayRunner:
     Args:
         bundle: The folder or hub id of the model, the same on every node.
         address: Of the cluster, or `auto`.
-        workers: Processes that prepare inputs for each actor.
+        workers: Threads that prepare inputs for each actor.
     """
 
     bundle: str
@@ -123,8 +123,8 @@ def _connect(address: str) -> ModuleType:
 def _pack(bundle: str, job: Job, workers: int, device: str) -> str:
     """Return what an actor must know, as a short string: absolute paths, nothing that was opened."""
     values: tuple[Any, ...] = bundle, job.metadata.modality, job.source.resolve(), job.parts.out.resolve()
-    plan = job.metadata.dtype, job.batch_size, job.skip_broken, job.metadata.plan, workers, device
-    return base64.b64encode(pickle.dumps((*values, *plan))).decode()
+    plan = job.metadata.dtype, job.batch_size, job.skip_broken, job.metadata.plan
+    return base64.b64encode(pickle.dumps((*values, *plan, workers, device, job.metadata.computed))).decode()
 
 
 class _BlockActor:
@@ -133,13 +133,13 @@ class _BlockActor:
     def __init__(self, spec: str) -> None:
         from geobind.binder import Binder
 
-        bundle, modality, source, out, dtype, size, skip, plan, workers, device = pickle.loads(
+        bundle, modality, source, out, dtype, size, skip, plan, workers, device, computed = pickle.loads(
             base64.b64decode(spec)
         )
         self.failure: tuple[str, str] | None = None
         self.workers: int = workers
         try:
-            self.binder = Binder.from_pretrained(bundle)
+            self.binder = Binder.from_pretrained(bundle, precision=computed)
             self.job = plan_job(
                 self.binder, modality, source, out, dtype=dtype, batch_size=size, skip_broken=skip
             )

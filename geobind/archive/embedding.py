@@ -9,13 +9,13 @@ from geobind.archive.archive import Archive
 from geobind.archive.cluster import RayRunner
 from geobind.archive.job import Here, Runner, plan_job, run_job
 from geobind.archive.sources import RasterTiles, build_reading, open_source, parse_time
-from geobind.archive.table import Precision
+from geobind.archive.table import StoredType
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
     from geobind.binder import Binder
-    from geobind.data.loader import Workers
     from geobind.data.options import ColumnChoice, DataOptions
+    from geobind.inference import Workers
 
 
 def embed_raster(
@@ -29,7 +29,7 @@ def embed_raster(
     grid: str = "raster",
     time: str | None = None,
     nodata: float | None = None,
-    dtype: Precision = "float16",
+    dtype: StoredType = "float16",
     batch_size: int = 64,
     workers: Workers = "auto",
     shard: tuple[int, int] | None = None,
@@ -41,7 +41,8 @@ def embed_raster(
     """Embed the tiles of a raster into an archive; what a stopped call has done is not done again.
 
     Args:
-        binder: The model, or the bundle's folder or hub id (which workers of Ray need).
+        binder: The model, or the bundle's folder or hub id (which workers of Ray need). Its `precision`
+            is that of the whole archive.
         modality: What tiles are, such as the anchor.
         raster: A GeoTIFF or JPEG 2000 file.
         out: The archive, NAME.parquet; parts lie in NAME.parts until all are there.
@@ -52,7 +53,7 @@ def embed_raster(
         nodata: A stored value that means missing, beside what the raster states.
         dtype: How embeddings are stored.
         batch_size: Tiles read and embedded together.
-        workers: Processes that prepare tiles; auto: some where the model is on an accelerator, else none.
+        workers: Threads that prepare tiles; auto: one for each processor.
         shard: Do only share i of n, counted from 0.
         ray: Let a Ray cluster do it: its address, or `auto`.
         fresh: Throw away what is there of another job.
@@ -85,7 +86,7 @@ def embed_table(
     split: str | None = None,
     pattern: str = "*",
     skip_broken: bool = False,
-    dtype: Precision = "float16",
+    dtype: StoredType = "float16",
     batch_size: int = 64,
     workers: Workers = "auto",
     shard: tuple[int, int] | None = None,
@@ -106,7 +107,7 @@ def embed_table(
         skip_broken: Leave out what cannot be read, with a warning.
         dtype: How embeddings are stored.
         batch_size: Inputs embedded together.
-        workers: Processes that prepare inputs.
+        workers: Threads that prepare inputs.
         shard: As `embed_raster`.
         ray: As `embed_raster`.
         fresh: As `embed_raster`.

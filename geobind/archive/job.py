@@ -7,7 +7,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,23 +17,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch.utils.data import Dataset
 
 from geobind.archive.archive import Archive, model_digest
 from geobind.archive.table import (
     ArchiveMetadata,
     ArchiveWriter,
-    Precision,
+    StoredType,
     build_stac_item,
     build_table,
     measure_box,
     measure_tables,
     read_metadata,
 )
-from geobind.data.loader import Failure, choose_workers, load_batches
 from geobind.data.parquet import report_damage
 from geobind.errors import CheckpointError, DataError
-from geobind.inference import collate, eval_mode, to_device
+from geobind.inference import choose_threads, collate, run_ahead
+from geobind.precision import PrecisionChoice
 from geobind.utils.files import FileLock, read_json, replace_atomic, write_json
 from geobind.utils.formatting import format_first_fault
 from geobind.utils.hashing import fingerprint
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from geobind.archive.sources import InputSource
     from geobind.binder import Binder
-    from geobind.data.loader import Workers
+    from geobind.inference import Workers
     from geobind.modality import Modality, Prepared
 
 _PLAN, _SHARES, _LOCK = "plan.json", "shares.json", "lock"
@@ -78,7 +78,8 @@ class Parts(BaseModel):
 
     def is_done(self) -> bool:
         """Return whether the archive itself is there."""
-        return self.out.is_file() and _read_plan(self.out) == self.metadata.plan
+        known = _read_finished(self.out)
+        return known is not None and known.plan == self.metadata.plan
 
 
 def parts_folder(out: Path) -> Path:
@@ -107,11 +108,14 @@ def plan_job(
     source: InputSource,
     out: str | Path,
     *,
-    dtype: Precision = "float16",
+    dtype: StoredType = "float16",
     batch_size: int = 64,
     skip_broken: bool = False,
 ) -> Job:
     """Plan a job: its blocks, and the digest of everything that decides the archive's bytes.
+
+    The binder's precision is among it. What `auto` chooses holds for the whole archive: a job that goes on
+    computes in the type that it began with.
 
     Raises:
         DataError: The source cannot be used, or the archive's name does not end in .parquet.
@@ -125,6 +129,7 @@ def plan_job(
     if not out.parent.is_dir():
         raise DataError(f"{out}: there is no folder {out.parent}; make it first")
     digest = model_digest(binder, modality)
+    choice = _choose_precision(binder, modality, digest, source, out, batch_size)
     facts = {
         **source.describe(),
         "modality": modality,
@@ -132,6 +137,7 @@ def plan_job(
         "dtype": dtype,
         "batch size": batch_size,  # of the last digits of an embedding
         "skip broken": skip_broken,
+        **({} if choice.dtype == "float32" else {"precision": choice.dtype}),
     }
     metadata = ArchiveMetadata.model_validate(
         {
@@ -142,6 +148,8 @@ def plan_job(
             "bundle": binder.card.name if binder.card else "",
             "source": source.name,
             "plan": fingerprint(facts),
+            "computed": choice.dtype,
+            "cosine": choice.cosine,
             **source.state(),
         }
     )
@@ -149,6 +157,33 @@ def plan_job(
     return Job(
         Parts(out=out, metadata=metadata, blocks=source.blocks, facts=plain), source, batch_size, skip_broken
     )
+
+
+def _choose_precision(
+    binder: Binder, modality: str, digest: str, source: InputSource, out: Path, batch_size: int
+) -> PrecisionChoice:
+    """Return the type that a job computes in: what it began with, else by the first inputs there are."""
+    plain = PrecisionChoice("float32", "as asked")
+    if binder.precision == "float32":
+        return plain
+    begun = _read_begun(out)
+    if begun and (begun.modality, begun.model) == (modality, digest):
+        if binder.precision in ("auto", begun.computed):
+            return PrecisionChoice(begun.computed, "as it began", begun.cosine)
+    prepare = _make_preparer(source, binder.modality(modality), skip_broken=True)
+    strips = map(prepare, _list_strips(source, batch_size, range(source.blocks)))
+    first = next((strip.inputs for strip in strips if strip.inputs is not None), None)
+    if first is None:
+        return plain
+    for _ in binder.embed_prepared(modality, [(None, first)]):
+        pass
+    return binder.precisions[modality]
+
+
+def _read_begun(out: Path) -> ArchiveMetadata | None:
+    """Return what an archive or its parts state, None where there are none."""
+    known = read_json(parts_folder(out) / _PLAN)
+    return _parse_parts(out, known).metadata if known else _read_finished(out)
 
 
 class Runner(Protocol):
@@ -259,9 +294,9 @@ def _parse_parts(out: Path, known: Mapping[str, Any]) -> Parts:
         ) from None
 
 
-def _read_plan(path: Path) -> str | None:
+def _read_finished(path: Path) -> ArchiveMetadata | None:
     try:
-        return read_metadata(pq.read_schema(path).metadata, path).plan
+        return read_metadata(pq.read_schema(path).metadata, path)
     except (DataError, OSError, ValueError):
         return None
 
@@ -347,21 +382,25 @@ class _Strip(NamedTuple):
 class PreparedStrip(NamedTuple):
     """The prepared inputs of a strip, and the columns of its rows."""
 
+    block: int
     inputs: Prepared | None  # None where nothing is there
     names: list[str]
     columns: Mapping[str, Any]
     broken: list[tuple[str, str]]
 
 
-class _Strips(Dataset[Any]):
-    def __init__(self, job: Job, modality: Modality) -> None:
-        self.job, self.modality = job, modality
+def _make_preparer(
+    source: InputSource, modality: Modality, *, skip_broken: bool
+) -> Callable[[_Strip], PreparedStrip]:
+    """Return a function that reads and prepares a strip, and that several threads may call at once.
 
-    def __getitem__(self, strip: _Strip) -> PreparedStrip | Failure:
-        try:
-            raws, names, columns = self.job.source.read(*strip)
-        except DataError as error:
-            return Failure(str(error))
+    It raises DataError where an input cannot be read and is not skipped, or where they make no batch.
+    """
+    reading = threading.Lock()  # readers keep files open, and where they are in them
+
+    def prepare(strip: _Strip) -> PreparedStrip:
+        with reading:
+            raws, names, columns = source.read(*strip)
         samples: list[Prepared] = []
         kept: list[int] = []
         broken: list[tuple[str, str]] = []
@@ -369,27 +408,25 @@ class _Strips(Dataset[Any]):
             try:
                 if isinstance(raw, DataError):
                     raise raw
-                samples.append(self.modality.prepare(raw))
+                samples.append(modality.prepare(raw))
                 kept.append(number)
             except DataError as error:
                 broken.append((names[number], str(error)))
-        if broken and not self.job.skip_broken:
+        if broken and not skip_broken:
             name, reason = broken[0]
             also = f" (and {len(broken) - 1} more near it)" if len(broken) > 1 else ""
-            return Failure(
+            raise DataError(
                 f"{name}: {reason}{also}; mend or remove it and run the command again, or leave out whatever "
                 "cannot be read with --skip-broken"
             )
         try:
             inputs = collate(samples) if samples else None
         except DataError as error:
-            return Failure(f"{names[kept[0]]} and what lies near it: {error}")
+            raise DataError(f"{names[kept[0]]} and what lies near it: {error}") from error
         chosen = {name: values[kept] for name, values in columns.items()}
-        return PreparedStrip(inputs, [names[n] for n in kept], chosen, broken)
+        return PreparedStrip(strip.block, inputs, [names[n] for n in kept], chosen, broken)
 
-
-def _take_one(strips: list[PreparedStrip]) -> PreparedStrip:
-    return strips[0]
+    return prepare
 
 
 def embed_blocks(
@@ -401,41 +438,41 @@ def embed_blocks(
         DataError: An input cannot be read, or its embedding is NaN or zero.
     """
     modality = binder.modality(job.metadata.modality)
-    chosen = _choose_workers(job, binder, blocks) if workers == "auto" else workers
-    strips = _list_strips(job, blocks)
-    loaded = load_batches(
-        _Strips(job, modality), ([strip] for strip in _list_strips(job, blocks)), _take_one, chosen
-    )
-    for block, group in groupby(zip(strips, loaded, strict=True), key=lambda pair: pair[0].block):
+    threads = choose_threads(workers)
+    prepare = _make_preparer(job.source, modality, skip_broken=job.skip_broken)
+    listed = _list_strips(job.source, job.batch_size, blocks)
+    strips = run_ahead(prepare, listed, threads, max(threads, _STRIPS_AHEAD))
+    tagged = ((strip, strip.inputs) for strip in strips)
+    embedded = binder.embed_prepared(modality.name, tagged, job.metadata.computed)
+    for block, group in groupby(embedded, key=lambda pair: pair[0].block):
         parts: list[tuple[Mapping[str, Any], Any]] = []
         broken: list[tuple[str, str]] = []
-        for _, strip in group:
+        for strip, vectors_BD in group:
             broken += strip.broken
-            if strip.inputs is not None:
-                parts.append((strip.columns, _embed(binder, modality.name, strip)))
+            if vectors_BD is not None:
+                parts.append((strip.columns, _check_lengths(strip, vectors_BD.numpy())))
             elif not parts:
                 parts.append((strip.columns, np.empty((0, binder.width), np.float32)))
         columns = {name: np.concatenate([part[name] for part, _ in parts]) for name in parts[0][0]}
         yield block, build_table(job.metadata, columns, np.concatenate([v for _, v in parts])), broken
 
 
-def _choose_workers(job: Job, binder: Binder, blocks: Sequence[int]) -> int:
-    """Choose processes that prepare inputs: on a CPU they would only take it from the encoder."""
-    if binder.device.type == "cpu":
-        return 0
-    return choose_workers(sum(job.source.count(block) for block in blocks[:8]))
+_STRIPS_AHEAD = 2
 
 
-def _list_strips(job: Job, blocks: Iterable[int]) -> Iterator[_Strip]:
+def _list_strips(source: InputSource, batch_size: int, blocks: Iterable[int]) -> Iterator[_Strip]:
     for block in blocks:
-        count = job.source.count(block)
-        for start in range(0, count, job.batch_size):
-            yield _Strip(block, start, min(start + job.batch_size, count))
+        count = source.count(block)
+        for start in range(0, count, batch_size):
+            yield _Strip(block, start, min(start + batch_size, count))
 
 
-def _embed(binder: Binder, modality: str, strip: PreparedStrip) -> Any:
-    with eval_mode(binder.encoders[modality]):
-        vectors_BD = binder(modality, to_device(strip.inputs, binder.device)).cpu().numpy()
+def _check_lengths(strip: PreparedStrip, vectors_BD: Any) -> Any:
+    """Return embeddings whose length is 1.
+
+    Raises:
+        DataError: One is NaN or zero.
+    """
     length_B = np.linalg.norm(vectors_BD, axis=1)
     if len(wrong := np.flatnonzero(~(np.abs(length_B - 1) < 1e-2))):
         raise DataError(
@@ -466,11 +503,11 @@ def write_part(job: Job, block: int, table: pa.Table) -> None:
 
 @dataclass(frozen=True)
 class Here:
-    """Runs a job in this process; others prepare its inputs.
+    """Runs a job in this process.
 
     Args:
         binder: The model.
-        workers: Processes that prepare inputs; auto: some where the model is on an accelerator, else none.
+        workers: Threads that prepare inputs; auto: one for each processor.
     """
 
     binder: Binder

@@ -71,7 +71,7 @@ def _combine(archives: Sequence[Archive]) -> ArchiveMetadata:
 
     Raises:
         CheckpointError: Archives are of different models.
-        DataError: Their embeddings are stored in different types.
+        DataError: Their embeddings were computed or are stored in different types.
     """
     first = archives[0]
     for other in archives[1:]:
@@ -82,10 +82,12 @@ def _combine(archives: Sequence[Archive]) -> ArchiveMetadata:
                     f"{first.path} and {other.path}: embeddings of another {fact} ({str(mine)[:12]} and "
                     f"{str(its)[:12]}) cannot be mixed"
                 )
-        if first.dtype != other.dtype:
-            raise DataError(
-                f"{first.path} is in {first.dtype}, {other.path} in {other.dtype}: embed one again"
-            )
+        for mine, its in (
+            (first.dtype, other.dtype),
+            (first.metadata.computed, other.metadata.computed),
+        ):
+            if mine != its:
+                raise DataError(f"{first.path} is in {mine}, {other.path} in {its}: embed one again")
     facts = [archive.metadata for archive in archives]
     shared: dict[str, Any] = {
         name: getattr(facts[0], name)
@@ -93,6 +95,7 @@ def _combine(archives: Sequence[Archive]) -> ArchiveMetadata:
         if all(getattr(one, name) == getattr(facts[0], name) for one in facts)
     }
     shared |= {name: any(getattr(one, name) for one in facts) for name in ("timed", "placed")}
+    known = [one.cosine for one in facts if one.cosine is not None]
     sources = ", ".join(dict.fromkeys(one.source for one in facts))
     plan = fingerprint([one.plan for one in facts])
     return facts[0].model_copy(
@@ -103,6 +106,7 @@ def _combine(archives: Sequence[Archive]) -> ArchiveMetadata:
             "reading": {},
             "source": sources[:1000],
             "plan": plan,
+            "cosine": min(known, default=None),
         }
         | shared
     )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-Precision = Literal["float16", "float32"]
+StoredType = Literal["float16", "float32"]
 Box = tuple[float, float, float, float]  # west, south, east, north; west > east crosses the antimeridian
 FORMAT = 1
 KEY, GEO = b"geobind", b"geo"  # of the file's metadata
@@ -63,7 +63,9 @@ class ArchiveMetadata(BaseModel):
     format: int = FORMAT
     modality: str = Field(min_length=1, max_length=1000)
     width: int = Field(ge=1, le=65_536, description="length of an embedding")
-    dtype: Precision = "float16"
+    dtype: StoredType = "float16"
+    computed: Literal["float32", "bfloat16"] = Field(default="float32", description="type of the arithmetic")
+    cosine: float | None = Field(default=None, description="least one to float32, of the first dozen rows")
     model: str = Field(min_length=1, max_length=200, description="digest of the encoder and its options")
     bundle: _Text = Field(default="", description="name of the bundle")
     source: _Text = Field(default="", description="name of the raster, table or folder")
@@ -426,7 +428,7 @@ def write_archive(
     row: ArrayLike | None = None,
     column: ArrayLike | None = None,
     grid: TileGrid | None = None,
-    dtype: Precision = "float16",
+    dtype: StoredType = "float16",
     bundle: str = "",
     source: str = "",
 ) -> Path:

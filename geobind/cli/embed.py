@@ -9,21 +9,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from geobind.cli.options import (
+    Compute,
     bundle_argument,
+    compute_options,
     data_options_from_cli,
+    describe_precisions,
     json_option,
     out_file,
     parse_columns,
     print_json,
+    print_precisions,
     read_bundle_card,
-    to_gpu,
 )
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
     from geobind.archive.job import Job
     from geobind.archive.sources import InputSource
-    from geobind.binder import Binder
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -79,7 +81,6 @@ def _job_options(command: Command) -> Command:
         click.option("--fresh", is_flag=True, help="Replace what is there of another job."),
         click.option("--ray", metavar="ADDRESS", help="Let a Ray cluster do it: its address, or `auto`."),
         click.option("--shard", metavar="I/N", help="Do share I of N, from 0; join: geobind archive merge."),
-        click.option("--workers", type=click.IntRange(0), help="Processes that prepare inputs."),
         click.option(
             "--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True
         ),
@@ -97,6 +98,7 @@ def _job_options(command: Command) -> Command:
 @_job_options
 @out_file("-o", "--out", about="NAME.npy for INPUTS; NAME.parquet, an archive, with --raster or --data.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
+@compute_options(workers=True)
 @json_option
 def embed_command(
     bundle: str,
@@ -107,6 +109,7 @@ def embed_command(
     raster: Path | None,
     data: str | None,
     as_json: bool,
+    compute: Compute,
     **given: Any,
 ) -> None:
     """Embed INPUTS, a raster's tiles, or a table's rows with BUNDLE, a folder or a hub id.
@@ -119,8 +122,7 @@ def embed_command(
     if inputs:
         _require_suffix(out, ".npy", "INPUTS")
         _refuse_options(given, "INPUTS", ())
-        rows, width = _embed_inputs(bundle, modality, inputs, out, batch_size)
-        _print_written(out, rows, width, "float32", as_json)
+        _embed_inputs(bundle, modality, inputs, out, batch_size, compute, as_json)
         return
     _require_suffix(out, ".parquet", "--raster" if raster else "--data")
     if raster is not None:
@@ -129,12 +131,12 @@ def embed_command(
     else:
         _refuse_options(given, "--data", (*_TABLE, *_JOB))
         source = _open_data(bundle, modality, data or "", given)
-    _write_archive(bundle, modality, source, out, batch_size, given, as_json)
+    _write_archive(bundle, modality, source, out, batch_size, compute, given, as_json)
 
 
 _RASTER = ("size_m", "stride_m", "grid", "gsd", "bands", "stretch", "nodata", "min_valid", "time", "nearest")
 _TABLE = ("columns", "root", "split", "pattern", "skip_broken")
-_JOB = ("dtype", "workers", "shard", "ray", "fresh", "dry_run")
+_JOB = ("dtype", "shard", "ray", "fresh", "dry_run")
 _USUAL = {"grid": "raster", "dtype": "float16"}
 
 
@@ -153,22 +155,28 @@ def _require_suffix(out: Path, suffix: str, what: str) -> None:
 
 
 def _embed_inputs(
-    bundle: str, modality: str, inputs: tuple[str, ...], out: Path, batch_size: int
-) -> tuple[int, int]:
-    """Write the embeddings of inputs, and return how many there are and their width."""
-    from geobind.binder import Binder
+    bundle: str,
+    modality: str,
+    inputs: tuple[str, ...],
+    out: Path,
+    batch_size: int,
+    compute: Compute,
+    as_json: bool,
+) -> None:
+    """Write the embeddings of inputs."""
     from geobind.utils.files import write_npy
 
-    embedding_ND = Binder.from_pretrained(bundle).embed(
-        modality, list(inputs), batch_size=batch_size, numpy=True
-    )
+    binder = compute.load(bundle)
+    embedding_ND = binder.embed(modality, list(inputs), batch_size=batch_size, numpy=True)
     write_npy(out, embedding_ND)
-    return embedding_ND.shape[0], embedding_ND.shape[1]
+    print_precisions(binder)
+    rows, width = embedding_ND.shape
+    _print_written(out, rows, width, "float32", as_json, precision=describe_precisions(binder))
 
 
-def _print_written(out: Path, rows: int, width: int, dtype: str, as_json: bool) -> None:
+def _print_written(out: Path, rows: int, width: int, dtype: str, as_json: bool, **facts: Any) -> None:
     if as_json:
-        print_json({"file": str(out), "rows": rows, "width": width, "dtype": dtype})
+        print_json({"file": str(out), "rows": rows, "width": width, "dtype": dtype, **facts})
     else:
         click.echo(f"{out}: {rows:,} x {width} {dtype}, unit length")
 
@@ -221,16 +229,15 @@ def _write_archive(
     source: InputSource,
     out: Path,
     batch_size: int,
+    compute: Compute,
     given: dict[str, Any],
     as_json: bool,
 ) -> None:
-
     from geobind.archive.embedding import choose_runner
     from geobind.archive.job import plan_job, run_job
-    from geobind.binder import Binder
 
     shard = _parse_shard(given["shard"])
-    binder: Binder = Binder.from_pretrained(bundle)
+    binder = compute.load(bundle)
     job = plan_job(
         binder,
         modality,
@@ -243,9 +250,8 @@ def _write_archive(
     if given["dry_run"]:
         _show_plan(job)
         return
-    to_gpu(binder)
-    workers = "auto" if given["workers"] is None else given["workers"]
-    runner = choose_runner(binder, bundle, workers, given["ray"])
+    print_precisions(binder)
+    runner = choose_runner(binder, bundle, binder.workers, given["ray"])
     archive = run_job(job, runner, shard=shard, fresh=given["fresh"])
     if archive is not None:
         _print_written(out, len(archive), archive.width, str(archive.dtype), as_json)

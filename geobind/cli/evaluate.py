@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import click
 
 from geobind.cli.options import (
+    Compute,
     bundle_argument,
+    compute_options,
     data_options_from_cli,
+    describe_precisions,
     json_option,
     parse_columns,
     print_json,
+    print_precisions,
     read_bundle_card,
-    to_gpu,
 )
 from geobind.errors import DataError
 
@@ -232,6 +235,7 @@ def render_extras(more: ExtraMetrics, asked: EvalOptions) -> Iterator[Grid]:
 @click.option("--limit", type=click.IntRange(2), help="At most this many rows, the first ones.")
 @click.option("--train-split", help="Report what the held-out rows share with this split.")
 @extra_options
+@compute_options(workers=True)
 @json_option
 def eval_command(
     bundle: str,
@@ -246,6 +250,7 @@ def eval_command(
     train_split: str | None,
     clusters: Literal["cell", "group", "row"] | None,
     as_json: bool,
+    compute: Compute,
     **given: Any,
 ) -> None:
     """Measure how well the modalities of BUNDLE, a folder or a hub id, find each other on held-out rows."""
@@ -274,10 +279,9 @@ def eval_command(
     held_out = take_first_rows(table.split(split), limit)
     check_comparable(held_out, card.modalities, by)
     chosen_clusters = choose_clusters(held_out, clusters)
-    binder = Binder.from_pretrained(bundle)  # nothing of the data stands in the way any more
+    binder = compute.load(bundle)  # nothing of the data stands in the way any more
     leak = leakage(table.split(train_split), held_out, most_images=None) if train_split else None
     pairs = _pairs(binder, anchor)
-    to_gpu(binder)
     truths = read_truths(held_out, options, questions, binder.modalities, Path.cwd())
     space = Space(binder, embed_rows(binder, held_out))
     found = space.embedded
@@ -287,6 +291,7 @@ def eval_command(
     fresh = None
     if asked.untrained:
         untrained = Binder(binder.modalities, binder.width, pretrained=False, seed=0).to(binder.device)
+        untrained.precision, untrained.workers = binder.precision, binder.workers
         fresh = Space(untrained, embed_rows(untrained, held_out))
         theirs = build_retrieval_table(held_out, fresh.embedded, binder.marks, by, clusters)
         clean = clean.set_beside("untrained", theirs)
@@ -299,8 +304,10 @@ def eval_command(
     if more.calibrated and asked.keep:
         store_calibration(binder, more.calibrated, bundle)
     results = [result for each in chosen for result in _published(each, found, pairs)]
+    print_precisions(binder)
     if as_json:
-        print_json(_as_dict(bundle, held_out, clean, results, leak) | more.to_dict())
+        facts = _as_dict(bundle, held_out, clean, results, leak) | more.to_dict()
+        print_json(facts | {"precision": describe_precisions(binder)})
     else:
         _show(clean, results, leak, render_extras(more, asked))
 

@@ -7,8 +7,9 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import click
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from geobind.bundles.card import Card
     from geobind.data.options import ColumnChoice, DataOptions
     from geobind.plugins import C, Plugin, Registry
+    from geobind.precision import Precision
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -158,11 +160,71 @@ def read_bundle_card(bundle: str) -> Card:
     return read_card(fetch_folder(bundle, (CARD,)))
 
 
-def to_gpu(binder: Binder) -> Binder:
-    """Move the encoders to a GPU, where there is one."""
-    import torch
+class Compute(NamedTuple):
+    """Where and how the encoders of a command compute."""
 
-    return binder.to("cuda" if torch.cuda.is_available() else "cpu")
+    device: str | None  # None: a GPU where there is one
+    precision: Precision
+    workers: int | None  # None: as many as suit the machine
+
+    def load(self, bundle: str) -> Binder:
+        """Load a bundle, a folder or a hub id.
+
+        Raises:
+            GeobindError: It cannot be read, or there is no such device.
+        """
+        import torch
+
+        from geobind.binder import Binder
+
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        binder = Binder.from_pretrained(bundle, device=device, precision=self.precision)
+        if self.workers is not None:
+            binder.workers = self.workers
+        return binder
+
+
+def compute_options(*, workers: bool) -> Callable[[Command], Command]:
+    """Return the options that say where and how encoders compute; a command gets them as `compute`.
+
+    Args:
+        workers: Whether the command embeds so much that threads prepare it.
+    """
+    options = [
+        click.option("--device", help="Where encoders compute: cpu, cuda:1, ...; default: a GPU, if any."),
+        click.option(
+            "--precision",
+            type=click.Choice(["float32", "bfloat16", "auto"]),
+            default="float32",
+            show_default=True,
+            help="What encoders compute in; auto: bfloat16 where it is faster and embeddings stay the same.",
+        ),
+    ]
+    if workers:
+        about = "Threads that prepare inputs; default: one for each processor."
+        options.append(click.option("--workers", type=click.IntRange(0, 1024), help=about))
+
+    def add(command: Command) -> Command:
+        @wraps(command)
+        def run(*args: Any, device: Any, precision: Any, workers: Any = None, **given: Any) -> Any:
+            return command(*args, compute=Compute(device, precision, workers), **given)
+
+        for option in reversed(options):
+            run = option(run)
+        return cast("Command", run)
+
+    return add
+
+
+def print_precisions(binder: Binder) -> None:
+    """Print the type that each modality was computed in, where another than float32 was asked for."""
+    for name, choice in binder.precisions.items():
+        click.echo(f"{name}: {choice}", err=True)
+
+
+def describe_precisions(binder: Binder) -> dict[str, Any]:
+    """Return the same for JSON."""
+    return {name: choice.to_dict() for name, choice in binder.precisions.items()}
 
 
 def data_options_from_cli(

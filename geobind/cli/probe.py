@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from geobind.cli.options import (
+    Compute,
     bundle_argument,
+    compute_options,
     data_options_from_cli,
+    describe_precisions,
     json_option,
     parse_columns,
     print_json,
+    print_precisions,
     print_table,
     read_bundle_card,
-    to_gpu,
 )
 from geobind.errors import DataError
 
@@ -80,8 +83,9 @@ _ALL = "all"
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for probes.json and few_shot.png.",
 )
+@compute_options(workers=True)
 @json_option
-def probe_command(bundle: str, as_json: bool, out: Path | None, **asked: Any) -> None:
+def probe_command(bundle: str, as_json: bool, out: Path | None, compute: Compute, **asked: Any) -> None:
     """Probe one modality of BUNDLE, a folder or a hub id: classes from few examples, or numeric targets."""
     columns = parse_columns(asked["columns"])
     if asked["labels"] != "label":
@@ -90,7 +94,6 @@ def probe_command(bundle: str, as_json: bool, out: Path | None, **asked: Any) ->
     if wrong := [template for template in asked["templates"] if "{}" not in template]:
         raise DataError(f"--template {wrong[0]!r}: must contain {{}}, where the class goes")
 
-    from geobind.binder import Binder
     from geobind.evaluation import FactOptions, FewShotOptions, Resampling, probing
 
     card = read_bundle_card(bundle)
@@ -112,7 +115,7 @@ def probe_command(bundle: str, as_json: bool, out: Path | None, **asked: Any) ->
     else:
         probing.check_classes(request, shots)
     # Nothing of the data stands in the way any more: only now are weights read.
-    binder = to_gpu(Binder.from_pretrained(bundle))
+    binder = compute.load(bundle)
     resampling = Resampling(seed=request.seed)
     binders = probing.build_feature_binders(binder, request, asked["beside"])
     if asked["targets"]:
@@ -122,8 +125,10 @@ def probe_command(bundle: str, as_json: bool, out: Path | None, **asked: Any) ->
         probes = probing.probe_classes(
             binders, request, FewShotOptions(shots, asked["draws"], resampling=resampling)
         )
-    _write(probes, out)
-    _show(probes, as_json)
+    print_precisions(binder)
+    facts = probes.to_dict() | {"precision": describe_precisions(binder)}
+    _write(probes, facts, out)
+    _show(probes, facts, as_json)
 
 
 def _shots(text: str) -> tuple[Any, ...]:
@@ -134,20 +139,20 @@ def _shots(text: str) -> tuple[Any, ...]:
     return tuple(word if word == _ALL else int(word) for word in dict.fromkeys(words) if word != "0")
 
 
-def _write(probes: ProbeResults, out: Path | None) -> None:
+def _write(probes: ProbeResults, facts: dict[str, Any], out: Path | None) -> None:
     if out is None:
         return
     from geobind.report.plots import draw_png, probe_panel
     from geobind.utils.files import write_atomic, write_json
 
-    write_json(out / "probes.json", probes.to_dict())
+    write_json(out / "probes.json", facts)
     if probes.curves:
         write_atomic(out / "few_shot.png", draw_png([probe_panel(probes)], 1))
 
 
-def _show(probes: ProbeResults, as_json: bool) -> None:
+def _show(probes: ProbeResults, facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print_json(probes.to_dict())
+        print_json(facts)
         return
     from geobind.evaluation import build_probe_tables
 

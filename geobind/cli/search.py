@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from geobind.cli.options import (
+    Compute,
     bundle_argument,
     bundle_option,
+    compute_options,
     json_option,
     out_file,
     print_json,
     print_table,
-    to_gpu,
 )
 from geobind.errors import DataError
 
@@ -64,7 +65,7 @@ def _place_and_time(bbox: str | None, time: str | None) -> tuple[Any, Any]:
     return None if bbox is None else parse_bbox(bbox), None if time is None else parse_time(time)
 
 
-def _open(path: Path, bundle: str) -> tuple[Archive, Binder]:
+def _open(path: Path, bundle: str, compute: Compute) -> tuple[Archive, Binder]:
     """Open an archive and the bundle that it was made with.
 
     Raises:
@@ -73,15 +74,9 @@ def _open(path: Path, bundle: str) -> tuple[Archive, Binder]:
     from geobind.archive import Archive
 
     archive = Archive.open(path)
-    binder = _load(bundle)
+    binder = compute.load(bundle)
     archive.check_model(binder)
     return archive, binder
-
-
-def _load(bundle: str) -> Binder:
-    from geobind.binder import Binder
-
-    return to_gpu(Binder.from_pretrained(bundle))
 
 
 def _embed(binder: Binder, queries: Sequence[str], weights: Sequence[str], option: str = "--query") -> Query:
@@ -132,6 +127,7 @@ def _choose_bridge(binder: Binder, query: Query, archive: Archive) -> Bridge:
     type=click.Path(path_type=Path, dir_okay=False),
     help="The raster that the page cuts pictures from.",
 )
+@compute_options(workers=False)
 @json_option
 def search_command(
     archive: Path,
@@ -147,6 +143,7 @@ def search_command(
     gallery: Path | None,
     raster: Path | None,
     as_json: bool,
+    compute: Compute,
 ) -> None:
     """Find the rows of ARCHIVE, a file of `geobind embed`, that are nearest to a query of any modalities.
 
@@ -160,7 +157,7 @@ def search_command(
     from geobind.search.hits import check_index, explain_no_rows, write_gallery, write_geojson
 
     known = None if folder is None else load_index(folder)
-    opened, binder = _open(archive, bundle)
+    opened, binder = _open(archive, bundle, compute)
     if known is not None:
         check_index(known, opened)
     query = _embed(binder, queries, weights)
@@ -334,7 +331,10 @@ def _print_index(kind: str, rows: int, measured: Sequence[MeasuredRecall]) -> No
     "--peaks", type=click.Path(path_type=Path, dir_okay=False), help="A GeoJSON file for the best regions."
 )
 @click.option("-k", "k", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Regions.")
-def map_command(archive: Path, bundle: str, out: Path, peaks: Path | None, k: int, **given: Any) -> None:
+@compute_options(workers=False)
+def map_command(
+    archive: Path, bundle: str, out: Path, peaks: Path | None, k: int, compute: Compute, **given: Any
+) -> None:
     """Draw a map of a query over ARCHIVE as a cloud-optimized GeoTIFF: one pixel for each tile.
 
     With --class several queries make a map of classes; --minus and --before subtract another query or date.
@@ -350,7 +350,7 @@ def map_command(archive: Path, bundle: str, out: Path, peaks: Path | None, k: in
 
     if given["paint"] is not None:
         colour_table(given["paint"])  # known, before anything is read
-    opened, binder = _open(archive, bundle)
+    opened, binder = _open(archive, bundle, compute)
     if out.name == opened.metadata.source and out.exists():
         raise DataError(f"--out {out}: is the raster that {archive} was made of; give the map another name")
     if classes:
@@ -477,11 +477,14 @@ def _print_map(drawn: QueryMap | ClassMap, written: Sequence[Path]) -> None:
 @query_option("--query", "queries", about=_QUERY, required=True)
 @weight_option
 @out_file("-o", "--out", about="A .npy file for the embedding.")
-def compose_command(bundle: str, queries: tuple[str, ...], weights: tuple[str, ...], out: Path) -> None:
+@compute_options(workers=False)
+def compose_command(
+    bundle: str, queries: tuple[str, ...], weights: tuple[str, ...], out: Path, compute: Compute
+) -> None:
     """Add observations of any modalities with BUNDLE, a folder or a hub id: one embedding of unit length."""
     from geobind.utils.files import write_npy
 
-    query = _embed(_load(bundle), queries, weights)
+    query = _embed(compute.load(bundle), queries, weights)
     write_npy(out, query.vector[None])
     click.echo(f"{out}: {query.label}, 1 x {len(query.vector)} float32, unit length")
 
@@ -489,8 +492,9 @@ def compose_command(bundle: str, queries: tuple[str, ...], weights: tuple[str, .
 @click.command("similarity")
 @bundle_argument
 @click.argument("observations", nargs=-1, required=True, metavar="NAME=VALUE...")
+@compute_options(workers=False)
 @json_option
-def similarity_command(bundle: str, observations: tuple[str, ...], as_json: bool) -> None:
+def similarity_command(bundle: str, observations: tuple[str, ...], as_json: bool, compute: Compute) -> None:
     """Compare observations with BUNDLE, each such as text="rain" or audio=@rain.wav, by cosine similarity."""
     if len(observations) < 2:
         raise DataError('give at least two observations, such as text="rain" audio=@rain.wav')
@@ -498,7 +502,7 @@ def similarity_command(bundle: str, observations: tuple[str, ...], as_json: bool
     from rich.markup import escape
     from rich.table import Table
 
-    binder = _load(bundle)
+    binder = compute.load(bundle)
     parts = _parse_observations(binder, observations)
     embedded = torch.cat([binder.embed(part.modality, [part.raw]) for part in parts])
     similarity_NN = binder.similarity(embedded, embedded).tolist()
@@ -528,6 +532,7 @@ def similarity_command(bundle: str, observations: tuple[str, ...], as_json: bool
     help="A sentence with {} for the label; repeatable, their embeddings are averaged.",
 )
 @click.option("--temperature", type=float, help="Of the softmax; default: fitted, else CLIP's 0.01.")
+@compute_options(workers=False)
 @json_option
 def classify_command(
     bundle: str,
@@ -537,6 +542,7 @@ def classify_command(
     templates: tuple[str, ...],
     temperature: float | None,
     as_json: bool,
+    compute: Compute,
 ) -> None:
     """Classify observations zero-shot with BUNDLE, each such as satellite=@tile.png, by labels in words."""
     if len(set(labels)) < 2:
@@ -544,7 +550,7 @@ def classify_command(
     from rich.markup import escape
     from rich.table import Table
 
-    binder = _load(bundle)
+    binder = compute.load(bundle)
     parts = _parse_observations(binder, observations)
     rows = [
         binder.classify(

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from geobind.cli.options import bundle_option
+from geobind.cli.options import Compute, bundle_option, compute_options
 from geobind.cli.search import archive_argument
 from geobind.errors import DataError
+
+if TYPE_CHECKING:
+    from geobind.binder import Binder
 
 _log = logging.getLogger(__name__)
 _FOLDER = click.Path(path_type=Path)
@@ -45,6 +49,7 @@ _FOLDER = click.Path(path_type=Path)
     type=_FOLDER,
     help="Folder for a copy of the raster with overviews, if it has none; default: beside the archive.",
 )
+@compute_options(workers=True)
 def serve_command(
     archive: Path,
     bundle: str,
@@ -55,6 +60,7 @@ def serve_command(
     port: int,
     allowed: tuple[str, ...],
     view: Path | None,
+    compute: Compute,
 ) -> None:
     """Explore ARCHIVE, embeddings of a raster, in a browser: by words, sounds, pictures and places.
 
@@ -68,7 +74,8 @@ def serve_command(
     if len(banks) != len(names):
         raise DataError(f"{len(banks)} of --bank and {len(names)} of --as; give one --as for each --bank")
     with _listen(host, port) as listening:
-        _serve(archive, bundle, raster, dict(zip(names, banks, strict=True)), listening, allowed, view)
+        binder = compute.load(bundle)
+        _serve(archive, binder, raster, dict(zip(names, banks, strict=True)), listening, allowed, view)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -89,7 +96,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _serve(
     path: Path,
-    bundle: str,
+    binder: Binder,
     raster: Path | None,
     banks: dict[str, Path],
     listening: socket.socket,
@@ -99,13 +106,11 @@ def _serve(
     import uvicorn
 
     from geobind.archive import Archive
-    from geobind.binder import Binder
     from geobind.serving.app import build_app, configure_server
     from geobind.serving.explorer import Explorer, load_bank
     from geobind.serving.limits import LOOPBACK, Limits
     from geobind.serving.tiles import SceneRaster
 
-    binder = Binder.from_pretrained(bundle)
     archive = Archive.open(path, binder)
     scene = None
     if raster is not None:

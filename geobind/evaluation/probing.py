@@ -160,6 +160,8 @@ def build_feature_binders(
                 raise DataError(f"--beside {word}: that recipe has no modality '{name}'")
             fresh = Binder({name: recipe.built[name]}, recipe.width, seed=recipe.seed)
             binders[f"trunk of {recipe.name}, untrained"] = build_trunk(fresh, name).to(binder.device)
+    for each in binders.values():
+        each.precision, each.workers = binder.precision, binder.workers
     return binders
 
 

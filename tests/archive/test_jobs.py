@@ -17,8 +17,10 @@ import scenes  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from geobind.archive import Archive, embed_raster, embed_table  # noqa: E402
+from geobind import precision  # noqa: E402
+from geobind.archive import Archive, embed_raster, embed_table, join_archives  # noqa: E402
 from geobind.archive.job import finish, read_parts  # noqa: E402
+from geobind.binder import Binder  # noqa: E402
 from geobind.errors import CheckpointError, DataError  # noqa: E402
 
 SIZES = {"size_m": 160, "stride_m": 40}  # 66 x 46 tiles: six blocks
@@ -133,8 +135,60 @@ def test_a_job_killed_at_any_moment_ends_with_the_same_file(scene, tmp_path):
         assert sorted(path.name for path in out.parent.iterdir()) == ["whole.json", "whole.parquet"]
 
 
-def test_workers_prepare_the_same_file(scene, whole, tmp_path):
-    embed(scene, tmp_path / "a.parquet", workers=2)
+class Tolerant(scenes.Mean):
+    """Its encoder takes its input in whatever type its weights have."""
+
+    def encoder(self, width, *, pretrained=True):
+        net = super().encoder(width)
+        net.register_forward_pre_hook(lambda module, args: (args[0].to(module.weight.dtype),))
+        return net
+
+
+def build_tolerant(precision):
+    binder = Binder({"mean": Tolerant()}, 16, seed=0)
+    binder.precision = precision
+    return binder
+
+
+def let_bfloat16_take(share, monkeypatch):
+    took = {torch.float32: 1.0, torch.bfloat16: share}
+    monkeypatch.setattr(precision, "_time", lambda call, device: took[call.__defaults__[0].weight.dtype])
+
+
+def test_an_archive_states_the_type_it_was_computed_in_and_its_cosine(scene, tmp_path, monkeypatch):
+    let_bfloat16_take(0.5, monkeypatch)
+    archive = embed(scene, tmp_path / "a.parquet", build_tolerant("auto"))
+    assert archive.metadata.computed == "bfloat16" and 0.99 < archive.metadata.cosine < 1
+    exact = embed(scene, tmp_path / "b.parquet", build_tolerant("float32"))
+    assert exact.metadata.computed == "float32" and exact.metadata.cosine is None
+    assert not np.array_equal(archive.read_vectors([700]), exact.read_vectors([700]))
+    with pytest.raises(DataError, match=r"a.parquet is in bfloat16, .*b.parquet in float32: embed one again"):
+        join_archives([tmp_path / "a.parquet", tmp_path / "b.parquet"], tmp_path / "c.parquet")
+
+
+def test_a_job_goes_on_in_the_type_that_it_began_with(scene, tmp_path, monkeypatch):
+    out = tmp_path / "a.parquet"
+    let_bfloat16_take(0.5, monkeypatch)
+    embed(scene, out, build_tolerant("auto"), shard=(0, 2))
+    let_bfloat16_take(2, monkeypatch)
+    archive = embed(scene, out, build_tolerant("auto"))
+    assert archive.metadata.computed == "bfloat16" and archive.metadata.cosine < 1
+    assert len(embed(scene, out, build_tolerant("auto"))) == len(archive)
+    with pytest.raises(DataError, match="is there already, made of other inputs or options"):
+        embed(scene, out, build_tolerant("float32"))
+
+
+def test_auto_that_chooses_float32_makes_the_same_file(scene, tmp_path, monkeypatch):
+    let_bfloat16_take(2, monkeypatch)
+    for name in ("auto", "float32"):
+        (tmp_path / name).mkdir()
+        embed(scene, tmp_path / name / "a.parquet", build_tolerant(name))
+    assert digest(tmp_path / "auto" / "a.parquet") == digest(tmp_path / "float32" / "a.parquet")
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_workers_prepare_the_same_file(scene, whole, tmp_path, workers):
+    embed(scene, tmp_path / "a.parquet", workers=workers)
     assert digest(tmp_path / "a.parquet") == digest(whole)
 
 

@@ -177,3 +177,22 @@ def test_parts_without_their_archive_are_pointed_to(call):
     )
     none = call("archive merge {out}/b.parquet")
     assert none.exit_code == 2 and "has no parts of b.parquet" in none.output
+
+
+def test_files_are_embedded_where_and_how_the_options_say(call, tmp_path):
+    files = "pictures/0.png pictures/1.png pictures/2.png"
+    done = call(
+        f"embed bundle ground_image {files} --out {{out}}/low.npy --precision bfloat16 --workers 2 --json"
+    )
+    assert done.exit_code == 0, done.output
+    choice = json.loads(done.stdout)["precision"]["ground_image"]
+    assert choice["dtype"] == "bfloat16" and choice["rows"] == 3 and 0.99 < choice["cosine"] <= 1
+    assert "ground_image: bfloat16 (as asked); least cosine to float32 of 3 rows" in done.stderr
+    call(f"embed bundle ground_image {files} --out {{out}}/exact.npy --device cpu")
+    low, exact = np.load(tmp_path / "low.npy"), np.load(tmp_path / "exact.npy")
+    assert (low * exact).sum(1).min() == pytest.approx(choice["cosine"], abs=1e-5)
+
+
+def test_a_device_that_is_not_there_is_named(call):
+    done = call("embed bundle ground_image pictures/0.png --out {out}/a.npy --device cuda:7")
+    assert done.exit_code == 2 and "error: no device 'cuda:7' here" in done.output

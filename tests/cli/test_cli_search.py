@@ -32,7 +32,7 @@ def place(tmp_path_factory):
 def run(place, monkeypatch):
     binder = mapped.build_binder()
     monkeypatch.chdir(place)
-    monkeypatch.setattr(Binder, "from_pretrained", lambda name: binder)
+    monkeypatch.setattr(Binder, "from_pretrained", lambda name, **_: binder)
 
     def invoke(*words, code=0):
         result = CliRunner().invoke(main, [str(word) for word in words])

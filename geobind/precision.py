@@ -1,0 +1,172 @@
+"""The type that encoders compute in when they embed: chosen by timing one batch, with its cost in digits."""
+
+# B inputs in a batch, D width
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from geobind.errors import DataError
+from geobind.utils.formatting import shorten
+from geobind.utils.vectors import unit
+
+Precision = Literal["float32", "bfloat16", "auto"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+ROWS = 12  # that the two types are compared on, and the fewest that `auto` looks at
+_TIMED = 16  # rows of a batch that are timed on a CPU, where more would take long
+_ROUNDS = 3
+_GAIN = 0.9  # of the time in float32, from which bfloat16 is worth its digits
+_ALIKE = 0.999  # the least cosine to float32 that is no other embedding
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """The type that an encoder computes in, and why."""
+
+    dtype: Literal["float32", "bfloat16"]
+    reason: str
+    cosine: float | None = None  # the least one to the embedding in float32
+    rows: int = 0  # that this was measured on
+
+    def __str__(self) -> str:
+        compared = (
+            "" if self.cosine is None else f"; least cosine to float32 of {self.rows} rows {self.cosine:.5f}"
+        )
+        return f"{self.dtype} ({self.reason}){compared}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"dtype": self.dtype, "reason": self.reason, "cosine": self.cosine, "rows": self.rows}
+
+
+def check_precision(asked: Any) -> Precision:
+    """Return a precision.
+
+    Raises:
+        DataError: There is none of this name.
+    """
+    if asked not in PRECISIONS:
+        raise DataError(f"precision must be {', '.join(PRECISIONS)}, not {shorten(repr(asked), 60)}")
+    return asked
+
+
+def choose_precision(encoder: nn.Module, lowered: nn.Module, batch: Any) -> PrecisionChoice:
+    """Choose bfloat16 where it is really faster and the embeddings stay the same, else float32.
+
+    Flags of processors and drivers do not say whether bfloat16 is computed or emulated, so both are timed.
+
+    Args:
+        encoder: In float32, in eval mode.
+        lowered: Its copy in bfloat16.
+        batch: Prepared inputs on their device, at least 12 for a figure that means something.
+    """
+    measured = measure_cosine(encoder, lowered, batch)
+    if measured.dtype == "float32":
+        return measured
+    cosine = cast("float", measured.cosine)
+    if not cosine >= _ALIKE:
+        reason = f"in bfloat16 the least cosine to float32 of {ROWS} rows is {cosine:.4f}, below {_ALIKE}"
+        return PrecisionChoice("float32", reason)
+    device = _find_device(batch)
+    timed = _take(batch, _TIMED) if device.type == "cpu" else batch
+    times: dict[nn.Module, float] = {}
+    for _ in range(_ROUNDS):
+        for module in (encoder, lowered):
+            times[module] = min(times.get(module, float("inf")), _time(lambda m=module: m(timed), device))
+    ratio = times[lowered] / times[encoder]
+    if ratio > _GAIN:
+        return PrecisionChoice("float32", f"bfloat16 takes {ratio:.2f} of its time on this {device.type}")
+    reason = f"{ratio:.2f} of float32's time on this {device.type}"
+    return PrecisionChoice("bfloat16", reason, cosine, measured.rows)
+
+
+def measure_cosine(encoder: nn.Module, lowered: nn.Module, batch: Any) -> PrecisionChoice:
+    """Measure the least cosine between embeddings in bfloat16 and in float32 of the first rows of a batch.
+
+    Returns:
+        The choice of bfloat16 with its cosine; of float32 where the encoder cannot compute in bfloat16.
+    """
+    few = _take(batch, ROWS)
+    try:
+        low_BD = unit(lowered(few))
+    except (RuntimeError, TypeError, NotImplementedError) as error:  # what torch raises for mixed types
+        reason = shorten(str(error).partition("\n")[0], 120)
+        return PrecisionChoice("float32", f"its encoder does not compute in bfloat16: {reason}")
+    cosine = float((low_BD * unit(encoder(few))).sum(-1).amin())
+    return PrecisionChoice("bfloat16", "as asked", cosine, len(low_BD))
+
+
+@dataclass
+class Lowering:
+    """Copies of encoders in bfloat16: the weights, their digests and what is saved stay float32."""
+
+    choices: dict[str, PrecisionChoice] = field(default_factory=dict)  # by name
+    _copies: dict[str, tuple[Any, nn.Module | None]] = field(default_factory=dict)
+
+    def take(self, name: str, encoder: nn.Module, batch: Any, asked: Precision) -> nn.Module:
+        """Return an encoder, or its copy in bfloat16.
+
+        What `auto` chose is kept until the weights change or move; fewer than 12 inputs are computed in
+        float32, and decide nothing.
+
+        Raises:
+            DataError: bfloat16 is asked for, and the encoder cannot compute in it.
+        """
+        if asked == "float32":
+            return encoder
+        state = asked, _read_state(encoder)
+        if name not in self._copies or self._copies[name][0] != state:
+            if asked == "auto" and _count_rows(batch) < ROWS:
+                self.choices[name] = PrecisionChoice("float32", f"fewer than {ROWS} inputs")
+                return encoder
+            lowered = copy.deepcopy(encoder).to(torch.bfloat16)
+            decide = choose_precision if asked == "auto" else measure_cosine
+            choice = self.choices[name] = decide(encoder, lowered, batch)
+            if asked == "bfloat16" and choice.dtype == "float32":
+                raise DataError(f"precision bfloat16 of '{name}': {choice.reason}; use float32 or auto")
+            self._copies[name] = state, lowered if choice.dtype == "bfloat16" else None
+        return self._copies[name][1] or encoder
+
+
+def _read_state(encoder: nn.Module) -> tuple[Any, ...]:
+    """Return what changes whenever weights are replaced, moved, or written in place."""
+    tensors = [*encoder.parameters(), *encoder.buffers()]
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.device) for t in tensors)
+
+
+def _time(call: Callable[[], object], device: torch.device) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    call()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    return [batch] if isinstance(batch, Tensor) else [*cast("Mapping[str, Tensor]", batch).values()]
+
+
+def _count_rows(batch: Any) -> int:
+    return len(_tensors(batch)[0])
+
+
+def _find_device(batch: Any) -> torch.device:
+    return _tensors(batch)[0].device
+
+
+def _take(batch: Any, rows: int) -> Any:
+    return batch[:rows] if isinstance(batch, Tensor) else {name: t[:rows] for name, t in batch.items()}
