@@ -28,12 +28,11 @@ from geobind.report import examples, plots
 from geobind.report.examples import (
     MAX_ROWS,
     EvaluationSample,
-    Map,
-    build_rank_map,
     build_scatter,
     embed_sample,
     rank_pair,
 )
+from geobind.report.places import Map, build_rank_map
 from geobind.report.plots import (
     MAX_POINTS,
     TITLES,

@@ -12,13 +12,13 @@ from small_world import EVIL
 
 from geobind.evaluation import Metric
 from geobind.report.examples import (
-    build_rank_map,
     build_scatter,
     embed_sample,
     ordered_pairs,
     project_to_plane,
     rank_pair,
 )
+from geobind.report.places import _extent, build_rank_map
 from geobind.report.plots import Panel, beats_chance, draw_png, draw_svg, explain_measure, thin_curve
 from geobind.report.run_files import StageCurve, read_curves
 from geobind.scoring import unit
@@ -168,8 +168,6 @@ def test_a_map_counts_every_place_once_and_says_so_in_words(rows):
 
 
 def test_a_map_of_near_places_shows_their_surroundings_and_one_of_far_places_the_world():
-    from geobind.report.examples import _extent
-
     assert _extent(np.array([[50.0, -120.0], [-30.0, 150.0]])) == (-180, 180, -90, 90)
     west, east, south, north = _extent(np.array([[48.1, 11.5], [48.3, 11.6]]))
     assert 11 < west < 11.5 < 11.6 < east < 12
