@@ -49,6 +49,7 @@ class Dataset(BaseModel, ABC):
     about: ClassVar[str] = ""  # one line for editors
     licence: ClassVar[str] = ""  # of rows that state none themselves, for model cards
     caution: ClassVar[str] = ""  # a use that model cards warn of
+    on_earth: ClassVar[bool] = True  # its coordinates are places on Earth, so that maps may show coastlines
     held_out_hint: ClassVar[str] = ""  # how its options make rows to validate on
     credits: ClassVar[Mapping[str, str]] = {}  # sources to name and their terms, for model cards
 

@@ -201,21 +201,31 @@ class Gallery(NamedTuple):
     groups: list[tuple[str, list[Example]]]
 
 
-def ordered_pairs(names: Collection[str], anchor: str | None) -> list[tuple[str, str]]:
-    """Return one direction of every pair: those towards the anchor first, then the others."""
+def ordered_pairs(
+    names: Collection[str], anchor: str | None, newest: tuple[str, str] | None = None
+) -> list[tuple[str, str]]:
+    """Return one direction of every pair: the newest first, those towards the anchor, then the others."""
     pairs = [(two, one) if one == anchor else (one, two) for one, two in combinations(names, 2)]
-    return sorted(pairs, key=lambda pair: pair[1] != anchor)
+    if newest is not None:
+        pairs = [newest if set(pair) == set(newest) else pair for pair in pairs]
+    return sorted(pairs, key=lambda pair: (pair != newest, pair[1] != anchor))
 
 
 def build_galleries(
-    held_out: EvaluationSample, anchor: str | None, marks: Marks
+    held_out: EvaluationSample, anchor: str | None, marks: Marks, newest: tuple[str, str] | None = None
 ) -> tuple[list[Gallery], list[str]]:
     """Build the galleries of a page.
+
+    Args:
+        held_out: The rows.
+        anchor: The modality that most pairs have in common.
+        marks: How each pair came to be.
+        newest: The query and the gallery that come first.
 
     Returns:
         The galleries, and notes on what was left out.
     """
-    pairs = ordered_pairs(held_out.spaces, anchor)
+    pairs = ordered_pairs(held_out.spaces, anchor, newest)
     budget = MediaBudget(PICTURE_BYTES, SOUND_BYTES, min(len(pairs), MAX_GALLERIES))
     built: list[Gallery] = []
     for query, gallery in pairs[:MAX_GALLERIES]:

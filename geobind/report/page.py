@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import geobind
 from geobind.binder import Binder
@@ -60,6 +60,11 @@ def measure_title(measure: str) -> str:
     return TITLES.get(measure, measure)
 
 
+def break_name(name: str) -> Markup:
+    """Return a name that a narrow table may break after its underscores."""
+    return Markup(escape(name).replace("_", Markup("_<wbr>")))
+
+
 _FILTERS: dict[str, Callable[..., str]] = {
     "number": formatting.format_number,
     "signed": formatting.format_signed,
@@ -71,6 +76,7 @@ _FILTERS: dict[str, Callable[..., str]] = {
     "thing": formatting.format_count,
     "trained": format_trained,
     "title_of": measure_title,
+    "breakable": break_name,
     "sentence": formatting.format_sentence,
 }
 
@@ -151,10 +157,22 @@ def _resources(started: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "peak memory", f"{formatting.format_size(peak)} of the machine's, by the first process"
 
 
+def _name_dataset(data: Mapping[str, Any]) -> str | None:
+    """Return the dataset that a `data` block names in place of a manifest."""
+    return next((key for key, value in data.items() if key not in RESERVED and value is not None), None)
+
+
+def _lies_on_earth(run: Run) -> bool:
+    """Return whether the coordinates of the held-out rows are places on Earth."""
+    data = (run.recipe.get("evaluate") or {}).get("data") or run.recipe.get("data") or {}
+    plugin = registry().plugins.get(_name_dataset(data) or "")
+    return plugin is None or plugin.cls.on_earth
+
+
 def _source_text(data: Mapping[str, Any] | None) -> str:
     if data is None:
         return "pairs that its modality brings"
-    dataset = next((key for key, value in data.items() if key not in RESERVED and value is not None), None)
+    dataset = _name_dataset(data)
     if dataset is not None:
         plugin = registry().plugins.get(dataset)
         given = data[dataset] if isinstance(data[dataset], Mapping) else {}
@@ -383,6 +401,7 @@ def _run_values(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> dict[
             {km for leak in run.leaks.values() if leak.near for km in leak.near.within_km}, key=float
         ),
         "digests": run.card.get("digests", {}),
+        "use": _describe_use(run),
     }
     if run.retrieved:
         measure = plots.headline_measure(run.retrieved)
@@ -396,6 +415,7 @@ def _run_values(run: Run, pictures: dict[str, tuple[list[Panel], int]]) -> dict[
                 mark: MEANINGS[mark] for mark in MARKS if any(row.mark == mark for row in run.retrieved.rows)
             },
             "squares": plots.matrix_cells(run.retrieved, measure),
+            "same_chance": _same_chance(run.retrieved, measure),
             "measures": [name for name in plots.MAIN if name in present],
             "more_measures": [name for name in present if name not in plots.MAIN],
         }
@@ -406,7 +426,7 @@ def _sample_values(
     run: Run, rows: EvaluationSample, pictures: dict[str, tuple[list[Panel], int]]
 ) -> dict[str, Any]:
     """Build the template values that need held-out rows: galleries, maps, the shared space."""
-    shown, left_out = examples.build_galleries(rows, run.anchor, run.marks)
+    shown, left_out = examples.build_galleries(rows, run.anchor, run.marks, _newest_pair(run))
     maps = _maps(run, rows)
     if maps:
         pictures["places"] = [item.panel for item in maps], min(len(maps), 2)
@@ -424,12 +444,44 @@ def _sample_values(
     }
 
 
+def _newest_pair(run: Run) -> tuple[str, str] | None:
+    """Return what the last finished stage bound, as query and gallery."""
+    if not run.stages:
+        return None
+    stage = run.stages[-1]
+    return to_names(stage.align)[0], stage.anchor
+
+
+class Use(NamedTuple):
+    """How to load a bundle and search with it."""
+
+    bundle: str  # its folder, as a person beside the run's folder would write it
+    query: str
+    gallery: str
+    width: int
+
+
+def _describe_use(run: Run) -> Use | None:
+    """Return what the page says of using the bundle; None while there is none."""
+    names = list(run.card.get("modalities", {}))
+    if len(names) < 2:
+        return None
+    query, gallery = _newest_pair(run) or (names[1], names[0])
+    if query not in names or gallery not in names:
+        query, gallery = names[1], names[0]
+    # A page that is mailed names no folder of this machine.
+    plain = not run.folder.is_absolute() and run.folder.name and ".." not in run.folder.parts
+    folder = run.folder if plain else Path(run.folder.resolve().name)
+    return Use((folder / "bundle").as_posix(), query, gallery, int(run.card.get("width", 0)))
+
+
 def _maps(run: Run, rows: EvaluationSample) -> list[Map]:
     """Build maps of the pairs towards the anchor, or else of the first pairs."""
     pairs = examples.ordered_pairs(rows.spaces, run.anchor)
     toward = [pair for pair in pairs if pair[1] == run.anchor] or pairs
     ranked = [rank_pair(rows, query, gallery) for query, gallery in toward[:_MAX_MAPS]]
-    maps = [build_rank_map(rows, one) for one in ranked if one is not None]
+    on_earth = _lies_on_earth(run)
+    maps = [build_rank_map(rows, one, on_earth=on_earth) for one in ranked if one is not None]
     return [item for item in maps if item is not None]
 
 
@@ -458,6 +510,12 @@ def _verdict(retrieved: PairTable, measure: str) -> str:
         count = sum(holds and row in beat for row, holds in held)
         corrected = f" After Holm's correction for {len(rows)} tests, {count} do."
     return f"{summary}: {how} lies on the better side of what chance gives.{corrected}"
+
+
+def _same_chance(retrieved: PairTable, measure: str) -> float | None:
+    """Return what chance gives, where that is the same for all pairs."""
+    values = {row.metrics[measure].chance for row in retrieved.rows if measure in row.metrics}
+    return values.pop() if len(values) == 1 else None
 
 
 def _broken(stage: FinishedStage) -> tuple[FinishedStage, int, list[tuple[str, str]]]:

@@ -4,20 +4,28 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from math import ceil, cos, radians
+from pathlib import Path as FilePath
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from geobind.report.examples import EvaluationSample, RankedPair
-from geobind.report.plots import BANDS, GRID, MUTED, Panel
+from geobind.report.plots import BANDS, GRID, LAND, MUTED, Panel
 
 _SHAPES = ("o", "s", "^", "x")
 _SIGNS = ("●", "■", "▲", "✕")
 _WIDTH = 5.4  # inches
 _WIDE = 100.0  # degrees; places spread over more than this are shown on the whole world
+_COARSE = 5.0  # degrees; in a narrower map the coastlines, drawn for 1:110 million, would be wrong
+_DETAIL = 500  # steps across a map below which a bend of a coast is left out
 
 
 class Band(NamedTuple):
@@ -39,8 +47,14 @@ class Map(NamedTuple):
     bands: list[Band]
 
 
-def build_rank_map(held_out: EvaluationSample, ranked: RankedPair) -> Map | None:
-    """Draw the places of the queries, by the rank of their right answer; None where no place is known."""
+def build_rank_map(held_out: EvaluationSample, ranked: RankedPair, *, on_earth: bool = True) -> Map | None:
+    """Draw the places of the queries, by the rank of their right answer; None where no place is known.
+
+    Args:
+        held_out: The rows.
+        ranked: The ranks.
+        on_earth: Whether to draw the land of Earth below them.
+    """
     places_LL = held_out.table.places_LL
     if places_LL is None:
         return None
@@ -62,7 +76,7 @@ def build_rank_map(held_out: EvaluationSample, ranked: RankedPair) -> Map | None
     height = min(max(_WIDTH * (north - south) / (east - west) * _stretch(*extent), 1.8), _WIDTH) + 0.25
     panel = Panel(
         f"map-{ranked.query}-{ranked.gallery}",
-        lambda axes: _draw_map(axes, at_R2[known_R], band_R, words, extent),
+        lambda axes: _draw_map(axes, at_R2[known_R], band_R, words, extent, on_earth),
         _WIDTH,
         height,
         f"{alt}: {summary}",
@@ -109,8 +123,11 @@ def _draw_map(
     band_R: NDArray[np.int64],
     words: list[str],
     extent: tuple[float, float, float, float],
+    on_earth: bool,
 ) -> None:
     west, east, south, north = extent
+    for outline in trace_land(extent) if on_earth else []:
+        axes.add_patch(PathPatch(outline, facecolor=LAND, edgecolor=MUTED, linewidth=0.4, zorder=0.5))
     for band in reversed(range(len(BANDS))):  # what was found lies on top
         at_B2 = at_R2[band_R == band]
         shape = _SHAPES[band]
@@ -131,6 +148,50 @@ def _draw_map(
     axes.tick_params(labelsize=10)  # legible on a phone, where a map is shrunk
     for spine in axes.spines.values():
         spine.set(visible=True, color=MUTED, lw=0.6)
+
+
+def trace_land(extent: tuple[float, float, float, float]) -> list[Path]:
+    """Return the outlines of the land within a map: longitude and latitude in degrees.
+
+    There are none in a map too narrow for their detail.
+
+    Args:
+        extent: West, east, south and north of the map, in degrees.
+    """
+    west, east, south, north = extent
+    if east - west < _COARSE:
+        return []
+    box = Bbox([[west, south], [east, north]])
+    shown: list[Path] = []
+    for outline in _read_land():
+        if outline.get_extents().overlaps(box):
+            thin = [
+                _thin(np.asarray(ring, dtype=np.float64), (east - west) / _DETAIL)
+                for ring in outline.to_polygons()
+            ]
+            rings = [Path(ring, closed=True) for ring in thin if len(ring) > 3]
+            clipped = Path.make_compound_path(*rings).clip_to_bbox(box) if rings else Path(np.empty((0, 2)))
+            shown += [clipped] if len(clipped) else []
+    return shown
+
+
+@cache
+def _read_land() -> tuple[Path, ...]:
+    """Read the land of Natural Earth at 1:110 million (public domain), a path per continent or island."""
+    feature = json.loads((FilePath(__file__).parent / "land.geojson").read_text(encoding="utf-8"))
+    polygons = feature["geometry"]["coordinates"]
+    return tuple(
+        Path.make_compound_path(*(Path(np.array(ring), closed=True) for ring in rings)) for rings in polygons
+    )
+
+
+def _thin(ring_N2: NDArray[np.float64], step: float) -> NDArray[np.float64]:
+    """Return a closed ring without the points that lie nearer than `step` to the last one kept."""
+    kept = [ring_N2[0]]
+    for point in ring_N2[1:-1]:
+        if np.abs(point - kept[-1]).max() >= step:
+            kept.append(point)
+    return np.array([*kept, ring_N2[-1]])
 
 
 def _degrees(value: float, letters: str) -> str:

@@ -32,7 +32,7 @@ from geobind.report.run_files import (
 )
 from geobind.utils.formatting import format_number
 
-INK, MUTED, GRID = "#1d2125", "#5b636b", "#d8dce0"
+INK, MUTED, GRID, LAND = "#1d2125", "#5b636b", "#d8dce0", "#eceae3"
 # Okabe and Ito's palette, which colour-blind people can tell apart, without its yellow.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7d7d7d")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -46,6 +46,7 @@ _VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
     GRID: "--rule",
+    LAND: "--land",
     **{colour: f"--series-{number}" for number, colour in enumerate(SERIES)},
     **{colour: f"--band-{number}" for number, colour in enumerate(BANDS)},
 }
@@ -138,6 +139,8 @@ def _for_page(text: str, panel: Panel) -> Markup:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' (xmlns(:\w+)?|version)="[^"]*"', "", text).replace("xlink:href", "href")
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)  # matplotlib repeats each label as a comment
+    # A hundredth of a point is enough, and coastlines have thousands of them.
+    text = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
     own = re.sub(r"\W", "-", panel.name)
     text = re.sub(r'\bid="', f'id="{own}-', text)
     text = text.replace("url(#", f"url(#{own}-").replace('href="#', f'href="#{own}-')

@@ -28,6 +28,7 @@ class ToyEarth(Dataset):
     title: ClassVar[str] = "toy Earth"
     about: ClassVar[str] = "a procedural planet instead of a manifest"
     licence: ClassVar[str] = GENERATED
+    on_earth: ClassVar[bool] = False
     caution: ClassVar[str] = (
         "Anything on the real Earth: it was trained or measured on a procedural toy planet."
     )

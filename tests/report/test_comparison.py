@@ -130,7 +130,7 @@ def test_the_command_gives_programs_every_measure_of_every_run(finished, second,
 
 @pytest.mark.slow
 def test_the_report_command_writes_the_page_again_with_its_galleries(finished, home, tmp_path, path):
-    folder = shutil.copytree(finished, tmp_path / "run")
+    folder = shutil.copytree(finished, tmp_path / finished.name)
     done = CliRunner().invoke(main, ["report", str(folder), "--base", str(home)])
     assert done.exit_code == 0, done.output
     assert f"report: {folder / 'report.html'}" in done.output.replace("\n", "")

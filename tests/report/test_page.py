@@ -52,7 +52,8 @@ def test_every_element_is_closed_where_it_should_be(parsed):
 def test_the_page_asks_for_nothing_outside_itself(page, parsed):
     addresses = [attrs[name] for _, attrs in parsed.elements for name in ("src", "href") if name in attrs]
     assert len(addresses) > 50
-    assert {address[:5] for address in addresses if not address.startswith("#")} == {"data:"}
+    links = {address for address in addresses if not address.startswith("#")}
+    assert {link[:5] for link in links - {"bundle/README.md"}} == {"data:"}
     assert not re.search(r"https?://|@import|url\((?!#)", page)
 
 
@@ -74,7 +75,7 @@ def test_what_users_wrote_is_shown_and_not_obeyed(page):
 def test_every_id_is_there_once_and_every_link_leads_to_one(parsed):
     ids = [attrs["id"] for _, attrs in parsed.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
-    links = {attrs["href"][1:] for attrs in parsed.all("a")}
+    links = {attrs["href"][1:] for attrs in parsed.all("a") if attrs["href"].startswith("#")}
     assert links - {"leakage"} == {"retrieval", "examples", "places", "space", "gap", "training", "ran"}
     assert links <= set(ids)
     used = {attrs["href"][1:] for attrs in parsed.all("use")}
@@ -96,9 +97,57 @@ def test_the_figures_of_the_matrix_are_those_measured(page, finished):
     assert len(rows) == 12
     for row in rows:
         recall = row["metrics"]["R@1"]
-        assert f"<b>{recall['value']:.3f}</b><small>chance {recall['chance']:.3f}</small>" in page
-    assert page.count("<small>trained</small>") == 6
-    assert page.count("<small>emergent</small>") == 6
+        assert f"<b>{recall['value']:.3f}</b><small>{row['mark']}</small>" in page
+    assert f"Chance gives {rows[0]['metrics']['R@1']['chance']:.3f}." in page
+    matrix = page[page.index('class="matrix') :]
+    matrix = matrix[: matrix.index("</table>")]
+    assert matrix.count("<small>trained</small>") == matrix.count("<small>emergent</small>") == 6
+
+
+def test_chance_stands_in_each_cell_where_galleries_differ_in_size(finished, tmp_path):
+    folder = copied(finished, tmp_path)
+    table = json.loads((folder / "retrieval.json").read_text())
+    table["rows"][0]["metrics"]["R@1"]["chance"] = 0.25
+    (folder / "retrieval.json").write_text(json.dumps(table))
+    text = write_report(folder).read_text()
+    assert "</b><small>chance 0.250</small><small>" in text
+    assert "Chance gives" not in text
+
+
+def test_what_was_bound_last_is_shown_first_and_its_examples_are_open(page):
+    head = page[: page.index("</header>")]
+    assert re.search(r'class="label">sound → tile', head)
+    assert head.count('<li class="item query">') == 2
+    assert "<audio" not in head
+    assert head.index('class="matrix') < head.index('class="label"')
+    opened = re.findall(r'<details class="gallery"( open)?>\s*<summary>(.*?) <span>', page)
+    assert opened[0] == (" open", "sound → tile")
+    assert not any(mark for mark, _ in opened[1:])
+
+
+def test_the_page_says_how_its_bundle_is_used(page, finished, tmp_path, monkeypatch):
+    folder = f"{finished.name}/bundle"
+    assert f'binder = Binder.load("{folder}")' in page
+    assert 'queries = binder.embed("sound", queries)' in page
+    assert 'href="bundle/README.md"' in page
+    assert (finished / "bundle" / "README.md").is_file()
+    assert str(finished.parent) not in page[page.index('id="use"') :][:2000]
+    monkeypatch.chdir(copied(finished, tmp_path).parent)
+    from pathlib import Path
+
+    near = next(path for path in Path().iterdir() if (path / "run.json").is_file())
+    assert f'Binder.load("{near}/bundle")' in write_report(near).read_text()
+
+
+def test_the_snippet_of_the_page_runs(page, finished, opened, monkeypatch):
+    import html
+
+    binder, held_out = opened
+    code = html.unescape(re.search(r"<pre[^>]*>(from geobind.*?)</pre>", page, re.DOTALL)[1])
+    monkeypatch.setattr(Binder, "load", lambda folder: binder)
+    values = {"queries": held_out.samples("sound")[:4], "gallery": held_out.samples("tile")[:4]}
+    exec(code, values)
+    assert values["nearest"].shape == (4, 3)
 
 
 def test_broken_samples_are_listed_with_their_reasons(page):

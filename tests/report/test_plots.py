@@ -18,7 +18,7 @@ from geobind.report.examples import (
     project_to_plane,
     rank_pair,
 )
-from geobind.report.places import _extent, build_rank_map
+from geobind.report.places import _extent, build_rank_map, trace_land
 from geobind.report.plots import Panel, beats_chance, draw_png, draw_svg, explain_measure, thin_curve
 from geobind.report.run_files import StageCurve, read_curves
 from geobind.scoring import unit
@@ -152,6 +152,14 @@ def test_ranks_on_the_page_are_those_that_were_measured(rows, finished):
         assert np.median(found.rank_Q) == pytest.approx(row.metrics["median_rank"].value)
 
 
+def test_the_newest_pair_comes_first_whatever_the_anchor():
+    names = ["tile", "photo", "words", "sound"]
+    assert ordered_pairs(names, "tile", ("sound", "tile"))[0] == ("sound", "tile")
+    assert ordered_pairs(names, "tile", ("words", "photo"))[:2] == [("words", "photo"), ("photo", "tile")]
+    assert len(ordered_pairs(names, "tile", ("words", "photo"))) == 6
+    assert ordered_pairs(["tile", "photo"], "tile", ("sound", "tile")) == [("photo", "tile")]
+
+
 def test_by_label_every_row_of_the_class_is_a_right_answer(opened):
     rows = embed_sample(*opened, by_label=True)
     found = rank_pair(rows, "words", "tile")
@@ -175,6 +183,24 @@ def test_a_map_of_near_places_shows_their_surroundings_and_one_of_far_places_the
     west, east, south, north = _extent(np.array([[48.1, 11.5]]))
     assert west < 11.5 < east
     assert south < 48.1 < north
+
+
+def test_land_lies_under_a_map_unless_it_is_too_narrow_for_coarse_coastlines():
+    world = trace_land((-180, 180, -90, 90))
+    assert len(world) > 100
+    assert any(outline.contains_point((10.0, 50.0)) for outline in world)  # Germany
+    assert not any(outline.contains_point((-40.0, 30.0)) for outline in world)  # the Atlantic
+    west, east, south, north = extent = (-10, 30, 35, 60)
+    corners = np.concatenate([outline.get_extents().get_points() for outline in trace_land(extent)])
+    assert (corners.min(axis=0) >= (west, south)).all() and (corners.max(axis=0) <= (east, north)).all()
+    assert trace_land((11, 12, 48, 49)) == []
+
+
+def test_a_planet_that_is_made_up_has_no_coastlines_of_earth(rows):
+    found = rank_pair(rows, "sound", "tile")
+    earth, other = (draw_svg(build_rank_map(rows, found, on_earth=real).panel) for real in (True, False))
+    assert "var(--land)" in earth
+    assert "var(--land)" not in other
 
 
 def test_the_space_joins_observations_of_the_same_places(rows):
