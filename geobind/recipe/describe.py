@@ -23,8 +23,6 @@ def recipe_warnings(recipe: Recipe, stage: Stage) -> Iterator[str]:
         yield f"accumulate: {stage.accumulate} steps to a move add no negatives: {_instead(stage, ranks)}"
         if stage.steps is not None and stage.accumulate > stage.steps:
             yield f"accumulate: {stage.accumulate} exceeds the {stage.steps} steps: the weights move once"
-    if getattr(stage.loss, "local", False) and ranks == 1:
-        yield "loss.local: changes nothing with one process, which has all rows"
     if isinstance(stage.chunk, int) and not is_chunked(recipe, stage):
         rows, whose = stage.batch_size // (ranks or 1), "a process has" if ranks else "there are"
         yield f"chunk: {stage.chunk} cuts nothing, as {whose} {rows} rows; steps take one pass"

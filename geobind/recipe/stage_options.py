@@ -301,9 +301,14 @@ class HardNegativeOptions(ContrastiveLossOptions):
         "query (beta of arXiv:2010.04592); 0: all count alike",
     )
     local: bool = Field(
-        default=False,
-        description="each process takes the losses of its own rows against the rows of all; the gradient "
-        "is the same, the work is shared",
+        default=True,
+        description="each of several processes takes the losses of its own rows against the rows of all; the "
+        "gradient is the same, the work is shared",
+    )
+    products: Literal["auto", "float32", "half"] = Field(
+        default="auto",
+        description="type of the loss's matrix products under bf16 and fp16: that type where it is faster, "
+        "or float32, or that type anywhere; sums are in float32",
     )
 
 

@@ -21,7 +21,7 @@ from geobind.utils.hashing import fingerprint
 # Fields that change no result, and fields younger than runs that lie on disks: those count once they are set.
 _WITHOUT_EFFECT = ("checkpoint_seconds",)
 _ADDED_LATER = ("watch", "ema", "chunk", "accumulate")
-_ADDED_LATER_TO_LOSS = ("local",)
+_ADDED_LATER_TO_LOSS = ("local", "products")
 _DEFAULT_PRECISION = "32-true"
 _SINGLE_VALUES = ("seed", "width", "precision")  # parts that are one value
 _MAX_REASONS = 4  # reasons named in a line

@@ -30,6 +30,7 @@ def shrink_tiles(monkeypatch, rows: int = 3, columns: int = 5) -> None:
         return tiling.split_range(first, last, rows) or [slice(first, first)], keys
 
     monkeypatch.setattr(tiling, "tile_blocks", tile_blocks)
+    monkeypatch.setattr("geobind.training.losses.infonce._KEPT", 0)
     for kernel in ("infonce", "siglip", "hard_negatives"):
         monkeypatch.setattr(f"geobind.training.losses.{kernel}.tile_blocks", tile_blocks)
 

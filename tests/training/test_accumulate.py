@@ -173,9 +173,6 @@ def test_accumulating_is_said_to_add_no_negatives_and_what_does(tmp_path):
 
 
 def test_what_changes_nothing_is_said(tmp_path):
-    local = "stages.0.loss={name: infonce, local: true}"
-    assert "loss.local: changes nothing with one process" in said(tmp_path, local, "fabric.devices=1")
-    assert said(tmp_path, local) == said(tmp_path, local, "fabric.devices=2") == ""
     assert "chunk: 16 cuts nothing, as there are 16 rows" in said(tmp_path, "stages.0.chunk=16")
     assert "chunk: 8 cuts nothing, as a process has 8 rows" in said(
         tmp_path, "stages.0.chunk=8", "fabric.devices=2"

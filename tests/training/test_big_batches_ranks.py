@@ -29,24 +29,24 @@ QUEUE = "stages.0.loss={name: infonce, direction: anchor_to_other, queue: 40, ig
 
 # What a run of one process is told, and what one of two is told besides.
 CASES = {
-    "both": (TOY, []),
+    "both": (TOY, ["stages.0.loss={name: infonce, local: false}"]),
     "one_way": ([*TOY, "stages.0.loss={name: infonce, direction: anchor_to_other}"], []),
     "queue": ([*TOY, "stages.0.train=[left]", QUEUE], []),
-    "wheel": (WHEEL, []),
-    "local": (TOY, ["stages.0.loss={name: infonce, local: true}"]),
+    "wheel": (WHEEL, ["stages.0.loss={name: infonce, local: false}"]),
+    "local": (TOY, []),
     "local_queue": (
         [*TOY, "stages.0.train=[left]", QUEUE],
-        [QUEUE.replace("}", ", local: true}"), "stages.0.chunk=3"],
+        ["stages.0.chunk=3"],
     ),
-    "local_chunk": ([*TOY, SIGLIP], [SIGLIP.replace("}", ", local: true}"), "stages.0.chunk=5"]),
+    "local_chunk": ([*TOY, SIGLIP], ["stages.0.chunk=5"]),
     "all": (
         [*TOY, "stages.0.accumulate=2"],
-        ["stages.0.chunk=3", "stages.0.loss={name: infonce, local: true}"],
+        ["stages.0.chunk=3"],
     ),
     "wheel_accumulate": ([*WHEEL, "stages.0.accumulate=3"], []),
     "wheel_all": (
         [*WHEEL, "stages.0.accumulate=3"],
-        ["stages.0.chunk=2", "stages.0.loss={name: infonce, local: true}"],
+        ["stages.0.chunk=2"],
     ),
 }
 

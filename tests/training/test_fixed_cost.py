@@ -13,7 +13,8 @@ from geobind.data.sampler import MixedDataset, WeightedSource, seed_torch
 from geobind.data.sources import PluginPairs
 from geobind.training import metrics, optimizer
 from geobind.training import stage as jobs
-from geobind.training.losses import InfoNCE, infonce
+from geobind.training.losses import InfoNCE
+from geobind.training.losses.tiling import TiledGradients
 from geobind.training.run import run
 
 CPU = "fabric.accelerator=cpu"
@@ -27,10 +28,10 @@ def test_torch_draws_what_it_would_after_its_own_manual_seed():
     assert torch.equal(torch.rand(7), wanted)
 
 
-@pytest.mark.parametrize(("pairs", "products"), [(16, 1), (512, 1), (513, 2 * 2)])
-def test_the_similarities_of_a_batch_that_is_one_tile_are_worked_out_once(monkeypatch, pairs, products):
-    made, product = [], infonce._multiply
-    monkeypatch.setattr(infonce, "_multiply", lambda *given: made.append(1) or product(*given))
+@pytest.mark.parametrize(("pairs", "products"), [(16, 1), (512, 1), (513, 2), (2049, 2 * 5 * 3)])
+def test_the_similarities_of_a_batch_of_up_to_2048_are_computed_once(monkeypatch, pairs, products):
+    made, product = [], TiledGradients.multiply
+    monkeypatch.setattr(TiledGradients, "multiply", lambda *given: made.append(1) or product(*given))
     sides = torch.nn.functional.normalize(torch.randn(2, pairs, 8), dim=2).requires_grad_()
     InfoNCE()(*sides).backward()
     assert len(made) == products

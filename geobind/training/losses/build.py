@@ -12,9 +12,18 @@ def build_loss(options: LossOptions, width: int) -> ContrastiveLoss:
     """Build the loss that the options describe, for embeddings of this width."""
     temperature = _build_temperature(options.temperature)
     if options.name == "siglip":
-        return SigLIP(temperature, options.bias, options.hardness, local=options.local)
+        return SigLIP(
+            temperature, options.bias, options.hardness, local=options.local, products=options.products
+        )
     queue = None if options.queue is None else EmbeddingQueue(options.queue, width)
-    return InfoNCE(options.direction, temperature, queue, options.hardness, local=options.local)
+    return InfoNCE(
+        options.direction,
+        temperature,
+        queue,
+        options.hardness,
+        local=options.local,
+        products=options.products,
+    )
 
 
 def check_queue(stage: Stage, rows: int) -> None:

@@ -18,10 +18,12 @@ from geobind.training.losses.tiling import (
     LossAndGrads,
     NeededGrads,
     Pairing,
+    ProductType,
     Tile,
     TiledGradients,
     apply_kernel,
     block_length,
+    choose_product_type,
     compute_positive_shares,
     tile_blocks,
 )
@@ -53,6 +55,9 @@ class InfoNCE(ContrastiveLoss):
         hardness: Weight of negatives similar to the query, which goes with exp(hardness * logit) (beta of
             arXiv:2010.04592; see `hard_negatives`). 0 for none; more than 0 costs more time.
         local: Whether each of several processes computes the part of its own rows.
+        products: Type of the matrix products under bfloat16 or float16 autocast: "auto" for that type where
+            it is faster, "half" for it anywhere, "float32". Sums are in float32 (see `choose_product_type`);
+            with hardness, so are products.
 
     Raises:
         RecipeError: If the direction is unknown, or never uses the queue, or hardness is negative.
@@ -66,6 +71,7 @@ class InfoNCE(ContrastiveLoss):
         hardness: float = 0.0,
         *,
         local: bool = False,
+        products: ProductType = "auto",
     ) -> None:
         super().__init__()
         if direction not in get_args(Direction):
@@ -82,6 +88,7 @@ class InfoNCE(ContrastiveLoss):
         self.temperature = Temperature() if temperature is None else temperature
         self.queue = queue
         self.local = local
+        self.products: ProductType = products
 
     def forward(
         self,
@@ -99,16 +106,20 @@ class InfoNCE(ContrastiveLoss):
         """
         check_batch(anchor_ND, other_ND, context)
         keys_MD, pairing = self._build_keys(anchor_ND, other_ND, context, own)
-        direction = self.direction
-        one_way = partial(hard_softmax_one_way, beta=self.hardness) if self.hardness else softmax_one_way
+        direction, low = self.direction, choose_product_type(anchor_ND, self.products)
+        one_way = (
+            partial(hard_softmax_one_way, beta=self.hardness)
+            if self.hardness
+            else partial(softmax_one_way, low=low)
+        )
 
         def kernel(query: Tensor, key: Tensor, scale: Tensor, _: Tensor, needed: NeededGrads) -> LossAndGrads:
             if direction == "anchor_to_other":
                 return one_way(query, key, scale, pairing, needed)
             if direction == "other_to_anchor":
                 return one_way(key, query, scale, pairing, needed.swap()).swap()
-            if one_way is softmax_one_way and len(key) == len(query) and own is None:
-                return softmax_both_ways(query, key, scale, pairing, needed)
+            if not self.hardness and len(key) == len(query) and own is None:
+                return softmax_both_ways(query, key, scale, pairing, needed, low)
             return mean_of_both_ways(query, key, scale, pairing, needed, one_way)
 
         loss = apply_kernel(kernel, anchor_ND, keys_MD, self.temperature.scale)
@@ -132,25 +143,31 @@ class InfoNCE(ContrastiveLoss):
 
 
 def softmax_one_way(
-    query_ND: Tensor, key_MD: Tensor, scale: Tensor, pairing: Pairing, needed: NeededGrads
+    query_ND: Tensor,
+    key_MD: Tensor,
+    scale: Tensor,
+    pairing: Pairing,
+    needed: NeededGrads,
+    low: torch.dtype | None = None,
 ) -> LossAndGrads:
     """Return the mean over queries of -log softmax(positive among all keys), with its gradients.
 
     With several positives this is their mean log-probability, eq. 2 of Khosla et al., arXiv:2004.11362. One
-    product of N M D multiply-adds, one more per trainable side; the workspace is a stripe of T x M.
+    product of N M D multiply-adds, one more per trainable side; the workspace is a stripe of T x M. `low` is
+    the type of the products.
     """
     pairs, share_N1 = len(query_ND), compute_positive_shares(pairing, query_ND)
     row_blocks, column_blocks = tile_blocks(query_ND, key_MD, pairing.own)
-    gradients = TiledGradients(query_ND, key_MD, scale, needed)
+    gradients = TiledGradients(query_ND, key_MD, scale, needed, low)
     loss_N = query_ND.new_zeros(pairs)
     space = query_ND.new_empty(block_length(row_blocks[0]) * len(key_MD))
     for rows in row_blocks:
-        scaled_TD = query_ND[rows] * scale
+        scaled_TD = gradients.scale_queries(rows)
         stripe_TM = space[: len(scaled_TD) * len(key_MD)].view(len(scaled_TD), len(key_MD))
         loss_T, peak_T1 = torch.zeros_like(loss_N[rows]), loss_N.new_full((len(scaled_TD), 1), -math.inf)
         for columns in column_blocks:
             tile = Tile(pairing, rows, columns, share_N1)
-            logits_TC = torch.mm(scaled_TD, key_MD[columns].T, out=stripe_TM[:, columns])
+            logits_TC = gradients.multiply(scaled_TD, columns, stripe_TM[:, columns])
             loss_T -= tile.sum_positives(logits_TC)
             tile.mask_ignored_(logits_TC, fill=-math.inf)
             peak_T1 = torch.maximum(peak_T1, logits_TC.amax(1, keepdim=True))
@@ -159,54 +176,70 @@ def softmax_one_way(
             total_T1 += stripe_TM[:, columns].sub_(peak_T1).exp_().sum(1, keepdim=True)
         loss_N[rows] = loss_T + (peak_T1 + total_T1.log()).squeeze(1)
         for columns in column_blocks if gradients.uses_tiles else ():
-            weights_TC = stripe_TM[:, columns].mul_(1 / (total_T1 * pairs))
-            Tile(pairing, rows, columns, share_N1).subtract_positives_(weights_TC, 1 / pairs)
+            weights_TC = stripe_TM[:, columns].mul_(1 / (total_T1 * gradients.divisor))
+            Tile(pairing, rows, columns, share_N1).subtract_positives_(weights_TC, 1 / gradients.divisor)
             gradients.add_(rows, columns, weights_TC, scaled_TD)
     return gradients.finish(loss_N.mean())
 
 
+# Numbers of similarities that are kept, not computed twice: 16 MiB.
+_KEPT = 2048**2
+
+
 def softmax_both_ways(
-    query_ND: Tensor, key_ND: Tensor, scale: Tensor, pairing: Pairing, needed: NeededGrads
+    query_ND: Tensor,
+    key_ND: Tensor,
+    scale: Tensor,
+    pairing: Pairing,
+    needed: NeededGrads,
+    low: torch.dtype | None = None,
 ) -> LossAndGrads:
     """Return the mean of `softmax_one_way` from either side, with its gradients, in one pass over the tiles.
 
-    Two products of N^2 D multiply-adds (one if no gradient is needed), one more per trainable side; the
-    workspace is two tiles. All exponentials share one shift, so that one serves row and column; should a row
-    or column underflow (all its similarities near -1 at the highest scales), the sides are computed
-    one by one instead.
+    Two products of N^2 D multiply-adds (one if no gradient is needed, or the matrix is small enough to be
+    kept), one more per trainable side; the workspace is two tiles. All exponentials share one shift, so that
+    one serves row and column. A row or column underflows where all its similarities are near -1 at the
+    highest scales. Then a CPU computes the sides one by one instead; an accelerator, which would have to be
+    waited for to find out, takes the smallest normal number for the sum.
     """
     pairs, share_N1 = len(query_ND), compute_positive_shares(pairing, query_ND)
     row_blocks, column_blocks = tile_blocks(query_ND, key_ND)
-    shift = _common_shift(query_ND, key_ND, scale)
+    may_look = _may_look(query_ND.device)
+    largest = _bound_logits(query_ND, key_ND, scale)
+    shift = max(0.0, largest.item()) if may_look else largest.clamp_(min=0)
+    gradients = TiledGradients(query_ND, key_ND, scale, needed, low)
     row_sum_N, column_sum_N, positive_N = query_ND.new_zeros(3, pairs)
-    space, spare = query_ND.new_empty(2, block_length(row_blocks[0]) * block_length(column_blocks[0]))
+    tile_size = block_length(row_blocks[0]) * block_length(column_blocks[0])
+    kept = pairs * pairs <= max(tile_size, _KEPT)
+    space, spare = query_ND.new_empty(pairs * pairs if kept else tile_size), query_ND.new_empty(tile_size)
     for rows in row_blocks:
-        scaled_TD = query_ND[rows] * scale
+        scaled_TD = gradients.scale_queries(rows)
         for columns in column_blocks:
             tile = Tile(pairing, rows, columns, share_N1, mutual=pairing.uneven)
-            logits_TC = _multiply(scaled_TD, key_ND[columns], space)
+            logits_TC = gradients.multiply(scaled_TD, columns, _part(space, rows, columns, pairs, kept))
             positive_N[rows] += tile.sum_positives(logits_TC)
             values_TC = _exponentiate_(logits_TC, shift, tile)
             row_sum_N[rows] += values_TC.sum(1)
             column_sum_N[columns] += values_TC.sum(0)
     limits = torch.finfo(query_ND.dtype)
-    if not torch.minimum(row_sum_N, column_sum_N).amin() >= pairs * limits.tiny / limits.eps:
-        return mean_of_both_ways(query_ND, key_ND, scale, pairing, needed)
+    if not may_look:
+        row_sum_N, column_sum_N = row_sum_N.clamp_(min=limits.tiny), column_sum_N.clamp_(min=limits.tiny)
+    elif not torch.minimum(row_sum_N, column_sum_N).amin() >= pairs * limits.tiny / limits.eps:
+        one_way = partial(softmax_one_way, low=low)
+        return mean_of_both_ways(query_ND, key_ND, scale, pairing, needed, one_way)
     loss_N = (row_sum_N.log() + column_sum_N.log()) / 2 + shift - positive_N
-    gradients = TiledGradients(query_ND, key_ND, scale, needed)
-    row_weight_N1, column_weight_N = (0.5 / pairs / row_sum_N).unsqueeze(1), 0.5 / pairs / column_sum_N
-    one_tile = len(row_blocks) == len(column_blocks) == 1
+    row_weight_N1 = (0.5 / gradients.divisor / row_sum_N).unsqueeze(1)
+    column_weight_N = 0.5 / gradients.divisor / column_sum_N
     for rows in row_blocks if gradients.uses_tiles else ():
-        scaled_TD = query_ND[rows] * scale
+        scaled_TD = gradients.scale_queries(rows)
         for columns in column_blocks:
             tile = Tile(pairing, rows, columns, share_N1, mutual=pairing.uneven)
-            if one_tile:
-                weights_TC = space.view(pairs, pairs)  # its exponentials are still there
-            else:
-                weights_TC = _exponentiate_(_multiply(scaled_TD, key_ND[columns], space), shift, tile)
-            factor_TC = spare[: weights_TC.numel()].view_as(weights_TC)
+            weights_TC = _part(space, rows, columns, pairs, kept)
+            if not kept:
+                weights_TC = _exponentiate_(gradients.multiply(scaled_TD, columns, weights_TC), shift, tile)
+            factor_TC = _part(spare, rows, columns, pairs)
             weights_TC *= torch.add(row_weight_N1[rows], column_weight_N[columns], out=factor_TC)
-            tile.subtract_positives_(weights_TC, 1 / pairs)
+            tile.subtract_positives_(weights_TC, 1 / gradients.divisor)
             gradients.add_(rows, columns, weights_TC, scaled_TD)
     return gradients.finish(loss_N.mean())
 
@@ -235,26 +268,35 @@ def mean_of_both_ways(
     )
 
 
-def _common_shift(query_ND: Tensor, key_ND: Tensor, scale: Tensor) -> float:
-    """Return the shift of the logits that keeps sums of exponentials finite; 0 unless the scale is high.
+def _may_look(device: torch.device) -> bool:
+    """Return whether a number on a device can be read without waiting for what was launched before."""
+    return device.type == "cpu"
+
+
+def _bound_logits(query_ND: Tensor, key_ND: Tensor, scale: Tensor) -> Tensor:
+    """Return by how much the logits may exceed what keeps sums of their exponentials finite.
 
     By Cauchy-Schwarz no logit exceeds the scale times the largest norms.
     """
-    largest = scale * query_ND.norm(dim=1).amax() * key_ND.norm(dim=1).amax()
-    room = math.log(torch.finfo(query_ND.dtype).max) - math.log(len(query_ND)) - 1
-    return max(0.0, largest.item() - room)
+    norm = torch.linalg.vector_norm
+    largest = scale * norm(query_ND, dim=1).amax() * norm(key_ND, dim=1).amax()
+    return largest - (math.log(torch.finfo(query_ND.dtype).max) - math.log(len(query_ND)) - 1)
 
 
 def _average(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return None if one is None or other is None else one.add_(other).div_(2)
 
 
-def _multiply(scaled_TD: Tensor, key_CD: Tensor, space: Tensor) -> Tensor:
-    shape = (len(scaled_TD), len(key_CD))
-    return torch.mm(scaled_TD, key_CD.T, out=space[: math.prod(shape)].view(shape))
+def _part(space: Tensor, rows: slice, columns: slice, pairs: int, whole: bool = False) -> Tensor:
+    """Return the memory of a tile: its place in the whole matrix, or the beginning of the space."""
+    if whole:
+        return space.view(pairs, pairs)[rows, columns]
+    shape = (block_length(rows), block_length(columns))
+    return space[: math.prod(shape)].view(shape)
 
 
-def _exponentiate_(logits_TC: Tensor, shift: float, tile: Tile) -> Tensor:
-    values_TC = (logits_TC.sub_(shift) if shift else logits_TC).exp_()
+def _exponentiate_(logits_TC: Tensor, shift: float | Tensor, tile: Tile) -> Tensor:
+    shifted = isinstance(shift, Tensor) or shift > 0
+    values_TC = (logits_TC.sub_(shift) if shifted else logits_TC).exp_()
     tile.mask_ignored_(values_TC)
     return values_TC

@@ -7,11 +7,12 @@ once, which saves the matrix product that recomputing it in the backward pass wo
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,15 +58,34 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, NeededGrads], LossAndGrads]
 
 
 class TiledGradients:
-    """The gradients of a loss with respect to its embeddings and scale, added up tile by tile."""
+    """The matrix products of a loss, tile by tile: its logits, and its gradients added up in float32.
 
-    def __init__(self, query_ND: Tensor, key_MD: Tensor, scale: Tensor, needed: NeededGrads) -> None:
-        """Allocate zeros for the needed gradients.
+    Args:
+        query_ND: Queries.
+        key_MD: Keys.
+        scale: Factor on the similarities.
+        needed: The gradients to add up. The scale's follows from either side's, so with both sides frozen
+            the query's is computed for it.
+        low: Half-precision type of the factors of all products (see `choose_product_type`); None: that of
+            the embeddings.
 
-        The scale's gradient follows from either side's, so with both sides frozen the query's is computed
-        for it.
-        """
+    Attributes:
+        divisor: What the derivatives of a query's loss by its logits are divided by before `add_`. In
+            half precision they are multiplied instead, as float16 has no numbers near 1/N.
+    """
+
+    def __init__(
+        self,
+        query_ND: Tensor,
+        key_MD: Tensor,
+        scale: Tensor,
+        needed: NeededGrads,
+        low: torch.dtype | None = None,
+    ) -> None:
         self.query_ND, self.key_MD, self.scale, self.needed = query_ND, key_MD, scale, needed
+        self.divisor = len(query_ND) if low is None else 1 / _LOW_FACTOR
+        self._low = low
+        self._factor_MD = key_MD if low is None else key_MD.to(low)
         with_query = needed.query or (needed.scale and not needed.key)
         self._query_ND = torch.zeros_like(query_ND) if with_query else None
         self._key_MD = torch.zeros_like(key_MD) if needed.key else None
@@ -75,12 +95,25 @@ class TiledGradients:
         """Whether any needed gradient depends on the tiles."""
         return self._query_ND is not None or self._key_MD is not None
 
+    def scale_queries(self, rows: slice) -> Tensor:
+        """Return the scaled queries of a block, in the type of the products."""
+        scaled_TD = self.query_ND[rows] * self.scale
+        return scaled_TD if self._low is None else scaled_TD.to(self._low)
+
+    def multiply(self, scaled_TD: Tensor, columns: slice, out_TC: Tensor) -> Tensor:
+        """Return the logits of a tile, in `out_TC`."""
+        if self._low is None:
+            return torch.mm(scaled_TD, self.key_MD[columns].T, out=out_TC)
+        return out_TC.copy_(_low_product(scaled_TD, self._factor_MD[columns].T))
+
     def add_(self, rows: slice, columns: slice, weights_TC: Tensor, scaled_TD: Tensor) -> None:
         """Add one tile, given the derivatives of the loss by its logits and the scaled queries."""
+        if self._low is not None:
+            weights_TC = weights_TC.to(self._low)
         if self._query_ND is not None:
-            self._query_ND[rows].addmm_(weights_TC, self.key_MD[columns])
+            _add_product_(self._query_ND[rows], weights_TC, self._factor_MD[columns])
         if self._key_MD is not None:
-            self._key_MD[columns].addmm_(weights_TC.T, scaled_TD)
+            _add_product_(self._key_MD[columns], weights_TC.T, scaled_TD)
 
     def finish(self, value: Tensor, bias: Tensor | None = None) -> LossAndGrads:
         """Return the loss with its finished gradients.
@@ -89,6 +122,9 @@ class TiledGradients:
         still lacks s) and W^T s q for the key; the scale's gradient, the sum of W q.k, is the inner product
         of either with q or k.
         """
+        for sum_ND in (self._query_ND, self._key_MD) if self._low is not None else ():
+            if sum_ND is not None:
+                sum_ND.mul_(self.divisor / len(self.query_ND))
         scale = None
         if self.needed.scale and self._query_ND is not None:
             scale = _inner_product(self._query_ND, self.query_ND)
@@ -100,19 +136,97 @@ class TiledGradients:
         return LossAndGrads(value, query_ND, self._key_MD, scale, bias)
 
 
+# Largest factor that float16 allows: the weights of a query sum up to 2 at most, and it ends at 65,504.
+_LOW_FACTOR = 4096
+ProductType = Literal["auto", "float32", "half"]
+_WORTH_IT = 0.75  # of the time in float32: less of a gain is not worth the digits
+
+
+def choose_product_type(embedding_ND: Tensor, products: ProductType) -> torch.dtype | None:
+    """Return the half-precision type to multiply tiles in; None for the type of the embeddings.
+
+    Candidates are autocast's type and that of half-precision embeddings. With "auto", an accelerator takes it
+    and a CPU takes it if it multiplies faster in it, which is measured once: some have instructions for
+    bfloat16 and are slower with them. Only CUDA returns products in float32; elsewhere they would overflow
+    in float16, which is left out.
+    """
+    kind, low = embedding_ND.device.type, embedding_ND.dtype
+    if low == torch.float32 and _is_autocast(kind):
+        low = torch.get_autocast_dtype(kind)
+    if products == "float32" or not (low == torch.bfloat16 or (low == torch.float16 and kind == "cuda")):
+        return None
+    wanted = products == "half" or kind != "cpu" or _is_faster(torch.get_num_threads())
+    return low if wanted else None
+
+
+@lru_cache
+def _is_faster(threads: int) -> bool:
+    """Return whether this CPU multiplies tiles faster in bfloat16, with this many threads."""
+    generator = torch.Generator().manual_seed(0)  # what training draws must not depend on the machine
+    one_TD, other_CD = torch.randn(2, 512, 512, generator=generator)
+    out_TC, low = torch.empty(512, 512), torch.bfloat16
+    low_CD = other_CD.to(low)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        seconds = (
+            _fastest(lambda: out_TC.copy_(_low_product(one_TD.to(low), low_CD.T))),
+            _fastest(lambda: torch.mm(one_TD, other_CD.T, out=out_TC)),
+        )
+    return seconds[0] < _WORTH_IT * seconds[1]
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    seconds: list[float] = []
+    for _ in range(6):
+        begun = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
+
+
+def _low_product(one_TD: Tensor, other_DC: Tensor) -> Tensor:
+    """Return a product of half-precision matrices, summed in float32; on a CPU it is rounded once."""
+    if one_TD.device.type == "cuda":
+        return torch.mm(one_TD, other_DC, out_dtype=torch.float32)
+    return torch.mm(one_TD, other_DC)
+
+
+def _add_product_(sum_TD: Tensor, one_TC: Tensor, other_CD: Tensor) -> None:
+    if one_TC.dtype == sum_TD.dtype:
+        sum_TD.addmm_(one_TC, other_CD)
+    else:
+        sum_TD.add_(_low_product(one_TC, other_CD))
+
+
 def tile_blocks(
     query_ND: Tensor, key_MD: Tensor, own: slice | None = None
 ) -> tuple[list[slice], list[slice]]:
     """Return the row and column blocks whose tiles cover all logits; none straddles the own and queued keys.
 
-    Tiles fit the cache of a CPU core; an accelerator gets larger ones, so that each fills it. With `own` the
-    tiles cover these queries alone; there is always one block of rows, if an empty one.
+    With `own` the tiles cover these queries alone; there is always one block of rows, if an empty one.
     """
-    rows_T, columns_C = (512, 1024) if query_ND.device.type == "cpu" else (2048, 4096)
+    rows_T, columns_C = tile_shape(query_ND.device)
     pairs = len(query_ND)
     first, last = (0, pairs) if own is None else (own.start, own.stop)
     rows = split_range(first, last, rows_T) or [slice(first, first)]
     return rows, split_range(0, pairs, columns_C) + split_range(pairs, len(key_MD), columns_C)
+
+
+def tile_shape(device: torch.device) -> tuple[int, int]:
+    """Return the rows and columns of a tile.
+
+    Tiles fit the cache of a CPU core. An accelerator waits for each operation to be launched, so that it
+    gets tiles as large as its memory allows: two of them take a 64th of it, and 512 MiB at most.
+    """
+    if device.type == "cpu":
+        return 512, 1024
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+    side = 2048
+    while side < _LARGEST_SIDE and 2 * 4 * (2 * side) ** 2 <= memory / 64:
+        side *= 2
+    return side, side
+
+
+_LARGEST_SIDE = 8192
 
 
 def split_range(start: int, stop: int, step: int) -> list[slice]:
@@ -132,8 +246,8 @@ def apply_kernel(
 
     The forward pass computes the gradients and the first backward pass returns them; a further one (with
     `retain_graph`) computes them again. Half-precision embeddings are widened to float32 and autocast
-    is off inside, so similarities, sums and gradients accumulate in float32 whatever the precision around.
-    Differentiating twice is not supported and raises.
+    is off inside, so sums and gradients accumulate in float32 whatever the precision around; a kernel chooses
+    in what type it multiplies (`choose_product_type`). Differentiating twice is not supported and raises.
     """
     bias = scale.new_zeros(()) if bias is None else bias
     if not torch.is_grad_enabled():
@@ -175,14 +289,19 @@ def _run_kernel(
         given.detach().to(dtype).contiguous() for given in (query_ND, key_MD, scale, bias)
     )
     kind = query_ND.device.type
-    cast = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    cast = torch.autocast(kind, enabled=False) if _is_autocast(kind) else nullcontext()
     with torch.no_grad(), cast:
         return kernel(query, key, factor, offset, needed)
 
 
+def _is_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def _inner_product(one_ND: Tensor, other_ND: Tensor) -> Tensor:
     """Return the sum of the elementwise product, without a second matrix of that size."""
-    parts = [(one_ND[part] * other_ND[part]).sum() for part in split_range(0, len(one_ND), 512)]
+    rows = tile_shape(one_ND.device)[0]
+    parts = [(one_ND[part] * other_ND[part]).sum() for part in split_range(0, len(one_ND), rows)]
     return torch.stack(parts).sum()
 
 
