@@ -26,6 +26,7 @@ PUBLIC = [
     "geobind.evaluation",
     "geobind.export",
     "geobind.bridge",
+    "geobind.fuser",
     "geobind.losses",
     "geobind.towers",
     "geobind.testing",

@@ -16,6 +16,7 @@ from geobind import scoring
 from geobind.bridge import DEFAULTS, AnchorBank, Bridge, BridgeOptions, choose_bridge
 from geobind.bundles import bundle
 from geobind.errors import CheckpointError, DataError, PluginError, RecipeError, did_you_mean
+from geobind.fuser import Fuser
 from geobind.fusion import Expectation, fuse
 from geobind.inference import (
     Workers,
@@ -80,6 +81,7 @@ class Binder(nn.Module):
         self.width = width
         self.card = card
         self.bank: AnchorBank | None = None
+        self.fuser: Fuser | None = None
         self.precision: Precision = "float32"
         self.workers: Workers = "auto"
         self._lowering = Lowering()
@@ -403,27 +405,37 @@ class Binder(nn.Module):
         """
         return scoring.add_embeddings({name: self.embed(name, raw) for name, raw in parts.items()}, weights)
 
-    def infer(self, parts: Mapping[str, Any], to: Iterable[str] | None = None) -> dict[str, Expectation]:
-        """Infer the embedding of every modality from any subset of them: a product of experts.
+    def infer(
+        self, parts: Mapping[str, Any], to: Iterable[str] | None = None, *, fuser: bool | Fuser = False
+    ) -> dict[str, Expectation]:
+        """Infer the embedding of every modality from any subset of them.
 
-        A modality that is given keeps its own embedding. Others weigh by the temperatures fitted on held-out
-        rows, or all alike where none were: `Expectation.calibrated` and `.note` say which.
+        A modality that is given keeps its own embedding. Others come from a product of experts, which weigh
+        by the temperatures fitted on held-out rows, or all alike where none were; or from a trained fuser.
+        `Expectation.calibrated` and `.note` say which.
 
         Args:
             parts: One input, or equally many, for each modality; None, also within a list, is a missing one.
-            to: The modalities to infer; default: all.
+            to: The modalities to infer; default: all, or those that the fuser knows.
+            fuser: True: the binder's own fuser, which was trained on rows of several modalities; or another.
 
         Returns:
             By modality, mean embeddings (N, D) and concentrations (N,), on the CPU. A row without any input
             has zeros, which are equally far from everything, and a concentration of 0.
 
         Raises:
-            DataError: Every input is missing, or different numbers of them.
+            DataError: Every input is missing, or different numbers of them; the binder has no fuser, or the
+                fuser was not trained on a modality.
             PluginError: The binder has no such modality.
         """
+        chosen = self._choose_fuser(fuser)
+        if to is None and chosen is not None:
+            to = [name for name in self.modalities if name in chosen.modalities]
         wanted = [*self.modalities] if to is None else list(to)
         for name in (*parts, *wanted):
             self.modality(name)
+        if chosen is not None:
+            chosen.check_known((*parts, *wanted))
         rows = {name: [x] if (many := split_inputs(x)) is None else list(many) for name, x in parts.items()}
         rows = {name: [None] * len(x) if parts[name] is None else x for name, x in rows.items()}
         given: dict[str, Tensor] = {}
@@ -435,8 +447,20 @@ class Binder(nn.Module):
             given[name] = torch.zeros(len(x), self.width)
             given[name][there_N] = self.embed(name, [one for one in x if one is not None])
             present[name] = there_N
+        if chosen is not None:
+            return chosen.infer(given, wanted, present)
         calibration = self.card.calibration if self.card else None
         return {name: fuse(given, name, calibration, present) for name in wanted}
+
+    def _choose_fuser(self, fuser: bool | Fuser) -> Fuser | None:
+        """Return the fuser to infer with, None for a product of experts."""
+        chosen = self.fuser if fuser is True else fuser or None
+        if chosen is None and fuser:
+            raise DataError(
+                "this binder has no fuser: train one by `fuse: {}` in its recipe and `geobind run --resume`, "
+                "or infer without (fuser=False)"
+            )
+        return chosen and chosen.check_model(self.width, self.card.digests if self.card else chosen.digests)
 
     def save(self, folder: str | Path, *, over: str | Path | None = None) -> Path:
         """Write a bundle, or only the changes to the bundle `over`. See `geobind.bundles.bundle.save`."""

@@ -31,10 +31,13 @@ class Expectation:
     concentration_N: Tensor  # of a von Mises-Fisher distribution; infinite where the modality was given
     inputs: tuple[str, ...]  # the modalities it was inferred from
     calibrated: bool  # False: every input weighs the same, and the concentration has no scale
+    fuser: str = ""  # the fuser that inferred it, in words; empty for a product of experts
 
     @property
     def note(self) -> str:
         """Where its weights come from, in words."""
+        if self.fuser:
+            return self.fuser
         if self.calibrated:
             return "weights from calibration on held-out rows"
         return "equal weights: no calibration of these modalities is known"

@@ -28,6 +28,7 @@ data loggers pretrained
 recipe towers importers
 scoring
 bridge fusion
+fuser
 bundles
 binder
 evaluation embedding_cache archive export
@@ -51,7 +52,7 @@ fsdp
 checkpoint lora sync_batchnorm
 encoder_transforms
 trainable
-cache loss_inputs module
+cache loss_inputs module fuser_rows
 gradients
 optimizer launch
 validation

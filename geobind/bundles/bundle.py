@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from pydantic import ValidationError
 
 from geobind import plugins
-from geobind.bridge import BANK, AnchorBank, BankFacts, BridgeOptions, describe_bank, read_bank
+from geobind.bridge import BANK, AnchorBank, BridgeOptions, describe_bank, read_bank
 from geobind.bundles.building import bounded_building, check_encoders, explain_building, read_shapes
 from geobind.bundles.card import CARD, FORMAT, Card, Origin, read_card
 from geobind.bundles.delta import (
@@ -27,6 +27,7 @@ from geobind.bundles.delta import (
 from geobind.bundles.model_card import render_model_card
 from geobind.bundles.stability import ChangedWeights, check_weights, find_not_finite
 from geobind.errors import CheckpointError, DataError, GeobindError, PluginError
+from geobind.fuser import FUSER, Fuser, describe_fuser, read_fuser
 from geobind.hub import check_reachability, explain_failure, hub_or_cache, without_hub
 from geobind.modality import BUNDLED, Modality
 from geobind.recipe.base_bundle import find_bundle
@@ -90,7 +91,7 @@ def publish(folder: Path, name: str, *, private: bool = False) -> str:
 
 
 WEIGHTS, RECIPE, README = "model.safetensors", "recipe.yaml", "README.md"
-_FILES = (CARD, WEIGHTS, DELTA_FILE, BANK, RECIPE, README)
+_FILES = (CARD, WEIGHTS, DELTA_FILE, BANK, FUSER, RECIPE, README)
 
 
 class SupportsBundle(Protocol):
@@ -101,6 +102,7 @@ class SupportsBundle(Protocol):
     encoders: nn.ModuleDict
     card: Card | None
     bank: AnchorBank | None
+    fuser: Fuser | None
 
     @property
     def bridge_options(self) -> BridgeOptions:
@@ -145,8 +147,13 @@ def save(binder: SupportsBundle, folder: Path, *, over: str | Path | None = None
         CheckpointError: Weights are not finite; or there is no such base, or it is in this very folder.
     """
     card, tensors, weights = build_card(binder, over=None), binder.encoders.state_dict(), WEIGHTS
-    bank = _bank_of(binder, card)
-    card = card.model_copy(update={"bank": bank and describe_bank(bank, binder.bridge_options)})
+    bank = _keep(binder.bank, binder, card, "bank")
+    fuser = _keep(binder.fuser, binder, card, "fuser")
+    facts = {
+        "bank": bank and describe_bank(bank, binder.bridge_options),
+        "fuser": fuser and describe_fuser(fuser),
+    }
+    card = card.model_copy(update=facts)
     if broken := find_not_finite(tensors):
         raise CheckpointError(f"{folder}: not saved: {broken}; load the last bundle or checkpoint before it")
     if over is not None:
@@ -157,20 +164,25 @@ def save(binder: SupportsBundle, folder: Path, *, over: str | Path | None = None
     contents = {weights: storage.encode_tensors(tensors), **_encode_card(card, folder)}
     if bank is not None:
         contents[BANK] = storage.encode_tensors(bank.tensors())
+    if fuser is not None:
+        contents[FUSER] = storage.encode_tensors(fuser.network.state_dict())
     if card.recipe:
         contents[RECIPE] = dump_yaml(card.recipe).encode()
     storage.replace_together(folder, contents, CARD, absent=[name for name in _FILES if name not in contents])
     return folder
 
 
-def _bank_of(binder: SupportsBundle, card: Card) -> AnchorBank | None:
-    """Return the bank that is saved with a binder; None where training has moved away from it."""
-    if binder.bank is None:
+P = TypeVar("P", AnchorBank, Fuser)
+
+
+def _keep(part: P | None, binder: SupportsBundle, card: Card, name: str) -> P | None:
+    """Return a part that is saved with a binder; None where training has moved away from it."""
+    if part is None:
         return None
     try:
-        return binder.bank.check_model(binder.width, card.digests)
+        return part.check_model(binder.width, card.digests)
     except DataError as error:
-        _log.warning("saved without its bank: %s", error)
+        _log.warning("saved without its %s: %s", name, error)
         return None
 
 
@@ -185,6 +197,22 @@ def save_card(binder: SupportsBundle, folder: Path, **facts: Any) -> None:
     for name, content in _encode_card(card, folder).items():
         storage.write_atomic(folder / name, content)
     binder.card = card
+
+
+def save_fuser(binder: SupportsBundle, folder: Path) -> None:
+    """Write the fuser of a binder into its bundle; nothing else of it changes.
+
+    Raises:
+        CheckpointError: The folder holds no bundle.
+        DataError: The fuser was trained on embeddings of other weights.
+        StorageError: It cannot be written.
+    """
+    if binder.fuser is None:
+        return
+    facts, card = describe_fuser(binder.fuser), read_card(folder)
+    binder.fuser.check_model(card.width, card.digests)
+    storage.write_atomic(folder / FUSER, storage.encode_tensors(binder.fuser.network.state_dict()))
+    save_card(binder, folder, fuser=facts)
 
 
 def _encode_card(card: Card, folder: Path) -> dict[str, bytes]:
@@ -255,24 +283,26 @@ def load(
     if faults:
         raise ChangedWeights(file, faults, binder)
     if card.bank is not None:
-        binder.bank = _read_bank(folder, card, card.bank)
+        binder.bank = _read_part(folder / BANK, card, read_bank(folder / BANK, card.bank))
+    if card.fuser is not None:
+        fuser = read_fuser(folder / FUSER, card.fuser, card.width)
+        binder.fuser = _read_part(folder / FUSER, card, fuser)
     return binder
 
 
-def _read_bank(folder: Path, card: Card, facts: BankFacts) -> AnchorBank | None:
-    """Read the bank that a card names; None where its file is not there.
+def _read_part(file: Path, card: Card, part: P | None) -> P | None:
+    """Return a part of a bundle that its card names; None where its file is not there.
 
     Raises:
-        CheckpointError: It is damaged, or of another model.
+        CheckpointError: It is of another model.
     """
-    bank = read_bank(folder / BANK, facts)
-    if bank is None:
-        _log.info("%s: loaded without its bank: there is no %s", folder, BANK)
+    if part is None:
+        _log.info("%s: loaded without its %s: there is no %s", file.parent, file.stem, file.name)
         return None
     try:
-        return bank.check_model(card.width, card.digests)
+        return part.check_model(card.width, card.digests)
     except DataError as error:
-        raise CheckpointError(f"{folder / BANK}: {error}; or remove it") from None
+        raise CheckpointError(f"{file}: {error}; or remove it") from None
 
 
 def from_pretrained(make: Callable[..., B], name: str, *, revision: str | None = None) -> B:

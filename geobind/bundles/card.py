@@ -11,6 +11,7 @@ from geobind.bridge import BankFacts
 from geobind.bundles.delta import BaseReference
 from geobind.bundles.stability import Proof
 from geobind.errors import CheckpointError, DataError
+from geobind.fuser import FuserFacts
 from geobind.recipe.base_bundle import CARD, FORMAT, MAX_CARD
 from geobind.scoring import Calibration
 from geobind.utils.files import read_limited
@@ -46,6 +47,7 @@ class Card(BaseModel):
     author: dict[str, Any] = Field({}, description="what the recipe's `card` says")
     calibration: Calibration | None = Field(None, description="what makes similarities probabilities")
     bank: BankFacts | None = Field(None, description="the bank of anchor embeddings in the bundle")
+    fuser: FuserFacts | None = Field(None, description="the fuser of several inputs in the bundle")
     proof: Proof | None = Field(None, description="that stages left embeddings as they were, to the bit")
     over: BaseReference | None = Field(
         None, description="the bundle that a small one changes; a whole one has none"

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from geobind.evaluation.gap import ModalityGap
     from geobind.evaluation.questions import QuestionResults
     from geobind.evaluation.subsets import SubsetRow
+    from geobind.fuser import Fuser
 
 
 class EvalOptions(NamedTuple):
@@ -49,6 +50,7 @@ class EvalOptions(NamedTuple):
     untrained: bool
     bank: str | None
     subsets: bool
+    fuse: str | None
 
 
 class ExtraMetrics(NamedTuple):
@@ -93,11 +95,19 @@ def extra_options(command: Callable[..., Any]) -> Callable[..., Any]:
             is_flag=True,
             help="Show the same encoders with random weights beside retrieval and questions.",
         ),
-        click.option("--keep", is_flag=True, help="With --calibrate: store the scales in the bundle."),
+        click.option(
+            "--keep", is_flag=True, help="With --calibrate or --fuse: store what is fitted in the bundle."
+        ),
         click.option(
             "--subsets",
             is_flag=True,
-            help="Search each modality with every subset of the others, beside the best single one.",
+            help="Search each modality with every subset of the others, beside the best single one; also by "
+            "the bundle's fuser, if it has one.",
+        ),
+        click.option(
+            "--fuse",
+            metavar="SPLIT",
+            help="As --subsets, by a fuser trained on the embeddings of these rows (minutes).",
         ),
         click.option(
             "--bank",
@@ -128,6 +138,8 @@ def check_options(asked: EvalOptions, split: str, bundle: str, names: Mapping[st
     """
     from geobind.recipe.embedding_sum import parse_sum
 
+    if asked.fuse == split:
+        raise DataError(f"--fuse {split}: these are the rows measured on; name others, such as train")
     if asked.bank == split:
         raise DataError(f"--bank {split}: these are the rows measured on; name others, such as train")
     if asked.calibrate == split:
@@ -135,8 +147,9 @@ def check_options(asked: EvalOptions, split: str, bundle: str, names: Mapping[st
             f"--calibrate {split}: these are the rows measured on; name others, or probabilities look better "
             "than they are"
         )
-    if asked.keep and (asked.calibrate is None or not Path(bundle).is_dir()):
-        raise DataError("--keep needs --calibrate SPLIT and a bundle in a folder of yours")
+    fitted = asked.calibrate is not None or asked.fuse is not None
+    if asked.keep and not (fitted and Path(bundle).is_dir()):
+        raise DataError("--keep needs --calibrate or --fuse, and a bundle in a folder of yours")
     for text in asked.sums:
         parse_sum(text, names)
 
@@ -169,26 +182,29 @@ def measure_extras(
         )
     ]
     subsets: list[SubsetRow] = []
-    if asked.subsets:
+    if asked.subsets or asked.fuse is not None:
         known = calibrated.calibration if calibrated else binder.card and binder.card.calibration
-        subsets = evaluate_subsets(found, known, choose_clusters(held_out, clusters).of_rows)
+        subsets = evaluate_subsets(found, known, choose_clusters(held_out, clusters).of_rows, binder.fuser)
     return ExtraMetrics(calibrated, sums, modality_gap(found), subsets)
 
 
-def store_calibration(binder: Binder, calibrated: CalibrationResult, bundle: str) -> None:
-    """Store fitted scales in a bundle's card; its weights stay as they are.
+def store_fitted(binder: Binder, calibrated: CalibrationResult | None, fuse: bool, bundle: str) -> None:
+    """Store fitted scales and a trained fuser in a bundle; its weights stay as they are.
 
     Raises:
         StorageError: The folder cannot be written.
     """
-    from geobind.bundles.bundle import save_card
+    from geobind.bundles.bundle import save_card, save_fuser
 
-    save_card(binder, Path(bundle), calibration=calibrated.calibration)
+    if calibrated is not None:
+        save_card(binder, Path(bundle), calibration=calibrated.calibration)
+    if fuse:
+        save_fuser(binder, Path(bundle))
 
 
-def render_extras(more: ExtraMetrics, asked: EvalOptions) -> Iterator[Grid]:
+def render_extras(more: ExtraMetrics, asked: EvalOptions, fuser: Fuser | None) -> Iterator[Grid]:
     """Yield the tables for people."""
-    from geobind.evaluation.subsets import build_subset_table
+    from geobind.evaluation.subsets import build_fuser_table, build_subset_table
     from geobind.evaluation.tables import (
         build_calibration_table,
         build_gap_table,
@@ -201,6 +217,8 @@ def render_extras(more: ExtraMetrics, asked: EvalOptions) -> Iterator[Grid]:
     yield from map(build_sum_table, more.sums)
     if more.subsets:
         yield build_subset_table(more.subsets)
+    if fuser is not None and (by_fuser := build_fuser_table(more.subsets, fuser)) is not None:
+        yield by_fuser
     if more.questions:
         yield build_question_table(more.questions)
     if asked.gap:
@@ -287,6 +305,8 @@ def eval_command(
     found = space.embedded
     if asked.bank is not None:
         binder.bank = build_bank(binder, table.split(asked.bank))
+    if asked.fuse is not None:
+        binder.fuser = _train_fuser(binder, table, asked.fuse)
     clean = build_retrieval_table(held_out, found, binder.marks, by, clusters, bridge=binder.bank_bridge)
     fresh = None
     if asked.untrained:
@@ -301,15 +321,24 @@ def eval_command(
     more = more._replace(
         questions=ask_questions(space, questions, truths, binder.marks, chosen_clusters, fresh)
     )
-    if more.calibrated and asked.keep:
-        store_calibration(binder, more.calibrated, bundle)
+    if asked.keep:
+        store_fitted(binder, more.calibrated, asked.fuse is not None, bundle)
     results = [result for each in chosen for result in _published(each, found, pairs)]
     print_precisions(binder)
     if as_json:
         facts = _as_dict(bundle, held_out, clean, results, leak) | more.to_dict()
         print_json(facts | {"precision": describe_precisions(binder)})
     else:
-        _show(clean, results, leak, render_extras(more, asked))
+        _show(clean, results, leak, render_extras(more, asked, binder.fuser))
+
+
+def _train_fuser(binder: Binder, table: Table, split: str) -> Fuser:
+    """Train a fuser on the rows of a split."""
+    from geobind.recipe.schema import FuserOptions
+    from geobind.training.fuser_rows import draw_fuser_rows, train_on_rows
+
+    options = FuserOptions(split=split)
+    return train_on_rows(binder, draw_fuser_rows([table], options), options)
 
 
 def _pairs(binder: Binder, anchor: str | None) -> list[tuple[str, str]]:

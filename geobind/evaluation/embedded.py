@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geobind.binder import Binder
+from geobind.data.sources import find_missing_storage
 from geobind.data.table import Table, first_observation
 
 
@@ -109,11 +110,11 @@ def embed_modality(binder: Binder, table: Table, name: str) -> EmbeddedRows:
         DataError: An input cannot be read.
     """
     rows_Q = table.rows_with([name])
-    return EmbeddedRows(rows_Q, binder.embed(name, _FirstObservations(table.take(rows_Q).samples(name))))
+    return EmbeddedRows(rows_Q, binder.embed(name, FirstObservations(table.take(rows_Q).samples(name))))
 
 
-class _FirstObservations(Sequence[Any]):
-    """The first of each row's equally good observations."""
+class FirstObservations(Sequence[Any]):
+    """The first of each row's equally good observations; None where a row has none."""
 
     def __init__(self, samples: Sequence[Any]) -> None:
         self.samples = samples
@@ -124,3 +125,7 @@ class _FirstObservations(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         raw = self.samples[index]
         return first_observation(raw)
+
+    def find_missing_storage(self, row: int) -> str | None:
+        """Return a message if the storage of a row's source is missing, else None."""
+        return find_missing_storage(self.samples, row)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from geobind.evaluation.embedded import EmbeddedRows
 from geobind.evaluation.pairs import Gain
 from geobind.evaluation.retrieval_metrics import Metric, Retrieval, retrieval
+from geobind.fuser import Fuser
 from geobind.fusion import fuse
 from geobind.scoring import Calibration, add_embeddings
 from geobind.utils.formatting import format_number
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
 SHOWN = ("R@1", "R@10", "MRR", "median_rank")
 COMPARED = "R@10"
 MOST_SUBSETS = 256
+
+
+@dataclass(frozen=True)
+class FuserScore:
+    """Retrieval by a fuser, on the same rows."""
+
+    metrics: Mapping[str, Metric]
+    over_single: Gain  # of R@10
+    over_product: Gain
+    over_sum: Gain
 
 
 @dataclass(frozen=True)
@@ -41,12 +52,14 @@ class SubsetRow:
     single: Metric  # its R@10
     over_single: Gain  # of R@10
     over_sum: Gain  # of R@10 over the plain sum of embeddings, `Binder.compose`
+    fuser: FuserScore | None = None
 
 
 def evaluate_subsets(
     embedded: Mapping[str, EmbeddedRows],
     calibration: Calibration | None = None,
     clusters: Sequence[Any] | None = None,
+    fuser: Fuser | None = None,
 ) -> list[SubsetRow]:
     """Measure retrieval of each modality from every subset of two or more of the others.
 
@@ -54,12 +67,13 @@ def evaluate_subsets(
         embedded: Embeddings by modality, of the same table.
         calibration: Weighs the inputs; without it all weigh the same.
         clusters: A cluster for each row of the table: rows of one are no independent queries.
+        fuser: Measured beside the product of experts, on the modalities that it knows.
     """
     rows = (
         row
         for gallery in embedded
         for inputs in _subsets([name for name in embedded if name != gallery])
-        if (row := _measure(embedded, inputs, gallery, calibration, clusters)) is not None
+        if (row := _measure(embedded, inputs, gallery, calibration, clusters, fuser)) is not None
     )
     return list(islice(rows, MOST_SUBSETS))
 
@@ -75,6 +89,7 @@ def _measure(
     gallery: str,
     calibration: Calibration | None,
     clusters: Sequence[Any] | None,
+    fuser: Fuser | None,
 ) -> SubsetRow | None:
     """Measure one subset on the rows that have all of it; None with fewer than two."""
     rows_Q = reduce(np.intersect1d, (embedded[name].rows_Q for name in (*inputs, gallery)))
@@ -90,7 +105,11 @@ def _measure(
     fused = fuse(parts, gallery, calibration)
     found, added = find(fused.mean_ND), find(add_embeddings(parts))
     alone = {name: find(part) for name, part in parts.items()}
+    by_fuser = None
+    if fuser is not None and {*inputs, gallery} <= set(fuser.modalities):
+        by_fuser = find(fuser.infer(parts, [gallery])[gallery].mean_ND)
     best = max(alone, key=lambda name: alone[name].metrics[COMPARED].value)
+    gain = partial(Gain.over, measure=COMPARED)
     return SubsetRow(
         inputs,
         gallery,
@@ -99,8 +118,13 @@ def _measure(
         {name: found.metrics[name] for name in SHOWN},
         best,
         alone[best].metrics[COMPARED],
-        Gain.over(alone[best].scores, found.scores, COMPARED),
-        Gain.over(added.scores, found.scores, COMPARED),
+        gain(alone[best].scores, found.scores),
+        gain(added.scores, found.scores),
+        by_fuser
+        and FuserScore(
+            {name: by_fuser.metrics[name] for name in SHOWN},
+            *(gain(other.scores, by_fuser.scores) for other in (alone[best], found, added)),
+        ),
     )
 
 
@@ -118,6 +142,29 @@ def build_subset_table(rows: Sequence[SubsetRow]) -> Table:
         single = f"{format_number(row.single.value)} {row.best_single}"
         gains = map(_write_gain, (row.over_single, row.over_sum))
         grid.add_row(pair, format_number(row.metrics[COMPARED].value), single, *gains)
+    return grid
+
+
+def build_fuser_table(rows: Sequence[SubsetRow], fuser: Fuser) -> Table | None:
+    """Build the table of what a fuser gains; None where it knows none of the subsets."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    known = [(row, row.fuser) for row in rows if row.fuser is not None]
+    if not known:
+        return None
+    grid = Table(
+        title="Several inputs together, by the fuser",
+        caption=f"{escape(repr(fuser))}; its rows held several modalities together, so no pair of them is "
+        "emergent for it; 95 % intervals",
+    )
+    for name in ("inputs to gallery", COMPARED, "gain over best single", "over product", "over plain sum"):
+        grid.add_column(name, justify="left" if name == "inputs to gallery" else "right")
+    for row, found in known:
+        gains = map(_write_gain, (found.over_single, found.over_product, found.over_sum))
+        grid.add_row(
+            f"{' + '.join(row.inputs)} to {row.gallery}", format_number(found.metrics[COMPARED].value), *gains
+        )
     return grid
 
 

@@ -206,6 +206,21 @@ class Evaluation(RecipeBlock):
         return self
 
 
+class FuserOptions(RecipeBlock):
+    """A fuser, trained after the last stage on frozen embeddings: any subset in, any modality out."""
+
+    split: str = Field(default="train", description="the rows of the stages' tables to train it on")
+    rows: int = Field(
+        default=20_000, ge=1, le=1_000_000, description="at most this many rows of a table, drawn at random"
+    )
+    epochs: int = Field(default=40, ge=1, le=10_000, description="passes over the rows")
+    batch_size: int = Field(default=512, ge=2, le=65_536, description="rows per step, as negatives are")
+    width: int = Field(default=128, ge=4, le=4096, multiple_of=4, description="of its own vectors")
+    layers: int = Field(default=2, ge=1, le=16, description="blocks of attention and MLP")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout on the output of a block")
+    lr: float = Field(default=1e-3, ge=1e-12, le=100, description="peak learning rate")
+
+
 class CardOptions(RecipeBlock):
     """Facts for the model card that only the author knows."""
 
@@ -532,6 +547,10 @@ class Recipe(RecipeBlock):
         le=100_000,
         description="unlabelled rows of the anchor that the bundle keeps, as a bridge between emergent "
         "pairs; 0: none",
+    )
+    fuse: FuserOptions | None = Field(
+        default=None,
+        description="train a fuser on the frozen embeddings after the last stage; {} takes its defaults",
     )
     loggers: tuple[LoggerSpec, ...] = Field(
         default=(), description="where metrics go besides metrics.csv: names, or blocks with options"

@@ -316,6 +316,15 @@ def find_evaluation_faults(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         if stage.split == evaluate.calibrate and known and data in recipe.tables_of(stage):
             message = f"stage {stage.name!r} trains on split {stage.split!r}: name rows that none does"
             yield ("evaluate", "calibrate"), message
+    trained_on = [table for stage in recipe.stages for table in _tables(recipe, stage)]
+    if (
+        recipe.fuse
+        and data is not None
+        and recipe.fuse.split == evaluate.split
+        and _facts(data) in trained_on
+    ):
+        message = f"`evaluate` measures on split {evaluate.split!r}: name other rows, such as train"
+        yield ("fuse", "split"), message
 
 
 def _find_direct_fault(recipe: Recipe, text: str) -> str | None:

@@ -162,6 +162,7 @@ def _run_all(recipe: Recipe, folder: Path, fabrics: dict[str, Fabric]) -> RunRes
 
     def measure_and_write() -> EvaluationResults | None:
         binder.bank = main.data.build_bank(binder)
+        binder.fuser = main.data.train_fuser(binder)
         measured = main.data.measure(binder)
         for bound in bounds:
             if measured is not None and bound is not None:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,9 @@ from geobind.evaluation.held_out import (
 )
 from geobind.evaluation.questions import read_truths
 from geobind.evaluation.split_leakage import ImageHashes
+from geobind.fuser import Fuser
 from geobind.recipe import Recipe, Stage
+from geobind.training.fuser_rows import draw_fuser_rows, train_on_rows
 from geobind.training.validation import check_validation_rows, subsample
 from geobind.utils.logs import rank_zero_logger
 
@@ -179,11 +181,12 @@ class StageData:
                 )
 
     def check(self) -> None:
-        """Check that the evaluation rows have what the recipe's `evaluate` needs.
+        """Check that the rows have what the recipe's `fuse` and `evaluate` need.
 
         Raises:
             DataError: They lack something.
         """
+        self.fuser_rows()
         options, table = self.recipe.evaluate, self._table(self.recipe.evaluation_data)
         if options is not None and table is not None:
             check_evaluation_rows(table, options)
@@ -221,6 +224,31 @@ class StageData:
             )
         except DataError as error:
             _log.warning("the bundle has no bank: %s", error)
+            return None
+
+    def fuser_rows(self) -> MixedDataset | None:
+        """Return the rows that `fuse` trains on, of every table that a stage trains on.
+
+        Raises:
+            DataError: They have no such split, or too few rows hold several modalities.
+        """
+        recipe = self.recipe
+        if recipe.fuse is None:
+            return None
+        tables = [self._open(options) for stage in recipe.stages for options in recipe.tables_of(stage)]
+        different = {id(table): table for table in tables}
+        return draw_fuser_rows([*different.values()], recipe.fuse, recipe.seed)
+
+    def train_fuser(self, binder: Binder) -> Fuser | None:
+        """Train the fuser that the recipe asks for; None where it asks for none, or its rows are broken."""
+        recipe, rows = self.recipe, self.fuser_rows()
+        if recipe.fuse is None or rows is None:
+            return None
+        shared: Any = {"workers": recipe.workers, "max_broken": recipe.max_broken, "seed": recipe.seed}
+        try:
+            return train_on_rows(binder, rows, recipe.fuse, **shared)
+        except DataError as error:  # the stages' work is kept
+            _log.warning("the bundle has no fuser: %s", error)
             return None
 
     def _draw_training_rows(self, name: str, most: int) -> Table | None:
