@@ -73,4 +73,4 @@ for name, readme in sorted(names.items()):
     if name in given.run:
         faults.append(run_command(readme, blocks[0], "run", *changes))
 faults += [f"--run {name}: no such plugin" for name in given.run if name not in names]
-sys.exit("\n".join(filter(None, faults)))
+sys.exit("\n".join(filter(None, faults)) or 0)
