@@ -46,7 +46,7 @@ class EvalOptions(NamedTuple):
     keep: bool
     sums: tuple[str, ...]
     gap: bool
-    questions: Path | None
+    questions: str | None
     untrained: bool
     bank: str | None
     subsets: bool
@@ -86,9 +86,9 @@ def extra_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--questions",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            metavar="FILE",
-            help="Put questions in words to the modalities: YAML as under `evaluate.questions` of a recipe.",
+            metavar="FILE|NAME",
+            help="Put questions in words to every modality: YAML as under `evaluate.questions` of a recipe; "
+            "`recipe`: those of the bundle's; or shipped ones, such as toyearth.",
         ),
         click.option(
             "--untrained",
@@ -291,7 +291,7 @@ def eval_command(
     card = read_bundle_card(bundle)
     asked = EvalOptions(**given)
     check_options(asked, split, bundle, card.modalities)
-    questions = load_questions(asked.questions) if asked.questions else {}
+    questions = load_questions(asked.questions, card.recipe) if asked.questions else {}
     options = data_options_from_cli(card, data, mapped, root)
     table = open_table(options, Path.cwd(), tuple(card.modalities))
     held_out = take_first_rows(table.split(split), limit)

@@ -347,6 +347,7 @@ def measure_all(
     *,
     untrained: Binder | None = None,
     base: Path = Path(),
+    anchor: str | None = None,
 ) -> EvaluationResults:
     """Measure everything that `evaluate` asks for; every row is embedded once.
 
@@ -358,6 +359,7 @@ def measure_all(
         options: What to measure.
         untrained: Encoders before any stage, as a baseline of retrieval and questions.
         base: The folder that relative paths of `data` start from.
+        anchor: The modality whose answers to questions stand beside those of others; default: the binder's.
 
     Raises:
         DataError: The rows do not allow it.
@@ -375,7 +377,7 @@ def measure_all(
         measured = measured.set_beside("untrained", theirs)
     clusters = choose_clusters(held_out, options.clusters)
     marks = trained if isinstance(trained, Mapping) else mark_by_pairs(embedded, trained)
-    questions = ask_questions(space, options.questions, truths, marks, clusters, fresh)
+    questions = ask_questions(space, options.questions, truths, marks, clusters, fresh, anchor)
     calibrating = table.split(options.calibrate) if options.calibrate else None
     calibrated = None
     if calibrating is not None:

@@ -28,6 +28,7 @@ from geobind.modality import Modality
 from geobind.recipe.marks import Mark, Marks
 from geobind.recipe.parsing import parse_yaml, read_yaml_text
 from geobind.recipe.schema import Evaluation, Question
+from geobind.recipe.shipped import list_shipped_questions
 from geobind.utils.formatting import format_first_fault
 
 Floats = NDArray[np.float64]
@@ -44,6 +45,7 @@ class Answer:
     true_rows: int
     auc: Metric
     untrained: Metric | None = None  # the same by encoders before any stage
+    anchor: Metric | None = None  # the anchor's own on the same rows; None for the anchor itself
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class QuestionResults:
 
     questions: tuple[QuestionResult, ...]
     note: str = ""  # which rows count as dependent
+    anchor: str = ""  # the modality whose own answers stand beside
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -104,18 +107,38 @@ def _share_below(score_Q: Floats, other_R: Floats) -> Floats:
     return (smaller_Q + not_larger_Q) / (2 * len(other_R))
 
 
-def load_questions(path: Path) -> dict[str, Question]:
-    """Load questions from a YAML file, written as under `evaluate.questions` of a recipe.
+def load_questions(name: str, recipe: Mapping[str, Any] | None = None) -> dict[str, Question]:
+    """Load questions: of a YAML file as under `evaluate.questions`, of a bundle's recipe, or shipped ones.
+
+    Args:
+        name: A file; `recipe`; or the name of a shipped file, such as toyearth.
+        recipe: That of the bundle, as plain values.
 
     Raises:
         RecipeProblems: It cannot be read, or is no YAML.
-        DataError: It holds something else.
+        DataError: It holds something else, or there are no such questions.
     """
-    values, _ = parse_yaml(read_yaml_text(path), str(path))
+    shipped = list_shipped_questions()
+    path = Path(name) if Path(name).is_file() else shipped.get(name)
+    values: Any
+    if path is not None:
+        values, where = parse_yaml(read_yaml_text(path), str(path))[0], str(path)
+    elif name == RECIPE:
+        evaluate: Any = (recipe or {}).get("evaluate")  # of a stranger's card
+        values = evaluate.get("questions") if isinstance(evaluate, Mapping) else None
+        where = "the bundle's recipe"
+        if not values:
+            raise DataError(f"the bundle's recipe asks no questions; name a file, or {', '.join(shipped)}")
+    else:
+        hint = did_you_mean(name, shipped, f"shipped are {', '.join(shipped) or 'none'}")
+        raise DataError(f"questions '{name}': no such file, nor shipped questions; {hint}")
     try:
         return Evaluation.model_validate({"questions": values}).questions
     except ValidationError as error:
-        raise DataError(f"{path}: {format_first_fault(error, whole='questions', skip=1)}") from None
+        raise DataError(f"{where}: {format_first_fault(error, whole='questions', skip=1)}") from None
+
+
+RECIPE = "recipe"  # stands for the questions of the bundle's own recipe
 
 
 def read_truths(
@@ -208,6 +231,7 @@ def ask_questions(
     marks: Marks,
     clusters: Clusters,
     untrained: Space | None = None,
+    anchor: str | None = None,
 ) -> QuestionResults | None:
     """Measure the answers of every modality to questions in words.
 
@@ -220,31 +244,47 @@ def ask_questions(
         marks: The mark of every pair of modalities.
         clusters: The cluster of each row of the table.
         untrained: The encoders before any stage, as a baseline.
+        anchor: The modality whose own answers stand beside; default: the binder's anchor.
 
     Returns:
         Their answers; None without questions.
     """
-    spaces = [space] if untrained is None else [space, untrained]
+    anchor = space.binder.anchor if anchor is None else anchor
     results: list[QuestionResult] = []
     for name, question in questions.items():
         truth = truths[name]
-        contrasts = [_embed_contrast(each.binder, question) for each in spaces]
+        contrast_D = _embed_contrast(space.binder, question)
+        fresh_D = None if untrained is None else _embed_contrast(untrained.binder, question)
+
+        def measure(
+            rows: EmbeddedRows, known_Q: NDArray[np.int64], to_D: Tensor, true_N: Mask = truth.true_N
+        ) -> Metric:
+            cluster_Q = None if clusters.of_rows is None else [clusters.of_rows[row] for row in known_Q]
+            return measure_auc((rows.of(known_Q).double() @ to_D).numpy(), true_N[known_Q], cluster_Q)
+
         answers: list[Answer] = []
         for modality in question.list_asked(space.embedded):
-            rows_Q = space.embedded[modality].rows_Q
-            known_Q = rows_Q[truth.known_N[rows_Q]]
-            true_Q = truth.true_N[known_Q]
-            cluster_Q = None if clusters.of_rows is None else [clusters.of_rows[row] for row in known_Q]
-            areas = [
-                measure_auc(
-                    (each.embedded[modality].of(known_Q).double() @ contrast_D).numpy(), true_Q, cluster_Q
+            own = space.embedded[modality]
+            known_Q = own.rows_Q[truth.known_N[own.rows_Q]]
+            fresh = None
+            if untrained is not None and fresh_D is not None:
+                fresh = measure(untrained.embedded[modality], known_Q, fresh_D)
+            beside = space.embedded.get(anchor) if anchor not in (modality, question.through) else None
+            both_Q = np.intersect1d(known_Q, beside.rows_Q) if beside else known_Q[:0]
+            mixed = len(set(truth.true_N[both_Q].tolist())) == 2
+            answers.append(
+                Answer(
+                    modality,
+                    marks.get(frozenset((question.through, modality)), "unconnected"),
+                    len(known_Q),
+                    int(truth.true_N[known_Q].sum()),
+                    measure(own, known_Q, contrast_D),
+                    fresh,
+                    measure(beside, both_Q, contrast_D) if beside and mixed else None,
                 )
-                for each, contrast_D in zip(spaces, contrasts, strict=True)
-            ]
-            mark = marks.get(frozenset((question.through, modality)), "unconnected")
-            answers.append(Answer(modality, mark, len(known_Q), int(true_Q.sum()), *areas))
+            )
         results.append(QuestionResult(name, question.prompts, question.describe_truth(), tuple(answers)))
-    return QuestionResults(tuple(results), clusters.note) if results else None
+    return QuestionResults(tuple(results), clusters.note, anchor) if results else None
 
 
 def _embed_contrast(binder: Binder, question: Question) -> Tensor:

@@ -112,6 +112,8 @@ def build_question_table(results: QuestionResults) -> Table:
 
     asked = [f"{one.name}: {' / '.join(one.prompts)}; {one.truth}" for one in results.questions]
     caption = [*asked, "AUC: share of pairs of a true and an untrue row in the right order; chance 0.5"]
+    if results.anchor:
+        caption.append(f"anchor: {results.anchor} on the same rows; untrained: the same encoder")
     grid = Table(
         box=None,
         padding=(0, 1, 0, 0),
@@ -119,7 +121,7 @@ def build_question_table(results: QuestionResults) -> Table:
         caption=escape("\n".join([*caption, results.note])),
     )
     grid.add_column("questions in words", overflow="fold")
-    for head in ("AUC", "95 %", "untrained", "true", "rows"):
+    for head in ("AUC", "95 %", "anchor", "untrained", "true", "rows"):
         grid.add_column(head, justify="right", no_wrap=True)
     for question in results.questions:
         grid.add_row(f"[bold]{escape(question.name)}[/bold]")
@@ -128,7 +130,7 @@ def build_question_table(results: QuestionResults) -> Table:
                 f"  {answer.modality} [dim]({answer.mark})[/dim]",
                 f"{answer.auc.value:.3f}",
                 f"[dim]{answer.auc.low:.3f} to {answer.auc.high:.3f}[/dim]",
-                f"{answer.untrained.value:.3f}" if answer.untrained else "-",
+                *(f"{one.value:.3f}" if one else "-" for one in (answer.anchor, answer.untrained)),
                 f"{answer.true_rows:,}",
                 f"{answer.rows:,}",
             )

@@ -22,6 +22,12 @@ def list_shipped() -> dict[str, Path]:
     return {file.stem: file for file in files}
 
 
+def list_shipped_questions() -> dict[str, Path]:
+    """Return the shipped files of questions in words by name."""
+    files = (file for shelf in recipe_folders() for file in sorted(shelf.glob("questions/*.yaml")))
+    return {file.stem: file for file in files}
+
+
 def find_recipe(name: str | Path) -> Path:
     """Find a recipe file by its path, or a shipped recipe by its bare name.
 

@@ -67,7 +67,7 @@ def _located(name: str) -> Path:
 
 def _offered() -> Iterator[str]:
     for shelf in recipe_folders():
-        for file in sorted(shelf.glob("*/*.yaml")):
+        for file in sorted(shelf.glob("ablations/*.yaml")):
             yield f"{file.parent.name}/{file.stem}"
 
 

@@ -204,7 +204,14 @@ class StageData:
         recipe = self.recipe
         untrained = build_binder(recipe).to(binder.device) if options.untrained else None
         measured = measure_all(
-            binder, table, data, recipe.marks, options, untrained=untrained, base=recipe.base
+            binder,
+            table,
+            data,
+            recipe.marks,
+            options,
+            untrained=untrained,
+            base=recipe.base,
+            anchor=recipe.anchor,
         )
         warnings = dict.fromkeys(leak.warning for leak in self.leakage().values() if leak.warning)
         return with_warnings(measured, tuple(warnings))

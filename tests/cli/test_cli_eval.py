@@ -415,6 +415,25 @@ def test_questions_of_a_file_are_put_to_a_bundle_beside_random_weights(spoken, m
     assert all("untrained" in row["beside"] for row in result["clean"]["rows"])
 
 
+def test_the_anchor_stands_beside_on_the_same_rows_and_not_beside_itself(spoken, manifest, tmp_path):
+    result = json.loads(ask(spoken, manifest, tmp_path, QUESTION, "--json").stdout)["questions"]
+    left, right = result["questions"][0]["answers"]
+    assert result["anchor"] == "left" and left["anchor"] is None
+    assert right["anchor"] == left["auc"]  # every row has both
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("toyerth", "no such file, nor shipped questions; did you mean 'toyearth'"),
+        ("recipe", "the bundle's recipe asks no questions; name a file, or toyearth"),
+    ],
+)
+def test_questions_that_are_nowhere_are_refused_with_those_there_are(spoken, manifest, name, message):
+    done = run(spoken, "--data", str(manifest), "--questions", name)
+    assert done.exit_code == 2 and message in " ".join(done.output.split())
+
+
 def test_the_answers_are_a_table_for_people(spoken, manifest, tmp_path):
     done = ask(spoken, manifest, tmp_path, QUESTION)
     assert "questions in words" in done.stdout

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from geobind.data import DataOptions, open_table
 from geobind.errors import DataError
 from geobind.evaluation.embedded import EmbeddedRows
-from geobind.evaluation.questions import Space, ask_questions, measure_auc, read_truths
+from geobind.evaluation.questions import Space, ask_questions, load_questions, measure_auc, read_truths
 from geobind.evaluation.split_leakage import Clusters
 from geobind.recipe.schema import Question
 
@@ -116,7 +116,9 @@ def test_what_cannot_be_asked_is_refused(places, modalities, changes, message):
 def test_places_nearer_to_the_first_prompt_are_taken_for_true(places):
     angle_N = np.linspace(0, np.pi / 2, 20)
     tile_ND = torch.tensor(np.stack([np.cos(angle_N), np.sin(angle_N)], axis=1), dtype=torch.float32)
-    binder = SimpleNamespace(embed=lambda name, prompts, **_: torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    binder = SimpleNamespace(
+        embed=lambda name, prompts, **_: torch.tensor([[0.0, 1.0], [1.0, 0.0]]), anchor=""
+    )
     embedded = {"words": EmbeddedRows(np.arange(20), tile_ND), "tile": EmbeddedRows(np.arange(20), tile_ND)}
     truth = {"cold": SimpleNamespace(known_N=np.ones(20, dtype=bool), true_N=np.arange(20) > 12)}
     met = {frozenset(("words", "tile")): "emergent"}
@@ -142,7 +144,25 @@ def test_the_words_of_a_question_are_embedded_once_for_all_modalities():
     truth = {"cold": SimpleNamespace(known_N=np.ones(4, dtype=bool), true_N=np.arange(4) < 1)}
     alone = Clusters(None, None, "each row counts alone")
     (result,) = ask_questions(
-        Space(SimpleNamespace(embed=embed), embedded), {"cold": COLD}, truth, {}, alone
+        Space(SimpleNamespace(embed=embed, anchor=""), embedded), {"cold": COLD}, truth, {}, alone
     ).questions
     assert [answer.modality for answer in result.answers] == ["tile", "photo", "sound"]
     assert calls == [("words", "cold", "warm")]
+
+
+def test_shipped_questions_ask_for_facts_of_toy_earth_in_words():
+    from geobind_toyearth.planet import FACTS
+
+    questions = load_questions("toyearth")
+    assert len(questions) >= 5
+    assert {question.truth for question in questions.values()} <= set(FACTS)
+
+
+def test_questions_of_a_recipe_are_read_from_its_plain_values_and_a_strangers_are_checked():
+    asked = {"evaluate": {"questions": {"cold": COLD.model_dump(mode="json")}}}
+    assert load_questions("recipe", asked) == {"cold": COLD}
+    for strange in ({"evaluate": 3}, {"evaluate": {"questions": {}}}, {}):
+        with pytest.raises(DataError, match="asks no questions"):
+            load_questions("recipe", strange)
+    with pytest.raises(DataError, match="the bundle's recipe: "):
+        load_questions("recipe", {"evaluate": {"questions": {"cold": {"prompts": 5}}}})
