@@ -123,19 +123,19 @@ def fact_planes(places: Places) -> dict[str, NDArray[np.floating]]:
 
 
 def in_chunks(
-    places: Places, size: int, paint: Callable[[Places], NDArray[np.floating]]
+    places: Places, size: int, paint: Callable[[Places], NDArray[np.floating]], at_once: int = CHUNK
 ) -> NDArray[np.uint8]:
     """Paint places a few at a time, so that memory stays bounded: (N, size, size, 3) uint8."""
     out = np.empty((len(places.lat), size, size, 3), dtype=np.uint8)
-    for rows in chunks(len(places.lat), size):
+    for rows in chunks(len(places.lat), size, at_once):
         canvas = paint(places.take(rows))
         bytes_3NHW = np.clip(canvas * 255 + 0.5, 0, 255).astype(np.uint8)
         out[rows] = np.moveaxis(bytes_3NHW, 0, -1)
     return out
 
 
-def chunks(count: int, size: int) -> Iterator[slice]:
+def chunks(count: int, size: int, at_once: int = CHUNK) -> Iterator[slice]:
     """Cut places into slices as large as fit a cache when painted `size` pixels wide."""
-    step = max(1, CHUNK * 64 * 64 // (size * size))
+    step = max(1, at_once * 64 * 64 // (size * size))
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))

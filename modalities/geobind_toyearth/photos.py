@@ -399,24 +399,27 @@ def _paint_one(
         horizon=scene.horizon[rows],
     )
     spot = _stand(some, near, number, on_road=kind.on_road)
-    pixels = _window(spot, kind.reach, scene.x.shape[2])
-    row, column = np.divmod(pixels, scene.x.shape[2])
-    at = rows[:, None, None] * scene.x.shape[2] ** 2 + pixels
+    top_N, left_N, high, wide = _window(spot, kind.reach, scene.x.shape[2])
+    windows = [
+        (photo, slice(top, top + high), slice(left, left + wide))
+        for photo, top, left in zip(rows.tolist(), top_N.tolist(), left_N.tolist(), strict=True)
+    ]
     part = some._replace(
-        x=scene.x[0, 0][column],
-        y=scene.y[0, :, 0][row],
-        land=scene.land.reshape(3, -1)[:, at],
-        solid=scene.solid.reshape(-1)[at],
-        metres=None if scene.metres is None else scene.metres.reshape(-1)[at],
+        x=scene.x[0, 0][left_N[:, None, None] + np.arange(wide)],
+        y=scene.y[0, :, 0][top_N[:, None, None] + np.arange(high)[:, None]],
+        land=np.stack([scene.land[:, *window] for window in windows], axis=1),
+        solid=np.stack([scene.solid[window] for window in windows]),
+        metres=None if scene.metres is None else np.stack([scene.metres[window] for window in windows]),
         away=FOOT * (1 - some.horizon) / spot.scale,
     )
-    glow = lamps.reshape(-1)[at]
+    glow = np.stack([lamps[window] for window in windows])
     kind.paint(part, glow, spot, number[:, 2:])
-    scene.land.reshape(3, -1)[:, at] = part.land
-    scene.solid.reshape(-1)[at] = part.solid
-    if scene.metres is not None:
-        scene.metres.reshape(-1)[at] = part.metres
-    lamps.reshape(-1)[at] = glow
+    for i, window in enumerate(windows):
+        scene.land[:, *window] = part.land[:, i]
+        scene.solid[window] = part.solid[i]
+        lamps[window] = glow[i]
+        if scene.metres is not None and part.metres is not None:
+            scene.metres[window] = part.metres[i]
 
 
 def _stand(scene: Scene, near: float, number: Plane, *, on_road: bool) -> Spot:
@@ -435,16 +438,17 @@ def _stand(scene: Scene, near: float, number: Plane, *, on_road: bool) -> Spot:
     return Spot(x.astype(np.float32), (scene.horizon + scale).astype(np.float32), scale.astype(np.float32))
 
 
-def _window(spot: Spot, reach: tuple[float, float, float], size: int) -> NDArray[np.intp]:
-    """List the pixels (row x size + column) of a window that holds the thing, as far as the picture does."""
+def _window(
+    spot: Spot, reach: tuple[float, float, float], size: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], int, int]:
+    """Return windows that hold the thing, as far as the picture does: top row, left column, height, width."""
     left, right, up = reach
     largest = float(spot.scale.max()) * size
     # x runs over 2 where y runs over 1: a reach of 1 is half as many pixels across as up.
     wide, high = (min(size, int(extent * largest) + 4) for extent in ((left + right) / 2, up))
     column = np.floor((spot.x - left * spot.scale + 1) / 2 * size - 1).astype(np.intp)
     row = np.floor(spot.foot * size + 2).astype(np.intp) - high
-    rows = np.clip(row, 0, size - high) + np.arange(high)[:, None]
-    return rows * size + np.clip(column, 0, size - wide) + np.arange(wide)
+    return np.clip(row, 0, size - high)[:, 0, 0], np.clip(column, 0, size - wide)[:, 0, 0], high, wide
 
 
 def render_photos(places: Places, seed: int, size: int = 64) -> NDArray[np.uint8]:

@@ -111,14 +111,21 @@ def _add_calls(
         cycles = (call.start * part_L + 0.5 * sweep * part_L**2) * np.float32(call.seconds) * bend
         tone = np.sin(_TURN * (cycles + skew[:, None]))
         for overtone in range(2, call.overtones + 1):
-            tone += np.sin(_TURN * overtone * cycles) / np.float32(overtone**0.6)
+            over = _TURN * overtone * cycles
+            np.sin(over, out=over)
+            over /= np.float32(overtone**0.6)
+            tone += over
         if call.trill:
             tone *= 0.5 + 0.5 * np.sin(_TURN * call.trill * call.seconds * part_L)
         tone *= shape_L * (call.loudness * loud_N1[heard])
         # Each slot has its own part of the recording, so that few calls of one kind overlap.
         turn = (first[heard] + (slot + when) / call.slots) % 1
         place = (turn * (wave_NT.shape[1] - length)).astype(np.int64)
-        wave_NT[heard[:, None], place[:, None] + np.arange(length)] += tone
+        for recording, start, call_L in zip(heard.tolist(), place.tolist(), tone, strict=True):
+            wave_NT[recording, start : start + length] += call_L
+
+
+# One recording at a time: its samples fit a core's cache.
 
 
 def _add_insects(
@@ -128,10 +135,11 @@ def _add_insects(
     heard = np.flatnonzero(level_N1[:, 0] > 0.004)
     if not len(heard):
         return
-    number = draw(key[heard], f"insects {pitch}", 3)[:, :, None]
-    tone = np.sin(_TURN * pitch * (0.94 + 0.12 * number[:, 0]) * time_T)
-    beat = np.sin(_TURN * (pulse * (0.85 + 0.3 * number[:, 1]) * time_T + number[:, 2]))
-    wave_NT[heard] += level_N1[heard] * tone * np.clip(0.5 + 1.5 * beat, 0, 1)
+    number = draw(key[heard], f"insects {pitch}", 3)
+    for i, (note, rate, start) in zip(heard.tolist(), number, strict=True):
+        tone_T = np.sin(_TURN * pitch * (0.94 + 0.12 * note) * time_T)
+        beat_T = np.sin(_TURN * (pulse * (0.85 + 0.3 * rate) * time_T + start))
+        wave_NT[i] += level_N1[i] * tone_T * np.clip(0.5 + 1.5 * beat_T, 0, 1)
 
 
 def _add_engine(wave_NT: Wave, level_N1: Wave, pitch: float, key: NDArray[np.uint64], time_T: Wave) -> None:
@@ -139,10 +147,11 @@ def _add_engine(wave_NT: Wave, level_N1: Wave, pitch: float, key: NDArray[np.uin
     heard = np.flatnonzero(level_N1[:, 0] > 0.004)
     if not len(heard):
         return
-    number = draw(key[heard], f"engine {pitch}", 2)[:, :, None]
-    turn = pitch * (0.93 + 0.14 * number[:, 0]) * time_T + number[:, 1]
-    saw = turn - np.floor(turn) - np.float32(0.5)
-    wave_NT[heard] += level_N1[heard] * (saw - 2 * saw * np.abs(saw)) * 4
+    number = draw(key[heard], f"engine {pitch}", 2)
+    for i, (speed, start) in zip(heard.tolist(), number, strict=True):
+        turn_T = pitch * (0.93 + 0.14 * speed) * time_T + start
+        saw_T = turn_T - np.floor(turn_T) - np.float32(0.5)
+        wave_NT[i] += level_N1[i] * (saw_T - 2 * saw_T * np.abs(saw_T)) * 4
 
 
 def _add_howl(wave_NT: Wave, level_N1: Wave, key: NDArray[np.uint64], time_T: Wave) -> None:
@@ -150,10 +159,12 @@ def _add_howl(wave_NT: Wave, level_N1: Wave, key: NDArray[np.uint64], time_T: Wa
     heard = np.flatnonzero(level_N1[:, 0] > 0.004)
     if not len(heard):
         return
-    number = draw(key[heard], "howl", 3)[:, :, None]
-    pitch = 560 + 160 * number[:, 0]
-    waver = np.sin(_TURN * ((0.8 + 0.8 * number[:, 1]) * time_T + number[:, 2]))
-    wave_NT[heard] += level_N1[heard] * np.sin(_TURN * pitch * time_T + 22 * waver) * (0.75 + 0.25 * waver)
+    number = draw(key[heard], "howl", 3)
+    for i, (note, rate, start) in zip(heard.tolist(), number, strict=True):
+        pitch = 560 + 160 * note
+        waver_T = np.sin(_TURN * ((0.8 + 0.8 * rate) * time_T + start))
+        howl_T = np.sin(_TURN * pitch * time_T + 22 * waver_T)
+        wave_NT[i] += level_N1[i] * howl_T * (0.75 + 0.25 * waver_T)
 
 
 # N places, E envelope points, B noise bands; facts are (N, 1)
@@ -240,7 +251,7 @@ def _gusts(key: NDArray[np.uint64], name: str, time_E: Wave, low: float, high: f
     return (np.sin(2 * np.pi * (hertz * time_E + number[:, 3:]))).sum(axis=1) / np.float32(1.5)
 
 
-# N places, T samples, E envelope points, B noise bands, K slots
+# N places, T samples, E envelope points, R samples from one to the next, B noise bands, K slots
 
 
 _CHUNK_SAMPLES = 1 << 19  # samples mixed at once: 2 MiB a buffer
@@ -296,12 +307,11 @@ def _add_noise(wave_NT: Wave, power_NBE: Wave, key: NDArray[np.uint64], rate: in
     level_NBE = np.sqrt(power_NBE)
     start_NB = (draw(key, "noise start", bank_BT.shape[0]) * _BANK_SAMPLES).astype(np.int64)
     ramp = np.arange(block, dtype=np.float32) / np.float32(block)
-    for band, noise_T in enumerate(bank_BT):
-        level_NE = level_NBE[:, band]
-        rise_NE = np.diff(level_NE, axis=1)
-        loud_NT = (level_NE[:, :-1, None] + rise_NE[:, :, None] * ramp).reshape(len(key), -1)[:, :count]
-        for i, start in enumerate(start_NB[:, band]):
-            wave_NT[i] += loud_NT[i] * noise_T[start : start + count]
+    rise_NBE = np.diff(level_NBE, axis=2)
+    for i in range(len(key)):
+        for band, (noise_T, start) in enumerate(zip(bank_BT, start_NB[i].tolist(), strict=True)):
+            loud_ER = level_NBE[i, band, :-1, None] + rise_NBE[i, band, :, None] * ramp
+            wave_NT[i] += loud_ER.ravel()[:count] * noise_T[start : start + count]
 
 
 @lru_cache(maxsize=4)

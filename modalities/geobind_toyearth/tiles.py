@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     Plane = NDArray[np.floating]
 
 
+_AT_ONCE = 8  # tiles; many fields are in use at a time, so that fewer of them fit a cache than of photos
 FOOTPRINT = 640.0  # metres along the side of ground over which the facts' shares hold
 _GRASS = {
     "summer": (0.50, 0.56, 0.20),
@@ -321,7 +322,7 @@ def render_tiles(places: Places, seed: int, size: int = 64, gsd: float = 10.0) -
     check_seed(seed)
     check_number("size", size, 8, 1024, whole=True)
     check_number("gsd", gsd, 0.1, 100.0)
-    return in_chunks(places, size, lambda part: _paint(look_down(part, seed, size, gsd)))
+    return in_chunks(places, size, lambda part: _paint(look_down(part, seed, size, gsd)), _AT_ONCE)
 
 
 def _paint(view: View) -> NDArray[np.floating]:
