@@ -89,13 +89,15 @@ def fit_length(samples_T: Tensor, length: int) -> Tensor:
     Repetition is what CLAP was trained with; silence alone would show the encoder how long a clip was.
     """
     samples_T = samples_T[:length]
+    if len(samples_T) == length:
+        return samples_T
     whole_T = samples_T.repeat(length // len(samples_T))
     return torch.nn.functional.pad(whole_T, (0, length - len(whole_T)))
 
 
 def log_mel(samples_T: Tensor, spec: SoundSpec) -> Tensor:
     """Return the (M, F) mel spectrogram of a recording: power in decibels, silence at -100."""
-    return 10 * mel_spectrogram(spec)(samples_T).clamp(min=_FLOOR).log10()
+    return mel_spectrogram(spec)(samples_T).clamp_(min=_FLOOR).log10_().mul_(10)
 
 
 def mask_spectrogram(mel_CMF: Tensor, augment: AudioAugment) -> Tensor:

@@ -29,19 +29,12 @@ def mel_spectrogram(spec: SoundSpec) -> Callable[[Tensor], Tensor]:
 
 def torchaudio_mel(spec: SoundSpec) -> Callable[[Tensor], Tensor]:
     """Return torchaudio's mel spectrogram."""
-    from torchaudio.transforms import MelSpectrogram
+    from torchaudio.transforms import MelScale, Spectrogram
 
-    return MelSpectrogram(
-        spec.rate,
-        n_fft=spec.n_fft,
-        win_length=spec.window,
-        hop_length=spec.hop,
-        f_min=spec.fmin,
-        f_max=spec.fmax,
-        n_mels=spec.mels,
-        norm="slaney" if spec.scale == "slaney" else None,
-        mel_scale=spec.scale,
-    )
+    spectrogram = Spectrogram(spec.n_fft, spec.window, spec.hop, power=None)
+    norm = "slaney" if spec.scale == "slaney" else None
+    bands = MelScale(spec.mels, spec.rate, spec.fmin, spec.fmax, spec.n_fft // 2 + 1, norm, spec.scale)
+    return lambda samples_T: bands(_power(spectrogram(samples_T)))
 
 
 def torch_mel(spec: SoundSpec) -> Callable[[Tensor], Tensor]:
@@ -52,9 +45,14 @@ def torch_mel(spec: SoundSpec) -> Callable[[Tensor], Tensor]:
         spectrum_FN = torch.stft(
             samples_T, spec.n_fft, spec.hop, spec.window, window_W, pad_mode="reflect", return_complex=True
         )
-        return (spectrum_FN.abs().square().T @ bands_FM).T
+        return (_power(spectrum_FN).T @ bands_FM).T
 
     return mel_MN
+
+
+def _power(spectrum_FN: Tensor) -> Tensor:
+    # Not abs() and its square: the root takes longer than the Fourier transform.
+    return spectrum_FN.real.square().addcmul_(spectrum_FN.imag, spectrum_FN.imag)
 
 
 def mel_bands(spec: SoundSpec) -> Tensor:

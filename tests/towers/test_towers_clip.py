@@ -241,3 +241,11 @@ def test_a_frozen_clip_is_not_given_an_untrained_head(monkeypatch, tiny_clip):
             text_encoder(options, 128, head=head, pretrained=True, new_head=new_head)
     # A bundle brings the head's weights.
     assert text_encoder(options, 128, head="auto", pretrained=False, new_head=False).head.out_features == 128
+
+
+def test_tokens_of_a_text_that_comes_again_are_the_same_and_free_to_be_changed(tiny_clip):
+    options = ClipOptions(model=tiny_clip, pretrained=False)
+    first = prepare_text("a river", options)
+    kept = first.clone()
+    first.fill_(7)
+    assert torch.equal(prepare_text("a river", options), kept)

@@ -363,8 +363,8 @@ def _from_array(raw: Any, rate: int) -> tuple[NDArray[np.float32], int, int]:
 def _as_float(array: NDArray[Any]) -> NDArray[np.float32]:
     if array.dtype.kind == "f":
         return array.astype(np.float32, copy=False)
-    if array.dtype.str[1:] in ("i2", "i4"):
-        return (array / -float(np.iinfo(array.dtype).min)).astype(np.float32)
+    if array.dtype.str[1:] in ("i2", "i4"):  # to a power of two, so that nothing but the first is rounded
+        return array.astype(np.float32) * np.float32(-1.0 / np.iinfo(array.dtype).min)
     if array.dtype == np.uint8:  # 8-bit WAV is unsigned around 128
         return (array.astype(np.float32) - np.float32(128)) / np.float32(128)
     raise DataError(f"samples of type {array.dtype} have no full scale; give floats, int16, int32 or uint8")
