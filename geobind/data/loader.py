@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from geobind.data.augmentation import UNCHANGED, Geometry, draw_geometry, share_geometry
-from geobind.data.sampler import BatchSampler, preserve_rng, seed_rng
+from geobind.data.sampler import BatchSampler, Seeds, derive_row_seeds, preserve_rng, set_seeds
 from geobind.data.shares import Fault, PreparedBatch, Shares, choose_share_size, count_bytes
 from geobind.data.sources import BatchMeta, find_missing_storage, hours_since_1970
 from geobind.data.table import Row
@@ -378,17 +378,21 @@ class _Samples(Dataset[Any]):
     def __getitems__(self, indices: Sequence[tuple[int, int]]) -> list[PreparedRow | Failure]:
         """Return the samples of a batch; torch's loader asks for them together."""
         with preserve_rng():
-            return [self._sample(step, row) for step, row in indices]
+            seeds = derive_row_seeds(self.sampler.seed, indices)
+            return [self._sample(*index, own) for index, own in zip(indices, seeds, strict=True)]
 
-    def _sample(self, step: int, row: int) -> PreparedRow | Failure:
+    def _sample(self, step: int, row: int, seeds: Seeds) -> PreparedRow | Failure:
         faults: dict[int, tuple[str, str]] = {}
         for attempt in range(self.attempts + 1):
-            drawn = row if attempt == 0 else self.sampler.replacement(step, row, attempt)
+            drawn = row
+            if attempt:
+                drawn = self.sampler.replacement(step, row, attempt)
+                (seeds,) = derive_row_seeds(self.sampler.seed, [(step, drawn)])
             key = f"row {drawn}"
             try:
                 seen = self.rows[drawn]
                 key = seen.key or key
-                prepared = self._prepared(step, drawn, seen.raws)
+                prepared = self._prepared(step, drawn, seen.raws, seeds)
                 replaced = [(broken, *fault) for broken, fault in faults.items()]
                 return PreparedRow(prepared, seen._replace(raws={}, key=key), replaced)
             except DataError as error:
@@ -403,8 +407,8 @@ class _Samples(Dataset[Any]):
             f"a row and what was drawn instead cannot be used{also}:{_list_faults([*faults.values()])}"
         )
 
-    def _prepared(self, step: int, row: int, raws: Mapping[str, Any]) -> dict[str, Prepared]:
-        seed_rng(self.sampler.seed, step, row)
+    def _prepared(self, step: int, row: int, raws: Mapping[str, Any], seeds: Seeds) -> dict[str, Prepared]:
+        set_seeds(seeds)
         geometry = draw_geometry(self.sampler.seed, step, row) if self.shared else UNCHANGED
         prepared: dict[str, Prepared] = {}
         for name, side in self.sides.items():

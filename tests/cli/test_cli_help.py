@@ -107,3 +107,10 @@ def test_a_shipped_recipe_is_shown_whole_and_copied_once(tmp_path, monkeypatch):
 def test_a_recipe_that_does_not_ship_is_answered_with_one_that_does():
     assert "did you mean 'three_modal'?" in call("recipes", "show", "three_model").output
     assert json.loads(call("recipes", "--json").output)["three_modal"]
+
+
+def test_commands_keep_numpys_threads_from_spinning():
+    code = "import geobind.cli, os; print(os.environ['OPENBLAS_NUM_THREADS'], os.environ['OMP_WAIT_POLICY'])"
+    unset = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY")}
+    ran = subprocess.run([sys.executable, "-c", code], env=unset, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["1", "PASSIVE"]

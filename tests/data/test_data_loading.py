@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from geobind.data import loader as loading
 from geobind.data.loader import BatchLoader, ModalityInput, choose_workers, prepare_batches
 from geobind.data.options import DataOptions
-from geobind.data.sampler import BatchSampler, batch_indices, draw_replacement, seeded_rng
+from geobind.data.sampler import (
+    BatchSampler,
+    batch_indices,
+    derive_row_seeds,
+    draw_replacement,
+    seeded_rng,
+)
 from geobind.data.sources import PluginPairs
 from geobind.data.table import open_table
 from geobind.errors import DataError
@@ -290,3 +296,12 @@ def test_workers_go_by_rows_cpus_memory_and_ranks(monkeypatch):
     assert choose_workers(10**6) == 4
     monkeypatch.setattr(loading, "available_memory", lambda: None)
     assert choose_workers(10**6) == 24
+
+
+@given(
+    st.integers(0, 2**70),
+    st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 2**33)), max_size=9),
+)
+def test_seeds_of_many_rows_are_those_that_numpy_derives_for_each(seed, indices):
+    expected = [np.random.SeedSequence((seed, *index)).generate_state(3).tolist() for index in indices]
+    assert [list(seeds) for seeds in derive_row_seeds(seed, indices)] == expected

@@ -212,15 +212,16 @@ def softmax_both_ways(
     tile_size = block_length(row_blocks[0]) * block_length(column_blocks[0])
     kept = pairs * pairs <= max(tile_size, _KEPT)
     space, spare = query_ND.new_empty(pairs * pairs if kept else tile_size), query_ND.new_empty(tile_size)
+    scaled_TD = query_ND
     for rows in row_blocks:
         scaled_TD = gradients.scale_queries(rows)
         for columns in column_blocks:
             tile = Tile(pairing, rows, columns, share_N1, mutual=pairing.uneven)
             logits_TC = gradients.multiply(scaled_TD, columns, _part(space, rows, columns, pairs, kept))
-            positive_N[rows] += tile.sum_positives(logits_TC)
+            positive_N[rows].add_(tile.sum_positives(logits_TC))
             values_TC = _exponentiate_(logits_TC, shift, tile)
-            row_sum_N[rows] += values_TC.sum(1)
-            column_sum_N[columns] += values_TC.sum(0)
+            row_sum_N[rows].add_(values_TC.sum(1))
+            column_sum_N[columns].add_(values_TC.sum(0))
     limits = torch.finfo(query_ND.dtype)
     if not may_look:
         row_sum_N, column_sum_N = row_sum_N.clamp_(min=limits.tiny), column_sum_N.clamp_(min=limits.tiny)
@@ -231,7 +232,8 @@ def softmax_both_ways(
     row_weight_N1 = (0.5 / gradients.divisor / row_sum_N).unsqueeze(1)
     column_weight_N = 0.5 / gradients.divisor / column_sum_N
     for rows in row_blocks if gradients.uses_tiles else ():
-        scaled_TD = gradients.scale_queries(rows)
+        if len(row_blocks) > 1:
+            scaled_TD = gradients.scale_queries(rows)
         for columns in column_blocks:
             tile = Tile(pairing, rows, columns, share_N1, mutual=pairing.uneven)
             weights_TC = _part(space, rows, columns, pairs, kept)

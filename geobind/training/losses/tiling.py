@@ -302,7 +302,7 @@ def _inner_product(one_ND: Tensor, other_ND: Tensor) -> Tensor:
     """Return the sum of the elementwise product, without a second matrix of that size."""
     rows = tile_shape(one_ND.device)[0]
     parts = [(one_ND[part] * other_ND[part]).sum() for part in split_range(0, len(one_ND), rows)]
-    return torch.stack(parts).sum()
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
 
 # N pairs, M keys (the N pairs' own, then queued ones), T rows and C columns of a tile
