@@ -23,6 +23,10 @@ from torch import Tensor
 from geobind.bridge import BANK_ROWS, REFERENCE_ROWS, AnchorBank, Bridge, BridgeOptions, fit_options
 from geobind.evaluation import EmbeddedRows, calibrate, evaluate_subsets
 from geobind.evaluation.intervals import compare_means
+from geobind.evaluation.pairs import Gain
+from geobind.fuser import Fuser, train_fuser
+from geobind.fusion import fuse
+from geobind.scoring import Calibration
 
 MOST_ROWS = 6_000
 SIZES = (100, 300, 1_000, 2_000, BANK_ROWS)
@@ -184,7 +188,10 @@ def places_lines(space: Space) -> Iterator[str]:
 
 
 def subsets_table(space: Space) -> Iterator[str]:
-    """Yield subsets of inputs, weighed by scales fitted on half of the test clusters, on the others."""
+    """Yield subsets of inputs, weighed by scales fitted on half of the test clusters, on the others.
+
+    A fuser, trained on the training rows, stands beside where these hold every modality.
+    """
     rows = len(space.test[space.anchor])
     cluster_N = np.arange(rows) if space.cluster_N is None else space.cluster_N
     groups = np.random.default_rng(0).permutation(np.unique(cluster_N))
@@ -199,14 +206,48 @@ def subsets_table(space: Space) -> Iterator[str]:
     )
     calibration = calibrate(fitted, "half of the test clusters")
     yield f"{len(halves[1]):,} rows\n"
-    yield "| inputs to gallery | together | best single input | gain | over the sum |"
-    yield "|---|---|---|---|---|"
-    for row in evaluate_subsets(measured, calibration, cluster_N[halves[1]].tolist()):
+    whole = len({len(rows) for rows in space.train.values()}) == 1
+    fuser = train_fuser(space.train) if whole else None
+    yield (
+        "| inputs to gallery | together | best single input | gain | over the sum | fuser | over best single "
+        "| over together |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    losses: list[tuple[float, float]] = []
+    for row in evaluate_subsets(measured, calibration, cluster_N[halves[1]].tolist(), fuser):
         found = f"{row.metrics['R@10'].value:.3f} | {row.single.value:.3f} {row.best_single}"
-        gains = (
-            f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]" for one in (row.over_single, row.over_sum)
-        )
-        yield f"| {' + '.join(row.inputs)} to {row.gallery} | {found} | {' | '.join(gains)} |"
+        by = row.fuser
+        cells = [found, *map(show_gain, (row.over_single, row.over_sum))]
+        if fuser is not None and by is not None:
+            cells += [f"{by.metrics['R@10'].value:.3f}", *map(show_gain, (by.over_single, by.over_product))]
+            losses.append(log_losses(measured, row.inputs, row.gallery, calibration, fuser))
+        yield f"| {' + '.join(row.inputs)} to {row.gallery} | {' | '.join(cells)} |"
+    if losses:
+        product, fused = np.mean(losses, axis=0)
+        yield f"\nmean log loss of the own row: together {product:.2f}, fuser {fused:.2f} nats"
+
+
+def show_gain(gain: Gain) -> str:
+    """Write a gain with its interval."""
+    return f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+
+
+def log_losses(
+    measured: Mapping[str, EmbeddedRows],
+    inputs: tuple[str, ...],
+    gallery: str,
+    calibration: Calibration,
+    fuser: Fuser,
+) -> tuple[float, float]:
+    """Return the mean log loss of each row's own embedding, by the calibrated product and by the fuser."""
+    given = {name: measured[name].embedding_QD for name in inputs}
+    gallery_QD = measured[gallery].embedding_QD
+    expected = fuse(given, gallery, calibration), fuser.infer(given, [gallery])[gallery]
+    product, fused = (
+        -(one.concentration_N[:, None] * (one.mean_ND @ gallery_QD.T)).log_softmax(1).diagonal().mean().item()
+        for one in expected
+    )
+    return product, fused
 
 
 def main() -> None:

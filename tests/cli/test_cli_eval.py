@@ -495,3 +495,21 @@ def test_subsets_stand_beside_their_best_single_input_and_the_sum(bundle, manife
         gain = row["metrics"]["R@10"]["value"] - row["single"]["value"]
         assert row["over_single"]["value"] == pytest.approx(gain)
     assert "Several inputs together" in run(bundle, "--data", manifest, *columns, "--subsets").output
+
+
+def test_a_fuser_of_another_split_stands_beside_and_is_kept_in_the_bundle(bundle, manifest, tmp_path):
+    columns = (*COLUMNS, "--column", "third=third")
+    found = as_json(bundle, "--data", manifest, *columns, "--fuse", "train", "--keep")["subsets"]
+    assert len(found) == 3 and all(row["fuser"]["metrics"]["R@10"]["chance"] > 0 for row in found)
+    for row in found:
+        gain = row["fuser"]["metrics"]["R@10"]["value"] - row["single"]["value"]
+        assert row["fuser"]["over_single"]["value"] == pytest.approx(gain)
+    kept = Binder.load(bundle).fuser
+    assert kept.rows == 40 and kept.source.startswith("40 rows of split 'train' of ")
+    again = as_json(bundle, "--data", manifest, *columns, "--subsets")["subsets"]
+    assert [row["fuser"] for row in again] == [row["fuser"] for row in found]
+    words = ["eval", bundle, "--data", manifest, *columns, "--subsets"]
+    shown = CliRunner().invoke(main, words, env={"COLUMNS": "80"}).output
+    assert "by the fuser" in shown and "…" not in shown
+    refused = run(bundle, "--data", manifest, *columns, "--fuse", "test")
+    assert refused.exit_code == 2 and "these are the rows measured on" in refused.output
