@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias, TypeVar, overload
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from geobind import scoring
 from geobind.bridge import DEFAULTS, AnchorBank, Bridge, BridgeOptions, choose_bridge
 from geobind.bundles import bundle
-from geobind.errors import CheckpointError, DataError, PluginError, RecipeError, did_you_mean
+from geobind.errors import CheckpointError, DataError, RecipeError
 from geobind.fuser import Fuser
 from geobind.fusion import Expectation, fuse
 from geobind.inference import (
@@ -199,9 +199,7 @@ class Binder(nn.Module):
             PluginError: The binder has none of that name.
         """
         if not isinstance(name, str) or name not in self.modalities:  # pyright: ignore[reportUnnecessaryIsInstance]
-            known = f"it has {', '.join(sorted(self.modalities))}"
-            hint = did_you_mean(str(name), self.modalities)
-            raise PluginError(f"this binder has no modality '{name}'; {f'{hint} ' if hint else ''}{known}")
+            raise bundle.make_unknown_modality_error(name, self.modalities)
         return self.modalities[name]
 
     @overload
@@ -474,6 +472,7 @@ class Binder(nn.Module):
         base: str | Path | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "float32",
+        modalities: Collection[str] | None = None,
     ) -> Binder:
         """Read a bundle, or that of a run's folder, without pickle. See `geobind.bundles.bundle.load`.
 
@@ -482,9 +481,10 @@ class Binder(nn.Module):
             base: The bundle that a small one changes.
             device: Where its encoders compute, such as `cuda`; default: the CPU.
             precision: The type they compute in when they embed, as of `embed`.
+            modalities: Load the encoders of these alone, which saves time and memory; default: all.
         """
         check_precision(precision)
-        return _place(bundle.load(cls, Path(folder), base=base), device, precision)
+        return _place(bundle.load(cls, Path(folder), base=base, only=modalities), device, precision)
 
     @classmethod
     def from_pretrained(
@@ -494,6 +494,7 @@ class Binder(nn.Module):
         revision: str | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "float32",
+        modalities: Collection[str] | None = None,
     ) -> Binder:
         """Read a bundle from a folder, or from the Hugging Face hub by its id (`owner/name`).
 
@@ -502,9 +503,12 @@ class Binder(nn.Module):
             revision: A branch, tag or commit of the hub.
             device: Where its encoders compute, such as `cuda`; default: the CPU.
             precision: The type they compute in when they embed, as of `embed`.
+            modalities: Load the encoders of these alone, which saves time and memory; default: all.
         """
         check_precision(precision)
-        return _place(bundle.from_pretrained(cls, str(name), revision=revision), device, precision)
+        return _place(
+            bundle.from_pretrained(cls, str(name), revision=revision, only=modalities), device, precision
+        )
 
     def push_to_hub(self, name: str, *, private: bool = False) -> str:
         """Publish the bundle on the Hugging Face hub as `owner/name` and return its address."""

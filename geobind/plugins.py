@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, get_args, overload
 
@@ -257,7 +257,13 @@ def _source(entry: EntryPoint) -> Source:
     distribution = entry.dist
     if distribution is None:
         return Source(entry.name, "unknown", "?")
-    return Source(entry.name, distribution.name, distribution.version)
+    return Source(entry.name, *_read_distribution(distribution))
+
+
+@lru_cache(maxsize=256)
+def _read_distribution(distribution: Distribution) -> tuple[str, str]:
+    """Return name and version; each time that they are asked for, all of its metadata is parsed."""
+    return distribution.name, distribution.version
 
 
 RESERVED = {"key", "split", "lat", "lon", "time", "label", "group", "licence"}  # columns of every table

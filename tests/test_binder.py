@@ -358,3 +358,36 @@ def test_a_bundle_of_the_same_versions_loads_without_a_warning(bundle):
 
 def test_an_untrained_modality_is_embedded_like_any_other():
     assert Binder({"cold": Cold()}, 8).embed("cold", LEFTS[:3]).shape == (3, 8)
+
+
+# Some of its modalities -------------------------------------------------------------------------------
+
+
+def test_only_the_encoders_that_are_asked_for_are_built(binder, tmp_path, monkeypatch):
+    folder = binder.save(tmp_path / "bundle")
+    built = []
+    encoder = Right.encoder
+    monkeypatch.setattr(
+        Right, "encoder", lambda self, *args, **more: built.append(1) or encoder(self, *args, **more)
+    )
+    part = Binder.load(folder, modalities=["left"])
+    assert list(part.modalities) == list(part.encoders) == ["left"] and not built
+    assert torch.equal(part.embed("left", LEFTS), binder.embed("left", LEFTS))
+    with pytest.raises(PluginError, match="no modality 'lefd'; did you mean 'left'"):
+        Binder.load(folder, modalities=["lefd"])
+
+
+def test_weights_of_no_modality_are_refused_also_beside_one_that_is_asked_for(binder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = binder.save(tmp_path / "bundle")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "third.weight": torch.ones(2)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"unexpected.*third\.weight"):
+        Binder.load(folder, modalities=["left"])
+
+
+def test_a_small_bundle_is_loaded_whole(binder, tmp_path):
+    base = binder.save(tmp_path / "base")
+    small = binder.save(tmp_path / "small", over=base)
+    assert list(Binder.load(small, base=base, modalities=["left"]).modalities) == ["left", "right"]

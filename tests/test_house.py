@@ -216,6 +216,19 @@ def test_a_module_imports_optional_packages_only_when_they_are_needed():
     assert found_in(FILES, optional) == needing
 
 
+def test_open_clip_and_timm_are_imported_each_by_the_towers_that_need_it():
+    def heavy(name):
+        body = [node for node in TREES[name].body if isinstance(node, ast.Import | ast.ImportFrom)]
+        found = {path for path in imports(ast.Module(body, []))}
+        return {
+            word
+            for word in ("open_clip", "timm", "geobind.towers.clip", "geobind.towers.timm")
+            if any(f"{path}.".startswith(f"{word}.") for path in found)
+        }
+
+    assert found_in(FILES, heavy) == {"towers/clip.py": {"open_clip"}, "towers/timm.py": {"timm"}}
+
+
 @pytest.mark.parametrize("module", ["geobind", "geobind.plugins", "geobind.recipe", "geobind.cli"])
 def test_importing_what_every_command_needs_does_not_import_torch(module):
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"

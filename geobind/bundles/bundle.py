@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -26,13 +26,13 @@ from geobind.bundles.delta import (
 )
 from geobind.bundles.model_card import render_model_card
 from geobind.bundles.stability import ChangedWeights, check_weights, find_not_finite
-from geobind.errors import CheckpointError, DataError, GeobindError, PluginError
+from geobind.errors import CheckpointError, DataError, GeobindError, PluginError, did_you_mean
 from geobind.fuser import FUSER, Fuser, describe_fuser, read_fuser
 from geobind.hub import check_reachability, explain_failure, hub_or_cache, without_hub
 from geobind.modality import BUNDLED, Modality
 from geobind.recipe.base_bundle import find_bundle
 from geobind.recipe.parsing import dump_yaml
-from geobind.towers.weights import load_strictly, read_weights
+from geobind.towers.weights import load_strictly, read_tensors, read_weights
 from geobind.utils import files as storage
 from geobind.utils.formatting import format_first_fault, shorten
 from geobind.utils.system import collect_versions, hash_module
@@ -234,6 +234,7 @@ def load(
     *,
     base: str | Path | None = None,
     download: bool = False,
+    only: Collection[str] | None = None,
 ) -> B:
     """Read a bundle, without pickle, and without the network unless `base` names a bundle on a hub.
 
@@ -246,17 +247,30 @@ def load(
         base: The bundle that a small one changes; default: where it was when it was saved, beside it or in
             the hub's cache.
         download: Fetch a base that the card names from a hub.
+        only: Load these modalities alone; default: all.
 
     Raises:
         CheckpointError: It is no bundle, damaged, or of another format; or its weights or base do not fit.
         ChangedWeights: Its weights are not those that its card names, or not finite.
-        PluginError: A modality it needs is not installed.
+        PluginError: A modality it needs is not installed, or it has not one that is asked for.
     """
     folder = find_bundle(folder)
     card = read_card(folder)
-    modalities = {name: _modality(card, name, options, folder) for name, options in card.modalities.items()}
+    left_out = set(card.modalities) - set(only or card.modalities)
+    for name in only or ():
+        if name not in card.modalities:
+            raise make_unknown_modality_error(name, card.modalities)
+    if card.over is not None:  # its weights are changes of those of all encoders
+        left_out = set[str]()
+    modalities = {
+        name: _modality(card, name, options, folder)
+        for name, options in card.modalities.items()
+        if name not in left_out
+    }
+    beginnings = tuple(f"{name}." for name in left_out)
     file = folder / (WEIGHTS if card.over is None else DELTA_FILE)
     shapes, weights, factored = read_shapes(file), file, set[str]()
+    shapes = {key: shape for key, shape in shapes.items() if not key.startswith(beginnings)}
     if card.over is not None:
         found = str(find_base(folder, card.over, base))
         weights = _base_weights(folder, found, download=download or base is not None)
@@ -267,7 +281,7 @@ def load(
         binder = make(modalities, card.width, pretrained=False, card=card)
     own = binder.encoders.state_dict()
     if card.over is None:
-        tensors = read_weights(file)
+        tensors = read_tensors(file, shapes)
     else:
         tensors = read_with_base(folder, card.over, weights, own)
     if factored:
@@ -290,6 +304,14 @@ def load(
     return binder
 
 
+def make_unknown_modality_error(name: object, known: Iterable[str]) -> PluginError:
+    """Make the error of a modality that a bundle does not have, with the one that may be meant."""
+    names = sorted(known)
+    hint = did_you_mean(str(name), names)
+    listed = f"it has {', '.join(names)}"
+    return PluginError(f"this binder has no modality '{name}'; {f'{hint} ' if hint else ''}{listed}")
+
+
 def _read_part(file: Path, card: Card, part: P | None) -> P | None:
     """Return a part of a bundle that its card names; None where its file is not there.
 
@@ -305,14 +327,16 @@ def _read_part(file: Path, card: Card, part: P | None) -> P | None:
         raise CheckpointError(f"{file}: {error}; or remove it") from None
 
 
-def from_pretrained(make: Callable[..., B], name: str, *, revision: str | None = None) -> B:
+def from_pretrained(
+    make: Callable[..., B], name: str, *, revision: str | None = None, only: Collection[str] | None = None
+) -> B:
     """Read a bundle from a folder, or from the Hugging Face hub with its base. See `load`.
 
     Raises:
         CheckpointError: There is neither, or it is no bundle.
     """
     folder = fetch_folder(name, _FILES, revision)
-    return load(make, folder, download=not os.path.isdir(name))
+    return load(make, folder, download=not os.path.isdir(name), only=only)
 
 
 def push_to_hub(binder: SupportsBundle, name: str, *, private: bool = False) -> str:

@@ -166,7 +166,7 @@ def _embed_inputs(
     """Write the embeddings of inputs."""
     from geobind.utils.files import write_npy
 
-    binder = compute.load(bundle)
+    binder = compute.load(bundle, [modality])
     embedding_ND = binder.embed(modality, list(inputs), batch_size=batch_size, numpy=True)
     write_npy(out, embedding_ND)
     print_precisions(binder)
@@ -237,7 +237,7 @@ def _write_archive(
     from geobind.archive.job import plan_job, run_job
 
     shard = _parse_shard(given["shard"])
-    binder = compute.load(bundle)
+    binder = compute.load(bundle, [modality])
     job = plan_job(
         binder,
         modality,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import wraps
 from pathlib import Path
@@ -167,8 +167,8 @@ class Compute(NamedTuple):
     precision: Precision
     workers: int | None  # None: as many as suit the machine
 
-    def load(self, bundle: str) -> Binder:
-        """Load a bundle, a folder or a hub id.
+    def load(self, bundle: str, modalities: Collection[str] | None = None) -> Binder:
+        """Load a bundle, a folder or a hub id, with these modalities or all.
 
         Raises:
             GeobindError: It cannot be read, or there is no such device.
@@ -178,7 +178,9 @@ class Compute(NamedTuple):
         from geobind.binder import Binder
 
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        binder = Binder.from_pretrained(bundle, device=device, precision=self.precision)
+        binder = Binder.from_pretrained(
+            bundle, device=device, precision=self.precision, modalities=modalities
+        )
         if self.workers is not None:
             binder.workers = self.workers
         return binder

@@ -115,7 +115,7 @@ def probe_command(bundle: str, as_json: bool, out: Path | None, compute: Compute
     else:
         probing.check_classes(request, shots)
     # Nothing of the data stands in the way any more: only now are weights read.
-    binder = compute.load(bundle)
+    binder = compute.load(bundle, {asked["modality"], *asked["through"]})
     resampling = Resampling(seed=request.seed)
     binders = probing.build_feature_binders(binder, request, asked["beside"])
     if asked["targets"]:

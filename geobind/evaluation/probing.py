@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geobind.binder import Binder
+from geobind.bundles.bundle import make_unknown_modality_error
 from geobind.data.numbers import find_number_columns, read_number_columns
 from geobind.data.options import DataOptions
 from geobind.data.table import Table, open_table
-from geobind.errors import DataError, GeobindError, PluginError, did_you_mean
+from geobind.errors import DataError, GeobindError
 from geobind.evaluation.classification import Prototypes, build_prototypes, build_query_classes, zero_shot
 from geobind.evaluation.embedded import embed_rows
 from geobind.evaluation.few_shot_curves import (
@@ -173,8 +174,7 @@ def check_modalities(known: Collection[str], names: Iterable[str]) -> None:
     """
     for name in names:
         if name not in known:
-            hint = did_you_mean(name, known, f"it has {', '.join(sorted(known))}")
-            raise PluginError(f"this binder has no modality '{name}'; {hint}")
+            raise make_unknown_modality_error(name, known)
 
 
 def check_classes(request: ProbeRequest, shots: Sequence[Any]) -> None:

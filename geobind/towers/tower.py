@@ -17,7 +17,6 @@ from geobind.errors import RecipeError
 from geobind.towers.audio import sound_spec
 from geobind.towers.mel import check_torchaudio
 from geobind.towers.options import AudioOptions, HeadKind
-from geobind.towers.timm import backbone, count_features
 from geobind.utils.vectors import unit
 
 
@@ -146,6 +145,8 @@ def mel_encoder(options: AudioOptions, width: int, *, pretrained: bool) -> Liste
     chosen, spec = options.timm, sound_spec(options)
     if chosen is None:
         raise RecipeError("a tower that sees spectrograms needs the option timm")
+    from geobind.towers.timm import backbone, count_features
+
     check_torchaudio()  # warns before loaders start
     trunk = backbone(chosen, channels=1, size=(spec.mels, spec.frames), pretrained=pretrained)
     head = make_head(options.head, count_features(trunk), width, what=chosen.model)

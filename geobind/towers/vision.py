@@ -1,11 +1,9 @@
-"""Image towers of CLIP and timm."""
+"""Image towers of CLIP and timm, each library imported where a tower needs it."""
 
 from __future__ import annotations
 
-from geobind.towers.clip import build_preparation, clip_features, clip_tower, describe_clip
 from geobind.towers.images import ImageSpec
 from geobind.towers.options import ClipOptions, ImageOptions
-from geobind.towers.timm import backbone, backbone_config, count_features
 from geobind.towers.tower import NormalisingTower, make_head
 
 
@@ -13,8 +11,12 @@ def image_spec(options: ImageOptions) -> ImageSpec:
     """Return the image that the tower of these options expects; imports open_clip or timm, builds nothing."""
     chosen = options.chosen
     if isinstance(chosen, ClipOptions):
+        from geobind.towers.clip import build_preparation
+
         size, mean, std, how, squash = build_preparation(chosen)
     else:
+        from geobind.towers.timm import backbone_config
+
         config = backbone_config(chosen)
         size = int(chosen.options.get("img_size", config.input_size[-1]))
         mean, std, how, squash = config.mean, config.std, config.interpolation, False
@@ -44,9 +46,13 @@ def image_encoder(
     """
     chosen, spec = options.chosen, image_spec(options)
     if isinstance(chosen, ClipOptions):
+        from geobind.towers.clip import clip_features, clip_tower, describe_clip
+
         trunk = clip_tower(chosen, "visual", pretrained=pretrained, size=options.size)
         features, what = clip_features(chosen), describe_clip(chosen)
     else:
+        from geobind.towers.timm import backbone, count_features
+
         trunk = backbone(chosen, channels=spec.channels, size=options.size, pretrained=pretrained)
         features, what = count_features(trunk), chosen.model
     new = new_head or chosen.pretrained is False or not pretrained

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -79,6 +79,21 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
                 f"{file}: cannot be read as safetensors ({error}); fetch or save it again"
             ) from None
     return tensors
+
+
+def read_tensors(file: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Read some tensors of a .safetensors file.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    try:
+        with safe_open(file, "pt") as weights:
+            return {name: weights.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file}: cannot be read as safetensors ({error}); fetch or save it again"
+        ) from None
 
 
 def weight_files(path: Path) -> list[Path]:
