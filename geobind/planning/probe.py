@@ -42,7 +42,7 @@ from geobind.recipe.parsing import dump_yaml
 from geobind.recipe.stage_options import InfoNCEOptions
 from geobind.training.cache import CachedInputs
 from geobind.training.fabric import Fabric
-from geobind.training.launch import make_fabric
+from geobind.training.launch import make_fabric, resolve_precision
 from geobind.training.loss_inputs import check_loss_inputs
 from geobind.training.results import write_results
 from geobind.training.run import rehearse
@@ -421,6 +421,7 @@ def measure_recipe(recipe: Recipe, folder: Path, seconds: float, limit: int | No
     ranks = devices * recipe.fabric.num_nodes
     alone = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     recipe = recipe.model_copy(update={"fabric": recipe.fabric.model_copy(update=alone)})
+    recipe, _ = resolve_precision(recipe, folder)
     wanted = dict.fromkeys(recipe.precision_of(stage) for stage in recipe.stages)
     fabrics = {precision: make_fabric(recipe.fabric, precision) for precision in wanted}
     fabric = next(iter(fabrics.values()))

@@ -315,7 +315,7 @@ LoggerSpec = Annotated[
 
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true", "auto"]
 _ONE, _MANY = "one of them", "several of them"  # no identifiers: they are left out of a mistake's path
 OneOrMany = Discriminator(lambda value: _MANY if isinstance(value, list | tuple) else _ONE)
 
@@ -440,7 +440,8 @@ class FabricOptions(RecipeBlock):
         description="whether each process holds all weights (ddp, the default of several) or a share (fsdp2)",
     )
     precision: Precision = Field(
-        default="32-true", description="of arithmetic; -mixed keeps weights in float32"
+        default="32-true",
+        description="of arithmetic; -mixed keeps weights in float32; auto: bf16-mixed where it is faster",
     )
     compile: bool | CompileMode = Field(
         default=False, description="torch.compile of the encoders, or its mode"

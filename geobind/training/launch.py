@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import distributed as dist
 
 from geobind.data.sampler import MixedDataset
 from geobind.errors import RecipeError
+from geobind.precision import choose_training_precision
 from geobind.recipe import Recipe
-from geobind.recipe.schema import FabricOptions
-from geobind.training.distributed import close_at_exit
+from geobind.recipe.schema import FabricOptions, Precision
+from geobind.training.distributed import broadcast_result, close_at_exit
 from geobind.training.fabric import Fabric
 from geobind.training.fsdp import build_fsdp2_strategy, is_sharded
 from geobind.training.gradients import chunk_rows
+from geobind.utils.files import read_json
 from geobind.utils.logs import rank_zero_logger, set_rank
 
 _log = rank_zero_logger(__name__)
@@ -26,6 +29,39 @@ _NOISE = (
     r"torch\.distributed\.nn\.functional\.all_gather is deprecated",
     "Grad strides do not match bucket view",
 )
+
+
+class TrainingPrecision(NamedTuple):
+    """What `precision: auto` of a recipe stands for in a run, and why."""
+
+    precision: Precision
+    reason: str
+
+
+def resolve_precision(recipe: Recipe, folder: Path) -> tuple[Recipe, TrainingPrecision | None]:
+    """Replace `precision: auto` by what is faster here, or by what the run in this folder began with.
+
+    Returns:
+        The recipe, and what was chosen; None where nothing is `auto`.
+    """
+    blocks = recipe.fabric, *recipe.stages
+    if all(block.precision != "auto" for block in blocks):
+        return recipe, None
+    fabric = make_fabric(recipe.fabric, "32-true")
+
+    def choose() -> TrainingPrecision:
+        known = read_json(folder / "run.json").get("precision")
+        if known in ("32-true", "bf16-mixed"):
+            return TrainingPrecision(known, "the run began with it")
+        return TrainingPrecision(*choose_training_precision(fabric.device))
+
+    chosen = broadcast_result(fabric, choose)
+    _log.info("precision: auto is %s: %s", *chosen)
+    resolved = [
+        block.model_copy(update={"precision": chosen.precision}) if block.precision == "auto" else block
+        for block in blocks
+    ]
+    return recipe.model_copy(update={"fabric": resolved[0], "stages": resolved[1:]}), chosen
 
 
 def launch_fabrics(recipe: Recipe) -> dict[str, Fabric]:

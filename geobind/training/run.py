@@ -38,7 +38,7 @@ from geobind.training.distributed import (
 )
 from geobind.training.fabric import Fabric
 from geobind.training.interruption import deterministic_algorithms, handle_signals
-from geobind.training.launch import check_batch_division, launch_fabrics
+from geobind.training.launch import TrainingPrecision, check_batch_division, launch_fabrics, resolve_precision
 from geobind.training.loss_inputs import check_loss_inputs
 from geobind.training.losses.build import check_queue
 from geobind.training.metrics import pair_columns
@@ -122,18 +122,22 @@ def run(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder = Path(folder or Path("runs") / recipe.name)
     with deterministic_algorithms(recipe.fabric.deterministic):
+        recipe, precision = resolve_precision(recipe, folder)
         fabrics = launch_fabrics(recipe)
         fabric = fabrics[recipe.fabric.precision]
         with handle_signals(), ExitStack() as stack, explain_lost_rank(fabric):
-            rank_zero_run(fabric, lambda: stack.enter_context(_claim_folder(recipe, folder, resume)))
+            claim = _claim_folder(recipe, folder, resume, precision)
+            rank_zero_run(fabric, lambda: stack.enter_context(claim))
             return _run_all(resolve_auto(recipe, folder, fabric, resolver), folder, fabrics)
 
 
 @contextmanager
-def _claim_folder(recipe: Recipe, folder: Path, resume: bool) -> Generator[None]:
+def _claim_folder(
+    recipe: Recipe, folder: Path, resume: bool, precision: TrainingPrecision | None
+) -> Generator[None]:
     """Lock and prepare the run's folder, inside the block."""
     with run_lock(folder):
-        _open_folder(recipe, folder, resume)
+        _open_folder(recipe, folder, resume, precision)
         with add_resume_hint(folder):
             yield
 
@@ -256,7 +260,7 @@ def _train_stages(training: _Training, fabrics: Mapping[str, Fabric], binder: Bi
     return stages
 
 
-def _open_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
+def _open_folder(recipe: Recipe, folder: Path, resume: bool, precision: TrainingPrecision | None) -> None:
     if (folder / "run.json").exists() and has_partial_results(folder) and not resume:
         raise RecipeError(
             f"{folder} holds a run already: continue it (--resume), or choose another folder (--out)"
@@ -267,6 +271,7 @@ def _open_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
     base = str(recipe.base.resolve())  # where `geobind report` finds relative manifests again
     facts = {"recipe": recipe.name, "base": base, "versions": system.collect_versions(), "plugins": sources}
     facts |= {"hardware": system.describe_hardware(), "started": system.utc_now()}
+    facts |= {"precision": precision.precision, "precision_reason": precision.reason} if precision else {}
     files.write_json(folder / "run.json", facts)
 
 
