@@ -6,6 +6,7 @@
     python benchmarks/data.py decoders [--rounds 5]
     python benchmarks/data.py epoch    [--rows 100000]
     python benchmarks/data.py million  [--rows 1000000]
+    python benchmarks/data.py workers  [--count 200] [--batch 4096] [--workers 0 1 2] [--rounds 3]
 
 Files are made in a temporary folder; `--folder` keeps them. Times are CPU seconds of one thread, ratios
 medians of those within a round, because other programs may share the machine.
@@ -27,13 +28,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=["images", "bytes", "sounds", "decoders", "epoch", "million"])
+    parser.add_argument(
+        "task", choices=["images", "bytes", "sounds", "decoders", "epoch", "million", "workers"]
+    )
     parser.add_argument("--count", type=int)
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--kind", default="flac", choices=["flac", "wav", "ogg"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--rows", type=int)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -57,6 +61,12 @@ def run(given: argparse.Namespace, folder: Path) -> None:
         if not (folder / "manifest.csv").exists():
             data_speed.write_sounds(folder, given.count or 200, given.kind)
         data_speed.speed("sounds", folder, given.batch or 20, given.rounds)
+    elif given.task == "workers":
+        import data_speed
+
+        if not (folder / "manifest.csv").exists():
+            data_speed.write_tiles(folder, given.count or 200, given.side)
+        data_speed.scale(folder, given.batch or 4096, given.workers, given.rounds)
     elif given.task == "decoders":
         import data_decoders
 

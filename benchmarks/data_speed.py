@@ -7,6 +7,9 @@ All contenders do the same work on the same observations, in random order, in on
 - sounds: of a recording of 10 s a random window of 2 s at 16 kHz becomes a log-mel spectrogram. The plain
   Dataset reads the file with soundfile, resamples it with torchaudio and cuts, as most tutorials do.
 - bytes: the tiles are read and not decoded, which leaves what the loader and the format cost.
+
+`scale` is the loader alone, on one large batch after the other: samples a second by the number of processes,
+when the first batch comes, and how much of prepared rows lies in memory between processes and batch.
 """
 
 from __future__ import annotations
@@ -281,3 +284,44 @@ def speed(task: str, folder: Path, batch: int, rounds: int) -> None:
         print(
             f"  {name:<26} {middle:>7.0f}   {statistics.median(ratios):.2f} of the plain Dataset ({spread})"
         )
+
+
+def scale(folder: Path, batch: int, workers: list[int], rounds: int) -> None:
+    """Print speed and memory of three batches for each number of processes, medians of the rounds."""
+    from geobind.data.shares import count_bytes
+    from geobind_satellite import Satellite
+
+    files, steps = read_manifest(folder), 3
+    with open(folder / "again.csv", "w", newline="") as file:
+        again = ((files[row % len(files)][0],) for row in range(batch * steps))
+        csv.writer(file).writerows([("satellite",), *again])
+    satellite = Satellite(
+        timm={"model": "test_resnet", "pretrained": False},
+        size=224,
+        augment={"random_resized_crop": [0.5, 1]},
+    )
+    rows = TableRows(opened(folder / "again.csv", {"satellite": satellite}), ("satellite",))
+    sides = {"satellite": ModalityInput(satellite, augment=True)}
+    print(f"{steps} batches of {batch:,} tiles to crops of 224 pixels; medians of {rounds} rounds")
+    print(
+        f"{'processes':>9} {'first, s':>9} {'samples/s':>10} {'per CPU s':>10} {'rows between':>13} {'MB':>6}"
+    )
+    found: dict[int, list[tuple[float, ...]]] = {count: [] for count in workers}
+    for _ in range(rounds):
+        for count in workers:
+            loader = BatchLoader(rows, sides, BatchSampler((len(rows),), batch, 0), 0, steps, workers=count)
+            begun, busy, first, size = time.perf_counter(), _cpu_seconds(), 0.0, 0.0
+            for _, made, _ in loader:
+                first = first or time.perf_counter() - begun
+                size = count_bytes(made["satellite"]) / batch / 1e6
+            took, busy = time.perf_counter() - begun, _cpu_seconds() - busy
+            most = loader.most_in_flight
+            found[count].append((first, batch * steps / took, batch * steps / busy, most, most * size))
+    for count, values in found.items():
+        first, rate, each, most, size = (statistics.median(column) for column in zip(*values, strict=True))
+        print(f"{count:>9} {first:>9.1f} {rate:>10.0f} {each:>10.0f} {most:>13,.0f} {size:>6.0f}", flush=True)
+
+
+def _cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
