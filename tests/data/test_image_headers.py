@@ -219,3 +219,40 @@ def test_8_bit_and_float_images_keep_in_a_batch_what_they_mean_alone():
     batch = collate([bytes_CHW, float_CHW])
     assert batch.dtype == torch.float32
     assert batch[:, 0, 0, 0].tolist() == pytest.approx([0.2, 0.7])
+
+
+def somewhere():
+    from rasterio.transform import from_origin
+
+    return {"crs": "EPSG:32633", "transform": from_origin(500_000, 5_000_000, 10, 10)}
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 6])
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_georeferenced_scene_is_no_tile_and_is_refused_with_the_fix(tmp_path, count, opened):
+    path = tiff(tmp_path / "scene.tif", np.zeros((count, 40, 1025), "uint8"), **somewhere())
+    if opened and count == 6:
+        pytest.skip("Pillow opens no six bands")
+    with pytest.raises(DataError, match=r"a scene of 1025 x 40 pixels .* --raster FILE .*`rasters: \{NAME"):
+        read_image(Image.open(path) if opened else path, channels=count)
+
+
+def test_a_georeferenced_tile_and_a_large_photo_as_tiff_are_images(tmp_path):
+    pixels = RNG.integers(0, 255, (3, 1024, 1024)).astype("uint8")
+    tile = tiff(tmp_path / "tile.tif", pixels, photometric="RGB", **somewhere())
+    assert np.array_equal(read_image(tile).numpy(), pixels)
+    photo = tiff(tmp_path / "photo.tif", np.zeros((3, 8, 1025), "uint8"), photometric="RGB")
+    assert read_image(photo).shape == (3, 8, 1025)
+
+
+def test_a_georeferenced_jpeg_2000_is_known_as_one(tmp_path):
+    profile = {"driver": "JP2OpenJPEG", "count": 3, "height": 16, "width": 1030, "dtype": "uint8"}
+    for name, options in (("plain.jp2", {}), ("scene.jp2", somewhere())):
+        try:
+            with rasterio.open(tmp_path / name, "w", **profile, **options) as file:
+                file.write(np.zeros((3, 16, 1030), "uint8"))
+        except rasterio.errors.RasterioError:
+            pytest.skip("GDAL writes no JPEG 2000 here")
+    assert read_image(tmp_path / "plain.jp2").shape == (3, 16, 1030)
+    with pytest.raises(DataError, match="with a georeference"):
+        read_image(tmp_path / "scene.jp2")

@@ -28,7 +28,9 @@ _MAX_PARTS = 100_000  # markers of a JPEG, boxes of a JPEG 2000 file
 
 # Tags of TIFF 6.0.
 _KIND, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES = 254, 256, 257, 258, 262, 277
+_PLACES = (33922, 34264)  # of GeoTIFF 1.1: tie points, or the matrix from pixels to coordinates
 _ROWS, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA, _FORMAT = 278, 284, 322, 323, 338, 339
+_GEO_JP2 = bytes.fromhex("b14bf8bd083d4b43a5ae8cd7d5a6ce03")  # the UUID of a box that holds a GeoTIFF
 _SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # types of whole numbers
 _GREY, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = (0, 1), 2, 3, 5, 6, 8
 _NUMBERS: dict[int, Numbers] = {
@@ -54,6 +56,7 @@ class ImageHeader:
     photo: bool = True  # whether bits, bands and their meaning are those of a photograph of 8 bits
     pages: int = 1  # images of equal rank and size
     interleaved: bool = True  # whether the bands of a pixel lie side by side
+    georeferenced: bool = False  # whether it says where on Earth its pixels lie
     block: tuple[int, int] = (0, 0)  # height and width of what is compressed together; 0 where not stated
 
     def describe(self) -> str:
@@ -199,6 +202,7 @@ def _read_tiff(file: BinaryIO) -> ImageHeader:
         photo=bits <= 8 and numbers == "unsigned" and (interleaved or bands == 1) and shown,
         pages=1 + sum(not page.value(_KIND, 0) & 5 for page in same),  # neither reduced nor a mask
         interleaved=interleaved,
+        georeferenced=any(tag in first for tag in _PLACES),
         block=(
             first.value(_TILE_HEIGHT, 0) or min(height, first.value(_ROWS, height)),
             first.value(_TILE_WIDTH, 0) or width,
@@ -223,13 +227,16 @@ def _boxes(file: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _read_jpeg_2000(file: BinaryIO) -> ImageHeader:
-    start, alpha, palette = 0, False, False
+    start, alpha, palette, georeferenced = 0, False, False, False
     if file.seek(0) == 0 and file.read(4) != _JPEG_2000_STARTS[1]:
         start = -1
         for name, at, end in _boxes(file, 0, file.seek(0, 2)):
             if name == b"jp2c":
                 start = at
                 break
+            # The second is GML, which says the same as the first.
+            georeferenced = georeferenced or name == b"asoc"
+            georeferenced = georeferenced or (name == b"uuid" and _unpack(file, at, "16s")[0] == _GEO_JP2)
             for inner, inner_at, _ in _boxes(file, at, end) if name == b"jp2h" else ():
                 palette = palette or inner == b"pclr"
                 if inner == b"cdef":
@@ -252,6 +259,7 @@ def _read_jpeg_2000(file: BinaryIO) -> ImageHeader:
         bits,
         "signed" if signed else "unsigned",
         photo=photo and not (palette and bands != 1),
+        georeferenced=georeferenced,
         block=(tile_height, tile_width),
     )
 

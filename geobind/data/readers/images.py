@@ -34,6 +34,7 @@ _LIMIT = (
     f"at most {MAX_SIDE} a side and {MAX_PIXELS / 1e6:.0f} million in all are read; cut it into tiles first, "
     "or windows out of a GeoTIFF with `rasters`"
 )
+MAX_CHIP = 1024  # pixels a side of a georeferenced file that is taken for one tile; a larger one is a scene
 _LEFT = 4  # a JPEG decoded smaller still has so many times the length that is needed
 # Named, because Pillow's other decoders start programs (EPS) or are little looked after.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "JPEG2000", "GIF", "BMP")
@@ -54,8 +55,10 @@ def read_image(raw: Any, *, channels: int = 3, needed: int | None = None) -> Ten
     there, and deeper values are kept as they are, in float32; `channels=1` of a palette image are its
     indices, as class maps need them. Arrays keep uint8 or become float32. The EXIF orientation is applied.
 
-    The file's own header decides, not what a decoder makes of it. GeoTIFF and JPEG 2000 files whose bands or
-    types no photo has are read as `rasters` reads them; that needs rasterio and a file of its own.
+    The file's own header decides, not what a decoder makes of it. A georeferenced file of more than 1,024
+    pixels a side is a scene, which scaled to one picture would mean nothing: it is refused. GeoTIFF and JPEG
+    2000 files whose bands or types no photo has are read as `rasters` reads them; that needs rasterio and a
+    file of its own.
 
     Args:
         raw: A path, the bytes of a file, a PIL image, an array (H, W), (H, W, C) or (C, H, W) (where
@@ -70,7 +73,7 @@ def read_image(raw: Any, *, channels: int = 3, needed: int | None = None) -> Ten
 
     Raises:
         DataError: The input is missing, empty, damaged, too large, not an image, holds NaN or infinity, has
-            another number of channels, or has more than 8 bits where RGB is wanted.
+            another number of channels, has more than 8 bits where RGB is wanted, or is a whole scene.
     """
     return decode_image(raw, channels=channels, needed=needed).contiguous()
 
@@ -160,6 +163,13 @@ def _check_header(header: ImageHeader, channels: int, name: str) -> bool:
     Raises:
         DataError: The file has other bands, or values that cannot be shown as the RGB that is wanted.
     """
+    if header.georeferenced and max(header.width, header.height) > MAX_CHIP:
+        raise DataError(
+            f"{name}: is a scene of {header.width} x {header.height} pixels with a georeference, not one "
+            f"tile (of at most {MAX_CHIP} a side); cut it into tiles, `geobind embed BUNDLE MODALITY --raster "
+            "FILE --size-m METRES`, or into a window of each place, under `data`: "
+            "`rasters: {NAME: {path: FILE, size_m: METRES}}`"
+        )
     if header.pages > 1:
         raise DataError(
             f"{name}: holds {header.pages} images of one size, of which only the first would be read; write "
