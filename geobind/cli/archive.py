@@ -54,13 +54,18 @@ def info_command(archive: Path, as_json: bool) -> None:
 @archive_command.command("check")
 @_archive_argument
 @click.option("--bundle", help="Check as well that this bundle's model made it.")
-def check_command(archive: Path, bundle: str | None) -> None:
+@json_option
+def check_command(archive: Path, bundle: str | None, as_json: bool) -> None:
     """Read all of ARCHIVE: checksums, embeddings, names, places. Exits with 2 at the first fault."""
     from geobind.archive.archive import Archive
     from geobind.binder import Binder
 
     opened = Archive.open(archive, None if bundle is None else Binder.from_pretrained(bundle))
-    click.echo(f"{archive}: {opened.check():,} rows, none of them faulty")
+    rows = opened.check()
+    if as_json:
+        print_json({"archive": str(archive), "rows": rows})
+        return
+    click.echo(f"{archive}: {rows:,} rows, none of them faulty")
 
 
 @archive_command.command("merge")
@@ -68,7 +73,8 @@ def check_command(archive: Path, bundle: str | None) -> None:
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Join several archives into this."
 )
-def merge_command(archives: tuple[Path, ...], out: Path | None) -> None:
+@json_option
+def merge_command(archives: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Join the parts that shares (`geobind embed ... --shard I/N`) have written of ARCHIVE.
 
     With --out, join several archives of one model into one.
@@ -83,8 +89,15 @@ def merge_command(archives: tuple[Path, ...], out: Path | None) -> None:
     elif len(archives) > 1:
         raise DataError("several archives are joined into another one: name it with --out")
     elif archive.is_file() and not parts_folder(archive).is_dir():
-        click.echo(f"{archive}: is joined already, {len(Archive.open(archive)):,} rows")
-        return
+        opened = Archive.open(archive)
+        if not as_json:
+            click.echo(f"{archive}: is joined already, {len(opened):,} rows")
+            return
     else:
         opened = finish(read_parts(archive))
+    if as_json:
+        print_json(
+            {"file": str(archive), "rows": len(opened), "width": opened.width, "dtype": str(opened.dtype)}
+        )
+        return
     click.echo(f"{archive}: {len(opened):,} x {opened.width} {opened.dtype}, unit length")

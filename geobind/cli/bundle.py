@@ -55,7 +55,8 @@ def verify_command(bundle: str, against: str | None, as_json: bool) -> None:
     "--rows", type=click.IntRange(2), default=500, show_default=True, help="Draw from at most this many rows."
 )
 @click.option("--galleries/--no-galleries", default=True, help="Embed held-out rows and show what they find.")
-def report_command(run: Path, base: Path | None, rows: int, galleries: bool) -> None:
+@json_option
+def report_command(run: Path, base: Path | None, rows: int, galleries: bool, as_json: bool) -> None:
     """Write the report of RUN, the folder of a run, again: one HTML page, and its figures as PNG."""
     from geobind.errors import DataError, GeobindError
     from geobind.report import open_held_out, write_report
@@ -72,6 +73,9 @@ def report_command(run: Path, base: Path | None, rows: int, galleries: bool) -> 
             hint = "\n  name the recipe's folder with --base" if isinstance(error, DataError) else ""
             click.echo(f"no galleries: {error}{hint}", err=True)
     page = write_report(run, binder=binder, held_out=held_out, most_rows=rows, why_not=why_not)
+    if as_json:
+        print_json({"report": str(page), "galleries": binder is not None, "why_not": why_not or None})
+        return
     click.echo(f"report: {page}")
 
 

@@ -259,8 +259,16 @@ def pack(shard_mb: int, out: Path, as_json: bool, **given: Any) -> None:
 )
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @out_file("-o", "--out", about="The PNG file to write.")
+@json_option
 def show(
-    recipe: Path | None, stage_name: str | None, rows: int, draws: int, seed: int, out: Path, **given: Any
+    recipe: Path | None,
+    stage_name: str | None,
+    rows: int,
+    draws: int,
+    seed: int,
+    out: Path,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Draw some rows of MANIFEST; or of a recipe, or with --recipe, what a stage sees of them.
 
@@ -277,6 +285,9 @@ def show(
     else:
         said = {**given, "columns": parse_columns(given["columns"])}
         write_atomic(out, stage_sheet(named, stage_name, said, rows=rows, seed=seed, draws=draws))
+    if as_json:
+        print_json({"file": str(out)})
+        return
     click.echo(f"sheet: {out}")
 
 
@@ -361,10 +372,14 @@ def _replaced(data: DataOptions | None, given: Mapping[str, Any]) -> DataOptions
 @click.option("--places", type=click.IntRange(1, 100_000), default=100, show_default=True)
 @click.option("--held-out", type=click.IntRange(0, 100_000), default=20, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
-def dataset_command(folder: Path, places: int, held_out: int, seed: int) -> None:
+@json_option
+def dataset_command(folder: Path, places: int, held_out: int, seed: int, as_json: bool) -> None:
     """Write toy Earth to FOLDER as files with a manifest: tiles, photos, sounds, captions."""
     from geobind.data.dataset import registry
 
     options = {"places": places, "held_out": held_out, "seed": seed}
     manifest = registry().get("toyearth").model_validate(options).write_files(folder)
+    if as_json:
+        print_json({"manifest": str(manifest), **options})
+        return
     click.echo(f"manifest: {manifest}")

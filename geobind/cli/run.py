@@ -158,9 +158,7 @@ def run_command(
     if swept:
         if processes is not None:
             raise click.UsageError("--sweep runs one process; leave --processes out")
-        if as_json:
-            raise click.UsageError("--sweep writes sweep.csv for programs; leave --json out")
-        _sweep(recipe, overrides, out, swept)
+        _sweep(recipe, overrides, out, swept, as_json)
         return
     if processes is not None:
         devices = f"fabric.devices={processes}"
@@ -216,11 +214,16 @@ def _words(
     return words + ["--resume"] * resume + ["--plan"] * plan + ["--json"] * as_json
 
 
-def _sweep(recipe: str, overrides: tuple[str, ...], out: Path | None, swept: tuple[str, ...]) -> None:
+def _sweep(
+    recipe: str, overrides: tuple[str, ...], out: Path | None, swept: tuple[str, ...], as_json: bool
+) -> None:
     from geobind.cli.studies import run_study
     from geobind.studies.grid import build_grid, parse_axis
 
     axes = [parse_axis(text) for text in swept]
     title = f"{Path(recipe).stem} by {' and '.join(axis.name for axis in axes)}"
     home = out or Path("runs") / f"{Path(recipe).stem}-sweep"
-    sys.exit(1 if run_study(build_grid(recipe, axes, overrides), home, title) else 0)
+    study = run_study(build_grid(recipe, axes, overrides), home, title, as_json=as_json)
+    if as_json:
+        print_json(study)
+    sys.exit(1 if study["failed"] else 0)

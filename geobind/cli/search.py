@@ -228,12 +228,16 @@ def index_command() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="A .npy file of queries to measure with instead, such as of `geobind embed BUNDLE text`.",
 )
-def build_command(archive: Path, kind: str, out: Path, count: int, queries: Path | None) -> None:
+@json_option
+def build_command(
+    archive: Path, kind: str, out: Path, count: int, queries: Path | None, as_json: bool
+) -> None:
     """Build an index of ARCHIVE and measure its recall at several filter shares."""
     from geobind.archive import Archive
     from geobind.data.readers.arrays import read_npy
     from geobind.extras import is_installed
     from geobind.search import build_index, create_index
+    from geobind.search.index import read_card
 
     opened = Archive.open(archive)
     if kind == "auto":
@@ -242,6 +246,9 @@ def build_command(archive: Path, kind: str, out: Path, count: int, queries: Path
     given = None if queries is None else read_npy(queries)
     index = build_index(opened, kind, queries_QD=given, count=count)
     index.save(out)
+    if as_json:
+        print_json({"folder": str(out), **read_card(out).model_dump()})
+        return
     _print_index(kind, len(index), index.measured)
     click.echo(f"{out}: index '{kind}' of {len(index):,} rows")
 
@@ -332,8 +339,16 @@ def _print_index(kind: str, rows: int, measured: Sequence[MeasuredRecall]) -> No
 )
 @click.option("-k", "k", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Regions.")
 @compute_options(workers=False)
+@json_option
 def map_command(
-    archive: Path, bundle: str, out: Path, peaks: Path | None, k: int, compute: Compute, **given: Any
+    archive: Path,
+    bundle: str,
+    out: Path,
+    peaks: Path | None,
+    k: int,
+    compute: Compute,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Draw a map of a query over ARCHIVE as a cloud-optimized GeoTIFF: one pixel for each tile.
 
@@ -365,7 +380,11 @@ def map_command(
         regions = find_regions(opened, drawn.of if isinstance(drawn, ClassMap) else drawn, k)
         write_geojson(regions.to_geojson(), peaks)
         written.append(peaks)
-    _print_map(drawn, written)
+    facts = _describe_map(drawn, written)
+    if as_json:
+        print_json(facts)
+    else:
+        _print_map(facts)
 
 
 def _check_map_options(given: Mapping[str, Any]) -> None:
@@ -448,25 +467,36 @@ def _write_maps(drawn: QueryMap | ClassMap, out: Path, paint: str | None) -> lis
     return written
 
 
-def _print_map(drawn: QueryMap | ClassMap, written: Sequence[Path]) -> None:
+def _describe_map(drawn: QueryMap | ClassMap, written: Sequence[Path]) -> dict[str, Any]:
+    """Return the facts of a map as plain values: its size, its classes or its values, and its files."""
     import numpy as np
 
     from geobind.maps import ClassMap
-    from geobind.utils.formatting import format_percent
 
     shown = drawn.of if isinstance(drawn, ClassMap) else drawn
     known = shown.similarity_HW[np.isfinite(shown.similarity_HW)]
     height, width = shown.similarity_HW.shape
-    click.echo(f"{shown.label}: {height} x {width} pixels, {len(known):,} tiles")
+    facts = {"label": shown.label, "height": height, "width": width, "tiles": len(known)}
     if isinstance(drawn, ClassMap):
-        for label, share in zip(drawn.labels, drawn.shares, strict=True):
-            click.echo(f"  {label}: {format_percent(share)}")
+        facts["classes"] = dict(zip(drawn.labels, map(float, drawn.shares), strict=True))
     elif len(known):
-        low, middle, high = np.percentile(known, (2, 50, 98))
-        word = "difference" if drawn.change else "similarity"
-        click.echo(f"  {word}: {middle:.3f} (median), {low:.3f} to {high:.3f} (2nd to 98th percentile)")
-    for path in written:
-        click.echo(str(path))
+        percentiles = zip(("low", "median", "high"), np.percentile(known, (2, 50, 98)).tolist(), strict=True)
+        facts["difference" if drawn.change else "similarity"] = dict(percentiles)
+    return {**facts, "files": [str(path) for path in written]}
+
+
+def _print_map(facts: Mapping[str, Any]) -> None:
+    from geobind.utils.formatting import format_percent
+
+    click.echo(f"{facts['label']}: {facts['height']} x {facts['width']} pixels, {facts['tiles']:,} tiles")
+    for label, share in facts.get("classes", {}).items():
+        click.echo(f"  {label}: {format_percent(share)}")
+    for word in ("similarity", "difference"):
+        if word in facts:
+            low, median, high = (f"{facts[word][name]:.3f}" for name in ("low", "median", "high"))
+            click.echo(f"  {word}: {median} (median), {low} to {high} (2nd to 98th percentile)")
+    for path in facts["files"]:
+        click.echo(path)
 
 
 # Embeddings compared ----------------------------------------------------------------------------------
@@ -478,14 +508,23 @@ def _print_map(drawn: QueryMap | ClassMap, written: Sequence[Path]) -> None:
 @weight_option
 @out_file("-o", "--out", about="A .npy file for the embedding.")
 @compute_options(workers=False)
+@json_option
 def compose_command(
-    bundle: str, queries: tuple[str, ...], weights: tuple[str, ...], out: Path, compute: Compute
+    bundle: str,
+    queries: tuple[str, ...],
+    weights: tuple[str, ...],
+    out: Path,
+    compute: Compute,
+    as_json: bool,
 ) -> None:
     """Add observations of any modalities with BUNDLE, a folder or a hub id: one embedding of unit length."""
     from geobind.utils.files import write_npy
 
     query = _embed(compute.load(bundle), queries, weights)
     write_npy(out, query.vector[None])
+    if as_json:
+        print_json({"file": str(out), "query": query.label, "rows": 1, "width": len(query.vector)})
+        return
     click.echo(f"{out}: {query.label}, 1 x {len(query.vector)} float32, unit length")
 
 

@@ -262,17 +262,17 @@ class Emergence(NamedTuple):
             "untrained": self.untrained,
             "ways": {
                 way.name: {
-                    "all_pairs": _plain(way.every),
-                    "seconds": _plain(way.seconds),
+                    "all_pairs": way.every.to_dict(),
+                    "seconds": way.seconds.to_dict(),
                     "pairs": {
-                        "-".join(pair): {"emergent": pair in way.emergent, **_plain(figure)}
+                        "-".join(pair): {"emergent": pair in way.emergent, **figure.to_dict()}
                         for pair, figure in way.pairs.items()
                     },
                 }
                 for way in self.ways
             },
             "all_to_all_less": {
-                one.way: {"all_pairs": _plain(one.every), "emergent": _plain(one.emergent)}
+                one.way: {"all_pairs": one.every.to_dict(), "emergent": one.emergent.to_dict()}
                 for one in self.differences
             },
         }
@@ -380,11 +380,6 @@ def _difference(
         )
 
     return Difference(way.name, less(list(way.pairs)), less(sorted(way.emergent)))
-
-
-def _plain(figure: SeedInterval) -> dict[str, float | int | None]:
-    half = figure.half if math.isfinite(figure.half) else None
-    return {"mean": figure.mean if figure.runs else None, "half_width": half, "seeds": figure.runs}
 
 
 _NOTE = (

@@ -47,6 +47,11 @@ class SeedInterval(NamedTuple):
     half: float
     runs: int
 
+    def to_dict(self) -> dict[str, float | int | None]:
+        """Return plain values for JSON; unknown figures are None."""
+        half = self.half if math.isfinite(self.half) else None
+        return {"mean": self.mean if self.runs else None, "half_width": half, "seeds": self.runs}
+
 
 class SettingRow(NamedTuple):
     """One setting of a study."""
@@ -68,6 +73,24 @@ class SweepSummary(NamedTuple):
     untrained: Mapping[str, float] | None = (
         None  # the first setting's encoders before any stage, by kind of pair
     )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; unknown figures are None."""
+        return {
+            "measure": self.measure,
+            "untrained": {mark: _known(value) for mark, value in (self.untrained or {}).items()},
+            "settings": [
+                {
+                    "settings": dict(line.settings),
+                    "folders": [str(folder) for folder in line.folders],
+                    "failed": line.failed,
+                    **{mark: figure.to_dict() for mark, figure in line.measured.items()},
+                    "chance": _known(line.chance),
+                    "seconds": line.seconds.to_dict(),
+                }
+                for line in self.lines
+            ],
+        }
 
 
 def seed_interval(values: Sequence[float]) -> SeedInterval:
@@ -160,6 +183,10 @@ def _line(
         seed_interval([mean_of_pairs(run.retrieved, measure)[1] for run in done]).mean,
         seed_interval([sum(stage.seconds for stage in run.stages) for run in done]),
     )
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _plain(value: float) -> str:

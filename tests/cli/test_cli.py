@@ -159,7 +159,8 @@ def test_a_run_ends_with_a_table_and_a_bundle_that_embeds_from_the_command_line(
     assert again.exit_code == 2
     assert "holds a run already" in again.output
 
-    call("toyearth", tmp_path / "earth", "--places", 2, "--held-out", 0)
+    told = call("toyearth", tmp_path / "earth", "--places", 2, "--held-out", 0, "--json").stdout
+    assert json.loads(told)["manifest"] == str(tmp_path / "earth" / "manifest.csv")
     tiles = sorted((tmp_path / "earth").rglob("*tile*/*.png")) or sorted((tmp_path / "earth").rglob("*.png"))
     bundle = tmp_path / "run" / "bundle"
     embedded = call("embed", bundle, "satellite", *tiles[:2], "--out", tmp_path / "e.npy")

@@ -57,6 +57,13 @@ def test_each_example_is_one_that_the_command_takes(name):
     assert needed <= given
 
 
+def test_every_command_that_computes_something_prints_json_for_programs():
+    # A schema is JSON; a recipe and a template are files; a server runs until it is ended.
+    others = {"schema", "recipes show", "recipes copy", "serve", "new modality", "new dataset", "new recipe"}
+    with_json = {name for name, command in LEAVES.items() if any("--json" in p.opts for p in command.params)}
+    assert LEAVES.keys() - with_json == others
+
+
 def test_help_ends_with_the_example():
     assert call("export", "--help").output.rstrip().endswith(f"Example:\n  {'  ' + EXAMPLES['export']}")
 

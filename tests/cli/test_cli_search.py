@@ -126,6 +126,23 @@ def test_maps_of_classes_of_two_queries_and_of_two_dates(run, tmp_path):
     assert 'change of words "a"' in text and "difference:" in text
 
 
+def test_what_is_built_mapped_composed_and_joined_is_printed_as_json(run, tmp_path):
+    words = ("map", "scene.parquet", *WITH, "--query", "words=bells", "--out", tmp_path / "m.tif", "--json")
+    drawn = json.loads(run(*words))
+    assert (drawn["height"], drawn["width"], drawn["tiles"]) == (12, 15, 178)
+    assert drawn["similarity"]["low"] <= drawn["similarity"]["median"] <= drawn["similarity"]["high"]
+    assert drawn["files"] == [str(tmp_path / "m.tif")]
+    classes = ("--class", "calm: words=silence", "--class", "loud:words=bells")
+    drawn = json.loads(run("map", "scene.parquet", *WITH, *classes, "--out", tmp_path / "c.tif", "--json"))
+    assert sum(drawn["classes"].values()) == pytest.approx(1)
+    one = json.loads(run("compose", "bundle", "--query", "words=a", "--out", tmp_path / "q.npy", "--json"))
+    assert one["file"] == str(tmp_path / "q.npy") and one["rows"] == 1
+    built = json.loads(run("index", "build", "scene.parquet", "--out", tmp_path / "index", "--json"))
+    assert (built["kind"], built["folder"]) == ("exact", str(tmp_path / "index"))
+    assert json.loads(run("archive", "check", "scene.parquet", "--json"))["rows"] == 178
+    assert json.loads(run("archive", "merge", "scene.parquet", "--json"))["rows"] == 178
+
+
 QUERY = ("--query", "words=bells")
 MAP = ("map", "scene.parquet", *WITH, "--out", "x.tif")
 

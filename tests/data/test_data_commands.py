@@ -173,10 +173,10 @@ stages: [{name: s, align: ground_image, train: [satellite], batch_size: 2, steps
     columns = 2 + 3 + 2  # raw, prepared and three draws of the trained side; the other is not augmented
     with Image.open(sheet) as image:
         assert image.width > 150 * columns
-    other = run(
-        "show", folder / "m.csv", "--recipe", folder / "r.yaml", "--rows", "1", "-o", folder / "t.png"
-    )
+    words = ("--recipe", folder / "r.yaml", "--rows", "1", "-o", folder / "t.png", "--json")
+    other = run("show", folder / "m.csv", *words)
     assert other.exit_code == 0, other.output
+    assert json.loads(other.stdout) == {"file": str(folder / "t.png")}
     assert run("show", folder / "r.yaml", "--stage", "none", "-o", sheet).exit_code == 2
 
 

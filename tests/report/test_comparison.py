@@ -135,6 +135,9 @@ def test_the_report_command_writes_the_page_again_with_its_galleries(finished, h
     assert done.exit_code == 0, done.output
     assert f"report: {folder / 'report.html'}" in done.output.replace("\n", "")
     assert (folder / "report.html").read_bytes() == path.read_bytes()
+    done = CliRunner().invoke(main, ["report", str(folder), "--no-galleries", "--json"])
+    told = {"report": str(folder / "report.html"), "galleries": False, "why_not": None}
+    assert json.loads(done.stdout) == told
 
 
 def test_the_report_command_says_why_there_are_no_galleries(finished, tmp_path):

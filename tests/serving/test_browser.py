@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import time
 
 import chromium
 import pytest
@@ -171,6 +172,41 @@ def test_a_link_holds_the_query_with_its_sound_and_weights(page, server, tmp_pat
     assert page.run(caption) == words
     assert page.run(rows) == wanted
     assert page.run("document.querySelectorAll('b').length") == 0
+
+
+def test_the_map_and_the_nearest_are_downloaded_by_links(page, tmp_path):
+    import rasterio
+
+    page.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    ask_words(page, "deep snow")
+    page.wait(f"{TILES} === 24")
+    for link, name in (("#geojson", "nearest.geojson"), ("#cog", "map.tif")):
+        page.click(link)
+        for _ in range(200):
+            if (tmp_path / name).is_file() and not list(tmp_path.glob("*.crdownload")):
+                break
+            time.sleep(0.05)
+        assert (tmp_path / name).stat().st_size > 500
+    found = json.loads((tmp_path / "nearest.geojson").read_text())["features"]
+    rows = page.run("[...document.querySelectorAll('#gallery .tile')].map((one) => one.dataset.row)")
+    assert len(found) == len(rows) == 24
+    with rasterio.open(tmp_path / "map.tif") as file:
+        assert file.crs and file.read(1, masked=True).count() > 0
+    assert page.run("location.pathname") == "/"
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, False), (1280, True)])
+def test_axe_finds_nothing(browser, server, width, dark):
+    browser.size(width, 844, dark=dark)
+    browser.call("Page.setBypassCSP", enabled=True)
+    try:
+        browser.open(server.address)
+        browser.wait("document.querySelector('#parts input')")
+        ask_words(browser, "deep snow")
+        browser.wait(f"{TILES} === 24 && {DRAWN} === 1")
+        assert chromium.list_barriers(browser) == []
+    finally:
+        browser.call("Page.setBypassCSP", enabled=False)
 
 
 def test_what_cannot_be_read_is_said_in_words(page, tmp_path):

@@ -1,6 +1,7 @@
 """Sweeps that run: what is shared, what is skipped, what a failure leaves, and what is said of them."""
 
 import csv
+import json
 import math
 import os
 import signal
@@ -41,9 +42,9 @@ evaluate: {split: test}
 RATE = "stages.last.optimizer.lr"
 
 
-def sweep(folder, *axes):
+def sweep(folder, *axes, options=()):
     words = [word for axis in axes for word in ("--sweep", axis)]
-    command = [sys.executable, "-m", "geobind", "run", "tiny.yaml", *words, "--out", "grid"]
+    command = [sys.executable, "-m", "geobind", "run", "tiny.yaml", *words, "--out", "grid", *options]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -88,6 +89,15 @@ def test_a_finished_sweep_runs_nothing_again_and_a_wider_one_runs_the_new_cells_
     # Two cells, then a stage of the third.
     assert again.stderr.count("finished before, unchanged; not run again") == 3
     assert again.stderr.count("last: align ground_image") == 1
+
+
+def test_a_sweep_prints_json_for_programs(swept):
+    folder, _ = swept
+    done = sweep(folder, f"{RATE}=1e-3,2e-3", options=("--json",))
+    told = json.loads(done.stdout)
+    assert (told["measure"], told["failed"], told["page"]) == ("R@1", [], "grid/sweep.html")
+    assert [one["settings"][RATE] for one in told["settings"]] == ["1e-3", "2e-3"]
+    assert told["settings"][0]["trained"]["half_width"] is None  # of a single seed
 
 
 def test_a_cell_that_fails_is_named_and_does_not_stop_the_others(swept, capfd):

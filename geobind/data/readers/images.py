@@ -166,8 +166,8 @@ def _check_header(header: ImageHeader, channels: int, name: str) -> bool:
     if header.georeferenced and max(header.width, header.height) > MAX_CHIP:
         raise DataError(
             f"{name}: is a scene of {header.width} x {header.height} pixels with a georeference, not one "
-            f"tile (of at most {MAX_CHIP} a side); cut it into tiles, `geobind embed BUNDLE MODALITY --raster "
-            "FILE --size-m METRES`, or into a window of each place, under `data`: "
+            f"tile (of at most {MAX_CHIP} a side); cut it into tiles, `geobind embed BUNDLE MODALITY "
+            "--raster FILE --size-m METRES`, or into a window of each place, under `data`: "
             "`rasters: {NAME: {path: FILE, size_m: METRES}}`"
         )
     if header.pages > 1:
