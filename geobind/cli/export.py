@@ -29,6 +29,9 @@ from geobind.cli.options import bundle_argument, json_option, out_file, print_js
     help="A file, or a sentence for texts, to check with; repeatable. Without any, inputs are made up.",
 )
 @click.option("--front-end", is_flag=True, help="Take decoded pixels or samples; prepare them in the graph.")
+@click.option(
+    "--int8", is_flag=True, help="ONNX with matrix products in int8; prints the least cosine of --sample."
+)
 @json_option
 def export_command(
     bundle: str,
@@ -38,6 +41,7 @@ def export_command(
     tolerance: float,
     samples: tuple[str, ...],
     front_end: bool,
+    int8: bool,
     as_json: bool,
 ) -> None:
     """Write the encoder of MODALITY in BUNDLE as one file that runs without geobind.
@@ -57,10 +61,14 @@ def export_command(
         tolerance=tolerance,
         samples=list(samples) or None,
         front_end=front_end,
+        int8=int8,
     )
     if as_json:
         print_json({**result._asdict(), "file": str(result.file), "input_file": str(result.input_file)})
         return
     sizes = ", ".join(map(str, result.batch_sizes))
-    click.echo(f"{result.file}: embeds as the bundle to {result.largest_difference:.1e} (batches of {sizes})")
+    alike = f"as the bundle to {result.largest_difference:.1e}"
+    if int8:
+        alike = f"in int8, with a least cosine to the bundle's of {result.least_cosine:.5f}"
+    click.echo(f"{result.file}: embeds {alike} (batches of {sizes})")
     click.echo(f"{result.input_file}: what it takes, and how to prepare it")

@@ -23,6 +23,7 @@ from geobind.export.graphs import (
     RunGraph,
     encode_graph,
     open_graph,
+    quantize_graph,
     trace,
 )
 from geobind.export.inputs import describe_preparation, make_samples
@@ -45,6 +46,7 @@ class ExportResult(NamedTuple):
     input_file: Path
     largest_difference: float
     batch_sizes: tuple[int, ...]
+    least_cosine: float
 
 
 def export_encoder(
@@ -56,6 +58,7 @@ def export_encoder(
     tolerance: float = TOLERANCE,
     samples: Iterable[Any] | None = None,
     front_end: bool = False,
+    int8: bool = False,
 ) -> ExportResult:
     """Write the encoder of a modality as ONNX or a torch program; it takes batches of any size.
 
@@ -72,6 +75,9 @@ def export_encoder(
         tolerance: Largest difference of a number of an embedding that is allowed.
         samples: Raw inputs to trace and compare with; default: made up, where the modality's kind allows it.
         front_end: Take decoded images of 8 bits or waveforms of any length, and prepare them in the graph.
+        int8: Compute matrix products in int8, of ONNX alone. The embeddings are others, so `tolerance` does
+            not count: look at the least cosine to the binder's, which is measured on `samples`; some must be
+            given, as those that are made up say nothing of it.
 
     Raises:
         ExportError: The encoder cannot be traced or written so, or its embeddings differ by more than
@@ -85,6 +91,10 @@ def export_encoder(
     file, form = Path(out), _choose_format(Path(out), to)
     if not 0 < tolerance <= 2:
         raise DataError(f"tolerance must be above 0 and at most 2, not {tolerance!r}")
+    if int8 and form != "onnx":
+        raise DataError(f"{file}: int8 is for onnxruntime; end the file's name in .onnx")
+    if int8 and samples is None:
+        raise DataError("int8 changes embeddings: give samples to measure that on, such as --sample tile.png")
     layers = build_front_end(kind) if front_end else None
     raws = make_samples(kind) if samples is None else list(samples)
     if not raws:
@@ -100,8 +110,11 @@ def export_encoder(
     if binder.card is not None:
         facts |= {"bundle": binder.card.name, "weights": binder.card.digests.get(modality, "")}
     content = encode_graph(program, form, tuple(example), free, facts)
-    largest = _compare(binder.embed(modality, raws, progress=False), batches, open_graph(content, form))
-    if not largest <= tolerance:  # NaN too
+    if int8:
+        content = quantize_graph(content)
+    expected_ND = binder.embed(modality, raws, progress=False, precision="float32")
+    largest, cosine = _compare(expected_ND, batches, open_graph(content, form))
+    if not largest <= (2 if int8 else tolerance):  # NaN too
         hint = "" if layers is None else "; leave the front end out, or give samples that it is exact for"
         raise ExportError(
             f"{file}: not written: embeddings of the exported '{modality}' differ from the binder's by "
@@ -111,6 +124,7 @@ def export_encoder(
     description = {
         **facts,
         "format": form,
+        "precision": "int8 in matrix products" if int8 else "float32",
         "inputs": [_describe_input(name, value, free) for name, value in example.items()],
         "output": {"name": OUTPUT, "shape": ["batch", binder.width], "dtype": "float32", "unit_length": True},
         "prepare": layers.describe() if layers else describe_preparation(kind),
@@ -118,7 +132,8 @@ def export_encoder(
         "options": _shorten_options(kind.model_dump(mode="json")),
         "parity": {
             "largest_difference": largest,
-            "tolerance": tolerance,
+            "tolerance": None if int8 else tolerance,
+            "least_cosine": cosine,
             "samples": len(raws),
             "made_up": samples is None,
             "batch_sizes": sizes,
@@ -128,7 +143,7 @@ def export_encoder(
     beside = file.with_name(f"{file.name}.json")
     described = json.dumps(description, indent=1, default=str).encode()
     replace_together(file.parent, {file.name: content, beside.name: described}, beside.name)
-    return ExportResult(file, beside, largest, tuple(sizes))
+    return ExportResult(file, beside, largest, tuple(sizes), cosine)
 
 
 def _choose_format(file: Path, to: str | None) -> Format:
@@ -176,9 +191,13 @@ def _double(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.cat([value, value]) for name, value in inputs.items()}
 
 
-def _compare(expected_ND: Tensor, batches: Sequence[_Batch], run: RunGraph) -> float:
-    """Return the largest difference between a graph's embeddings and the binder's; NaN if one is NaN."""
+def _compare(expected_ND: Tensor, batches: Sequence[_Batch], run: RunGraph) -> tuple[float, float]:
+    """Return the largest difference of a graph's embeddings from the binder's, and the least cosine to them.
+
+    Either is NaN if an embedding is.
+    """
     differences: list[Tensor] = []
+    cosines: list[Tensor] = []
     for batch in batches:
         wanted_BD, embedding_BD = expected_ND[batch.rows], run(batch.inputs)
         if embedding_BD.shape != wanted_BD.shape:
@@ -186,7 +205,8 @@ def _compare(expected_ND: Tensor, batches: Sequence[_Batch], run: RunGraph) -> f
                 f"the exported encoder gives {tuple(embedding_BD.shape)}, not {tuple(wanted_BD.shape)}"
             )
         differences.append((embedding_BD - wanted_BD).abs().max())
-    return float(torch.stack(differences).max())
+        cosines.append((embedding_BD * wanted_BD).sum(-1).min())
+    return float(torch.stack(differences).max()), float(torch.stack(cosines).min())
 
 
 def _describe_input(name: str, value: Tensor, free: Sequence[str]) -> dict[str, Any]:

@@ -246,3 +246,23 @@ def test_the_command_writes_the_file_and_exits_with_2_off_tolerance(tmp_path):
     assert refused.exit_code == 2
     assert "more than the tolerance of 1e-12" in refused.output
     assert not out.exists()
+
+
+def test_int8_says_how_alike_its_embeddings_are_on_the_given_inputs(tmp_path):
+    pytest.importorskip("onnxruntime")
+    binder = bind(KINDS["text"])
+    texts = ["deep snow", "a harbour with boats in the rain", "rain"]
+    result = export_encoder(binder, "m", tmp_path / "m.onnx", samples=texts, int8=True)
+    tokens_BL = torch.stack([binder.modality("m").prepare(text) for text in texts]).numpy()
+    cosine_B = (run_onnx(result.file, inputs=tokens_BL) * binder.embed("m", texts)).sum(1)
+    assert 0.9 < result.least_cosine <= float(cosine_B.min()) + 1e-6 and result.largest_difference > 1e-5
+    described = json.loads(result.input_file.read_text())
+    assert described["precision"] == "int8 in matrix products"
+    assert described["parity"]["least_cosine"] == result.least_cosine
+
+
+def test_int8_needs_real_inputs_and_onnx(tmp_path):
+    with pytest.raises(DataError, match="int8 changes embeddings: give samples"):
+        export_encoder(bind(KINDS["vector"]), "m", tmp_path / "m.onnx", int8=True)
+    with pytest.raises(DataError, match="int8 is for onnxruntime"):
+        export_encoder(bind(KINDS["vector"]), "m", tmp_path / "m.pt2", samples=[[1.0] * 6], int8=True)
