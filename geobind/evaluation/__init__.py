@@ -50,7 +50,7 @@ from geobind.evaluation.ranks import RankCounts, rank_counts, rank_counts_both
 from geobind.evaluation.regression_probe import FactOptions, FactProbe, probe_facts
 from geobind.evaluation.retrieval_metrics import Metric, Retrieval, RetrievalSettings, retrieval
 from geobind.evaluation.split_leakage import Leakage, leakage
-from geobind.evaluation.subsets import SubsetRow, evaluate_subsets
+from geobind.evaluation.subsets import FuserScore, SubsetRow, evaluate_subsets
 from geobind.evaluation.tables import (
     build_pair_table,
     build_probe_tables,
@@ -71,6 +71,7 @@ __all__ = [
     "FewShotCurve",
     "FewShotOptions",
     "FewShotPoint",
+    "FuserScore",
     "LabelledEmbeddings",
     "Leakage",
     "Metric",

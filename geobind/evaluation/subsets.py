@@ -169,4 +169,5 @@ def build_fuser_table(rows: Sequence[SubsetRow], fuser: Fuser) -> Table | None:
 
 
 def _write_gain(gain: Gain) -> str:
-    return f"{gain.value:+.3f}\n[dim]{gain.low:+.3f} to {gain.high:+.3f}[/dim]"
+    low, high = (f"{bound:+.3f}".replace("0.", ".") for bound in (gain.low, gain.high))  # one line of 80
+    return f"{gain.value:+.3f}\n[dim]{low} to {high}[/dim]"
