@@ -55,6 +55,8 @@ def main(data: Path, target: Path) -> None:
         table.writeheader()
         table.writerows(rows)
     counts = ", ".join(f"{split} {count}" for split, count in Counter(row["split"] for row in rows).items())
+    if (data / "STAND_IN.txt").exists():
+        print("a stand-in, not UC Merced: figures say nothing about real places")
     print(f"{target}: {counts}; {len(images) - len(rows)} tiles with captions of another are left out")
 
 
