@@ -7,8 +7,8 @@ of the bundle a query is made from sentences, or from observations of other plac
 the scene. "Against the rest" is the same query minus the mean of the queries of all kinds.
 
 A box is right where its intersection over union with an object of the kind, not found before, is 0.5 or more.
-The boxes of a kind are pooled over scenes; average precision is the area under precision by recall, and the
-figure its mean over kinds. Intervals resample scenes (bootstrap, 95 %).
+Average precision is the area under precision by recall of the boxes of a kind in a scene, and the figure its
+mean over kinds and scenes. Intervals resample scenes (bootstrap, 95 %).
 
 Chance: random similarities of the windows, and random embeddings as queries. Baseline: tiles as queries of
 the same encoder with random weights. Tiles as queries of the trained one are what the windows allow.
@@ -19,9 +19,10 @@ the same encoder with random weights. Tiles as queries of the trained one are wh
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +62,7 @@ RENDERERS: dict[str, Callable[[Places, int], list[Any]]] = {
     "audio": lambda places, seed: [(wave, RATE) for wave in render_sounds(places, seed, 2.0, RATE)],
     "elevation": lambda places, seed: list(render_heights(places, seed)),
 }
-SUMS = (("text", "audio"), ("text", "ground_image"), ("text", "ground_image", "audio"))
+SUMS = (("text", "audio"), ("text", "ground_image", "audio"))
 
 
 class Ranked(NamedTuple):
@@ -94,31 +95,20 @@ def intersection_over_union(box: NDArray[np.float64], box_O4: NDArray[np.float64
     return shared_O / ((box[2:] - box[:2]).prod() + (box_O4[:, 2:] - box_O4[:, :2]).prod(axis=1) - shared_O)
 
 
-def average_precision(ranked: Sequence[Ranked]) -> float:
-    """Compute the area under precision by recall of detections pooled over scenes; NaN without an object."""
-    objects = sum(one.objects for one in ranked)
-    if not objects:
+def average_precision(ranked: Ranked) -> float:
+    """Compute the area under precision by recall of detections, best first; NaN without an object."""
+    if not ranked.objects:
         return float("nan")
-    score_K = np.concatenate([one.score_K for one in ranked])
-    right_K = np.concatenate([one.right_K for one in ranked])[np.argsort(-score_K, kind="stable")]
+    right_K = ranked.right_K[np.argsort(-ranked.score_K, kind="stable")]
     precision_K = np.cumsum(right_K) / np.arange(1, len(right_K) + 1)
     # Precision at a recall is the best at that recall or a higher one.
     precision_K = np.maximum.accumulate(precision_K[::-1])[::-1]
-    return float(precision_K[right_K].sum() / objects)
+    return float(precision_K[right_K].sum() / ranked.objects)
 
 
-def mean_precision(method: Method, scenes: NDArray[np.int64]) -> float:
-    """Average the precision over kinds, of some scenes."""
-    return float(np.nanmean([average_precision([ranked[n] for n in scenes]) for ranked in method.values()]))
-
-
-def resample(methods: Mapping[str, Method], scenes: int, times: int = 500) -> dict[str, NDArray[np.float64]]:
-    """Draw scenes with replacement, the same for all methods: the mean precision of each drawing."""
-    rng = np.random.default_rng(0)
-    draws = [rng.integers(scenes, size=scenes) for _ in range(times)]
-    return {
-        name: np.array([mean_precision(method, drawn) for drawn in draws]) for name, method in methods.items()
-    }
+def score_scenes(method: Method) -> NDArray[np.float64]:
+    """Compute the average precision of each kind in each scene (kinds, S); NaN where a scene has none."""
+    return np.array([[average_precision(one) for one in ranked] for ranked in method.values()])
 
 
 def build_queries(binder: Binder, seed: int) -> dict[str, dict[str, Query]]:
@@ -149,11 +139,8 @@ def build_queries_of(binder: Binder, kind: str, seed: int) -> dict[str, Query]:
             f"none of {', '.join(binder.modalities)} has queries here: text, {', '.join(RENDERERS)}"
         )
     queries = {name: as_query(rows_ND, name) for name, rows_ND in embedded.items()}
-    queries |= {
-        f"{name}, one example": as_query(rows_ND[:1], name)
-        for name, rows_ND in embedded.items()
-        if name != binder.anchor
-    }
+    if "audio" in embedded:
+        queries["audio, one example"] = as_query(embedded["audio"][:1], "audio")
     for names in SUMS:
         if set(names) <= set(queries):
             mean_3D = np.stack([queries[name].vector for name in names])
@@ -192,7 +179,9 @@ def detect_kinds(
     built: list[tuple[ToyScene, Scene, list[Archive]]] = []
     for number in range(scenes):
         made = build_scene(seed, number)
-        raster = open_scene(write_scene(made, folder / f"scene_{seed}_{number}.tif"), folder)
+        path = folder / f"scene_{seed}_{number}.tif"
+        # One that is there is left as it is: archives belong to a file and its time.
+        raster = open_scene(path if path.exists() else write_scene(made, path), folder)
         archives, plain = (
             embed_windows(one, raster, folder / name, SIZES, workers=0, progress=False)
             for name, one in (("trained", binder), ("untrained", untrained))
@@ -213,36 +202,31 @@ def detect_kinds(
     return methods, built
 
 
-def join(parts: Sequence[dict[str, Method]]) -> dict[str, Method]:
-    """Join the scenes of several seeds."""
-    return {
-        name: {kind: [one for part in parts for one in part[name][kind]] for kind in KINDS}
-        for name in parts[0]
-    }
-
-
-def report(parts: Sequence[dict[str, Method]], scenes: int, anchor: str) -> list[dict[str, Any]]:
-    """Return a record for each method: the figure, its interval, its gain over text, each seed, each kind."""
-    joined = join(parts)
-    count = scenes * len(parts)
-    everything = np.arange(count)
-    drawn = resample(joined, count)
-    own = mean_precision(joined[anchor], everything)
+def report(parts: Sequence[dict[str, Method]], anchor: str, times: int = 2000) -> list[dict[str, Any]]:
+    """Return a record for each query: the figure, its interval, its gain over text, each seed, each kind."""
+    scores = {name: [score_scenes(part[name]) for part in parts] for name in parts[0]}
+    scene_S = {name: np.nanmean(np.concatenate(of, axis=1), axis=0) for name, of in scores.items()}
+    count = len(scene_S[anchor])
+    drawn = np.random.default_rng(0).integers(count, size=(times, count))  # the same scenes for all queries
     records: list[dict[str, Any]] = []
-    for name, method in joined.items():
-        value = mean_precision(method, everything)
+    for name, of in scores.items():
         record: dict[str, Any] = {
             "query": name,
-            "AP": value,
-            "interval": np.quantile(drawn[name], (0.025, 0.975)).tolist(),
-            "share_of_tile": value / own,
-            "seeds": [mean_precision(part[name], np.arange(scenes)) for part in parts],
-            "kinds": {kind: average_precision(method[kind]) for kind in KINDS},
+            "AP": float(scene_S[name].mean()),
+            "interval": find_interval(scene_S[name][drawn]),
+            "share_of_tile": float(scene_S[name].mean() / scene_S[anchor].mean()),
+            "seeds": [float(np.nanmean(part, axis=0).mean()) for part in of],
+            "kinds": dict(zip(KINDS, np.nanmean(np.concatenate(of, axis=1), axis=1).tolist(), strict=True)),
         }
-        if "text" in drawn and name != "text":
-            record["over_text"] = np.quantile(drawn[name] - drawn["text"], (0.025, 0.975)).tolist()
+        if "text" in scene_S and name != "text":
+            record["over_text"] = find_interval((scene_S[name] - scene_S["text"])[drawn])
         records.append(record)
     return sorted(records, key=lambda record: -record["AP"])
+
+
+def find_interval(drawn: NDArray[np.float64]) -> list[float]:
+    """Return the 95 % interval of the means of resampled scenes."""
+    return np.quantile(drawn.mean(axis=1), (0.025, 0.975)).tolist()
 
 
 def print_table(records: Sequence[dict[str, Any]]) -> None:
@@ -265,6 +249,7 @@ def draw_picture(binder: Binder, built: tuple[ToyScene, Scene, list[Archive]], s
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
+    from PIL import Image
 
     made, raster, archives = built
     colours = dict(
@@ -292,7 +277,10 @@ def draw_picture(binder: Binder, built: tuple[ToyScene, Scene, list[Archive]], s
     figure.legend(
         handles, list(colours), loc="outside lower center", ncols=6, fontsize=8, facecolor="#888888"
     )
-    FigureCanvasAgg(figure).print_png(out, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    drawn = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(drawn)
+    # 64 colours: textures of three bytes a pixel do not compress.
+    Image.open(drawn).convert("RGB").quantize(64).save(out, optimize=True)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -320,8 +308,8 @@ def main(words: Sequence[str] | None = None) -> None:
             parts.append(methods)
             if seed == 0 and given.picture:
                 draw_picture(binder, built[0], seed, given.picture)
-    records = report(parts, given.scenes, binder.anchor)
-    print(f"{given.seeds * given.scenes} scenes, boxes of {', '.join(f'{size:g}' for size in SIZES)} m")
+    records = report(parts, binder.anchor)
+    print(f"{given.seeds} x {given.scenes} scenes, boxes of {', '.join(f'{size:g}' for size in SIZES)} m")
     print_table(records)
     if given.out:
         given.out.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")

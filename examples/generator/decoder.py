@@ -29,7 +29,7 @@ from geobind.data import read_image
 from geobind.errors import CheckpointError, DataError
 
 Via = Literal["bank", "shift", "nothing"]
-CHANNELS = (96, 64, 32, 24, 12)  # from a sixteenth of the side to all of it
+CHANNELS = (96, 64, 32, 16)  # from a sixteenth of the side to half of it
 NOISE = 4  # channels of noise at each resolution: what an embedding does not say of a picture
 BANK_ROWS = 4000
 FORMAT = 1
@@ -66,7 +66,7 @@ class Decoder(nn.Module):
         self.start = nn.Linear(width, CHANNELS[0] * (size // 16) ** 2)
         pairs = zip((CHANNELS[0], *CHANNELS), CHANNELS, strict=False)
         self.blocks = nn.ModuleList(Block(one, two, number > 0) for number, (one, two) in enumerate(pairs))
-        self.paint = nn.Conv2d(CHANNELS[-1], 3, 3, padding=1, padding_mode="reflect")
+        self.paint = nn.Conv2d(CHANNELS[-1], 3 * 4, 3, padding=1, padding_mode="reflect")
 
     def forward(self, x_BD: Tensor, noise: torch.Generator | None = None) -> Tensor:
         """Decode embeddings; the same generator of noise gives the same pictures."""
@@ -74,7 +74,7 @@ class Decoder(nn.Module):
         x_BCHW = self.start(x_BD * self.width**0.5).reshape(len(x_BD), -1, side, side)
         for block in self.blocks:
             x_BCHW = block(x_BCHW, noise)
-        return torch.sigmoid(self.paint(x_BCHW))
+        return torch.sigmoid(F.pixel_shuffle(self.paint(x_BCHW), 2))
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from geobind.errors import DataError
 from geobind.search import embed_query, parse_query
 
 
-def open_data(binder: Binder, manifest: Path | None = None, **columns: str) -> Table:
+def open_data(binder: Binder, manifest: Path | None = None, /, **columns: str) -> Table:
     """Open the table that a bundle was trained on, with its columns and perhaps more; or a manifest.
 
     Raises:

@@ -8,9 +8,9 @@ every modality, and of a sum. What was drawn is embedded again, and compared
 - with what drove it: cosine, and R@10 of the right drawing among all when the driving embedding is the query;
 - with the real tile of the place, which the decoder has not seen: cosine, and R@10 of the real tile when the
   drawing is the query;
-- where the table has facts (toy Earth): the share of facts, above or below their median, that a linear probe
-  reads rightly from the drawing. One probe sees the bundle's own embedding, which the decoder was trained on
-  to please; the independent one sees features of an encoder with random weights, which it has never met.
+- where the dataset has facts (toy and real Earth): the share of facts, above or below their median, that a
+  linear probe reads rightly from the drawing. One probe sees the bundle's own embedding, which the decoder
+  was trained to please; the independent one sees features of an encoder with random weights.
 
 Beside them: the mean training tile in place of every drawing, another place's real tile (chance), and the
 real tile itself. Intervals resample places (bootstrap, 95 %); figures are means over seeds.
@@ -21,6 +21,7 @@ real tile itself. Intervals resample places (bootstrap, 95 %); figures are means
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,12 +34,19 @@ from generate import open_data, read_inputs
 from numpy.typing import NDArray
 
 from geobind import Binder
-from geobind.data import Table
+from geobind.data import DataOptions, Table
 from geobind.errors import DataError
 from geobind.evaluation import Ridge, build_random_trunk, rank_counts, ridge, unit
 
 K = 10
-FACTS_SEEN = ("water", "forest", "conifer", "crops", "bare", "buildings", "roads", "relief", "snow", "summer")
+HIDDEN = {
+    "sea",
+    "spring",
+    "daylight",
+    "morning",
+    "wind",
+    "rain",
+}  # facts of toy Earth: of the moment, or said twice
 MEASURES = ("driving cosine", "driving R@10", "real cosine", "real R@10", "own probe", "independent probe")
 Floats = NDArray[np.float64]
 
@@ -63,22 +71,25 @@ class Places(NamedTuple):
     facts_NF: Floats | None
 
 
-def read_places(binder: Binder, table: Table, modality: str, limit: int | None, all_of: bool) -> Places:
+def read_places(
+    binder: Binder, table: Table, modality: str, limit: int | None, facts: Sequence[str], *, all_of: bool
+) -> Places:
     """Read and embed rows; of training rows the pictures alone."""
     names = [name for name in binder.modalities if name in table.columns] if all_of else [modality]
     inputs = {name: read_inputs(table, name, limit) for name in names}
     embedded = {name: binder.embed(name, raw, progress=False) for name, raw in inputs.items()}
     facts_NF = None
-    if "facts" in table.columns:
-        facts_NF = choose_facts(np.stack(read_inputs(table, "facts", limit)).astype(np.float64))
+    if facts:
+        shown = [number for number, name in enumerate(facts) if name not in HIDDEN]
+        facts_NF = np.stack(read_inputs(table, "facts", limit)).astype(np.float64)[:, shown]
     return Places(embedded, inputs[modality], facts_NF)
 
 
-def choose_facts(facts_NF: Floats) -> Floats:
-    """Return the facts of toy Earth that a tile shows."""
-    from geobind_toyearth import FACTS
-
-    return facts_NF[:, [FACTS.index(name) for name in FACTS_SEEN]]
+def find_facts(binder: Binder) -> list[str]:
+    """Return the names of the facts of the dataset that a bundle was trained on; none of a manifest."""
+    data = binder.card.recipe.get("data") if binder.card else None
+    dataset = DataOptions.model_validate(data).dataset if data else None
+    return [*dataset.vector_names().get("facts", ())] if dataset else []
 
 
 def fit_probes(binder: Binder, modality: str, train: Places, seed: int) -> dict[str, Probe]:
@@ -109,21 +120,14 @@ def compare(
     scores: dict[str, Floats] = {}
     if driving_ND is not None:
         scores["driving cosine"] = (again_ND * driving_ND).sum(dim=1).double().numpy()
-        scores["driving R@10"] = share_in_top(driving_ND, again_ND)
+        scores["driving R@10"] = rank_counts(driving_ND, again_ND).hit_Q(K)
     scores["real cosine"] = (again_ND * real_ND).sum(dim=1).double().numpy()
-    scores["real R@10"] = share_in_top(again_ND, real_ND)
+    scores["real R@10"] = rank_counts(again_ND, real_ND).hit_Q(K)
     for name, probe in probes.items():
         assert test.facts_NF is not None and middle_F is not None  # a probe was fitted to such
         right_NF = probe.read(modality, pictures) == (test.facts_NF > middle_F)
         scores[name] = right_NF.mean(axis=1)
     return scores
-
-
-def share_in_top(query_ND: torch.Tensor, gallery_ND: torch.Tensor) -> Floats:
-    """Return for each query the chance that its own row is among the first ten, ties broken at random."""
-    counts = rank_counts(query_ND, gallery_ND)
-    larger_N, tied_N = (np.asarray(one, dtype=np.float64) for one in (counts.larger_Q, counts.tied_Q))
-    return np.clip((K - larger_N) / (1 + tied_N), 0, 1)
 
 
 def list_drivers(binder: Binder, modality: str, test: Places) -> dict[str, torch.Tensor]:
@@ -192,23 +196,27 @@ def print_table(records: Sequence[dict[str, Any]], places: int) -> None:
         print(f"{record['driven by']:38}{cells}")
 
 
-def draw_picture(generator: Generator, test: Places, modality: str, out: Path, columns: int = 10) -> None:
+def draw_picture(generator: Generator, test: Places, modality: str, out: Path, columns: int = 8) -> None:
     """Draw a column for each place: the real tile, and what each modality alone draws of it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from PIL import Image
 
     rows = {"real tile": test.pictures[:columns]}
     for name, embedded_ND in test.embedded.items():
         via = "nothing" if name == modality else "bank"
         rows[f"from {name}"] = list(generator.draw(embedded_ND[:columns], via))
-    figure = Figure(figsize=(columns + 1.1, len(rows) * 1.02), dpi=64, layout="constrained")
+    figure = Figure(figsize=(columns + 1.1, len(rows) * 1.02), dpi=60, layout="constrained")
     axes = figure.subplots(len(rows), columns)
     for line, (name, pictures) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(name, fontsize=9, rotation=0, ha="right", va="center")
         for axis, picture in zip(line, pictures, strict=True):
             axis.imshow(picture)
             axis.set(xticks=[], yticks=[])
-    FigureCanvasAgg(figure).print_png(out, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    drawn = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(drawn)
+    # 64 colours: textures of three bytes a pixel do not compress.
+    Image.open(drawn).convert("RGB").quantize(64).save(out, optimize=True)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -218,7 +226,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of decoders")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--limit", type=int, help="training tiles")
-    parser.add_argument("--places", type=int, default=500, help="held-out places")
+    parser.add_argument("--size", type=int, default=64, help="side of what is drawn")
+    parser.add_argument("--places", type=int, default=300, help="held-out places")
     parser.add_argument("--again", type=float, default=0.3, help="weight of embeddings in the loss")
     parser.add_argument("--decoders", type=Path, default=Path("decoders"), help="keeps trained decoders")
     parser.add_argument("--picture", type=Path, help="a PNG of tiles")
@@ -228,16 +237,23 @@ def main(words: Sequence[str] | None = None) -> None:
         raise DataError("give one seed or more")
     binder = Binder.from_pretrained(given.bundle)
     modality = binder.anchor
-    table = open_data(binder, facts="facts") if is_toy(binder) else open_data(binder)
-    train = read_places(binder, table.split("train"), modality, given.limit, all_of=False)
-    test = read_places(binder, table.split("test"), modality, given.places, all_of=True)
+    facts = find_facts(binder)
+    table = open_data(binder, **({"facts": "facts"} if facts else {}))
+    train = read_places(binder, table.split("train"), modality, given.limit, facts, all_of=False)
+    test = read_places(binder, table.split("test"), modality, given.places, facts, all_of=True)
     given.decoders.mkdir(parents=True, exist_ok=True)
     parts: list[dict[str, dict[str, Floats]]] = []
     for seed in range(given.seeds):
         path = given.decoders / f"decoder_{seed}.safetensors"
         if not path.exists():
             trained = train_generator(
-                binder, train.pictures, epochs=given.epochs, again=given.again, seed=seed, show=print
+                binder,
+                train.pictures,
+                size=given.size,
+                epochs=given.epochs,
+                again=given.again,
+                seed=seed,
+                show=print,
             )
             trained.save(path)
         generator = Generator.load(path, binder)
@@ -248,11 +264,6 @@ def main(words: Sequence[str] | None = None) -> None:
     print_table(records, len(test.pictures))
     if given.out:
         given.out.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-
-
-def is_toy(binder: Binder) -> bool:
-    """Return whether a bundle was trained on toy Earth, whose places have facts."""
-    return bool(binder.card and "toyearth" in (binder.card.recipe.get("data") or {}))
 
 
 if __name__ == "__main__":

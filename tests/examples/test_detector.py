@@ -159,13 +159,23 @@ def ranked(scores, right, objects):
 
 
 def test_average_precision_is_the_area_under_precision_by_recall():
-    assert measure.average_precision([ranked([0.9, 0.8], [1, 1], 2)]) == 1
-    assert measure.average_precision([ranked([0.9, 0.8], [0, 1], 1)]) == 0.5
+    assert measure.average_precision(ranked([0.9, 0.8], [1, 1], 2)) == 1
+    assert measure.average_precision(ranked([0.9, 0.8], [0, 1], 1)) == 0.5
     # Precision at half the recall is 1, at all of it 2/3.
-    pooled = [ranked([0.9, 0.8], [1, 0], 1), ranked([0.7], [1], 1)]
-    assert measure.average_precision(pooled) == pytest.approx((1 + 2 / 3) / 2)
-    assert measure.average_precision([ranked([0.9], [1], 4)]) == 0.25
-    assert np.isnan(measure.average_precision([ranked([0.9], [0], 0)]))
+    assert measure.average_precision(ranked([0.9, 0.8, 0.7], [1, 0, 1], 2)) == pytest.approx((1 + 2 / 3) / 2)
+    assert measure.average_precision(ranked([0.9], [1], 4)) == 0.25
+    assert np.isnan(measure.average_precision(ranked([0.9], [0], 0)))
+
+
+def test_figures_are_means_over_kinds_and_scenes_that_have_them():
+    right, wrong, none = ranked([0.9], [1], 1), ranked([0.9], [0], 1), ranked([0.9], [0], 0)
+    text = {kind: [wrong, wrong] for kind in toy_scenes.KINDS}
+    tile = {kind: [right, wrong] for kind in toy_scenes.KINDS} | {"sea": [right, none]}
+    records = {one["query"]: one for one in measure.report([{"text": text, "satellite": tile}], "satellite")}
+    assert records["satellite"]["AP"] == 0.5 and records["text"]["AP"] == 0
+    assert records["satellite"]["kinds"] == {**dict.fromkeys(toy_scenes.KINDS, 0.5), "sea": 1.0}
+    assert records["satellite"]["interval"] == records["satellite"]["over_text"] == [0, 1]
+    assert records["text"]["share_of_tile"] == 0
 
 
 def test_an_object_is_found_once_and_only_by_its_kind():
@@ -177,3 +187,22 @@ def test_an_object_is_found_once_and_only_by_its_kind():
     assert measure.judge(found, made, "woods").right_K.tolist() == [True, False, False]
     assert measure.judge(found, made, "sea").right_K.tolist() == [False, False, True]
     assert measure.judge(found, made, "snow").objects == 0
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_detect_and_measure(runs, tmp_path, capsys):
+    bundle = str(runs / "runs" / "three_modal")
+    scene = toy_scenes.write_scene(toy_scenes.build_scene(0, 0), tmp_path / "scene.tif")
+    options = ["--size-m", "640", "--stride", "0.5", "-k", "3", "--folder", str(tmp_path / "windows")]
+    words = ["--query", "text=deep snow", "--query", "text=sand", "--weight", "text=1", "--weight", "text=-1"]
+    detector.main([bundle, str(scene), *words, *options, "--out", str(tmp_path / "snow.geojson")])
+    assert len(json.loads((tmp_path / "snow.geojson").read_text())["features"]) == 3
+    with pytest.raises(DataError, match=r"scene\.tif is georeferenced: give the sizes .* by --size-m"):
+        detector.main([bundle, str(scene), *words, "--size-px", "64", "--out", str(tmp_path / "no.json")])
+    with pytest.raises(DataError, match="this bundle has no modality 'txt'"):
+        detector.main([bundle, str(scene), "--query", "txt=snow", "--size-m", "640", "--out", "no.json"])
+    out = tmp_path / "figures.json"
+    measure.main([bundle, "--seeds", "1", "--scenes", "1", "--out", str(out)])
+    records = {one["query"]: one for one in json.loads(out.read_text())}
+    assert {"text", "audio", "satellite, untrained", "random boxes", "random embeddings"} <= set(records)
+    assert "1 x 1 scenes, boxes of 400, 520, 640 m" in capsys.readouterr().out

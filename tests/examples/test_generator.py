@@ -1,6 +1,7 @@
 """examples/generator: a decoder of a space, what drives it, and the adapter for unCLIP pipelines."""
 
 import inspect
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,8 @@ from geobind.towers import ImageOptions
 sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "generator"))
 
 import decoder
+import generate
+import measure_generator as measure
 import unclip
 
 WIDTH = 8
@@ -142,6 +145,53 @@ def test_a_shift_moves_one_mean_onto_the_other(generator):
     other_RD = bank_RD + 0.1
     moved_RD = generator.move(other_RD, "shift", other_RD.mean(0))
     assert torch.allclose(moved_RD, torch.nn.functional.normalize(bank_RD, dim=1), atol=1e-5)
+
+
+# What is measured -------------------------------------------------------------------------------------
+
+
+def test_pictures_that_are_all_alike_are_found_at_chance(binder):
+    pictures = paint(40)
+    real_ND = binder.embed("colour", pictures)
+    test = measure.Places({"colour": real_ND}, pictures, None)
+    shown = measure.compare(binder, "colour", pictures, real_ND, test, {}, None)
+    assert shown["driving R@10"].mean() == shown["real R@10"].mean() == 1
+    alike = measure.compare(binder, "colour", pictures[:1] * 40, real_ND, test, {}, None)
+    assert alike["driving R@10"] == pytest.approx(np.full(40, 10 / 40))
+    assert alike["real R@10"].mean() == 10 / 40
+    assert "driving cosine" not in measure.compare(binder, "colour", pictures, None, test, {}, None)
+
+
+def test_figures_are_means_over_seeds_with_intervals_over_places():
+    seeds = [{"the mean tile": {"real cosine": np.array(values)}} for values in ([0.0, 1.0], [1.0, 1.0])]
+    (record,) = measure.summarize(seeds)
+    assert record["real cosine"]["value"] == 0.75
+    assert record["real cosine"]["seeds"] == [0.5, 1.0]
+    assert record["real cosine"]["interval"] == [0.5, 1.0]
+
+
+def test_a_bundle_without_data_asks_for_a_table(binder):
+    with pytest.raises(DataError, match=r"recipe has no `data`: name a table with --data manifest\.csv"):
+        generate.open_data(binder)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_train_draw_and_measure(runs, tmp_path, capsys):
+    bundle, file = str(runs / "runs" / "three_modal"), str(tmp_path / "decoder.safetensors")
+    generate.main(["train", bundle, "--epochs", "1", "--out", file])
+    out = tmp_path / "bay.png"
+    generate.main(["draw", bundle, file, "--query", "text=a wide bay", "--count", "2", "--out", str(out)])
+    from PIL import Image
+
+    assert Image.open(out).size == (128, 64)
+    folder = ["--decoders", str(tmp_path), "--out", str(tmp_path / "figures.json")]
+    options = ["--seeds", "1", "--epochs", "1", "--picture", str(tmp_path / "tiles.png")]
+    measure.main([bundle, *options, *folder])
+    assert "16 held-out places; chance of R@10 0.625" in capsys.readouterr().out
+    records = {one["driven by"]: one for one in json.loads((tmp_path / "figures.json").read_text())}
+    assert records["satellite, real tile"]["driving cosine"]["value"] == pytest.approx(1)
+    assert records["the mean tile"]["real R@10"]["value"] == pytest.approx(10 / 16)
+    assert 0 <= records["text, moved by the bank"]["independent probe"]["value"] <= 1
 
 
 # The adapter for unCLIP ----------------------------------------------------------------------------------
