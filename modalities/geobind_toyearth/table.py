@@ -7,7 +7,9 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,22 +164,42 @@ def render_column(name: str, places: Places, options: ToyEarth) -> Sequence[Any]
 
 
 def _render(folder: Path, name: str, options: ToyEarth) -> None:
-    """Render a column of arrays into a folder, in chunks."""
+    """Render a column of arrays into a folder, in chunks, by as many processes as load data."""
+    from geobind.data.loader import choose_workers, load_batches  # imports torch
+
     places = list_places(options)
     count = len(places.lat)
-    starts = range(0, count, _CHUNK)
     if not is_interactive() and count >= 1000:  # no bar will be seen
         _log.info("rendering %s of toy Earth: %d places, once, into %s", name, count, folder.parent)
-    array = None
-    for start in track(starts, f"rendering {name} of toy Earth", len(starts)):
+    first = _RENDERERS[name](places.take(slice(0, _CHUNK)), options)
+    path, shape = folder / f"{name}.npy", (count, *first.shape[1:])
+    array = np.lib.format.open_memmap(path, "w+", first.dtype, shape)
+    array[:_CHUNK] = first
+    starts = range(_CHUNK, count, _CHUNK)
+    # A process that another one loads data in may have none of its own.
+    workers = 0 if multiprocessing.current_process().daemon else choose_workers(count)
+    chunks: Any = _Chunks(path, name, options, places)
+    # One would only do the work of this process.
+    done = load_batches(chunks, ([start] for start in starts), sum, workers if workers > 1 else 0, pin=False)
+    for _ in track(done, f"rendering {name} of toy Earth", len(starts)):
+        pass
+    array.flush()
+
+
+@dataclass(frozen=True, eq=False)
+class _Chunks:
+    """Chunks of a column, each rendered into its file when it is asked for."""
+
+    path: Path
+    name: str
+    options: ToyEarth
+    places: Places
+
+    def __getitem__(self, start: int) -> int:
         rows = slice(start, start + _CHUNK)
-        part = _RENDERERS[name](places.take(rows), options)
-        if array is None:
-            shape = (count, *part.shape[1:])
-            array = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", part.dtype, shape)
-        array[rows] = part
-    if array is not None:
-        array.flush()
+        array = np.lib.format.open_memmap(self.path, "r+")
+        array[rows] = _RENDERERS[self.name](self.places.take(rows), self.options)
+        return 0
 
 
 def _write_rows(folder: Path, options: ToyEarth) -> None:

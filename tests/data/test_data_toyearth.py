@@ -6,6 +6,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from geobind.data import loader
 from geobind.data.options import DataOptions
 from geobind.data.readers.audio import read_audio
 from geobind.data.readers.images import read_image
@@ -124,10 +125,12 @@ def test_the_columns_that_were_there_first_are_what_they_were(tmp_path):
     assert digest(opened(tmp_path)) == PINNED
 
 
-def test_places_do_not_depend_on_how_many_are_rendered_at_a_time(tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_places_do_not_depend_on_how_many_are_rendered_at_a_time_nor_where(tmp_path, monkeypatch, workers):
     whole = list(opened(tmp_path).samples("sky"))
     monkeypatch.setenv("GEOBIND_CACHE", str(tmp_path))
     monkeypatch.setattr(toyearth_table, "_CHUNK", 2)
+    monkeypatch.setattr(loader, "choose_workers", lambda rows: workers)
     assert np.array_equal(whole, list(opened(tmp_path).samples("sky")))
 
 
