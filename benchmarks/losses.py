@@ -4,9 +4,13 @@ python benchmarks/losses.py            # 4,096 pairs of width 512
 python benchmarks/losses.py --n 16384 --repeats 3 --only "both, both trained"
 python benchmarks/losses.py --memory
 
+The fair rival is open_clip's loss with one product of the similarities, as it computes it on several GPUs
+(`logits_per_text = logits_per_image.T`); on one it takes two. The same, and a cross-entropy in three lines,
+also run under bf16 autocast.
+
 Each time is a median of CPU seconds; the variants take turns, so that whatever else the machine does falls on
-all of them. Memory is by how much the peak resident size exceeds the inputs, each variant alone in a fresh
-process (Linux only).
+all of them. A ratio is the median of those of neighbours, with its bootstrap interval. Memory is by how much
+the peak resident size exceeds the inputs, each variant alone in a fresh process (Linux only).
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from typing import NamedTuple
 
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
+from paired import ratio
 from torch.nn import functional as F
 
 from geobind.losses import InfoNCE, LossContext, SigLIP, Temperature, unit_sphere
@@ -54,6 +59,34 @@ class Peer(torch.nn.Module):
         return self.loss(anchor_ND, other_ND, *scalars)
 
 
+class OneProduct(ClipLoss):
+    """open_clip's loss as it is on several GPUs: both directions from one product."""
+
+    def get_logits(self, image_features, text_features, logit_scale, logit_bias=None):
+        """Return the logits of both directions."""
+        logits = logit_scale * image_features @ text_features.T
+        return logits, logits.T
+
+
+def three_lines(anchor_ND, other_ND, scale):
+    """Return the loss as one writes it by hand."""
+    logits, own = scale * anchor_ND @ other_ND.T, torch.arange(len(anchor_ND))
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+class InBf16(torch.nn.Module):
+    """A loss under bf16 autocast, as users of mixed precision run it."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, *given):
+        """Return the loss."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.loss(*given)
+
+
 def variants(n: int, d: int) -> dict[str, Variant]:
     generator = torch.Generator().manual_seed(1)
     lat, lon = torch.rand(n, generator=generator) * 140 - 70, torch.rand(n, generator=generator) * 360
@@ -62,19 +95,28 @@ def variants(n: int, d: int) -> dict[str, Variant]:
     labels = LossContext(labels_N=torch.randint(0, n // 8, (n,), generator=generator))
     clip, siglip = "open_clip ClipLoss", "open_clip SigLipLoss"
     there = InfoNCE("anchor_to_other")
+    one, bf16 = "open_clip, one product", "open_clip, one product, bf16"
     return {
-        clip: Variant(clip, Peer(ClipLoss(), 1 / 0.07), True, True, 6),
-        "both, both trained": Variant(clip, InfoNCE(), True, True, 4),
-        "both, other frozen": Variant(clip, InfoNCE(), True, False, 3),
-        "both, anchor frozen": Variant(clip, InfoNCE(), False, True, 3),
-        "both, scale 100": Variant(clip, InfoNCE(temperature=Temperature(0.01)), True, True, 4),
-        "both, labels": Variant(clip, InfoNCE(), True, True, 4, labels),
-        "both, near places ignored": Variant(clip, InfoNCE(), True, True, 4, places),
-        "both, rows of one place": Variant(clip, InfoNCE(), True, True, 4, same),
-        "both, hardness 1": Variant(clip, InfoNCE(hardness=1.0), True, True, 6),
-        "one way, both trained": Variant(clip, there, True, True, 3),
-        "one way, other frozen": Variant(clip, there, True, False, 2),
-        "one way, anchor frozen": Variant(clip, there, False, True, 2),
+        one: Variant(one, Peer(OneProduct(), 1 / 0.07), True, True, 3),
+        clip: Variant(one, Peer(ClipLoss(), 1 / 0.07), True, True, 6),
+        "three lines": Variant(one, Peer(three_lines, 1 / 0.07), True, True, 3),
+        bf16: Variant(bf16, InBf16(Peer(OneProduct(), 1 / 0.07)), True, True, 3),
+        "ClipLoss, bf16": Variant(bf16, InBf16(Peer(ClipLoss(), 1 / 0.07)), True, True, 6),
+        "three lines, bf16": Variant(bf16, InBf16(Peer(three_lines, 1 / 0.07)), True, True, 3),
+        "both, bf16, auto": Variant(bf16, InBf16(InfoNCE()), True, True, 4),
+        "both, bf16, half": Variant(bf16, InBf16(InfoNCE(products="half")), True, True, 4),
+        "both, bf16, float32": Variant(bf16, InBf16(InfoNCE(products="float32")), True, True, 4),
+        "both, both trained": Variant(one, InfoNCE(), True, True, 4),
+        "both, other frozen": Variant(one, InfoNCE(), True, False, 3),
+        "both, anchor frozen": Variant(one, InfoNCE(), False, True, 3),
+        "both, scale 100": Variant(one, InfoNCE(temperature=Temperature(0.01)), True, True, 4),
+        "both, labels": Variant(one, InfoNCE(), True, True, 4, labels),
+        "both, near places ignored": Variant(one, InfoNCE(), True, True, 4, places),
+        "both, rows of one place": Variant(one, InfoNCE(), True, True, 4, same),
+        "both, hardness 1": Variant(one, InfoNCE(hardness=1.0), True, True, 6),
+        "one way, both trained": Variant(one, there, True, True, 3),
+        "one way, other frozen": Variant(one, there, True, False, 2),
+        "one way, anchor frozen": Variant(one, there, False, True, 2),
         siglip: Variant(siglip, Peer(SigLipLoss(), 10.0, -10.0), True, True, 3),
         "SigLIP, both trained": Variant(siglip, SigLIP(), True, True, 3),
         "SigLIP, other frozen": Variant(siglip, SigLIP(), True, False, 2),
@@ -130,14 +172,18 @@ def peak_alone(name: str, n: int, d: int) -> str:
     return f"{float(subprocess.run(command, check=True, capture_output=True, text=True).stdout):.0f}"
 
 
-def gap(one: Variant, peer: Variant, anchor: torch.Tensor, other: torch.Tensor) -> float:
-    """Return how far the anchor's gradient is from the peer's, relative to its norm."""
-    found = []
-    for variant in (one, peer):
-        side = anchor.clone().requires_grad_()
-        variant.loss(side, other).backward()
-        found.append(side.grad)
-    return ((found[0] - found[1]).norm() / found[1].norm()).item()
+def gap(loss, anchor: torch.Tensor, other: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Return how far the anchor's gradient is from the wanted one, relative to its norm."""
+    side = anchor.clone().requires_grad_()
+    loss(side, other).backward()
+    return ((side.grad - wanted).norm() / wanted.norm()).item()
+
+
+def exact_gradient(anchor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Return the anchor's gradient of InfoNCE in float64."""
+    side = anchor.double().requires_grad_()
+    InfoNCE().double()(side, other.double()).backward()
+    return side.grad
 
 
 def main() -> None:
@@ -161,7 +207,7 @@ def main() -> None:
         chosen = {name: variant for name, variant in chosen.items() if name in keep}
     if options.memory:
         for name in chosen:
-            print(f"{name:28}{peak_alone(name, options.n, options.d):>7} MiB")
+            print(f"{name:32}{peak_alone(name, options.n, options.d):>7} MiB")
         return
     compare(chosen, options.n, options.d, options.repeats)
 
@@ -176,15 +222,17 @@ def compare(chosen: dict[str, Variant], n: int, d: int, repeats: int) -> None:
     unit = statistics.median(products) / (512 * 1024) * n**2  # one product of N^2 D at peak
     peak = 2 * n**2 * d / unit / 1e9
     print(f"N {n}, D {d}, one thread, torch {torch.__version__}, {peak:.0f} GFLOP/s at best")
-    print(f"{'':28}{'ms':>8}{'of peer':>9}{'of peak':>9}")
+    print(f"{'':32}{'ms':>8}{'of peak':>9}  by its peer")
     median = {name: statistics.median(taken) for name, taken in times.items()}
     for name, variant in chosen.items():
-        ratio, share = median[name] / median[variant.peer], variant.products * unit / median[name]
-        print(f"{name:28}{median[name] * 1e3:8.1f}{ratio:9.2f}{share:9.0%}")
-    for ours in ("both, both trained", "SigLIP, both trained"):
-        if ours in chosen:
-            apart = gap(chosen[ours], chosen[chosen[ours].peer], anchor, other)
-            print(f"gradient of '{ours}' against {chosen[ours].peer}: {apart:.1e} apart")
+        share, by = variant.products * unit / median[name], ratio(times[name], times[variant.peer])
+        print(f"{name:32}{median[name] * 1e3:8.1f}{share:9.0%}  {by if name != variant.peer else '1'}")
+    infonce = [name for name in chosen if chosen[name].context is None and "SigL" not in name]
+    plain = [n for n in infonce if not any(word in n for word in ("way", "frozen", "hardness", "100"))]
+    if n <= 8192 and plain:
+        wanted = exact_gradient(anchor, other)
+        far = (f"{name} {gap(chosen[name].loss, anchor, other, wanted):.1e}" for name in plain)
+        print(f"gradient, beside that in float64: {'; '.join(far)}")
 
 
 if __name__ == "__main__":
