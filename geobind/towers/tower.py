@@ -63,10 +63,25 @@ class NormalisingTower(Tower):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode (B, C, H, W), uint8 (which counts from 0 to 1) or float, to (B, D)."""
-        image_BCHW = x.float() / 255 if x.dtype == torch.uint8 else x.float()
-        image_BCHW = (image_BCHW - self.mean.float()) / self.std.float()
+        mean, std = self.mean.float(), self.std.float()
+        if x.device.type == "cuda" and not torch.compiler.is_exporting():
+            image_BCHW = normalise_once(x, mean, std)
+        else:
+            image_BCHW = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+            image_BCHW = channels_last((image_BCHW - mean) / std)
         # A model held in half precision gets its input so; the subtraction needs all digits.
-        return self.head(self.trunk(channels_last(image_BCHW.to(self.mean.dtype))))
+        return self.head(self.trunk(image_BCHW.to(self.mean.dtype)))
+
+
+def normalise_once(image_BCHW: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return (image - mean) / std in float32 with channels last, by one multiplication and addition.
+
+    A large batch goes through a GPU's memory once instead of five times; it differs in the last digits. Bytes
+    count from 0 to 1 and are laid out before they become four times as large.
+    """
+    is_bytes = image_BCHW.dtype == torch.uint8
+    given_BCHW = channels_last(image_BCHW if is_bytes else image_BCHW.float())
+    return torch.addcmul(-mean / std, given_BCHW, 1 / (std * 255) if is_bytes else 1 / std)
 
 
 def mean_of_crops(encode: Callable[[Any], Tensor], x: Any) -> Tensor:

@@ -147,12 +147,24 @@ def set_up_optimizer(
     groups = build_parameter_groups(
         module, options, collect_lr_scales(job.encoders, job.stage.trained)
     )  # after the module: shards are other parameters
-    # On a CPU the fused kernel goes through the weights once; elsewhere torch knows best. It refuses
-    # gradients that a scaler has scaled down before it, as their norm asks for.
-    scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
-    fused = True if fabric.device.type == "cpu" and not scaled else None
+    fused = choose_fused(
+        fabric.device.type,
+        scaled=getattr(fabric.strategy.precision, "scaler", None) is not None,
+        sharded=is_sharded(fabric),
+    )
     adamw = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
     return OptimizerState(fabric, job.stage, job.steps, wrapped, fabric.setup_optimizers(adamw), adamw)
+
+
+def choose_fused(device: str, *, scaled: bool, sharded: bool) -> bool | None:
+    """Return whether AdamW takes its fused kernel; None leaves it to torch, which never does.
+
+    The kernel goes through the weights once. It refuses gradients that a scaler has scaled down before it,
+    as their norm asks for.
+    """
+    if device == "cpu":
+        return None if scaled else True
+    return True if device == "cuda" and not (scaled or sharded) else None
 
 
 def _search_nvml_once() -> None:

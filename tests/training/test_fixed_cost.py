@@ -11,6 +11,7 @@ import toy
 
 from geobind.data.sampler import MixedDataset, WeightedSource, seed_torch
 from geobind.data.sources import PluginPairs
+from geobind.towers.tower import channels_last, normalise_once
 from geobind.training import metrics, optimizer
 from geobind.training import stage as jobs
 from geobind.training.losses import InfoNCE
@@ -80,3 +81,35 @@ def test_a_bar_is_drawn_at_most_ten_times_a_second_and_at_the_end(monkeypatch):
         now[0] += 0.024
         log.add(step, 0)
     assert drawn[-1] == 100 and drawn[:2] == [5, 10] and len(drawn) == 20
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64])
+def test_one_multiplication_and_addition_normalises_and_lays_channels_last(channels, dtype):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, channels, 8, 6, generator=generator)
+    image = (image * 255).to(dtype) if dtype == torch.uint8 else image.to(dtype)
+    mean, std = (
+        torch.linspace(0.4, 0.5, channels)[:, None, None],
+        torch.linspace(0.2, 0.3, channels)[:, None, None],
+    )
+    found = normalise_once(image, mean, std)
+    exact = (image.double() / (255 if dtype == torch.uint8 else 1) - mean) / std
+    assert found.dtype == torch.float32
+    assert found.stride() == channels_last(exact).stride()
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("device", "scaled", "sharded", "fused"),
+    [
+        ("cpu", False, False, True),
+        ("cpu", True, False, None),
+        ("cuda", False, False, True),
+        ("cuda", True, False, None),
+        ("cuda", False, True, None),
+        ("mps", False, False, None),
+    ],
+)
+def test_adamw_is_fused_where_its_kernel_takes_the_gradients(device, scaled, sharded, fused):
+    assert optimizer.choose_fused(device, scaled=scaled, sharded=sharded) is fused
