@@ -91,6 +91,7 @@ def write_recipe(seed: int, brief: bool, together: bool) -> dict[str, Any]:
             "epochs": epochs,
             "optimizer": {"lr": 2.0e-3, "weight_decay": 0.1},
             "schedule": {"name": "cosine", "warmup_steps": 20},
+            "cache": "off" if together and name == "elevation" else "auto",
         }
         for name, epochs in _EPOCHS.items()
         if name in modalities

@@ -327,9 +327,9 @@ def stage_sheet(
     if stage is None:
         raise RecipeError(f"{name}: has no stage '{stage_name}'; its stages: {', '.join(stages)}")
     stage_rows = _own_rows(recipe, stage) if own else _rows_of(recipe, stage, given)
-    geometry = recipe.geometry_of(stage)
+    geometry, augmented = recipe.geometry_of(stage), recipe.augmented_in(stage)
     sides = {
-        side: SheetModality(recipe.built[side], side in stage.parts, geometry[side])
+        side: SheetModality(recipe.built[side], side in augmented, geometry[side])
         for side in recipe.names_of(stage)
     }
     return draw_stage_sheet(stage_rows, sides, rows, seed, draws)

@@ -32,7 +32,7 @@ def recipe_warnings(recipe: Recipe, stage: Stage) -> Iterator[str]:
         frozen = [name for name in recipe.together_in(stage) if name not in stage.parts]
         yield (
             f"augment.together: mirrors, turns and crops no {_listed(still)}, because this stage does not "
-            f"train, and so does not augment, {_listed(frozen)}"
+            f"train {_listed(frozen)}, whose embeddings are cached; `cache: off` turns all alike"
         )
 
 

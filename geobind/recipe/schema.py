@@ -634,12 +634,17 @@ class Recipe(RecipeBlock):
     def geometry_of(self, stage: Stage) -> dict[str, Geometry]:
         """Return how each modality of a stage draws its geometric augmentations.
 
-        Beside a co-registered raster that the stage does not train, and so does not augment, the others stay
-        unchanged too.
+        Beside a co-registered raster that the stage does not train, whose embeddings are cached, the others
+        stay unchanged too; with `cache: off` it is turned with them and embedded anew each time.
         """
         names, together = self.names_of(stage), self.together_in(stage)
-        kind: Geometry = "shared" if set(together) <= set(stage.parts) else "none"
+        kind: Geometry = "shared" if stage.cache == "off" or set(together) <= set(stage.parts) else "none"
         return {name: kind if name in together else "own" for name in names}
+
+    def augmented_in(self, stage: Stage) -> frozenset[str]:
+        """Return the modalities that a stage augments: those it trains, and frozen ones turned with them."""
+        turned = (name for name, kind in self.geometry_of(stage).items() if kind == "shared")
+        return frozenset((*stage.parts, *turned))
 
     def together_in(self, stage: Stage) -> tuple[str, ...]:
         """Return the co-registered rasters of `augment.together` in a stage, none if it has only one."""

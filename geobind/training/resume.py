@@ -80,7 +80,9 @@ def _stage_facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     if contents := _manifest_hashes(recipe, stage):
         facts["contents"] = contents
     if together := recipe.together_in(stage):
-        facts["together"] = sorted(together)
+        augmented = recipe.augmented_in(stage)
+        turned_frozen = [name for name in together if name in augmented and name not in stage.parts]
+        facts["together"] = sorted([*together, *(f"{name}, though frozen" for name in turned_frozen)])
     # Only where it is not told by the stage, nor what it was before anybody asked.
     return facts if stage.precision or precision == _DEFAULT_PRECISION else {**facts, "precision": precision}
 

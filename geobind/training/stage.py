@@ -240,9 +240,9 @@ def _checkpoint_modules(job: StageRun, losses: PairLosses) -> dict[str, nn.Modul
 def build_loader(fabric: Fabric, job: StageRun, first_step: int) -> BatchLoader:
     """Build the batch loader of this rank."""
     recipe, stage = job.recipe, job.stage
-    geometry = recipe.geometry_of(stage)
+    geometry, augmented = recipe.geometry_of(stage), recipe.augmented_in(stage)
     sides = {
-        name: ModalityInput(recipe.built[name], augment=name in stage.parts, geometry=geometry[name])
+        name: ModalityInput(recipe.built[name], augment=name in augmented, geometry=geometry[name])
         for name in job.encoders
     }
     return BatchLoader(

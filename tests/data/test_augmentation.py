@@ -274,10 +274,15 @@ def test_stages_say_what_is_turned_alike(recipe):
     ]
     frozen = recipe("stages.0.train=[heights]")
     assert [*recipe_warnings(frozen, frozen.stages[0])] == [
-        "augment.together: mirrors, turns and crops no heights, because this stage does not train, and so "
-        "does not augment, tile"
+        "augment.together: mirrors, turns and crops no heights, because this stage does not train tile, "
+        "whose embeddings are cached; `cache: off` turns all alike"
     ]
     assert frozen.geometry_of(frozen.stages[0]) == {"tile": "none", "heights": "none"}
+    assert frozen.augmented_in(frozen.stages[0]) == {"heights"}
+    live = recipe("stages.0.train=[heights]", "stages.0.cache=off")
+    assert not [*recipe_warnings(live, live.stages[0])]
+    assert live.geometry_of(live.stages[0]) == {"tile": "shared", "heights": "shared"}
+    assert live.augmented_in(live.stages[0]) == {"tile", "heights"}
     alone = recipe("stages.0.align=stubborn", "stages.0.train=[tile, stubborn]")
     assert alone.geometry_of(alone.stages[0]) == {"tile": "own", "stubborn": "own"}
 
