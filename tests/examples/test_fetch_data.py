@@ -170,8 +170,8 @@ def test_a_stand_in_has_what_both_examples_read_and_says_so(tmp_path, capsys):
         text = (EXAMPLES / example / "recipe.yaml").read_text()
         named = [line.split("./data/")[1].split()[0] for line in text.splitlines() if "./data/" in line]
         assert named and all((data / name).is_file() for name in named)
-        assert (
-            load_recipe(EXAMPLES / example / "recipe.yaml", files=False).name == yaml.safe_load(text)["name"]
-        )
+        (tmp_path / f"{example}.yaml").write_text(text)
+        checked = load_recipe(tmp_path / f"{example}.yaml", files=False)
+        assert checked.name == yaml.safe_load(text)["name"]
     with pytest.raises(SystemExit, match="is not empty"):
         stand_in.main(data)
