@@ -21,8 +21,8 @@ Precision = Literal["float32", "bfloat16", "auto"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 ROWS = 12  # that the two types are compared on, and the fewest that `auto` looks at
 _TIMED = 16  # rows of a batch that are timed on a CPU, where more would take long
-_ROUNDS = 3
-_GAIN = 0.9  # of the time in float32, from which bfloat16 is worth its digits
+_ROUNDS = 4
+_GAIN = 0.8  # of the time in float32: worth its digits, and more than clocks of busy machines err by
 _ALIKE = 0.999  # the least cosine to float32 that is no other embedding
 
 Value = TypeVar("Value")
