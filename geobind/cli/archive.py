@@ -39,6 +39,9 @@ def info_command(archive: Path, as_json: bool) -> None:
     click.echo(
         f"embedded: '{opened.modality}'{name}, model {opened.model[:12]}, from {metadata.source or 'arrays'}"
     )
+    if metadata.computed != "float32":
+        alike = "" if metadata.cosine is None else f", least cosine to float32 {metadata.cosine:.5f}"
+        click.echo(f"computed: in {metadata.computed}{alike}")
     if box:
         west, south, east, north = box
         click.echo(f"bounds: {west:.5f},{south:.5f},{east:.5f},{north:.5f} (west,south,east,north)")

@@ -196,3 +196,11 @@ def test_files_are_embedded_where_and_how_the_options_say(call, tmp_path):
 def test_a_device_that_is_not_there_is_named(call):
     done = call("embed bundle ground_image pictures/0.png --out {out}/a.npy --device cuda:7")
     assert done.exit_code == 2 and "error: no device 'cuda:7' here" in done.output
+
+
+def test_info_says_what_type_an_archive_was_computed_in(call):
+    made = call("embed bundle ground_image --data pictures --out {out}/a.parquet --precision bfloat16")
+    assert made.exit_code == 0, made.output
+    assert re.search(
+        r"computed: in bfloat16, least cosine to float32 0\.9\d", call("archive info {out}/a.parquet").output
+    )
