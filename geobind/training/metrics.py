@@ -8,13 +8,14 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
-from geobind.errors import TrainingError
+from geobind.errors import StorageError, TrainingError
 from geobind.utils import files
 from geobind.utils.logs import rank_zero_logger
 from geobind.utils.progress import PLAIN_EVERY, is_interactive, make_bar
@@ -22,6 +23,7 @@ from geobind.utils.progress import PLAIN_EVERY, is_interactive, make_bar
 _log = rank_zero_logger(__name__)
 
 _SHOW_EVERY = 0.1  # seconds; a bar is drawn no more often
+_WRITE_EVERY = 0.2  # seconds; opening the file takes as long as the rest of recording a step
 FIELDS: tuple[str, ...] = ("stage", "step", "loss", "temperature", "lr", "grad_norm", "samples_per_second")
 
 
@@ -122,9 +124,10 @@ class Recorder:
         self.last_loss = math.nan
         self.last_of: dict[str, float] = {}  # by pair, of the last step that compared it
         self._pending: list[StepRecord] = []
+        self._rows: list[dict[str, Any]] = []  # looked at, and not yet in the file
         self._broken = 0
         self._bar = make_bar("status") if metrics and is_interactive() else None
-        self._flushed = self._shown = time.monotonic()
+        self._flushed = self._shown = self._written = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -137,20 +140,35 @@ class Recorder:
             self._bar.stop()
         if kind is None:
             self.flush()
+        else:
+            with suppress(StorageError):  # what ended the stage counts
+                self._write()
 
     def add(self, step: StepRecord, broken: int) -> None:
         """Record a step and flush when due; `broken` counts the samples left out so far."""
         self._pending.append(step)
         self._broken = broken
         if len(self._pending) >= self.every or step.number + 1 == self.total:
-            self.flush()
+            self._look()
+            if self._flushed - self._written >= _WRITE_EVERY or step.number + 1 == self.total:
+                self._write()
 
     def flush(self) -> None:
-        """Check, write and show the steps since the last flush.
+        """Check, show and write the steps since the last flush.
 
         Raises:
             TrainingError: A loss was not finite.
         """
+        self._look()
+        self._write()
+
+    def _write(self) -> None:
+        if self.metrics and self._rows:
+            self.metrics.add(self.stage, self._rows)
+        self._rows.clear()
+        self._written = time.monotonic()
+
+    def _look(self) -> None:
         if not self._pending:
             return
         now = time.monotonic()
@@ -163,9 +181,7 @@ class Recorder:
         for step in self._pending:
             self.last_of |= {name: float(value) for name, value in step.losses.items()}
         if self.metrics:
-            self.metrics.add(
-                self.stage, [_csv_row(s, loss, rate) for s, loss in zip(self._pending, losses, strict=True)]
-            )
+            self._rows += [_csv_row(s, loss, rate) for s, loss in zip(self._pending, losses, strict=True)]
             self._show(self._pending[-1], losses[-1], rate, now)
         self._pending.clear()
         self._flushed = time.monotonic()
