@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from importlib.resources import files
 from pathlib import Path
 
 BROWSER = next(
@@ -201,7 +202,8 @@ def find_barriers(page, address):
 
 def list_barriers(page):
     """List what axe-core finds in the page that is open."""
-    page.run(f"{(Path(__file__).parent / 'axe.min.js').read_text()}; 0")
+    script = files("axe_core_python") / "axe.min.js"
+    page.run(f"{script.read_text(encoding='utf-8')}; 0")
     return page.run(
         "axe.run().then((found) => found.violations.map((one) => "
         "[one.id, one.impact, one.nodes.slice(0, 3).map((node) => "
