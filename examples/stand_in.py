@@ -1,6 +1,6 @@
 """Write a small stand-in for the data of examples/ucm and examples/real_data: toy Earth, and random weights.
 
-    python stand_in.py DATA              # every file that both examples read, 18 MB
+    python stand_in.py DATA              # every file that both examples read, 41 MB
     python stand_in.py DATA --weights    # random weights alone, into a folder with the real files
 
 Every command of the examples runs on it. Its figures say nothing about real places: tiles, photos, sounds and
@@ -54,10 +54,9 @@ def main(data: Path, *, weights_only: bool = False, places: int = PLACES, held_o
 
 def draw_toy_earth(folder: Path, places: int, held_out: int) -> list[Row]:
     """Write toy Earth's files into a folder, and return the rows of its manifest."""
-    from geobind.data.dataset import registry
+    from geobind_toyearth import ToyEarth
 
-    options = {"places": places, "held_out": held_out, "seconds": 2.0}
-    manifest = registry().get("toyearth").model_validate(options).write_files(folder)
+    manifest = ToyEarth(places=places, held_out=held_out, seconds=2.0).write_files(folder)
     with open(manifest, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

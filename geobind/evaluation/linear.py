@@ -166,7 +166,9 @@ def ridge(x_ND: Floats, y_NT: Floats, shares: tuple[float, ...] = SHARES) -> Rid
     if not shares or min(shares) <= 0:
         raise DataError(f"penalties must be positive, not {list(shares)}")
     mean_D, mean_T = x_ND.mean(0), y_NT.mean(0)
-    u_NR, s_R, v_RD = np.linalg.svd(x_ND - mean_D, full_matrices=False)
+    # By torch: of many rows it takes seconds, and numpy has one thread (see geobind.cli).
+    parts = torch.linalg.svd(torch.from_numpy(x_ND - mean_D), full_matrices=False)
+    u_NR, s_R, v_RD = (part.numpy() for part in parts)
     kept_R = s_R > max(s_R[0], 1e-300) * 1e-12
     u_NR, s_R, v_RD = u_NR[:, kept_R], s_R[kept_R], v_RD[kept_R]
     centred_NT = y_NT - mean_T

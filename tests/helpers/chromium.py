@@ -202,7 +202,7 @@ def find_barriers(page, address):
 
 def list_barriers(page):
     """List what axe-core finds in the page that is open."""
-    script = files("axe_core_python") / "axe.min.js"
+    script = files("axe_playwright_python") / "axe.min.js"
     page.run(f"{script.read_text(encoding='utf-8')}; 0")
     return page.run(
         "axe.run().then((found) => found.violations.map((one) => "
