@@ -1,4 +1,4 @@
-"""What only an accelerator can tell, in one command: what must hold on it, and how well it is used.
+"""Checks and measurements that need an accelerator: results that must hold on it, and how well it is used.
 
     python benchmarks/accelerator.py --out FOLDER            # a CUDA machine, 8 minutes at most
     python benchmarks/accelerator.py --small --out FOLDER    # a CPU: the same code, no figure means anything

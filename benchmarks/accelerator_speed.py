@@ -84,7 +84,7 @@ class Enough(Exception):
 
 
 class Contest(NamedTuple):
-    """What our stage and open_clip's loop both do."""
+    """The step that our stage and open_clip's loop both take."""
 
     name: str
     train: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What bridged scores cost beside cosines, as ratios of one run, and their extra memory.
+"""Cost of bridged scores beside cosines, as ratios of one run, and their extra memory.
 
     python benchmarks/bridge.py [--rows 4000] [--bank 4000] [--width 512] [--rounds 7]
 

@@ -1,4 +1,4 @@
-"""What a bridge gains for emergent pairs: the tables of docs/bridge.md.
+"""Gains of a bridge for emergent pairs: the tables of docs/bridge.md.
 
     geobind run three_modal --set seed=0 --out runs/toy0       # and further seeds, and real_earth
     python benchmarks/bridge_study.py runs/toy0 runs/toy1 --keep kept [--direct text-audio=0.71]

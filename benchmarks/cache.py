@@ -1,4 +1,4 @@
-"""What the embedding cache gains: stages with frozen sides, with and without it, from their second epoch on.
+"""Gain of the embedding cache: stages with frozen sides, with and without it, from their second epoch on.
 
     python benchmarks/cache.py [--steps 2] [--rounds 3] [--batch 8] [--only vit|resnet18|heads|rows]
 

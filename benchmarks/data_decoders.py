@@ -1,4 +1,4 @@
-"""What ways to decode, scale and resample cost, and what they do to the signal."""
+"""Cost of ways to decode, scale and resample, and their effect on the signal."""
 
 from __future__ import annotations
 

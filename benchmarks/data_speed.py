@@ -136,7 +136,7 @@ def opened(manifest: Path, sides: dict[str, Any]) -> Table:
 
 
 class Plain(Dataset):
-    """What a tutorial writes: a list of files and a transform."""
+    """A dataset as tutorials write it: a list of files and a transform."""
 
     def __init__(self, folder: Path, first: Callable[[Any], Any], second: Callable[[str], Any]) -> None:
         self.folder, self.rows, self.first, self.second = folder, read_manifest(folder), first, second

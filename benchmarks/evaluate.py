@@ -31,7 +31,7 @@ ROWS = 1024  # the bare product is taken in blocks of rows too: quicker than int
 
 
 class Result(NamedTuple):
-    """What one run took."""
+    """Time and memory of one run."""
 
     seconds: float
     extra_mb: float

@@ -1,4 +1,4 @@
-"""What the intervals of evaluation cover: the table of docs/evaluation.md.
+"""Coverage of the intervals of evaluation: the table of docs/evaluation.md.
 
     python benchmarks/intervals.py [--draws 2000]
 

@@ -51,7 +51,7 @@ PARTS: tuple[tuple[str, str, Callable[..., str]], ...] = (
 
 
 class Cost(NamedTuple):
-    """What a part costs."""
+    """The cost of a part."""
 
     own: float = 0.0  # CPU seconds of the process itself
     others: float = 0.0  # of the processes that it started and that have ended

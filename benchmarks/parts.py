@@ -25,7 +25,7 @@ NEEDS_CUDA, NO_TIME = "skipped: needs CUDA", "skipped: no time"
 
 
 class Setup(NamedTuple):
-    """What all parts are given."""
+    """Inputs of all parts."""
 
     small: bool
     device: str  # "cuda" or "cpu"

@@ -1,4 +1,4 @@
-"""What a step in two passes costs, and what it saves: CPU time and peak memory by the size of the batch.
+"""Cost and gain of a step in two passes: CPU time and peak memory by the size of the batch.
 
     python benchmarks/two_pass.py [--only time|memory|local] [--batches 32 64 128] [--chunk 16] [--rounds 3]
 

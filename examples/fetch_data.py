@@ -32,7 +32,7 @@ _BLOCK = 1 << 20
 
 
 class FetchError(Exception):
-    """What a user can mend, or must know."""
+    """An error that a user can mend, or must know of."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Part:
-    """What a user asks for by name."""
+    """Files that a user asks for by one name."""
 
     archives: tuple[Archive, ...]
     folder: str  # below DATA; a part whose folder is there is not fetched again

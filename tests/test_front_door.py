@@ -1,4 +1,4 @@
-"""What a user of Python sees first: binders, recipes and tables in one line, and as HTML in notebooks."""
+"""First sight in Python: binders, recipes and tables in one line, and as HTML in notebooks."""
 
 import re
 from dataclasses import replace

@@ -151,7 +151,7 @@ def hooks():
 
 
 def found_in(files, find):
-    """What `find` finds, for each file where it finds anything."""
+    """Return the findings of `find` by file, of files that have any."""
     return {name: found for name in files if (found := find(name))}
 
 
@@ -344,3 +344,14 @@ def test_no_test_module_imports_another():
         }
 
     assert {path.name: found for path in tests if (found := borrowed(path))} == {}
+
+
+def test_docstrings_name_what_they_describe():
+    opener = re.compile(r"\s*(What|Say|Says|Tell|Tells|See|Let)\b")
+
+    def vague(name):
+        owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        nodes = (node for node in ast.walk(TREES[name]) if isinstance(node, owners))
+        return {text.split("\n")[0] for node in nodes if opener.match(text := ast.get_docstring(node) or "")}
+
+    assert found_in(FILES, vague) == {}

@@ -1,4 +1,4 @@
-"""What people are shown of a raw input: a modality's picture, else the input itself."""
+"""Pictures of raw inputs: a modality's own, else the input itself."""
 
 import matplotlib
 import numpy as np

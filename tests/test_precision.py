@@ -28,7 +28,7 @@ def binder():
 
 
 def clock(monkeypatch, low):
-    """Let bfloat16 take `low` of the time of float32."""
+    """Make bfloat16 take `low` of the time of float32."""
     took = {torch.float32: 1.0, torch.bfloat16: low}
     monkeypatch.setattr(precision, "_time", lambda call, device: took[call.__defaults__[0].head.weight.dtype])
 

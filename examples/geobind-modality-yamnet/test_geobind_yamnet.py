@@ -1,4 +1,4 @@
-"""What every modality promises, checked for this one."""
+"""The contract of every modality, checked for this one."""
 
 import numpy as np
 from geobind_yamnet import AudioYamnet

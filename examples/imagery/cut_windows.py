@@ -44,7 +44,7 @@ GDAL = {
 
 
 class CutError(Exception):
-    """What a user can mend."""
+    """An error that a user can mend."""
 
 
 @dataclass(frozen=True)

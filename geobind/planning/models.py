@@ -218,7 +218,7 @@ class SideCost(Measurement):
 
 
 class LoadingMemory(Measurement):
-    """What bounds the memory of rows that loader processes have ready."""
+    """The bounds on the memory of rows that loader processes have ready."""
 
     workers: int  # on one device
     row_bytes: int  # of a prepared row

@@ -32,7 +32,7 @@ _NOISE = (
 
 
 class TrainingPrecision(NamedTuple):
-    """What `precision: auto` of a recipe stands for in a run, and why."""
+    """The precision that `auto` of a recipe stands for in a run, and why."""
 
     precision: Precision
     reason: str

@@ -1,4 +1,4 @@
-"""What the command line says of words, folders and bundles that cannot be meant."""
+"""Messages about words, folders and bundles that cannot be meant."""
 
 import json
 import warnings

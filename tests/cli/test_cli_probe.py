@@ -23,7 +23,7 @@ ROWS = 90
 
 
 class Net(nn.Module):
-    """What is put in comes out, by way of a trunk of nine numbers."""
+    """An encoder that returns its input, by way of a trunk of nine numbers."""
 
     def __init__(self, width):
         super().__init__()
@@ -254,7 +254,7 @@ def test_facts_of_toy_earth_are_targets(bundle):
 
 
 def no_weights(monkeypatch):
-    """Let nothing read a bundle's weights."""
+    """Make reading a bundle's weights an error."""
     monkeypatch.setattr(Binder, "from_pretrained", lambda *_, **__: pytest.fail("the bundle was loaded"))
 
 

@@ -21,7 +21,7 @@ def call(*words):
 
 @pytest.fixture(scope="module")
 def healthy():
-    """What is reported of the environment that runs the tests."""
+    """The report on the environment that runs the tests."""
     found = call("--json")
     values = json.loads(found.output)
     values["exit_code"] = found.exit_code

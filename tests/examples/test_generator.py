@@ -198,7 +198,7 @@ def test_the_commands_of_the_readme_train_draw_and_measure(runs, tmp_path, capsy
 
 
 class Stable:
-    """What `StableUnCLIPImg2ImgPipeline` is called with; it records the call."""
+    """A stand-in for `StableUnCLIPImg2ImgPipeline` that records its call."""
 
     argument = "image_embeds"
 
@@ -217,7 +217,7 @@ class Stable:
 
 
 class Karlo(Stable):
-    """What `UnCLIPImageVariationPipeline` is called with."""
+    """A stand-in for `UnCLIPImageVariationPipeline` that records its call."""
 
     argument = "image_embeddings"
 

@@ -51,7 +51,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
-    """What a run comes to that nothing happens to, for the overrides of a recipe."""
+    """The results of an undisturbed run, for the overrides of a recipe."""
     found = {}
 
     def outcome(*overrides):

@@ -15,7 +15,7 @@ from geobind.training import interruption, metrics
 
 
 def raising(monkeypatch, error, after=3):
-    """Let the so-many-th forward pass fail."""
+    """Make one forward pass fail, counted from the first."""
     forward, left = toy.Net.forward, iter(range(after + 1))
 
     def watched(self, x_BF):

@@ -42,7 +42,7 @@ MOST_BYTES = 1_500_000_000  # a photo of the largest size that is read takes 300
 
 
 class Reading:
-    """What a worker calls: damage a file and read it."""
+    """Damage a file and read it, in a worker."""
 
     def __init__(self, data, save, kinds):
         import fuzz_targets
@@ -102,7 +102,7 @@ def _tasks(seed, kinds):
 
 
 class Tally:
-    """What became of the items of a format."""
+    """Outcomes of the items of a format."""
 
     def __init__(self):
         self.items = self.read = self.faults = self.most = 0
@@ -123,7 +123,7 @@ class Tally:
 
 
 class Summary:
-    """What became of all items."""
+    """Outcomes of all items."""
 
     def __init__(self):
         self.by_kind, self.reasons, self.all = defaultdict(Tally), Counter(), Tally()

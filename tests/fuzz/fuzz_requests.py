@@ -132,7 +132,7 @@ def make_request(draw, files):
 
 
 def send(port, content):
-    """What comes back."""
+    """Return the answer."""
     found = b""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=10) as client:

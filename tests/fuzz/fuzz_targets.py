@@ -24,7 +24,7 @@ NAMES = ("photo", "caption", "window", "numbers")
 
 
 class Wrong(Exception):
-    """What was read, or the reason why it was not, is not as it should be."""
+    """A result, or the reason of a refusal, is not as it should be."""
 
 
 def outcome(kind, content, folder, number):

@@ -22,14 +22,14 @@ class Left(world.Note):
 
 
 class Right(world.Note):
-    """What is aligned."""
+    """The aligned modality."""
 
     name = "right"
     role = "trainable"
 
 
 class Third(world.Note):
-    """What some rows lack."""
+    """A modality that some rows lack."""
 
     name = "third"
     role = "trainable"

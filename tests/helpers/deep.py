@@ -78,14 +78,14 @@ class Near(toy.Numbers):
 
 
 class Far(Near):
-    """What is aligned; it brings its own pairs."""
+    """The aligned modality, which brings its own pairs."""
 
     name = "far"
     pairs = toy.Right.pairs
 
 
 def figures(run: Path) -> list[tuple[str, int, float, float]]:
-    """What metrics.csv of a run tells of each step: stage, number, loss and norm of the gradient."""
+    """Read each step of a run's metrics.csv: stage, number, loss and norm of the gradient."""
     with (run / "metrics.csv").open() as file:
         rows = csv.DictReader(file)
         return [(r["stage"], int(r["step"]), float(r["loss"]), float(r["grad_norm"])) for r in rows]

@@ -110,7 +110,7 @@ def _pack(folder: Path) -> None:
 
 
 def _packed(folder: Path) -> object:
-    """What the shards hold, without the stamp in their heads, which tells when the manifest was written."""
+    """The contents of the shards, without the time in their heads at which the manifest was written."""
     return {path.name: pq.read_table(path).to_pydict() for path in sorted((folder / "packed").iterdir())}
 
 

@@ -60,7 +60,7 @@ class Killing:
         return kill_in_chains(self._chain, wanted)
 
     def uninterrupted(self, variant: str) -> tuple[world.Outcome, dict[str, int], float]:
-        """What a run comes to that nothing happens to, its moments, and its seconds."""
+        """The results of an undisturbed run, its moments, and its seconds."""
         if variant not in self.whole:
             home = self._home(f"whole {variant}")
             ended = world.live(home, *world.VARIANTS[variant], moments=Moments(), resume=False)

@@ -19,7 +19,7 @@ class Target(NamedTuple):
 
 
 def kind_of(path: object) -> str:
-    """What a file is for."""
+    """The purpose of a file."""
     text = str(path)
     for word, kind in (
         ("embeddings", "cache"),

@@ -65,7 +65,7 @@ _OF_THE_CLOCK = ("samples_per_second", "seconds")  # columns
 
 
 class Outcome(NamedTuple):
-    """What must be the same, however often the run was killed."""
+    """The results that must be the same, however often the run was killed."""
 
     weights: str  # SHA-256 of the bundle's weights
     retrieval: str  # ... of what was measured

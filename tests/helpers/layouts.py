@@ -66,7 +66,7 @@ def parquet(path, rows):
 
 
 def imported(importer, out, **options):
-    """What an import writes: its summary, and the rows without what is missing."""
+    """An import's output: its summary, and the rows without missing cells."""
     summary = write_manifest(importer, out, **options)
     rows = pq.read_table(out).to_pylist()
     return summary, [{k: v for k, v in row.items() if v is not None} for row in rows]

@@ -148,7 +148,7 @@ KINDS = {kind.word: kind for kind in (MODALITY, IMPORTER, DATASET, LOGGER, WEIGH
 
 
 def only_fault(publish, kind, source):
-    """What is said of a faulty plugin beside a good one, which must be found; {module} is its module."""
+    """The messages about a faulty plugin beside a good one, which must be found; {module} is its module."""
     module = publish("acme-broken", source)
     publish("acme-sound", kind.named("sonar"))
     found = kind.collect()

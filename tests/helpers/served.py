@@ -190,7 +190,7 @@ class Served:
         return status, json.loads(body)
 
     def raw(self, content, *, wait=5.0):
-        """What comes back for bytes sent as they are."""
+        """Return the answer to bytes sent as they are."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=wait) as client:
             parts = []
             with contextlib.suppress(OSError):

@@ -90,7 +90,7 @@ class Left(Numbers):
 
 
 class Right(Numbers):
-    """What is aligned; it brings its own pairs."""
+    """The aligned modality, which brings its own pairs."""
 
     name = "right"
     role = "trainable"

@@ -68,7 +68,7 @@ def net(seed: int = 0) -> Net:
 def stored(
     raws, *, modality=None, encoder=None, source=SOURCE, part="whole", augmented=False, views=0, **more
 ):
-    """What a stage does to read a side from the cache; returns the side and the entry it lies in."""
+    """Read a side from the cache as a stage does; return it and the entry it lies in."""
     from geobind.embedding_cache.build import CacheBuilder, RowEncoder, ensure_cached, hash_inputs
     from geobind.embedding_cache.keys import FileHashes, cache_key_facts
     from geobind.embedding_cache.store import CacheEntry, embeddings_folder

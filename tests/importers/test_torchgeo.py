@@ -95,7 +95,7 @@ class GridGeoSampler:
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
-    """What `import torchgeo` finds."""
+    """A stand-in for the package torchgeo."""
     modules = {name: ModuleType(name) for name in ("torchgeo", "torchgeo.datasets", "torchgeo.samplers")}
     for cls in (Scenes, Bands, Scene):
         setattr(modules["torchgeo.datasets"], cls.__name__, cls)

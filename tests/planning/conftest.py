@@ -1,4 +1,4 @@
-"""What tests of planning share: the toy modalities, and a cache folder of their own."""
+"""Fixtures of planning: the toy modalities, and a cache folder of their own."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What follows from measurements: lines, counts of different things, choices, sums."""
+"""Conclusions from measurements: lines, counts of different things, choices, sums."""
 
 import numpy as np
 import pytest

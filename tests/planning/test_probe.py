@@ -34,7 +34,7 @@ def seen(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def measured(recipe, scratch, **options) -> ProbeResult:
-    """What `ask` brings from another process, measured in this one."""
+    """The measurements that `ask` brings from another process, made in this one."""
     options = {"seconds": SECONDS, "limit": None, **options}
     scratch.mkdir(parents=True)
     events = [
@@ -48,7 +48,7 @@ def measured(recipe, scratch, **options) -> ProbeResult:
 
 @pytest.fixture
 def write_report(monkeypatch):
-    """What writes a report; runs and measurements write none, which takes them most of their time."""
+    """The writer of reports; runs and measurements write none, which takes most of their time."""
     write = report.write_report
     monkeypatch.setattr(report, "write_report", lambda *_, **__: None)
     return write
@@ -178,7 +178,7 @@ def test_a_run_that_cannot_be_says_the_same_when_it_is_planned(here, tmp_path):
 
 @pytest.fixture
 def elsewhere(monkeypatch, tmp_path):
-    """Let other processes have the toy modalities too."""
+    """Give other processes the toy modalities too."""
     site = tmp_path / "site"
     site.mkdir()
     here = Path(toy.__file__).parent

@@ -124,7 +124,7 @@ def call(*words):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """What docs/paper.md says to type, in miniature."""
+    """The commands of docs/paper.md, in miniature."""
     home, noise = tmp_path_factory.mktemp("paper"), np.random.default_rng(0)
     (home / "data" / "sat2cap").mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""What a recipe says of the parts that a stage trains: what is read, what is refused, and where."""
+"""The parts that a stage trains, as a recipe names them: read, or refused with the place."""
 
 from pathlib import Path
 

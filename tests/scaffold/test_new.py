@@ -26,7 +26,7 @@ def new(*words):
 
 
 def installed(project, site):
-    """What pip does: build the wheel, unpack it, where a process of its own finds it."""
+    """Install as pip does: build the wheel, unpack it, where a process of its own finds it."""
     code = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, site], cwd=project, check=True, capture_output=True)
     (wheel,) = site.glob("*.whl")

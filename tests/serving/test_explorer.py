@@ -1,4 +1,4 @@
-"""What a page asks: queries of any parts, the nearest rows, what a place looks, sounds and reads like."""
+"""Requests of a page: queries of any parts, the nearest rows, what a place looks, sounds and reads like."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What an emergence study says of its runs, on runs whose figures are made up and known."""
+"""Findings of an emergence study, on runs whose figures are made up and known."""
 
 import json
 import math

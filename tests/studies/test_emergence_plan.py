@@ -1,4 +1,4 @@
-"""What an emergence study runs: equal work, one mean loss, and the recipes it cannot study."""
+"""The runs of an emergence study: equal work, one mean loss, and the recipes it cannot study."""
 
 import pytest
 import torch

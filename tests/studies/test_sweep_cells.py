@@ -1,4 +1,4 @@
-"""What a sweep runs: axes from text, grids, sweep files, and the mistakes in them."""
+"""Cells of a sweep: axes from text, grids, sweep files, and the mistakes in them."""
 
 import json
 

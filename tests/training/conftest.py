@@ -1,4 +1,4 @@
-"""What tests of whole runs share."""
+"""Fixtures of whole runs."""
 
 import pytest
 import torch

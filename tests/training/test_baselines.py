@@ -1,4 +1,4 @@
-"""What a run measures beside its own encoders: untrained ones, pairs trained directly, questions in words."""
+"""Measurements beside a run's own encoders: untrained ones, pairs trained directly, questions in words."""
 
 import json
 

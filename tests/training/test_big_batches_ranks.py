@@ -83,7 +83,7 @@ def rows_of(folder: Path):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """What runs cases in one process, each set of options once."""
+    """A runner of cases in one process, each set of options once."""
     folder, found = prepared(tmp_path_factory.mktemp("alone")), {}
 
     def of(name: str) -> Path:

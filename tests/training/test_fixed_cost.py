@@ -1,4 +1,4 @@
-"""What a step costs however small it is: nothing is done twice, or more often than anybody sees."""
+"""The fixed cost of a step: nothing is done twice, or more often than anybody sees."""
 
 import ctypes
 import os

@@ -17,7 +17,7 @@ from geobind.training.sync_batchnorm import sync_batch_norms, unsync_batch_norms
 
 
 class Group:
-    """What `torch.distributed` does, among threads."""
+    """`torch.distributed` among threads."""
 
     def __init__(self, count):
         self.count, self.told, self.barrier = count, {}, threading.Barrier(count, timeout=20)

@@ -81,7 +81,7 @@ def alone(home):
 
 @pytest.fixture(scope="module")
 def four(home):
-    """What four processes leave, the third of them killed in the last of their runs."""
+    """The files of four processes, the third of them killed in the last of their runs."""
     jobs = [
         job(home / "ddp"),
         job(home / "fsdp2", FSDP2),

@@ -1,4 +1,4 @@
-"""What one process does about precision, compiling and activation checkpointing."""
+"""Precision, compiling and activation checkpointing in one process."""
 
 from itertools import pairwise
 from pathlib import Path

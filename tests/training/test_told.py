@@ -1,4 +1,4 @@
-"""What recipes can ask of losses and batches, in whole runs: resumed, in two processes, refused in time."""
+"""Options of losses and batches in whole runs: resumed, in two processes, refused in time."""
 
 import re
 from pathlib import Path

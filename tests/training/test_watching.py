@@ -135,7 +135,7 @@ def after(folder, steps, text, monkeypatch):
 
 
 def kill_in(patch, owner, name, after):
-    """Let a function be called so many times; the call after that kills before it does anything."""
+    """Allow a function so many calls; the next one kills the process before it does anything."""
     real, calls = getattr(owner, name), iter(range(10_000))
 
     def dies(*args, **kwargs):

@@ -46,7 +46,7 @@ class Hiding(Net):
 
 
 class ReadsToTheEnd(Net):
-    """What comes after the largest token cannot be seen."""
+    """A text encoder that cannot see what comes after the largest token."""
 
     def forward(self, tokens_BS):
         position_S = torch.arange(tokens_BS.shape[1])
