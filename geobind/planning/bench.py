@@ -38,6 +38,8 @@ def _sample_source(source: WeightedSource, count: int) -> WeightedSource:
 class StepTimer(MetricsFile):
     """Records the times of steps instead of writing metrics."""
 
+    write_every = 0.0  # each step has its own time
+
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "metrics.csv")
         self.at: list[float] = []

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor
 
@@ -23,7 +23,6 @@ from geobind.utils.progress import PLAIN_EVERY, is_interactive, make_bar
 _log = rank_zero_logger(__name__)
 
 _SHOW_EVERY = 0.1  # seconds; a bar is drawn no more often
-_WRITE_EVERY = 0.2  # seconds; opening the file takes as long as the rest of recording a step
 FIELDS: tuple[str, ...] = ("stage", "step", "loss", "temperature", "lr", "grad_norm", "samples_per_second")
 
 
@@ -48,6 +47,8 @@ class MetricsFile:
         more: Columns beside the first ones, such as those of `pair_fields`.
         first: Its first columns.
     """
+
+    write_every: ClassVar[float] = 0.2  # seconds: opening the file takes as long as recording a step
 
     def __init__(self, path: Path, more: Sequence[str] = (), first: Sequence[str] = FIELDS) -> None:
         self.path = path
@@ -150,7 +151,8 @@ class Recorder:
         self._broken = broken
         if len(self._pending) >= self.every or step.number + 1 == self.total:
             self._look()
-            if self._flushed - self._written >= _WRITE_EVERY or step.number + 1 == self.total:
+            due = self._written + self.metrics.write_every if self.metrics else math.inf
+            if self._flushed >= due or step.number + 1 == self.total:
                 self._write()
 
     def flush(self) -> None:

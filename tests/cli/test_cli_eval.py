@@ -314,7 +314,7 @@ def test_a_leaking_split_is_a_warning_in_the_table(bundle, manifest):
     [
         (("--calibrate", "test"), "--calibrate test: these are the rows measured on"),
         (("--calibrate", "val"), "has no rows of split 'val'"),
-        (("--keep",), "--keep needs --calibrate SPLIT"),
+        (("--keep",), "--keep needs --calibrate or --fuse"),
         (("--arithmetic", "left:right"), "write ONE+TWO:GALLERY"),
         (("--arithmetic", "left+sonar:right"), "no modality 'sonar'"),
         (("--clusters", "group"), "intervals by group need a column `group`"),

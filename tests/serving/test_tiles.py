@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 import served
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -171,6 +171,7 @@ def grid_tiles():
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(st.floats(0.02, 10.98), st.floats(0.02, 7.98), st.integers(9, 17))
 def test_a_pixel_of_a_map_has_the_colour_of_the_cell_at_its_place(column, row, zoom):
+    assume(all(abs(at - round(at)) > 1e-6 for at in (column, row)))  # a border belongs to either cell
     cells = grid_tiles()
     lat, lon = place_of("EPSG:32631", UTM, column * 32, row * 32)
     value = cells.find_value(lat, lon)
