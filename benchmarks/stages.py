@@ -173,6 +173,7 @@ def synchronize(device: str) -> None:
 class Stamps(MetricsFile):
     """A metrics.csv that remembers its figures and when they came, and may do something else in between."""
 
+    write_every = 0.0  # each look has its own time
     between: Callable[[int], None] | None = None  # called with the number of each look
 
     def __init__(self, path: Path, device: str) -> None:
