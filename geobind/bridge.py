@@ -22,14 +22,12 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from geobind.errors import CheckpointError, DataError
 from geobind.recipe.marks import Marks
 from geobind.scoring import as_rows, cosine
-from geobind.utils.files import read_limited
+from geobind.utils.files import read_hashed_tensors
 from geobind.utils.system import hash_tensors
 from geobind.utils.vectors import require_directions, unit
 
@@ -174,13 +172,10 @@ def read_bank(path: Path, facts: BankFacts) -> AnchorBank | None:
         CheckpointError: It is damaged, too large, or not the one that the card describes.
     """
     fix = f"; fetch it again, or remove it: the bundle loads without {path.name}"
-    try:
-        tensors = load(read_limited(path, MAX_BANK, "a bank"))
-    except FileNotFoundError:
+    tensors = read_hashed_tensors(path, MAX_BANK, "bank", facts.sha256, fix)
+    if tensors is None:
         return None
-    except (OSError, SafetensorError, DataError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as a bank ({error}){fix}") from None
-    if hash_tensors(tensors) != facts.sha256 or _ANCHOR not in tensors:
+    if _ANCHOR not in tensors:
         raise CheckpointError(f"{path}: is not the bank that the card describes (SHA-256 differs){fix}")
     references = {
         name.removeprefix(_OTHER): rows for name, rows in tensors.items() if name.startswith(_OTHER)

@@ -18,8 +18,6 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,7 +26,7 @@ from geobind.errors import CheckpointError, DataError
 from geobind.fusion import Expectation, check_row_counts
 from geobind.recipe.schema import FuserOptions
 from geobind.towers.weights import describe_misfit
-from geobind.utils.files import read_limited
+from geobind.utils.files import read_hashed_tensors
 from geobind.utils.hashing import derive_seed
 from geobind.utils.progress import track
 from geobind.utils.system import hash_tensors
@@ -251,14 +249,9 @@ def read_fuser(path: Path, facts: FuserFacts, width: int) -> Fuser | None:
         CheckpointError: It is damaged, too large, or not the one that the card describes.
     """
     fix = f"; fetch it again, or remove it: the bundle loads without {path.name}"
-    try:
-        tensors = load(read_limited(path, MAX_FUSER, "a fuser"))
-    except FileNotFoundError:
+    tensors = read_hashed_tensors(path, MAX_FUSER, "fuser", facts.sha256, fix)
+    if tensors is None:
         return None
-    except (OSError, SafetensorError, DataError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as a fuser ({error}){fix}") from None
-    if hash_tensors(tensors) != facts.sha256:
-        raise CheckpointError(f"{path}: is not the fuser that the card describes (SHA-256 differs){fix}")
     with torch.device("meta"):  # shapes are compared before anything takes memory
         network = FuserNetwork(len(facts.modalities), width, facts.hidden, facts.layers)
     if misfit := describe_misfit(network.state_dict(), tensors, types=True):

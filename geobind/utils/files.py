@@ -345,6 +345,35 @@ def read_limited(path: Path, most: int, what: str) -> bytes:
     return content
 
 
+def read_hashed_tensors(path: Path, most: int, what: str, sha256: str, fix: str) -> dict[str, Tensor] | None:
+    """Read the tensors of a part that a bundle's card describes; None where the file is not there.
+
+    Args:
+        path: A safetensors file.
+        most: The bytes that it may have.
+        what: What it holds, such as bank.
+        sha256: Of the tensors, as `hash_tensors` makes it.
+        fix: The end of messages.
+
+    Raises:
+        CheckpointError: It is damaged, too large, or holds other tensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from geobind.utils.system import hash_tensors
+
+    try:
+        tensors = load(read_limited(path, most, f"a {what}"))
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, DataError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as a {what} ({error}){fix}") from None
+    if hash_tensors(tensors) != sha256:
+        raise CheckpointError(f"{path}: is not the {what} that the card describes (SHA-256 differs){fix}")
+    return tensors
+
+
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write training state: plain values and tensors only, so that it loads without pickle's dangers."""
     import torch
