@@ -315,7 +315,7 @@ LoggerSpec = Annotated[
 
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true", "auto"]
+FabricPrecision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true", "auto"]
 _ONE, _MANY = "one of them", "several of them"  # no identifiers: they are left out of a mistake's path
 OneOrMany = Discriminator(lambda value: _MANY if isinstance(value, list | tuple) else _ONE)
 
@@ -380,7 +380,7 @@ class Stage(RecipeBlock):
     schedule: Annotated[Constant | Cosine | WarmRestarts, Field(discriminator="name")] = Field(
         default=Cosine(), description="how the learning rate changes: constant, cosine or warm_restarts"
     )
-    precision: Precision | None = Field(default=None, description="default: the recipe's")
+    precision: FabricPrecision | None = Field(default=None, description="default: the recipe's")
     clip_norm: float | None = Field(
         default=1.0, ge=1e-6, le=1e6, description="largest norm of the gradient; null: no clipping"
     )
@@ -439,7 +439,7 @@ class FabricOptions(RecipeBlock):
         default="auto",
         description="whether each process holds all weights (ddp, the default of several) or a share (fsdp2)",
     )
-    precision: Precision = Field(
+    precision: FabricPrecision = Field(
         default="32-true",
         description="of arithmetic; -mixed keeps weights in float32; auto: bf16-mixed where it is faster",
     )
@@ -623,7 +623,7 @@ class Recipe(RecipeBlock):
         """Return the modalities of a stage, its anchor first."""
         return tuple(dict.fromkeys((self.anchor_of(stage), *stage.aligned)))
 
-    def precision_of(self, stage: Stage) -> Precision:
+    def precision_of(self, stage: Stage) -> FabricPrecision:
         """The precision that a stage computes in, as Fabric names it."""
         return stage.precision or self.fabric.precision
 

@@ -14,7 +14,7 @@ from geobind.data.sampler import MixedDataset
 from geobind.errors import RecipeError
 from geobind.precision import choose_training_precision
 from geobind.recipe import Recipe
-from geobind.recipe.schema import FabricOptions, Precision
+from geobind.recipe.schema import FabricOptions, FabricPrecision
 from geobind.training.distributed import broadcast_result, close_at_exit
 from geobind.training.fabric import Fabric
 from geobind.training.fsdp import build_fsdp2_strategy, is_sharded
@@ -34,7 +34,7 @@ _NOISE = (
 class TrainingPrecision(NamedTuple):
     """The precision that `auto` of a recipe stands for in a run, and why."""
 
-    precision: Precision
+    precision: FabricPrecision
     reason: str
 
 
