@@ -188,3 +188,12 @@ def real_data():
     if not folder.is_dir():
         pytest.skip("no folder of real data")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium with one page; only for tests that are skipped where there is none."""
+    import chromium
+
+    with chromium.Browser() as page:
+        yield page

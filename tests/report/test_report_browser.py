@@ -13,12 +13,6 @@ WIDTHS = (390, 768, 1280, 1920)
 BOX = "(({left, right, top, bottom}) => [left, right, top, bottom])(%s.getBoundingClientRect())"
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium.Browser() as page:
-        yield page
-
-
 @pytest.fixture
 def shown(browser, path):
     browser.requests.clear(), browser.console.clear()

@@ -15,12 +15,6 @@ STATUS = "document.getElementById('status').textContent"
 DRAWN = "[...document.querySelectorAll('.maplibregl-canvas')].length"
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium.Browser() as page:
-        yield page
-
-
 @pytest.fixture
 def page(browser, server):
     """The page of the server, fresh, on a wide screen."""
