@@ -404,7 +404,7 @@ def _loss_found(times: dict[str, list[float]], peaks: dict[str, int | None], ful
 def input_pipeline(setup: Setup) -> Iterator[Case]:
     """Return samples a second of the loader alone, by the number of worker processes."""
     count, side = (24, 64) if setup.small else (1000, 256)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = system.count_cpus()
     most = min(16, cores)
     alone: list[float] = []
     yield Case(f"writing {count:,} JPEG tiles of {side} pixels", partial(write, setup, count, side))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MappingView, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ from geobind.errors import DataError, PluginError
 from geobind.modality import Modality
 from geobind.utils.arrays import is_array, is_bytes
 from geobind.utils.formatting import shorten
+from geobind.utils.system import count_cpus
 
 if TYPE_CHECKING:
     from geobind.modality import Prepared
@@ -94,7 +94,7 @@ def choose_threads(workers: Workers, count: int | None = None) -> int:
         DataError: `workers` is neither `auto` nor a number of threads.
     """
     if workers == "auto":
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cpus = count_cpus()
         return 0 if cpus < 2 or (count is not None and count <= _SHARE) else min(cpus, _MOST_THREADS)
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise DataError(f"workers must be `auto` or a number of threads, not {workers!r}")

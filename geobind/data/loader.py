@@ -14,7 +14,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import chain
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, cast
 
 import numpy as np
 import torch
@@ -26,9 +26,9 @@ from geobind.data.shares import Fault, PreparedBatch, Shares, choose_share_size,
 from geobind.data.sources import BatchMeta, find_missing_storage, hours_since_1970
 from geobind.data.table import Row
 from geobind.errors import DataError
-from geobind.inference import collate
+from geobind.inference import Workers, collate
 from geobind.modality import Modality
-from geobind.utils.system import available_memory
+from geobind.utils.system import available_memory, count_cpus
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,7 +76,6 @@ def _meta(rows: Sequence[Row]) -> BatchMeta:
     return BatchMeta([row.key for row in rows], lat, lon, known, hours=hours)
 
 
-Workers = int | Literal["auto"]
 _FEW = 1000  # rows that are prepared before worker processes have even started
 _ROWS_EACH = 125  # rows for which another process is worth its start
 _MEMORY_EACH = (
@@ -122,7 +121,7 @@ def choose_workers(rows: int) -> int:
     """Choose how many processes load data: none for few rows, else as CPUs, memory and rows suggest."""
     if rows < _FEW:
         return 0
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = count_cpus()
     memory = available_memory()
     fitting = cpus if memory is None else memory.bytes // (2 * _MEMORY_EACH)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this machine that share it

@@ -242,7 +242,7 @@ def _memory() -> DoctorFinding:
 
 def _computing(outcomes: Mapping[str, ProbeOutcome]) -> Iterator[DoctorFinding]:
     """Report the processor and the accelerators."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = system.count_cpus()
     facts: dict[str, Any] = {"cores": cores}
     told = f"{cores} {'core' if cores == 1 else 'cores'}"
     if tried := outcomes.get("processor"):

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
@@ -20,6 +19,7 @@ from pydantic import Field
 from geobind.data.inspect import SILENT, find_near_duplicates, inspect_raw
 from geobind.data.table import Table
 from geobind.errors import DataError
+from geobind.inference import group_items
 from geobind.utils.geo import nearest_km
 from geobind.utils.progress import track
 
@@ -125,16 +125,10 @@ def _hash_images(table: Table, name: str, rows_N: NDArray[np.int64], looked: Ima
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoders let other threads run
             looked[key] = [
                 (row, marks)
-                for part in _batch_items(items)
+                for part in group_items(items, _DECODE_BATCH)
                 for row, marks in pool.map(lambda one: (one[0], inspect_raw(one[1]).marks), part)
             ]
     return looked[key]
-
-
-def _batch_items(items: Iterable[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
-    remaining = iter(items)
-    while part := list(islice(remaining, _DECODE_BATCH)):
-        yield part
 
 
 def _find_twins(train: list[HashedRow], test: list[HashedRow]) -> dict[int, int]:

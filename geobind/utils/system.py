@@ -54,6 +54,11 @@ def parse_size(text: str) -> int:
     return count
 
 
+def count_cpus() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def available_memory(root: Path = _ROOT) -> AvailableMemory | None:
     """Return the memory this process may use, including what it holds; None if unknown.
 
