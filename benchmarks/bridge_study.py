@@ -1,7 +1,7 @@
 """Gains of a bridge for emergent pairs: the tables of docs/bridge.md.
 
     geobind run three_modal --set seed=0 --out runs/toy0       # and further seeds, and real_earth
-    python benchmarks/bridge_study.py runs/toy0 runs/toy1 --keep kept [--direct text-audio=0.71]
+    python benchmarks/bridge_study.py runs/toy0 runs/toy1 --keep kept [--direct text-audio=0.71] [--large]
 
 Every run's training rows (without pairs or labels) and test rows are embedded once and kept in a folder.
 Gains are over the same queries, with 95 % intervals over whole clusters where there are any. `--direct` gives
@@ -30,6 +30,7 @@ from geobind.scoring import Calibration
 
 MOST_ROWS = 6_000
 SIZES = (100, 300, 1_000, 2_000, BANK_ROWS)
+LARGE = (BANK_ROWS, 10_000, 30_000, 100_000)
 CUT = 10
 
 
@@ -187,6 +188,35 @@ def places_lines(space: Space) -> Iterator[str]:
         yield f"| eastern test rows, {name}{f' ({size:,})' if bridge else ''} | {np.mean(found):.3f} |"
 
 
+def large_banks_table(space: Space, tile_RD: Tensor) -> Iterator[str]:
+    """Yield the mean over emergent pairs with banks of tiles that no stage has seen."""
+    references = space.bank().references
+    yield "| bank of further places | R@10, mean over emergent pairs |\n|---|---|"
+    for size in LARGE:
+        bridge = Bridge(AnchorBank(tile_RD[:size], space.anchor, references))
+        yield f"| {size:,} | {np.mean([both_ways(space, pair, bridge).mean() for pair in space.pairs]):.3f} |"
+
+
+def embed_further_tiles(run: Path, keep: Path) -> Tensor:
+    """Embed tiles of further places of toy Earth, or read what is kept of them."""
+    from geobind.binder import Binder
+    from geobind_toyearth.planet import Planet
+    from geobind_toyearth.tiles import render_tiles
+
+    kept = keep / f"{run.resolve().name}-tiles.safetensors"
+    if not kept.is_file():
+        binder = Binder.load(run / "bundle")
+        places = Planet(0).places(LARGE[-1], seed=1)  # a run's places are of seed 0
+        parts = [
+            binder.embed(
+                "satellite", list(render_tiles(places.take(slice(at, at + 1_000)), 0)), progress=False
+            )
+            for at in range(0, LARGE[-1], 1_000)
+        ]
+        save_file({"tiles": torch.cat(parts)}, kept)
+    return load_file(kept)["tiles"]
+
+
 def subsets_table(space: Space) -> Iterator[str]:
     """Yield subsets of inputs, weighed by scales fitted on half of the test clusters, on the others.
 
@@ -257,6 +287,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, required=True, help="folder of kept embeddings")
     parser.add_argument("--direct", action="append", default=[], metavar="ONE-TWO=R@10")
     parser.add_argument("--subsets", action="store_true", help="only the table of several inputs together")
+    parser.add_argument("--large", action="store_true", help="only banks of up to 100,000 toy tiles")
     chosen = parser.parse_args()
     bounds = dict(text.split("=") for text in chosen.direct)
     direct = {frozenset(names.split("-")): float(value) for names, value in bounds.items()}
@@ -267,7 +298,11 @@ def main() -> None:
             flush=True,
         )
         tables = (gains_table(space, direct), variants_table(space))
-        for lines in (subsets_table(space),) if chosen.subsets else tables:
+        if chosen.subsets:
+            tables = (subsets_table(space),)
+        elif chosen.large:
+            tables = (large_banks_table(space, embed_further_tiles(run, chosen.keep)),)
+        for lines in tables:
             for line in lines:
                 print(line, flush=True)
             print(flush=True)
