@@ -176,7 +176,7 @@ def read_bank(path: Path, facts: BankFacts) -> AnchorBank | None:
     if tensors is None:
         return None
     if _ANCHOR not in tensors:
-        raise CheckpointError(f"{path}: is not the bank that the card describes (SHA-256 differs){fix}")
+        raise CheckpointError(f"{path}: holds no rows of its anchor '{facts.anchor}'{fix}")
     references = {
         name.removeprefix(_OTHER): rows for name, rows in tensors.items() if name.startswith(_OTHER)
     }

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 from geobind import bridge as module
@@ -19,6 +20,7 @@ from geobind.evaluation.embedded import EmbeddedRows
 from geobind.evaluation.pairs import evaluate_pairs
 from geobind.modality import Modality
 from geobind.scoring import Calibration, PairScales, cosine
+from geobind.utils.system import hash_tensors
 from geobind.utils.vectors import unit
 
 WIDTH = 6
@@ -319,6 +321,15 @@ def test_a_stored_bank_of_another_model_is_refused(tmp_path):
     card.write_text(json.dumps(facts))
     with pytest.raises(CheckpointError, match="other weights of 'tile'"):
         Binder.load(tmp_path / "bundle")
+
+
+def test_a_bank_without_rows_of_an_anchor_is_told_as_that(tmp_path):
+    binder = make_binder()
+    facts = module.describe_bank(binder.bank)
+    others = {name: rows for name, rows in binder.bank.tensors().items() if name != "anchor"}
+    save_file(others, tmp_path / BANK)
+    with pytest.raises(CheckpointError, match="no rows of its anchor 'tile'"):
+        module.read_bank(tmp_path / BANK, facts.model_copy(update={"sha256": hash_tensors(others)}))
 
 
 def test_tables_hold_plain_and_bridged_figures_with_the_gain(monkeypatch):
