@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from geobind.bridge import BANK_ROWS, REFERENCE_ROWS, AnchorBank, Bridge, BridgeOptions, fit_options
-from geobind.evaluation import EmbeddedRows, calibrate, evaluate_subsets
+from geobind.evaluation import EmbeddedRows, calibrate, calibrate_fuser, evaluate_subsets
 from geobind.evaluation.intervals import compare_means
 from geobind.evaluation.pairs import Gain
 from geobind.fuser import Fuser, train_fuser
@@ -237,13 +237,13 @@ def subsets_table(space: Space) -> Iterator[str]:
     calibration = calibrate(fitted, "half of the test clusters")
     yield f"{len(halves[1]):,} rows\n"
     whole = len({len(rows) for rows in space.train.values()}) == 1
-    fuser = train_fuser(space.train) if whole else None
+    fuser = calibrate_fuser(train_fuser(space.train), fitted) if whole else None
     yield (
         "| inputs to gallery | together | best single input | gain | over the sum | fuser | over best single "
         "| over together |"
     )
     yield "|---|---|---|---|---|---|---|---|"
-    losses: list[tuple[float, float]] = []
+    losses: list[tuple[float, float, float]] = []
     for row in evaluate_subsets(measured, calibration, cluster_N[halves[1]].tolist(), fuser):
         found = f"{row.metrics['R@10'].value:.3f} | {row.single.value:.3f} {row.best_single}"
         by = row.fuser
@@ -253,8 +253,11 @@ def subsets_table(space: Space) -> Iterator[str]:
             losses.append(log_losses(measured, row.inputs, row.gallery, calibration, fuser))
         yield f"| {' + '.join(row.inputs)} to {row.gallery} | {' | '.join(cells)} |"
     if losses:
-        product, fused = np.mean(losses, axis=0)
-        yield f"\nmean log loss of the own row: together {product:.2f}, fuser {fused:.2f} nats"
+        product, raw, fused = np.mean(losses, axis=0)
+        yield (
+            f"\nmean log loss of the own row: together {product:.2f}, fuser {fused:.2f} nats "
+            f"({raw:.2f} with concentrations as trained)"
+        )
 
 
 def show_gain(gain: Gain) -> str:
@@ -268,16 +271,20 @@ def log_losses(
     gallery: str,
     calibration: Calibration,
     fuser: Fuser,
-) -> tuple[float, float]:
-    """Return the mean log loss of each row's own embedding, by the calibrated product and by the fuser."""
+) -> tuple[float, float, float]:
+    """Return the mean log loss of each row's own embedding: calibrated product, fuser as trained, fuser."""
     given = {name: measured[name].embedding_QD for name in inputs}
     gallery_QD = measured[gallery].embedding_QD
-    expected = fuse(given, gallery, calibration), fuser.infer(given, [gallery])[gallery]
-    product, fused = (
+    raw = replace(fuser, scales={})
+    expected = (
+        fuse(given, gallery, calibration),
+        *(one.infer(given, [gallery])[gallery] for one in (raw, fuser)),
+    )
+    product, unscaled, fused = (
         -(one.concentration_N[:, None] * (one.mean_ND @ gallery_QD.T)).log_softmax(1).diagonal().mean().item()
         for one in expected
     )
-    return product, fused
+    return product, unscaled, fused
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -111,6 +112,9 @@ class _Block(nn.Module):
         return x_BMH.unflatten(-1, (_HEADS, -1)).transpose(1, 2)
 
 
+Scale = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+
+
 class FuserFacts(BaseModel):
     """Facts of a fuser on the card of its bundle."""
 
@@ -122,18 +126,24 @@ class FuserFacts(BaseModel):
     rows: int = Field(ge=0, description="rows that it was trained on")
     source: str = Field(default="", max_length=1000, description="what the rows are")
     digests: dict[str, str] = Field(default={}, description="SHA-256 of the weights of each modality")
+    scales: dict[str, Scale] = Field(default={}, description="factors of concentrations, by modality")
     sha256: str = Field(description="of the fuser's weights")
 
 
 @dataclass(frozen=True, eq=False)
 class Fuser:
-    """A trained masked transformer, the modalities that it knows, and the weights that embedded them."""
+    """A trained masked transformer, the modalities that it knows, and the weights that embedded them.
+
+    `scales` are factors of its concentrations by modality, fitted on rows that no encoder was trained on
+    (`geobind.evaluation.calibrate_fuser`); 1 where there is none.
+    """
 
     network: FuserNetwork
     modalities: tuple[str, ...]
     rows: int = 0
     source: str = ""
     digests: Mapping[str, str] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Return the facts of the fuser, without its weights."""
@@ -196,7 +206,8 @@ class Fuser:
         number = self.modalities.index(wanted)
         own_N, any_N = given_NM[:, number], given_NM.any(dim=1)
         mean_ND = torch.where(own_N[:, None], x_NMD[:, number], mean_NMD[:, number]) * any_N[:, None]
-        concentration_N = torch.where(own_N, torch.inf, concentration_NM[:, number]).where(any_N, 0.0)
+        scaled_N = self.scales.get(wanted, 1.0) * concentration_NM[:, number]
+        concentration_N = torch.where(own_N, torch.inf, scaled_N).where(any_N, 0.0)
         return Expectation(mean_ND, concentration_N, inputs, True, f"by a fuser trained on {self.source}")
 
     def check_known(self, names: Collection[str]) -> None:
@@ -238,6 +249,7 @@ def describe_fuser(fuser: Fuser) -> FuserFacts:
         rows=fuser.rows,
         source=fuser.source,
         digests=dict(fuser.digests),
+        scales=dict(fuser.scales),
         sha256=hash_tensors(fuser.network.state_dict()),
     )
 
@@ -259,7 +271,7 @@ def read_fuser(path: Path, facts: FuserFacts, width: int) -> Fuser | None:
     if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
         raise CheckpointError(f"{path}: its weights are not finite{fix}")
     network.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
-    return Fuser(network.eval(), facts.modalities, facts.rows, facts.source, facts.digests)
+    return Fuser(network.eval(), facts.modalities, facts.rows, facts.source, facts.digests, facts.scales)
 
 
 def train_fuser(

@@ -1,7 +1,11 @@
 """The trained fuser: any subset in, any modality out; its file in a bundle, its recipe block."""
 
+import copy
 import json
+import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import small_world
 import torch
@@ -15,7 +19,7 @@ from geobind.binder import Binder
 from geobind.bundles.bundle import build_card
 from geobind.embedding_cache.store import embeddings_folder
 from geobind.errors import CheckpointError, DataError, RecipeError
-from geobind.evaluation import EmbeddedRows, evaluate_subsets
+from geobind.evaluation import EmbeddedRows, calibrate_fuser, evaluate_subsets
 from geobind.fuser import FUSER, Fuser, FuserNetwork, train_fuser
 from geobind.recipe import load_recipe
 from geobind.recipe.schema import FuserOptions
@@ -69,6 +73,38 @@ def test_trained_on_rows_of_three_it_finds_the_third_better_than_the_sum(trained
     for row in evaluate_subsets(held_out, fuser=trained):
         assert row.fuser.over_sum.low > 0 and row.fuser.over_product.low > 0
         assert row.fuser.metrics["R@10"].value > row.metrics["R@10"].value
+
+
+def as_rows(parts):
+    return {name: EmbeddedRows(np.arange(len(x)), x) for name, x in parts.items()}
+
+
+def shout(fuser, times):
+    """The fuser with concentrations that many times as high."""
+    network = copy.deepcopy(fuser.network)
+    with torch.no_grad():
+        network.concentration.bias += math.log(times)
+    return replace(fuser, network=network)
+
+
+def test_calibrated_concentrations_are_the_same_however_high_the_trained_ones_were(trained):
+    loud, other = shout(trained, 3.0), world(150, 2)
+    one, two = (calibrate_fuser(fuser, as_rows(other)) for fuser in (trained, loud))
+    for name in NAMES:
+        assert two.scales[name] == pytest.approx(one.scales[name] / 3, rel=0.01)
+    given = {name: world(9, 3)[name] for name in ("tile", "sound")}
+    means = [fuser.infer(given, ["words"])["words"] for fuser in (loud, two)]
+    assert torch.equal(means[0].mean_ND, means[1].mean_ND)
+    assert torch.allclose(means[1].concentration_N, means[0].concentration_N * two.scales["words"])
+
+
+def test_calibration_takes_rows_that_lack_modalities_and_leaves_alone_what_few_rows_have(trained):
+    parts = {name: x[:60] for name, x in world(60, 2).items()}
+    embedded = as_rows(parts)
+    embedded["words"] = EmbeddedRows(np.arange(45, 60), parts["words"][45:])
+    found = calibrate_fuser(trained, embedded)
+    assert set(found.scales) == {"tile", "sound"}  # 15 rows of words are too few
+    assert calibrate_fuser(replace(trained, scales={"words": 2.0}), embedded).scales["words"] == 2
 
 
 @settings(deadline=None, max_examples=30)
@@ -208,6 +244,18 @@ def test_a_bundle_keeps_its_fuser_and_loads_without_it(binder, tmp_path):
     assert without.fuser is None
     without.save(tmp_path / "again")
     assert Binder.load(tmp_path / "again").fuser is None
+
+
+def test_a_bundle_keeps_the_scales_of_concentrations(binder, tmp_path):
+    binder.fuser = replace(binder.fuser, scales={"right": 0.5})
+    loaded = Binder.load(binder.save(tmp_path / "bundle"))
+    parts = {"left": view(0, "left")}
+    one, two = (each.infer(parts, fuser=True)["right"] for each in (binder, loaded))
+    assert torch.equal(one.concentration_N, two.concentration_N) and loaded.fuser.scales == {"right": 0.5}
+    card = tmp_path / "bundle" / "binder.json"
+    card.write_text(card.read_text().replace('"right": 0.5', '"right": -0.5'))
+    with pytest.raises(CheckpointError, match=r"binder\.json: damaged: fuser\.scales\.right"):
+        Binder.load(tmp_path / "bundle")
 
 
 def test_training_on_leaves_the_fuser_behind(binder, tmp_path):

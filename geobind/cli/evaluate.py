@@ -188,8 +188,8 @@ def measure_extras(
     return ExtraMetrics(calibrated, sums, modality_gap(found), subsets)
 
 
-def store_fitted(binder: Binder, calibrated: CalibrationResult | None, fuse: bool, bundle: str) -> None:
-    """Store fitted scales and a trained fuser in a bundle; its weights stay as they are.
+def store_fitted(binder: Binder, calibrated: CalibrationResult | None, bundle: str) -> None:
+    """Store fitted scales and a trained or calibrated fuser in a bundle; its weights stay as they are.
 
     Raises:
         StorageError: The folder cannot be written.
@@ -198,7 +198,7 @@ def store_fitted(binder: Binder, calibrated: CalibrationResult | None, fuse: boo
 
     if calibrated is not None:
         save_card(binder, Path(bundle), calibration=calibrated.calibration)
-    if fuse:
+    if binder.fuser is not None:
         save_fuser(binder, Path(bundle))
 
 
@@ -322,7 +322,7 @@ def eval_command(
         questions=ask_questions(space, questions, truths, binder.marks, chosen_clusters, fresh)
     )
     if asked.keep:
-        store_fitted(binder, more.calibrated, asked.fuse is not None, bundle)
+        store_fitted(binder, more.calibrated, bundle)
     results = [result for each in chosen for result in _published(each, found, pairs)]
     print_precisions(binder)
     if as_json:

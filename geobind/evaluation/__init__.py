@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from geobind.evaluation.arithmetic import evaluate_sum_of_rows
 from geobind.evaluation.bootstrap import Resampling
-from geobind.evaluation.calibration import calibrate, measure_calibration
+from geobind.evaluation.calibration import calibrate, calibrate_fuser, measure_calibration
 from geobind.evaluation.classification import (
     Prototypes,
     Recognition,
@@ -103,6 +103,7 @@ __all__ = [
     "build_summary_table",
     "build_trunk",
     "calibrate",
+    "calibrate_fuser",
     "cosine",
     "evaluate_pairs",
     "evaluate_protocol",

@@ -5,15 +5,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from geobind.errors import DataError
 from geobind.evaluation.bootstrap import Resampling, draw_counts
 from geobind.evaluation.embedded import EmbeddedRows, PairSides, build_pair_sides
+from geobind.fuser import Fuser
 from geobind.scoring import CLIP_TEMPERATURE, Calibration, PairScales, cosine, probabilities, softmax
 
 if TYPE_CHECKING:
@@ -345,6 +347,54 @@ def calibrate(
         )
     by = "row" if labels is None else "label"
     return Calibration(fitted_on=fitted_on, by=by, pairs=tuple(pairs))
+
+
+def calibrate_fuser(
+    fuser: Fuser, embedded: Mapping[str, EmbeddedRows], *, max_rows: int = MAX_ROWS, seed: int = 0
+) -> Fuser:
+    """Return a fuser whose concentrations fit rows that no stage has trained on.
+
+    Encoders fit the rows that they and the fuser were trained on better than others, so that its
+    concentrations are too high. For each modality one factor is fitted, the inverse of the temperature of a
+    softmax over the gallery, on rows of which every other modality is shown or hidden at random, at least one
+    shown. A modality that fewer than 20 rows have keeps its factor.
+
+    Args:
+        fuser: The fuser.
+        embedded: Embeddings by modality, of rows used for nothing else.
+        max_rows: Largest number of rows used; more are sampled.
+        seed: Of what is sampled and shown.
+    """
+    random, plain = np.random.default_rng([seed, 4]), replace(fuser, scales={})
+    scales = dict(fuser.scales)
+    known = [name for name in embedded if name in fuser.modalities]
+    for wanted in known:
+        others = [name for name in known if name != wanted]
+        row_Q = embedded[wanted].rows_Q
+        has_QM = np.stack([np.isin(row_Q, embedded[name].rows_Q) for name in others], axis=1)
+        row_Q, has_QM = row_Q[has_QM.any(1)], has_QM[has_QM.any(1)]
+        if len(row_Q) > max_rows:
+            drawn = np.sort(random.choice(len(row_Q), max_rows, replace=False))
+            row_Q, has_QM = row_Q[drawn], has_QM[drawn]
+        if len(row_Q) < MIN_ROWS:
+            continue
+        first_Q = (random.random(has_QM.shape) * has_QM).argmax(1)  # one of those that a row has
+        shown_QM = has_QM & (random.random(has_QM.shape) < 0.5)
+        shown_QM[np.arange(len(row_Q)), first_Q] = True
+        given = {name: _spread(embedded[name], row_Q, has_QM[:, at]) for at, name in enumerate(others)}
+        present = {name: torch.from_numpy(shown_QM[:, at]) for at, name in enumerate(others)}
+        expected = plain.infer(given, [wanted], present)[wanted]
+        logit_QG = expected.concentration_N[:, None] * (expected.mean_ND @ embedded[wanted].of(row_Q).T)
+        temperature = fit_temperature(logit_QG.double().numpy(), np.eye(len(row_Q), dtype=bool))
+        scales[wanted] = 1 / temperature
+    return replace(fuser, scales=scales)
+
+
+def _spread(embedded: EmbeddedRows, row_Q: NDArray[np.int64], has_Q: NDArray[np.bool_]) -> torch.Tensor:
+    """Return the embeddings of some rows (Q, D), zeros where a row has none."""
+    spread_QD = torch.zeros(len(row_Q), embedded.embedding_QD.shape[1])
+    spread_QD[torch.from_numpy(has_Q)] = embedded.of(row_Q[has_Q]).float().cpu()
+    return spread_QD
 
 
 def measure_calibration(

@@ -25,7 +25,12 @@ from geobind.evaluation.arithmetic import (
     evaluate_sum_of_composed_places,
     evaluate_sum_of_rows,
 )
-from geobind.evaluation.calibration import CalibrationResult, calibrate, measure_calibration
+from geobind.evaluation.calibration import (
+    CalibrationResult,
+    calibrate,
+    calibrate_fuser,
+    measure_calibration,
+)
 from geobind.evaluation.embedded import EmbeddedRows, embed_modality, embed_rows
 from geobind.evaluation.gap import ModalityGap, modality_gap
 from geobind.evaluation.pairs import BridgedRow, Gain, PairRow, PairTable, SkippedPair, evaluate_pairs
@@ -406,12 +411,17 @@ def fit_and_measure_calibration(
 ) -> CalibrationResult:
     """Fit probabilities on some rows and measure their reliability on held-out ones.
 
+    The concentrations of the binder's fuser, if it has one, are fitted on the same rows.
+
     Raises:
         DataError: A row has no label where labels decide.
     """
     label = by == "label"
     fitted_on = f"split '{rows.view}' of {rows.name}"
-    calibration = calibrate(embed_rows(binder, rows), fitted_on, require_labels(rows) if label else None)
+    fitting = embed_rows(binder, rows)
+    calibration = calibrate(fitting, fitted_on, require_labels(rows) if label else None)
+    if binder.fuser is not None:
+        binder.fuser = calibrate_fuser(binder.fuser, fitting)
     measured_on = f"split '{held_out.view}' of {held_out.name}"
     return measure_calibration(
         calibration, embedded, measured_on, require_labels(held_out) if label else None
