@@ -312,12 +312,13 @@ def _list_names(names: Any, what: str) -> list[str]:
 @contextmanager
 def eval_mode(encoder: nn.Module) -> Generator[None]:
     """Put an encoder in eval mode without gradients, and restore its modes afterwards."""
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
+    training = [module for module in encoder.modules() if module.training]
+    if training:  # mostly none is, and setting the mode of each takes longer than finding that out
+        encoder.eval()
     try:
         # Not inference_mode: a probe trained on its tensors could not run backward.
         with torch.no_grad():
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in training:
+            module.training = True

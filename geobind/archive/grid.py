@@ -61,11 +61,11 @@ class Lattice:
         row, column = self.blocks_K2[block]
         return int(min(SIDE, self.grid.rows - row) * min(SIDE, self.grid.columns - column))
 
-    def list_tiles(self, block: int, start: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the rows and columns of some tiles of a block."""
+    def list_tiles(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows and columns of the tiles of a block."""
         row, column = self.blocks_K2[block]
         across = min(SIDE, self.grid.columns - column)
-        row_N, column_N = np.divmod(np.arange(start, end), across)
+        row_N, column_N = np.divmod(np.arange(self.count(block)), across)
         return row + row_N, column + column_N
 
     def place(self, row_N: NDArray[np.int64], column_N: NDArray[np.int64]) -> tuple[Any, Any]:

@@ -308,7 +308,7 @@ def finish(parts: Parts) -> Archive:
         DataError: Parts are missing or damaged, another process still writes some, or there is no row.
         StorageError: The disk is full.
     """
-    if not parts.is_done():
+    if not (parts.list_missing() and parts.is_done()):  # with --fresh it is there beside all of its parts
         _require_all(parts)
         with FileLock(parts.folder / _LOCK, wait=False) as lock:
             if not lock:
@@ -494,7 +494,7 @@ def write_part(job: Job, block: int, table: pa.Table) -> None:
         pq.write_table(
             table.replace_schema_metadata({b"part": facts.encode()}),
             temporary,
-            compression="zstd",
+            compression="none",  # it is read once, and the archive compressed
             use_dictionary=False,
             write_statistics=False,
             write_page_checksum=True,

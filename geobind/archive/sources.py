@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
@@ -52,6 +52,13 @@ class Inputs(NamedTuple):
     raws: list[Any]
     names: list[str]
     columns: Mapping[str, Any]
+
+
+class _Placed(NamedTuple):
+    """Where the tiles of a block lie, and the columns that follow from it."""
+
+    frames: Frames
+    columns: Mapping[str, NDArray[Any]]
 
 
 class InputSource(Protocol):
@@ -151,32 +158,40 @@ class RasterTiles:
 
     def read(self, block: int, start: int, end: int) -> Inputs:
         """Read those of a block's tiles that have enough pixels."""
+        placed, part = self._places(block), np.s_[start:end]
+        raws, share_N = self._cut(Frames(*(values[part] for values in placed.frames)))
+        kept = np.flatnonzero((share_N >= self.options.min_valid) & (share_N > 0))
+        columns = {name: values[part][kept] for name, values in placed.columns.items()}
+        columns["valid"] = share_N[kept].astype(np.float32)
+        file = self.path.name
+        names = [f"{file}: tile {name}" for name in columns["id"].tolist()]
+        return Inputs([raws[n] for n in kept.tolist()], names, columns)
+
+    @cached_property
+    def _places(self) -> Callable[[int], _Placed]:
+        """Where a block's tiles lie; kept for the rest of the block, as PROJ's work begins anew each time."""
+        return lru_cache(maxsize=2)(self._place_block)
+
+    def _place_block(self, block: int) -> _Placed:
         from geobind.data.rasters.opening import open_raster
 
         dataset = open_raster(self.path)
         columns: dict[str, Any] = {}
         if self.cells is not None:
-            chosen = np.s_[block * BLOCK + start : block * BLOCK + end]
-            names: list[str] = self.cells.name_N[chosen].tolist()
+            chosen = np.s_[block * BLOCK : (block + 1) * BLOCK]
+            columns["id"] = self.cells.name_N[chosen]
             frames = _frame_places(dataset, self.cells.lat_N[chosen], self.cells.lon_N[chosen])
         else:
-            row_N, column_N = self._grid.list_tiles(block, start, end)
+            row_N, column_N = self._grid.list_tiles(block)
             columns |= {"row": row_N.astype(np.int32), "col": column_N.astype(np.int32)}
-            stem = self.path.stem
-            names = [f"{stem}/{row}/{column}" for row, column in zip(row_N, column_N, strict=True)]
+            stem, places = self.path.stem, zip(row_N.tolist(), column_N.tolist(), strict=True)
+            columns["id"] = np.array([f"{stem}/{row}/{column}" for row, column in places], object)
             frames = measure_frames(dataset, *self._grid.place(row_N, column_N))
-        raws, share_N = self._cut(frames)
-        columns |= {"id": np.array(names, object), "lat": frames.lat_N, "lon": frames.lon_N}
-        columns |= {"valid": share_N.astype(np.float32)}
-        columns |= {"corners": measure_corners(dataset, frames, self.options.size_m or 0)}
+        columns |= {"lat": frames.lat_N, "lon": frames.lon_N}
+        columns["corners"] = measure_corners(dataset, frames, self.options.size_m or 0)
         if self.time is not None:
-            columns["time"] = np.full(len(names), self.time)
-        kept = np.flatnonzero((share_N >= self.options.min_valid) & (share_N > 0))
-        return Inputs(
-            [raws[n] for n in kept],
-            [f"{self.path.name}: tile {names[n]}" for n in kept],
-            {name: values[kept] for name, values in columns.items()},
-        )
+            columns["time"] = np.full(len(columns["id"]), self.time)
+        return _Placed(frames, columns)
 
     def _cut(self, frames: Frames) -> tuple[list[Any], NDArray[np.float64]]:
         """Return tiles and the share of each that is there; one that lies nowhere on Earth has none."""

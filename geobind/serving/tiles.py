@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from geobind.data.rasters.opening import open_raster, report_raster_damage, require_rasterio
-from geobind.data.rasters.places import find_pixels, find_source_pixels, find_turn, measure_extent
+from geobind.data.rasters.places import find_pixels, find_source_pixels, measure_extent
 from geobind.data.rasters.window import Box, read_box
 from geobind.errors import DataError, StorageError
 from geobind.maps.similarity import MAX_PIXELS
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from geobind.archive import TileGrid
     from geobind.archive.table import ArchiveMetadata
+    from geobind.data.rasters.window import Valid
 
     Pixels = tuple[NDArray[np.float64], NDArray[np.float64]]  # columns and rows
     Locate = Callable[[NDArray[np.float64], NDArray[np.float64]], Pixels]  # of latitudes and longitudes
@@ -118,14 +119,14 @@ def encode_image(pixels_HW: NDArray[np.uint32]) -> TilePicture:
     return TilePicture(file.getvalue(), "image/png")
 
 
-def pack_pixels(bands: NDArray[np.uint8], there_HW: NDArray[np.bool_]) -> NDArray[np.uint32]:
+def pack_pixels(bands: NDArray[np.uint8], there_HW: Valid = None) -> NDArray[np.uint32]:
     """Return three bands, or one for all three, as a number a pixel: red, green, blue, alpha; 0 for none."""
-    bytes_HW4 = np.empty((*there_HW.shape, 4), np.uint8)
+    bytes_HW4 = np.empty((*bands.shape[1:], 4), np.uint8)
     for place in range(3):
         bytes_HW4[..., place] = bands[place if len(bands) > 2 else 0]
     bytes_HW4[..., 3] = 255
     pixels_HW = bytes_HW4.view(np.uint32)[..., 0]
-    return pixels_HW if there_HW.all() else np.where(there_HW, pixels_HW, np.uint32(0))
+    return pixels_HW if there_HW is None else np.where(there_HW, pixels_HW, np.uint32(0))
 
 
 class SceneRaster:
@@ -161,7 +162,6 @@ class SceneRaster:
             raise DataError(f"{path}: has no band {max(self.bands)}; it has {dataset.count}")
         self.view = path if _has_overviews(dataset) else build_view(path, folder)
         self.max_zoom = _native_zoom(dataset, extent)
-        self._turn = find_turn(dataset)
         in_bytes = all(dataset.dtypes[band - 1] == "uint8" for band in self.bands)
         self._stretch_B2 = (
             np.array([stretch] * len(self.bands), dtype=np.float64)
@@ -195,21 +195,22 @@ class SceneRaster:
         size = max(1, round(dataset.width / scale)), max(1, round(dataset.height / scale))
         values, valid = self._read(Box(0, 0, dataset.width, dataset.height, *size))
         limits: list[tuple[float, float]] = []
-        for band, there in zip(values, valid, strict=True):
-            low, high = np.percentile(band[there], [2, 98]) if there.any() else (0.0, 1.0)
+        for number, band in enumerate(values):
+            known = band if valid is None else band[valid[number]]
+            low, high = np.percentile(known, [2, 98]) if known.size else (0.0, 1.0)
             limits.append((float(low), float(high) if high > low else float(low) + 1))
         return np.array(limits)
 
-    def _read(self, box: Box) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        return _read_view(self.view, self.bands, box, self._turn)
+    def _read(self, box: Box) -> tuple[NDArray[Any], Valid]:
+        return _read_view(self.view, self.bands, box)
 
-    def _paint(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    def _paint(self, values: NDArray[Any], valid: Valid) -> NDArray[np.uint32]:
         """Return pixels as `pack_pixels` gives them."""
         if self._stretch_B2 is not None:
             low, high = self._stretch_B2.T[:, :, None, None]
-            known = np.where(valid, values, low).astype(np.float32)
+            known = (values if valid is None else np.where(valid, values, low)).astype(np.float32)
             values = np.round(np.clip((known - low) / (high - low), 0, 1) * 255)
-        there_HW: NDArray[np.bool_] = np.any(valid, axis=0)
+        there_HW = None if valid is None else np.any(valid, axis=0)
         return pack_pixels(values.astype(np.uint8, copy=False), there_HW)
 
     def draw_tile(self, tile: TileAddress) -> TilePicture | None:
@@ -281,10 +282,8 @@ class SceneRaster:
 
 
 @report_raster_damage
-def _read_view(
-    path: str | Path, bands: list[int], box: Box, turn: float | None
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    return read_box(open_raster(path), bands, box, smooth=True, where=str(path), turn=turn)
+def _read_view(path: str | Path, bands: list[int], box: Box) -> tuple[NDArray[Any], Valid]:
+    return read_box(open_raster(path), bands, box, smooth=True, where=str(path), around=True)
 
 
 def _choose_bands(dataset: DatasetReader) -> tuple[int, ...]:

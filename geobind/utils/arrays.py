@@ -29,6 +29,8 @@ def is_array(value: object) -> bool:
 
     A PIL image is none, though it can be read as one: it is an image, whoever asks.
     """
+    if isinstance(value, np.ndarray):
+        return True
     pillow = sys.modules.get("PIL.Image")
     if isinstance(value, type) or (pillow is not None and isinstance(value, pillow.Image)):
         return False
@@ -61,9 +63,9 @@ def as_array(value: Any, name: str) -> NDArray[Any]:
         DataError: It holds no real numbers (complex, objects, records, texts), hides some behind a mask, or
             has no values at hand (sparse, quantised and meta tensors); the message says how to convert it.
     """
-    if is_tensor(value):
-        return _from_tensor(value, name)
     if not isinstance(value, np.ndarray):
+        if is_tensor(value):
+            return _from_tensor(value, name)
         value = _from_container(value, name)
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(cast(Any, value)):
         raise DataError(f"{name}: some of its values are masked; fill them first: x.filled(value)")

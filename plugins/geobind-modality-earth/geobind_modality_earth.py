@@ -337,7 +337,7 @@ def read_pixel(path: str, size: int, place: geobind.Place) -> tuple[NDArray[Any]
         values, valid = read_box(
             dataset, [*dataset.indexes], Box(x, y, 1, 1, 1, 1), smooth=False, where=where
         )
-        if not valid.all():
+        if valid is not None:
             raise _AbsentError(f"{where} is missing (nodata)")
         return values[:, 0, 0].astype(kinds.pop()), where
 

@@ -81,6 +81,15 @@ def test_shares_joined_are_the_file_of_one_process_to_the_byte(scene, whole, tmp
     assert digest(out) == digest(whole) and not out.with_suffix(".parts").exists()
 
 
+def test_a_block_is_placed_once_however_many_batches_it_is_read_in(scene, whole, tmp_path, monkeypatch):
+    from geobind.archive import sources
+
+    placed, measure = [], sources.measure_frames
+    monkeypatch.setattr(sources, "measure_frames", lambda *words: placed.append(1) or measure(*words))
+    embed(scene, tmp_path / "a.parquet", workers=2)
+    assert len(placed) == 6 and digest(tmp_path / "a.parquet") == digest(whole)
+
+
 def test_what_is_there_is_not_done_again(scene, whole, tmp_path, monkeypatch):
     from geobind.archive import job
 
@@ -102,6 +111,15 @@ def test_a_job_that_ended_between_the_archive_and_its_item_writes_the_item(scene
     out.with_suffix(".parts").mkdir()
     embed(scene, out)
     assert out.with_suffix(".json").is_file() and not out.with_suffix(".parts").exists()
+
+
+def test_fresh_replaces_a_damaged_archive_of_the_same_job(scene, whole, tmp_path):
+    out = tmp_path / "a.parquet"
+    content = bytearray(whole.read_bytes())
+    content[1000:2000] = bytes(1000)  # the footer, and so the plan, is as it was
+    out.write_bytes(content)
+    embed(scene, out, fresh=True)
+    assert digest(out) == digest(whole)
 
 
 def _killed(scene, out, seconds):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
     Map = NDArray[np.float64]
+    Valid = NDArray[np.bool_] | None  # which values are there; None: all of them
 
 
 _log = logging.getLogger(__name__)
@@ -52,82 +53,87 @@ def read_box(
     *,
     smooth: bool,
     where: str,
-    turn: float | None = None,
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    around: bool = False,
+) -> tuple[NDArray[Any], Valid]:
     """Read a box: averaged where it is coarser than the raster, bilinear where finer, or the nearest pixels.
 
-    With `turn`, the columns of one turn around the Earth, it goes on at the other edge of a raster that has
-    as many.
+    With `around` it goes on at the other edge of a raster that goes around the Earth.
 
     Returns:
-        (B, H, W) values, uint8 of 8-bit bands and else float32, and which of them are there.
+        (B, H, W) values, uint8 of 8-bit bands and else float32, and which of them are there, None where all
+        are.
 
     Raises:
         DataError: It is too large, or the file is damaged.
     """
     _check_values(bands, box.columns, box.rows, where)
     kinds = dataset.dtypes  # looked up once: it is made anew, of all bands, whenever it is asked for
-    in_bytes = all(kinds[band - 1] == "uint8" for band in bands)
-    values = np.zeros((len(bands), box.rows, box.columns), np.uint8 if in_bytes else np.float32)
+    kind = np.dtype(np.uint8 if all(kinds[band - 1] == "uint8" for band in bands) else np.float32)
+    part = _clip_box(dataset, box, closed=False)
+    if part == (0, box.columns, 0, box.rows):  # new memory once: it costs more than what is read into it
+        return _read_part(dataset, bands, kind, box, part, smooth, where)
+    turn = (find_turn(dataset) if around else None) or math.inf
+    closed = dataset.width >= turn - 0.5
+    values = np.zeros((len(bands), box.rows, box.columns), kind)
     valid = np.zeros(values.shape, dtype=bool)
-    shifts = (0,) if not turn or dataset.width < turn - 0.5 else (0, -turn, turn)
-    for shift in shifts:
-        _read_into(
-            values, valid, dataset, bands, box._replace(x=box.x + shift), smooth, len(shifts) > 1, where
-        )
-    return values, valid
+    for shift in (0, -turn, turn) if closed else (0,):
+        moved = box._replace(x=box.x + shift)
+        left, right, top, bottom = _clip_box(dataset, moved, closed=closed)
+        if closed:  # only those columns that are not there yet
+            there = valid[:, :, left:right].any(axis=(0, 1)) if left < right else np.zeros(0, bool)
+            fresh = np.flatnonzero(~there)
+            left, right = (left + int(fresh[0]), left + int(fresh[-1]) + 1) if len(fresh) else (left, left)
+        if left < right and top < bottom:
+            part, inner = (left, right, top, bottom), np.s_[:, top:bottom, left:right]
+            values[inner], known = _read_part(dataset, bands, kind, moved, part, smooth, where)
+            valid[inner] = True if known is None else known
+    return values, None if valid.all() else valid
 
 
-def _read_into(
-    values: NDArray[Any],
-    valid: NDArray[np.bool_],
+def _clip_box(dataset: DatasetReader, box: Box, *, closed: bool) -> tuple[int, int, int, int]:
+    """Return the first and the end of the columns and of the rows of a box that lie inside the raster.
+
+    Where the raster goes around the Earth (`closed`), a pixel over its seam belongs to the side that holds
+    more of it.
+    """
+    across, down = box.width / box.columns, box.height / box.rows
+    return (
+        *_clip_steps(box.x, across, box.columns, dataset.width, 0.5 if closed else _OVER),
+        *_clip_steps(box.y, down, box.rows, dataset.height, _OVER),
+    )
+
+
+def _read_part(
     dataset: DatasetReader,
     bands: list[int],
+    kind: np.dtype[Any],
     box: Box,
+    part: tuple[int, int, int, int],
     smooth: bool,
-    closed: bool,
     where: str,
-) -> None:
-    """Fill those columns of an image that lie inside the raster and are not there yet.
-
-    Args:
-        values: (B, H, W), changed.
-        valid: The same, changed.
-        dataset: The raster.
-        bands: Its bands.
-        box: What the image shows.
-        smooth: Whether pixels may be averaged.
-        closed: Whether the raster goes around the Earth: a pixel over its seam then belongs to the side that
-            holds more of it.
-        where: What messages call it.
-    """
+) -> tuple[NDArray[Any], Valid]:
+    """Read the columns and rows of a box that lie inside the raster, as `read_box` does."""
     from rasterio.enums import Resampling
     from rasterio.windows import Window
 
+    left, right, top, bottom = part
     across, down = box.width / box.columns, box.height / box.rows
-    left, right = _clip_steps(box.x, across, box.columns, dataset.width, 0.5 if closed else _OVER)
-    top, bottom = _clip_steps(box.y, down, box.rows, dataset.height, _OVER)
-    if closed:
-        there = valid[:, :, left:right].any(axis=(0, 1)) if left < right else np.zeros(0, bool)
-        fresh = np.flatnonzero(~there)
-        left, right = (left + int(fresh[0]), left + int(fresh[-1]) + 1) if len(fresh) else (left, left)
-    if left >= right or top >= bottom:
-        return
     size = (right - left) * across, (bottom - top) * down
     _check_effort(dataset, bands, size, min(across, down), where)
-    x, end = (np.clip(box.x + edge * across, 0, dataset.width) for edge in (left, right))
-    y, foot = (np.clip(box.y + edge * down, 0, dataset.height) for edge in (top, bottom))
+    x, end = (min(max(box.x + edge * across, 0), dataset.width) for edge in (left, right))
+    y, foot = (min(max(box.y + edge * down, 0), dataset.height) for edge in (top, bottom))
     window = Window(x, y, end - x, foot - y)  # pyright: ignore[reportCallIssue]
     grows = max(across, down) <= 1 + 1e-6
     how = (Resampling.bilinear if grows else Resampling.average) if smooth else Resampling.nearest
-    inner = np.s_[:, top:bottom, left:right]
-    options = {"window": window, "out_shape": values[inner].shape, "resampling": how}
-    values[inner], valid[inner] = _read_pixels(dataset, bands, values.dtype, options, where)
+    shape = len(bands), bottom - top, right - left
+    return _read_pixels(
+        dataset, bands, kind, {"window": window, "out_shape": shape, "resampling": how}, where
+    )
 
 
 def read_turned(
     dataset: DatasetReader, bands: list[int], to_source: Map, side: int, *, smooth: bool, where: str
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+) -> tuple[NDArray[Any], Valid]:
     """Read a square whose pixels `to_source` maps to those of the raster, which may be turned or mirrored.
 
     The box around it is read first, not quite as coarse as the square if that is coarse, then turned.
@@ -148,13 +154,16 @@ def read_turned(
     low, high = np.floor(corners.min(axis=1)) - 2 * step, np.ceil(corners.max(axis=1)) + 2 * step
     columns, rows = (math.ceil(length / step) for length in high - low)
     box = Box(low[0], low[1], columns * step, rows * step, columns, rows)
-    values, valid = read_box(dataset, bands, box, smooth=smooth, where=where, turn=find_turn(dataset))
-    if values.dtype == np.uint8:  # where a band alone has the nodata value, it is a colour
-        valid = np.broadcast_to(valid.any(axis=0), valid.shape)
+    values, valid = read_box(dataset, bands, box, smooth=smooth, where=where, around=True)
+    known = values.astype(np.float32)
+    if valid is not None:  # where a band alone has the nodata value in 8 bits, it is a colour
+        known[np.broadcast_to(~valid.any(axis=0), valid.shape) if values.dtype == np.uint8 else ~valid] = (
+            np.nan
+        )
     turned = np.full((len(bands), side, side), np.nan, np.float32)
     how = (Resampling.average if most > 1 else Resampling.bilinear) if smooth else Resampling.nearest
     reproject(
-        np.where(valid, values, np.nan).astype(np.float32),
+        known,
         turned,
         # Both in source pixels; a metric CRS, because GDAL would take pixels for degrees of a geographic one.
         src_transform=Affine(step, 0, low[0], 0, step, low[1]),
@@ -167,13 +176,13 @@ def read_turned(
     )
     there = np.isfinite(turned)
     if values.dtype == np.uint8:
-        return np.where(there, np.round(turned), 0).astype(np.uint8), there
-    return turned, there
+        turned = np.where(there, np.round(turned), 0).astype(np.uint8)
+    return turned, None if there.all() else there
 
 
 def _read_pixels(
     dataset: DatasetReader, bands: list[int], kind: np.dtype[Any], options: dict[str, Any], where: str
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+) -> tuple[NDArray[Any], Valid]:
     from rasterio.enums import ColorInterp, MaskFlags
 
     rasterio = require_rasterio()
@@ -184,14 +193,16 @@ def _read_pixels(
         asked = any(meanings[band - 1] == ColorInterp.alpha for band in bands)
         # A band called alpha that is asked for is a band like others: near infrared, in many aerial images.
         if all(MaskFlags.nodata not in one and (asked or one == [MaskFlags.all_valid]) for one in flags):
-            valid = np.ones(values.shape, dtype=bool)
+            valid = None
         else:
             with warnings.catch_warnings():  # where nodata and alpha are both there, nodata is what counts
                 warnings.simplefilter("ignore", rasterio.errors.NodataShadowWarning)
                 valid = dataset.read_masks(bands, **options) > 0
     except (rasterio.errors.RasterioError, MemoryError) as error:
         raise DataError(f"{where} cannot be read, the file is damaged: {error}") from error
-    return values, valid if kind == np.uint8 else valid & np.isfinite(values)
+    if kind != np.uint8:
+        valid = np.isfinite(values) if valid is None else valid & np.isfinite(values)
+    return values, None if valid is None or valid.all() else valid
 
 
 def _clip_steps(start: float, step: float, count: int, size: int, over: float) -> tuple[int, int]:
@@ -286,11 +297,12 @@ def cut_window(path: str | Path, lat: float, lon: float, options: RasterOptions)
     to_source = to_source @ make_affine(metres, 0, -options.size_m / 2, 0, -metres, options.size_m / 2)
     if is_upright(to_source[None, :2, :2] * _DOWN)[0]:
         box = _place_box(to_source, side)
-        values, valid = read_box(dataset, bands, box, smooth=smooth, where=where, turn=find_turn(dataset))
+        values, valid = read_box(dataset, bands, box, smooth=smooth, where=where, around=True)
     else:
         values, valid = read_turned(dataset, bands, to_source, side, smooth=smooth, where=where)
     values = _rescale(dataset, bands, values, options, where)
-    return Cut(_fill_missing(values, valid, options, where), float(valid.any(axis=0).mean()))
+    share = 1.0 if valid is None else float(valid.any(axis=0).mean())
+    return Cut(_fill_missing(values, valid, options, where), share)
 
 
 _DOWN = np.array([1, -1])  # rows of an image go south
@@ -345,17 +357,19 @@ def read_squares(
     where = f"{path}: the {width} x {height} pixels at {x}, {y}"
     bands, smooth = _bands(dataset, options, where)
     box = Box(x, y, width, height, width, height)
-    values, valid = read_box(dataset, bands, box, smooth=smooth, where=where, turn=find_turn(dataset))
+    values, valid = read_box(dataset, bands, box, smooth=smooth, where=where, around=True)
     if nodata is not None:
-        valid = valid & (values != nodata)
+        named = values != nodata
+        valid = named if valid is None else valid & named
     options = options.model_copy(update={"min_valid": 0.0})
-    there = np.asarray(valid[0] if valid.all() else valid.any(axis=0))
     image = _fill_missing(_rescale(dataset, bands, values, options, where), valid, options, where)
     # torch takes no arrays that run backwards.
     image = np.ascontiguousarray(image[::-1]) if south_up else image
     first, y = y, y + height - side if south_up else y
     row_N = y - y_N if south_up else y_N - y
-    shares_N = _measure_shares(there, y_N - first, x_N - x, side)
+    shares_N = np.ones(len(x_N))
+    if valid is not None:
+        shares_N = _measure_shares(np.asarray(valid.any(axis=0)), y_N - first, x_N - x, side)
     places = [np.s_[b : b + side, a : a + side] for a, b in zip(x_N - x, row_N, strict=True)]
     return Squares([image[place] for place in places], shares_N)
 
@@ -364,8 +378,6 @@ def _measure_shares(
     there_HW: NDArray[np.bool_], row_N: NDArray[np.int64], column_N: NDArray[np.int64], side: int
 ) -> NDArray[np.float64]:
     """Return the share of each square's pixels that are there, by sums over the rectangle above and left."""
-    if there_HW.all():
-        return np.ones(len(row_N))
     sums = np.pad(there_HW.cumsum(axis=0, dtype=np.int64).cumsum(axis=1), ((1, 0), (1, 0)))
     below_N, right_N = row_N + side, column_N + side
     count_N = sums[below_N, right_N] - sums[row_N, right_N] - sums[below_N, column_N] + sums[row_N, column_N]
@@ -491,25 +503,28 @@ def _place_box(to_source: Map, side: int) -> Box:
     return Box(x - width / 2, y - height / 2, width, height, side, side)
 
 
-def _fill_missing(
-    values: NDArray[Any], valid: NDArray[np.bool_], options: RasterOptions, where: str
-) -> NDArray[Any]:
+def _find_missing(valid: NDArray[np.bool_], kind: np.dtype[Any]) -> NDArray[np.bool_]:
+    """Return which values are missing (B, H, W); in 8 bits all of a pixel, as (0, 0, 9) is a colour."""
+    return np.broadcast_to(~valid.any(axis=0), valid.shape) if kind == np.uint8 else ~valid
+
+
+def _fill_missing(values: NDArray[Any], valid: Valid, options: RasterOptions, where: str) -> NDArray[Any]:
     """Fill missing pixels, unless too many are missing, and return the bands last."""
-    whole = bool(valid.all())  # most windows are: then there is nothing to fill
-    there = valid[0] if whole else valid.any(axis=0)
-    if not whole and there.mean() < options.min_valid:
-        raise DataError(
-            f"{where}: {1 - there.mean():.0%} of the pixels are missing (nodata or outside the raster), more "
-            f"than min_valid ({options.min_valid:g}) allows; drop the row, or lower it"
-        )
-    # In 8 bits a band that has the nodata value while others have not is a colour, as in (0, 0, 9).
-    missing = np.broadcast_to(~there, valid.shape) if values.dtype == np.uint8 else ~valid
+    missing = None
+    if valid is not None:
+        there = valid.any(axis=0)
+        if there.mean() < options.min_valid:
+            raise DataError(
+                f"{where}: {1 - there.mean():.0%} of the pixels are missing (nodata or outside the raster), "
+                f"more than min_valid ({options.min_valid:g}) allows; drop the row, or lower it"
+            )
+        missing = _find_missing(valid, values.dtype)
     if options.stretch is not None:
         low, high = options.stretch
-        known = (values if whole else np.where(missing, low, values)).astype(np.float32)
+        known = (values if missing is None else np.where(missing, low, values)).astype(np.float32)
         values = np.round(np.clip((known - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     if values.dtype == np.uint8 and not 0 <= options.fill <= 255:
         raise DataError(f"{where}: `fill` must be from 0 to 255 in an 8-bit image, not {options.fill:g}")
-    if not whole:
+    if missing is not None:
         values[missing] = options.fill
     return values.transpose(1, 2, 0)

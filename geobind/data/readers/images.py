@@ -89,25 +89,20 @@ def decode_image(
     `scale` scales an image that becomes another one as RGB (transparent, CMYK, YCbCr) before it does: only
     then the hidden colours of transparent pixels do not spread into those beside them.
     """
+    if isinstance(raw, str | Path) or is_bytes(raw):
+        return _from_file(raw, channels, needed, scale)
+    if is_array(raw):
+        name, layout = ("the tensor", "CHW") if isinstance(raw, Tensor) else ("the array", "either")
+        return _from_array(as_array(raw, name), channels, name, layout)
     from PIL import Image
 
-    if isinstance(raw, str | Path) or is_bytes(raw):
-        image_CHW = _from_file(raw, channels, needed, scale)
-    elif isinstance(raw, Image.Image):
+    if isinstance(raw, Image.Image):
         header = _header_behind(raw)
         if header is not None:
             _check_header(header, channels, "the image")
         _check_size(*raw.size, "the image")
-        image_CHW = _from_pillow(raw, channels, "the image", scale)
-    elif isinstance(raw, Tensor):
-        image_CHW = _from_array(as_array(raw, "the tensor"), channels, "the tensor", "CHW")
-    elif is_array(raw):
-        image_CHW = _from_array(as_array(raw, "the array"), channels, "the array", "either")
-    else:
-        raise DataError(
-            f"an image must be a path, bytes, a PIL image, an array or a tensor, not {describe(raw)}"
-        )
-    return image_CHW
+        return _from_pillow(raw, channels, "the image", scale)
+    raise DataError(f"an image must be a path, bytes, a PIL image, an array or a tensor, not {describe(raw)}")
 
 
 def _from_file(
