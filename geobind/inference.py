@@ -172,7 +172,10 @@ def collate(samples: Sequence[Prepared], keys: Sequence[str] | None = None) -> P
     """
     if not samples:
         raise DataError("a batch needs at least one input")
-    if {sample.dtype for sample in samples if isinstance(sample, Tensor) and sample.ndim == 3} == _MIXED:
+    kinds = {(sample.shape, sample.dtype) if isinstance(sample, Tensor) else None for sample in samples}
+    if len(kinds) == 1 and None not in kinds and torch.utils.data.get_worker_info() is None:
+        return torch.stack(cast("list[Tensor]", samples))  # as below, but for what a process would share
+    if {kind[1] for kind in kinds if kind is not None and len(kind[0]) == _IMAGE_AXES} == _MIXED:
         samples = [to_float(sample) if isinstance(sample, Tensor) else sample for sample in samples]
     first = samples[0]
     for number, sample in enumerate(samples):
@@ -185,6 +188,7 @@ def collate(samples: Sequence[Prepared], keys: Sequence[str] | None = None) -> P
     return default_collate([dict(sample) if isinstance(sample, Mapping) else sample for sample in samples])
 
 
+_IMAGE_AXES = 3
 _MIXED = {torch.uint8, torch.float32}
 
 

@@ -10,7 +10,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from types import FrameType
@@ -26,7 +26,7 @@ from geobind.data.shares import Fault, PreparedBatch, Shares, choose_share_size,
 from geobind.data.sources import BatchMeta, find_missing_storage, hours_since_1970
 from geobind.data.table import Row
 from geobind.errors import DataError
-from geobind.inference import Workers, collate
+from geobind.inference import Workers, collate, group_items
 from geobind.modality import Modality
 from geobind.utils.system import available_memory, count_cpus
 
@@ -51,29 +51,33 @@ class Collator(NamedTuple):
 
     def __call__(self, samples: list[PreparedRow]) -> PreparedBatch:
         """Return the batch of every modality that some row has, what is known of the rows, and the faults."""
-        present_BM = np.array([[name in sample.prepared for name in self.names] for sample in samples])
+        whole = all(len(sample.prepared) == len(self.names) for sample in samples)
         batches: dict[str, Prepared] = {}
         for name in self.names:
-            there = [sample for sample in samples if name in sample.prepared]
+            there = samples if whole else [sample for sample in samples if name in sample.prepared]
             if there:
                 inputs, keys = [s.prepared[name] for s in there], [s.known.key or "?" for s in there]
                 batches[name] = collate(inputs, keys)
         faults = [fault for sample in samples for fault in sample.faults]
         meta = _meta([sample.known for sample in samples])
-        return batches, meta if present_BM.all() else meta._replace(present_BM=present_BM), faults
+        if not whole:
+            present = [[name in sample.prepared for name in self.names] for sample in samples]
+            meta = meta._replace(present_BM=np.array(present))
+        return batches, meta, faults
 
 
 def _meta(rows: Sequence[Row]) -> BatchMeta:
+    lat = lon = labels = hours = None
     places = [row.place for row in rows]
-    lat = lon = hours = None
-    if any(place is not None for place in places):
+    known = [place for place in places if place is not None]
+    if known:
         lat = np.array([place.lat if place else np.nan for place in places])
         lon = np.array([place.lon if place else np.nan for place in places])
-    if any(place is not None and place.time is not None for place in places):
+    if any(place.time is not None for place in known):
         hours = np.array([hours_since_1970(place) for place in places])
-    labels = [row.label for row in rows]
-    known = labels if any(label is not None for label in labels) else None
-    return BatchMeta([row.key for row in rows], lat, lon, known, hours=hours)
+    if any(row.label is not None for row in rows):
+        labels = [row.label for row in rows]
+    return BatchMeta([row.key for row in rows], lat, lon, labels, hours=hours)
 
 
 _FEW = 1000  # rows that are prepared before worker processes have even started
@@ -151,13 +155,18 @@ def load_batches(
         DataError: A sample or a batch failed.
         WorkerDied: A process died, or hangs.
     """
+    guarded, pinned = _Guarded(collate), pin and torch.cuda.is_available()
+    if not workers and not pinned:
+        for batch in batches:
+            yield _unwrap(guarded(_fetch(samples, batch)))
+        return
     others = set(multiprocessing.active_children())
     loader = DataLoader(
         samples,
         batch_sampler=batches,  # pyright: ignore[reportArgumentType]
-        collate_fn=_Guarded(collate),
+        collate_fn=guarded,
         num_workers=workers,
-        pin_memory=pin and torch.cuda.is_available(),
+        pin_memory=pinned,
         prefetch_factor=ahead if workers else None,
         timeout=min(_LOOK, _PATIENCE) if workers else 0,
         worker_init_fn=_ignore_signals,
@@ -165,10 +174,7 @@ def load_batches(
     )
     loaded = iter(loader)
     try:
-        for batch in _wait_for_each(loaded):
-            if isinstance(batch, Failure):
-                raise DataError(batch.message)
-            yield batch
+        yield from map(_unwrap, _wait_for_each(loaded))
     except (RuntimeError, OSError, EOFError) as error:
         # Of one that dies while it hands over a batch torch knows only that a connection broke.
         if not (is_worker_death(error) or (workers and isinstance(error, ConnectionError | EOFError))):
@@ -179,6 +185,23 @@ def load_batches(
             process.kill()
             process.join(1)  # one that waits for a disk that hangs cannot even be killed
         raise WorkerDied.of(error) from error
+
+
+def _fetch(samples: Dataset[Any], wanted: Sequence[Any]) -> list[Any]:
+    """Return the samples of a batch, as torch's loader asks for them."""
+    together = getattr(samples, "__getitems__", None)
+    return [samples[one] for one in wanted] if together is None else together(wanted)
+
+
+def _unwrap(batch: Any) -> Any:
+    """Return a batch.
+
+    Raises:
+        DataError: It failed.
+    """
+    if isinstance(batch, Failure):
+        raise DataError(batch.message)
+    return batch
 
 
 def _wait_for_each(loaded: Iterator[Any]) -> Iterator[Any]:
@@ -232,6 +255,15 @@ class _Guarded:
             return Failure(str(error))
 
 
+class SeededRow(NamedTuple):
+    """A row of a step, and what it seeds random numbers with."""
+
+    step: int
+    row: int
+    seeds: Seeds
+
+
+_SEEDED_ROWS = 1024  # whose seeds are derived at a time
 _ATTEMPTS = 10  # replacements tried for a broken row
 _JUDGED_FROM = 1000  # rows seen before a share of broken ones means anything
 _SHOWN = 5  # broken rows listed in one message
@@ -310,12 +342,20 @@ class BatchLoader:
     def __iter__(self) -> Iterator[tuple[int, dict[str, Prepared], BatchMeta]]:
         self._faults, self._seen = {}, 0
         steps = range(self.first_step, self.last_step)
-        batches = ([(step, int(row)) for row in self.indices(step)] for step in steps)
-        for step, (batch, meta, faults) in zip(steps, self._load(batches), strict=False):
+        for step, (batch, meta, faults) in zip(steps, self._load(self._list_rows(steps)), strict=False):
             self._judge(faults, len(meta.keys))
             yield step, batch, meta
 
-    def _load(self, batches: Iterator[list[tuple[int, int]]]) -> Iterator[PreparedBatch]:
+    def _list_rows(self, steps: range) -> Iterator[list[SeededRow]]:
+        """Yield the rows of each step; seeds are derived for many at once, which takes as long as for few."""
+        share = self.sampler.batch_size // self.world
+        for some in group_items(steps, max(1, _SEEDED_ROWS // share)):
+            numbered = [(step, row) for step in some for row in self.indices(step).tolist()]
+            seeds = derive_row_seeds(self.sampler.seed, numbered)
+            seeded = [SeededRow(*index, own) for index, own in zip(numbered, seeds, strict=True)]
+            yield from group_items(seeded, share)
+
+    def _load(self, batches: Iterator[list[SeededRow]]) -> Iterator[PreparedBatch]:
         """Yield the prepared batches; processes prepare shares of them."""
         samples, collator = _Samples(self), Collator(tuple(self.sides))
         workers = choose_workers(len(self.rows)) if self.workers == "auto" else self.workers
@@ -371,14 +411,13 @@ class _Samples(Dataset[Any]):
         self.partial = loader.partial
         self.attempts = _ATTEMPTS if loader.max_broken else 0
 
-    def __getitem__(self, index: tuple[int, int]) -> PreparedRow | Failure:
-        return self.__getitems__([index])[0]
+    def __getitem__(self, wanted: SeededRow) -> PreparedRow | Failure:
+        return self.__getitems__([wanted])[0]
 
-    def __getitems__(self, indices: Sequence[tuple[int, int]]) -> list[PreparedRow | Failure]:
+    def __getitems__(self, wanted: Sequence[SeededRow]) -> list[PreparedRow | Failure]:
         """Return the samples of a batch; torch's loader asks for them together."""
         with preserve_rng():
-            seeds = derive_row_seeds(self.sampler.seed, indices)
-            return [self._sample(*index, own) for index, own in zip(indices, seeds, strict=True)]
+            return [self._sample(*one) for one in wanted]
 
     def _sample(self, step: int, row: int, seeds: Seeds) -> PreparedRow | Failure:
         faults: dict[int, tuple[str, str]] = {}
@@ -393,7 +432,7 @@ class _Samples(Dataset[Any]):
                 key = seen.key or key
                 prepared = self._prepared(step, drawn, seen.raws, seeds)
                 replaced = [(broken, *fault) for broken, fault in faults.items()]
-                return PreparedRow(prepared, seen._replace(raws={}, key=key), replaced)
+                return PreparedRow(prepared, Row({}, key, seen.place, seen.label), replaced)
             except DataError as error:
                 if missing := find_missing_storage(self.rows, drawn):
                     return Failure(missing)
@@ -410,13 +449,16 @@ class _Samples(Dataset[Any]):
         set_seeds(seeds)
         geometry = draw_geometry(self.sampler.seed, step, row) if self.shared else UNCHANGED
         prepared: dict[str, Prepared] = {}
-        for name, side in self.sides.items():
-            if self.partial and raws.get(name) is None:
+        for name, (preparer, augment, kind) in self.sides.items():
+            raw = raws.get(name)
+            if raw is None and self.partial:
                 continue
-            one = _choose_observation(raws.get(name), random.randrange)
-            own = side.geometry == "own"
-            with nullcontext() if own else share_geometry(side.geometry, geometry):
-                prepared[name] = side.preparer.prepare(one, training=side.augment)
+            one = _choose_observation(raw, random.randrange)
+            if kind == "own":
+                prepared[name] = preparer.prepare(one, training=augment)
+            else:
+                with share_geometry(kind, geometry):
+                    prepared[name] = preparer.prepare(one, training=augment)
         return prepared
 
 

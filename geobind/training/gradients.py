@@ -275,7 +275,8 @@ class GradientAccumulator:
             losses = self.two_pass(batches, present_BM, context, share=share, sync=turn.last)
         else:
             with nullcontext() if turn.last else no_grad_sync(self.fabric, self.wrapped):
-                inputs = self.fabric.to_device(batches)
+                there = self.fabric.device.type == "cpu"  # as loaded
+                inputs = batches if there else self.fabric.to_device(batches)
                 losses = self.wrapped("compute_losses", inputs, present_BM, Uncast(context))
                 self.fabric.backward(losses.total if turn.of == 1 else losses.total / turn.of)
         self._idle = {*losses.idle} if self._idle is None else self._idle & {*losses.idle}

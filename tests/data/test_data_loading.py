@@ -17,6 +17,7 @@ from geobind.data.sampler import (
     batch_indices,
     derive_row_seeds,
     draw_replacement,
+    preserve_rng,
     seeded_rng,
 )
 from geobind.data.sources import PluginPairs
@@ -123,7 +124,7 @@ def test_a_resumed_loader_goes_on_exactly():
 
 def test_what_a_worker_is_given_pickles():
     samples = pickle.loads(pickle.dumps(loading._Samples(loader())))
-    assert samples[0, 3].known.key == "k3"
+    assert samples[loading.SeededRow(0, 3, (1, 2, 3))].known.key == "k3"
 
 
 def test_workers_change_nothing():
@@ -163,6 +164,21 @@ def test_the_main_process_keeps_its_own_random_numbers():
 
     assert after(lambda: list(loader())) == after(lambda: None)
     assert after(lambda: list(loader(workers=1, last_step=1))) == after(lambda: None)
+
+
+def test_random_states_are_kept_one_inside_the_other():
+    np.random.seed(1)
+    expected = np.random.rand(2).tolist()
+    np.random.seed(1)
+    found = [np.random.rand()]
+    with preserve_rng():
+        np.random.seed(2)
+        with preserve_rng(), preserve_rng():
+            np.random.seed(3)
+        inside = np.random.rand()
+    assert [*found, np.random.rand()] == expected
+    np.random.seed(2)
+    assert np.random.rand() == inside
 
 
 def test_seeding_is_a_function_of_the_numbers():

@@ -200,14 +200,18 @@ def softmax_both_ways(
     kept), one more per trainable side; the workspace is two tiles. All exponentials share one shift, so that
     one serves row and column. A row or column underflows where all its similarities are near -1 at the
     highest scales. Then a CPU computes the sides one by one instead; an accelerator, which would have to be
-    waited for to find out, takes the smallest normal number for the sum.
+    waited for to find out, takes the smallest normal number for the sum. One tile on a CPU goes its own way,
+    as its many small operations would cost more than its products.
     """
     pairs, share_N1 = len(query_ND), compute_positive_shares(pairing, query_ND)
     row_blocks, column_blocks = tile_blocks(query_ND, key_ND)
     may_look = _may_look(query_ND.device)
+    gradients = TiledGradients(query_ND, key_ND, scale, needed, low)
+    if may_look and len(row_blocks) == len(column_blocks) == 1:
+        tile = Tile(pairing, row_blocks[0], column_blocks[0], share_N1, mutual=pairing.uneven)
+        return _softmax_both_ways_of_one(gradients, tile)
     largest = _bound_logits(query_ND, key_ND, scale)
     shift = max(0.0, largest.item()) if may_look else largest.clamp_(min=0)
-    gradients = TiledGradients(query_ND, key_ND, scale, needed, low)
     row_sum_N, column_sum_N, positive_N = query_ND.new_zeros(3, pairs)
     tile_size = block_length(row_blocks[0]) * block_length(column_blocks[0])
     kept = pairs * pairs <= max(tile_size, _KEPT)
@@ -225,7 +229,7 @@ def softmax_both_ways(
     limits = torch.finfo(query_ND.dtype)
     if not may_look:
         row_sum_N, column_sum_N = row_sum_N.clamp_(min=limits.tiny), column_sum_N.clamp_(min=limits.tiny)
-    elif not torch.minimum(row_sum_N, column_sum_N).amin() >= pairs * limits.tiny / limits.eps:
+    elif _underflows(torch.minimum(row_sum_N, column_sum_N)):
         one_way = partial(softmax_one_way, low=low)
         return mean_of_both_ways(query_ND, key_ND, scale, pairing, needed, one_way)
     loss_N = (row_sum_N.log() + column_sum_N.log()) / 2 + shift - positive_N
@@ -244,6 +248,29 @@ def softmax_both_ways(
             tile.subtract_positives_(weights_TC, 1 / gradients.divisor)
             gradients.add_(rows, columns, weights_TC, scaled_TD)
     return gradients.finish(loss_N.mean())
+
+
+def _softmax_both_ways_of_one(gradients: TiledGradients, tile: Tile) -> LossAndGrads:
+    """Return what `softmax_both_ways` does of a batch that is one tile, on a CPU."""
+    query_ND, pairs = gradients.query_ND, len(gradients.query_ND)
+    scaled_ND = gradients.scale_queries(tile.rows)
+    logits_NN = gradients.multiply(scaled_ND, tile.columns, query_ND.new_empty(pairs, pairs))
+    positive_N = tile.sum_positives(logits_NN)
+    shift = max(0.0, logits_NN.max().item() - _largest_logit(query_ND))
+    values_NN = _exponentiate_(logits_NN, shift, tile)
+    sum_2N = query_ND.new_empty(2, pairs)  # of rows and of columns
+    torch.sum(values_NN, 1, out=sum_2N[0])
+    torch.sum(values_NN, 0, out=sum_2N[1])
+    if _underflows(sum_2N):
+        one_way, scale = partial(softmax_one_way, low=gradients.low), gradients.scale
+        return mean_of_both_ways(query_ND, gradients.key_MD, scale, tile.pairing, gradients.needed, one_way)
+    value = (sum_2N.log().sum(0) / 2 + shift - positive_N).mean()
+    if gradients.uses_tiles:
+        weight_2N = sum_2N.reciprocal_().mul_(0.5 / gradients.divisor)
+        values_NN *= weight_2N[0].unsqueeze(1) + weight_2N[1]
+        tile.subtract_positives_(values_NN, 1 / gradients.divisor)
+        gradients.add_(tile.rows, tile.columns, values_NN, scaled_ND)
+    return gradients.finish(value)
 
 
 def mean_of_both_ways(
@@ -282,7 +309,18 @@ def _bound_logits(query_ND: Tensor, key_ND: Tensor, scale: Tensor) -> Tensor:
     """
     norm = torch.linalg.vector_norm
     largest = scale * norm(query_ND, dim=1).amax() * norm(key_ND, dim=1).amax()
-    return largest - (math.log(torch.finfo(query_ND.dtype).max) - math.log(len(query_ND)) - 1)
+    return largest - _largest_logit(query_ND)
+
+
+def _largest_logit(like_ND: Tensor) -> float:
+    """Return the logit up to which the sum of N exponentials is finite."""
+    return math.log(torch.finfo(like_ND.dtype).max) - math.log(len(like_ND)) - 1
+
+
+def _underflows(sum_N: Tensor) -> bool:
+    """Return whether a sum of N exponentials has lost digits to underflow, or is not a number."""
+    limits = torch.finfo(sum_N.dtype)
+    return not sum_N.amin().item() >= sum_N.shape[-1] * limits.tiny / limits.eps
 
 
 def _average(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -72,6 +72,7 @@ class TiledGradients:
     Attributes:
         divisor: What the derivatives of a query's loss by its logits are divided by before `add_`. In
             half precision they are multiplied instead, as float16 has no numbers near 1/N.
+        low: As given.
     """
 
     def __init__(
@@ -84,36 +85,37 @@ class TiledGradients:
     ) -> None:
         self.query_ND, self.key_MD, self.scale, self.needed = query_ND, key_MD, scale, needed
         self.divisor = len(query_ND) if low is None else 1 / _LOW_FACTOR
-        self._low = low
+        self.low = low
         self._factor_MD = key_MD if low is None else key_MD.to(low)
-        with_query = needed.query or (needed.scale and not needed.key)
-        self._query_ND = torch.zeros_like(query_ND) if with_query else None
-        self._key_MD = torch.zeros_like(key_MD) if needed.key else None
+        self._with_query = needed.query or (needed.scale and not needed.key)
+        self._query_ND: Tensor | None = None
+        self._key_MD: Tensor | None = None
 
     @property
     def uses_tiles(self) -> bool:
         """Whether any needed gradient depends on the tiles."""
-        return self._query_ND is not None or self._key_MD is not None
+        return self._with_query or self.needed.key
 
     def scale_queries(self, rows: slice) -> Tensor:
         """Return the scaled queries of a block, in the type of the products."""
         scaled_TD = self.query_ND[rows] * self.scale
-        return scaled_TD if self._low is None else scaled_TD.to(self._low)
+        return scaled_TD if self.low is None else scaled_TD.to(self.low)
 
     def multiply(self, scaled_TD: Tensor, columns: slice, out_TC: Tensor) -> Tensor:
         """Return the logits of a tile, in `out_TC`."""
-        if self._low is None:
+        if self.low is None:
             return torch.mm(scaled_TD, self.key_MD[columns].T, out=out_TC)
         return out_TC.copy_(_low_product(scaled_TD, self._factor_MD[columns].T))
 
     def add_(self, rows: slice, columns: slice, weights_TC: Tensor, scaled_TD: Tensor) -> None:
         """Add one tile, given the derivatives of the loss by its logits and the scaled queries."""
-        if self._low is not None:
-            weights_TC = weights_TC.to(self._low)
-        if self._query_ND is not None:
-            _add_product_(self._query_ND[rows], weights_TC, self._factor_MD[columns])
-        if self._key_MD is not None:
-            _add_product_(self._key_MD[columns], weights_TC.T, scaled_TD)
+        if self.low is not None:
+            weights_TC = weights_TC.to(self.low)
+        if self._with_query:
+            factor_CD = self._factor_MD[columns]
+            self._query_ND = _add_product(self._query_ND, self.query_ND, rows, weights_TC, factor_CD)
+        if self.needed.key:
+            self._key_MD = _add_product(self._key_MD, self.key_MD, columns, weights_TC.T, scaled_TD)
 
     def finish(self, value: Tensor, bias: Tensor | None = None) -> LossAndGrads:
         """Return the loss with its finished gradients.
@@ -122,7 +124,7 @@ class TiledGradients:
         still lacks s) and W^T s q for the key; the scale's gradient, the sum of W q.k, is the inner product
         of either with q or k.
         """
-        for sum_ND in (self._query_ND, self._key_MD) if self._low is not None else ():
+        for sum_ND in (self._query_ND, self._key_MD) if self.low is not None else ():
             if sum_ND is not None:
                 sum_ND.mul_(self.divisor / len(self.query_ND))
         scale = None
@@ -190,11 +192,19 @@ def _low_product(one_TD: Tensor, other_DC: Tensor) -> Tensor:
     return torch.mm(one_TD, other_DC)
 
 
-def _add_product_(sum_TD: Tensor, one_TC: Tensor, other_CD: Tensor) -> None:
-    if one_TC.dtype == sum_TD.dtype:
-        sum_TD.addmm_(one_TC, other_CD)
+def _add_product(
+    sum_ND: Tensor | None, like_ND: Tensor, part: slice, one_TC: Tensor, other_CD: Tensor
+) -> Tensor:
+    """Add a product to a part of a sum, in place, and return the sum; None is a sum of nothing yet."""
+    plain = one_TC.dtype == like_ND.dtype
+    if sum_ND is None and block_length(part) == len(like_ND):
+        return torch.mm(one_TC, other_CD) if plain else _low_product(one_TC, other_CD).to(like_ND.dtype)
+    sum_ND = torch.zeros_like(like_ND) if sum_ND is None else sum_ND
+    if plain:
+        sum_ND[part].addmm_(one_TC, other_CD)
     else:
-        sum_TD.add_(_low_product(one_TC, other_CD))
+        sum_ND[part].add_(_low_product(one_TC, other_CD))
+    return sum_ND
 
 
 def tile_blocks(
@@ -275,8 +285,10 @@ class _KernelFunction(torch.autograd.Function):
             _, *gradients = _run_kernel(ctx.kernel, query_ND, key_MD, scale, bias, ctx.needed)
         # In place: this pass is their only owner, and a copy would double the memory. In half precision only
         # once multiplied by what comes from upstream, where a gradient scaler acts.
+        factor = upstream[0]
+        same = factor.device.type == "cpu" and factor.item() == 1  # of a loss that nothing was done with
         return None, *(
-            None if gradient is None else gradient.mul_(upstream[0]).to(given.dtype)
+            None if gradient is None else (gradient if same else gradient.mul_(factor)).to(given.dtype)
             for gradient, given in zip(gradients, (query_ND, key_MD, scale, bias), strict=True)
         )
 
@@ -343,6 +355,8 @@ class Tile:
         if mask_TC is not None:
             share = self._share
             return torch.where(mask_TC, logits_TC if share is None else logits_TC * share, 0.0).sum(1)
+        if self._holds_own and not self._offset and logits_TC.shape[0] == logits_TC.shape[1]:
+            return logits_TC.diagonal().clone()
         sums_T = logits_TC.new_zeros(len(logits_TC))
         if self._holds_own:
             own = logits_TC.diagonal(self._offset)
