@@ -2,9 +2,9 @@
 
     python benchmarks/startup.py [--rounds 5]
 
-The commands take turns; each runs once before, which reads its files from disk and compiles modules to bytecode,
-as pip does when it installs them. Printed are the medians with bootstrap intervals. `embed` uses a small bundle with random weights, which is made for it: the towers of
-the shipped recipe for tiles and captions.
+The commands take turns; each runs once before, which reads its files from disk and compiles modules to
+bytecode, as pip does when it installs them. Printed are the medians with bootstrap intervals. `embed` uses a
+small bundle with random weights, which is made for it: the towers of the shipped recipe for tiles and words.
 """
 
 from __future__ import annotations
