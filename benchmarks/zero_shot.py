@@ -3,7 +3,7 @@
     geobind run three_modal --set seed=0 --out runs/toy0       # and seeds 1 and 2
     python benchmarks/zero_shot.py runs/toy0 runs/toy1 runs/toy2 --data toyearth --questions toyearth
 
-Each bundle is asked by `geobind eval --questions --untrained --json`. Cells hold the area under the curve of
+Bundles are asked by `geobind eval --questions --untrained --json`. Cells hold the area under the curve of
 each seed, with `*` where its interval, over cells or blocks, lies above chance, their mean, and in brackets
 the mean of untrained encoders (a mean of orders in either direction). Sums below count the cells.
 """
@@ -22,13 +22,14 @@ Answers = dict[str, dict[str, dict[str, Any]]]  # by question and modality
 
 
 def ask(run: Path, data: str, questions: str, clusters: str | None) -> Answers:
-    """Ask a bundle, or read what it answered before."""
-    kept = run / f"questions_{Path(questions).stem}.json"
+    """Ask a bundle, or read what it or its run answered before."""
+    kept = run / ("questions.json" if questions == "recipe" else f"asked_{Path(questions).stem}.json")
     if not kept.is_file():
         command = [sys.executable, "-m", "geobind", "eval", str(run / "bundle"), "--data", data, "--json"]
         command += ["--questions", questions, "--untrained", *(["--clusters", clusters] if clusters else [])]
-        kept.write_text(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    found = json.loads(kept.read_text())["questions"]["questions"]
+        found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        kept.write_text(json.dumps(json.loads(found)["questions"]))
+    found = json.loads(kept.read_text())["questions"]
     return {
         " / ".join(one["prompts"]): {answer["modality"]: answer for answer in one["answers"]} for one in found
     }
