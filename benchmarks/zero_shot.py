@@ -66,10 +66,10 @@ def main() -> None:
             sum(1 for one in every if holds(one["auc"]))
             for holds in (lambda auc: auc["low"] > 0.5, lambda auc: auc["high"] < 0.5)
         )
-        beats = sum(1 for one in every if one["anchor"] and one["auc"]["value"] > one["anchor"]["value"])
-        print(
-            f"\n{title}: {above} of {len(every)} above chance, {below} below, {beats} better than the anchor"
-        )
+        beside = [one for one in every if one["anchor"]]
+        better = sum(1 for one in beside if one["auc"]["value"] > one["anchor"]["value"])
+        against = f", {better} better than the anchor" if beside else ""
+        print(f"\n{title}: {above} of {len(every)} above chance, {below} below{against}")
 
 
 if __name__ == "__main__":
