@@ -5,7 +5,7 @@
 
 Bundles are asked by `geobind eval --questions --untrained --json`. Cells hold the area under the curve of
 each seed, with `*` where its interval, over cells or blocks, lies above chance, their mean, and in brackets
-the mean of untrained encoders (a mean of orders in either direction). Sums below count the cells.
+that of random weights, which may order rows in either direction. Sums below count the cells.
 """
 
 from __future__ import annotations
