@@ -50,16 +50,18 @@ def time_exact(args: argparse.Namespace) -> None:
     query = rows[7].astype(np.float32) + rows[8]
     words = rows.reshape(-1).view(np.int64)
 
-    def search(fast: bool) -> Callable[[], object]:
+    def search(kernel: str) -> Callable[[], object]:
         def call() -> object:
-            indexes.has_fast_kernel = lambda: fast
+            indexes.has_fast_kernel = lambda: kernel == "numkong"
+            indexes.has_half_product = lambda: kernel == "torch in float16"
             return index.search(query, 10)
 
         return call
 
-    calls = {"stream": words.sum, "torch": search(False)}
-    if indexes.has_fast_kernel():
-        calls["numkong"] = search(True)
+    kernels = ["torch in float32"]
+    kernels += ["torch in float16"] if indexes.has_half_product() else []
+    kernels += ["numkong"] if indexes.has_fast_kernel() else []
+    calls = {"stream": words.sum, **{kernel: search(kernel) for kernel in kernels}}
     try:
         import faiss
     except ImportError:

@@ -171,6 +171,9 @@ def add_embeddings(parts: Mapping[str, Tensor], weights: Mapping[str, float] | N
     heaviest = max(map(abs, weight_of.values()))
     if heaviest == 0:
         raise DataError(f"every weight is 0 ({', '.join(parts)}); give at least one part another weight")
+    if len(parts) == 1 and heaviest == next(iter(weight_of.values())):
+        name, rows_ND = next(iter(parts.items()))
+        return unit(require_directions(rows_ND, name))
     if not _MODEST < heaviest < 1 / _MODEST:  # their ratios count alone
         weight_of = {name: weight / heaviest for name, weight in weight_of.items()}
     part_ND = [weight_of[name] * require_finite(rows, name).double() for name, rows in parts.items()]

@@ -202,6 +202,12 @@ def test_temperature_sharpens_and_keeps_the_order(binder):
     assert sharp.argsort().tolist() == soft.argsort().tolist()
 
 
+def test_the_weight_of_a_part_alone_changes_no_bit(binder):
+    parts = {"left": LEFTS[:2]}
+    assert torch.equal(binder.compose(parts, {"left": 0.3}), binder.compose(parts))
+    assert torch.allclose(binder.compose(parts), binder.embed("left", LEFTS[:2]), atol=1e-6)
+
+
 def test_composing_adds_weighted_embeddings_and_normalises(binder):
     left, right = binder.embed("left", LEFTS[:2]), binder.embed("right", LEFTS[2:4])
     composed = binder.compose({"left": LEFTS[:2], "right": LEFTS[2:4]}, {"right": -0.5})

@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import operator
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self, SupportsIndex
@@ -23,6 +24,7 @@ from geobind.utils.formatting import format_first_fault
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     Rows = NDArray[np.int64]
     Vectors = NDArray[np.floating[Any]]
@@ -36,6 +38,7 @@ MIN_RECALL = 0.99  # an approximation is used only where its measured recall rea
 _BLOCK_BYTES = 2**25  # of vectors that are scored at a time
 _CACHED_BYTES = 2**19  # of float32 that are converted at a time: they stay in a processor's cache
 _FEW = 4  # queries up to which numkong, which reads all rows for each, is faster than a blocked product
+_HALF = 2.0**-11  # by which rounding to float16 changes a number, as a share of it
 _LENGTH_SLACK = 0.01  # of unit-length vectors that were rounded to float16
 
 
@@ -519,13 +522,12 @@ class _TorchKernel:
         import torch
 
         width = query_QD.shape[1]
-        self.tensor: Any = torch.from_numpy
         self.query_DQ = torch.from_numpy(query_QD).T.contiguous()
         self.buffer_BD = torch.empty(max(1, _CACHED_BYTES // (4 * width)), width)
         self.slack_Q = np.full(len(query_QD), _rounding(width))
 
     def __call__(self, block_BD: Vectors) -> NDArray[Any]:
-        rows_BD = self.tensor(np.require(block_BD, requirements=["C", "W"]))
+        rows_BD = _as_tensor(block_BD)
         score_BQ = self.buffer_BD.new_empty(len(rows_BD), self.query_DQ.shape[1])
         for start in range(0, len(rows_BD), len(self.buffer_BD)):
             part_BD = rows_BD[start : start + len(self.buffer_BD)]
@@ -534,19 +536,38 @@ class _TorchKernel:
         return score_BQ.T.numpy()
 
 
-class _NumkongKernel:
-    """A product in the type of the rows, which are read once and not converted; queries are rounded to it."""
+class _StoredKernel:
+    """A product in the type of the rows, which are read once and not converted; queries are rounded to it.
+
+    Numkong's sums are float32; torch's are rounded to the type once they are complete.
+    """
 
     def __init__(self, query_QD: NDArray[np.float32], kind: np.dtype[Any]) -> None:
-        import numkong  # pyright: ignore[reportMissingImports]
-
-        self.cdist: Any = numkong.cdist
-        self.query_QD = query_QD.astype(kind)
-        lost_Q = np.linalg.norm(query_QD.astype(np.float64) - self.query_QD, axis=1)
+        rounded_QD = query_QD.astype(kind)
+        lost_Q = np.linalg.norm(query_QD.astype(np.float64) - rounded_QD, axis=1)
         self.slack_Q = (1 + _LENGTH_SLACK) * lost_Q + _rounding(query_QD.shape[1])
+        self.product: Callable[[Vectors], NDArray[Any]]
+        if has_fast_kernel():
+            from numkong import cdist  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
+
+            self.product = lambda block_BD: np.asarray(cdist(rounded_QD, block_BD, metric="dot"))
+        else:
+            import torch
+
+            queries = [torch.from_numpy(query_D) for query_D in rounded_QD]
+            self.product = lambda block_BD: np.stack(
+                [torch.mv(_as_tensor(block_BD), query_D).numpy() for query_D in queries]
+            )
+            self.slack_Q += (1 + _LENGTH_SLACK) * _HALF
 
     def __call__(self, block_BD: Vectors) -> NDArray[Any]:
-        return np.asarray(self.cdist(self.query_QD, block_BD, metric="dot"))
+        return self.product(block_BD)
+
+
+def _as_tensor(block_BD: Vectors) -> Tensor:
+    import torch
+
+    return torch.from_numpy(np.require(block_BD, requirements=["C", "W"]))
 
 
 def _rounding(width: int) -> float:
@@ -555,8 +576,8 @@ def _rounding(width: int) -> float:
 
 
 def _choose_kernel(query_QD: NDArray[np.float32], kind: np.dtype[Any]) -> _Kernel:
-    if len(query_QD) <= _FEW and has_fast_kernel():
-        return _NumkongKernel(query_QD, kind)
+    if len(query_QD) <= _FEW and (has_fast_kernel() or (kind == np.float16 and has_half_product())):
+        return _StoredKernel(query_QD, kind)
     return _TorchKernel(query_QD)
 
 
@@ -568,6 +589,30 @@ def has_fast_kernel() -> bool:
     except (ImportError, OSError):
         return False
     return True
+
+
+@lru_cache(maxsize=1)
+def has_half_product() -> bool:
+    """Return whether torch multiplies float16 faster here than it converts it, with sums in float32.
+
+    It does on processors with the right instructions; on others it may take ten times as long.
+    """
+    import torch
+
+    drawn_ND = np.random.default_rng(0).random((2048, 512), np.float32)  # none negative: sums do not cancel
+    rows_ND = torch.nn.functional.normalize(torch.from_numpy(drawn_ND)).half()
+    query_D = rows_ND[0].clone()
+    seconds: list[float] = []
+    for multiply in (lambda: torch.mv(rows_ND, query_D), lambda: torch.mv(rows_ND.float(), query_D.float())):
+        times: list[float] = []
+        for _ in range(3):
+            began = time.perf_counter()
+            multiply()
+            times.append(time.perf_counter() - began)
+        seconds.append(min(times))
+    exact_N = rows_ND.double() @ query_D.double()
+    error = float((torch.mv(rows_ND, query_D).double() - exact_N).abs().max())
+    return seconds[0] < seconds[1] and error <= _HALF + _rounding(rows_ND.shape[1])
 
 
 def block_rows(width: int, kind: np.dtype[Any]) -> int:

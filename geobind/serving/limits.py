@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
@@ -235,6 +236,7 @@ class Gate:
         self._most = threads + waiting
         self._call_s = call_s
         self._inside = 0
+        self._counting = threading.Lock()
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function in a thread of this gate.
@@ -242,34 +244,28 @@ class Gate:
         Raises:
             Busy: Too many wait, or it takes too long.
         """
-        if self._inside >= self._most:
-            raise Busy()
+        with self._counting:
+            if self._inside >= self._most:
+                raise Busy()
+            self._inside += 1
         deadline = time.monotonic() + self._call_s
-        self._inside += 1
         future = self._pool.submit(_unless_late, deadline, function, *args)
-        future.add_done_callback(_in_loop(asyncio.get_running_loop(), self._leave))
+        future.add_done_callback(self._leave)
         try:
             async with asyncio.timeout(self._call_s):
                 return await asyncio.wrap_future(future)
         except TimeoutError:
             raise Busy("this takes too long; the server is busy or the input is large") from None
 
-    def _leave(self) -> None:
-        self._inside -= 1
+    def _leave(self, _: object) -> None:
+        with self._counting:  # called by the thread: to wake the loop for it would take longer
+            self._inside -= 1
 
 
 def _unless_late(deadline: float, function: Callable[..., T], *args: Any) -> T:
     if time.monotonic() > deadline:  # whoever asked has been answered
         raise TimeoutError
     return function(*args)
-
-
-def _in_loop(loop: asyncio.AbstractEventLoop, then: Callable[[], None]) -> Callable[[Any], None]:
-    def call(_: Any) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(then)
-
-    return call
 
 
 _INPUT = re.compile(r"^input \d+ of modality '[^']*': ")

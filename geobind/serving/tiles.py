@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -115,7 +116,8 @@ def encode_image(pixels_HW: NDArray[np.uint32]) -> TilePicture:
             file, "JPEG", quality=_QUALITY
         )
         return TilePicture(file.getvalue(), "image/jpeg")
-    Image.fromarray(bytes_HW4).save(file, "PNG", compress_level=1)
+    # Runs alone: pictures of the ground hold few longer matches, and looking for them takes as long again.
+    Image.fromarray(bytes_HW4).save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
     return TilePicture(file.getvalue(), "image/png")
 
 
@@ -229,22 +231,27 @@ class SceneRaster:
         inside_HW = (column_HW >= 0) & (column_HW < size[0]) & (row_HW >= 0) & (row_HW < size[1])
         if not inside_HW.any():
             return None
+        whole = bool(inside_HW.all())
+        column_K, row_K = (axis.ravel() if whole else axis[inside_HW] for axis in pixels)
         # What is read: the box around the pixels that lie inside, about as coarse as the tile.
-        low = np.floor([column_HW[inside_HW].min(), row_HW[inside_HW].min()])
-        high = np.ceil([column_HW[inside_HW].max(), row_HW[inside_HW].max()]) + 1
+        low = np.floor([column_K.min(), row_K.min()])
+        high = np.ceil([column_K.max(), row_K.max()]) + 1
         high = np.minimum(np.maximum(high, low + 1), size)
         across = _measure_step(column_HW, row_HW)
         count = np.maximum(1, np.ceil((high - low) / max(1.0, across))).astype(int)
         step = (high - low) / count
         values, valid = self._read(Box(*low.tolist(), *(high - low).tolist(), *count.tolist()))
-        with np.errstate(invalid="ignore"):  # pixels far outside, which are cleared below
-            at_column = ((column_HW - low[0]) * (1 / step[0])).astype(np.int32)
-            at_row = ((row_HW - low[1]) * (1 / step[1])).astype(np.int32)
+        at_column = ((column_K - low[0]) * (1 / step[0])).astype(np.int32)
+        at_row = ((row_K - low[1]) * (1 / step[1])).astype(np.int32)
         np.minimum(at_column, count[0] - 1, out=at_column)
-        pixels_HW = self._paint(values, valid).ravel().take(at_row * count[0] + at_column, mode="clip")
-        if not inside_HW.all():
-            pixels_HW[~inside_HW] = 0
-        return encode_image(pixels_HW) if pixels_HW.any() else None
+        seen_K = self._paint(values, valid).ravel().take(at_row * count[0] + at_column, mode="clip")
+        if not seen_K.any():
+            return None
+        if whole:
+            return encode_image(seen_K.reshape(SIDE, SIDE))
+        pixels_HW = np.zeros((SIDE, SIDE), np.uint32)
+        pixels_HW[inside_HW] = seen_K
+        return encode_image(pixels_HW)
 
     def _locate(self, lat_N: NDArray[np.float64], lon_N: NDArray[np.float64]) -> Pixels:
         return find_source_pixels(open_raster(self.view), lat_N, lon_N, together=True)

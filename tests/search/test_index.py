@@ -33,11 +33,27 @@ def exact_index(vectors):
     return index
 
 
-@pytest.fixture(params=["numkong", "torch"])
+KERNELS = ("numkong", "torch in float16", "torch in float32")
+
+
+def use_kernel(patch, name):
+    patch.setattr(indexes, "has_fast_kernel", lambda: name == "numkong")
+    patch.setattr(indexes, "has_half_product", lambda: name == "torch in float16")
+
+
+@pytest.fixture(params=KERNELS)
 def kernel(request, monkeypatch):
     if request.param == "numkong":
         pytest.importorskip("numkong")
-    monkeypatch.setattr(indexes, "has_fast_kernel", lambda: request.param == "numkong")
+    use_kernel(monkeypatch, request.param)
+
+
+def test_a_product_in_float16_whose_sums_are_coarse_is_not_used(monkeypatch):
+    import torch
+
+    exact = torch.mv
+    monkeypatch.setattr(torch, "mv", lambda rows, query: exact(rows, query) + 0.01)
+    assert indexes.has_half_product.__wrapped__() is False
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -61,11 +77,11 @@ def test_exact_search_returns_what_sorting_all_products_does(
     query = random.standard_normal((queries, width)).astype(np.float32)
     rows = random.integers(0, count, random.integers(0, count + 1)) if filtered else None
     index = exact_index(vectors)
-    for fast in (True, False):
+    installed = indexes.has_fast_kernel()
+    for name in KERNELS if installed else KERNELS[1:]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(indexes, "_BLOCK_BYTES", 50 * width)
-            if not fast:
-                patch.setattr(indexes, "has_fast_kernel", lambda: False)
+            use_kernel(patch, name)
             found = index.search(query, k, rows)
         for number in range(queries):
             right, score = truth(vectors, query[number], k, rows)
