@@ -44,9 +44,10 @@ These names are geobind's face: they keep their meaning and signature, and a cha
 """
 _CLI_HEAD = """# Commands
 
-Every command with its options, as `geobind COMMAND --help` prints them. The page is made from the code by
-`python docs/make_reference.py`; a test compares the two.
+Made from `geobind COMMAND --help` by `python docs/make_reference.py`. Every command takes `-q` (`--quiet`: warnings and
+errors alone), `-v` (`--verbose`: debug messages), `--debug` (the traceback of an error) and `-h` (`--help`), too.
 """
+_COMMON = ("-q, --quiet", "-v, --verbose", "--debug", "-h, --help")
 _KEYS_HEAD = """# Recipe keys
 
 Every key that a recipe may have, with its type, default and meaning; [Recipes](recipes.md) explains how they
@@ -130,7 +131,8 @@ def _render_command(command: click.Command, parent: click.Context, name: str, le
         parts += [_render_help(command.help or "")]
         if command.epilog:
             parts += [_render_help(command.epilog)]
-        records = [record for option in command.get_params(ctx) if (record := option.get_help_record(ctx))]
+        given = [record for option in command.get_params(ctx) if (record := option.get_help_record(ctx))]
+        records = [record for record in given if record[0] not in _COMMON]
         if records:
             parts += ["| option | meaning |", "|---|---|"]
             parts += [f"| `{_cell(words)}` | {_escape(_cell(meaning))} |" for words, meaning in records]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Role = Literal["frozen", "trainable"]
 BUNDLED = "geobind.bundled"  # in the context of validation: the options are those of a bundle's card
-Widget = Literal["text", "image", "sound", "place", "file"]
+Widget = Literal["text", "image", "sound", "place", "numbers", "file"]
 
 
 class Place(NamedTuple):

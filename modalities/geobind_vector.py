@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 import geobind
 from geobind.errors import DataError, RecipeError
-from geobind.modality import Modality, Role
+from geobind.modality import Modality, Role, Widget
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,7 @@ class Vector(Modality):
 
     name: ClassVar[str] = "vector"
     role: ClassVar[Role] = "trainable"
+    widget: ClassVar[Widget] = "numbers"
     accepts: ClassVar[str] = "numbers: a list, an array, a tensor, or the path or bytes of a .npy file"
 
     size: int = Field(ge=1, le=65_536, description="Numbers of a vector.")

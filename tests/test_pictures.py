@@ -93,7 +93,7 @@ def test_a_place_is_shown_in_degrees(axis):
 
 def test_a_widget_that_pages_do_not_have_is_a_fault_of_the_plugin():
     assert MODALITY.find_fault(Clock) == (
-        "Clock.widget must be one of text, image, sound, place, file, not 'clock'"
+        "Clock.widget must be one of text, image, sound, place, numbers, file, not 'clock'"
     )
 
 

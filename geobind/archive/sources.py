@@ -346,6 +346,15 @@ class ManifestRows:
         samples = self.table.samples(self.modality)
         return Inputs([_first(samples, row, key) for row, key in zip(rows, keys, strict=True)], keys, columns)
 
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {key: row for row, key in enumerate(self.table.keys)}
+
+    def find(self, name: str) -> Any:
+        """Return the observation of the row that has this key; None if there is none."""
+        row = self._rows.get(name)
+        return None if row is None else _first(self.table.samples(self.modality), row, name)
+
     def describe(self) -> dict[str, Any]:
         """Return the manifest's content and the columns that are read."""
         options = self.options.model_dump(mode="json", exclude_defaults=True, exclude={"manifest", "root"})
@@ -436,6 +445,14 @@ class FolderFiles:
             places = [self.place(name) or (np.nan, np.nan) for name in names]
             columns |= dict(zip(("lat", "lon"), np.array(places).T, strict=True))
         return Inputs([self.folder / name for name in names], names, columns)
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.files)
+
+    def find(self, name: str) -> Path | None:
+        """Return the file of this name; None if the folder lists none, so that no name leads out of it."""
+        return self.folder / name if name in self._known else None
 
     def describe(self) -> dict[str, Any]:
         """Return a hash of the names and sizes of the files."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,7 +25,7 @@ from geobind.errors import DataError
 
 if TYPE_CHECKING:
     from geobind.archive.job import Job
-    from geobind.archive.sources import InputSource
+    from geobind.archive.sources import FolderFiles, InputSource, ManifestRows
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -130,7 +130,7 @@ def embed_command(
         source = _open_raster(raster, given)
     else:
         _refuse_options(given, "--data", (*_TABLE, *_JOB))
-        source = _open_data(bundle, modality, data or "", given)
+        source = open_data(bundle, modality, data or "", given)
     _write_archive(bundle, modality, source, out, batch_size, compute, given, as_json)
 
 
@@ -210,7 +210,8 @@ def _split_numbers(option: str, text: str | None, kind: Callable[[str], Any]) ->
         raise DataError(f"{option} {text}: write numbers with commas between") from None
 
 
-def _open_data(bundle: str, modality: str, data: str, given: dict[str, Any]) -> InputSource:
+def open_data(bundle: str, modality: str, data: str, given: Mapping[str, Any]) -> ManifestRows | FolderFiles:
+    """Return the rows or files of `--data`, with the options that go with it."""
     from geobind.archive.sources import ManifestRows, is_folder_of_files, open_source
 
     split, pattern = given["split"], given["pattern"] or "*"

@@ -18,10 +18,13 @@ def new_command() -> None:
 
 @new_command.command("modality")
 @click.argument("name")
+@click.option(
+    "--numbers", is_flag=True, help="Of rows of numbers, such as columns of a table; default: of grids."
+)
 @_into
-def new_modality(name: str, into: Path) -> None:
+def new_modality(name: str, numbers: bool, into: Path) -> None:
     """Write a package that provides the modality NAME: class, tests, recipe on toy Earth."""
-    _write("modality", name, into)
+    _write("modality", name, into, numbers)
 
 
 @new_command.command("dataset")
@@ -51,9 +54,9 @@ def new_recipe(template: str | None, out: Path | None) -> None:
     click.echo(f"{file}: fill in your files, then `geobind check {file}` and `geobind run {file}`")
 
 
-def _write(kind: str, name: str, into: Path) -> None:
+def _write(kind: str, name: str, into: Path, numbers: bool = False) -> None:
     from geobind.scaffold.writing import write_package
 
-    folder = write_package("modality" if kind == "modality" else "dataset", name, into)
+    folder = write_package("modality" if kind == "modality" else "dataset", name, into, numbers=numbers)
     click.echo(f"{folder}: begun; next\n  cd {folder}\n  pip install -e '.[test]'\n  pytest")
     click.echo("  geobind run recipe.yaml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from geobind.search import Hits, MeasuredRecall, Query
     from geobind.search.query import QueryPart
 
+_log = logging.getLogger(__name__)
 _AUTO_ROWS = 5_000_000  # from which an exact search of all rows takes longer than people like to wait
 
 archive_argument = click.argument("archive", type=click.Path(path_type=Path))
@@ -51,6 +53,49 @@ time_option = click.option(
 def query_option(*names: str, about: str, required: bool = False) -> Callable[[Any], Any]:
     """Return a repeatable option of query parts."""
     return click.option(*names, multiple=True, metavar="NAME=VALUE", required=required, help=about)
+
+
+def inputs_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that name what an archive was made of, to show its rows."""
+    for option in (
+        click.option(
+            "--root", type=click.Path(path_type=Path), help="Of --data: folder that file names start from."
+        ),
+        click.option(
+            "--column",
+            "columns",
+            multiple=True,
+            metavar="MODALITY=COLUMN",
+            help="Of --data: a column, as given to `geobind embed`; repeatable.",
+        ),
+        click.option(
+            "--data", help="The folder, manifest or dataset that the archive was made of, for its pictures."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def find_inputs(
+    archive: Archive, binder: Binder, bundle: str, data: str, columns: tuple[str, ...], root: Path | None
+) -> Callable[[str], Any]:
+    """Return a function from a row's id to what is shown of it; None where there is nothing.
+
+    Raises:
+        DataError: `data` has none of the archive's rows.
+    """
+    from geobind.cli.embed import open_data
+    from geobind.modality import choose_picture
+
+    given = {"columns": columns, "root": root, "split": None, "pattern": None}
+    source = open_data(bundle, archive.modality, data, given)
+    if all(source.find(str(name)) is None for name in archive.read_ids(slice(0, 1000))):
+        raise DataError(
+            f"--data {data}: has no row of {archive.path}; give what `geobind embed` was given: the same "
+            "folder, or the manifest with the same --column"
+        )
+    modality = binder.modality(archive.modality)
+    return lambda name: choose_picture(modality, source.find(name))
 
 
 bridge_option = click.option(
@@ -127,6 +172,7 @@ def _choose_bridge(binder: Binder, query: Query, archive: Archive) -> Bridge:
     type=click.Path(path_type=Path, dir_okay=False),
     help="The raster that the page cuts pictures from.",
 )
+@inputs_options
 @compute_options(workers=False)
 @json_option
 def search_command(
@@ -142,6 +188,9 @@ def search_command(
     out: Path | None,
     gallery: Path | None,
     raster: Path | None,
+    data: str | None,
+    columns: tuple[str, ...],
+    root: Path | None,
     as_json: bool,
     compute: Compute,
 ) -> None:
@@ -151,8 +200,11 @@ def search_command(
     below 0.99.
     """
     where, when = _place_and_time(bbox, time)
-    if raster is not None and gallery is None:
-        raise DataError("--raster has pictures for a page: name one with --gallery hits.html")
+    pictured = "--raster" if raster is not None else "--data" if data is not None else None
+    if pictured is not None and gallery is None:
+        raise DataError(f"{pictured} has pictures for a page: name one with --gallery hits.html")
+    if raster is not None and data is not None:
+        raise DataError("--raster and --data: pictures come from one of the two; leave one out")
     from geobind.search import load_index, search
     from geobind.search.hits import check_index, explain_no_rows, write_gallery, write_geojson
 
@@ -168,7 +220,10 @@ def search_command(
     if out is not None:
         write_geojson(hits.to_geojson(), out)
     if gallery is not None:
-        write_gallery(opened, hits, gallery, raster)
+        show = None if data is None else find_inputs(opened, binder, bundle, data, columns, root)
+        write_gallery(opened, hits, gallery, raster, show)
+        if raster is None and data is None:
+            _log.warning("%s: has no pictures; --raster or --data says what to take them from", gallery)
     if as_json:
         print_json({"query": hits.query, "archive": str(archive), "hits": list(hits.records())})
         return

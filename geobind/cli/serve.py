@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from geobind.cli.options import Compute, bundle_option, compute_options
-from geobind.cli.search import archive_argument
+from geobind.cli.search import archive_argument, find_inputs, inputs_options
 from geobind.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from geobind.archive import Archive
     from geobind.binder import Binder
 
 _log = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ _FOLDER = click.Path(path_type=Path)
     type=_FOLDER,
     help="Folder for a copy of the raster with overviews, if it has none; default: beside the archive.",
 )
+@inputs_options
 @compute_options(workers=True)
 def serve_command(
     archive: Path,
@@ -60,12 +64,16 @@ def serve_command(
     port: int,
     allowed: tuple[str, ...],
     view: Path | None,
+    data: str | None,
+    columns: tuple[str, ...],
+    root: Path | None,
     compute: Compute,
 ) -> None:
-    """Explore ARCHIVE, embeddings of a raster, in a browser: by words, sounds, pictures and places.
+    """Explore ARCHIVE in a browser: by words, sounds, pictures, numbers and places.
 
     The page needs no network. It is served to this machine alone unless --host says otherwise.
     """
+    from geobind.archive import Archive
     from geobind.extras import INSTALL, find_missing
 
     needed = ["fastapi", "uvicorn", *(["rasterio"] if raster else [])]
@@ -75,7 +83,10 @@ def serve_command(
         raise DataError(f"{len(banks)} of --bank and {len(names)} of --as; give one --as for each --bank")
     with _listen(host, port) as listening:
         binder = compute.load(bundle)
-        _serve(archive, binder, raster, dict(zip(names, banks, strict=True)), listening, allowed, view)
+        opened = Archive.open(archive, binder)
+        show = None if data is None else find_inputs(opened, binder, bundle, data, columns, root)
+        named = dict(zip(names, banks, strict=True))
+        _serve(opened, binder, raster, show, named, listening, allowed, view)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -95,9 +106,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _serve(
-    path: Path,
+    archive: Archive,
     binder: Binder,
     raster: Path | None,
+    show: Callable[[str], Any] | None,
     banks: dict[str, Path],
     listening: socket.socket,
     allowed: tuple[str, ...],
@@ -105,19 +117,19 @@ def _serve(
 ) -> None:
     import uvicorn
 
-    from geobind.archive import Archive
     from geobind.serving.app import build_app, configure_server
     from geobind.serving.explorer import Explorer, load_bank
     from geobind.serving.limits import LOOPBACK, Limits
     from geobind.serving.tiles import SceneRaster
 
-    archive = Archive.open(path, binder)
     scene = None
     if raster is not None:
-        scene = SceneRaster.of_archive(raster, archive.metadata, folder=view or path.absolute().parent)
+        scene = SceneRaster.of_archive(
+            raster, archive.metadata, folder=view or archive.path.absolute().parent
+        )
     limits = Limits()
     loaded = [load_bank(binder, name, bank) for name, bank in banks.items()]
-    explorer = Explorer(binder, archive, scene, loaded, limits)
+    explorer = Explorer(binder, archive, scene, loaded, limits, show)
     explorer.warm_up()
     host, port = listening.getsockname()[:2]
     app = build_app(explorer, (*LOOPBACK, host, *allowed), limits)

@@ -23,13 +23,14 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _MAX_NAME = 40
 
 
-def write_package(kind: Kind, name: str, into: Path) -> Path:
+def write_package(kind: Kind, name: str, into: Path, *, numbers: bool = False) -> Path:
     """Write a package that provides a modality or a dataset: a folder that installs, is tested and runs.
 
     Args:
         kind: What it provides.
         name: Its word in recipes. The distribution is called `geobind-KIND-NAME`.
         into: The folder to write it in.
+        numbers: Of a modality: rows of numbers, such as columns of a table, in place of grids.
 
     Returns:
         The new folder.
@@ -51,7 +52,7 @@ def write_package(kind: Kind, name: str, into: Path) -> Path:
     }
     templates = {  # what every package has, and what those of its kind have
         template.relative_to(folder).as_posix().removesuffix(_SUFFIX): template
-        for folder in (_TEMPLATES / "package", _TEMPLATES / kind)
+        for folder in (_TEMPLATES / "package", _TEMPLATES / ("numbers" if numbers else kind))
         for template in folder.rglob(f"*{_SUFFIX}")
     }
     _refuse_existing(target)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -269,14 +269,21 @@ def write_geojson(collection: Mapping[str, Any], path: Path) -> None:
     write_atomic(path, (json.dumps(collection, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
 
 
-def write_gallery(archive: Archive, hits: Hits, path: Path, raster: Path | None = None) -> None:
-    """Write a page of the hits: a picture of each from the raster, its similarity and its place.
+def write_gallery(
+    archive: Archive,
+    hits: Hits,
+    path: Path,
+    raster: Path | None = None,
+    show: Callable[[str], Any] | None = None,
+) -> None:
+    """Write a page of the hits: a picture, the similarity and the place of each.
 
     Args:
         archive: What was searched.
         hits: At most some hundred.
         path: The HTML file; nothing in it is fetched from elsewhere.
-        raster: The raster that the archive was made of; without it the page has no pictures.
+        raster: The raster that the archive was made of, to cut pictures from.
+        show: Returns what to show of a row by its id, or None; in place of a raster.
 
     Raises:
         DataError: The raster cannot be read.
@@ -286,13 +293,18 @@ def write_gallery(archive: Archive, hits: Hits, path: Path, raster: Path | None 
     from geobind.report.page import render_template
     from geobind.utils.files import write_atomic
 
+    if raster is not None:
+        shown = [build_media(_read_tile(archive, record, raster)) for record in hits.records()]
+    else:
+        found = [show(record["id"]) if show else None for record in hits.records()]
+        shown = [None if raw is None else build_media(raw) for raw in found]
     items = [
         {
             "record": record,
             "place": "" if record["lat"] is None else str(Place(record["lat"], record["lon"])),
-            "shown": build_media(_read_tile(archive, record, raster)) if raster else None,
+            "shown": media,
         }
-        for record in hits.records()
+        for record, media in zip(hits.records(), shown, strict=True)
     ]
     values = {"query": hits.query, "archive": archive.path.name, "rows": len(archive), "items": items}
     write_atomic(path, render_template("hits.html", **values))

@@ -136,6 +136,11 @@ def _read_value(modality: Modality, value: str, where: str) -> tuple[Any, str]:
     if modality.widget == "place":
         place = _parse_place(value, where)
         return place, str(place)
+    if modality.widget == "numbers":
+        numbers = parse_numbers(value)
+        if numbers is None:
+            raise DataError(f"{where}: write numbers with commas between, such as {modality.name}=0.5,12")
+        return np.array(numbers), shorten(value, 40)
     raise DataError(f"{where}: {modality.name} is read from a file; write {modality.name}=@{value}")
 
 
@@ -146,13 +151,14 @@ def _parse_place(text: str, where: str) -> Place:
     return Place(numbers[0], numbers[1])
 
 
-def parse_numbers(text: str, count: int) -> tuple[float, ...] | None:
-    """Return so many finite numbers with commas between; None if the text is something else."""
+def parse_numbers(text: str, count: int | None = None) -> tuple[float, ...] | None:
+    """Return finite numbers with commas between, so many if `count` is given; None for another text."""
     try:
         numbers = tuple(float(word) for word in text.split(","))
     except ValueError:
         return None
-    return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
+    fits = count in (None, len(numbers)) and all(map(math.isfinite, numbers))
+    return numbers if fits else None
 
 
 def embed_query(binder: Binder, parts: Sequence[QueryPart] | Mapping[str, Any], **weights: float) -> Query:

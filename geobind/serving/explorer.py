@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,6 +68,7 @@ class PartRequest(BaseModel):
     weight: Annotated[float, Field(ge=-1, le=1)] = 1.0
     text: str | None = None
     place: tuple[float, float] | None = None
+    numbers: Annotated[tuple[float, ...] | None, Field(min_length=1, max_length=65_536)] = None
     embedding: Annotated[str, Field(max_length=200_000)] | None = None
 
 
@@ -133,6 +134,7 @@ class Explorer:
         scene: The raster that it was made of, if it is to be seen.
         banks: Observations that places are described with.
         limits: The limits of queries.
+        show: Returns what to show of a row by its id, or None; where there is no scene.
 
     Raises:
         DataError: The scene lies elsewhere than the archive's rows, or the archive is damaged.
@@ -145,8 +147,10 @@ class Explorer:
         scene: SceneRaster | None = None,
         banks: Sequence[PlaceBank] = (),
         limits: Limits | None = None,
+        show: Callable[[str], Any] | None = None,
     ) -> None:
         self.binder, self.archive, self.scene, self.banks = binder, archive, scene, banks
+        self._show_row = show
         self.limits = limits or Limits()
         small = len(archive) * archive.width * 4 <= _LOADED
         self._vector_ND = archive.read_vectors(dtype=np.float32 if small else None)
@@ -193,6 +197,7 @@ class Explorer:
             },
             "extent": None if extent is None else [float(side) for side in extent],
             "scene": {"zoom": self.scene.max_zoom} if self.scene else None,
+            "pictures": self.scene is not None or self._show_row is not None,
             "banks": [bank.modality.name for bank in self.banks],
             "colours": ["#" + bytes(colour).hex() for colour in self.colours_K3[:: COLOURS // 8]],
             "limits": {"upload": self.limits.upload_bytes, "text": self.limits.text},
@@ -231,9 +236,9 @@ class Explorer:
 
     def _embed_part(self, part: PartRequest) -> Tensor:
         modality = self._modality(part.modality)
-        given = [value for value in (part.text, part.place, part.embedding) if value is not None]
-        if len(given) != 1:
-            raise Refusal(422, "a part of a query has either a text, a place or an embedding")
+        given = (part.text, part.place, part.numbers, part.embedding)
+        if sum(value is not None for value in given) != 1:
+            raise Refusal(422, "a part of a query has either a text, a place, numbers or an embedding")
         if part.embedding is not None:
             return decode_vector(part.embedding, self.binder.width)
         if part.text is not None:
@@ -246,6 +251,11 @@ class Explorer:
             except UnicodeEncodeError:
                 raise Refusal(422, "the text is not valid Unicode") from None
             return self._embed(part.modality, key, part.text, "the text")
+        if part.numbers is not None:
+            if modality.widget != "numbers":
+                raise Refusal(422, "numbers are given to modalities of numbers alone")
+            numbers = np.array(part.numbers)
+            return self._embed(part.modality, numbers.tobytes(), numbers, "a vector")
         if modality.widget != "place":
             raise Refusal(422, "a place is given to modalities of places alone")
         place = check_place(*(part.place or ()))
@@ -302,14 +312,16 @@ class Explorer:
 
     def describe_rows(self, rows_K: NDArray[Any], similarity_N: NDArray[np.float32]) -> list[dict[str, Any]]:
         """Return rows as a page lists them."""
+        ids = self.archive.read_ids(rows_K)
         return [
             {
                 "row": int(row),
+                "id": str(name),
                 "similarity": round(float(similarity_N[row]), 4),
                 "lat": finite(self._lat_N[row]),
                 "lon": finite(self._lon_N[row]),
             }
-            for row in rows_K
+            for row, name in zip(rows_K, ids, strict=True)
         ]
 
     def paint_tile(self, name: str, tile: TileAddress) -> TilePicture | None:
@@ -407,13 +419,15 @@ class Explorer:
         return self._media.put(address, build_media(choose_picture(bank.modality, bank.items[number])))
 
     def draw_row(self, row: int, side: int) -> TilePicture | None:
-        """Draw the picture of a row; None without a raster.
+        """Draw the picture of a row; None where there is nothing to show of it.
 
         Raises:
             Refusal: There is no such row.
             DataError: The raster cannot be read there.
         """
         self._check_row(row)
+        if self.scene is None and self._show_row is not None:
+            return self._draw_input(row, self._show_row)
         lat, lon = float(self._lat_N[row]), float(self._lon_N[row])
         if self.scene is None or not (math.isfinite(lat) and math.isfinite(lon)):
             return None
@@ -423,6 +437,16 @@ class Explorer:
         else:
             share = self.scene.measure_box(*self.archive.footprint([row])[0].tolist()) or _POINT_PIXELS
         return self.scene.draw_around(lat, lon, share, side)
+
+    def _draw_input(self, row: int, show: Callable[[str], Any]) -> TilePicture | None:
+        address = "", row
+        media = self._media.get(address)
+        if media is None:
+            media = self._media.put(address, build_media(show(str(self.archive.read_ids([row])[0]))))
+        if not media.picture:
+            return None
+        head, _, content = media.picture.partition(",")  # data:image/png;base64,...
+        return TilePicture(base64.b64decode(content), head.removeprefix("data:").partition(";")[0])
 
     def _check_row(self, row: int) -> None:
         if not 0 <= row < len(self.archive):

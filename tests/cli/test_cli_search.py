@@ -58,6 +58,59 @@ def test_search_prints_the_hits_and_writes_them(run, tmp_path):
     assert [hit["rank"] for hit in told["hits"]] == [1, 2] and told["query"] == 'words "bells"'
 
 
+@pytest.fixture
+def photos(place):
+    """Three pictures below a folder, and an archive of them: by file name, and by the keys of a manifest."""
+    from PIL import Image
+
+    from geobind.archive import write_archive
+    from geobind.archive.archive import model_digest
+
+    binder = mapped.build_binder()
+    folder = place / "photos"
+    (folder / "deep").mkdir(parents=True, exist_ok=True)
+    names = ["a.png", "b.png", "deep/c.png"]
+    for number, name in enumerate(names):
+        Image.new("RGB", (16, 16), (80 * number, 200, 0)).save(folder / name)
+    vectors = binder.embed("words", names, numpy=True)
+    digest = model_digest(binder, "tile")
+    for out, ids in (
+        ("photos.parquet", names),
+        ("keyed.parquet", ["a", "b", "c"]),
+        ("out.parquet", ["../x"]),
+    ):
+        some = vectors[: len(ids)]
+        nan = np.full(len(ids), np.nan)
+        write_archive(place / out, some, nan, nan, modality="tile", model=digest, ids=ids)
+    (place / "photos.csv").write_text("key,picture\na,a.png\nb,b.png\nc,deep/c.png\n")
+    return place
+
+
+def test_the_gallery_of_a_folder_or_a_manifest_shows_its_pictures(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("geobind.cli.embed.read_bundle_card", lambda bundle: None)  # of datasets alone
+    page = tmp_path / "hits.html"
+    ask = (*WITH, "--query", "words=b.png", "-k", 3, "--gallery", page)
+    run("search", "photos.parquet", *ask, "--data", "photos")
+    assert page.read_text().count("data:image/") == 3
+    table = ("--data", "photos.csv", "--column", "tile=picture", "--root", "photos")
+    run("search", "keyed.parquet", *ask, *table)
+    assert page.read_text().count("data:image/") == 3
+
+
+def test_no_name_in_an_archive_leads_out_of_the_folder(run, photos, tmp_path):
+    (photos / "x").write_text("secret")
+    ask = (*WITH, "--query", "words=b.png", "--gallery", tmp_path / "hits.html")
+    text = run("search", "out.parquet", *ask, "--data", "photos", code=2)
+    assert "--data photos: has no row of out.parquet; give what `geobind embed` was given" in text
+
+
+def test_pictures_come_from_one_source_and_need_a_page(run):
+    ask = ("search", "scene.parquet", *WITH, "--query", "words=bells")
+    assert "--data has pictures for a page: name one with --gallery" in run(*ask, "--data", "photos", code=2)
+    both = ("--gallery", "hits.html", "--data", "photos", "--raster", "scene.tif")
+    assert "pictures come from one of the two" in run(*ask, *both, code=2)
+
+
 def test_an_index_is_built_shown_and_used(run, tmp_path):
     folder = tmp_path / "index"
     assert "is exact: recall 1 with every filter" in run("index", "build", "scene.parquet", "--out", folder)

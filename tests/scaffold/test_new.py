@@ -18,6 +18,7 @@ from geobind import load_recipe, plugins
 from geobind.cli import main
 from geobind.scaffold.writing import list_recipe_templates
 
+KINDS = [("modality", []), ("modality", ["--numbers"]), ("dataset", [])]
 SMALL = ("stages.0.epochs=1", "stages.0.batch_size=8", "workers=0", "fabric.accelerator=cpu")
 
 
@@ -41,9 +42,9 @@ def installed(project, site):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["modality", "dataset"])
-def test_a_new_package_installs_passes_its_tests_and_runs(kind, tmp_path):
-    assert new(kind, "soil_water", "--into", tmp_path).exit_code == 0
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_a_new_package_installs_passes_its_tests_and_runs(kind, options, tmp_path):
+    assert new(kind, "soil_water", *options, "--into", tmp_path).exit_code == 0
     project = tmp_path / f"geobind-{kind}-soil-water"
     (tmp_path / "site").mkdir()
     env = installed(project, tmp_path / "site")
@@ -57,9 +58,10 @@ def test_a_new_package_installs_passes_its_tests_and_runs(kind, tmp_path):
 
 
 def test_a_new_package_has_no_gap_left_and_follows_the_one_rule_of_names(tmp_path):
-    for kind in ("modality", "dataset"):
-        assert new(kind, "soil_water", "--into", tmp_path).exit_code == 0
-        files = [file for file in (tmp_path / f"geobind-{kind}-soil-water").rglob("*") if file.is_file()]
+    for number, (kind, options) in enumerate(KINDS):
+        into = tmp_path / str(number)
+        assert new(kind, "soil_water", *options, "--into", into).exit_code == 0
+        files = [file for file in (into / f"geobind-{kind}-soil-water").rglob("*") if file.is_file()]
         assert {file.name for file in files} == {
             "LICENSE",
             "README.md",
@@ -73,7 +75,7 @@ def test_a_new_package_has_no_gap_left_and_follows_the_one_rule_of_names(tmp_pat
             assert "$" not in text, file
             if file.suffix == ".py":
                 compile(text, file.name, "exec")
-        pyproject = (tmp_path / f"geobind-{kind}-soil-water" / "pyproject.toml").read_text()
+        pyproject = (into / f"geobind-{kind}-soil-water" / "pyproject.toml").read_text()
         assert f'name = "geobind-{kind}-soil-water"' in pyproject
         assert f'soil_water = "geobind_{kind}_soil_water"' in pyproject
 

@@ -14,6 +14,7 @@ from geobind.errors import DataError
 from geobind.modality import Content, Place
 from geobind.search import Query, embed_query, parse_query
 from geobind.search.query import as_query, describe_parts, parse_bbox, parse_time
+from geobind_vector import Vector
 
 BINDER = mapped.build_binder()
 KNOWN = BINDER.modalities
@@ -32,6 +33,17 @@ def test_a_file_is_read_after_an_at_sign_alone(tmp_path, monkeypatch):
     assert part.raw == b"drops" and isinstance(part.raw, Content) and part.label == "rain.wav"
     words = parse_query(["words=rain.wav", "words=/etc/passwd"], [], KNOWN)
     assert [part.raw for part in words] == ["rain.wav", "/etc/passwd"]
+
+
+def test_numbers_are_written_as_they_are_or_come_from_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("row.npy", [0.5, -12])
+    known = {"vector": Vector(size=2)}
+    given, read = parse_query(["vector=0.5, -12", "vector=@row.npy"], [], known)
+    assert torch.equal(known["vector"].prepare(given.raw), known["vector"].prepare(read.raw))
+    for wrong in ("vector=wet", "vector=1;2", "vector=1,nan"):
+        with pytest.raises(DataError, match=r"write numbers with commas between, such as vector=0\.5,12"):
+            parse_query([wrong], [], known)
 
 
 def test_the_nth_weight_of_a_modality_is_that_of_its_nth_part():

@@ -201,6 +201,47 @@ def test_a_picture_of_a_row_is_its_tile(explorer, world):
         explorer.draw_row(10_000, 80)
 
 
+def test_a_row_without_a_scene_shows_its_own_file(binder, tmp_path):
+    import io
+
+    from PIL import Image
+
+    from geobind.archive import write_archive
+    from geobind.archive.archive import model_digest
+
+    Image.new("RGB", (16, 16), (10, 200, 30)).save(tmp_path / "green.png")
+    vectors = binder.embed("text", ["a", "b"], numpy=True)
+    path, nowhere = tmp_path / "files.parquet", np.full(2, np.nan)
+    digest = model_digest(binder, "text")
+    names = ["gone.png", "green.png"]
+    write_archive(path, vectors, nowhere, nowhere, modality="text", model=digest, ids=names)
+    known = {"green.png": tmp_path / "green.png"}
+    files = Explorer(binder, Archive.open(path, binder), show=known.get)
+    assert files.describe()["pictures"] is True
+    rows = files.describe_rows(np.arange(2), np.zeros(2, np.float32))
+    pictures = {row["id"]: files.draw_row(row["row"], 160) for row in rows}
+    assert pictures["gone.png"] is None and pictures["green.png"].kind.startswith("image/")
+    pixels = np.asarray(Image.open(io.BytesIO(pictures["green.png"].content)).convert("RGB"))
+    assert np.abs(pixels.mean(axis=(0, 1)) - (10, 200, 30)).max() < 4
+
+
+def test_numbers_are_asked_of_modalities_of_numbers_alone(explorer, binder, tmp_path):
+    from geobind.binder import Binder
+    from geobind.serving.explorer import PartRequest, QueryRequest
+    from geobind_vector import Vector
+
+    soil = Binder({**binder.modalities, "vector": Vector(size=2)}, binder.width, pretrained=False, seed=3)
+    asked = Explorer(soil, explorer.archive)
+    answer = asked.ask(QueryRequest(parts=[PartRequest(modality="vector", numbers=(0.5, 12))]))
+    assert len(answer.nearest_K)
+    for modality, numbers, reason in (
+        ("text", (1.0,), "numbers are given to modalities of numbers alone"),
+        ("vector", (1.0,), "2 finite numbers"),
+    ):
+        with pytest.raises(Refusal, match=reason):
+            asked.ask(QueryRequest(parts=[PartRequest(modality=modality, numbers=numbers)]))
+
+
 def test_a_scene_of_elsewhere_is_refused(binder, explorer, tmp_path):
     import rasterio
 

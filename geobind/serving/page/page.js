@@ -2,7 +2,7 @@
 const base = new URL(".", location.href).href;
 const $ = (id) => document.getElementById(id);
 const RECORD_S = 10;
-const ORDER = ["text", "sound", "image", "place", "file"];
+const ORDER = ["text", "sound", "image", "place", "numbers", "file"];
 const FILES = {image: "image/*,.tif,.tiff", sound: "audio/*", file: ""};
 
 let about;
@@ -62,7 +62,7 @@ function drawPart(modality, parts) {
   const part = parts[name];
   const row = make("div", {class: "row"});
   const dropped = (event) => event.dataTransfer?.types.includes("Files") && event.preventDefault();
-  const kind = widget === "text" || widget === "place" ? "part" : "part files";
+  const kind = ["text", "place", "numbers"].includes(widget) ? "part" : "part files";
   const box = make("div", {class: kind, role: "group", "aria-label": title(name), "data-modality": name}, make("span", {class: "name"}, title(name)), row);
   if (widget === "text") {
     row.append(make("input", {
@@ -79,6 +79,12 @@ function drawPart(modality, parts) {
       }),
       make("button", {type: "button", onclick: () => takeCentre(name)}, "Map centre"),
     );
+  } else if (widget === "numbers") {
+    row.append(make("input", {
+      type: "text", "aria-label": `${title(name)}: numbers with commas between`, placeholder: "0.5, 12, 3", title: modality.accepts,
+      value: part?.numbers ? part.numbers.join(", ") : "", inputmode: "text",
+      oninput: (event) => setPart(name, parseNumbers(event.target.value)),
+    }));
   } else {
     const input = make("input", {
       type: "file", accept: FILES[widget] ?? "", "aria-label": `${title(name)}: choose a file`,
@@ -127,6 +133,11 @@ function parsePlace(words) {
   const found = words.match(/^\s*(-?\d+(?:\.\d+)?)\s*[,; ]\s*(-?\d+(?:\.\d+)?)\s*$/);
   const [lat, lon] = found ? [Number(found[1]), Number(found[2])] : [NaN, NaN];
   return Math.abs(lat) <= 90 && Math.abs(lon) <= 180 ? {place: [lat, lon]} : null;
+}
+
+function parseNumbers(words) {
+  const numbers = words.trim().split(/[\s,;]+/).map(Number);
+  return words.trim() && numbers.every(Number.isFinite) ? {numbers} : null;
 }
 
 function takeCentre(name) {
@@ -211,7 +222,7 @@ const askSoon = () => { clearTimeout(soon); soon = setTimeout(ask, 200); };
 
 function describe(query) {
   const words = Object.entries(query.parts).map(([name, part]) => {
-    const what = part.text ? `“${part.text}”` : part.place ? degrees(...part.place) : part.name;
+    const what = part.text ? `“${part.text}”` : part.place ? degrees(...part.place) : part.numbers ? `${part.numbers.slice(0, 4).join(", ")}${part.numbers.length > 4 ? " …" : ""}` : part.name;
     return (part.weight === 1 ? "" : `${signed(part.weight)} × `) + what;
   });
   return words.join(" + ");
@@ -219,7 +230,7 @@ function describe(query) {
 
 async function ask(shown = active) {
   const query = queries[shown];
-  const parts = Object.entries(query.parts).map(([modality, {weight, text, place, embedding}]) => ({modality, weight, text, place, embedding}));
+  const parts = Object.entries(query.parts).map(([modality, {weight, text, place, numbers, embedding}]) => ({modality, weight, text, place, numbers, embedding}));
   saveLink();
   if (!parts.length) {
     query.answer = null;
@@ -263,12 +274,13 @@ function showAnswer(shown) {
 }
 
 function drawTile(found, order) {
-  const picture = about.scene
+  const picture = about.pictures
     ? make("img", {src: `${base}api/row/${found.row}/picture/160`, alt: "", loading: "lazy", onerror: (event) => event.target.remove()})
     : null;
-  const label = `Tile ${order}, similarity ${signed(found.similarity)}, ${degrees(found.lat, found.lon)}`;
+  const where = degrees(found.lat, found.lon) || found.id;
+  const label = `Tile ${order}, similarity ${signed(found.similarity)}, ${where}`;
   return make("button", {
-    type: "button", class: "tile", "aria-label": label, title: degrees(found.lat, found.lon), "data-row": String(found.row),
+    type: "button", class: "tile", "aria-label": label, title: where, "data-row": String(found.row),
     onclick: () => { if (found.lat != null) fly(found); look(`api/row/${found.row}`); },
   }, picture, make("span", {"aria-hidden": "true"}, signed(found.similarity)));
 }
@@ -295,7 +307,7 @@ function showHere(found) {
   const answer = queries[active].answer;
   $("here-title").textContent = found.lat == null ? `Here: ${found.id}` : `Here: ${degrees(found.lat, found.lon)}`;
   const body = [];
-  if (about.scene) body.push(make("img", {class: "here-picture", src: `${base}api/row/${found.row}/picture/320`, alt: `The tile at ${degrees(found.lat, found.lon)}`, width: "320", height: "320"}));
+  if (about.pictures) body.push(make("img", {class: "here-picture", src: `${base}api/row/${found.row}/picture/320`, alt: `The tile at ${degrees(found.lat, found.lon) || found.id}`, width: "320", height: "320", onerror: (event) => event.target.remove()}));
   const rank = answer?.nearest.findIndex((one) => one.row === found.row) ?? -1;
   if (rank >= 0) body.push(make("p", {class: "small"}, `Number ${rank + 1} of the nearest, similarity ${signed(answer.nearest[rank].similarity)}`));
   for (const bank of found.banks) {
@@ -440,6 +452,7 @@ function saveLink() {
       const key = `${shown}.${name}`;
       if (part.text) words.set(key, part.text);
       if (part.place) words.set(key, part.place.join(","));
+      if (part.numbers) words.set(key, part.numbers.join(","));
       if (part.embedding) { words.set(`${key}.v`, part.embedding); words.set(`${key}.n`, part.name); }
       if (part.weight !== 1) words.set(`${key}.w`, String(part.weight));
     }
@@ -459,9 +472,10 @@ function readLink() {
       const embedding = words.get(`${key}.v`);
       const weight = Math.max(-1, Math.min(1, Number(words.get(`${key}.w`) ?? 1))) || 0;
       let part = null;
-      if (embedding && !["text", "place"].includes(widget)) part = {embedding, name: (words.get(`${key}.n`) ?? "from the link").slice(0, 80), kind: widget};
+      if (embedding && !["text", "place", "numbers"].includes(widget)) part = {embedding, name: (words.get(`${key}.n`) ?? "from the link").slice(0, 80), kind: widget};
       else if (given && widget === "text") part = {text: given.slice(0, about.limits.text)};
       else if (given && widget === "place") part = parsePlace(given);
+      else if (given && widget === "numbers") part = parseNumbers(given);
       if (part) queries[shown].parts[name] = {...part, weight};
     }
   }
