@@ -44,8 +44,9 @@ These names are geobind's face: they keep their meaning and signature, and a cha
 """
 _CLI_HEAD = """# Commands
 
-Made from `geobind COMMAND --help` by `python docs/make_reference.py`. Every command takes `-q` (`--quiet`: warnings and
-errors alone), `-v` (`--verbose`: debug messages), `--debug` (the traceback of an error) and `-h` (`--help`), too.
+Made from `geobind COMMAND --help` by `python docs/make_reference.py`. Every command also takes
+`-q` (`--quiet`, warnings and errors alone), `-v` (`--verbose`, debug messages), `--debug` (the
+traceback of an error) and `-h` (`--help`).
 """
 _COMMON = ("-q, --quiet", "-v, --verbose", "--debug", "-h, --help")
 _KEYS_HEAD = """# Recipe keys
