@@ -415,10 +415,7 @@ def _make_preparer(
         if broken and not skip_broken:
             name, reason = broken[0]
             also = f" (and {len(broken) - 1} more near it)" if len(broken) > 1 else ""
-            raise DataError(
-                f"{name}: {reason}{also}; mend or remove it and run the command again, or leave out whatever "
-                "cannot be read with --skip-broken"
-            )
+            raise DataError(f"{name}: {reason}{also}; {source.mend}")
         try:
             inputs = collate(samples) if samples else None
         except DataError as error:

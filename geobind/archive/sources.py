@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 BLOCK = SIDE * SIDE  # rows of a block
 _SAMPLE, _SAMPLES = 65_536, 32  # bytes of a raster that are hashed, and in how many places
+_MEND = "mend or remove it and run the command again, or leave out whatever cannot be read with --skip-broken"
 _OWN = 0.01  # share by which a tile of the raster's own pixels may be larger or smaller than asked for
 
 
@@ -67,6 +68,11 @@ class InputSource(Protocol):
     @property
     def name(self) -> str:
         """Name of the source in messages and in the archive."""
+        ...
+
+    @property
+    def mend(self) -> str:
+        """Advice for a message about an input that cannot be prepared."""
         ...
 
     @property
@@ -118,6 +124,13 @@ class RasterTiles:
     def name(self) -> str:
         """The raster's file name."""
         return self.path.name
+
+    @property
+    def mend(self) -> str:
+        """Advice: how a raster is read decides whether its tiles are what the model takes."""
+        return (
+            "give the range of its values to show (--stretch LOW,HIGH), or the --bands that the model takes"
+        )
 
     @cached_property
     def lattice(self) -> Lattice | None:
@@ -314,6 +327,11 @@ class ManifestRows:
         """The table's name."""
         return self.table.name
 
+    @property
+    def mend(self) -> str:
+        """Advice: a file can be mended, or left out."""
+        return _MEND
+
     @cached_property
     def places_LL(self) -> NDArray[np.float64] | None:
         """Latitude and longitude of each row, NaN where unknown; None if no row has them."""
@@ -391,6 +409,11 @@ class FolderFiles:
     def name(self) -> str:
         """The folder's name."""
         return self.folder.resolve().name
+
+    @property
+    def mend(self) -> str:
+        """Advice: a file can be mended, or left out."""
+        return _MEND
 
     @cached_property
     def files(self) -> list[str]:

@@ -113,6 +113,17 @@ def test_a_job_that_ended_between_the_archive_and_its_item_writes_the_item(scene
     assert out.with_suffix(".json").is_file() and not out.with_suffix(".parts").exists()
 
 
+def test_tiles_that_a_model_cannot_take_are_mended_by_how_the_raster_is_read(scene, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise DataError("values from 8765 to 32604")
+
+    binder = scenes.build_binder()
+    monkeypatch.setattr(type(binder.modalities["mean"]), "prepare", refuse)
+    with pytest.raises(DataError, match=r"tile a/.*8765.*; give the range .*--stretch LOW,HIGH") as told:
+        embed(scene, tmp_path / "a.parquet", binder)
+    assert "--skip-broken" not in str(told.value)
+
+
 def test_fresh_replaces_a_damaged_archive_of_the_same_job(scene, whole, tmp_path):
     out = tmp_path / "a.parquet"
     content = bytearray(whole.read_bytes())
