@@ -30,24 +30,31 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+METRES = click.FloatRange(min=0.001)
+
+
 def _raster_options(command: Command) -> Command:
     """Add the options of tiles of a raster."""
     for option in (
         click.option("--nearest", is_flag=True, help="Take the nearest pixel, as class maps need it."),
         click.option("--time", metavar="TIME", help="When the raster was taken, such as 2024-07-01 (UTC)."),
-        click.option("--min-valid", type=float, help="Share of a tile's pixels that must be there: 0.5."),
+        click.option(
+            "--min-valid",
+            type=click.FloatRange(0, 1),
+            help="Share of a tile's pixels that must be there: 0.5.",
+        ),
         click.option("--nodata", type=float, help="A value that means missing, if the raster states none."),
         click.option("--stretch", metavar="LOW,HIGH", help="Values that become 0 and 255."),
         click.option("--bands", metavar="1,2,3", help="Bands to read; default: all but alpha."),
-        click.option("--gsd", type=float, help="Metres per pixel of a tile; default: the raster's own."),
+        click.option("--gsd", type=METRES, help="Metres per pixel of a tile; default: the raster's own."),
         click.option(
             "--grid",
             default="raster",
             show_default=True,
             help="`raster`, or the cells of a published grid: majortom:10km.",
         ),
-        click.option("--stride-m", type=float, help="Metres from tile to tile; default: their size."),
-        click.option("--size-m", type=float, help="Side of a tile in metres."),
+        click.option("--stride-m", type=METRES, help="Metres from tile to tile; default: their size."),
+        click.option("--size-m", type=METRES, help="Side of a tile in metres."),
         click.option("--raster", type=click.Path(path_type=Path), help="Embed the tiles of this GeoTIFF."),
     ):
         command = option(command)

@@ -136,6 +136,14 @@ def test_inputs_become_an_array_as_ever(call, tmp_path):
             "--raster scene.tif --size-m 320 --stride-m 9 --grid majortom:1km --out {out}/a.parquet",
             "--stride-m does not go with --grid majortom:1km",
         ),
+        (
+            "--raster scene.tif --size-m -3 --out {out}/a.parquet",
+            "'--size-m': -3.0 is not in the range x>=0.001",
+        ),
+        (
+            "--raster scene.tif --size-m 320 --min-valid 2 --out {out}/a.parquet",
+            "'--min-valid': 2.0 is not in the range 0<=x<=1",
+        ),
         ("--data none.csv --out {out}/a.parquet", "none.csv: no such file"),
         (
             "--data places.csv --pattern *.png --out {out}/a.parquet",
