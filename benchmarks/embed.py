@@ -6,7 +6,7 @@
 
 `hand`: against decoding the same files and calling the encoder by hand, in CPU seconds of one thread.
 `ahead`: inputs prepared by threads ahead of a small encoder, against one after the other, in wall time on
-all processors: a figure for a quiet machine.
+all processors, with OMP_WAIT_POLICY=PASSIVE as the commands set it: a figure for a quiet machine.
 `precision`: bfloat16 against float32, in CPU seconds of one thread, on prepared inputs; the least cosine; and
 what `precision="auto"` chooses.
 
@@ -17,10 +17,13 @@ changes from round to round.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; as commands do
 
 import numpy as np
 import torch
