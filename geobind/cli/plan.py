@@ -11,7 +11,14 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from geobind.cli.options import json_option, memory_option, overrides_option, print_json, recipe_argument
+from geobind.cli.options import (
+    json_option,
+    memory_option,
+    overrides_option,
+    print_json,
+    print_table,
+    recipe_argument,
+)
 from geobind.planning.models import RunPlan
 from geobind.utils.formatting import NBSP, format_count, format_duration, format_size
 from geobind.utils.progress import is_interactive
@@ -55,8 +62,6 @@ def plan_command(
     checked = load_recipe(recipe, overrides)
     limit = parse_size(memory) if memory else None
 
-    from rich.console import Console
-
     from geobind.data.cache import cache_root
     from geobind.planning.auto import make_plan
     from geobind.planning.models import write_plan
@@ -71,7 +76,7 @@ def plan_command(
     if as_json:
         print_json(plan.model_dump(mode="json"))
         return
-    Console(soft_wrap=True, emoji=False).print(plan_table(plan))
+    print_table(plan_table(plan))
     for line in plan_lines(plan):
         click.echo(line)
     if out:
