@@ -374,8 +374,8 @@ def list_warnings(report: Mapping[str, Any]) -> Iterator[str]:
         if summary["flat"]:
             images = summary["kinds"]["image"]
             yield (
-                f"{name}: {summary['flat']} of {images} images are of one colour (all black, say): look at "
-                "one; missing pixels and a wrong `stretch` look so"
+                f"{name}: {summary['flat']} of {images} images are of one colour or nearly (all black, say): "
+                "look at one; missing pixels and a wrong `stretch` look so"
             )
         if len(summary["image_values"]) > 1:
             both = _counts(summary["image_values"])
@@ -444,7 +444,7 @@ def _modality_lines(name: str, summary: Mapping[str, Any]) -> Iterator[str]:
     if summary["lengths"]:
         yield f"  length {_spread_text(summary['lengths'])}"
     if summary["flat"]:
-        yield f"  {summary['flat']} images are of one colour and were not compared"
+        yield f"  {summary['flat']} images are of one colour or nearly, and were not compared"
     if summary["broken"]:
         yield f"  {summary['broken']} cannot be used:"
         yield from (f"    {fault['row']}: {fault['reason']}" for fault in summary["faults"][:_LISTED])

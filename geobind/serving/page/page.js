@@ -235,7 +235,7 @@ async function ask(shown = active) {
   if (!parts.length) {
     query.answer = null;
     showAnswer(shown);
-    return say("Give words, a sound, a picture or a place, then Show.");
+    return say("Give words, a sound, a picture, numbers or a place, then Show.");
   }
   const number = ++query.asked;
   const began = performance.now();
@@ -529,7 +529,7 @@ async function start() {
   $("ramp").style.background = `linear-gradient(to right, ${about.colours.join(", ")})`;
   readLink();
   drawForm();
-  say("Give words, a sound, a picture or a place, then Show.");
+  say("Give words, a sound, a picture, numbers or a place, then Show.");
   $("ask").addEventListener("submit", (event) => { event.preventDefault(); ask(); });
   // The part of the address after # holds the query.
   document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); $("ask").focus(); });
