@@ -180,6 +180,10 @@ class RasterTiles:
         names = [f"{file}: tile {name}" for name in columns["id"].tolist()]
         return Inputs([raws[n] for n in kept.tolist()], names, columns)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return its state without the places that it keeps, which do not pickle."""
+        return {name: value for name, value in vars(self).items() if name != "_places"}
+
     @cached_property
     def _places(self) -> Callable[[int], _Placed]:
         """Where a block's tiles lie; kept for the rest of the block, as PROJ's work begins anew each time."""

@@ -1,5 +1,7 @@
 """Tiles of rasters: where they lie and what they show, in every orientation and CRS."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,14 @@ def test_a_tile_shows_what_a_window_around_its_middle_shows(tmp_path, kind, gsd)
         off = np.abs(raws[number].astype(int) - window.astype(int)).mean()
         assert raws[number].shape == window.shape and off < 12, (kind, off)
         assert off < np.abs(raws[number][::-1].astype(int) - window.astype(int)).mean() / 2
+
+
+def test_tiles_pickle_after_some_were_read(tmp_path):
+    path = scenes.write_scene(tmp_path / "a.tif", **SCENES[next(iter(SCENES))])
+    source = RasterTiles(path, RasterOptions(size_m=400), stride_m=400)
+    raws, columns = read_all(source)
+    again, others = read_all(pickle.loads(pickle.dumps(source)))
+    assert all(map(np.array_equal, raws, again)) and np.array_equal(columns["id"], others["id"])
 
 
 @pytest.mark.parametrize("kind", SCENES)
