@@ -105,6 +105,7 @@ def test_calibration_takes_rows_that_lack_modalities_and_leaves_alone_what_few_r
     found = calibrate_fuser(trained, embedded)
     assert set(found.scales) == {"tile", "sound"}  # 15 rows of words are too few
     assert calibrate_fuser(replace(trained, scales={"words": 2.0}), embedded).scales["words"] == 2
+    assert not calibrate_fuser(trained, {"tile": embedded["tile"]}).scales  # nothing to infer it from
 
 
 @settings(deadline=None, max_examples=30)

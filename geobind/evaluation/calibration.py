@@ -368,7 +368,7 @@ def calibrate_fuser(
     random, plain = np.random.default_rng([seed, 4]), replace(fuser, scales={})
     scales = dict(fuser.scales)
     known = [name for name in embedded if name in fuser.modalities]
-    for wanted in known:
+    for wanted in known if len(known) > 1 else ():
         others = [name for name in known if name != wanted]
         row_Q = embedded[wanted].rows_Q
         has_QM = np.stack([np.isin(row_Q, embedded[name].rows_Q) for name in others], axis=1)
