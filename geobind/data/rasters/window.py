@@ -156,10 +156,8 @@ def read_turned(
     box = Box(low[0], low[1], columns * step, rows * step, columns, rows)
     values, valid = read_box(dataset, bands, box, smooth=smooth, where=where, around=True)
     known = values.astype(np.float32)
-    if valid is not None:  # where a band alone has the nodata value in 8 bits, it is a colour
-        known[np.broadcast_to(~valid.any(axis=0), valid.shape) if values.dtype == np.uint8 else ~valid] = (
-            np.nan
-        )
+    if valid is not None:
+        known[_find_missing(valid, values.dtype)] = np.nan
     turned = np.full((len(bands), side, side), np.nan, np.float32)
     how = (Resampling.average if most > 1 else Resampling.bilinear) if smooth else Resampling.nearest
     reproject(
