@@ -293,18 +293,18 @@ def write_gallery(
     from geobind.report.page import render_template
     from geobind.utils.files import write_atomic
 
+    records = list(hits.records())
     if raster is not None:
-        shown = [build_media(_read_tile(archive, record, raster)) for record in hits.records()]
+        found = [_read_tile(archive, record, raster) for record in records]
     else:
-        found = [show(record["id"]) if show else None for record in hits.records()]
-        shown = [None if raw is None else build_media(raw) for raw in found]
+        found = [show(record["id"]) if show else None for record in records]
     items = [
         {
             "record": record,
             "place": "" if record["lat"] is None else str(Place(record["lat"], record["lon"])),
-            "shown": media,
+            "shown": None if raw is None else build_media(raw),
         }
-        for record, media in zip(hits.records(), shown, strict=True)
+        for record, raw in zip(records, found, strict=True)
     ]
     values = {"query": hits.query, "archive": archive.path.name, "rows": len(archive), "items": items}
     write_atomic(path, render_template("hits.html", **values))
