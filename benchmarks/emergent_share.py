@@ -33,13 +33,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from geobind.binder import Binder
+from geobind.bridge import Bridge
 from geobind.recipe import load_recipe
 from geobind.studies.summary import format_interval, seed_interval
 from geobind.training.module import ContrastiveModule
 from geobind.training.run import run
 from geobind.utils.vectors import unit
 
-WEIGHT, TEMPERATURE = 0.5, 0.02  # of the bridge
 QUEUE, NEIGHBOURS = 2_048, 50
 LAST, PHOTOS = 2, 1  # places of two stages in the recipe
 
@@ -56,21 +56,6 @@ class Noise:
     def __call__(self, anchor_ND: Tensor, other_ND: Tensor, own: Any) -> Tensor:
         noise_ND = torch.randn(anchor_ND.shape, generator=self.random) / anchor_ND.shape[1] ** 0.5
         return own(unit(anchor_ND + self.length * noise_ND), other_ND)
-
-
-class Bank:
-    """A loss of both sides drawn towards a bank of anchors."""
-
-    def __init__(self, bank_RD: Tensor) -> None:
-        self.bank_RD = bank_RD
-
-    def __call__(self, anchor_ND: Tensor, other_ND: Tensor, own: Any) -> Tensor:
-        return own(self.draw(anchor_ND), self.draw(other_ND))
-
-    def draw(self, x_ND: Tensor) -> Tensor:
-        """Draw embeddings towards the bank, with gradients."""
-        weight_NR = torch.softmax(x_ND @ self.bank_RD.T / TEMPERATURE, dim=1)
-        return unit(x_ND + WEIGHT * unit(weight_NR @ self.bank_RD))
 
 
 class Hubs:
@@ -102,7 +87,8 @@ def build_loss(trial: str, base: Path, seed: int) -> Loss | None:
     if trial == "bank":
         bank = Binder.load(base / "bundle").bank
         assert bank is not None, f"{base} has no bank"
-        return Bank(bank.vectors)
+        draw = Bridge(bank).apply
+        return lambda anchor_ND, other_ND, own: own(draw(anchor_ND), draw(other_ND))
     return Hubs() if trial == "hubs" else None
 
 
