@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MappingView, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -85,6 +86,7 @@ def prepare_input(modality: Modality, number: int, raw: Any, *, alone: bool = Fa
 _SHARE = 8  # inputs that a thread prepares at a time: handing over one by one costs as much as a short text
 _MOST_THREADS = 32
 _BATCHES_AHEAD = 2
+_BATCHES_COMPUTED = 2  # that a GPU has to work on: one that it computes, one that waits
 
 
 def choose_threads(workers: Workers, count: int | None = None) -> int:
@@ -210,10 +212,70 @@ def _describe_prepared(sample: Prepared) -> str:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Move a batch, a tensor or a dict of tensors, to a device."""
+    """Move a batch, a tensor or a dict of them, to a device.
+
+    To a GPU it goes by way of pinned memory, so that nothing here waits for the copy.
+    """
+    if not isinstance(batch, Tensor):
+        return {name: to_device(part, device) for name, part in batch.items()}
+    if device.type != "cuda":
+        return batch.to(device)
+    pinned = batch.pin_memory() if batch.device.type == "cpu" else batch
+    return pinned.to(device, non_blocking=True)
+
+
+def copy_ahead(batches: Iterable[tuple[Item, Any]], device: torch.device) -> Iterator[tuple[Item, Any]]:
+    """Yield batches on a device, and what comes with each, in order.
+
+    To a GPU the next batch is copied, on a stream of its own, while one is computed: whoever takes a batch
+    launches its work before taking another. No more than two are worked on at a time, since a batch keeps its
+    memory until its work is done. Elsewhere a batch is taken when it is asked for.
+
+    Args:
+        batches: Tensors or dicts of them on the CPU, each with anything; None stays None.
+        device: Where they are computed.
+    """
+    if device.type != "cuda":
+        for item, batch in batches:
+            yield item, None if batch is None else to_device(batch, device)
+        return
+    copying, computing = _find_copy_stream(device), torch.cuda.current_stream(device)
+    before: tuple[Item, Any, torch.Event] | None = None
+    worked: deque[torch.Event] = deque()
+    for item, batch in batches:
+        if len(worked) == _BATCHES_COMPUTED:
+            worked.popleft().synchronize()
+        with torch.cuda.stream(copying):
+            moved = None if batch is None else to_device(batch, device)
+        fetched = item, moved, copying.record_event()
+        if before is not None:
+            yield _receive(*before, computing)
+            worked.append(computing.record_event())
+        before = fetched
+    if before is not None:
+        yield _receive(*before, computing)
+
+
+@cache
+def _find_copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream that copies to a GPU: memory of one stream is not given to another."""
+    return torch.cuda.Stream(device)
+
+
+def _receive(item: Item, batch: Any, copied: torch.Event, computing: torch.cuda.Stream) -> tuple[Item, Any]:
+    """Return a batch that the computing stream may use from here on."""
+    computing.wait_event(copied)
+    for tensor in _iter_tensors(batch):
+        tensor.record_stream(computing)  # its memory is not given to the next copy before it is read
+    return item, batch
+
+
+def _iter_tensors(batch: Any) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+        yield batch
+    elif batch is not None:
+        for part in batch.values():
+            yield from _iter_tensors(part)
 
 
 def embed_batches(
@@ -221,30 +283,22 @@ def embed_batches(
 ) -> Iterator[tuple[Item, Tensor | None]]:
     """Yield what comes with each batch, and its embeddings on the CPU, in order.
 
-    On a GPU a batch is copied, on a stream of its own, and the next one prepared, while one is computed.
+    On a GPU the next batch is prepared and copied while one is computed.
 
     Args:
         encode: Returns the embeddings (B, D) of a batch on the device.
         batches: Prepared batches on the CPU, each with anything; of None there are no embeddings.
         device: Where they are computed.
     """
-    if device.type != "cuda":
-        for item, batch in batches:
-            yield item, None if batch is None else encode(to_device(batch, device)).cpu()
-        return
-    copying, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-    before: tuple[Item, Tensor | None, torch.cuda.Event] | None = None
-    for item, batch in batches:
-        embedding_BD = None
-        if batch is not None:
-            with torch.cuda.stream(copying):
-                moved = to_device(_pin(batch), device)
-            computing.wait_stream(copying)
-            for tensor in [moved] if isinstance(moved, Tensor) else moved.values():
-                tensor.record_stream(computing)  # its memory is not given to the next copy before it is read
-            embedding_BD = encode(moved).to("cpu", non_blocking=True)  # torch pins it
-        done = torch.cuda.Event()
-        done.record(computing)
+    cuda = device.type == "cuda"
+    before: tuple[Item, Tensor | None, torch.Event] | None = None
+    for item, batch in copy_ahead(batches, device):
+        # torch pins what it copies from a GPU without waiting
+        embedding_BD = None if batch is None else encode(batch).to("cpu", non_blocking=cuda)
+        if not cuda:
+            yield item, embedding_BD
+            continue
+        done = torch.cuda.current_stream(device).record_event()
         if before is not None:
             before[2].synchronize()
             yield before[:2]
@@ -252,12 +306,6 @@ def embed_batches(
     if before is not None:
         before[2].synchronize()
         yield before[:2]
-
-
-def _pin(batch: Any) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.pin_memory()
-    return {key: value.pin_memory() for key, value in batch.items()}
 
 
 def check_width(embedding_BD: Tensor, width: int, name: str) -> Tensor:

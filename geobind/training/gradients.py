@@ -11,7 +11,7 @@ because its graph is small.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from geobind.inference import copy_ahead, to_device
 from geobind.training.fabric import DDPStrategy, Fabric
 from geobind.training.losses import LossContext
 from geobind.training.module import ContrastiveModule, EmbeddingGrads, StepLosses, Uncast, product_sum
@@ -161,9 +162,10 @@ class GradCache(NamedTuple):
                 if side.kept_PD is not None:
                     self.fabric.backward(product_sum(side.kept_PD, step.grads[name][-len(side.kept_PD) :]))
             for name, side in sides.items():
-                for chunk in side.again:
+                inputs_of_chunks = self._copy_chunks(batches.get(name), (chunk.rows for chunk in side.again))
+                for chunk, (_, inputs) in zip(side.again, inputs_of_chunks, strict=True):
                     chunk.rng.restore(self.fabric.device)
-                    inputs, grad_PD = self._inputs(batches[name], chunk.rows), step.grads[name][chunk.rows]
+                    grad_PD = step.grads[name][chunk.rows]
                     self.fabric.backward(self.wrapped("embedding_surrogate", name, inputs, Uncast(grad_PD)))
         with nullcontext() if sync else no_grad_sync(self.fabric, self.wrapped):
             zeros = _syncs_in_backward(self.fabric) or not pairs.rows  # as a step in one pass gives
@@ -182,19 +184,17 @@ class GradCache(NamedTuple):
         again: list[_Recomputed] = []
         embedded = [torch.zeros(0, self.module.width, device=self.fabric.device)]  # a rank may have no rows
         with torch.no_grad(), preserve_buffers(encoder):
-            for rows in pieces[:twice]:
+            for rows, inputs in self._copy_chunks(batch, pieces[:twice]):
                 again.append(_Recomputed(rows, RngState.capture(self.fabric.device)))
-                embedded.append(self._embed(name, batch, rows))
-        kept = [self._embed(name, batch, rows) for rows in pieces[twice:]]
+                embedded.append(self.wrapped("embed", name, inputs))
+        kept = [self.wrapped("embed", name, inputs) for _, inputs in self._copy_chunks(batch, pieces[twice:])]
         embedded_BD = torch.cat([*embedded, *(kept_PD.detach() for kept_PD in kept)])
         embedded_BD.requires_grad_(bool(trained))
         return _FirstPass(embedded_BD, again if trained else [], torch.cat(kept) if kept else None)
 
-    def _embed(self, name: str, batch: Any, rows: slice) -> Tensor:
-        return self.wrapped("embed", name, self._inputs(batch, rows))
-
-    def _inputs(self, batch: Any, rows: slice) -> Any:
-        return self.fabric.to_device(select_rows(batch, rows))
+    def _copy_chunks(self, batch: Any, chunks: Iterable[slice]) -> Iterator[tuple[slice, Any]]:
+        """Yield chunks of a batch on the device: for the whole of it there may be no room."""
+        return copy_ahead(((rows, select_rows(batch, rows)) for rows in chunks), self.fabric.device)
 
 
 class _Recomputed(NamedTuple):
@@ -254,6 +254,11 @@ class GradientAccumulator:
         self.two_pass = None if chunk is None else GradCache(fabric, module, wrapped, chunk)
         self._idle: set[str] | None = None  # what no step of this turn has trained; None: no step was taken
 
+    @property
+    def input_device(self) -> torch.device:
+        """The device that batches should be on: chunks are copied from the CPU one by one."""
+        return self.fabric.device if self.two_pass is None else torch.device("cpu")
+
     def __call__(
         self,
         batches: Mapping[str, Any],
@@ -275,8 +280,7 @@ class GradientAccumulator:
             losses = self.two_pass(batches, present_BM, context, share=share, sync=turn.last)
         else:
             with nullcontext() if turn.last else no_grad_sync(self.fabric, self.wrapped):
-                there = self.fabric.device.type == "cpu"  # as loaded
-                inputs = batches if there else self.fabric.to_device(batches)
+                inputs = to_device(batches, self.fabric.device)  # mostly there already
                 losses = self.wrapped("compute_losses", inputs, present_BM, Uncast(context))
                 self.fabric.backward(losses.total if turn.of == 1 else losses.total / turn.of)
         self._idle = {*losses.idle} if self._idle is None else self._idle & {*losses.idle}

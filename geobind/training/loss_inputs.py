@@ -13,6 +13,7 @@ from torch import Tensor
 
 from geobind.data.neighbours import compute_grouped_share
 from geobind.errors import DataError
+from geobind.inference import to_device
 from geobind.recipe.stage_options import InfoNCEOptions, LossOptions
 from geobind.training.losses import LossContext, hash_labels, unit_sphere
 
@@ -39,13 +40,14 @@ def build_loss_context(
     """
     labels = xyz = hours = rows = None
     if options.positives == "label":
-        labels = gather(hash_labels(meta.labels or [None] * len(meta.keys)).to(device))
+        labels = gather(to_device(hash_labels(meta.labels or [None] * len(meta.keys)), device))
     if options.needs_places:
-        xyz = gather(unit_sphere(_to_tensor(meta.lat, meta), _to_tensor(meta.lon, meta)).to(device))
+        point_N3 = unit_sphere(_to_tensor(meta.lat, meta), _to_tensor(meta.lon, meta))
+        xyz = gather(to_device(point_N3, device))
     if options.needs_times:
-        hours = gather(_to_tensor(meta.hours, meta).to(device))
+        hours = gather(to_device(_to_tensor(meta.hours, meta), device))
     if isinstance(options, InfoNCEOptions) and options.queue is not None:
-        rows = gather(hash_labels(meta.keys).to(device))
+        rows = gather(to_device(hash_labels(meta.keys), device))
     if labels is None and xyz is None and hours is None and rows is None:
         return None
     return LossContext(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from geobind.inference import to_device
 from geobind.recipe.schema import ModalityPair
 from geobind.training.distributed import Ranks
 from geobind.training.losses import ContrastiveLoss, LossContext
@@ -188,7 +189,7 @@ class ContrastiveModule(nn.Module):
             row_R, sides = active.rows[pair.name], (gathered[pair.anchor], gathered[pair.other])
             own = self.ranks.own(len(local[pair.anchor]), row_R)
             if row_R is not None:
-                row_R = row_R.to(sides[0].device)
+                row_R = to_device(row_R, sides[0].device)
                 sides = (sides[0][row_R], sides[1][row_R])
             losses[pair.name] = self._loss(pair.name, sides, _select_context(context, row_R), own)
         idle = tuple(self._trained(but=gathered.keys() | losses.keys()))
@@ -230,7 +231,7 @@ class ContrastiveModule(nn.Module):
         if name not in embedded:
             # Gradients are gathered in turn, for which every rank must wait for them.
             return empty_BD + _zero_loss(self.encoders[name])
-        row = there_B.nonzero().flatten().to(empty_BD.device)
+        row = to_device(there_B.nonzero().flatten(), empty_BD.device)
         return empty_BD.index_copy(0, row, embedded[name])
 
     def _total(self, found: Mapping[str, Tensor], idle: Iterable[str]) -> Tensor:

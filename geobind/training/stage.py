@@ -16,6 +16,7 @@ from geobind.binder import Binder
 from geobind.data.loader import BatchLoader, ModalityInput, choose_workers
 from geobind.data.sampler import BatchSampler, MixedDataset, seed_torch
 from geobind.embedding_cache.loader import CachedLoader
+from geobind.inference import copy_ahead
 from geobind.recipe import Recipe, Stage
 from geobind.recipe.schema import ModalityPair
 from geobind.training.cache import CachedInputs, open_stage_cache
@@ -188,7 +189,8 @@ def _train(
         defer_signals(fabric, stage.name, every) as stop_requested,
     ):
         log.restore(checkpoint.extra)
-        for step, batches, meta in loader:
+        loaded = (((step, meta), batches) for step, batches, meta in loader)
+        for (step, meta), batches in copy_ahead(loaded, gradients.input_device):
             if validator.is_stopped:
                 break
             rate = optimizer.set_rate(step)

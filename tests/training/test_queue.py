@@ -78,6 +78,15 @@ def test_the_queue_is_no_part_of_what_a_stage_leaves(whole):
 
 
 @pytest.mark.slow
+def test_a_full_queue_is_known_to_be_full_until_another_state_is_loaded():
+    queue, empty = EmbeddingQueue(4, 2), EmbeddingQueue(4, 2).state_dict()
+    for count in (2, 4, 4):
+        queue.push(torch.ones(2, 2))
+        assert len(queue) == count
+    queue.load_state_dict(empty)
+    assert len(queue) == 0
+
+
 def test_each_row_knows_its_own_key(tmp_path, monkeypatch):
     """Keys of the rows reach the queue, so that at an epoch's turn no pair opposes itself."""
     seen, make = [], stages.build_loss

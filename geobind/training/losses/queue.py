@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -54,10 +54,20 @@ class EmbeddingQueue(nn.Module):
         self.register_buffer("rows_Q", torch.full((size,), UNLABELLED))
         # Embeddings ever pushed, which also gives the place of the next.
         self.register_buffer("seen", torch.tensor(0))
+        self._full = False
 
     def __len__(self) -> int:
         """Return the number of embeddings held."""
-        return min(int(self.seen), len(self.keys_QD))
+        size = len(self.keys_QD)
+        if self._full:  # and stays so: the device that counts is no longer waited for
+            return size
+        seen = int(self.seen)
+        self._full = seen >= size
+        return min(seen, size)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._full = False
+        super()._load_from_state_dict(*args, **kwargs)
 
     def keys(self, like: Tensor) -> Tensor:
         """Return the held embeddings, as (F, D), in the dtype and on the device of `like`."""

@@ -470,8 +470,11 @@ def compute_positive_shares(pairing: Pairing, like_ND: Tensor) -> Tensor | None:
         for rows in split_range(own.start, own.stop, _COUNTED):
             count_N[rows] = _count_positives(pairing, rows, parts, like_ND)
     elif pairing.row.ids is not None:
-        _, group_N, count_G = pairing.row.ids.unique(return_inverse=True, return_counts=True)
-        count_N = count_G[group_N].to(like_ND.dtype)
+        # Not by `unique`, whose number of groups an accelerator would be waited for.
+        id_N = pairing.row.ids.contiguous()
+        sorted_N = id_N.sort().values
+        first_N, after_N = (torch.searchsorted(sorted_N, id_N, right=right) for right in (False, True))
+        count_N = (after_N - first_N).to(like_ND.dtype)
     else:
         return None
     return count_N.reciprocal().unsqueeze(1)
