@@ -237,7 +237,8 @@ def check_part(name: str, encoder: nn.Module, part: Part) -> None:
 def prepare_encoders(fabric: Fabric, job: StageRun) -> Generator[dict[str, str]]:
     """Make the encoders of a stage trainable for a while, and restore them afterwards.
 
-    On leaving, adapters are merged into their weights, and also written to the stage's folder.
+    On leaving, adapters are merged into their weights, and also written to the stage's folder. Where the
+    block fails, they are removed.
 
     Yields:
         The hash of the weights that must not change, by modality.
@@ -261,8 +262,18 @@ def prepare_encoders(fabric: Fabric, job: StageRun) -> Generator[dict[str, str]]
         )
         set_trainable(name, encoders[name], part)
 
-    with explain_compile_errors(job.stage.name):
-        yield before
+    try:
+        with explain_compile_errors(job.stage.name):
+            yield before
+    except Exception:
+        if fabric.world_size == 1:  # whoever measures goes on; among several, this process goes down
+            _restore_encoders(fabric, job)
+            for name in adapted:
+                remove_adapters(encoders[name])
+            cast.undo(encoders)
+            for name, encoder in encoders.items():
+                set_trainable(name, encoder, None)
+        raise
 
     encoders = _restore_encoders(fabric, job)
     changes = {name: remove_adapters(encoders[name]) for name in adapted}

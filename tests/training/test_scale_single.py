@@ -16,6 +16,8 @@ from geobind.errors import RecipeError, TrainingError
 from geobind.training import encoder_transforms, launch
 from geobind.training.checkpoint import Checkpoint
 from geobind.training.encoder_transforms import disable_checkpointing, enable_checkpointing
+from geobind.training.stage import StageRun
+from geobind.training.trainable import prepare_encoders
 from geobind.utils.system import hash_module
 
 pytestmark = pytest.mark.slow
@@ -112,6 +114,25 @@ def test_compiled_encoders_give_the_losses_and_names_of_plain_ones(
     assert all(torch.allclose(a[key], b[key], atol=1e-5, rtol=0) for key in a)
     state = compiled / "stages" / "01_one" / "trained.safetensors"
     assert not any("_orig_mod" in key for key in load_file(state))
+
+
+def test_a_stage_that_fails_leaves_plain_encoders_without_its_adapters_and_type(tmp_path):
+    pytest.importorskip("peft")
+    train = "stages.0.train={far: {part: lora, rank: 2, head: false}}"
+    recipe = deep.recipe(tmp_path, train, "stages.0.precision=bf16-true")
+    binder = Binder({"near": deep.Near(), "far": deep.Far()}, 8, seed=0)
+    before = {name: hash_module(encoder) for name, encoder in binder.encoders.items()}
+    job = StageRun(recipe, recipe.stages[0], binder, None, tmp_path, None, "key")
+    fabric = launch.make_fabric(recipe.fabric, "bf16-true")
+    with pytest.raises(RuntimeError, match="full"), prepare_encoders(fabric, job):
+        for encoder in binder.encoders.values():
+            enable_checkpointing(encoder)
+            encoder_transforms.compile_encoder(encoder, "default", by_block=False)
+        raise RuntimeError("memory is full")
+    assert {name: hash_module(encoder) for name, encoder in binder.encoders.items()} == before
+    assert not any(p.requires_grad or p.dtype != torch.float32 for p in binder.encoders.parameters())
+    assert not any(module.training or module._compiled_call_impl for module in binder.encoders.modules())
+    assert {type(block) for block in binder.encoders["far"].blocks} == {deep.Block}
 
 
 def test_an_encoder_that_cannot_be_compiled_is_told(tmp_path, monkeypatch):
