@@ -138,8 +138,7 @@ def plan_lines(plan: RunPlan) -> Iterator[str]:
     for stage in plan.stages:
         yield f"{stage.name}: {stage.why}"
         if stage.settled:
-            said = ", ".join(f"{name}: {value or 'none'}" for name, value in stage.settled.items())
-            yield f"  left open and settled: {said}"
+            yield f"  left open and settled: {stage.settled_words}"
         if stage.loading_bytes:
             yield f"  prepared rows that wait take up to {format_size(stage.loading_bytes)} beside its memory"
         for warning in stage.warnings:

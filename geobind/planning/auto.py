@@ -21,6 +21,7 @@ from geobind import errors
 from geobind.errors import GeobindError, RecipeError, TrainingError
 from geobind.planning.models import (
     FILE,
+    NOT_ON_A_CPU,
     EndingMeasurement,
     Machine,
     ProbeResult,
@@ -129,7 +130,7 @@ def _died(code: int, doing: str, heard: str) -> GeobindError:
 
 
 SECONDS = 12.0  # default time to measure, about
-AutoValues = Mapping[str, Mapping[str, int | None]]  # by stage, then by option
+AutoValues = Mapping[str, Mapping[str, bool | int | None]]  # by stage, then by option
 
 
 def make_plan(recipe: Recipe, *, seconds: float = SECONDS, limit: int | None = None, say: Say) -> RunPlan:
@@ -148,7 +149,7 @@ def make_plan(recipe: Recipe, *, seconds: float = SECONDS, limit: int | None = N
 
 
 def with_values(recipe: Recipe, numbers: AutoValues) -> Recipe:
-    """Return the recipe with numbers for its `auto` options."""
+    """Return the recipe with values for its `auto` options."""
     values: dict[str, Any] = copy.deepcopy(recipe.written)
     for stage, written in zip(recipe.stages, values["stages"], strict=True):
         written.update({name: numbers[stage.name][name] for name in stage.auto_options})
@@ -170,39 +171,44 @@ class AutoResolver:
     seconds: float = SECONDS
 
     def __call__(self, recipe: Recipe, folder: Path, fabric: Fabric) -> Recipe:
-        """Return the recipe with numbers, also written to `plan.json` and `recipe.yaml` in the run's folder.
+        """Return the recipe with values, also written to `plan.json` and `recipe.yaml` in the run's folder.
 
         Raises:
             GeobindError: An option cannot be resolved on this machine.
         """
         if not self.always and not any(stage.auto_options for stage in recipe.stages):
             return recipe
-        numbers = broadcast_result(fabric, lambda: self._numbers(recipe, folder))
-        result = with_values(recipe, numbers)
+        values = broadcast_result(fabric, lambda: self._values(recipe, folder, fabric))
+        result = with_values(recipe, values)
         if fabric.is_global_zero:
             files.write_atomic(folder / "recipe.yaml", dump_yaml(result.written).encode())
         return result
 
-    def _numbers(self, recipe: Recipe, folder: Path) -> AutoValues:
+    def _values(self, recipe: Recipe, folder: Path, fabric: Fabric) -> AutoValues:
+        opened = {name for stage in recipe.stages for name in stage.auto_options}
+        if not self.always and opened == {"compile"} and fabric.device.type != "cuda":
+            _log.info("compile: auto is false: %s", NOT_ON_A_CPU)  # nothing is left to measure
+            return {stage.name: dict.fromkeys(stage.auto_options, False) for stage in recipe.stages}
         plan = read_plan(folder)
         if plan is not None and _is_of(plan, recipe, every=self.always):
             where = f"as planned before, in {folder / FILE}"
         else:
             plan = make_plan(recipe, seconds=self.seconds, limit=self.limit, say=_log.info)
             write_plan(plan, folder)
-            where = f"by what fits in memory, measured just now; kept in {folder / FILE}"
+            where = f"measured just now; kept in {folder / FILE}"
         for stage in plan.stages:
-            said = ", ".join(f"{name} {value or 'none'}" for name, value in stage.settled.items())
-            if said:
-                _log.info("%s: %s (%s); %s", stage.name, said, where, stage.why)
+            if stage.settled:
+                _log.info("%s: %s (%s); %s", stage.name, stage.settled_words, where, stage.why)
         return {stage.name: stage.settled for stage in plan.stages}
 
 
 def _is_of(plan: RunPlan, recipe: Recipe, *, every: bool) -> bool:
     """Return whether a plan fits this recipe, in all stages or in those with `auto` options."""
-    planned = {stage.name: stage.key for stage in plan.stages}
+    planned = {stage.name: (stage.key, {*stage.settled}) for stage in plan.stages}
     keys = (key for _, key in stage_folders(recipe, Path()))
     wanted = {
-        stage.name: key for stage, key in zip(recipe.stages, keys, strict=True) if every or stage.auto_options
+        stage.name: (key, {*stage.auto_options})
+        for stage, key in zip(recipe.stages, keys, strict=True)
+        if every or stage.auto_options
     }
-    return all(planned.get(name) == key for name, key in wanted.items())
+    return all(planned.get(name) == facts for name, facts in wanted.items())

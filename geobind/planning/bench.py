@@ -106,9 +106,9 @@ class Bench:
         steps: int,
         rows: int,
         *,
-        chunk: int | None = None,
         saves: bool = False,
         held: int = 0,
+        **tried: Any,
     ) -> StageRun:
         """Return the same stage with batches of `size` from `rows` rows of each source.
 
@@ -116,9 +116,9 @@ class Bench:
             size: Rows of a batch.
             steps: Number of steps.
             rows: Rows of each source to draw batches from.
-            chunk: Rows of a chunk, in two passes.
             saves: Whether each step writes a checkpoint.
             held: Validation rows, evaluated after each step; 0: none.
+            tried: Other options of the stage; without them it takes one pass, and nothing that is `auto`.
         """
         job = self.job
         watch = job.stage.watch.model_copy(update={"every": 1, "patience": None}) if job.stage.watch else None
@@ -126,12 +126,13 @@ class Bench:
             "batch_size": size,
             "steps": steps,
             "epochs": None,
-            "chunk": chunk,
+            "chunk": None,
             "accumulate": 1,
             "watch": watch if held else None,
             "checkpoint_seconds": 0.0 if saves else _NEVER,
             "cache": job.stage.cache if self.caches else "off",
             "optimizer": job.stage.optimizer.model_copy(update={"lr": _SLOW}),
+            **tried,
         }
         recipe = job.recipe.model_copy(update={"workers": count_workers(self.fabric, job)})
         stage = job.stage.model_copy(update=changes)
@@ -142,17 +143,15 @@ class Bench:
         notes = StepTimer(home)
         return StageRun(recipe, stage, job.binder, rows_, home, StepTimer(home), "probe", 1, watched, notes)
 
-    def run(
-        self, size: int, steps: int, *, chunk: int | None = None, saves: bool = False, held: int = 0
-    ) -> BenchRun:
-        """Run a few steps of one batch size.
+    def run(self, size: int, steps: int, *, saves: bool = False, held: int = 0, **tried: Any) -> BenchRun:
+        """Run a few steps of one batch size; the rest is as of `build_stage`.
 
         Raises:
             GeobindError: The stage cannot run with this size.
         """
         # Cached rows are reused; others are prepared in every step, as in the stage.
         rows = max(size, self.ready) if self.caches else size * steps
-        job = self.build_stage(size, steps, rows, chunk=chunk, saves=saves, held=held)
+        job = self.build_stage(size, steps, rows, saves=saves, held=held, **tried)
         clock = job.metrics
         idle = self._idle()
         with self.capture_messages():

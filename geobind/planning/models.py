@@ -57,7 +57,7 @@ class StagePlan(PlanModel):
 
     name: str
     key: str  # the fingerprint of the stage as written in the recipe
-    settled: dict[str, int | None]  # the numbers of its `auto` options
+    settled: dict[str, bool | int | None]  # the values of its `auto` options
     rows: int
     batch_size: int
     chunk: int | None
@@ -72,6 +72,14 @@ class StagePlan(PlanModel):
     loading_bytes: int = 0  # beside it, for rows that loader processes have ready
     disk: Disk
     warnings: tuple[str, ...] = ()
+
+    @property
+    def settled_words(self) -> str:
+        """The values of its `auto` options in words."""
+        words = {
+            name: "none" if value is None else str(value).lower() for name, value in self.settled.items()
+        }
+        return ", ".join(f"{name} {word}" for name, word in words.items())
 
 
 class Memory(PlanModel):
@@ -209,6 +217,18 @@ class StepCost(Measurement):
     chunk: int | None = None  # rows at a time, in two passes
 
 
+NOT_ON_A_CPU = "it is tried on CUDA alone, as compiling takes minutes on a CPU"
+
+
+class CompileCost(Measurement):
+    """Steps of one size with compiled encoders and without."""
+
+    plain: float = 0.0  # seconds of a step
+    compiled: float = 0.0
+    compiling: float = 0.0  # seconds that the first steps take longer
+    failed: str = ""  # why it was not measured
+
+
 class SideCost(Measurement):
     """Cost of a modality that can be read from the cache."""
 
@@ -251,6 +271,7 @@ class StageMeasurement(Measurement):
     most_why: str
     steps: tuple[StepCost, ...]  # one pass, from few rows to many
     two_pass: StepCost | None = None
+    compile: CompileCost | None = None  # None where it is not asked for
     filling: FillCost | None = None  # None where nothing is cached
     uncached: dict[str, str] = {}  # frozen modalities computed in every step, and why
     frozen: tuple[str, ...] = ()

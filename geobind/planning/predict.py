@@ -29,6 +29,7 @@ from geobind.utils import formatting
 from geobind.utils.formatting import format_size
 from geobind.utils.system import utc_now
 
+_WORTH = 0.95
 _TWICE = 4 / 3  # assumed cost of a step in two passes, where it was not measured
 
 
@@ -85,6 +86,33 @@ def choose_batch(
     return BatchChoice(
         batch_size, chunk, taken, f"{_pairs(local)} at once would take {format_share(direct, usable)}", fits
     )
+
+
+class CompileChoice(NamedTuple):
+    """Whether a stage compiles its encoders."""
+
+    value: bool = False
+    ratio: float = 1.0  # of a step's time to that without
+    seconds: float = 0.0  # of compiling
+    why: tuple[str, ...] = ()  # the reason, where it was asked for
+
+
+def choose_compile(found: StageMeasurement, steps: int) -> CompileChoice:
+    """Choose to compile where it saves more than a twentieth of the steps' time, compiling included.
+
+    Short runs err by about as much.
+    """
+    cost = found.compile
+    if cost is None:
+        return CompileChoice()
+    if cost.failed:
+        return CompileChoice(why=(f"not compiled: {cost.failed}",))
+    ratio, compiling = cost.compiled / cost.plain, formatting.format_duration(cost.compiling)
+    told = f"a step takes {ratio:.2f} of its {1000 * cost.plain:,.0f} ms, and compiling {compiling}"
+    told += f", in {steps:,} steps"
+    if steps * cost.compiled + cost.compiling > _WORTH * steps * cost.plain:
+        return CompileChoice(why=(f"not compiled: {told}",))
+    return CompileChoice(True, ratio, cost.compiling, (f"compiled: {told}",))
 
 
 def predict_memory(found: StageMeasurement, local: int, chunk: int | None) -> int | None:
@@ -218,7 +246,8 @@ def predict_stage(
     shares = tuple(size / max(1, sum(found.sources)) for size in found.sources)
     epoch = BatchSampler(found.sources, chosen.batch_size, 0, shares, stage.mix == "rows").steps_per_epoch
     steps = stage.steps if stage.steps is not None else (stage.epochs or 0) * epoch
-    seconds = _seconds(stage, found, chosen, steps, epoch, max(1, chosen.batch_size // ranks))
+    compiled = choose_compile(found, steps)
+    seconds = _seconds(stage, found, chosen, steps, epoch, max(1, chosen.batch_size // ranks), compiled)
     sides = found.filling.sides if found.filling else {}
     cached = {
         name: SidePlan(
@@ -226,7 +255,7 @@ def predict_stage(
         )
         for name, side in sides.items()
     }
-    settled = {"batch_size": chosen.batch_size, "chunk": chosen.chunk}
+    settled = {"batch_size": chosen.batch_size, "chunk": chosen.chunk, "compile": compiled.value}
     way: StepMethod = "two-pass" if chosen.chunk is not None else "cached" if cached else "direct"
     return StagePlan(
         name=stage.name,
@@ -238,7 +267,7 @@ def predict_stage(
         steps=steps,
         epoch_steps=epoch,
         way=way,
-        why="; ".join(_why(found, chosen, cached, seconds, steps / max(1, epoch))),
+        why="; ".join([*_why(found, chosen, cached, seconds, steps / max(1, epoch)), *compiled.why]),
         cached=cached,
         uncached=found.uncached,
         seconds=seconds,
@@ -254,13 +283,19 @@ def predict_stage(
 
 
 def _seconds(
-    stage: Stage, found: StageMeasurement, chosen: BatchChoice, steps: int, epoch: int, local: int
+    stage: Stage,
+    found: StageMeasurement,
+    chosen: BatchChoice,
+    steps: int,
+    epoch: int,
+    local: int,
+    compiled: CompileChoice,
 ) -> Seconds:
-    step = predict_step_seconds(found, local, chosen.chunk)
+    step = compiled.ratio * predict_step_seconds(found, local, chosen.chunk)
     filling = found.filling.seconds if found.filling else 0.0
     every = stage.checkpoint_seconds
     saves = steps if every <= step else int(steps * step / every)
-    other = found.other_seconds + saves * found.checkpoint_seconds
+    other = found.other_seconds + saves * found.checkpoint_seconds + compiled.seconds
     watching = math.ceil(steps / stage.watch.every) * found.watching_seconds if stage.watch else 0.0
     return Seconds(
         step=step,

@@ -25,7 +25,9 @@ from geobind.errors import DataError, GeobindError
 from geobind.evaluation.held_out import EvaluationResults, measure_all, take_first_rows
 from geobind.planning.bench import Bench, StepTimer, covers_all_rows, seconds_since
 from geobind.planning.models import (
+    NOT_ON_A_CPU,
     USABLE_SHARE,
+    CompileCost,
     EndingMeasurement,
     FillCost,
     LinearCost,
@@ -168,6 +170,7 @@ class StageProbe:
         warm, checkpoint_bytes, checkpoint_seconds = self._warm_up()
         failed = self._sizes(warm)
         two_pass = None if failed else self._two_pass()
+        compiled = self._compile() if job.stage.compile == "auto" else None
         watching = self._watching()
         cached = filling.sides if filling else {}
         return StageMeasurement(
@@ -184,6 +187,7 @@ class StageProbe:
                 allowed_bytes=allowed_bytes(),
             ),
             two_pass=two_pass,
+            compile=compiled,
             filling=filling if cached else None,
             uncached={name: self._why_not(name) for name in frozen if name not in cached},
             frozen=frozen,
@@ -312,6 +316,21 @@ class StageProbe:
             size, int(min(_MANY_STEPS, max(2 * _FEW_STEPS, 0.4 * self._left / guess))), chunk=chunk
         )
         return StepCost(rows=size, seconds=ran.seconds, bytes=ran.bytes, chunk=chunk)
+
+    def _compile(self) -> CompileCost:
+        """Measure steps with compiled encoders and without, on CUDA alone."""
+        if self.bench.fabric.device.type != "cuda":
+            return CompileCost(failed=NOT_ON_A_CPU)
+        size, steps = self._steps[-1].rows, 2 * _FEW_STEPS
+        plain = self.bench.run(size, steps)
+        try:
+            ran = self.bench.run(size, steps, compile=True)
+        except GeobindError as error:
+            return CompileCost(failed=str(error).partition("\n")[0])
+        first, other = (
+            run.outcome.seconds - run.outcome.filled["seconds"] - steps * run.seconds for run in (ran, plain)
+        )
+        return CompileCost(plain=plain.seconds, compiled=ran.seconds, compiling=max(0.0, first - other))
 
     def _watching(self) -> float:
         """Return the seconds of a validation; its preparation counts as other."""
@@ -484,7 +503,7 @@ def _devices(recipe: Recipe) -> int:
 
 def _with_numbers(stage: Stage, size: int) -> Stage:
     """Return a stage with numbers for its `auto` options, for the checks before training."""
-    changes = {"batch_size": size, "chunk": None}
+    changes = {"batch_size": size, "chunk": None, "compile": False}
     return stage.model_copy(update={name: changes[name] for name in stage.auto_options})
 
 

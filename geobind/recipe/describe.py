@@ -120,7 +120,7 @@ def describe_details(recipe: Recipe, stage: Stage) -> Iterator[str]:
     if (together := recipe.together_in(stage)) and not _find_unturned(recipe, stage):
         yield f"augment: {_listed(together)} are mirrored, turned and cropped alike"
     if stage.auto_options:
-        yield f"{' and '.join(stage.auto_options)}: auto, chosen by what fits in memory when the run begins"
+        yield f"{' and '.join(stage.auto_options)}: auto, chosen by what is measured when the run begins"
     if is_chunked(recipe, stage):
         yield f"steps: two passes, {stage.chunk} rows of a process at a time, the gradient of all"
     if stage.accumulate > 1:

@@ -315,6 +315,7 @@ LoggerSpec = Annotated[
 
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+Compile = bool | CompileMode | Literal["auto"]
 FabricPrecision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true", "auto"]
 _ONE, _MANY = "one of them", "several of them"  # no identifiers: they are left out of a mistake's path
 OneOrMany = Discriminator(lambda value: _MANY if isinstance(value, list | tuple) else _ONE)
@@ -381,6 +382,7 @@ class Stage(RecipeBlock):
         default=Cosine(), description="how the learning rate changes: constant, cosine or warm_restarts"
     )
     precision: FabricPrecision | None = Field(default=None, description="default: the recipe's")
+    compile: Compile | None = Field(default=None, description="default: the recipe's")
     clip_norm: float | None = Field(
         default=1.0, ge=1e-6, le=1e6, description="largest norm of the gradient; null: no clipping"
     )
@@ -407,8 +409,15 @@ class Stage(RecipeBlock):
 
     @property
     def auto_options(self) -> tuple[str, ...]:
-        """The options that are `auto`, chosen at the start of a run by what fits in memory."""
-        return tuple(name for name in ("batch_size", "chunk") if getattr(self, name) == "auto")
+        """The options that are `auto`, chosen at the start of a run by what is measured."""
+        return tuple(name for name in ("batch_size", "chunk", "compile") if getattr(self, name) == "auto")
+
+    @property
+    def compile_mode(self) -> CompileMode | None:
+        """The mode of torch.compile; None: nothing is compiled, or not yet."""
+        if self.compile is True:
+            return "default"
+        return None if self.compile is False or self.compile == "auto" else self.compile
 
     @property
     def trained(self) -> dict[str, Part]:
@@ -443,8 +452,9 @@ class FabricOptions(RecipeBlock):
         default="32-true",
         description="of arithmetic; -mixed keeps weights in float32; auto: bf16-mixed where it is faster",
     )
-    compile: bool | CompileMode = Field(
-        default=False, description="torch.compile of the encoders, or its mode"
+    compile: Compile = Field(
+        default=False,
+        description="torch.compile of the encoders, or its mode; auto: where it is measured to be worth it",
     )
     checkpoint_activations: bool = Field(
         default=False, description="compute the blocks of trained encoders twice, to save their activations"
@@ -454,11 +464,6 @@ class FabricOptions(RecipeBlock):
         default=False,
         description="only algorithms that give the same bits every time; an error where none is",
     )
-
-    @property
-    def mode(self) -> CompileMode | None:
-        """The mode of torch.compile; None: nothing is compiled."""
-        return ("default" if self.compile is True else self.compile) or None
 
 
 class AugmentOptions(RecipeBlock):
@@ -504,6 +509,9 @@ class BaseBundle(NamedTuple):
     modalities: tuple[str, ...]
     digest: str  # hash of its weights and options
     steps: tuple[StageStep, ...]  # its stages
+
+
+_INHERITED = ("compile",)
 
 
 class Recipe(RecipeBlock):
@@ -564,6 +572,16 @@ class Recipe(RecipeBlock):
     _base: Path = PrivateAttr(default_factory=Path)
     _built: dict[str, Modality] = PrivateAttr(default_factory=dict)
     _base_bundle: BaseBundle | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _inherit(self) -> Self:
+        """Give each stage the options of `fabric` that it leaves open and that may be chosen for each."""
+        for number, stage in enumerate(self.stages):
+            missing = {
+                name: getattr(self.fabric, name) for name in _INHERITED if getattr(stage, name) is None
+            }
+            self.stages[number] = stage.model_copy(update=missing)
+        return self
 
     @property
     def written(self) -> dict[str, Any]:

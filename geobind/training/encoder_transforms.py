@@ -54,10 +54,10 @@ def explain_compile_errors(stage: str) -> Generator[None]:
     except Exception as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
-        reason = str(error).strip().partition("\n")[0]
+        reason = " ".join(str(error).strip().splitlines()[:2])  # "backend='...' raised:", and what
         raise TrainingError(
             f"stage '{stage}': torch.compile cannot compile its encoders ({type(error).__name__}: {reason}); "
-            f"drop `fabric.compile`, or install what it needs (on a CPU a C++ compiler)"
+            f"set its `compile: false`, or install what it needs (on a CPU a C++ compiler)"
         ) from error
 
 

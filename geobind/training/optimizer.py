@@ -136,9 +136,9 @@ def set_up_optimizer(
         _sync_batch_norms(fabric, job, module)
     if place.checkpoint_activations:
         _checkpoint_activations(job.stage, job.encoders)
-    if place.mode:
+    if mode := job.stage.compile_mode:
         for encoder in module.encoders.values():
-            compile_encoder(encoder, place.mode, by_block=is_sharded(fabric))
+            compile_encoder(encoder, mode, by_block=is_sharded(fabric))
     wrapped: Any = fabric.setup_module(module)
     if fabric.world_size > 1 and job.partial:
         trained = {name: encoder for name, encoder in module.encoders.items() if name in job.stage.parts}

@@ -65,7 +65,7 @@ from geobind.utils.logs import rank_zero_logger
 
 _log = rank_zero_logger(__name__)
 
-# Replaces `auto` by numbers, the same on every rank; it gets the recipe, the run's folder and a Fabric.
+# Replaces `auto` by values, the same on every rank; it gets the recipe, the run's folder and a Fabric.
 AutoResolution = Callable[[Recipe, Path, Fabric], Recipe]
 
 
@@ -81,7 +81,7 @@ def resolve_auto(recipe: Recipe, folder: Path, fabric: Fabric, resolver: AutoRes
         if stage.auto_options:
             raise RecipeError(
                 f"stage '{stage.name}': `{stage.auto_options[0]}: auto` is not resolved; pass `run` a "
-                f"`resolver=geobind.planning.auto.AutoResolver()`, as `geobind run` does, or write a number"
+                f"`resolver=geobind.planning.auto.AutoResolver()`, as `geobind run` does, or write a value"
             )
     return recipe
 
@@ -113,7 +113,7 @@ def run(
         folder: Where everything of this run goes; by default `runs/NAME` of the recipe.
         resume: Continue the run in that folder: finished, unchanged stages are not run again, an interrupted
             one continues from its last checkpoint.
-        resolver: Replaces `auto` options by numbers, the same on every rank.
+        resolver: Replaces `auto` options by values, the same on every rank.
 
     Raises:
         GeobindError: Something that a user can fix; finished stages are kept.
