@@ -29,7 +29,7 @@ from geobind.utils import formatting
 from geobind.utils.formatting import format_size
 from geobind.utils.system import utc_now
 
-_WORTH = 0.95
+_WORTH = 0.95  # of the time of plain steps: what compiled ones take at most, compiling included
 _TWICE = 4 / 3  # assumed cost of a step in two passes, where it was not measured
 
 
@@ -98,10 +98,7 @@ class CompileChoice(NamedTuple):
 
 
 def choose_compile(found: StageMeasurement, steps: int) -> CompileChoice:
-    """Choose to compile where it saves more than a twentieth of the steps' time, compiling included.
-
-    Short runs err by about as much.
-    """
+    """Choose to compile where it saves more than a twentieth of the steps' time: so much short runs err."""
     cost = found.compile
     if cost is None:
         return CompileChoice()

@@ -142,7 +142,7 @@ def test_an_encoder_that_cannot_be_compiled_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(encoder_transforms, "_BACKEND", broken)
     with pytest.raises(
         TrainingError,
-        match=r"stage 'one': torch\.compile cannot compile.*RuntimeError: no compiler here.*set its `compile: false`",
+        match=r"stage 'one': torch\.compile cannot compile.*: no compiler here.*set its `compile: false`",
     ):
         deep_run(tmp_path, *SHORT, "fabric.compile=true")
 
