@@ -3,12 +3,14 @@
     python benchmarks/embed.py --only hand [--files 64] [--rounds 15] [--batch 32]
     python benchmarks/embed.py --only ahead [--files 2000] [--rounds 5]
     python benchmarks/embed.py --only precision [--files 64] [--rounds 5]
+    python benchmarks/embed.py --only runtimes [--files 16] [--rounds 9]
 
 `hand`: against decoding the same files and calling the encoder by hand, in CPU seconds of one thread.
 `ahead`: inputs prepared by threads ahead of a small encoder, against one after the other, in wall time on
 all processors, with OMP_WAIT_POLICY=PASSIVE as the commands set it: a figure for a quiet machine.
 `precision`: bfloat16 against float32, in CPU seconds of one thread, on prepared inputs; the least cosine; and
 what `precision="auto"` chooses.
+`runtimes`: onnxruntime and OpenVINO, where they are installed, against torch in float32, on the same clock.
 
 Of neighbours the ratio is taken, and printed is the median with a bootstrap interval. Which comes first
 changes from round to round.
@@ -31,6 +33,7 @@ from paired import ratio, take_turns
 from PIL import Image
 
 from geobind import Binder
+from geobind.errors import GeobindError
 from geobind.evaluation import unit
 from geobind.plugins import registry
 
@@ -132,10 +135,51 @@ def compare_precisions(folder: Path, count: int, rounds: int, batch: int) -> Non
         print(f"  auto: {binder.precisions['satellite']}")
 
 
+RUNTIMES = (
+    ("onnxruntime", "float32"),
+    ("onnxruntime", "int8"),
+    ("openvino", "float32"),
+    ("openvino", "bfloat16"),
+)
+
+
+def compare_runtimes(folder: Path, count: int, rounds: int, batch: int) -> None:
+    torch.set_num_threads(1)
+    files = write_images(folder, count)
+    for encoder in ENCODERS:
+        binder = build(encoder)
+        images = torch.stack([binder.modalities["satellite"].prepare(file) for file in files])
+
+        def embed(
+            runtime: str, precision: str, binder: Binder = binder, images: torch.Tensor = images
+        ) -> torch.Tensor:
+            batches = ((None, part) for part in images.split(batch))
+            parts = binder.embed_prepared("satellite", batches, precision, runtime)
+            return torch.cat([part for _, part in parts if part is not None])
+
+        calls = {("torch", "float32"): lambda: embed("torch", "float32")}
+        exact_ND = calls["torch", "float32"]()
+        cosines: dict[tuple[str, str], float] = {}
+        for name in RUNTIMES:
+            start = time.perf_counter()
+            try:
+                cosines[name] = float((embed(*name) * exact_ND).sum(1).min())
+            except GeobindError as error:
+                print(f"{encoder}: {' '.join(name)}: {error}")
+                continue
+            print(f"{encoder}: {' '.join(name)} compiled in {time.perf_counter() - start:.1f} s")
+            calls[name] = lambda name=name: embed(*name)
+        times = take_turns(calls, rounds)
+        for name, cosine in cosines.items():
+            by = ratio(times[name], times["torch", "float32"])
+            print(f"{encoder}: {' '.join(name)} / torch {by}, least cosine {cosine:.5f}")
+
+
 COMPARISONS = {
     "hand": (compare_with_hand, 64, 15, 32),
     "ahead": (compare_with_one_by_one, 2000, 5, 64),
     "precision": (compare_precisions, 64, 5, 16),
+    "runtimes": (compare_runtimes, 16, 9, 16),
 }
 
 

@@ -29,8 +29,9 @@ from geobind.inference import (
     split_inputs,
 )
 from geobind.modality import Modality
-from geobind.precision import Lowering, Precision, PrecisionChoice, check_precision
+from geobind.precision import Lowering, Precision, PrecisionChoice
 from geobind.recipe.marks import MARKS, Mark, Pair, StageStep, find_shared_towers, mark_pairs, read_steps
+from geobind.runtimes import CompiledEncoders, Runtime, check_runtime
 from geobind.scoring import SoftmaxTemperature
 from geobind.utils.displays import RetrievalCell, choose_metric, render_matrix
 from geobind.utils.formatting import shorten
@@ -83,8 +84,10 @@ class Binder(nn.Module):
         self.bank: AnchorBank | None = None
         self.fuser: Fuser | None = None
         self.precision: Precision = "float32"
+        self.runtime: Runtime = "torch"
         self.workers: Workers = "auto"
         self._lowering = Lowering()
+        self._compiled = CompiledEncoders()
         self.encoders = nn.ModuleDict()
         for name, modality in modalities.items():
             if seed is not None:
@@ -126,7 +129,8 @@ class Binder(nn.Module):
                 parts.append(f"{mark}: {', '.join(pairs)}")
         name = f"{self.card.name}, " if self.card else ""
         low = "" if self.precision == "float32" else f" {self.precision}"
-        return f"{name}{'; '.join([*parts, f'{self.device}{low}'])}"
+        run = "" if self.runtime == "torch" else f" by {self.runtime}"
+        return f"{name}{'; '.join([*parts, f'{self.device}{low}{run}'])}"
 
     def __dir__(self) -> list[str]:
         """List geobind's own names; of the many of a module only those that users call."""
@@ -140,8 +144,8 @@ class Binder(nn.Module):
 
     @property
     def precisions(self) -> dict[str, PrecisionChoice]:
-        """The type that each modality was embedded in by another precision than float32, and why."""
-        return dict(self._lowering.choices)
+        """The type of each modality that was embedded otherwise than in float32 by torch, and why."""
+        return {**self._lowering.choices, **self._compiled.choices}
 
     @property
     def steps(self) -> tuple[StageStep, ...]:
@@ -212,6 +216,7 @@ class Binder(nn.Module):
         progress: Auto = ...,
         numpy: Literal[False] = ...,
         precision: Precision | None = ...,
+        runtime: Runtime | None = ...,
         workers: Workers | None = ...,
     ) -> Tensor: ...
     @overload
@@ -224,6 +229,7 @@ class Binder(nn.Module):
         progress: Auto = ...,
         numpy: Literal[True],
         precision: Precision | None = ...,
+        runtime: Runtime | None = ...,
         workers: Workers | None = ...,
     ) -> NDArray[np.float32]: ...
     def embed(
@@ -235,6 +241,7 @@ class Binder(nn.Module):
         progress: Auto = None,
         numpy: bool = False,
         precision: Precision | None = None,
+        runtime: Runtime | None = None,
         workers: Workers | None = None,
     ) -> Tensor | NDArray[np.float32]:
         """Embed one raw input, or a list (or another ordered container, or an iterator) of them.
@@ -249,7 +256,11 @@ class Binder(nn.Module):
             numpy: Return a numpy array instead of a tensor.
             precision: The type that the encoder computes in: float32, bfloat16, or auto, which times both
                 and takes bfloat16 where it is faster and the embeddings stay the same (`precisions` says
-                which, and how alike); default: `Binder.precision`, float32.
+                which, and how alike); int8, of matrix products, by onnxruntime alone; default:
+                `Binder.precision`, float32.
+            runtime: What the encoder runs in: torch, or on the CPU onnxruntime (float32, int8) or openvino
+                (float32, bfloat16), which compile it first: that takes seconds; default: `Binder.runtime`,
+                torch.
             workers: Threads that prepare inputs ahead of the encoder, at most two batches; auto: one for
                 each processor; default: `Binder.workers`, auto.
 
@@ -259,7 +270,8 @@ class Binder(nn.Module):
         Raises:
             DataError: An input cannot be read, or its embedding is NaN or zero; the message names its number.
                 Or x is a set.
-            PluginError: The binder has no such modality.
+            PluginError: The binder has no such modality, or the runtime is not installed.
+            ExportError: The encoder does not run in the runtime, or embeds otherwise there.
         """
         kind = self.modality(modality)
         if not isinstance(batch_size, SupportsIndex) or operator.index(batch_size) < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -270,7 +282,7 @@ class Binder(nn.Module):
         threads = choose_threads(self.workers if workers is None else workers, total)
         shown = track(inputs, f"embedding {modality}", total, progress)
         batches = prepare_ahead(kind, shown, batch_size, threads, alone=many is None)
-        embedded = self.embed_prepared(modality, ((None, batch) for batch in batches), precision)
+        embedded = self.embed_prepared(modality, ((None, batch) for batch in batches), precision, runtime)
         parts = [part for _, part in embedded if part is not None]
         if not parts:
             raise DataError("nothing to embed: the input is an empty list")
@@ -278,7 +290,11 @@ class Binder(nn.Module):
         return embedding_ND.numpy() if numpy else embedding_ND
 
     def embed_prepared(
-        self, modality: str, batches: Iterable[tuple[T, Any]], precision: Precision | None = None
+        self,
+        modality: str,
+        batches: Iterable[tuple[T, Any]],
+        precision: Precision | None = None,
+        runtime: Runtime | None = None,
     ) -> Iterator[tuple[T, Tensor | None]]:
         """Yield what comes with each prepared batch, and its unit-length float32 embeddings on the CPU.
 
@@ -286,12 +302,19 @@ class Binder(nn.Module):
             modality: Name of the modality.
             batches: Collated batches of prepared inputs, each with anything; None instead of an empty one.
             precision: As of `embed`.
+            runtime: As of `embed`.
         """
-        asked = check_precision(self.precision if precision is None else precision)
+        chosen, asked = check_runtime(
+            self.runtime if runtime is None else runtime, self.precision if precision is None else precision
+        )
         encoder = self.encoders[modality]
 
         def encode(batch: Any) -> Tensor:
             with eval_mode(encoder):
+                if chosen != "torch":
+                    run = self._compiled.take(modality, encoder, batch, chosen, asked)
+                    return check_width(run(batch), self.width, modality)
+                self._compiled.choices.pop(modality, None)
                 if asked == "float32":
                     return self(modality, batch)
                 lowered = self._lowering.take(modality, encoder, batch, asked)
@@ -472,6 +495,7 @@ class Binder(nn.Module):
         base: str | Path | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "float32",
+        runtime: Runtime = "torch",
         modalities: Collection[str] | None = None,
     ) -> Binder:
         """Read a bundle, or that of a run's folder, without pickle. See `geobind.bundles.bundle.load`.
@@ -481,10 +505,11 @@ class Binder(nn.Module):
             base: The bundle that a small one changes.
             device: Where its encoders compute, such as `cuda`; default: the CPU.
             precision: The type they compute in when they embed, as of `embed`.
+            runtime: What they run in when they embed, as of `embed`.
             modalities: Load the encoders of these alone, which saves time and memory; default: all.
         """
-        check_precision(precision)
-        return _place(bundle.load(cls, Path(folder), base=base, only=modalities), device, precision)
+        check_runtime(runtime, precision)
+        return _place(bundle.load(cls, Path(folder), base=base, only=modalities), device, precision, runtime)
 
     @classmethod
     def from_pretrained(
@@ -494,6 +519,7 @@ class Binder(nn.Module):
         revision: str | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "float32",
+        runtime: Runtime = "torch",
         modalities: Collection[str] | None = None,
     ) -> Binder:
         """Read a bundle from a folder, or from the Hugging Face hub by its id (`owner/name`).
@@ -503,12 +529,12 @@ class Binder(nn.Module):
             revision: A branch, tag or commit of the hub.
             device: Where its encoders compute, such as `cuda`; default: the CPU.
             precision: The type they compute in when they embed, as of `embed`.
+            runtime: What they run in when they embed, as of `embed`.
             modalities: Load the encoders of these alone, which saves time and memory; default: all.
         """
-        check_precision(precision)
-        return _place(
-            bundle.from_pretrained(cls, str(name), revision=revision, only=modalities), device, precision
-        )
+        check_runtime(runtime, precision)
+        binder = bundle.from_pretrained(cls, str(name), revision=revision, only=modalities)
+        return _place(binder, device, precision, runtime)
 
     def push_to_hub(self, name: str, *, private: bool = False) -> str:
         """Publish the bundle on the Hugging Face hub as `owner/name` and return its address."""
@@ -527,13 +553,15 @@ def _read_retrieval(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Retrieval
             continue
 
 
-def _place(binder: Binder, device: str | torch.device | None, precision: Precision) -> Binder:
-    """Move a binder to a device, and set the precision that it embeds in.
+def _place(
+    binder: Binder, device: str | torch.device | None, precision: Precision, runtime: Runtime
+) -> Binder:
+    """Move a binder to a device, and set the precision and the runtime that it embeds in.
 
     Raises:
         DataError: There is no such device here.
     """
-    binder.precision = precision
+    binder.precision, binder.runtime = precision, runtime
     if device is None:
         return binder
     try:

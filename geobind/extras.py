@@ -21,6 +21,7 @@ INSTALL = {
     "onnx": "pip install 'geobind[export]'",
     "onnxscript": "pip install 'geobind[export]'",
     "onnxruntime": "pip install 'geobind[export]'",
+    "openvino": "pip install 'geobind[openvino]'",
 }
 
 # Modalities of this project that are distributions of their own.

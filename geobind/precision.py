@@ -17,7 +17,7 @@ from geobind.errors import DataError
 from geobind.utils.formatting import shorten
 from geobind.utils.vectors import unit
 
-Precision = Literal["float32", "bfloat16", "auto"]
+Precision = Literal["float32", "bfloat16", "int8", "auto"]  # int8: of runtimes alone
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 ROWS = 12  # that the two types are compared on, and the fewest that `auto` looks at
 _TIMED = 16  # rows of a batch that are timed on a CPU, where more would take long
@@ -32,7 +32,7 @@ Value = TypeVar("Value")
 class PrecisionChoice:
     """The type that an encoder computes in, and why."""
 
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "bfloat16", "int8"]
     reason: str
     cosine: float | None = None  # the least one to the embedding in float32
     rows: int = 0  # that this was measured on
@@ -89,7 +89,7 @@ def choose_precision(encoder: nn.Module, lowered: nn.Module, batch: Any) -> Prec
     return PrecisionChoice("bfloat16", reason, cosine, measured.rows)
 
 
-def measure_cosine(encoder: nn.Module, lowered: nn.Module, batch: Any) -> PrecisionChoice:
+def measure_cosine(encoder: nn.Module, lowered: Callable[[Any], Tensor], batch: Any) -> PrecisionChoice:
     """Measure the least cosine between embeddings in bfloat16 and in float32 of the first rows of a batch.
 
     Returns:
@@ -147,7 +147,7 @@ class Lowering:
         """
         if asked == "float32":
             return encoder
-        state = asked, _read_state(encoder)
+        state = asked, read_state(encoder)
         if name not in self._copies or self._copies[name][0] != state:
             if asked == "auto" and _count_rows(batch) < ROWS:
                 self.choices[name] = PrecisionChoice("float32", f"fewer than {ROWS} inputs")
@@ -161,7 +161,7 @@ class Lowering:
         return self._copies[name][1] or encoder
 
 
-def _read_state(encoder: nn.Module) -> tuple[Any, ...]:
+def read_state(encoder: nn.Module) -> tuple[Any, ...]:
     """Return what changes whenever weights are replaced, moved, or written in place."""
     tensors = [*encoder.parameters(), *encoder.buffers()]
     return tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.device) for t in tensors)

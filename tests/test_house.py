@@ -27,11 +27,11 @@ plugins
 data loggers pretrained
 recipe towers importers
 scoring
-bridge fusion
-fuser
+bridge fusion export
+fuser runtimes
 bundles
 binder
-evaluation embedding_cache archive export
+evaluation embedding_cache archive
 report
 search
 maps

@@ -114,7 +114,7 @@ def test_weights_digests_and_saved_bundles_stay_float32(binder, tmp_path):
 
 
 def test_a_precision_that_there_is_not_is_refused(binder, tmp_path):
-    with pytest.raises(DataError, match="precision must be float32, bfloat16, auto, not 'half'"):
+    with pytest.raises(DataError, match="precision must be float32, bfloat16, int8, auto, not 'half'"):
         binder.embed("left", LEFTS, precision="half")
     with pytest.raises(DataError, match="precision must be"):
         Binder.load(tmp_path, precision="half")

@@ -53,7 +53,7 @@ class RayRunner:
             return
         _require_published(job.metadata.modality)
         ray = _connect(self.address)
-        gpus = int(ray.cluster_resources().get("GPU", 0))
+        gpus = int(ray.cluster_resources().get("GPU", 0)) if job.metadata.runtime == "torch" else 0
         most = gpus or int(ray.cluster_resources().get("CPU", 1))
         bundle = os.path.abspath(self.bundle) if os.path.isdir(self.bundle) else self.bundle
         spec = _pack(bundle, job, self.workers, "cuda" if gpus else "cpu")
@@ -124,7 +124,8 @@ def _pack(bundle: str, job: Job, workers: int, device: str) -> str:
     """Return what an actor must know, as a short string: absolute paths, nothing that was opened."""
     values: tuple[Any, ...] = bundle, job.metadata.modality, job.source.resolve(), job.parts.out.resolve()
     plan = job.metadata.dtype, job.batch_size, job.skip_broken, job.metadata.plan
-    return base64.b64encode(pickle.dumps((*values, *plan, workers, device, job.metadata.computed))).decode()
+    how = workers, device, job.metadata.computed, job.metadata.runtime
+    return base64.b64encode(pickle.dumps((*values, *plan, *how))).decode()
 
 
 class _BlockActor:
@@ -133,13 +134,12 @@ class _BlockActor:
     def __init__(self, spec: str) -> None:
         from geobind.binder import Binder
 
-        bundle, modality, source, out, dtype, size, skip, plan, workers, device, computed = pickle.loads(
-            base64.b64decode(spec)
-        )
+        bundle, modality, source, out, dtype, size, skip, plan, *how = pickle.loads(base64.b64decode(spec))
+        workers, device, computed, runtime = how
         self.failure: tuple[str, str] | None = None
         self.workers: int = workers
         try:
-            self.binder = Binder.from_pretrained(bundle, precision=computed)
+            self.binder = Binder.from_pretrained(bundle, precision=computed, runtime=runtime)
             self.job = plan_job(
                 self.binder, modality, source, out, dtype=dtype, batch_size=size, skip_broken=skip
             )

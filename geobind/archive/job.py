@@ -138,6 +138,7 @@ def plan_job(
         "batch size": batch_size,  # of the last digits of an embedding
         "skip broken": skip_broken,
         **({} if choice.dtype == "float32" else {"precision": choice.dtype}),
+        **({} if binder.runtime == "torch" else {"runtime": binder.runtime}),
     }
     metadata = ArchiveMetadata.model_validate(
         {
@@ -149,6 +150,7 @@ def plan_job(
             "source": source.name,
             "plan": fingerprint(facts),
             "computed": choice.dtype,
+            "runtime": binder.runtime,
             "cosine": choice.cosine,
             **source.state(),
         }
@@ -164,10 +166,10 @@ def _choose_precision(
 ) -> PrecisionChoice:
     """Return the type that a job computes in: what it began with, else by the first inputs there are."""
     plain = PrecisionChoice("float32", "as asked")
-    if binder.precision == "float32":
+    if binder.precision == "float32" and binder.runtime == "torch":
         return plain
     begun = _read_begun(out)
-    if begun and (begun.modality, begun.model) == (modality, digest):
+    if begun and (begun.modality, begun.model, begun.runtime) == (modality, digest, binder.runtime):
         if binder.precision in ("auto", begun.computed):
             return PrecisionChoice(begun.computed, "as it began", begun.cosine)
     prepare = _make_preparer(source, binder.modality(modality), skip_broken=True)
@@ -440,7 +442,7 @@ def embed_blocks(
     listed = _list_strips(job.source, job.batch_size, blocks)
     strips = run_ahead(prepare, listed, threads, max(threads, _STRIPS_AHEAD))
     tagged = ((strip, strip.inputs) for strip in strips)
-    embedded = binder.embed_prepared(modality.name, tagged, job.metadata.computed)
+    embedded = binder.embed_prepared(modality.name, tagged, job.metadata.computed, job.metadata.runtime)
     for block, group in groupby(embedded, key=lambda pair: pair[0].block):
         parts: list[tuple[Mapping[str, Any], Any]] = []
         broken: list[tuple[str, str]] = []

@@ -85,6 +85,7 @@ def _combine(archives: Sequence[Archive]) -> ArchiveMetadata:
         for mine, its in (
             (first.dtype, other.dtype),
             (first.metadata.computed, other.metadata.computed),
+            (first.metadata.runtime, other.metadata.runtime),
         ):
             if mine != its:
                 raise DataError(f"{first.path} is in {mine}, {other.path} in {its}: embed one again")

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geobind.errors import DataError
+from geobind.runtimes import Runtime
 from geobind.utils.arrow import pc
 from geobind.utils.files import replace_atomic
 from geobind.utils.formatting import format_first_fault
@@ -64,7 +65,10 @@ class ArchiveMetadata(BaseModel):
     modality: str = Field(min_length=1, max_length=1000)
     width: int = Field(ge=1, le=65_536, description="length of an embedding")
     dtype: StoredType = "float16"
-    computed: Literal["float32", "bfloat16"] = Field(default="float32", description="type of the arithmetic")
+    computed: Literal["float32", "bfloat16", "int8"] = Field(
+        default="float32", description="type of the arithmetic"
+    )
+    runtime: Runtime = Field(default="torch", description="what the encoder ran in")
     cosine: float | None = Field(default=None, description="least one to float32, of the first dozen rows")
     model: str = Field(min_length=1, max_length=200, description="digest of the encoder and its options")
     bundle: _Text = Field(default="", description="name of the bundle")

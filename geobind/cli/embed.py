@@ -105,7 +105,7 @@ def _job_options(command: Command) -> Command:
 @_job_options
 @out_file("-o", "--out", about="NAME.npy for INPUTS; NAME.parquet, an archive, with --raster or --data.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
-@compute_options(workers=True)
+@compute_options(workers=True, runtime=True)
 @json_option
 def embed_command(
     bundle: str,
@@ -262,7 +262,8 @@ def _write_archive(
     runner = choose_runner(binder, bundle, binder.workers, given["ray"])
     archive = run_job(job, runner, shard=shard, fresh=given["fresh"])
     if archive is not None:
-        _print_written(out, len(archive), archive.width, str(archive.dtype), as_json)
+        facts = {"precision": describe_precisions(binder)}
+        _print_written(out, len(archive), archive.width, str(archive.dtype), as_json, **facts)
         return
     missing = len(job.parts.list_missing())
     rest = f"{missing} are missing yet" if missing else f"join them: geobind archive merge {out}"

@@ -253,7 +253,7 @@ def render_extras(more: ExtraMetrics, asked: EvalOptions, fuser: Fuser | None) -
 @click.option("--limit", type=click.IntRange(2), help="At most this many rows, the first ones.")
 @click.option("--train-split", help="Report what the held-out rows share with this split.")
 @extra_options
-@compute_options(workers=True)
+@compute_options(workers=True, runtime=True)
 @json_option
 def eval_command(
     bundle: str,
@@ -311,7 +311,8 @@ def eval_command(
     fresh = None
     if asked.untrained:
         untrained = Binder(binder.modalities, binder.width, pretrained=False, seed=0).to(binder.device)
-        untrained.precision, untrained.workers = binder.precision, binder.workers
+        untrained.precision, untrained.runtime = binder.precision, binder.runtime
+        untrained.workers = binder.workers
         fresh = Space(untrained, embed_rows(untrained, held_out))
         theirs = build_retrieval_table(held_out, fresh.embedded, binder.marks, by, clusters)
         clean = clean.set_beside("untrained", theirs)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from geobind.data.options import ColumnChoice, DataOptions
     from geobind.plugins import C, Plugin, Registry
     from geobind.precision import Precision
+    from geobind.runtimes import Runtime
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -166,50 +167,61 @@ class Compute(NamedTuple):
     device: str | None  # None: a GPU where there is one
     precision: Precision
     workers: int | None  # None: as many as suit the machine
+    runtime: Runtime = "torch"
 
     def load(self, bundle: str, modalities: Collection[str] | None = None) -> Binder:
         """Load a bundle, a folder or a hub id, with these modalities or all.
 
         Raises:
-            GeobindError: It cannot be read, or there is no such device.
+            GeobindError: It cannot be read, or there is no such device, or precision of the runtime.
         """
         import torch
 
         from geobind.binder import Binder
 
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = self.device
+        if device is None:
+            device = "cuda" if self.runtime == "torch" and torch.cuda.is_available() else "cpu"
         binder = Binder.from_pretrained(
-            bundle, device=device, precision=self.precision, modalities=modalities
+            bundle, device=device, precision=self.precision, runtime=self.runtime, modalities=modalities
         )
         if self.workers is not None:
             binder.workers = self.workers
         return binder
 
 
-def compute_options(*, workers: bool) -> Callable[[Command], Command]:
+def compute_options(*, workers: bool, runtime: bool = False) -> Callable[[Command], Command]:
     """Return the options that say where and how encoders compute; a command gets them as `compute`.
 
     Args:
         workers: Whether the command embeds so much that threads prepare it.
+        runtime: Whether it embeds so much that compiling an encoder pays, and says what came of it.
     """
+    low = "auto: bfloat16 where it is faster and embeddings stay the same"
     options = [
         click.option("--device", help="Where encoders compute: cpu, cuda:1, ...; default: a GPU, if any."),
         click.option(
             "--precision",
-            type=click.Choice(["float32", "bfloat16", "auto"]),
+            type=click.Choice(["float32", "bfloat16", *(["int8"] if runtime else []), "auto"]),
             default="float32",
             show_default=True,
-            help="What encoders compute in; auto: bfloat16 where it is faster and embeddings stay the same.",
+            help=f"What encoders compute in; {low}{'; int8: onnxruntime alone' if runtime else ''}.",
         ),
     ]
+    if runtime:
+        about = "What encoders run in, on the CPU; prints the least cosine to torch in float32."
+        chosen = click.Choice(["torch", "onnxruntime", "openvino"])
+        options.append(click.option("--runtime", type=chosen, default="torch", show_default=True, help=about))
     if workers:
         about = "Threads that prepare inputs; default: one for each processor."
         options.append(click.option("--workers", type=click.IntRange(0, 1024), help=about))
 
     def add(command: Command) -> Command:
         @wraps(command)
-        def run(*args: Any, device: Any, precision: Any, workers: Any = None, **given: Any) -> Any:
-            return command(*args, compute=Compute(device, precision, workers), **given)
+        def run(
+            *args: Any, device: Any, precision: Any, workers: Any = None, runtime: Any = "torch", **given: Any
+        ) -> Any:
+            return command(*args, compute=Compute(device, precision, workers, runtime), **given)
 
         for option in reversed(options):
             run = option(run)

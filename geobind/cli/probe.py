@@ -83,7 +83,7 @@ _ALL = "all"
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for probes.json and few_shot.png.",
 )
-@compute_options(workers=True)
+@compute_options(workers=True, runtime=True)
 @json_option
 def probe_command(bundle: str, as_json: bool, out: Path | None, compute: Compute, **asked: Any) -> None:
     """Probe one modality of BUNDLE, a folder or a hub id: classes from few examples, or numeric targets."""

@@ -51,6 +51,7 @@ OPTIONAL = {
     "onnx": "`geobind export`",
     "onnxscript": "`geobind export`",
     "onnxruntime": "`geobind export`",
+    "openvino": "`geobind embed --runtime openvino`",
     "fastapi": "`geobind serve`",
     "uvicorn": "`geobind serve`",
 }

@@ -334,6 +334,7 @@ WITHOUT_TORCH: dict[str, Probe] = {
     "onnx": _loads("onnx"),
     "onnxscript": _loads("onnxscript"),
     "onnxruntime": _loads("onnxruntime"),
+    "openvino": _loads("openvino", "Core"),
     "fastapi": _loads("fastapi"),
     "uvicorn": _loads("uvicorn"),
     "plugins": _plugins,

@@ -162,7 +162,7 @@ def build_feature_binders(
             fresh = Binder({name: recipe.built[name]}, recipe.width, seed=recipe.seed)
             binders[f"trunk of {recipe.name}, untrained"] = build_trunk(fresh, name).to(binder.device)
     for each in binders.values():
-        each.precision, each.workers = binder.precision, binder.workers
+        each.precision, each.runtime, each.workers = binder.precision, binder.runtime, binder.workers
     return binders
 
 

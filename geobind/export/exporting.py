@@ -109,10 +109,13 @@ def export_encoder(
     facts = {"geobind": geobind.__version__, "modality": modality, "width": str(binder.width)}
     if binder.card is not None:
         facts |= {"bundle": binder.card.name, "weights": binder.card.digests.get(modality, "")}
-    content = encode_graph(program, form, tuple(example), free, facts)
+    try:
+        content = encode_graph(program, form, tuple(example), free, facts)
+    except ExportError as error:  # of ONNX alone
+        raise ExportError(f"{error}; use pt2") from error
     if int8:
         content = quantize_graph(content)
-    expected_ND = binder.embed(modality, raws, progress=False, precision="float32")
+    expected_ND = binder.embed(modality, raws, progress=False, precision="float32", runtime="torch")
     largest, cosine = _compare(expected_ND, batches, open_graph(content, form))
     if not largest <= (2 if int8 else tolerance):  # NaN too
         hint = "" if layers is None else "; leave the front end out, or give samples that it is exact for"

@@ -114,10 +114,8 @@ def encode_graph(
         return buffer.getvalue()
     size = sum(tensor.nbytes for tensor in program.state_dict.values())
     if size > _ONNX_BYTES:
-        raise ExportError(
-            f"weights of {format_size(size)} do not fit an ONNX file, which holds 2 GiB: use pt2"
-        )
-    _require("onnx", "onnxscript")
+        raise ExportError(f"weights of {format_size(size)} do not fit an ONNX file, which holds 2 GiB")
+    require("onnx", "onnxscript")
     try:
         with _quiet():
             made: Any = torch.onnx.export(
@@ -127,7 +125,7 @@ def encode_graph(
             made.rename_axes({str(first.shape[place]): name for place, name in enumerate(free)})
     except Exception as error:  # as above
         raise ExportError(
-            f"ONNX cannot express the encoder: {shorten(str(error.__cause__ or error).strip(), 300)}; use pt2"
+            f"ONNX cannot express the encoder: {shorten(str(error.__cause__ or error).strip(), 300)}"
         ) from error
     proto = made.model_proto
     for key, value in facts.items():
@@ -144,7 +142,7 @@ def quantize_graph(content: bytes) -> bytes:
         PluginError: onnxruntime is not installed.
         ExportError: The graph has no products with weights, or cannot be quantised.
     """
-    _require("onnx", "onnxruntime")
+    require("onnx", "onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with TemporaryDirectory() as folder:
@@ -159,7 +157,7 @@ def quantize_graph(content: bytes) -> bytes:
             raise ExportError(f"cannot be quantised to int8: {shorten(str(error), 300)}") from error
         quantized = small.read_bytes()
     if b"MatMulInteger" not in quantized:
-        raise ExportError("int8: the encoder has no matrix products with weights; export it without")
+        raise ExportError("int8: the encoder has no matrix products with weights; keep it in float32")
     return quantized
 
 
@@ -177,16 +175,51 @@ def open_graph(content: bytes, kind: Format) -> RunGraph:
                 return program(*batch.values())
 
         return run_program
-    _require("onnxruntime")
-    from onnxruntime import InferenceSession
+    require("onnxruntime")
+    import onnxruntime
 
-    session = InferenceSession(content, providers=["CPUExecutionProvider"])
+    options: Any = onnxruntime.SessionOptions()  # pyright: ignore[reportAttributeAccessIssue]
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # inputs are prepared meanwhile
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def run_session(batch: Mapping[str, Tensor]) -> Tensor:
         (embedding_BD,) = session.run([OUTPUT], {name: value.numpy() for name, value in batch.items()})
         return torch.from_numpy(embedding_BD)
 
     return run_session
+
+
+def open_in_openvino(content: bytes, dtype: Literal["float32", "bfloat16"]) -> RunGraph:
+    """Return the function that an ONNX graph is, run by OpenVINO on the CPU.
+
+    Raises:
+        PluginError: OpenVINO is not installed.
+        ExportError: It cannot run the graph, or not in bfloat16 on this processor.
+    """
+    require("openvino")
+    from openvino import Core
+
+    core = Core()
+    options = {
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[dtype],  # it lowers by itself
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": False,  # processes beside each other would share the first cores
+    }
+    try:
+        with _quiet():
+            compiled = core.compile_model(core.read_model(content), "CPU", options)
+    except Exception as error:  # it raises what it likes of graphs that it does not know
+        raise ExportError(f"OpenVINO cannot compile the encoder: {shorten(str(error), 300)}") from error
+    used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if used != {"float32": "f32", "bfloat16": "bf16"}[dtype]:
+        raise ExportError(f"OpenVINO computes in {used} on this processor, not in {dtype}")
+
+    def run_compiled(batch: Mapping[str, Tensor]) -> Tensor:
+        outputs = compiled({name: value.numpy() for name, value in batch.items()}, share_inputs=True)
+        return torch.from_numpy(outputs[0])
+
+    return run_compiled
 
 
 class _ExportableCalls(TorchFunctionMode):
@@ -201,16 +234,22 @@ class _ExportableCalls(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _require(*modules: str) -> None:
+def require(*modules: str) -> None:
+    """Check that optional packages are installed.
+
+    Raises:
+        PluginError: One is not.
+    """
     for module in modules:
         if not is_installed(module):
-            raise PluginError(f"writing and checking ONNX needs {module}: {INSTALL[module]}")
+            raise PluginError(f"this needs {module}, which is not installed: {INSTALL[module]}")
 
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Keep back what torch logs and warns of while it traces; its errors are raised."""
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
+    """Keep back what torch and onnxruntime log and warn of while they trace; their errors are raised."""
+    # None: the root, which onnxruntime writes its advice to.
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir", None)]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

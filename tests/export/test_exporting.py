@@ -213,7 +213,7 @@ def test_an_unknown_modality_and_a_missing_package_are_named(tmp_path, monkeypat
 
 def test_weights_too_large_for_onnx_are_refused_before_they_are_translated(tmp_path, monkeypatch):
     monkeypatch.setattr(graphs, "_ONNX_BYTES", 10)
-    with pytest.raises(ExportError, match="which holds 2 GiB: use pt2"):
+    with pytest.raises(ExportError, match="which holds 2 GiB; use pt2"):
         export_encoder(bind(KINDS["vector"]), "m", tmp_path / "m.onnx")
 
 
