@@ -55,6 +55,7 @@ OPTIONAL = {
     "fastapi": "`geobind serve`",
     "uvicorn": "`geobind serve`",
 }
+_MODULES = {"faiss-cpu": "faiss"}  # packages whose module has another name
 _LESSER = {"OGG", "Opus", "MP3", "WebP", "TIFF", *RASTERS}  # formats that an older library may lack
 
 
@@ -334,7 +335,7 @@ def package_finding(
         if not optional:
             fix = f"pip install {shlex.quote(requirement)}"
             return DoctorFinding("packages", name, "fault", "not installed", fix, facts)
-        fix = INSTALL.get(name, f"pip install {name}")
+        fix = INSTALL.get(_MODULES.get(name, name), f"pip install {name}")
         return DoctorFinding("packages", name, "absent", f"not installed; for {OPTIONAL[name]}", fix, facts)
     shown = version or "of unknown version"
     if outcome is not None and outcome.error:

@@ -8,6 +8,7 @@ import pytest
 
 from geobind.doctor import examination
 from geobind.doctor.examination import (
+    OPTIONAL,
     ProbeOutcome,
     accelerator_findings,
     folder_finding,
@@ -100,6 +101,13 @@ def test_a_missing_package_is_a_fault_only_where_geobind_needs_it():
     found = package_finding("rasterio", None, "rasterio>=1.4", {"rasterio": absent})
     assert (found.state, found.fix) == ("absent", "pip install 'geobind[geo]'")
     assert found.told == "not installed; for windows of GeoTIFFs"
+
+
+def test_each_optional_package_is_installed_by_its_extra():
+    absent = ProbeOutcome({}, "ModuleNotFoundError: No module named it")
+    fixes = {name: package_finding(name, None, name, {name: absent}).fix for name in OPTIONAL}
+    assert fixes.pop("torchaudio") == "pip install torchaudio"  # comes with geobind
+    assert {name: fix for name, fix in fixes.items() if "geobind[" not in fix} == {}
 
 
 GPU = {"device": "cuda:0", "name": "H200", "free_bytes": 140e9, "bytes": 150e9, "bf16": None}
