@@ -105,7 +105,7 @@ class CacheBuilder:
         batches = [numbers[i : i + self.batch_size] for i in range(0, len(missing), self.batch_size)]
         samples = _MissingInputs(self, missing)
         self._written = time.monotonic()
-        title = f"embedding {self.modality.name}"
+        title = f"embedding {self.modality.name} for the cache, batches of {self.batch_size}"
         loaded = load_batches(samples, batches, _collate, self.workers)
         try:
             for good, batch, broken, drew in track(loaded, title, len(batches)):
