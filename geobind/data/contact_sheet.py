@@ -40,6 +40,7 @@ _SHORTEST = 1024  # samples that make a spectrogram
 _DECIBELS = 70  # shown below the loudest
 _LETTERS = 160
 _MOST_TOKENS = 60
+_FIRST_TOKENS = 3  # before the words that they are of
 
 
 def detect_raw_kind(raw: Any) -> Kind:
@@ -87,7 +88,7 @@ def draw_prepared(axis: Axes, prepared: Any, raw: Any, limits: Limits | None = N
     Args:
         axis: Where to draw.
         prepared: A tensor or a mapping of tensors, of which the largest is drawn.
-        raw: What it was made of: a sound's picture is a spectrogram, a text's tokens stand below its words.
+        raw: What it was made of: a sound's picture is a spectrogram, a text's words follow its tokens.
         limits: What to show black and white, if the values are not of 8 bits; by default the image's own,
             which would hide a change of brightness.
     """
@@ -99,8 +100,9 @@ def draw_prepared(axis: Axes, prepared: Any, raw: Any, limits: Limits | None = N
     if kind == "sound" and array.ndim >= 2:
         draw_spectrograms(axis, array)
     elif kind == "words" and array.ndim == 1 and np.issubdtype(array.dtype, np.integer):
-        tokens = np.trim_zeros(array, "b")
-        write_text(axis, f"{_read_text(raw)} [{len(tokens)} tokens: {_format_tokens(tokens)}]")
+        tokens = _cut_padding(array)
+        first = _format_tokens(tokens, _FIRST_TOKENS)
+        write_text(axis, f"[{len(tokens)} tokens: {first}] {_read_text(raw)}")
     else:
         draw_array(axis, array, last=False, limits=limits)
 
@@ -141,7 +143,7 @@ def draw_array(axis: Axes, array: NDArray[Any], *, last: bool, limits: Limits | 
     elif array.ndim == 2:
         axis.imshow(array, origin="lower", aspect="auto", cmap="magma")
     elif np.issubdtype(array.dtype, np.integer):
-        write_text(axis, _format_tokens(np.trim_zeros(array.ravel(), "b")))
+        write_text(axis, _format_tokens(_cut_padding(array.ravel()), _MOST_TOKENS))
     else:
         axis.plot(np.arange(array.size), array.ravel(), linewidth=0.6)
 
@@ -178,9 +180,15 @@ def _read_text(raw: Any) -> str:
     return str(raw) if isinstance(raw, str | Place) else read_text(raw)
 
 
-def _format_tokens(tokens: NDArray[Any]) -> str:
-    more = " ..." if len(tokens) > _MOST_TOKENS else ""
-    return " ".join(map(str, tokens[:_MOST_TOKENS])) + more
+def _cut_padding(tokens: NDArray[Any]) -> NDArray[Any]:
+    """Return tokens without the 0 or -1 that follow the last of them."""
+    there = np.flatnonzero(tokens > 0)
+    return tokens[: there[-1] + 1] if len(there) else tokens[:0]
+
+
+def _format_tokens(tokens: NDArray[Any], most: int) -> str:
+    more = " ..." if len(tokens) > most else ""
+    return " ".join(map(str, tokens[:most])) + more
 
 
 def _visible(image: NDArray[Any], limits: Limits | None) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -90,11 +91,16 @@ def test_sounds_are_spectrograms_one_below_the_other(options, rows):
     assert np.allclose(shown[-64:], first, equal_nan=True)  # drawn from the bottom up: the first is on top
 
 
-def test_a_caption_is_printed_with_what_is_left_of_it():
+def test_a_caption_is_printed_with_the_number_of_tokens_that_is_left_of_it():
     text = "a long caption of far more words than sixteen tokens of a small tower can ever hold at once, dear"
     shown = said(cell(draw_prepared, text_of().prepare(text), text))
-    assert shown.startswith("a long caption of far more words")
-    assert "[16 tokens: 49406 " in shown
+    assert re.match(r"\[16 tokens: 49406 \d+ \d+ \.\.\.\] a long caption of far more words", shown)
+
+
+@pytest.mark.parametrize("padding", [0, -1])
+def test_padding_is_not_counted_as_tokens(padding):
+    tokens = np.array([7, 0, 9, padding, padding])
+    assert said(cell(draw_prepared, tokens, "deep snow")) == "[3 tokens: 7 0 9] deep snow"
 
 
 def test_what_is_missing_or_broken_says_so(tmp_path):
