@@ -140,7 +140,8 @@ def check(quick: bool, good: Path | None, as_json: bool, **given: Any) -> None:
 
     table, recipe = _open_with_recipe(**given)
     prepare = {name: kind.prepare for name, kind in recipe.built.items()} if recipe else None
-    report = inspect_table(table, quick=quick, prepare=prepare)
+    training = recipe.stages[0].split if recipe else "train"
+    report = inspect_table(table, quick=quick, prepare=prepare, training=training)
     if as_json:
         print_json(report)
     else:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 
 from geobind.data.columns import ArrowColumn
+from geobind.data.numbers import measure_vectors
 from geobind.data.rasters.column import RasterColumn
 from geobind.data.readers.files import describe, open_binary
 from geobind.data.readers.image_header import detect_format, read_header
@@ -351,6 +352,7 @@ def _pairs(
 
 NEAR_KM = (1.0, 10.0)
 _LISTED = 5
+_MOST_NUMBERS = 64  # of a vector, whose mean and std are on one line
 _MOST_RASTERS = 1000  # of a column whose scales are compared
 
 
@@ -443,6 +445,9 @@ def _modality_lines(name: str, summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"  Hz {_counts(summary['sound_rates'])}; seconds {_spread_text(summary['sound_seconds'])}"
     if summary["lengths"]:
         yield f"  length {_spread_text(summary['lengths'])}"
+    if spread := summary["spread"]:
+        whose = f"rows of '{spread['split']}'" if spread["split"] else "rows"
+        yield f"  for a recipe, by {spread['rows']:,} {whose}: {_format_spread(spread)}"
     if summary["flat"]:
         yield f"  {summary['flat']} images are of one colour or nearly, and were not compared"
     if summary["broken"]:
@@ -458,6 +463,18 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(shown) + (f" and {more} more" if more else "") if shown else "none"
 
 
+def _format_spread(spread: Mapping[str, Any]) -> str:
+    """Write the options of a modality of vectors as a recipe has them; what never varies is divided by 1."""
+    if len(spread["mean"]) > _MOST_NUMBERS:
+        return f"mean and std of its {len(spread['mean'])} numbers are in --json"
+    means, stds = (
+        ", ".join(np.format_float_positional(float(f"{value:.4g}"), trim="-") for value in values)
+        for values in (spread["mean"], [value or 1.0 for value in spread["std"]])
+    )
+    lacking = ", missing: true" if spread["missing"] else ""
+    return f"size: {len(spread['mean'])}, mean: [{means}], std: [{stds}]{lacking}"
+
+
 def _spread_text(values: Mapping[str, float]) -> str:
     return f"{values['least']:.4g} to {values['most']:.4g}, median {values['median']:.4g}"
 
@@ -470,7 +487,11 @@ Report = dict[str, Any]
 
 
 def inspect_table(
-    table: Table, *, quick: bool = False, prepare: Mapping[str, Prepare] | None = None
+    table: Table,
+    *,
+    quick: bool = False,
+    prepare: Mapping[str, Prepare] | None = None,
+    training: str = "train",
 ) -> Report:
     """Return a report on a table's contents, as values that JSON can hold.
 
@@ -478,14 +499,17 @@ def inspect_table(
         table: What to look at.
         quick: Only see whether files are there and not empty; nothing is decoded or compared.
         prepare: What the modalities of a recipe make of their observations: what they refuse is broken.
+        training: The split that mean and standard deviation of vectors are taken of; of all rows without it.
 
     Returns:
-        `rows`, `splits`, `modalities` (for each: rows by split, kinds, sizes, rates, repeats), `labels`,
+        `rows`, `splits`, `modalities` (for each: rows by split, kinds, sizes, rates, repeats, and of vectors
+        the `spread` of their numbers), `labels`,
         `groups` (those in several splits), `places` (distances between splits), `broken` (how many
         observations cannot be used), `broken_rows` (the numbers of their rows, from 0) and `warnings`
         (sentences about what can be used but should be known).
     """
     splits = _splits(table)
+    known = table.split(training) if training in table.splits else table
     modalities: dict[str, Report] = {}
     for name in table.columns:
         seen = (
@@ -494,6 +518,8 @@ def inspect_table(
             else inspect_column(table, name, (prepare or {}).get(name))
         )
         modalities[name] = _modality(list(seen), splits, table.keys, _compare_scales(table, name))
+        spread = None if quick else measure_vectors(known, name)
+        modalities[name]["spread"] = spread and {**spread._asdict(), "split": known.view or None}
     report: Report = {
         "name": table.name,
         "rows": len(table),

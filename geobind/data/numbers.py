@@ -1,10 +1,13 @@
 """Numbers known of the rows of a table: columns of a manifest, or the named facts of a dataset."""
 
-# N rows
+# N rows, S numbers of a vector
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +16,7 @@ from geobind.data.options import DataOptions
 from geobind.data.table import Table
 from geobind.errors import DataError, did_you_mean
 
+_MOST_VECTORS = 100_000  # that a mean is taken of: more would not change its digits
 _PLACE = ("lat", "lon")  # of every table of places, and no column of a modality
 
 
@@ -86,3 +90,43 @@ def _number(table: Table, row: int, column: str, cell: object) -> float:
         return float("nan") if cell is None else float(np.asarray(cell, dtype=np.float64).reshape(()).item())
     except (TypeError, ValueError):
         raise DataError(f"{table.keys[row]}: column '{column}' is {cell!r:.80}, not a number") from None
+
+
+class VectorSpread(NamedTuple):
+    """The mean and the standard deviation of each number of a modality's vectors."""
+
+    mean: list[float]
+    std: list[float]
+    rows: int
+    missing: bool  # whether rows lack numbers
+
+
+def measure_vectors(table: Table, name: str) -> VectorSpread | None:
+    """Measure the mean and the standard deviation of each number of a modality's vectors.
+
+    None if its observations are no vectors of one length, or a number is in none. Of more than 100,000 rows
+    as many are taken, evenly. Vectors that cannot be used are left out.
+    """
+    rows_N = table.rows_with([name])
+    rows_N = rows_N[:: -(-len(rows_N) // _MOST_VECTORS) or 1]
+    vectors: list[NDArray[np.float32]] = []
+    for row in rows_N:
+        with suppress(DataError):
+            vector = table.columns[name][int(table.rows_N[row])]
+            if not isinstance(vector, np.ndarray) or vector.ndim != 1:
+                return None
+            if vectors and len(vector) != len(vectors[0]):
+                return None
+            if not np.isinf(vector).any():
+                vectors.append(vector)
+    if not vectors:
+        return None
+    vector_NS = np.stack(vectors)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a number that no row has
+        mean_S = np.nanmean(vector_NS, axis=0, dtype=np.float64)
+        std_S = np.nanstd(vector_NS, axis=0, dtype=np.float64)
+    if np.isnan(mean_S).any():
+        return None
+    missing = bool(np.isnan(vector_NS).any())
+    return VectorSpread([*map(float, mean_S)], [*map(float, std_S)], len(vectors), missing)

@@ -1,5 +1,6 @@
 """Columns that a table makes of others: vectors of numbers, and the places of rows."""
 
+import json
 import pickle
 from datetime import UTC, datetime
 
@@ -7,15 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobind import Place
 from geobind.data.cells import CellError, numbers_to_arrow
-from geobind.data.inspect import inspect_raw
+from geobind.data.inspect import format_report, inspect_raw, inspect_table
 from geobind.data.options import DataOptions
 from geobind.data.pack import pack_table
 from geobind.data.table import open_table
+from geobind_vector import Vector
 
 CSV = """lat,lon,time,bio1,bio2
 1.5,-2,2024-06-01T14:30:00+02:00,7,
@@ -173,3 +176,42 @@ def test_numbers_are_read_alike_as_numbers_and_as_words_or_refused(cells, as_wor
     for cell, number in zip(cells, numbers, strict=True):
         missing = cell is None or (isinstance(cell, str) and not cell.strip())
         assert number is None if missing else number is None or number == float(cell)
+
+
+def write_soil(folder, rows):
+    (folder / "soil.csv").write_text("split,ph,sand\n" + "".join(f"{','.join(row)}\n" for row in rows))
+    return opened(folder / "soil.csv", {"soil": ("ph", "sand")})
+
+
+def test_mean_and_std_of_vectors_are_of_training_rows_and_printed_as_a_recipe_has_them(tmp_path):
+    rows = [("train", "6", "1e5"), ("train", "8", "1e5"), ("train", "", "1e5"), ("test", "90", "5")]
+    report = inspect_table(write_soil(tmp_path, rows))
+    spread = report["modalities"]["soil"]["spread"]
+    assert spread == {"mean": [7, 1e5], "std": [1, 0], "rows": 3, "missing": True, "split": "train"}
+    (line,) = [line for line in format_report(report) if "mean" in line]
+    head, _, options = line.partition(": ")
+    assert head == "  for a recipe, by 3 rows of 'train'"
+    read = yaml.safe_load(f"{{{options}}}")
+    assert read == {"size": 2, "mean": [7, 100_000], "std": [1, 1], "missing": True}
+    assert Vector.model_validate(read).mean == (7, 100_000)
+
+
+def test_without_a_training_split_all_rows_count(tmp_path):
+    report = inspect_table(write_soil(tmp_path, [("", "1", "0.00012345"), ("", "2", "0.00012345")]))
+    told = "\n".join(format_report(report))
+    assert "by 2 rows: size: 2, mean: [1.5, 0.0001234], std: [0.5, 1]" in told
+
+
+def test_only_vectors_of_one_length_have_a_mean(tmp_path):
+    cells = [{"a": [1, 2], "b": "words"}, {"a": [1, 2, 3], "b": "more"}]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in cells))
+    table = opened(tmp_path / "m.jsonl", {"a": "a", "b": "b"}, inline=("b",))
+    found = inspect_table(table)["modalities"]
+    assert found["a"]["spread"] is found["b"]["spread"] is None
+    assert inspect_table(table, quick=True)["modalities"]["a"]["spread"] is None
+
+
+def test_of_long_vectors_mean_and_std_are_in_json(tmp_path):
+    (tmp_path / "m.jsonl").write_text(json.dumps({"a": [1.0] * 65}) + "\n")
+    told = "\n".join(format_report(inspect_table(opened(tmp_path / "m.jsonl", {"a": "a"}))))
+    assert "for a recipe, by 1 rows of 'train': mean and std of its 65 numbers are in --json" in told
