@@ -352,7 +352,6 @@ def _pairs(
 
 NEAR_KM = (1.0, 10.0)
 _LISTED = 5
-_MOST_NUMBERS = 64  # of a vector, whose mean and std are on one line
 _MOST_RASTERS = 1000  # of a column whose scales are compared
 
 
@@ -447,7 +446,7 @@ def _modality_lines(name: str, summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"  length {_spread_text(summary['lengths'])}"
     if spread := summary["spread"]:
         whose = f"rows of '{spread['split']}'" if spread["split"] else "rows"
-        yield f"  for a recipe, by {spread['rows']:,} {whose}: {_format_spread(spread)}"
+        yield f"  for a recipe, by {spread['rows']:,} {whose}: {spread['options']}"
     if summary["flat"]:
         yield f"  {summary['flat']} images are of one colour or nearly, and were not compared"
     if summary["broken"]:
@@ -461,18 +460,6 @@ def _counts(counts: Mapping[str, int]) -> str:
     shown = [f"{word or 'in no split'} ({count:,})" for word, count in list(counts.items())[:_LISTED]]
     more = len(counts) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "") if shown else "none"
-
-
-def _format_spread(spread: Mapping[str, Any]) -> str:
-    """Write the options of a modality of vectors as a recipe has them; what never varies is divided by 1."""
-    if len(spread["mean"]) > _MOST_NUMBERS:
-        return f"mean and std of its {len(spread['mean'])} numbers are in --json"
-    means, stds = (
-        ", ".join(np.format_float_positional(float(f"{value:.4g}"), trim="-") for value in values)
-        for values in (spread["mean"], [value or 1.0 for value in spread["std"]])
-    )
-    lacking = ", missing: true" if spread["missing"] else ""
-    return f"size: {len(spread['mean'])}, mean: [{means}], std: [{stds}]{lacking}"
 
 
 def _spread_text(values: Mapping[str, float]) -> str:
@@ -519,7 +506,7 @@ def inspect_table(
         )
         modalities[name] = _modality(list(seen), splits, table.keys, _compare_scales(table, name))
         spread = None if quick else measure_vectors(known, name)
-        modalities[name]["spread"] = spread and {**spread._asdict(), "split": known.view or None}
+        modalities[name]["spread"] = spread and spread.to_dict() | {"split": known.view or None}
     report: Report = {
         "name": table.name,
         "rows": len(table),

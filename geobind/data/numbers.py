@@ -7,7 +7,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from geobind.data.options import DataOptions
 from geobind.data.table import Table
 from geobind.errors import DataError, did_you_mean
 
+_MOST_NUMBERS = 64  # of a vector, whose mean and std are on one line
 _MOST_VECTORS = 100_000  # that a mean is taken of: more would not change its digits
 _PLACE = ("lat", "lon")  # of every table of places, and no column of a modality
 
@@ -100,6 +101,22 @@ class VectorSpread(NamedTuple):
     rows: int
     missing: bool  # whether rows lack numbers
 
+    @property
+    def options(self) -> str:
+        """The options of a modality of vectors as a recipe has them; what never varies is divided by 1."""
+        if len(self.mean) > _MOST_NUMBERS:
+            return f"mean and std of its {len(self.mean)} numbers are in --json"
+        means, stds = (
+            ", ".join(np.format_float_positional(float(f"{value:.4g}"), trim="-") for value in values)
+            for values in (self.mean, [value or 1.0 for value in self.std])
+        )
+        lacking = ", missing: true" if self.missing else ""
+        return f"size: {len(self.mean)}, mean: [{means}], std: [{stds}]{lacking}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**self._asdict(), "options": self.options}
+
 
 def measure_vectors(table: Table, name: str) -> VectorSpread | None:
     """Measure the mean and the standard deviation of each number of a modality's vectors.
@@ -124,9 +141,9 @@ def measure_vectors(table: Table, name: str) -> VectorSpread | None:
     vector_NS = np.stack(vectors)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a number that no row has
-        mean_S = np.nanmean(vector_NS, axis=0, dtype=np.float64)
-        std_S = np.nanstd(vector_NS, axis=0, dtype=np.float64)
+        mean_S = np.asarray(np.nanmean(vector_NS, axis=0, dtype=np.float64))
+        std_S = np.asarray(np.nanstd(vector_NS, axis=0, dtype=np.float64))
     if np.isnan(mean_S).any():
         return None
     missing = bool(np.isnan(vector_NS).any())
-    return VectorSpread([*map(float, mean_S)], [*map(float, std_S)], len(vectors), missing)
+    return VectorSpread(mean_S.tolist(), std_S.tolist(), len(vectors), missing)
