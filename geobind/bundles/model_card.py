@@ -171,7 +171,8 @@ def _proven(proof: Mapping[str, Any]) -> Iterator[str]:
     for stage in proof.get("stages", ()):
         same = [name for name, state in stage["after"].items() if state == stage["before"].get(name)]
         names = _join(f"{name} ({stage['after'][name]['count']} rows)" for name in same)
-        yield f"Embeddings that {_cell(stage['stage'])} left bit-identical: {names or 'none'}."
+        left = f"Embeddings that {_cell(stage['stage'])} left bit-identical, every digit as before"
+        yield f"{left}: {names or 'none'}."
 
 
 def _temperatures(stage: Mapping[str, Any]) -> str:

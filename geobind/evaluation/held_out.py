@@ -154,7 +154,13 @@ def build_retrieval_table(
             }
             bridged += _compare_bridged(made, tabulated(table, pair, marks, grouped.of_rows))
     collapsed = tuple(find_collapsed(embedded))
-    note = f"bridged by {bridge.describe()}" if bridge and bridged else ""
+    note = ""
+    if bridge and bridged:
+        note = (
+            f"bridged by {bridge.describe()}. No stage compared the modalities of such a row: before they "
+            f"are compared, each is moved towards the rows of '{bridge.bank.anchor}' that are most like it, "
+            "and no weight changes"
+        )
     return replace(
         made,
         clusters=grouped.by,

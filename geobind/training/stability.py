@@ -149,7 +149,7 @@ def describe_proof(proof: StageProof, last: Mapping[str, Any] | None) -> list[st
     lines: list[str] = []
     same = ", ".join(f"{n} ({_describe_state(proof.after[n])})" for n in proof.identical)
     if same:
-        lines.append(f"bit-identical to before: {same}")
+        lines.append(f"bit-identical to before (every digit; archives stay valid): {same}")
     strays = [name for name in proof.changed if name not in proof.trained]
     if strays:
         lines.append(

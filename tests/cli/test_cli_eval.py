@@ -475,6 +475,7 @@ def test_a_bank_of_another_split_bridges_emergent_pairs_in_table_and_json(tmp_pa
         ("third", "right"),
     }
     assert found["bridge_note"].startswith("bridged by 40 unlabelled rows of 'left'; weight 0.5")
+    assert "each is moved towards the rows of 'left' that are most like it" in found["bridge_note"]
     shown = run(bundle, "--data", manifest, *columns, "--bank", "train").output
     assert shown.count("emergent, bridged") == 2 and "gain" in shown
     refused = run(bundle, "--data", manifest, *columns, "--bank", "test")

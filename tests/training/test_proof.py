@@ -47,13 +47,16 @@ def grown(tmp_path, logged):
 def test_a_new_stage_leaves_what_it_does_not_train_bit_identical_and_says_so(grown):
     old, new, said = grown
     assert "one: finished before, unchanged; not run again" in said
-    assert "two: bit-identical to before: left (32 rows embedded), cold (32 rows embedded)" in said
+    assert (
+        "two: bit-identical to before (every digit; archives stay valid): left (32 rows embedded), cold"
+        in said
+    )
     told = Binder.load(new).card.proof
     assert [stage.stage for stage in told.stages] == ["one", "two"] and told.find_breaks() == []
     assert told.stages[1].identical == ["left", "cold"] and told.stages[1].changed == ["right"]
     assert Binder.load(old).card.proof.stages == told.stages[:1]
     assert (
-        "Embeddings that two left bit-identical: left (32 rows), cold (32 rows)."
+        "Embeddings that two left bit-identical, every digit as before: left (32 rows), cold (32 rows)."
         in (new / "README.md").read_text()
     )
 

@@ -206,7 +206,10 @@ def test_the_report_draws_what_was_found_and_says_what_was_kept(undisturbed):
     assert run_.stages[0].watched.stopped_early
     page = writing.write_report(undisturbed).read_text()
     assert "validation, R@1 of stage one over its steps" in page
-    assert "It stopped after" in page and "Embeddings that one left bit-identical:" in page
+    assert (
+        "It stopped after" in page
+        and "Embeddings that one left bit-identical, every digit as before:" in page
+    )
     card = (undisturbed / "bundle" / "README.md").read_text()
     assert f"one ended with its weights after {done(undisturbed)['watched']['kept_steps']} of" in card
 
