@@ -271,6 +271,7 @@ class StageMeasurement(Measurement):
     most_why: str
     steps: tuple[StepCost, ...]  # one pass, from few rows to many
     two_pass: StepCost | None = None
+    checkpointed: tuple[StepCost, ...] = ()  # as `steps`, activations being computed twice
     compile: CompileCost | None = None  # None where it is not asked for
     filling: FillCost | None = None  # None where nothing is cached
     uncached: dict[str, str] = {}  # frozen modalities computed in every step, and why
@@ -294,6 +295,24 @@ class StageMeasurement(Measurement):
         """Memory of a step, by rows on a device."""
         known = [(step.rows, step.bytes) for step in self.steps if step.bytes is not None]
         return fit_linear_cost(known) if known else None
+
+    @property
+    def with_checkpointing(self) -> StageMeasurement | None:
+        """The stage with activations that are computed twice; None where that was not measured."""
+        if not self.checkpointed:
+            return None
+        found, two = self.model_copy(update={"steps": self.checkpointed}), self.two_pass
+        if two is None or two.chunk is None:
+            return found
+        # Two passes take in proportion as much longer, and for each row of the batch as much more memory.
+        seconds = two.seconds * found.seconds(two.rows) / self.seconds(two.rows)
+        lines = self.bytes, found.bytes
+        taken = two.bytes
+        if taken is not None and lines[0] is not None and lines[1] is not None:
+            taken = max(0, round(taken - lines[0](two.chunk) + lines[1](two.chunk)))
+        return found.model_copy(
+            update={"two_pass": two.model_copy(update={"seconds": seconds, "bytes": taken})}
+        )
 
 
 class EndingMeasurement(Measurement):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,6 +87,58 @@ def choose_batch(
     return BatchChoice(
         batch_size, chunk, taken, f"{_pairs(local)} at once would take {format_share(direct, usable)}", fits
     )
+
+
+class CheckpointingChoice(NamedTuple):
+    """Whether a stage computes activations twice."""
+
+    value: bool
+    found: StageMeasurement  # what holds for it
+    batch: BatchChoice
+    why: str  # the reason
+
+
+def choose_checkpointing(
+    found: StageMeasurement,
+    *,
+    batch_size: int | None,
+    chunk: int | str | None,
+    ranks: int,
+    usable: float | None,
+) -> CheckpointingChoice:
+    """Choose activations that are computed twice where an `auto` batch is larger, or what fits is faster, so.
+
+    The arguments are those of `choose_batch`.
+
+    Raises:
+        RecipeError: Not even the smallest batch fits, or the memory of a batch is unknown.
+    """
+    choose = partial(choose_batch, batch_size=batch_size, chunk=chunk, ranks=ranks, usable=usable)
+    again = found.with_checkpointing
+    if again is None:
+        batch = choose(found)
+        reason = "memory is not reported" if batch.bytes is None or usable is None else "the batch fits"
+        reason = f"larger batches could not be tried ({found.failed})" if found.failed else reason
+        return CheckpointingChoice(False, found, batch, f"activations are kept, as {reason}")
+    ways: list[tuple[tuple[float, ...], CheckpointingChoice]] = []
+    for twice, measured in ((True, again), (False, found)):
+        try:
+            batch = choose(measured)
+        except RecipeError:
+            if not twice and not ways:
+                raise
+            continue
+        local = max(1, batch.batch_size // ranks)
+        step = predict_step_seconds(measured, local, batch.chunk)
+        rows = min(local, chunk if isinstance(chunk, int) else local)
+        if twice:
+            kept = format_share(predict_memory(found, local, rows), usable)
+            why = f"activations are computed twice: kept, {_pairs(rows)} would take {kept}"
+        else:
+            why = "activations are kept: computing them twice helps no more"
+        cost = -batch.batch_size, not batch.fits, step if batch.fits else batch.bytes or 0, twice
+        ways.append((cost, CheckpointingChoice(twice, measured, batch, why)))
+    return min(ways, key=lambda way: way[0])[1]
 
 
 class CompileChoice(NamedTuple):
@@ -239,7 +292,8 @@ def predict_stage(
         RecipeError: An `auto` option cannot be resolved.
     """
     asked = None if "batch_size" in stage.auto_options else stage.batch_size
-    chosen = choose_batch(found, batch_size=asked, chunk=stage.chunk, ranks=ranks, usable=usable)
+    twice = choose_checkpointing(found, batch_size=asked, chunk=stage.chunk, ranks=ranks, usable=usable)
+    found, chosen = twice.found, twice.batch
     shares = tuple(size / max(1, sum(found.sources)) for size in found.sources)
     epoch = BatchSampler(found.sources, chosen.batch_size, 0, shares, stage.mix == "rows").steps_per_epoch
     steps = stage.steps if stage.steps is not None else (stage.epochs or 0) * epoch
@@ -253,6 +307,10 @@ def predict_stage(
         for name, side in sides.items()
     }
     settled = {"batch_size": chosen.batch_size, "chunk": chosen.chunk, "compile": compiled.value}
+    settled |= {"checkpoint_activations": twice.value}
+    why = [*_why(found, chosen, cached, seconds, steps / max(1, epoch)), *compiled.why]
+    if "checkpoint_activations" in stage.auto_options:
+        why.append(twice.why)
     way: StepMethod = "two-pass" if chosen.chunk is not None else "cached" if cached else "direct"
     return StagePlan(
         name=stage.name,
@@ -264,7 +322,7 @@ def predict_stage(
         steps=steps,
         epoch_steps=epoch,
         way=way,
-        why="; ".join([*_why(found, chosen, cached, seconds, steps / max(1, epoch)), *compiled.why]),
+        why="; ".join(why),
         cached=cached,
         uncached=found.uncached,
         seconds=seconds,
@@ -330,7 +388,7 @@ def _warnings(found: StageMeasurement, chosen: BatchChoice, usable: float | None
     if not chosen.fits:
         yield (
             f"{chosen.batch_size:,} pairs take {format_share(chosen.bytes, usable)}: more than there is; "
-            f"write `chunk: auto`, or a smaller batch_size"
+            f"write `chunk: auto` or `checkpoint_activations: auto`, or a smaller batch_size"
         )
     if found.failed:
         yield f"measuring larger batches ended early: {found.failed}"

@@ -170,6 +170,7 @@ class StageProbe:
         warm, checkpoint_bytes, checkpoint_seconds = self._warm_up()
         failed = self._sizes(warm)
         two_pass = None if failed else self._two_pass()
+        checkpointed = () if failed else self._checkpoint()
         compiled = self._compile() if job.stage.compile == "auto" else None
         watching = self._watching()
         cached = filling.sides if filling else {}
@@ -187,6 +188,7 @@ class StageProbe:
                 allowed_bytes=allowed_bytes(),
             ),
             two_pass=two_pass,
+            checkpointed=checkpointed,
             compile=compiled,
             filling=filling if cached else None,
             uncached={name: self._why_not(name) for name in frozen if name not in cached},
@@ -316,6 +318,18 @@ class StageProbe:
             size, int(min(_MANY_STEPS, max(2 * _FEW_STEPS, 0.4 * self._left / guess))), chunk=chunk
         )
         return StepCost(rows=size, seconds=ran.seconds, bytes=ran.bytes, chunk=chunk)
+
+    def _checkpoint(self) -> tuple[StepCost, ...]:
+        """Measure steps of two sizes that compute activations twice, if the stage may need them."""
+        if self.bench.job.stage.checkpoint_activations != "auto" or self._fits(self._target):
+            return ()
+        largest = self._steps[-1].rows
+        half = max(2, largest // 2)
+        found: list[StepCost] = []
+        for size in sorted({half, largest} if self._makes_a_batch(half) else {largest}):
+            ran = self.bench.run(size, _FEW_STEPS, checkpoint_activations=True)
+            found.append(StepCost(rows=size, seconds=ran.seconds, bytes=ran.bytes))
+        return tuple(found)
 
     def _compile(self) -> CompileCost:
         """Measure steps with compiled encoders and without, on CUDA alone."""
@@ -503,7 +517,7 @@ def _devices(recipe: Recipe) -> int:
 
 def _with_numbers(stage: Stage, size: int) -> Stage:
     """Return a stage with numbers for its `auto` options, for the checks before training."""
-    changes = {"batch_size": size, "chunk": None, "compile": False}
+    changes = {"batch_size": size, "chunk": None, "compile": False, "checkpoint_activations": False}
     return stage.model_copy(update={name: changes[name] for name in stage.auto_options})
 
 

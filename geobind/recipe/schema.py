@@ -315,10 +315,14 @@ LoggerSpec = Annotated[
 
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-Compile = bool | CompileMode | Literal["auto"]
+Auto = Literal["auto"]
+Compile = bool | CompileMode | Auto
 FabricPrecision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true", "auto"]
 _ONE, _MANY = "one of them", "several of them"  # no identifiers: they are left out of a mistake's path
 OneOrMany = Discriminator(lambda value: _MANY if isinstance(value, list | tuple) else _ONE)
+
+
+_INHERITED = ("compile", "checkpoint_activations")  # options of `fabric` that a stage may have for itself
 
 
 class Stage(RecipeBlock):
@@ -383,6 +387,7 @@ class Stage(RecipeBlock):
     )
     precision: FabricPrecision | None = Field(default=None, description="default: the recipe's")
     compile: Compile | None = Field(default=None, description="default: the recipe's")
+    checkpoint_activations: bool | Auto | None = Field(default=None, description="default: the recipe's")
     clip_norm: float | None = Field(
         default=1.0, ge=1e-6, le=1e6, description="largest norm of the gradient; null: no clipping"
     )
@@ -410,7 +415,7 @@ class Stage(RecipeBlock):
     @property
     def auto_options(self) -> tuple[str, ...]:
         """The options that are `auto`, chosen at the start of a run by what is measured."""
-        return tuple(name for name in ("batch_size", "chunk", "compile") if getattr(self, name) == "auto")
+        return tuple(name for name in ("batch_size", "chunk", *_INHERITED) if getattr(self, name) == "auto")
 
     @property
     def compile_mode(self) -> CompileMode | None:
@@ -453,11 +458,12 @@ class FabricOptions(RecipeBlock):
         description="of arithmetic; -mixed keeps weights in float32; auto: bf16-mixed where it is faster",
     )
     compile: Compile = Field(
-        default=False,
-        description="torch.compile of the encoders, or its mode; auto: where it is measured to be worth it",
+        default=False, description="torch.compile of the encoders, or its mode; auto: where measured to pay"
     )
-    checkpoint_activations: bool = Field(
-        default=False, description="compute the blocks of trained encoders twice, to save their activations"
+    checkpoint_activations: bool | Auto = Field(
+        default=False,
+        description="compute the blocks of trained encoders twice, to save their activations; auto: where a "
+        "batch does not fit without",
     )
     sync_batchnorm: bool = Field(default=True, description="batch norms see the rows of all processes")
     deterministic: bool = Field(
@@ -509,9 +515,6 @@ class BaseBundle(NamedTuple):
     modalities: tuple[str, ...]
     digest: str  # hash of its weights and options
     steps: tuple[StageStep, ...]  # its stages
-
-
-_INHERITED = ("compile",)
 
 
 class Recipe(RecipeBlock):
@@ -577,10 +580,8 @@ class Recipe(RecipeBlock):
     def _inherit(self) -> Self:
         """Give each stage the options of `fabric` that it leaves open and that may be chosen for each."""
         for number, stage in enumerate(self.stages):
-            missing = {
-                name: getattr(self.fabric, name) for name in _INHERITED if getattr(stage, name) is None
-            }
-            self.stages[number] = stage.model_copy(update=missing)
+            left = {name: getattr(self.fabric, name) for name in _INHERITED if getattr(stage, name) is None}
+            self.stages[number] = stage.model_copy(update=left)
         return self
 
     @property

@@ -128,13 +128,12 @@ def set_up_optimizer(
         module: What it trains.
         stored: The modalities that are read from the embedding cache.
     """
-    place = job.recipe.fabric
     _search_nvml_once()
     if job.recipe.precision_of(job.stage).endswith("-true"):
         module.losses = Float32Modules(dict(module.losses.items()))
     if fabric.world_size > 1:
         _sync_batch_norms(fabric, job, module)
-    if place.checkpoint_activations:
+    if job.stage.checkpoint_activations is True:
         _checkpoint_activations(job.stage, job.encoders)
     if mode := job.stage.compile_mode:
         for encoder in module.encoders.values():

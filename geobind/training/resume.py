@@ -19,7 +19,7 @@ from geobind.utils.files import FileLock
 from geobind.utils.hashing import fingerprint
 
 # Fields that change no result, and fields younger than runs that lie on disks: those count once they are set.
-_WITHOUT_EFFECT = ("checkpoint_seconds", "compile")
+_WITHOUT_EFFECT = ("checkpoint_seconds", "compile", "checkpoint_activations")
 _ADDED_LATER = ("watch", "ema", "chunk", "accumulate")
 _ADDED_LATER_TO_LOSS = ("local", "products")
 _DEFAULT_PRECISION = "32-true"

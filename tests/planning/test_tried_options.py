@@ -1,11 +1,11 @@
-"""Options that a plan tries before it chooses them: `compile: auto`."""
+"""Options that a plan tries before it chooses them: `compile: auto` and `checkpoint_activations: auto`."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 import toy
-from made_up import all_found, stage_found
+from made_up import GB, all_found, stage_found
 
 from geobind.errors import TrainingError
 from geobind.planning import auto
@@ -26,6 +26,10 @@ def test_a_stage_takes_the_option_of_the_recipe_unless_it_says_another(tmp_path)
     recipe = toy.recipe(tmp_path, "fabric.compile=true", "stages.1.compile=max-autotune")
     assert [stage.compile_mode for stage in recipe.stages] == ["default", "max-autotune"]
     assert [stage.compile_mode for stage in toy.recipe(tmp_path).stages] == [None, None]
+    recipe = toy.recipe(
+        tmp_path, "fabric.checkpoint_activations=auto", "stages.0.checkpoint_activations=true"
+    )
+    assert [stage.checkpoint_activations for stage in recipe.stages] == [True, "auto"]
 
 
 @pytest.mark.parametrize(
@@ -138,3 +142,77 @@ def test_what_was_chosen_is_kept_with_the_run_and_taken_when_it_goes_on(tmp_path
 
 
 CUDA_ALONE = SimpleNamespace(device=torch.device("cuda"), world_size=1, is_global_zero=True)
+
+
+def checkpointed(row=10**6, **changes):
+    """Return a stage that takes 4/3 of the time, and `row` bytes a row, if it computes activations twice."""
+    steps = tuple(StepCost(rows=n, seconds=4 / 3 * (1 + 0.01 * n), bytes=GB + row * n) for n in (16, 32))
+    return stage_found(row=10**8, checkpointed=steps, **changes)
+
+
+def open_stage(tmp_path, **changes):
+    recipe = toy.recipe(tmp_path, "fabric.checkpoint_activations=auto")
+    return recipe.stages[0].model_copy(update=changes)
+
+
+def test_activations_are_computed_twice_where_the_asked_batch_does_not_fit_else(tmp_path):
+    plan = predict_stage(open_stage(tmp_path, batch_size=256), checkpointed(), usable=16 * GB)
+    assert plan.settled == {"checkpoint_activations": True} and plan.chunk is None
+    assert plan.memory_bytes == GB + 256 * 10**6 and plan.warnings == ()
+    assert plan.seconds.step == pytest.approx(4 / 3 * 3.56)
+    assert "activations are computed twice: kept, 256 pairs would take 26.6" in plan.why
+    plan = predict_stage(open_stage(tmp_path, batch_size=64), stage_found(), usable=16 * GB)
+    assert plan.settled == {"checkpoint_activations": False}
+    assert plan.why.endswith("activations are kept, as the batch fits")
+
+
+def test_an_open_batch_is_the_largest_that_fits_with_activations_computed_twice(tmp_path):
+    stage = open_stage(tmp_path, batch_size="auto")
+    plan = predict_stage(stage, checkpointed(), usable=16 * GB)
+    assert plan.settled == {"batch_size": 256, "checkpoint_activations": True}
+    plan = predict_stage(stage, checkpointed(row=99_000_000), usable=16 * GB)
+    assert plan.settled == {"batch_size": 128, "checkpoint_activations": False}  # it saves too little
+    assert plan.why.endswith("activations are kept: computing them twice helps no more")
+    plan = predict_stage(stage, checkpointed(row=10**6), usable=1.1 * GB)
+    assert plan.settled == {"batch_size": 64, "checkpoint_activations": True}  # else not even two pairs fit
+
+
+@pytest.mark.parametrize(("seconds", "twice"), [(1.5, True), (1.1, False)])
+def test_of_two_passes_and_activations_computed_twice_the_faster_is_taken(seconds, twice, tmp_path):
+    two = StepCost(rows=64, seconds=seconds * 1.64, bytes=GB + 32 * 10**8 + 64 * 1000, chunk=32)
+    stage = open_stage(tmp_path, batch_size=256, chunk="auto")
+    plan = predict_stage(stage, checkpointed(two_pass=two), usable=16 * GB)
+    assert plan.settled == {"chunk": None if twice else 128, "checkpoint_activations": twice}
+
+
+def test_two_passes_that_compute_activations_twice_take_longer_and_the_same_for_each_row(tmp_path):
+    two = StepCost(rows=64, seconds=2 * 1.64, bytes=GB + 32 * 10**8 + 64 * 1000, chunk=32)
+    found = checkpointed(two_pass=two).with_checkpointing
+    assert found.two_pass.bytes == GB + 32 * 10**6 + 64 * 1000
+    assert found.two_pass.seconds == pytest.approx(4 / 3 * two.seconds)
+    plan = predict_stage(open_stage(tmp_path, batch_size=256, chunk=128), found, usable=16 * GB)
+    assert plan.memory_bytes == GB + 128 * 10**6 + 256 * 1000
+    untold = checkpointed(two_pass=two.model_copy(update={"bytes": None}))
+    assert untold.with_checkpointing.two_pass.bytes is None
+
+
+def test_steps_that_compute_activations_twice_are_measured_where_the_batch_may_not_fit(tmp_path):
+    asked = []
+
+    def run(size, steps, **tried):
+        asked.append((size, tried))
+        return SimpleNamespace(seconds=float(size), bytes=size)
+
+    recipe = toy.recipe(tmp_path, "stages.0.checkpoint_activations=auto", "stages.0.batch_size=64")
+    probe = probe_of(recipe, CUDA, run)
+    probe._makes_a_batch = lambda size: True
+    probe._steps = [StepCost(rows=n, seconds=1.0, bytes=n * GB) for n in (8, 16)]
+    probe.usable = 64 * GB
+    assert probe._checkpoint() == () and asked == []
+    probe.usable = 63 * GB
+    assert probe._checkpoint() == tuple(StepCost(rows=n, seconds=n, bytes=n) for n in (8, 16))
+    assert asked == [(8, {"checkpoint_activations": True}), (16, {"checkpoint_activations": True})]
+    probe._makes_a_batch = lambda size: False
+    assert [step.rows for step in probe._checkpoint()] == [16]
+    probe.bench.job.stage = toy.recipe(tmp_path).stages[0]
+    assert probe._checkpoint() == ()

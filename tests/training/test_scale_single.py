@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from geobind import plugins
 from geobind.binder import Binder
 from geobind.errors import RecipeError, TrainingError
-from geobind.training import encoder_transforms, launch
+from geobind.training import encoder_transforms, launch, optimizer
 from geobind.training.checkpoint import Checkpoint
 from geobind.training.encoder_transforms import disable_checkpointing, enable_checkpointing
 from geobind.training.stage import StageRun
@@ -190,10 +190,14 @@ def test_blocks_that_are_computed_again_keep_less():
     assert kept(again) < kept(plain) / 2
 
 
-def test_activation_checkpointing_changes_nothing_in_a_run(tmp_path):
+def test_activation_checkpointing_changes_nothing_in_a_run(tmp_path, monkeypatch):
     options = (*SHORT, "modalities.far.dropout=0.2", "modalities.near.batch_norm=true")
     plain = weights(deep_run(tmp_path / "plain", *options))
-    again = weights(deep_run(tmp_path / "again", *options, "fabric.checkpoint_activations=true"))
+    enabled, options = [], (*options, "fabric.checkpoint_activations=true")
+    enable = lambda encoder: enabled.append(encoder) or enable_checkpointing(encoder)  # noqa: E731
+    monkeypatch.setattr(optimizer, "enable_checkpointing", enable)
+    again = weights(deep_run(tmp_path / "again", *options, "stages.1.checkpoint_activations=false"))
+    assert len(enabled) == 2  # both encoders of the first stage
     assert plain.keys() == again.keys()
     assert all(torch.equal(plain[key], again[key]) for key in plain)
 
