@@ -1,13 +1,13 @@
 import os
 import pickle
 import random
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noisy_number import Number
 
 from geobind.data import loader as loading
 from geobind.data.loader import BatchLoader, ModalityInput, choose_workers, prepare_batches
@@ -24,24 +24,8 @@ from geobind.data.sources import PluginPairs
 from geobind.data.table import open_table
 from geobind.errors import DataError
 from geobind.inference import collate
-from geobind.modality import Modality, Pair, Place
+from geobind.modality import Pair, Place
 from geobind.utils.system import AvailableMemory
-
-
-class Number(Modality):
-    """Reads a number; in training adds noise of all three generators."""
-
-    name: ClassVar = "number"
-    role: ClassVar = "trainable"
-
-    def encoder(self, width, *, pretrained=True):
-        return torch.nn.Identity()
-
-    def prepare(self, raw, *, training=False):
-        if not isinstance(raw, int):
-            raise DataError(f"{raw!r} is not a number")
-        noise = torch.rand(1).item() + np.random.rand() + random.random() if training else 0.0
-        return {"value": torch.tensor(raw), "noise": torch.tensor(noise)}
 
 
 class Bug(Number):

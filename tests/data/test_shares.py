@@ -1,6 +1,5 @@
 """Batches that all processes prepare in shares: the same as those of one process, and bounded in memory."""
 
-import random
 from datetime import UTC, datetime
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noisy_number import Number
 
 from geobind.data import loader as loading
 from geobind.data import shares
@@ -17,25 +17,10 @@ from geobind.data.shares import Shares, choose_share_size, join_meta
 from geobind.data.sources import PluginPairs
 from geobind.errors import DataError
 from geobind.inference import collate
-from geobind.modality import Modality, Pair, Place
+from geobind.modality import Pair, Place
 
 
-class Numbers(Modality):
-    """A number and noise, as a dict."""
-
-    name = "numbers"
-
-    def encoder(self, width, *, pretrained=True):
-        return torch.nn.Identity()
-
-    def prepare(self, raw, *, training=False):
-        if not isinstance(raw, int):
-            raise DataError(f"{raw!r} is not a number")
-        noise = torch.rand(1).item() + np.random.rand() + random.random() if training else 0.0
-        return {"value": torch.tensor(raw), "noise": torch.full((3,), noise)}
-
-
-class Images(Numbers):
+class Images(Number):
     """An image that is uint8 or float, or of another size, by its number."""
 
     every: int = 3
@@ -54,7 +39,7 @@ PAIRS = [
 
 
 def loader(pairs=PAIRS, batch=12, workers=2, anchor=None, steps=(0, 6), **options):
-    sides = {"anchor": ModalityInput(anchor or Numbers(), augment=True), "other": ModalityInput(Numbers())}
+    sides = {"anchor": ModalityInput(anchor or Number(), augment=True), "other": ModalityInput(Number())}
     rows = PluginPairs(pairs, "anchor", "other")
     return BatchLoader(rows, sides, BatchSampler((len(pairs),), batch, 7), *steps, workers=workers, **options)
 
@@ -122,7 +107,7 @@ def test_a_broken_row_of_a_share_is_replaced_and_recorded_as_by_one_process(smal
 @pytest.mark.parametrize("workers", [1, 2])
 def test_rows_in_flight_are_bounded_whatever_the_batch(monkeypatch, workers):
     monkeypatch.setattr(shares, "SHARE_ROWS", 5)
-    row = 2 * (8 + 3 * 4)  # bytes of a prepared row of two modalities
+    row = 2 * (8 + 4)  # bytes of a prepared row of two modalities
     bound = (2 * workers + 1) * 5
     monkeypatch.setattr(shares, "allowed_bytes", lambda: bound * row)
     for batch in (10, 20, 47):
