@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 from pydantic import ValidationError
@@ -65,14 +65,11 @@ class _Placed(NamedTuple):
 class InputSource(Protocol):
     """Protocol of what is embedded into an archive; it pickles small and opens files when asked."""
 
+    mend: ClassVar[str]  # advice for a message about an input that cannot be prepared
+
     @property
     def name(self) -> str:
         """Name of the source in messages and in the archive."""
-        ...
-
-    @property
-    def mend(self) -> str:
-        """Advice for a message about an input that cannot be prepared."""
         ...
 
     @property
@@ -119,18 +116,15 @@ class RasterTiles:
     naming: str = "raster"
     time: np.datetime64 | None = None
     nodata: float | None = None
+    # How a raster is read decides whether its tiles are what the model takes.
+    mend: ClassVar[str] = (
+        "give the range of its values to show (--stretch LOW,HIGH), or the --bands that the model takes"
+    )
 
     @property
     def name(self) -> str:
         """The raster's file name."""
         return self.path.name
-
-    @property
-    def mend(self) -> str:
-        """Advice: how a raster is read decides whether its tiles are what the model takes."""
-        return (
-            "give the range of its values to show (--stretch LOW,HIGH), or the --bands that the model takes"
-        )
 
     @cached_property
     def lattice(self) -> Lattice | None:
@@ -314,6 +308,7 @@ class ManifestRows:
     base: Path
     modality: str
     split: str | None = None
+    mend: ClassVar[str] = _MEND
 
     @cached_property
     def table(self) -> Table:
@@ -330,11 +325,6 @@ class ManifestRows:
     def name(self) -> str:
         """The table's name."""
         return self.table.name
-
-    @property
-    def mend(self) -> str:
-        """Advice: a file can be mended, or left out."""
-        return _MEND
 
     @cached_property
     def places_LL(self) -> NDArray[np.float64] | None:
@@ -408,16 +398,12 @@ class FolderFiles:
 
     folder: Path
     pattern: str = "*"
+    mend: ClassVar[str] = _MEND
 
     @property
     def name(self) -> str:
         """The folder's name."""
         return self.folder.resolve().name
-
-    @property
-    def mend(self) -> str:
-        """Advice: a file can be mended, or left out."""
-        return _MEND
 
     @cached_property
     def files(self) -> list[str]:
