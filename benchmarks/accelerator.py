@@ -1,6 +1,6 @@
 """Checks and measurements that need an accelerator: results that must hold on it, and how well it is used.
 
-    python benchmarks/accelerator.py --out FOLDER            # a CUDA machine, 8 minutes at most
+    python benchmarks/accelerator.py --out FOLDER            # a CUDA machine, 9 minutes at most
     python benchmarks/accelerator.py --small --out FOLDER    # a CPU: the same code, no figure means anything
 
 - checks: frozen weights stay to the bit; the tiled losses against float64; 16-mixed and bf16-mixed; the
@@ -9,6 +9,8 @@
 - batch: the largest exact batch directly, in chunks, and with the frozen side from the cache
 - loss: InfoNCE, worked out in tiles, against open_clip's ClipLoss
 - input: the loader alone, by the number of worker processes
+- choices: fused AdamW, images normalised in one pass, batches copied ahead, activations computed twice, each
+  against doing without; what `compile: auto` and `checkpoint_activations: auto` become
 - compile: losses with torch.compile against those without
 
 Nothing is downloaded: weights are random, and files are made in a temporary folder. Each part has a share of
@@ -36,7 +38,7 @@ from typing import Any
 from parts import GRACE, Case, Found, Part, Result, Setup, run_parts
 
 BEGUN = time.monotonic()
-SECONDS = 480.0
+SECONDS = 540.0
 SEED = 0
 
 
@@ -82,12 +84,14 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 # Seconds of each part. Compiling comes last, because nothing can stop it halfway.
-SHARES = {"checks": 80.0, "training": 120.0, "batch": 90.0, "loss": 50.0, "input": 45.0, "compile": 65.0}
+SHARES = {"checks": 80.0, "training": 120.0, "batch": 90.0, "loss": 50.0, "input": 45.0}
+SHARES |= {"choices": 90.0, "compile": 65.0}
 
 
 def all_parts() -> list[Part]:
     """Return the parts in their order."""
     import accelerator_checks as checks
+    import accelerator_choices as choices
     import accelerator_speed as speed
 
     makers = {
@@ -96,6 +100,7 @@ def all_parts() -> list[Part]:
         "batch": speed.largest_batch,
         "loss": speed.tiled_loss,
         "input": speed.input_pipeline,
+        "choices": choices.choices,
         "compile": checks.compiled,
     }
     return [Part(name, seconds, makers[name]) for name, seconds in SHARES.items()]

@@ -111,6 +111,7 @@ class Stage:
     cache: str = "off"
     chunk: int | None = None
     compile: bool | str = False
+    checkpoint_activations: bool | str = False
     host: bool = False
     rate: float = 5e-4
     workers: int | str = 0
@@ -144,6 +145,7 @@ class Stage:
                 "devices": 1,
                 "precision": self.precision,
                 "compile": self.compile,
+                "checkpoint_activations": self.checkpoint_activations,
             },
             "stages": [stage],
         }

@@ -39,7 +39,7 @@ def report(folder):
 def test_every_part_of_the_small_mode_is_ok_but_for_what_needs_cuda(small):
     found = report(small)
     assert [part["name"] for part in found["parts"]] == [
-        "checks", "training", "batch", "loss", "input", "compile"
+        "checks", "training", "batch", "loss", "input", "choices", "compile"
     ]  # fmt: skip
     assert {part["status"] for part in found["parts"]} == {"ok"}
     rows = {row["case"]: row for part in found["parts"] for row in part["rows"]}
