@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from toy import Left, Right, view
 
 from geobind import precision
 from geobind.binder import Binder
 from geobind.errors import DataError
-from geobind.precision import Lowering, choose_precision
+from geobind.precision import Lowering, choose_precision, float32_attention
 from geobind.utils.system import hash_module
 
 LEFTS = [view(i, "left") for i in range(20)]
@@ -128,3 +130,56 @@ def test_not_a_number_in_bfloat16_is_no_likeness(binder, monkeypatch):
     with torch.no_grad():
         assert lowering.take("left", binder.encoders["left"], batch, "auto") is binder.encoders["left"]
     assert lowering.choices["left"].dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("mask", "options"),
+    [
+        (None, {}),
+        (torch.full((5, 5), float("-inf")).triu(1), {"scale": 0.5}),
+        (torch.ones(5, 5, dtype=torch.bool).tril(), {}),
+        (None, {"is_causal": True}),
+    ],
+)
+def test_attention_under_a_cpus_autocast_is_computed_in_float32_and_goes_on_in_bfloat16(mask, options):
+    drawn = torch.Generator().manual_seed(0)
+    low = [torch.randn(2, 4, 5, 8, generator=drawn).bfloat16().requires_grad_() for _ in range(3)]
+    exact = [tensor.detach().float().requires_grad_() for tensor in low]
+    attend = functional.scaled_dot_product_attention
+    expected = attend(*exact, mask, **options)
+    with float32_attention(), torch.autocast("cpu", torch.bfloat16):
+        found = attend(*low, mask, **options)
+    for value in (expected, found):
+        value.float().sum().backward()
+    assert torch.equal(found, expected.bfloat16())
+    assert all(torch.equal(one.grad, two.grad.bfloat16()) for one, two in zip(low, exact, strict=True))
+
+
+def test_the_rule_for_attention_reaches_into_modules_and_ends_with_its_block(monkeypatch):
+    seen = []
+
+    def spy(query, *_, **__):
+        seen.append(query.dtype)
+        return query
+
+    monkeypatch.setattr(precision, "_attend_in_float32", spy)
+    layer, x = torch.nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(1, 3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        with float32_attention():
+            layer(x, x, x, need_weights=False)
+        layer(x, x, x, need_weights=False)
+    assert seen == [torch.bfloat16]
+
+
+def test_attention_in_float32_trains_through_checkpointed_blocks():
+    block = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    x = torch.randn(2, 3, 8)
+    grads = []
+    for again in (False, True):
+        block.zero_grad()
+        with float32_attention():
+            with torch.autocast("cpu", torch.bfloat16):
+                out = checkpoint(block, x, use_reentrant=False) if again else block(x)
+            out.float().square().mean().backward()
+        grads.append([one.grad.clone() for one in block.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*grads, strict=True))

@@ -18,9 +18,11 @@ from geobind.errors import GeobindError, did_you_mean
 from geobind.utils.logs import log_to_stderr, set_level
 
 # Threads that spin while they wait for each other lose the cores they need wherever another program runs too.
+# Those of torch spin for some microseconds, in which most waits of small encoders end, and then sleep.
 # This must be set before torch and numpy are imported. numpy's OpenBLAS has threads of its own, which always
 # spin: its products are small here, and torch makes the large ones.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # command -> (module:attribute, one line for --help); commands import heavy libraries inside their functions.

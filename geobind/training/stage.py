@@ -123,6 +123,8 @@ def run_stage(fabric: Fabric, job: StageRun) -> StageResult:
     since = "stage" if system.reset_peak() else "start"
     if cuda:
         torch.cuda.reset_peak_memory_stats(fabric.device)
+    else:
+        system.keep_freed_memory()
     stage, precision = job.stage, job.recipe.precision_of(job.stage)
     with (
         explain_failures(stage, fabric.device, precision=precision, workers=job.recipe.workers),

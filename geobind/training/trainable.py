@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from geobind.errors import RecipeError, TrainingError
+from geobind.precision import float32_attention
 from geobind.recipe.stage_options import AdamW, Full, Head, Last, Lora, Part
 from geobind.training.blocks import compute_lr_scales, iter_last_parameters
 from geobind.training.distributed import broadcast_tensors
@@ -263,7 +264,7 @@ def prepare_encoders(fabric: Fabric, job: StageRun) -> Generator[dict[str, str]]
         set_trainable(name, encoders[name], part)
 
     try:
-        with explain_compile_errors(job.stage.name):
+        with explain_compile_errors(job.stage.name), float32_attention():
             yield before
     except Exception:
         if fabric.world_size == 1:  # whoever measures goes on; among several, this process goes down

@@ -94,6 +94,23 @@ def reset_peak() -> bool:
     return True
 
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, in glibc's malloc.h
+_LARGEST_KEPT = 32 * 2**20  # bytes; glibc takes no more
+
+
+def keep_freed_memory() -> bool:
+    """Make the C library keep freed memory for the next allocation; return False where it cannot.
+
+    A training step frees and allocates the same large tensors every time. Given back to the system between,
+    each of their pages is cleared and mapped anew.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library, or Windows
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+
+
 def peak_bytes() -> int | None:
     """Return the peak memory of this process since `reset_peak`; None if unknown."""
     peak = _number(Path("/proc/self/status"), r"VmHWM:\s*(\d+) kB", 1024)

@@ -116,8 +116,10 @@ def test_a_recipe_that_does_not_ship_is_answered_with_one_that_does():
     assert json.loads(call("recipes", "--json").output)["three_modal"]
 
 
-def test_commands_keep_numpys_threads_from_spinning():
-    code = "import geobind.cli, os; print(os.environ['OPENBLAS_NUM_THREADS'], os.environ['OMP_WAIT_POLICY'])"
-    unset = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY")}
-    ran = subprocess.run([sys.executable, "-c", code], env=unset, capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == ["1", "PASSIVE"]
+def test_commands_keep_threads_from_spinning_for_long_unless_the_user_says_otherwise():
+    names = ["OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"]
+    code = f"import geobind.cli, os; print(*(os.environ[name] for name in {names}))"
+    unset = {k: v for k, v in os.environ.items() if k not in names}
+    for given, expected in (({}, "1 PASSIVE 3000"), ({"GOMP_SPINCOUNT": "7"}, "1 PASSIVE 7")):
+        ran = subprocess.run([sys.executable, "-c", code], env=unset | given, capture_output=True, text=True)
+        assert ran.stdout.strip() == expected
