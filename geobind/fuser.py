@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from geobind.data.sampler import preserve_rng
+from geobind.data.seeds import preserve_rng
 from geobind.errors import CheckpointError, DataError
 from geobind.fusion import Expectation, check_row_counts
 from geobind.recipe.schema import FuserOptions

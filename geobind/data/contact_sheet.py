@@ -18,7 +18,7 @@ import numpy as np
 from geobind.data.augmentation import Geometry, draw_geometry, share_geometry
 from geobind.data.inspect import detect_kind
 from geobind.data.readers.files import open_binary
-from geobind.data.sampler import seeded_rng
+from geobind.data.seeds import seeded_rng
 from geobind.data.table import first_observation
 from geobind.errors import DataError
 from geobind.modality import Place, choose_picture

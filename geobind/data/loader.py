@@ -21,7 +21,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from geobind.data.augmentation import UNCHANGED, Geometry, draw_geometry, share_geometry
-from geobind.data.sampler import BatchSampler, Seeds, derive_row_seeds, preserve_rng, set_seeds
+from geobind.data.sampler import BatchSampler
+from geobind.data.seeds import Seeds, derive_row_seeds, preserve_rng, set_seeds
 from geobind.data.shares import Fault, PreparedBatch, Shares, choose_share_size, count_bytes
 from geobind.data.sources import BatchMeta, find_missing_storage, hours_since_1970
 from geobind.data.table import Row

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from geobind.data.loader import Failure, load_batches
-from geobind.data.sampler import seeded_rng
+from geobind.data.seeds import seeded_rng
 from geobind.data.sources import find_missing_storage
 from geobind.embedding_cache.keys import (
     MISSING,

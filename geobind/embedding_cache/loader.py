@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from geobind.data.loader import BatchLoader, BatchMeta, ModalityInput
-from geobind.data.sampler import MixedDataset, find_source, python_random
+from geobind.data.sampler import MixedDataset, find_source
+from geobind.data.seeds import python_random
 from geobind.data.sources import RowMetadata, SourceColumn
 from geobind.data.table import LazySequence, Row
 from geobind.embedding_cache.build import CachedColumn, CacheIndex

@@ -15,7 +15,8 @@ from geobind import plugins
 from geobind.binder import Binder, build_binder
 from geobind.bundles.stability import StageProof
 from geobind.data.augmentation import UNCHANGED, share_geometry
-from geobind.data.sampler import MixedDataset, preserve_rng
+from geobind.data.sampler import MixedDataset
+from geobind.data.seeds import preserve_rng
 from geobind.data.table import first_observation
 from geobind.errors import CheckpointError, RecipeError
 from geobind.evaluation import Leakage, PairTable

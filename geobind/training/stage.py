@@ -14,7 +14,8 @@ from torch import nn
 
 from geobind.binder import Binder
 from geobind.data.loader import BatchLoader, ModalityInput, choose_workers
-from geobind.data.sampler import BatchSampler, MixedDataset, seed_torch
+from geobind.data.sampler import BatchSampler, MixedDataset
+from geobind.data.seeds import seed_torch
 from geobind.embedding_cache.loader import CachedLoader
 from geobind.inference import copy_ahead
 from geobind.recipe import Recipe, Stage

@@ -12,14 +12,8 @@ from noisy_number import Number
 from geobind.data import loader as loading
 from geobind.data.loader import BatchLoader, ModalityInput, choose_workers, prepare_batches
 from geobind.data.options import DataOptions
-from geobind.data.sampler import (
-    BatchSampler,
-    batch_indices,
-    derive_row_seeds,
-    draw_replacement,
-    preserve_rng,
-    seeded_rng,
-)
+from geobind.data.sampler import BatchSampler, batch_indices, draw_replacement
+from geobind.data.seeds import derive_row_seeds, preserve_rng, seeded_rng
 from geobind.data.sources import PluginPairs
 from geobind.data.table import open_table
 from geobind.errors import DataError

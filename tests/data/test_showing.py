@@ -152,7 +152,7 @@ def test_a_stages_sheet_holds_input_embedding_view_and_draws(monkeypatch):
 
 def test_the_draws_are_what_training_would_prepare(monkeypatch):
     """The same seeds, in the same order, as the loader's."""
-    from geobind.data.sampler import seeded_rng
+    from geobind.data.seeds import seeded_rng
 
     cells = Cells(monkeypatch)
     tiles = Satellite(timm=RESNET, size=32, augment={"random_resized_crop": [0.3, 0.6]})

@@ -9,7 +9,8 @@ import pytest
 import torch
 import toy
 
-from geobind.data.sampler import MixedDataset, WeightedSource, seed_torch
+from geobind.data.sampler import MixedDataset, WeightedSource
+from geobind.data.seeds import seed_torch
 from geobind.data.sources import PluginPairs
 from geobind.towers.tower import channels_last, normalise_once
 from geobind.training import metrics, optimizer
