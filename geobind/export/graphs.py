@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Format = Literal["onnx", "pt2"]
 RunGraph = Callable[[Mapping[str, Tensor]], Tensor]  # a batch by the names of its inputs -> (B, D)
 
+BARE = "inputs"  # the name of a batch that is no dict of tensors
 OUTPUT = "embeddings"  # `embedding` is what ONNX graphs call a look-up of tokens
 _ONNX_BYTES = 2**31 - 2**24  # a protocol buffer holds 2 GiB
 
@@ -38,7 +39,7 @@ class EmbeddingGraph(nn.Module):
 
     Args:
         encoder: Maps a prepared batch to embeddings of any length.
-        names: Its inputs; a single one is handed to the encoder as a tensor, several as a dict.
+        names: Its inputs; `inputs` alone is handed to the encoder as a tensor, others as a dict.
         front_end: Prepares decoded inputs; None takes prepared ones.
     """
 
@@ -48,8 +49,10 @@ class EmbeddingGraph(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Embed a batch as unit-length float32 (B, D)."""
-        batch: Any = inputs[0] if len(self.names) == 1 else dict(zip(self.names, inputs, strict=True))
-        return unit(self.encoder(batch if self.front_end is None else self.front_end(batch)))
+        if self.front_end is not None:
+            return unit(self.encoder(self.front_end(*inputs)))
+        batch: Any = dict(zip(self.names, inputs, strict=True))
+        return unit(self.encoder(batch if self.names != (BARE,) else batch[BARE]))
 
 
 def trace(graph: EmbeddingGraph, inputs: Mapping[str, Tensor], free: tuple[str, ...]) -> ExportedProgram:

@@ -78,6 +78,24 @@ def test_each_built_in_tower_embeds_as_the_binder_once_it_is_onnx(kind, tmp_path
     assert names["output"]["shape"] == ["batch", WIDTH]
 
 
+class Wrapped(Vector):
+    """A vector in a dict of one tensor."""
+
+    def encoder(self, width, *, pretrained=True):
+        net = super().encoder(width)
+        net.register_forward_pre_hook(lambda module, args: args[0]["row"])
+        return net
+
+    def prepare(self, raw, *, training=False):
+        return {"row": super().prepare(raw)}
+
+
+def test_an_encoder_of_a_dict_of_one_tensor_is_given_the_dict(tmp_path):
+    result = export_encoder(bind(Wrapped(size=6)), "m", tmp_path / "m.pt2")
+    assert result.largest_difference < 1e-6
+    assert json.loads(result.input_file.read_text())["inputs"][0]["name"] == "row"
+
+
 def test_a_file_takes_longer_texts_and_larger_batches_than_it_was_traced_with(tmp_path):
     binder = bind(KINDS["text"])
     file = export_encoder(binder, "m", tmp_path / "m.pt2", samples=["snow", "rain"]).file
