@@ -21,7 +21,7 @@ print(int(kept), sum(faults[8:]))
 
 
 def count_faults(word):
-    # Where the heap ends at luck, glibc may keep what is freed by itself; told to map all of it, it never does.
+    # By luck glibc keeps what is freed by itself; told to map all of it, it never does.
     mapped = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
     run = [sys.executable, "-c", STEPS, word]
     kept, faults = subprocess.run(run, env=mapped, capture_output=True, text=True, check=True).stdout.split()
