@@ -166,7 +166,9 @@ def test_a_plugin_spoils_no_output_of_a_command(publish, spoiler, place):
 
 def test_a_true_interrupt_while_a_plugin_is_imported_ends_the_command(publish):
     publish("acme-slow", PLUGIN.format(at_import="os.kill(os.getpid(), 2)", in_hook="pass"))
-    command = [sys.executable, "-m", "geobind", "modalities", "list"]
+    # What a shell starts in the background inherits that interrupts are ignored, and so would the command.
+    code = "import signal; signal.signal(2, signal.default_int_handler); from geobind.cli import main; main()"
+    command = [sys.executable, "-c", code, "modalities", "list"]
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert (run.returncode, run.stderr) == (130, "interrupted\n")
 
