@@ -19,14 +19,16 @@ changes from round to round.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; as commands do
+import geobind.cli  # noqa: F401  # sets how threads wait, as for commands, before torch is loaded
 
+# isort: split
 import numpy as np
 import torch
 from paired import ratio, take_turns
@@ -114,19 +116,27 @@ def compare_with_one_by_one(folder: Path, count: int, rounds: int, batch: int) -
     print(f"ahead / one after the other, wall time: {ratio(times['ahead'], times['one after the other'])}")
 
 
-def compare_precisions(folder: Path, count: int, rounds: int, batch: int) -> None:
+def build_with_images(folder: Path, count: int) -> Iterator[tuple[str, Binder, torch.Tensor]]:
+    """Yield each encoder, by name and in a binder, with the images that it takes."""
     torch.set_num_threads(1)
     files = write_images(folder, count)
     for encoder in ENCODERS:
         binder = build(encoder)
-        images = torch.stack([binder.modalities["satellite"].prepare(file) for file in files])
+        yield encoder, binder, torch.stack([binder.modalities["satellite"].prepare(file) for file in files])
 
-        def embed(precision: str, binder: Binder = binder, images: torch.Tensor = images) -> torch.Tensor:
-            batches = ((None, part) for part in images.split(batch))
-            parts = binder.embed_prepared("satellite", batches, precision)
-            return torch.cat([part for _, part in parts if part is not None])
 
-        calls = {name: lambda name=name: embed(name) for name in ("float32", "bfloat16")}
+def embed_images(
+    binder: Binder, images: torch.Tensor, batch: int, precision: str, runtime: str = "torch"
+) -> torch.Tensor:
+    batches = ((None, part) for part in images.split(batch))
+    parts = binder.embed_prepared("satellite", batches, precision, runtime)
+    return torch.cat([part for _, part in parts if part is not None])
+
+
+def compare_precisions(folder: Path, count: int, rounds: int, batch: int) -> None:
+    for encoder, binder, images in build_with_images(folder, count):
+        embed = partial(embed_images, binder, images, batch)
+        calls = {name: partial(embed, name) for name in ("float32", "bfloat16")}
         cosine_N = (calls["float32"]() * calls["bfloat16"]()).sum(1)
         times = take_turns(calls, rounds)
         embed("auto")
@@ -144,31 +154,21 @@ RUNTIMES = (
 
 
 def compare_runtimes(folder: Path, count: int, rounds: int, batch: int) -> None:
-    torch.set_num_threads(1)
-    files = write_images(folder, count)
-    for encoder in ENCODERS:
-        binder = build(encoder)
-        images = torch.stack([binder.modalities["satellite"].prepare(file) for file in files])
-
-        def embed(
-            runtime: str, precision: str, binder: Binder = binder, images: torch.Tensor = images
-        ) -> torch.Tensor:
-            batches = ((None, part) for part in images.split(batch))
-            parts = binder.embed_prepared("satellite", batches, precision, runtime)
-            return torch.cat([part for _, part in parts if part is not None])
-
-        calls = {("torch", "float32"): lambda: embed("torch", "float32")}
+    for encoder, binder, images in build_with_images(folder, count):
+        embed = partial(embed_images, binder, images, batch)
+        calls = {("torch", "float32"): partial(embed, "float32")}
         exact_ND = calls["torch", "float32"]()
         cosines: dict[tuple[str, str], float] = {}
         for name in RUNTIMES:
+            runtime, precision = name
             start = time.perf_counter()
             try:
-                cosines[name] = float((embed(*name) * exact_ND).sum(1).min())
+                cosines[name] = float((embed(precision, runtime) * exact_ND).sum(1).min())
             except GeobindError as error:
                 print(f"{encoder}: {' '.join(name)}: {error}")
                 continue
             print(f"{encoder}: {' '.join(name)} compiled in {time.perf_counter() - start:.1f} s")
-            calls[name] = lambda name=name: embed(*name)
+            calls[name] = partial(embed, precision, runtime)
         times = take_turns(calls, rounds)
         for name, cosine in cosines.items():
             by = ratio(times[name], times["torch", "float32"])
