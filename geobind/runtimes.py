@@ -72,7 +72,9 @@ class CompiledEncoders:
             ExportError: The encoder cannot be traced, or run so; or it embeds otherwise in float32.
             DataError: The batch is not on the CPU.
         """
-        tensors: dict[str, Tensor] = {"inputs": batch} if isinstance(batch, Tensor) else dict(batch)
+        from geobind.export.graphs import name_inputs
+
+        tensors = name_inputs(batch)
         device = next(iter(tensors.values())).device
         if device.type != "cpu":
             raise DataError(f"{runtime} computes on the CPU, not on {device}: give the device cpu")
@@ -105,6 +107,7 @@ def _compile(
     from geobind.export.graphs import (
         EmbeddingGraph,
         encode_graph,
+        name_inputs,
         open_graph,
         open_in_openvino,
         quantize_graph,
@@ -125,7 +128,7 @@ def _compile(
 
     def run(batch: Any) -> Tensor:
         try:
-            return graph({"inputs": batch} if isinstance(batch, Tensor) else batch)
+            return graph(name_inputs(batch))
         except Exception as error:  # runtimes raise classes of their own
             raise ExportError(f"{runtime} fails on a batch: {shorten(str(error), 300)}") from error
 

@@ -17,12 +17,12 @@ import geobind
 from geobind.errors import DataError, ExportError
 from geobind.export.front_ends import FrontEnd, build_front_end
 from geobind.export.graphs import (
-    BARE,
     OUTPUT,
     EmbeddingGraph,
     Format,
     RunGraph,
     encode_graph,
+    name_inputs,
     open_graph,
     quantize_graph,
     trace,
@@ -182,7 +182,7 @@ def _prepare_batches(kind: Modality, raws: Sequence[Any], layers: FrontEnd | Non
             for count in (1, 3)
         ]
     everything: Any = collate([prepare_input(kind, number, raw) for number, raw in enumerate(raws)])
-    named: dict[str, Tensor] = {BARE: everything} if isinstance(everything, Tensor) else dict(everything)
+    named = name_inputs(everything)
     rows = list(range(len(raws)))
     return [
         _Batch(chosen, {name: value[chosen] for name, value in named.items()})

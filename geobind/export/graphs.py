@@ -34,6 +34,11 @@ OUTPUT = "embeddings"  # `embedding` is what ONNX graphs call a look-up of token
 _ONNX_BYTES = 2**31 - 2**24  # a protocol buffer holds 2 GiB
 
 
+def name_inputs(batch: Any) -> dict[str, Tensor]:
+    """Return a prepared batch by the names that a graph has for its inputs."""
+    return {BARE: batch} if isinstance(batch, Tensor) else dict(batch)
+
+
 class EmbeddingGraph(nn.Module):
     """An encoder with what comes before and after it, as one function of named tensors.
 
